@@ -1,0 +1,73 @@
+//! What the host's own network looks like: the facts from which the external interface is chosen.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use subnet::Family;
+
+use crate::name::Name;
+
+/// The links, addresses and default routes of the network namespace at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostView {
+    /// All links by index.
+    pub links: BTreeMap<u32, HostLink>,
+    /// The default routes of the main table, in the kernel's order: best first within a family.
+    pub defaults: Vec<DefaultRoute>,
+}
+
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostLink {
+    /// The kernel's number for the device.
+    pub index: u32,
+    /// Its name.
+    pub name: Name,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up (`IFF_UP`), with or without carrier.
+    pub up: bool,
+    /// Its addresses, in the kernel's order.
+    pub addresses: Vec<HostAddr>,
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddr {
+    /// The address with its prefix length.
+    pub net: IpNet,
+    /// Not to be used for new connections (`IFA_F_DEPRECATED`).
+    pub deprecated: bool,
+    /// Configured without a lifetime (`IFA_F_PERMANENT`).
+    pub permanent: bool,
+    /// A privacy address (`IFA_F_TEMPORARY`, IPv6) or a secondary one (IPv4 uses the same bit).
+    pub temporary: bool,
+}
+
+/// A default route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Its family.
+    pub family: Family,
+    /// The link that packets leave by; `None` when it has several next hops.
+    pub link: Option<u32>,
+    /// Its metric; lower is better.
+    pub metric: u32,
+}
+
+/// The kernel's answer to "which way to this address?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Index of the link that packets leave by.
+    pub link: u32,
+    /// The source address that they get.
+    pub source: Option<IpAddr>,
+}
+
+impl HostView {
+    /// The link of this name.
+    pub fn link(&self, name: &str) -> Option<&HostLink> {
+        self.links.values().find(|link| link.name.as_str() == name)
+    }
+}

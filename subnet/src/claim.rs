@@ -1,0 +1,68 @@
+//! What a claim means, for every store alike: which subnets a node takes, and whether it still has them.
+
+use crate::allocate::allocate;
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, Leases};
+use crate::net::{PublicAddrs, Subnets};
+use crate::store::{Claim, Loss, StoreError, random_below};
+
+/// What has become of the lease that a node holds, seen from the store.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is there and ours.
+    Kept,
+    /// It is gone and nobody has taken it: put it back.
+    Deleted,
+    /// Somebody else has it.
+    Lost(Loss),
+}
+
+/// Compares the lease that a node holds with what the store has now.
+pub(crate) fn judge(mine: &Lease, now: Option<&Lease>) -> Verdict {
+    match now {
+        None => Verdict::Deleted,
+        Some(now) if now.public == mine.public && now.attachment == mine.attachment => Verdict::Kept,
+        Some(now) if now.public.v4 == mine.public.v4 => {
+            Verdict::Lost(Loss::Contested { subnets: mine.subnets, public: mine.public })
+        }
+        Some(now) => Verdict::Lost(Loss::Taken { subnets: mine.subnets, holder: now.public }),
+    }
+}
+
+/// The subnets to claim, in the order of [`LeaseStore::acquire`], with the lease that the node holds
+/// already. `None` when nothing is free.
+pub(crate) fn choose(
+    network: &NetworkConfig,
+    claim: &Claim<'_>,
+    held: Option<&Lease>,
+    leases: &Leases,
+) -> Option<(Subnets, Option<Lease>)> {
+    let held = held.and_then(|held| {
+        leases.leases.get(&held.subnets).filter(|now| judge(held, Some(now)) == Verdict::Kept)
+    });
+    let known = held.or_else(|| leases.by_public(&claim.public)).cloned();
+    if let Some(known) = known.as_ref().filter(|known| network.allows(&known.subnets)) {
+        return Some((known.subnets, Some(known.clone())));
+    }
+    let free = |wanted: &Subnets| !leases.taken().any(|taken| taken.overlaps(wanted));
+    if !claim.previous.is_empty() && network.allows(&claim.previous) && free(&claim.previous) {
+        return Some((claim.previous, known));
+    }
+    allocate(network, leases.taken(), random_below).map(|subnets| (subnets, known))
+}
+
+/// The error for a network without a free subnet.
+pub(crate) fn exhausted(network: &NetworkConfig) -> StoreError {
+    let len = network.ranges().next().map_or(0, |range| range.subnet_len);
+    StoreError::Exhausted { network: network.networks().to_string(), len }
+}
+
+/// The error for a node that can't be recognised again: Flannel's stores know nodes by IPv4 address.
+pub(crate) fn require_ipv4(public: &PublicAddrs, store: &str) -> Result<(), StoreError> {
+    match public.v4 {
+        Some(_) => Ok(()),
+        None => Err(StoreError::Unusable(format!(
+            "{store} recognises a node by its public IPv4 address and this node has none: give one with --public-ip or --iface"
+        ))),
+    }
+}

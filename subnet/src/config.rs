@@ -1,0 +1,431 @@
+//! `net-conf.json`: the cluster's network and backend, from JSON to values that need no further checking.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::gojson::Object;
+use crate::net::{Family, Subnets, addr_of, bits_of};
+
+/// The configuration can't be used; the text says which key, which value and what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("network configuration: {0}")]
+pub struct ConfigError(pub String);
+
+impl From<String> for ConfigError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// The addresses of one family: the whole overlay network and how nodes divide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The whole overlay (`Network`, `IPv6Network`), without host bits.
+    pub network: IpNet,
+    /// Prefix length of one node's subnet (`SubnetLen`).
+    pub subnet_len: u8,
+    /// First address of the lowest subnet that may be allocated (`SubnetMin`).
+    pub min: IpAddr,
+    /// First address of the highest subnet that may be allocated (`SubnetMax`).
+    pub max: IpAddr,
+}
+
+impl Range {
+    /// Whether this node may hold `subnet`: the contract's "compatible" (§3.1.3).
+    pub fn allows(&self, subnet: IpNet) -> bool {
+        let base = bits_of(subnet.network());
+        Family::of(subnet.network()) == Family::of(self.network.network())
+            && subnet.prefix_len() == self.subnet_len
+            && (bits_of(self.min)..=bits_of(self.max)).contains(&base)
+    }
+
+    /// How far apart two neighbouring subnets start.
+    pub fn step(&self) -> u128 {
+        1 << (self.network.max_prefix_len() - self.subnet_len)
+    }
+}
+
+/// The device of the `vxlan` backend (contract §2.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanConfig {
+    /// Network identifier, 0 to 2²⁴−1; the device is named after it.
+    pub vni: u32,
+    /// UDP port; `None` leaves the choice to the kernel (8472).
+    pub port: Option<u16>,
+    /// MTU of the underlay in bytes, before encapsulation; `None` follows the external interface.
+    pub mtu: Option<u32>,
+    /// VXLAN group-based policy extension; must be equal on all nodes.
+    pub gbp: bool,
+    /// Learn peers from their frames. Not needed: leases carry all addresses.
+    pub learning: bool,
+    /// Route directly to peers on the same link.
+    pub direct_routing: bool,
+}
+
+/// `Backend` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendConfig {
+    /// Kernel VXLAN.
+    Vxlan(VxlanConfig),
+    /// Plain routes through the other nodes' addresses.
+    HostGw,
+    /// Userspace encapsulation in UDP; what an absent `Backend` means.
+    Udp {
+        /// UDP port of all nodes.
+        port: u16,
+    },
+    /// A type of Go flannel that this release doesn't have, or one that nobody has.
+    Unknown(String),
+}
+
+impl BackendConfig {
+    /// The type's name as leases and logs spell it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Udp { .. } => "udp",
+            Self::Unknown(name) => name,
+        }
+    }
+}
+
+/// The cluster's configuration, complete with Flannel's defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    v4: Option<Range>,
+    v6: Option<Range>,
+    /// `EnableNFTables`: which kind of traffic rules the operator asks for.
+    pub nftables: bool,
+    /// How packets get from node to node.
+    pub backend: BackendConfig,
+}
+
+impl NetworkConfig {
+    /// Reads and checks `net-conf.json` with the rules for stores that allocate subnets (contract §2).
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key, its value and what would be acceptable.
+    pub fn parse(json: &str) -> Result<Self, ConfigError> {
+        let object = Object::parse(json)?;
+        let enabled = |key, default| object.get::<bool>(key).map(|value| value.unwrap_or(default));
+        let v4 = enabled("EnableIPv4", true)?.then(|| range(&object, Family::V4)).transpose()?;
+        let v6 = enabled("EnableIPv6", false)?.then(|| range(&object, Family::V6)).transpose()?;
+        if v4.is_none() && v6.is_none() {
+            return Err(ConfigError(
+                "EnableIPv4 is false and EnableIPv6 is not true: enable at least one of them".into(),
+            ));
+        }
+        Ok(Self { v4, v6, nftables: enabled("EnableNFTables", false)?, backend: backend(&object)? })
+    }
+
+    /// The range of one family, if the family is enabled.
+    pub fn range(&self, family: Family) -> Option<&Range> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// All enabled ranges, IPv4 first.
+    pub fn ranges(&self) -> impl Iterator<Item = &Range> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// The networks, by family.
+    pub fn networks(&self) -> Subnets {
+        self.ranges().map(|range| range.network).collect()
+    }
+
+    /// Whether a node may hold `subnets`: one allowed subnet for each enabled family, and no other.
+    pub fn allows(&self, subnets: &Subnets) -> bool {
+        Family::BOTH.into_iter().all(|family| match (self.range(family), subnets.get(family)) {
+            (Some(range), Some(subnet)) => range.allows(subnet),
+            (None, None) => true,
+            _ => false,
+        })
+    }
+}
+
+/// Key names and limits of one family.
+struct Keys {
+    network: &'static str,
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+    /// Longest subnet that still has room for pods.
+    longest: u8,
+    /// Length taken when the network is large enough.
+    usual: u8,
+}
+
+impl Keys {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self {
+                network: "Network",
+                len: "SubnetLen",
+                min: "SubnetMin",
+                max: "SubnetMax",
+                longest: 30,
+                usual: 24,
+            },
+            Family::V6 => Self {
+                network: "IPv6Network",
+                len: "IPv6SubnetLen",
+                min: "IPv6SubnetMin",
+                max: "IPv6SubnetMax",
+                longest: 126,
+                usual: 64,
+            },
+        }
+    }
+}
+
+fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
+    let keys = Keys::of(family);
+    let text: Option<String> = object.get_non_null(keys.network)?;
+    let example = if family == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" };
+    let Some(text) = text else {
+        return Err(ConfigError(format!("{} is missing: add it, for example \"{example}\"", keys.network)));
+    };
+    let network = text
+        .parse::<IpNet>()
+        .ok()
+        .filter(|net| Family::of(net.addr()) == family)
+        .ok_or_else(|| format!("{}: {text:?} is not an {family} prefix such as \"{example}\"", keys.network))?
+        .trunc();
+    let subnet_len = subnet_len(object, &keys, network)?;
+    let step = 1u128 << (family.bits() - subnet_len);
+    let first = bits_of(network.network());
+    let bound = |key, default| bound(object, key, network, subnet_len, addr_of(family, default));
+    Ok(Range {
+        network,
+        subnet_len,
+        min: bound(keys.min, first + step)?,
+        max: bound(keys.max, bits_of(network.broadcast()) & !(step - 1))?,
+    })
+}
+
+fn subnet_len(object: &Object<'_>, keys: &Keys, network: IpNet) -> Result<u8, ConfigError> {
+    let Keys { len: key, longest, usual, .. } = *keys;
+    let smallest = network.prefix_len() + 2;
+    match object.get::<u64>(key)?.unwrap_or(0) {
+        0 if network.prefix_len() > longest - 2 => Err(ConfigError(format!(
+            "{}: {network} is too small to divide: a prefix of at most /{} is needed",
+            keys.network,
+            longest - 2
+        ))),
+        0 => Ok(if network.prefix_len() <= usual - 2 { usual } else { smallest }),
+        given if given > u64::from(longest) => {
+            Err(ConfigError(format!("{key}: {given} leaves no room for pods: use at most {longest}")))
+        }
+        given if given < u64::from(smallest) => Err(ConfigError(format!(
+            "{key}: {given} gives {network} fewer than four subnets: use at least {smallest}"
+        ))),
+        given => Ok(given as u8),
+    }
+}
+
+fn bound(
+    object: &Object<'_>,
+    key: &str,
+    network: IpNet,
+    subnet_len: u8,
+    default: IpAddr,
+) -> Result<IpAddr, ConfigError> {
+    // The IPv6 bounds are pointers in Go, so there (and only there) null means "not given".
+    let text: Option<String> =
+        if network.addr().is_ipv4() { object.get_non_null(key)? } else { object.get(key)? };
+    let Some(text) = text else { return Ok(default) };
+    let refuse = |why: fmt::Arguments<'_>| Err(ConfigError(format!("{key}: {text:?} {why}")));
+    let Ok(addr) = text.parse::<IpAddr>() else { return refuse(format_args!("is not an IP address")) };
+    if !network.contains(&addr) {
+        return refuse(format_args!("lies outside {network}"));
+    }
+    let base = IpNet::new(addr, subnet_len).map_or(addr, |net| net.network());
+    if base != addr {
+        return refuse(format_args!("is not the first address of a /{subnet_len}: {base} is"));
+    }
+    Ok(addr)
+}
+
+fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
+    if !object.has("Backend") {
+        return Ok(BackendConfig::Udp { port: DEFAULT_UDP_PORT });
+    }
+    let missing = "Backend: it has no Type: set it to \"vxlan\" or \"host-gw\"";
+    let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
+    let kind = backend.get::<String>("Type")?.unwrap_or_default().to_lowercase();
+    match kind.as_str() {
+        "" => Err(ConfigError(missing.into())),
+        "vxlan" => vxlan(&backend).map(BackendConfig::Vxlan),
+        "host-gw" => Ok(BackendConfig::HostGw),
+        "udp" => Ok(BackendConfig::Udp { port: port(&backend)?.unwrap_or(DEFAULT_UDP_PORT) }),
+        _ => Ok(BackendConfig::Unknown(kind)),
+    }
+}
+
+/// Port of the `udp` backend (contract §13).
+const DEFAULT_UDP_PORT: u16 = 8285;
+
+fn vxlan(backend: &Object<'_>) -> Result<VxlanConfig, ConfigError> {
+    const LARGEST_VNI: i64 = (1 << 24) - 1;
+    let vni = backend.get::<i64>("VNI")?.unwrap_or(1);
+    // "flannel." and the number have to fit into a device name of 15 bytes.
+    if !(0..=LARGEST_VNI.min(9_999_999)).contains(&vni) {
+        return Err(ConfigError(format!(
+            "Backend.VNI: {vni} can't be used: the device name flannel.<VNI> has room for 0 to 9999999"
+        )));
+    }
+    let mtu = backend.get::<i64>("MTU")?.filter(|mtu| *mtu != 0);
+    if let Some(mtu) = mtu.filter(|mtu| !(576..=65_535).contains(mtu)) {
+        return Err(ConfigError(format!(
+            "Backend.MTU: {mtu} can't be used: give the underlay's MTU, 576 to 65535 bytes, or leave it out"
+        )));
+    }
+    let flag = |key| backend.get::<bool>(key).map(Option::unwrap_or_default);
+    Ok(VxlanConfig {
+        vni: vni as u32,
+        port: port(backend)?,
+        mtu: mtu.map(|mtu| mtu as u32),
+        gbp: flag("GBP")?,
+        learning: flag("Learning")?,
+        direct_routing: flag("DirectRouting")?,
+    })
+}
+
+fn port(backend: &Object<'_>) -> Result<Option<u16>, ConfigError> {
+    match backend.get::<i64>("Port")? {
+        None | Some(0) => Ok(None),
+        Some(port) => u16::try_from(port).map(Some).map_err(|_| {
+            ConfigError(format!("Backend.Port: {port} is not a UDP port: give 1 to 65535, or leave it out"))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(json: &str) -> NetworkConfig {
+        NetworkConfig::parse(json).unwrap()
+    }
+
+    fn error(json: &str) -> String {
+        NetworkConfig::parse(json).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_flannels_in_any_letter_case() {
+        let config = parse(r#"{"network":"10.3.0.0/16"}"#);
+        let range = config.range(Family::V4).unwrap();
+        assert_eq!(range.subnet_len, 24);
+        assert_eq!(range.min, "10.3.1.0".parse::<IpAddr>().unwrap());
+        assert_eq!(range.max, "10.3.255.0".parse::<IpAddr>().unwrap());
+        assert_eq!(config.backend, BackendConfig::Udp { port: 8285 });
+        assert_eq!(config.range(Family::V6), None);
+
+        let config = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
+        let range = config.range(Family::V6).unwrap();
+        assert_eq!(range.subnet_len, 64);
+        assert_eq!(range.min, "fc00:0:0:1::".parse::<IpAddr>().unwrap());
+        assert_eq!(range.max, "fc00:0:0:ffff::".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn given_bounds_are_kept() {
+        let range = *parse(
+            r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0","SubnetLen":28}"#,
+        )
+        .range(Family::V4)
+        .unwrap();
+        assert_eq!(
+            (range.min.to_string(), range.max.to_string(), range.subnet_len),
+            ("10.3.5.0".into(), "10.3.8.0".into(), 28)
+        );
+    }
+
+    #[test]
+    fn small_networks_are_divided_by_four() {
+        assert_eq!(parse(r#"{"Network":"10.3.0.0/24"}"#).range(Family::V4).unwrap().subnet_len, 26);
+        assert_eq!(parse(r#"{"Network":"10.3.0.0/28"}"#).range(Family::V4).unwrap().subnet_len, 30);
+        assert!(error(r#"{"Network":"10.3.0.0/29"}"#).contains("too small"));
+    }
+
+    #[test]
+    fn host_bits_of_a_network_are_cut_off() {
+        assert_eq!(parse(r#"{"Network":"10.5.3.7/16"}"#).networks().to_string(), "10.5.0.0/16");
+    }
+
+    #[test]
+    fn backends_are_read_in_any_letter_case() {
+        let config =
+            parse(r#"{"Network":"10.3.0.0/16","backend":{"type":"VXLAN","vni":7,"PORT":4789,"mtu":1400}}"#);
+        let BackendConfig::Vxlan(vxlan) = config.backend else { panic!("{config:?}") };
+        assert_eq!((vxlan.vni, vxlan.port, vxlan.mtu), (7, Some(4789), Some(1400)));
+        let unknown = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"ipip"}}"#).backend;
+        assert_eq!(unknown, BackendConfig::Unknown("ipip".into()));
+    }
+
+    #[test]
+    fn errors_name_key_value_and_remedy() {
+        for (json, parts) in [
+            (r#"{}"#, ["Network is missing", "10.244.0.0/16"]),
+            (r#"{"Network":"fd00::/48"}"#, ["fd00::/48", "IPv4"]),
+            (r#"{"Network":null}"#, ["Network", "null"]),
+            (r#"{"Network":"10.3.0.0/16","SubnetLen":17}"#, ["SubnetLen: 17", "at least 18"]),
+            (r#"{"Network":"10.3.0.0/16","SubnetLen":31}"#, ["SubnetLen: 31", "at most 30"]),
+            (r#"{"Network":"10.3.0.0/16","SubnetMin":"10.4.0.0"}"#, ["SubnetMin", "outside 10.3.0.0/16"]),
+            (r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.1.1"}"#, ["SubnetMax", "10.3.1.0 is"]),
+            (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, ["no Type", "vxlan"]),
+            (r#"{"Network":"10.3.0.0/16","Backend":null}"#, ["no Type", "vxlan"]),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, ["VNI", "\"1\""]),
+            (
+                r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#,
+                ["16777215", "9999999"],
+            ),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, ["65536", "65535"]),
+            (r#"{"EnableIPv4":false}"#, ["EnableIPv4", "at least one"]),
+            ("[]", ["not a JSON object", "expected an object"]),
+        ] {
+            let text = error(json);
+            assert!(parts.iter().all(|part| text.contains(part)), "{json}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_a_node_may_hold_depends_on_range_length_and_family() {
+        let config = parse(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0"}"#);
+        let allows = |text: &str| config.allows(&[text.parse::<IpNet>().unwrap()].into_iter().collect());
+        assert!(allows("10.3.5.0/24") && allows("10.3.8.0/24"));
+        assert!(
+            !allows("10.3.4.0/24")
+                && !allows("10.3.9.0/24")
+                && !allows("10.3.6.0/25")
+                && !allows("fd00::/24")
+        );
+        assert!(!config.allows(&Subnets::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_documents_never_panic(
+            network in "(10\\.[0-9.]{0,9}/[0-9]{1,2}|[0-9a-f:./]{0,20})",
+            len in -2i64..140, vni in any::<i64>(), key in "[A-Za-z6]{0,12}", min in "[0-9.]{0,12}",
+        ) {
+            let json = format!(
+                r#"{{"Network":"{network}","SubnetLen":{len},"{key}":{vni},"SubnetMin":"{min}",
+                    "Backend":{{"Type":"vxlan","VNI":{vni},"{key}":{len}}}}}"#
+            );
+            if let Ok(config) = NetworkConfig::parse(&json) {
+                for range in config.ranges() {
+                    prop_assert!(range.network.contains(&range.min) && range.network.contains(&range.max));
+                }
+            }
+        }
+    }
+}

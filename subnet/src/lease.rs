@@ -1,0 +1,174 @@
+//! A lease: which node holds which subnet, and what its peers need in order to reach it.
+
+mod wire;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::mac::Mac;
+use crate::net::{Family, PublicAddrs, Subnets};
+
+pub use wire::{DecodeError, decode_value, encode_value, format_key, parse_key};
+
+/// One node's slice of the network. About 100 bytes, however large the store's object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The pod subnets.
+    pub subnets: Subnets,
+    /// Where peers send packets for these subnets.
+    pub public: PublicAddrs,
+    /// How peers have to send them.
+    pub attachment: Attachment,
+    /// When the lease was created, as a number that grows within one store (etcd create revision, file
+    /// time): of two leases that overlap, the one created first is right.
+    pub created: u64,
+}
+
+/// What a node publishes about its backend: Flannel's `BackendType` and `BackendData`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// Kernel VXLAN: the tunnel endpoint of each family.
+    Vxlan {
+        /// `BackendData`.
+        v4: Option<Vtep>,
+        /// `BackendV6Data`.
+        v6: Option<Vtep>,
+    },
+    /// Plain routes.
+    HostGw,
+    /// Userspace UDP; written with an empty type and no data.
+    Udp,
+    /// A type that this node can't use, by its name.
+    Foreign(Box<str>),
+}
+
+impl Attachment {
+    /// The type as Flannel spells it; empty for `udp`.
+    pub fn type_name(&self) -> &str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Udp => "",
+            Self::Foreign(name) => name,
+        }
+    }
+
+    /// The VXLAN tunnel endpoint of one family.
+    pub fn vtep(&self, family: Family) -> Option<Vtep> {
+        match (self, family) {
+            (Self::Vxlan { v4, .. }, Family::V4) => *v4,
+            (Self::Vxlan { v6, .. }, Family::V6) => *v6,
+            _ => None,
+        }
+    }
+}
+
+/// A VXLAN tunnel endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vtep {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Address of the endpoint's device: the destination of inner frames.
+    pub mac: Mac,
+}
+
+/// Every lease in the cluster as of one moment; never a part of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leases {
+    /// The leases that could be read.
+    pub leases: BTreeMap<Subnets, Lease>,
+    /// The entries that could not, by their key: reported, and never a reason to touch another lease.
+    pub malformed: BTreeMap<String, Malformed>,
+}
+
+/// An entry of the store that is not a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// What is wrong with it.
+    pub why: String,
+    /// The subnets that its key names, which nobody else can take while the entry exists.
+    pub subnets: Option<Subnets>,
+}
+
+impl Leases {
+    /// Files one entry of a store: a lease, or a malformed entry with the reason.
+    pub fn insert_entry(&mut self, key: &str, value: &[u8], created: u64) {
+        let Some(subnets) = parse_key(key) else {
+            let why = "the key is not a subnet of the form 10.5.52.0-24".to_owned();
+            self.malformed.insert(key.to_owned(), Malformed { why, subnets: None });
+            return;
+        };
+        match decode_value(value) {
+            Ok((public, attachment)) => {
+                self.leases.insert(subnets, Lease { subnets, public, attachment, created });
+            }
+            Err(error) => {
+                let malformed = Malformed { why: error.to_string(), subnets: Some(subnets) };
+                self.malformed.insert(key.to_owned(), malformed);
+            }
+        }
+    }
+
+    /// Forgets the entry of `key`, whichever kind it was.
+    pub fn remove_entry(&mut self, key: &str) {
+        self.malformed.remove(key);
+        if let Some(subnets) = parse_key(key) {
+            self.leases.remove(&subnets);
+        }
+    }
+
+    /// The first lease, in the order of subnets, that announces `public`'s IPv4 address: how Flannel
+    /// recognises a node (contract K8). A node without IPv4 is recognised by its IPv6 address.
+    pub fn by_public(&self, public: &PublicAddrs) -> Option<&Lease> {
+        self.leases.values().find(|lease| match public.v4 {
+            Some(v4) => lease.public.v4 == Some(v4),
+            None => public.v6.is_some() && lease.public.v6 == public.v6,
+        })
+    }
+
+    /// Every subnet that somebody holds, readable or not.
+    pub fn taken(&self) -> impl Iterator<Item = Subnets> {
+        let malformed = self.malformed.values().filter_map(|entry| entry.subnets);
+        self.leases.keys().copied().chain(malformed)
+    }
+}
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.attachment == Attachment::Udp { "udp" } else { self.attachment.type_name() };
+        write!(f, "{} of {} ({kind})", self.subnets, self.public)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_cannot_be_read_are_kept_apart_with_their_subnet() {
+        let mut leases = Leases::default();
+        leases.insert_entry("10.5.1.0-24", br#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#, 1);
+        leases.insert_entry("10.5.2.0-24", b"nonsense", 2);
+        leases.insert_entry("nonsense", b"{}", 3);
+        assert_eq!(leases.leases.len(), 1);
+        assert_eq!(leases.malformed.len(), 2);
+        assert_eq!(leases.taken().count(), 2);
+        leases.remove_entry("10.5.2.0-24");
+        leases.remove_entry("nonsense");
+        leases.remove_entry("10.5.1.0-24");
+        assert_eq!(leases, Leases::default());
+    }
+
+    #[test]
+    fn a_node_is_recognised_by_its_public_address() {
+        let mut leases = Leases::default();
+        for (key, public) in
+            [("10.5.9.0-24", "192.0.2.1"), ("10.5.1.0-24", "192.0.2.2"), ("10.5.3.0-24", "192.0.2.1")]
+        {
+            leases.insert_entry(key, format!(r#"{{"PublicIP":"{public}"}}"#).as_bytes(), 0);
+        }
+        let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
+        assert_eq!(leases.by_public(&public).unwrap().subnets.to_string(), "10.5.3.0/24");
+        assert_eq!(leases.by_public(&PublicAddrs::default()), None);
+    }
+}

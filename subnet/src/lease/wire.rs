@@ -1,0 +1,285 @@
+//! The key and JSON forms of a lease, byte for byte as Go flannel writes and reads them (contract §3.1.1).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Serialize;
+
+use super::{Attachment, Vtep};
+use crate::gojson::{self, Object, shortened};
+use crate::mac::Mac;
+use crate::net::{PublicAddrs, Subnets};
+
+/// A lease's value can't be used; the text says which member and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the value is not a lease: {0}")]
+pub struct DecodeError(String);
+
+impl From<String> for DecodeError {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// `10.5.52.0-24`, or `10.5.52.0-24&fd00:52::-64` with both families. `None` without an IPv4 subnet,
+/// because Flannel has no usable form for IPv6 alone.
+pub fn format_key(subnets: &Subnets) -> Option<String> {
+    let v4 = subnets.v4?;
+    let first = format!("{}-{}", v4.network(), v4.prefix_len());
+    Some(match subnets.v6 {
+        None => first,
+        Some(v6) => format!("{first}&{}-{}", v6.network(), v6.prefix_len()),
+    })
+}
+
+/// The inverse of [`format_key`]: `None` for everything that is not exactly such a key.
+///
+/// Go searches its pattern anywhere in the text and so reads `x10.5.52.0-24` too; no store of ours writes
+/// such keys, and a stray one shall be reported rather than guessed at.
+pub fn parse_key(key: &str) -> Option<Subnets> {
+    let (v4, v6) = match key.split_once('&') {
+        None => (key, None),
+        Some((v4, v6)) => (v4, Some(v6)),
+    };
+    let (addr, len) = v4.split_once('-')?;
+    let v4 = Ipv4Net::new(addr.parse::<Ipv4Addr>().ok()?, prefix_len(len, 31)?).ok()?;
+    let v6 = match v6 {
+        None => None,
+        Some(text) => {
+            let (addr, len) = text.rsplit_once('-')?;
+            if addr.bytes().any(|b| b.is_ascii_uppercase() || b == b'.') {
+                return None;
+            }
+            Some(Ipv6Net::new(addr.parse::<Ipv6Addr>().ok()?, prefix_len(len, 127)?).ok()?.trunc())
+        }
+    };
+    Some(Subnets { v4: Some(v4.trunc()), v6 })
+}
+
+fn prefix_len(text: &str, most: u8) -> Option<u8> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|len| digits && *len <= most)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Value<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    backend_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_data: Option<VtepData>,
+    #[serde(skip_serializing_if = "Option::is_none", rename = "BackendV6Data")]
+    backend_v6_data: Option<VtepData>,
+}
+
+/// `VtepMAC` has to stay last: a Go flannel finds its MAC by cutting the text at its end (contract §3.2.3).
+#[derive(Serialize)]
+struct VtepData {
+    #[serde(rename = "VNI")]
+    vni: u32,
+    #[serde(rename = "VtepMAC")]
+    mac: String,
+}
+
+impl From<Vtep> for VtepData {
+    fn from(vtep: Vtep) -> Self {
+        Self { vni: vtep.vni, mac: vtep.mac.to_string() }
+    }
+}
+
+/// A lease's value as Go's `encoding/json` would write it.
+pub fn encode_value(public: &PublicAddrs, attachment: &Attachment) -> String {
+    let (v4, v6) = match attachment {
+        Attachment::Vxlan { v4, v6 } => (*v4, *v6),
+        Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) => (None, None),
+    };
+    gojson::to_string(&Value {
+        public_ip: public.v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        public_ipv6: public.v6,
+        backend_type: attachment.type_name(),
+        backend_data: v4.map(VtepData::from),
+        backend_v6_data: v6.map(VtepData::from),
+    })
+}
+
+/// Reads a lease's value. Members that are unknown, missing or `null` are fine; wrong ones are not.
+///
+/// # Errors
+/// [`DecodeError`] naming the member and its value.
+pub fn decode_value(value: &[u8]) -> Result<(PublicAddrs, Attachment), DecodeError> {
+    let text = std::str::from_utf8(value).map_err(|error| format!("not UTF-8: {error}"))?;
+    let object = Object::parse(text)?;
+    let v4: Option<Ipv4Addr> = address(object.get_non_null("PublicIP")?, "PublicIP", "IPv4")?;
+    let v6: Option<Ipv6Addr> = address(object.get("PublicIPv6")?, "PublicIPv6", "IPv6")?;
+    let public = PublicAddrs {
+        v4: v4.filter(|addr| !addr.is_unspecified()),
+        v6: v6.filter(|addr| !addr.is_unspecified()),
+    };
+    let kind: String = object.get("BackendType")?.unwrap_or_default();
+    let attachment = match kind.to_ascii_lowercase().as_str() {
+        "" | "udp" => Attachment::Udp,
+        "host-gw" => Attachment::HostGw,
+        "vxlan" => {
+            Attachment::Vxlan { v4: vtep(&object, "BackendData")?, v6: vtep(&object, "BackendV6Data")? }
+        }
+        _ => Attachment::Foreign(shortened(&kind).into()),
+    };
+    Ok((public, attachment))
+}
+
+fn address<T: std::str::FromStr>(
+    text: Option<String>,
+    key: &str,
+    family: &str,
+) -> Result<Option<T>, DecodeError> {
+    let Some(text) = text else { return Ok(None) };
+    match text.parse() {
+        Ok(addr) => Ok(Some(addr)),
+        Err(_) => Err(DecodeError(format!("{key}: {:?} is not an {family} address", shortened(&text)))),
+    }
+}
+
+fn vtep(object: &Object<'_>, key: &str) -> Result<Option<Vtep>, DecodeError> {
+    let Some(data) = object.object(key)? else { return Ok(None) };
+    let vni = data.get::<u32>("VNI")?.unwrap_or(0);
+    let Some(mac) = data.get::<String>("VtepMAC")? else {
+        return Err(DecodeError(format!("{key}: it has no VtepMAC")));
+    };
+    let mac: Mac = mac.parse().map_err(|error| format!("{key}.VtepMAC: {error}"))?;
+    Ok(Some(Vtep { vni, mac }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipnet::IpNet;
+    use proptest::prelude::*;
+
+    fn public(text: &str) -> PublicAddrs {
+        PublicAddrs { v4: Some(text.parse().unwrap()), v6: None }
+    }
+
+    fn vtep(text: &str) -> Vtep {
+        Vtep { vni: 1, mac: text.parse().unwrap() }
+    }
+
+    #[test]
+    fn values_are_byte_for_byte_those_of_go_flannel() {
+        assert_eq!(
+            encode_value(&public("1.2.3.4"), &Attachment::Udp),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
+        );
+        assert_eq!(
+            encode_value(
+                &public("192.168.64.3"),
+                &Attachment::Vxlan { v4: Some(vtep("c6:d2:32:6f:8f:44")), v6: None }
+            ),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
+        );
+        assert_eq!(
+            encode_value(&public("192.168.64.3"), &Attachment::HostGw),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
+        );
+        let both = PublicAddrs { v6: Some("fd00::3".parse().unwrap()), ..public("192.168.64.3") };
+        let mac = vtep("c6:d2:32:6f:8f:44");
+        assert_eq!(
+            encode_value(&both, &Attachment::Vxlan { v4: Some(mac), v6: Some(mac) }),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
+        );
+    }
+
+    #[test]
+    fn strange_but_valid_values_are_read() {
+        let value = br#"{"publicip":"192.0.2.7","Extra":[1],"BACKENDTYPE":"VXLAN","BackendData":{"vni":3,"vtepmac":"C6-D2-32-6F-8F-44","x":1},"BackendV6Data":null}"#;
+        let (addrs, attachment) = decode_value(value).unwrap();
+        assert_eq!(addrs, public("192.0.2.7"));
+        assert_eq!(attachment.vtep(crate::net::Family::V4).unwrap().vni, 3);
+        let (_, attachment) = decode_value(br#"{"PublicIP":"192.0.2.7","BackendType":"ipip"}"#).unwrap();
+        assert_eq!(attachment, Attachment::Foreign("ipip".into()));
+        let (addrs, _) = decode_value(br#"{"PublicIP":"0.0.0.0"}"#).unwrap();
+        assert_eq!(addrs, PublicAddrs::default());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (value, part) in [
+            (&br#"{"PublicIP":"300.1.1.1"}"#[..], "PublicIP: \"300.1.1.1\""),
+            (br#"{"PublicIP":null}"#, "PublicIP: null"),
+            (br#"{"PublicIP":7}"#, "PublicIP: 7"),
+            (br#"{"BackendType":"vxlan","BackendData":"x"}"#, "BackendData"),
+            (br#"{"BackendType":"vxlan","BackendData":{"VNI":1}}"#, "no VtepMAC"),
+            (br#"{"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"zz"}}"#, "VtepMAC: \"zz\""),
+            (b"", "not a JSON object"),
+            (b"\xff", "UTF-8"),
+        ] {
+            let error = decode_value(value).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_of_both_shapes_round_trip_and_all_others_are_refused() {
+        for key in ["10.12.13.0-24", "10.12.13.0-24&fd00:12:13::-56", "0.0.0.0-0"] {
+            assert_eq!(format_key(&parse_key(key).unwrap()).unwrap(), key);
+        }
+        for key in [
+            "10",
+            "10.12.13.0",
+            "10.12.13-24",
+            "10.12.13.300-24",
+            "10.12.13.0-24hi",
+            "10.12.13.0-32",
+            "10.12.13.0-+4",
+            "10.12.13.0-24&2001::-56hi",
+            "10.12.13.0-24&:12:13:-56",
+            "10.12.13.0-24&20011::-56",
+            "10.12.13.0-24&2001-56",
+            "10.12.13.0-24&2001::",
+            "10.12.13.0-24&FD00::-56",
+            "10.12.13.0-24&fd00::-128",
+            "fd00::-56",
+            "",
+            "-",
+            "&",
+            "10.12.13.0-24&::ffff:1.2.3.4-96",
+            "config",
+        ] {
+            assert_eq!(parse_key(key), None, "{key}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn keys_round_trip(v4: u32, len in 0u8..32, v6: Option<u128>, len6 in 0u8..128) {
+            let mut subnets: Subnets = [IpNet::new(Ipv4Addr::from(v4).into(), len).unwrap()].into_iter().collect();
+            if let Some(v6) = v6 {
+                subnets.set(IpNet::new(Ipv6Addr::from(v6).into(), len6).unwrap());
+            }
+            let key = format_key(&subnets).unwrap();
+            // IPv4-mapped text has dots, which Go's pattern refuses too.
+            prop_assume!(!key.split('&').nth(1).is_some_and(|v6| v6.contains('.')));
+            prop_assert_eq!(parse_key(&key), Some(subnets));
+        }
+
+        #[test]
+        fn values_round_trip(v4: u32, v6: Option<u128>, mac: [u8; 6], vni: u32) {
+            let public = PublicAddrs { v4: Some(Ipv4Addr::from(v4 | 1)), v6: v6.map(|v6| Ipv6Addr::from(v6 | 1)) };
+            let data = Some(Vtep { vni, mac: Mac(mac) });
+            for attachment in [Attachment::Udp, Attachment::HostGw, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }] {
+                let value = encode_value(&public, &attachment);
+                prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, text in ".*", data in "[{}\":,a-zA-Z0-9]{0,40}") {
+            let _ = decode_value(&bytes);
+            let _ = parse_key(&text);
+            let _ = decode_value(format!(r#"{{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{data}}}"#).as_bytes());
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Says which node of a cluster holds which subnet, and keeps this node's own claim alive.
+//!
+//! The vocabulary is Flannel's: a *lease* is one node's slice of the *network*, together with what its
+//! peers need in order to reach it. Stores hand out complete sets of leases ([`Leases`]), never events,
+//! so that a reader can't miss one.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`config`] | `net-conf.json`: the network and the backend, checked |
+//! | [`lease`] | a lease, the set of leases, and their Flannel key and JSON forms |
+//! | [`allocate`] | which subnet a new node takes; pure |
+//! | [`env_file`] | `subnet.env`, what the CNI plugin reads |
+//! | [`store`] | the contract of every lease store |
+//! | [`memory`], [`file`], [`etcd`] | the stores |
+//!
+//! Without its default features the crate has no runtime and no network code: the CNI plugin uses it so.
+
+pub mod allocate;
+pub mod config;
+pub mod env_file;
+pub mod gojson;
+pub mod lease;
+pub mod mac;
+pub mod net;
+
+#[cfg(feature = "store")]
+mod claim;
+#[cfg(feature = "store")]
+pub mod memory;
+#[cfg(feature = "store")]
+pub mod store;
+
+pub use config::{BackendConfig, ConfigError, NetworkConfig, Range, VxlanConfig};
+pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
+pub use mac::Mac;
+pub use net::{Family, PublicAddrs, Subnets};
+#[cfg(feature = "store")]
+pub use store::{Claim, Feed, Known, LeaseStore, Loss, StoreError};

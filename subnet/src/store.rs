@@ -1,0 +1,182 @@
+//! The contract of every lease store: complete snapshots, one claim per node, no partial truth.
+//!
+//! `tests/contract.rs` is the same contract as a test suite, run over all stores.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::{ConfigError, NetworkConfig};
+use crate::lease::{Attachment, Lease, Leases};
+use crate::net::{PublicAddrs, Subnets};
+
+/// How long a lease lives without being renewed: 24 hours (contract §3.1.4).
+pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// Why a store can't do what it was asked. None of these is a reason to forget leases.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store does not answer; trying again may help. The operator looks at the store or the path to it.
+    #[error("{store} does not answer: {why}")]
+    Unreachable {
+        /// The store, as the operator configured it.
+        store: String,
+        /// What happened.
+        why: String,
+    },
+    /// The store refuses us; the operator looks at credentials and permissions.
+    #[error("{store} refuses access: {why}")]
+    Denied {
+        /// The store.
+        store: String,
+        /// What it said, without any secret.
+        why: String,
+    },
+    /// There is no configuration yet; the operator writes one.
+    #[error(
+        "there is no network configuration at {at}: write one, for example {{\"Network\":\"10.244.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}"
+    )]
+    NoConfig {
+        /// The key or the file.
+        at: String,
+    },
+    /// The configuration can't be used; the operator corrects it.
+    #[error("{at}: {source}")]
+    BadConfig {
+        /// The key or the file.
+        at: String,
+        /// What is wrong with it.
+        #[source]
+        source: ConfigError,
+    },
+    /// Every subnet is taken; the operator enlarges the network or removes leases of nodes that are gone.
+    #[error(
+        "out of subnets: every /{len} of {network} is leased; enlarge the network or delete leases of nodes that are gone"
+    )]
+    Exhausted {
+        /// The network.
+        network: String,
+        /// Prefix length of the subnets.
+        len: u8,
+    },
+    /// This node can't take part, e.g. because it has no IPv4 address to be recognised by.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// How a node lost its lease for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    /// While this node was away its lease expired and another node took the subnet.
+    #[error("the lease of {subnets} now belongs to the node at {holder}")]
+    Taken {
+        /// The subnets that were ours.
+        subnets: Subnets,
+        /// The public address of the node that holds them.
+        holder: PublicAddrs,
+    },
+    /// Another living node writes our lease: it has the same public address.
+    #[error(
+        "another node rewrites the lease of {subnets}: it has the same public address {public}; give each node its own with --public-ip or --iface"
+    )]
+    Contested {
+        /// Our subnets.
+        subnets: Subnets,
+        /// The address that both announce.
+        public: PublicAddrs,
+    },
+}
+
+/// What a node says about itself when it asks for a lease.
+#[derive(Clone, Copy)]
+pub struct Claim<'a> {
+    /// The addresses by which peers reach the node, and by which the store recognises it.
+    pub public: PublicAddrs,
+    /// The subnets of an earlier run, taken again if they are free.
+    pub previous: Subnets,
+    /// What to publish, given the lease that the node turned out to hold already, if any. It may be
+    /// called more than once.
+    pub attach: &'a (dyn Fn(Option<&Lease>) -> Attachment + Send + Sync),
+}
+
+/// What is known about the cluster's leases; always the latest state, never a change.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The last complete snapshot; `None` until there was one.
+    pub leases: Option<Arc<Leases>>,
+    /// Why the snapshot may be out of date at the moment, if it may.
+    pub trouble: Option<String>,
+}
+
+/// The writing end of [`Known`]. Readers that are slow miss intermediate states and nothing else.
+#[derive(Clone, Debug)]
+pub struct Feed(watch::Sender<Known>);
+
+impl Feed {
+    /// A feed, and the end that the agent reads.
+    pub fn channel() -> (Self, watch::Receiver<Known>) {
+        let (sender, receiver) = watch::channel(Known::default());
+        (Self(sender), receiver)
+    }
+
+    /// Publishes a complete snapshot and ends any trouble. A snapshot equal to the last wakes nobody.
+    pub fn snapshot(&self, leases: &Leases) {
+        self.0.send_if_modified(|known| {
+            let changed = known.leases.as_deref() != Some(leases);
+            if changed {
+                known.leases = Some(Arc::new(leases.clone()));
+            }
+            known.trouble.take().is_some() || changed
+        });
+    }
+
+    /// Reports that the store can't be followed at the moment. The leases stay as they are: silence is
+    /// not deletion.
+    pub fn trouble(&self, why: &StoreError) {
+        let why = why.to_string();
+        self.0.send_if_modified(|known| {
+            let changed = known.trouble.as_ref() != Some(&why);
+            known.trouble = Some(why);
+            changed
+        });
+    }
+}
+
+/// Where leases are kept. One value serves one node.
+pub trait LeaseStore: Send + Sync + 'static {
+    /// The store in words, for logs: its kind and address, never a secret.
+    fn describe(&self) -> String;
+
+    /// Reads and checks the cluster's network configuration.
+    fn network(&self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
+
+    /// Obtains this node's lease, the same one as before where possible, and publishes the attachment.
+    ///
+    /// In this order: the lease that this value holds already (so that a new public address moves it),
+    /// the lease with the same public address, the claim's previous subnets, a free subnet. Races with
+    /// other nodes are resolved inside. Called again, it republishes.
+    fn acquire(
+        &self,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+    ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+
+    /// Keeps the lease that [`acquire`](Self::acquire) obtained: renews it in time, puts it back when it
+    /// was deleted, and retries for ever when the store is away. Returns only when it is lost for good.
+    fn hold(&self) -> impl Future<Output = Loss> + Send;
+
+    /// Feeds complete snapshots, the own lease included, until dropped; paces its own retries.
+    fn follow(&self, feed: &Feed) -> impl Future<Output = Infallible> + Send;
+}
+
+/// A number below `bound` that differs between nodes and runs; for picking subnets and spreading load,
+/// not for secrets.
+pub fn random_below(bound: usize) -> usize {
+    use std::hash::{BuildHasher, Hasher};
+    // RandomState is keyed by the operating system's randomness, anew for each value.
+    let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    (hash % bound.max(1) as u64) as usize
+}
