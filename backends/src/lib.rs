@@ -2,6 +2,8 @@
 
 pub mod host;
 pub mod name;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use host::HostView;
 pub use name::Name;

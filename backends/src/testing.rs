@@ -1,0 +1,61 @@
+//! Network namespaces, nodes, pods and the programs in them, for tests, the demo and measurements.
+//!
+//! ```text
+//!            switch namespace: bridge br0, 172.31.0.254/24, fd31::fe/64
+//!            │ port1                               │ port2
+//!            │                                     │
+//!          eth0 172.31.0.1/24, fd31::1/64        eth0 172.31.0.2/24, fd31::2/64
+//!     node namespace                         node namespace
+//!            │ cni0 (bridge)                       │ cni0
+//!          eth0                                  eth0
+//!     pod namespace                          pod namespace
+//! ```
+//!
+//! Nothing here has a name outside of this process: a namespace lives as long as one of its threads, so all
+//! of it is gone when the process ends, however it ends. The programs `ip`, `ping` and the CNI plugins of the
+//! distribution build and probe the bed, because what is under test must not be its own witness.
+
+mod agent;
+mod etcd;
+mod fabric;
+mod namespace;
+mod ping;
+mod pod;
+mod process;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+pub use agent::Agent;
+pub use etcd::Etcd;
+pub use fabric::{Fabric, Node, NodeOptions};
+pub use namespace::Namespace;
+pub use ping::{Pinger, Pings};
+pub use pod::Pod;
+pub use process::{NsCommand, Process};
+pub use rustix::process::Signal;
+
+/// Polls `condition` until it holds; an error with `what` once `limit` has passed.
+pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+    wait_for_some(what, limit, || condition().then_some(()))
+}
+
+/// Polls `probe` until it gives a value; an error with `what` once `limit` has passed.
+pub fn wait_for_some<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> Option<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return Ok(value);
+        }
+        if start.elapsed() > limit {
+            bail!("waited {:.1} s in vain for this: {what}", limit.as_secs_f64());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,101 @@
+//! A real etcd server with one member and its data in a temporary directory.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+
+use super::fabric::Fabric;
+use super::namespace::Namespace;
+use super::process::Process;
+use super::wait_for_some;
+
+/// A running etcd server; it is killed on drop.
+pub struct Etcd {
+    namespace: Arc<Namespace>,
+    client: SocketAddr,
+    peer: SocketAddr,
+    dir: TempDir,
+    process: Option<Process>,
+}
+
+impl Etcd {
+    /// A server on the loopback address of the host (of the calling thread's namespace).
+    pub fn start() -> anyhow::Result<Self> {
+        Self::start_at(Arc::new(Namespace::current()?), Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// A server on the switch of `fabric`, which all nodes reach.
+    pub fn on(fabric: &Fabric) -> anyhow::Result<Self> {
+        Self::start_at(fabric.shared(), fabric.address().into())
+    }
+
+    /// Where clients find it, `http://127.0.0.1:12345`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// Kills the server and keeps its data.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts a killed server again, with the same data at the same address.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        let log = self.dir.path().join("log");
+        let to = || File::create(&log).with_context(|| format!("can't write {}", log.display()));
+        let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
+        let mut command = self
+            .namespace
+            .command("etcd")
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args(["--name", "testbed", "--initial-cluster", &format!("testbed={peer}")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .stdout(to()?)
+            .stderr(to()?);
+        // Known from 3.5 on; makes it quick where it exists.
+        if self.namespace.command("etcd").arg("--help").ok()?.contains("unsafe-no-fsync") {
+            command = command.arg("--unsafe-no-fsync");
+        }
+        let mut process = command.spawn()?;
+        let outcome = wait_for_some("a healthy etcd", Duration::from_secs(60), || {
+            if let Ok(Some(status)) = process.ended() {
+                return Some(Err(status));
+            }
+            let healthy = self.namespace.http_get(self.client, "/health").is_ok_and(|(code, _)| code == 200);
+            healthy.then_some(Ok(()))
+        })?;
+        if let Err(status) = outcome {
+            bail!("etcd ended early ({status}):\n{}", std::fs::read_to_string(&log).unwrap_or_default());
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    fn start_at(namespace: Arc<Namespace>, address: IpAddr) -> anyhow::Result<Self> {
+        // Someone else may take a port between finding it free and etcd's use of it.
+        for attempt in 1.. {
+            let [client, peer] = namespace.run(|| free_ports(address))?;
+            let dir = tempfile::tempdir().context("no temporary directory for etcd")?;
+            let mut etcd = Self { namespace: Arc::clone(&namespace), client, peer, dir, process: None };
+            match etcd.restart() {
+                Err(error) if attempt < 3 && format!("{error:#}").contains("address already in use") => {}
+                result => return result.map(|()| etcd),
+            }
+        }
+        unreachable!("the third attempt returns")
+    }
+}
+
+/// Two ports that nobody listens on at the moment.
+fn free_ports(address: IpAddr) -> anyhow::Result<[SocketAddr; 2]> {
+    let listen = || TcpListener::bind((address, 0)).with_context(|| format!("no free port on {address}"));
+    let (one, other) = (listen()?, listen()?);
+    Ok([one.local_addr()?, other.local_addr()?])
+}

@@ -1,0 +1,215 @@
+//! The test bed keeps its promises: what it makes works, and nothing of it is left behind.
+
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use backends::testing::{Etcd, Fabric, Namespace, NodeOptions, Pinger, Pod, Process, Signal, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nobody is left under this process id, or only what its parent hasn't collected yet.
+fn is_gone(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+}
+
+/// A program that runs until it is killed.
+fn sleeper(namespace: &Namespace) -> anyhow::Result<Process> {
+    let sleeper = namespace.command("sleep").arg("1000").spawn()?;
+    // Only once setpriv has become sleep is the death signal surely set.
+    let name = format!("/proc/{}/comm", sleeper.id());
+    wait_for("sleep to start", PATIENCE, || fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n"))?;
+    Ok(sleeper)
+}
+
+#[test]
+fn a_namespace_starts_with_nothing_but_a_working_loopback() {
+    let namespace = Namespace::new().unwrap();
+    let links = namespace.command("ip").args(["-o", "link", "show", "up"]).ok().unwrap();
+    assert_eq!(links.lines().count(), 1, "{links}");
+    assert!(links.contains("lo:"), "{links}");
+    assert!(namespace.reaches("127.0.0.1".parse().unwrap()).unwrap());
+}
+
+#[test]
+fn a_panic_inside_a_namespace_reaches_the_caller_and_the_namespace_still_works() {
+    let namespace = Namespace::new().unwrap();
+    let caught = catch_unwind(AssertUnwindSafe(|| namespace.run(|| panic!("inside"))));
+    assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"inside"));
+    assert_eq!(namespace.run(|| 7), 7);
+}
+
+#[test]
+fn a_namespace_and_its_programs_vanish_when_their_owner_panics() {
+    let (told, tell) = std::sync::mpsc::channel();
+    let owner = thread::spawn(move || {
+        let namespace = Namespace::new().unwrap();
+        let sleeper = sleeper(&namespace).unwrap();
+        told.send((namespace.path().to_owned(), sleeper.id())).unwrap();
+        panic!("expected by the test");
+    });
+    let (path, pid): (PathBuf, u32) = tell.recv().unwrap();
+    assert!(owner.join().is_err());
+    wait_for("the namespace to vanish", PATIENCE, || !path.exists()).unwrap();
+    wait_for("the program to end", PATIENCE, || is_gone(pid)).unwrap();
+}
+
+#[test]
+fn programs_die_with_their_namespace_even_if_nobody_kills_them() {
+    let namespace = Namespace::new().unwrap();
+    let mut sleeper = sleeper(&namespace).unwrap();
+    drop(namespace);
+    let status = sleeper.wait(PATIENCE).unwrap();
+    assert!(status.to_string().contains("SIGKILL"), "{status}");
+}
+
+#[test]
+fn nothing_survives_the_death_of_the_process() {
+    const HOLD: &str = "TESTBED_HOLD_A_NAMESPACE";
+    if env::var_os(HOLD).is_some() {
+        // The second process, which the first one kills.
+        let namespace = Namespace::new().unwrap();
+        let mut sleeper = sleeper(&namespace).unwrap();
+        println!("\nsleeper {}", sleeper.id());
+        sleeper.wait(Duration::from_secs(900)).unwrap();
+    }
+    let mut holder = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "nothing_survives_the_death_of_the_process", "--nocapture"])
+        .env(HOLD, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("sleeper ")?.parse().ok());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let pid = pid.expect("the holder starts a program");
+    wait_for("the program to end", PATIENCE, || is_gone(pid)).unwrap();
+}
+
+#[test]
+fn a_failing_command_tells_its_arguments_and_what_it_said() {
+    let namespace = Namespace::new().unwrap();
+    let error = namespace.command("ip").args(["link", "show", "nosuch0"]).ok().unwrap_err().to_string();
+    assert!(error.contains("ip link show nosuch0") && error.contains("does not exist"), "{error}");
+    let error = namespace.command("no-such-program").ok().unwrap_err().to_string();
+    assert!(error.contains("no-such-program"), "{error}");
+}
+
+#[test]
+fn a_signal_ends_a_program() {
+    let namespace = Namespace::new().unwrap();
+    let mut sleeper = sleeper(&namespace).unwrap();
+    assert!(sleeper.ended().unwrap().is_none());
+    sleeper.signal(Signal::TERM).unwrap();
+    let status = sleeper.wait(PATIENCE).unwrap();
+    assert!(status.to_string().contains("SIGTERM"), "{status}");
+    sleeper.signal(Signal::TERM).unwrap();
+}
+
+#[test]
+fn nodes_on_a_fabric_reach_each_other_in_both_families() {
+    let fabric = Fabric::new().unwrap();
+    let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
+    for target in [IpAddr::from(two.address()), two.address_v6().into(), fabric.address().into()] {
+        assert!(one.namespace().reaches(target).unwrap(), "{target}");
+    }
+    assert!(!one.namespace().reaches("172.31.0.77".parse().unwrap()).unwrap());
+}
+
+#[test]
+fn a_node_has_default_routes_and_gets_them_back_with_its_link() {
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let (v4, v6) = ("0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap());
+    assert!(node.has_route(v4).unwrap() && node.has_route(v6).unwrap());
+    node.link_down().unwrap();
+    assert!(!node.has_route(v4).unwrap() && !node.has_route(v6).unwrap());
+    node.link_up().unwrap();
+    assert!(node.has_route(v4).unwrap() && node.has_route(v6).unwrap());
+    assert!(node.namespace().reaches(fabric.address().into()).unwrap());
+}
+
+#[test]
+fn packets_up_to_the_mtu_pass_between_nodes() {
+    let fabric = Fabric::new().unwrap();
+    let jumbo = NodeOptions { mtu: 9000 };
+    let (one, two) = (fabric.node_with(jumbo).unwrap(), fabric.node_with(jumbo).unwrap());
+    let ping = |payload: u32| {
+        let (size, target) = (payload.to_string(), two.address().to_string());
+        let args = ["-n", "-c1", "-W1", "-Mdo", "-s", &size, &target];
+        one.namespace().command("ping").args(args).output().unwrap().status.success()
+    };
+    assert!(ping(9000 - 28));
+    assert!(!ping(9000 - 27));
+    one.set_mtu(1400).unwrap();
+    assert!(ping(1400 - 28) && !ping(1400 - 27));
+}
+
+#[test]
+fn wired_pods_reach_each_other_on_a_node_and_across_nodes_with_routes() {
+    let fabric = Fabric::new().unwrap();
+    let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
+    let a = Pod::wired(&one, "10.244.1.2/24".parse().unwrap()).unwrap();
+    let b = Pod::wired(&one, "10.244.1.3/24".parse().unwrap()).unwrap();
+    let c = Pod::wired(&two, "10.244.2.2/24".parse().unwrap()).unwrap();
+    let d = Pod::wired(&two, "fd00:2::2/64".parse().unwrap()).unwrap();
+    assert!(a.namespace().reaches(b.address()).unwrap());
+    assert!(two.namespace().reaches(d.address()).unwrap());
+    one.namespace().ip(&format!("route add 10.244.2.0/24 via {}", two.address())).unwrap();
+    two.namespace().ip(&format!("route add 10.244.1.0/24 via {}", one.address())).unwrap();
+    assert!(a.namespace().reaches(c.address()).unwrap());
+}
+
+#[test]
+fn a_pinger_counts_what_an_outage_loses_and_measures_it() {
+    let fabric = Fabric::new().unwrap();
+    let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
+    let pinger = Pinger::start(one.namespace(), two.address().into()).unwrap();
+    pinger.wait_for_reply(PATIENCE).unwrap();
+    two.unplug().unwrap();
+    let outage = Duration::from_millis(300);
+    pinger.wait_for_silence(outage, PATIENCE).unwrap();
+    two.plug().unwrap();
+    pinger.wait_for_reply(PATIENCE).unwrap();
+    let pings = pinger.finish().unwrap();
+    assert!(pings.lost > 0 && pings.received > 1, "{pings:?}");
+    assert_eq!(pings.sent, pings.received + pings.lost);
+    assert!(pings.longest_gap >= outage, "{pings:?}");
+}
+
+#[test]
+fn a_quiet_link_loses_no_ping() {
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let pinger = Pinger::start(node.namespace(), fabric.address().into()).unwrap();
+    wait_for("fifty answers", PATIENCE, || pinger.received() >= 50).unwrap();
+    let pings = pinger.finish().unwrap();
+    assert_eq!(pings.lost, 0, "{pings:?}");
+}
+
+#[test]
+fn etcd_on_a_fabric_serves_every_node_and_comes_back_after_a_crash() {
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let mut etcd = Etcd::on(&fabric).unwrap();
+    let address = etcd.endpoint().strip_prefix("http://").unwrap().parse().unwrap();
+    let version = || node.namespace().http_get(address, "/version").map(|(code, _)| code);
+    assert_eq!(version().unwrap(), 200);
+    etcd.kill();
+    assert!(version().is_err());
+    etcd.restart().unwrap();
+    assert_eq!(version().unwrap(), 200);
+}
+
+#[test]
+fn etcd_on_the_loopback_address_serves_this_process() {
+    let etcd = Etcd::start().unwrap();
+    let address: std::net::SocketAddr = etcd.endpoint().strip_prefix("http://").unwrap().parse().unwrap();
+    assert!(std::net::TcpStream::connect(address).is_ok());
+}
