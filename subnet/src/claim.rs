@@ -41,14 +41,32 @@ pub(crate) fn choose(
         leases.leases.get(&held.subnets).filter(|now| judge(held, Some(now)) == Verdict::Kept)
     });
     let known = held.or_else(|| leases.by_public(&claim.public)).cloned();
-    if let Some(known) = known.as_ref().filter(|known| network.allows(&known.subnets)) {
+    if let Some(known) = known.as_ref().filter(|known| fits(network, known, leases)) {
         return Some((known.subnets, Some(known.clone())));
     }
     let free = |wanted: &Subnets| !leases.taken().any(|taken| taken.overlaps(wanted));
     if !claim.previous.is_empty() && network.allows(&claim.previous) && free(&claim.previous) {
         return Some((claim.previous, known));
     }
-    allocate(network, leases.taken(), random_below).map(|subnets| (subnets, known))
+    // A lease of ours that no longer fits goes away with this; its place is used if there is no other.
+    let others = leases.taken().filter(|taken| known.as_ref().is_none_or(|known| known.subnets != *taken));
+    let subnets =
+        allocate(network, leases.taken(), random_below).or_else(|| allocate(network, others, random_below));
+    subnets.map(|subnets| (subnets, known))
+}
+
+/// Whether a node may keep the lease that it has: the network allows it, and no older lease overlaps it.
+fn fits(network: &NetworkConfig, known: &Lease, leases: &Leases) -> bool {
+    let older = |other: &&Lease| other.created < known.created && network.allows(&other.subnets);
+    network.allows(&known.subnets)
+        && !leases.leases.values().filter(older).any(|other| other.subnets.overlaps(&known.subnets))
+}
+
+/// Who stands in the way of putting a deleted lease back.
+pub(crate) fn rival(mine: &Lease, leases: &Leases) -> Option<Loss> {
+    let subnets = leases.taken().find(|taken| taken.overlaps(&mine.subnets))?;
+    let holder = leases.leases.get(&subnets).map(|lease| lease.public).unwrap_or_default();
+    Some(Loss::Taken { subnets: mine.subnets, holder })
 }
 
 /// The error for a network without a free subnet.

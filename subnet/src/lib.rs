@@ -25,8 +25,12 @@ pub mod net;
 
 #[cfg(feature = "store")]
 mod claim;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 #[cfg(feature = "store")]
 pub mod memory;
+#[cfg(any(feature = "etcd", feature = "file"))]
+mod pace;
 #[cfg(feature = "store")]
 pub mod store;
 

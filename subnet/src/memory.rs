@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::claim::{Verdict, choose, exhausted, judge};
+use crate::claim::{Verdict, choose, exhausted, judge, rival};
 use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease, Leases};
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
@@ -102,11 +102,10 @@ impl LeaseStore for Memory {
             );
             let lease = Lease { subnets, public: claim.public, attachment, created };
             leases.leases.insert(subnets, lease.clone());
+            // Before `hold` can see the new leases: it must not take our writing for another's.
+            *self.held() = Some(lease.clone());
             result = Ok(lease);
         });
-        if let Ok(lease) = &result {
-            *self.held() = Some(lease.clone());
-        }
         result
     }
 
@@ -124,9 +123,17 @@ impl LeaseStore for Memory {
                     return loss;
                 }
                 Some((Verdict::Deleted, mine)) => {
+                    let mut taken = None;
                     self.cluster.edit(|all| {
-                        all.leases.entry(mine.subnets).or_insert(mine);
+                        taken = rival(&mine, all);
+                        if taken.is_none() {
+                            all.leases.insert(mine.subnets, mine);
+                        }
                     });
+                    if let Some(loss) = taken {
+                        *self.held() = None;
+                        return loss;
+                    }
                     continue;
                 }
                 Some((Verdict::Kept, _)) | None => {}

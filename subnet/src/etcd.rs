@@ -1,0 +1,179 @@
+//! Leases in etcd v3, key for key and byte for byte as Go flannel keeps them (contract §3.1).
+
+mod acquire;
+mod client;
+mod follow;
+mod hold;
+mod keys;
+mod tls;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, Leases};
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
+use client::Connection;
+use keys::Keys;
+
+/// Where etcd is and how to be let in.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// `http://` or `https://` and `HOST:PORT`. Spaces around one and empty ones do not matter.
+    pub endpoints: Vec<String>,
+    /// Under which all keys are, `/coreos.com/network` unless the operator says otherwise.
+    pub prefix: String,
+    /// PEM file with this node's certificate; used only together with `key`.
+    pub cert: Option<PathBuf>,
+    /// PEM file with the key of `cert`.
+    pub key: Option<PathBuf>,
+    /// PEM file with the authority that signed etcd's certificate.
+    pub ca: Option<PathBuf>,
+    /// User name in etcd.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<String>,
+    /// How long before it expires a lease is renewed.
+    pub renew_margin: Duration,
+}
+
+impl fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoints, prefix, cert, key, ca, username, password, renew_margin } = self;
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", endpoints)
+            .field("prefix", prefix)
+            .field("cert", cert)
+            .field("key", key)
+            .field("ca", ca)
+            .field("username", username)
+            .field("password", &password.as_ref().map(|_| "(not shown)"))
+            .field("renew_margin", renew_margin)
+            .finish()
+    }
+}
+
+/// One node's end of an etcd cluster.
+pub struct Etcd {
+    connection: Connection,
+    keys: Keys,
+    renew_margin: Duration,
+    /// What this node holds. Locked while it is being changed in etcd, so that `hold` can tell our own
+    /// writing from others'.
+    held: tokio::sync::Mutex<Option<Held>>,
+    /// Wakes `hold` when `acquire` has changed `held`.
+    moved: Notify,
+    /// What `acquire` listed, for the first snapshot of `follow`.
+    listed: Mutex<Option<Listing>>,
+    /// Whether `follow` has begun and so needs no listing any more.
+    following: AtomicBool,
+}
+
+/// The lease that this node holds, as last seen in etcd.
+#[derive(Clone, Debug)]
+struct Held {
+    lease: Lease,
+    /// The revision of the key's last change: every rewriting compares it.
+    revision: i64,
+    /// When etcd will delete the key. `None` for a reservation, which has no time to live and gets none.
+    expires: Option<Instant>,
+}
+
+/// Every lease as of one revision.
+#[derive(Debug, Default)]
+struct Listing {
+    leases: Leases,
+    revision: i64,
+}
+
+impl Etcd {
+    /// Checks the options and reads the TLS files. Connecting is left to the first request, and a server
+    /// that is away is an error of that request and nothing more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] naming the option or the file.
+    pub fn new(options: EtcdOptions) -> Result<Self, StoreError> {
+        Ok(Self {
+            connection: Connection::new(&options)?,
+            keys: Keys::new(&options.prefix),
+            renew_margin: options.renew_margin,
+            held: tokio::sync::Mutex::new(None),
+            moved: Notify::new(),
+            listed: Mutex::new(None),
+            following: AtomicBool::new(false),
+        })
+    }
+
+    fn listed(&self) -> std::sync::MutexGuard<'_, Option<Listing>> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Etcd").field(&self.describe()).finish()
+    }
+}
+
+impl LeaseStore for Etcd {
+    fn describe(&self) -> String {
+        format!("{} under {}", self.connection.described, self.keys.prefix())
+    }
+
+    async fn network(&self) -> Result<NetworkConfig, StoreError> {
+        let at = format!("{} in etcd", self.keys.config());
+        let answer = self
+            .connection
+            .call(|mut client| async move { client.get(self.keys.config(), None).await })
+            .await?;
+        let Some(kv) = answer.kvs().first() else { return Err(StoreError::NoConfig { at }) };
+        let json = String::from_utf8_lossy(kv.value());
+        NetworkConfig::parse(&json).map_err(|source| StoreError::BadConfig { at, source })
+    }
+
+    async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {
+        self.obtain(network, claim).await
+    }
+
+    async fn hold(&self) -> Loss {
+        self.keep().await
+    }
+
+    async fn follow(&self, feed: &Feed) -> Infallible {
+        self.feed(feed).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_is_never_shown() {
+        let options = EtcdOptions {
+            endpoints: vec![" http://127.0.0.1:2379".into(), String::new()],
+            prefix: "/coreos.com/network".into(),
+            cert: None,
+            key: None,
+            ca: None,
+            username: Some("flannel".into()),
+            password: Some("hunter2".into()),
+            renew_margin: Duration::from_secs(3600),
+        };
+        let etcd = Etcd::new(options.clone()).unwrap();
+        let shown = format!("{options:?} {etcd:?} {}", etcd.describe());
+        assert!(
+            shown.contains("flannel") && shown.contains("http://127.0.0.1:2379 under /coreos.com/network")
+        );
+        assert!(!shown.contains("hunter2"), "{shown}");
+        let error = Etcd::new(EtcdOptions { endpoints: vec![" ".into()], ..options }).unwrap_err();
+        assert!(error.to_string().contains("--etcd-endpoints"), "{error}");
+    }
+}

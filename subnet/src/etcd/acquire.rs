@@ -1,0 +1,227 @@
+//! Taking a lease: decide from a complete listing, write only if nothing decisive has changed since.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use tokio::time::Instant;
+
+use super::{Etcd, Held, Listing};
+use crate::claim::{choose, exhausted, require_ipv4};
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, Leases, decode_value, encode_value};
+use crate::store::{Claim, LEASE_TTL, StoreError, random_below};
+
+/// An etcd lease that gives a key its time to live.
+#[derive(Clone, Copy)]
+pub(super) struct Grant {
+    id: i64,
+    pub(super) expires: Instant,
+}
+
+impl Etcd {
+    pub(super) async fn obtain(
+        &self,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+    ) -> Result<Lease, StoreError> {
+        require_ipv4(&claim.public, "etcd")?;
+        let mut held = self.held.lock().await;
+        let mut grant = None;
+        let outcome = self.race(network, claim, held.as_ref(), &mut grant).await;
+        self.revoke(grant).await;
+        let (mut listing, new, replaced) = outcome?;
+        let lease = new.lease.clone();
+        if !self.following.load(Ordering::Acquire) {
+            if let Some(old) = replaced {
+                listing.leases.leases.remove(&old.subnets);
+            }
+            listing.leases.leases.insert(lease.subnets, lease.clone());
+            *self.listed() = Some(listing);
+        }
+        *held = Some(new);
+        self.moved.notify_one();
+        Ok(lease)
+    }
+
+    /// Tries until nobody else was faster: what was listed, what is held now, and the lease that it
+    /// replaces. There is no limit to the rounds: whenever one is lost, another node has got on.
+    async fn race(
+        &self,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+        held: Option<&Held>,
+        grant: &mut Option<Grant>,
+    ) -> Result<(Listing, Held, Option<Lease>), StoreError> {
+        let mut rounds = 0;
+        loop {
+            let listing = self.list().await?;
+            if let Some((new, replaced)) = self.take(network, claim, held, &listing, grant).await? {
+                return Ok((listing, new, replaced));
+            }
+            rounds = (rounds + 1).min(10);
+            tokio::time::sleep(Duration::from_millis(5 + random_below(20 * rounds) as u64)).await;
+        }
+    }
+
+    /// One attempt. `None` when another node was faster.
+    async fn take(
+        &self,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+        held: Option<&Held>,
+        listing: &Listing,
+        grant: &mut Option<Grant>,
+    ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
+        let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
+        let Some((subnets, known)) = chosen else { return Err(exhausted(network)) };
+        let attachment = (claim.attach)(known.as_ref());
+        let mut lease = Lease { subnets, public: claim.public, attachment, created: 0 };
+
+        let mut current = None;
+        if let Some(known) = &known {
+            let kv = self.read(&self.keys.lease(&known.subnets)?).await?;
+            match kv.filter(|kv| holds(kv, known)) {
+                Some(kv) => current = Some(kv),
+                None => return Ok(None),
+            }
+        }
+        let replaced = known.filter(|known| known.subnets != subnets);
+        let written = match (&current, &replaced) {
+            (Some(kv), None) => {
+                lease.created = kv.create_revision().unsigned_abs();
+                self.rewrite(lease, kv.mod_revision(), kv.lease() == 0, grant).await?
+            }
+            (old, _) => self.create(lease, old.as_ref(), listing.revision, grant).await?,
+        };
+        Ok(written.map(|held| (held, replaced)))
+    }
+
+    /// Writes a lease to the key that has it already, if its last change was at `revision`. A
+    /// reservation, which is a key without time to live, stays one.
+    pub(super) async fn rewrite(
+        &self,
+        lease: Lease,
+        revision: i64,
+        reservation: bool,
+        grant: &mut Option<Grant>,
+    ) -> Result<Option<Held>, StoreError> {
+        let key = self.keys.lease(&lease.subnets)?;
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+        let granted = if reservation { None } else { Some(self.granted(grant).await?) };
+        let put = put(&key, &lease, granted);
+        let Some(revision) = self.transact(vec![unchanged], vec![put]).await? else {
+            *grant = granted;
+            return Ok(None);
+        };
+        Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
+    }
+
+    /// Writes a lease to a key that nobody has, after a listing of revision `listed`, and deletes `old`,
+    /// both in one transaction: there is no moment without any, as there is in Go flannel.
+    pub(super) async fn create(
+        &self,
+        mut lease: Lease,
+        old: Option<&KeyValue>,
+        listed: i64,
+        grant: &mut Option<Grant>,
+    ) -> Result<Option<Held>, StoreError> {
+        let key = self.keys.lease(&lease.subnets)?;
+        let granted = self.granted(grant).await?;
+        let mut compares = vec![Compare::version(key.as_str(), CompareOp::Equal, 0)];
+        let mut changes = Vec::new();
+        if let Some(old) = old {
+            compares.push(Compare::mod_revision(old.key(), CompareOp::Equal, old.mod_revision()));
+            // First, because a Go flannel that forgets the old lease last also forgets the MAC address
+            // that the new one shares with it.
+            changes.push(TxnOp::delete(old.key(), None));
+        }
+        changes.push(put(&key, &lease, Some(granted)));
+        let Some(revision) = self.transact(compares, changes).await? else {
+            *grant = Some(granted);
+            return Ok(None);
+        };
+        lease.created = revision.unsigned_abs();
+
+        // The transaction guards one key. A key with another length, or with the same IPv4 subnet and
+        // another IPv6 one, may have been created since the listing and overlap: the younger gives way.
+        if self.older_rival(&lease, listed).await? {
+            let ours = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+            self.transact(vec![ours], vec![TxnOp::delete(key, None)]).await?;
+            return Ok(None);
+        }
+        Ok(Some(Held { lease, revision, expires: Some(granted.expires) }))
+    }
+
+    async fn older_rival(&self, lease: &Lease, listed: i64) -> Result<bool, StoreError> {
+        let newer = GetOptions::new().with_range(self.keys.end()).with_min_create_revision(listed + 1);
+        let answer = self.connection.call(|mut client| {
+            let newer = newer.clone();
+            async move { client.get(self.keys.first(), Some(newer)).await }
+        });
+        let mut leases = Leases::default();
+        for kv in answer.await?.kvs() {
+            if kv.create_revision().unsigned_abs() < lease.created {
+                leases.insert_entry(&self.keys.name(kv.key()), kv.value(), 0);
+            }
+        }
+        Ok(leases.taken().any(|taken| taken.overlaps(&lease.subnets)))
+    }
+
+    /// The key, if it is there.
+    pub(super) async fn read(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        let answer = self.connection.call(|mut client| async move { client.get(key, None).await });
+        Ok(answer.await?.take_kvs().into_iter().next())
+    }
+
+    /// Carries the changes out if all comparisons hold; the revision of the changes, or `None`.
+    pub(super) async fn transact(
+        &self,
+        compares: Vec<Compare>,
+        changes: Vec<TxnOp>,
+    ) -> Result<Option<i64>, StoreError> {
+        let txn = Txn::new().when(compares).and_then(changes);
+        // Once, so that a comparison that fails is certain to mean that nothing was changed by us.
+        let answer = self.connection.once(|mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        });
+        let answer = answer.await?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        Ok(answer.succeeded().then_some(revision))
+    }
+
+    /// Takes the grant at hand, or asks for one. It is not put back when a transaction fails without an
+    /// answer: then a key of ours may use it.
+    async fn granted(&self, grant: &mut Option<Grant>) -> Result<Grant, StoreError> {
+        if let Some(grant) = grant.take() {
+            return Ok(grant);
+        }
+        let asked = Instant::now();
+        let ttl = LEASE_TTL.as_secs() as i64;
+        let answer =
+            self.connection.call(|mut client| async move { client.lease_grant(ttl, None).await }).await?;
+        let expires = asked + Duration::from_secs(answer.ttl().unsigned_abs());
+        Ok(Grant { id: answer.id(), expires })
+    }
+
+    /// Gives a grant back that no key uses. If this fails it ends by itself, a day later.
+    pub(super) async fn revoke(&self, grant: Option<Grant>) {
+        let Some(Grant { id, .. }) = grant else { return };
+        let answer = self.connection.call(|mut client| async move { client.lease_revoke(id).await }).await;
+        if let Err(error) = answer {
+            tracing::debug!(%error, "an unused etcd lease could not be revoked");
+        }
+    }
+}
+
+/// Whether a key holds exactly this lease.
+fn holds(kv: &KeyValue, lease: &Lease) -> bool {
+    decode_value(kv.value())
+        .is_ok_and(|(public, attachment)| public == lease.public && attachment == lease.attachment)
+}
+
+fn put(key: &str, lease: &Lease, granted: Option<Grant>) -> TxnOp {
+    let value = encode_value(&lease.public, &lease.attachment);
+    TxnOp::put(key, value, granted.map(|granted| PutOptions::new().with_lease(granted.id)))
+}

@@ -1,0 +1,276 @@
+//! The connection to etcd: endpoints, TLS, passwords, and what its errors mean to us.
+//!
+//! One endpoint is used at a time and the next one after a failure: tonic balances over several by
+//! sending a share of the requests to each, dead ones included.
+
+use std::future::Future;
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::EtcdOptions;
+use super::tls::Tls;
+use crate::store::{StoreError, random_below};
+
+/// After this long without an answer a request has failed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A connection that is silent is probed this often; etcd's server forbids less than 5 s.
+const PROBE_EVERY: Duration = Duration::from_secs(20);
+/// A probe that is not answered for this long means that the connection is dead.
+const PROBE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Requests to etcd. Connects when first used, and again after each failure.
+pub(super) struct Connection {
+    endpoints: Vec<String>,
+    tls: Tls,
+    user: Option<(String, String)>,
+    /// The store in words, without secrets.
+    pub(super) described: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    client: Option<Client>,
+    /// Counts the clients, so that a late failure of an old one does not end a new one.
+    generation: u64,
+    /// Which endpoint is in use.
+    endpoint: usize,
+}
+
+impl Connection {
+    /// Checks the options; nothing is sent yet.
+    pub(super) fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let tls = Tls { cert: options.cert.clone(), key: options.key.clone(), ca: options.ca.clone() };
+        let endpoints: Vec<String> = options
+            .endpoints
+            .iter()
+            .map(|text| text.trim())
+            .filter(|text| !text.is_empty())
+            .map(|text| endpoint(text, tls.has_identity()))
+            .collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
+            return Err(StoreError::Unusable(
+                "no etcd endpoint is given: set --etcd-endpoints, for example http://127.0.0.1:2379".into(),
+            ));
+        }
+        if endpoints.iter().any(|url| url.starts_with(HTTPS)) {
+            tls.load()?;
+        }
+        let user = options.username.clone().filter(|name| !name.is_empty());
+        let state = State { client: None, generation: 0, endpoint: random_below(endpoints.len()) };
+        Ok(Self {
+            described: format!("etcd at {}", endpoints.join(",")),
+            endpoints,
+            tls,
+            user: user.map(|name| (name, options.password.clone().unwrap_or_default())),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Sends one request, to each endpoint in turn until one answers. It may be carried out twice.
+    pub(super) async fn call<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut tries = self.endpoints.len();
+        loop {
+            tries -= 1;
+            match self.once(&request).await {
+                Err(StoreError::Unreachable { .. }) if tries > 0 => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Sends one request once.
+    pub(super) async fn once<T, F>(&self, request: impl FnOnce(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let (client, generation) = self.client().await?;
+        let error = match timeout(ANSWER_WITHIN, request(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => self.meaning(&error),
+            Err(_) => self.silent(),
+        };
+        self.failed(generation).await;
+        Err(error)
+    }
+
+    /// The error for a server that keeps quiet.
+    fn silent(&self) -> StoreError {
+        self.unreachable(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))
+    }
+
+    /// Gives the client of this generation up, and its endpoint.
+    async fn failed(&self, generation: u64) {
+        let mut state = self.state.lock().await;
+        if state.generation == generation && state.client.take().is_some() {
+            state.endpoint = (state.endpoint + 1) % self.endpoints.len();
+        }
+    }
+
+    async fn client(&self) -> Result<(Client, u64), StoreError> {
+        let mut state = self.state.lock().await;
+        if let Some(client) = &state.client {
+            return Ok((client.clone(), state.generation));
+        }
+        let endpoint = self.endpoints[state.endpoint].as_str();
+        match self.connect(endpoint).await {
+            Ok(client) => {
+                state.generation += 1;
+                state.client = Some(client.clone());
+                Ok((client, state.generation))
+            }
+            Err(error) => {
+                state.endpoint = (state.endpoint + 1) % self.endpoints.len();
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self, endpoint: &str) -> Result<Client, StoreError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(5))
+            .with_keep_alive(PROBE_EVERY, PROBE_WITHIN)
+            // etcd ends connections that are probed without a request open.
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if endpoint.starts_with(HTTPS) {
+            // Read again each time: certificates are renewed under a running node.
+            options = options.with_tls(self.tls.load()?);
+        }
+        let connect =
+            async |options| match timeout(ANSWER_WITHIN, Client::connect([endpoint], Some(options))).await {
+                Ok(outcome) => outcome.map_err(|error| self.meaning(&error)),
+                Err(_) => Err(self.silent()),
+            };
+        let Some((name, password)) = &self.user else { return connect(options).await };
+        match connect(options.clone().with_user(name, password)).await {
+            // Go's client goes on without the password too.
+            Err(StoreError::Unreachable { why, .. }) if why.contains("authentication is not enabled") => {
+                connect(options).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What an error of the client means to us.
+    pub(super) fn meaning(&self, error: &etcd_client::Error) -> StoreError {
+        let why = explain(error);
+        // gRPC's codes: 3 invalid argument, 7 permission denied, 16 unauthenticated. etcd says that a
+        // password is wrong or missing with code 3.
+        let denied = match error {
+            etcd_client::Error::GRpcStatus(status) => match status.code() as i32 {
+                7 | 16 => true,
+                3 => ["authentication failed", "user name", "password"].iter().any(|text| why.contains(text)),
+                _ => false,
+            },
+            _ => false,
+        };
+        self.refused_or_away(denied, why)
+    }
+
+    /// What the reason means that etcd gives for ending a watch.
+    pub(super) fn cancelled(&self, reason: &str) -> StoreError {
+        let denied =
+            ["permission denied", "auth token", "user name"].iter().any(|text| reason.contains(text));
+        let reason = if reason.is_empty() { "the watch was cancelled" } else { reason };
+        self.refused_or_away(denied, reason.to_owned())
+    }
+
+    fn refused_or_away(&self, denied: bool, why: String) -> StoreError {
+        // The TLS library's own words; its types are not visible through etcd's client.
+        let tls = ["invalid peer certificate", "fatal alert", "certificate required"];
+        if denied || tls.iter().any(|text| why.contains(text)) {
+            StoreError::Denied { store: self.described.clone(), why }
+        } else {
+            self.unreachable(why)
+        }
+    }
+
+    /// The error for a store that can't be used at the moment.
+    pub(super) fn unreachable(&self, why: String) -> StoreError {
+        StoreError::Unreachable { store: self.described.clone(), why }
+    }
+}
+
+const HTTP: &str = "http://";
+const HTTPS: &str = "https://";
+
+/// An endpoint with its scheme. Without one, TLS is used if this node has a certificate, as Go does.
+fn endpoint(text: &str, has_identity: bool) -> Result<String, StoreError> {
+    let wrong = |why| {
+        // What stands before an @ may be a password.
+        let shown = text.rsplit('@').next().unwrap_or_default();
+        StoreError::Unusable(format!(
+            "--etcd-endpoints: {shown:?} {why}: give http://HOST:PORT or https://HOST:PORT"
+        ))
+    };
+    if text.contains('@') {
+        return Err(wrong("has a user before it, which belongs into --etcd-username"));
+    }
+    let url = match text.split_once("://") {
+        None => format!("{}{text}", if has_identity { HTTPS } else { HTTP }),
+        Some(("http" | "https", _)) => text.to_owned(),
+        Some(_) => return Err(wrong("has an unknown scheme")),
+    };
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest.trim_end_matches('/'));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%".contains(c);
+    if authority.is_empty() || !authority.chars().all(plain) {
+        return Err(wrong("is not an address"));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+/// An error with its causes, each said once: tonic hides the cause behind "transport error".
+fn explain(error: &etcd_client::Error) -> String {
+    let mut text = match error {
+        etcd_client::Error::GRpcStatus(status) => status.message().to_owned(),
+        etcd_client::Error::TransportError(error) => error.to_string(),
+        error => error.to_string(),
+    };
+    let mut cause = match error {
+        etcd_client::Error::GRpcStatus(status) => std::error::Error::source(status),
+        etcd_client::Error::TransportError(error) => std::error::Error::source(error),
+        _ => None,
+    };
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scheme_decides_about_tls_and_a_certificate_only_where_there_is_none() {
+        let url = |text, identity| endpoint(text, identity).unwrap();
+        assert_eq!(url("http://10.0.0.1:2379", true), "http://10.0.0.1:2379");
+        assert_eq!(url("https://etcd.example:2379/", false), "https://etcd.example:2379");
+        assert_eq!(url("[fd00::1]:2379", false), "http://[fd00::1]:2379");
+        assert_eq!(url("etcd:2379", true), "https://etcd:2379");
+    }
+
+    #[test]
+    fn wrong_endpoints_are_named_without_their_password() {
+        for (text, part) in [
+            ("ftp://10.0.0.1", "unknown scheme"),
+            ("http://", "is not an address"),
+            ("http://a b:1", "is not an address"),
+            ("http://root:hunter2@etcd:2379", "etcd:2379"),
+        ] {
+            let error = endpoint(text, false).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! All leases, from etcd to the feed: list at one revision, watch from the next, and list again after
+//! whatever ended the watch.
+
+use std::convert::Infallible;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::{Instant, timeout};
+
+use super::{Etcd, Listing};
+use crate::pace::Backoff;
+use crate::store::{Feed, StoreError};
+
+/// Keys per page of a listing: 5,000 leases never are in memory as one answer.
+const PAGE: i64 = 500;
+/// etcd reports progress on an idle watch every 10 minutes by default; silence for this long makes us
+/// look for ourselves.
+const SILENCE: Duration = Duration::from_secs(30 * 60);
+
+/// Why a watch ended.
+pub(super) enum Ended {
+    /// History is gone or nothing was heard: listing anew is all that is needed.
+    Outdated,
+    /// The store failed.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Etcd {
+    pub(super) async fn feed(&self, feed: &Feed) -> Infallible {
+        self.following.store(true, Ordering::Release);
+        let mut listed = self.listed().take();
+        let mut backoff = Backoff::watching();
+        loop {
+            let outcome = match listed.take() {
+                Some(listing) => Ok(listing),
+                None => self.list().await,
+            };
+            let begun = Instant::now();
+            let ended = match outcome {
+                Ok(listing) => {
+                    feed.snapshot(&listing.leases);
+                    self.watch_all(listing, feed).await
+                }
+                Err(error) => Ended::Failed(error),
+            };
+            backoff.reset_if_sound(begun);
+            if let Ended::Failed(error) = &ended {
+                feed.trouble(error);
+            }
+            backoff.wait().await;
+        }
+    }
+
+    /// Every lease, all as of the revision of the first page.
+    pub(super) async fn list(&self) -> Result<Listing, StoreError> {
+        'anew: loop {
+            let mut listing = Listing::default();
+            let mut from = self.keys.first().as_bytes().to_vec();
+            loop {
+                let (start, revision) = (&from, listing.revision);
+                let page = self.connection.call(|mut client| {
+                    let options = GetOptions::new()
+                        .with_range(self.keys.end())
+                        .with_limit(PAGE)
+                        .with_revision(revision);
+                    let start = start.clone();
+                    async move {
+                        match client.get(start, Some(options)).await {
+                            Err(error) if is_compacted(&error) => Ok(None),
+                            outcome => outcome.map(Some),
+                        }
+                    }
+                });
+                // Compacted between two pages: that revision can't be finished.
+                let Some(page) = page.await? else { continue 'anew };
+                if revision == 0 {
+                    listing.revision = page.header().map_or(0, |header| header.revision());
+                }
+                for kv in page.kvs() {
+                    let created = kv.create_revision().unsigned_abs();
+                    listing.leases.insert_entry(&self.keys.name(kv.key()), kv.value(), created);
+                }
+                let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(listing) };
+                from = [last.key(), b"\0"].concat();
+            }
+        }
+    }
+
+    /// Applies what happens after the listing until the watch ends.
+    async fn watch_all(&self, mut listing: Listing, feed: &Feed) -> Ended {
+        let range = WatchOptions::new().with_range(self.keys.end());
+        let mut stream = match self.watch(self.keys.first(), range, listing.revision + 1).await {
+            Ok(stream) => stream,
+            Err(error) => return error.into(),
+        };
+        loop {
+            let mut next = self.heard(&mut stream).await;
+            // Whatever else is here already belongs into the same snapshot.
+            let ended = loop {
+                match next {
+                    Ok(response) => self.apply(&mut listing, &response),
+                    Err(ended) => break Some(ended),
+                }
+                next = tokio::select! {
+                    biased;
+                    more = self.heard(&mut stream) => more,
+                    () = std::future::ready(()) => break None,
+                };
+            };
+            feed.snapshot(&listing.leases);
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
+    }
+
+    fn apply(&self, listing: &mut Listing, response: &WatchResponse) {
+        for event in response.events() {
+            let Some(kv) = event.kv() else { continue };
+            let name = self.keys.name(kv.key());
+            listing.leases.remove_entry(&name);
+            if event.event_type() == EventType::Put {
+                listing.leases.insert_entry(&name, kv.value(), kv.create_revision().unsigned_abs());
+            }
+        }
+    }
+
+    /// Begins to watch; the stream first answers whether it may.
+    pub(super) async fn watch(
+        &self,
+        key: &str,
+        options: WatchOptions,
+        from: i64,
+    ) -> Result<WatchStream, StoreError> {
+        let options = options.with_start_revision(from).with_progress_notify();
+        self.connection
+            .call(|mut client| {
+                let options = options.clone();
+                async move { client.watch(key, Some(options)).await }
+            })
+            .await
+    }
+
+    /// The next response of a watch, unless it is its end.
+    pub(super) async fn heard(&self, stream: &mut WatchStream) -> Result<WatchResponse, Ended> {
+        let response = match timeout(SILENCE, stream.message()).await {
+            Ok(Ok(Some(response))) => response,
+            Ok(Ok(None)) => return Err(self.connection.unreachable("the watch was closed".into()).into()),
+            Ok(Err(error)) => return Err(self.connection.meaning(&error).into()),
+            Err(_) => return Err(Ended::Outdated),
+        };
+        // After this message the stream stays open and says nothing any more.
+        if response.compact_revision() > 0 {
+            return Err(Ended::Outdated);
+        }
+        if response.canceled() {
+            return Err(self.connection.cancelled(response.cancel_reason()).into());
+        }
+        Ok(response)
+    }
+}
+
+/// Whether a listing failed because its revision has been compacted: gRPC's "out of range".
+fn is_compacted(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.code() as i32 == 11)
+}
