@@ -1,0 +1,401 @@
+//! Checks of single flags: text in, a typed value or a sentence out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regex::bytes::RegexBuilder;
+use subnet::Family;
+use subnet::gojson::shortened;
+
+use super::UsageError;
+use super::flags::{ANNOTATION_PREFIX, RunFlags};
+use super::grammar::{Origin, Setting, written};
+use crate::interface::Selectors;
+
+/// Knows where each flag was set, so that a refusal can name it as it was written.
+pub(super) struct Source<'a>(&'a [Setting]);
+
+impl<'a> Source<'a> {
+    pub(super) fn new(settings: &'a [Setting]) -> Self {
+        Self(settings)
+    }
+
+    /// Says that the value of a flag can't be used.
+    pub(super) fn refuse(&self, flag: &str, value: &str, why: &str) -> UsageError {
+        let origin = self.origin(flag).unwrap_or(Origin::Argument);
+        UsageError(format!("{} {why}", written(flag, value, origin)))
+    }
+
+    fn origin(&self, flag: &str) -> Option<Origin> {
+        self.0.iter().rfind(|setting| setting.flag == flag).map(|setting| setting.origin)
+    }
+}
+
+/// Refuses what would need a part that this release does not have.
+pub(super) fn not_in_this_release(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
+    const NO_KUBERNETES: &str = "can't be used: this release keeps leases in etcd or in a directory: leave it out, and give --etcd-endpoints or --lease-store=file:DIR";
+    let given = |flag| source.origin(flag).is_some();
+    let prefix = &flags.kube_annotation_prefix;
+    for (refused, flag, value, why) in [
+        (flags.kube_subnet_mgr, "kube-subnet-mgr", "true", NO_KUBERNETES),
+        (!flags.kube_api_url.is_empty(), "kube-api-url", &flags.kube_api_url, NO_KUBERNETES),
+        (!flags.kubeconfig_file.is_empty(), "kubeconfig-file", &flags.kubeconfig_file, NO_KUBERNETES),
+        (prefix != ANNOTATION_PREFIX, "kube-annotation-prefix", prefix, NO_KUBERNETES),
+        (
+            flags.ip_masq,
+            "ip-masq",
+            "true",
+            "can't be used: this release installs no NAT rules: leave it out, and the CNI plugin lets the bridge plugin masquerade",
+        ),
+        (
+            flags.iptables_forward_rules && given("iptables-forward-rules"),
+            "iptables-forward-rules",
+            "true",
+            "can't be used: this release installs no FORWARD rules: leave it out, and see to it that the host forwards the pods' traffic",
+        ),
+        (
+            flags.ip_blackhole_route,
+            "ip-blackhole-route",
+            "true",
+            "can't be used: this release installs no blackhole route: leave it out",
+        ),
+    ] {
+        if refused {
+            return Err(source.refuse(flag, value, why));
+        }
+    }
+    Ok(())
+}
+
+/// Which interface, and which addresses to announce.
+pub(super) fn selectors(flags: &RunFlags, source: &Source<'_>) -> Result<Selectors, UsageError> {
+    let public =
+        [("public-ip", &flags.public_ip, Family::V4), ("public-ipv6", &flags.public_ipv6, Family::V6)]
+            .into_iter()
+            .filter(|(_, text, _)| !text.is_empty())
+            .map(|(flag, text, family)| {
+                let wanted = format!("is not an {family} address that other nodes can send to");
+                address(flag, text, source).and_then(|addr| {
+                    match Family::of(addr) == family && is_unicast(addr) {
+                        true => Ok(addr),
+                        false => Err(source.refuse(flag, text, &wanted)),
+                    }
+                })
+            })
+            .collect::<Result<_, _>>()?;
+    let regex = flags
+        .iface_regex
+        .iter()
+        .map(|pattern| {
+            // Bytes without Unicode: \d, \w and (?i) then mean what they mean in Go's syntax, ASCII.
+            RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
+                let why = error.to_string();
+                let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                source.refuse("iface-regex", pattern, &format!("is not a regular expression: {why}"))
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    let can_reach = match flags.iface_can_reach.as_str() {
+        "" => None,
+        text => Some(address("iface-can-reach", text, source)?),
+    };
+    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public })
+}
+
+/// Where to serve health, if anywhere.
+pub(super) fn health(flags: &RunFlags, source: &Source<'_>) -> Result<Option<SocketAddr>, UsageError> {
+    let ip = address("healthz-ip", &flags.healthz_ip, source)?;
+    let port = flags.healthz_port;
+    if port <= 0 {
+        return Ok(None);
+    }
+    let port = u16::try_from(port).map_err(|_| {
+        let why = "is not a TCP port: give 1 to 65535, or 0 for none";
+        source.refuse("healthz-port", &port.to_string(), why)
+    })?;
+    Ok(Some(SocketAddr::new(ip, port)))
+}
+
+/// Seconds between two checks. More than a year is a year, so that no clock overflows.
+pub(super) fn resync(flags: &RunFlags, source: &Source<'_>) -> Result<Duration, UsageError> {
+    const YEAR: u64 = 365 * 86_400;
+    match u64::try_from(flags.iptables_resync) {
+        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds.min(YEAR))),
+        _ => Err(source.refuse(
+            "iptables-resync",
+            &flags.iptables_resync.to_string(),
+            "leaves no time between two checks: give at least 1 (second)",
+        )),
+    }
+}
+
+/// Minutes before the end of a lease of 24 hours.
+pub(super) fn renew_margin(flags: &RunFlags, source: &Source<'_>) -> Result<Duration, UsageError> {
+    match flags.subnet_lease_renew_margin {
+        minutes @ 1..=1439 => Ok(Duration::from_secs(60 * minutes.unsigned_abs())),
+        minutes => Err(source.refuse(
+            "subnet-lease-renew-margin",
+            &minutes.to_string(),
+            "does not fit into the 24 hours of a lease: give 1 to 1439 (minutes)",
+        )),
+    }
+}
+
+/// The directory of `--lease-store=file:DIR`, or none for `etcd`.
+pub(super) fn lease_directory(text: &str, source: &Source<'_>) -> Result<Option<PathBuf>, UsageError> {
+    match text.split_once(':') {
+        None if text == "etcd" => Ok(None),
+        Some(("file", directory)) if !directory.is_empty() => Ok(Some(PathBuf::from(directory))),
+        _ => Err(source.refuse("lease-store", text, "is not a lease store: give etcd, or file:DIR")),
+    }
+}
+
+/// The path of a file that will be written.
+pub(super) fn file(flag: &str, text: String, source: &Source<'_>) -> Result<PathBuf, UsageError> {
+    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+        return Err(source.refuse(
+            flag,
+            &text,
+            "is not the name of a file: give a path such as /run/flannel/subnet.env",
+        ));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// The endpoints without user names, and whether there were any.
+pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>, bool), UsageError> {
+    let mut credentials = false;
+    let mut endpoints = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let (scheme, rest) = item.split_once("://").unwrap_or(("", item));
+        // Whatever stands before the last '@' may be a password and is not repeated.
+        let authority = rest.rsplit_once('@').map_or(rest, |(_, authority)| authority);
+        credentials |= authority.len() < rest.len();
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        if !matches!(scheme, "http" | "https") || !is_host_and_port(authority) {
+            let hidden = if authority.len() < rest.len() && rest.contains('@') { "***@" } else { "" };
+            let separator = if scheme.is_empty() { "" } else { "://" };
+            let shown = shortened(&format!("{scheme}{separator}{hidden}{authority}"));
+            return Err(source.refuse(
+                "etcd-endpoints",
+                &shown,
+                "is not the URL of an etcd member: give http://HOST:PORT or https://HOST:PORT, separated by commas",
+            ));
+        }
+        endpoints.push(format!("{scheme}://{authority}"));
+    }
+    if endpoints.is_empty() {
+        return Err(source.refuse("etcd-endpoints", text, "names no etcd member: give http://HOST:PORT"));
+    }
+    Ok((endpoints, credentials))
+}
+
+fn is_host_and_port(authority: &str) -> bool {
+    let Some((host, port)) = authority.rsplit_once(':') else { return false };
+    let numbered =
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0);
+    let named = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(literal) => literal.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+        }
+    };
+    numbered && named
+}
+
+fn address(flag: &str, text: &str, source: &Source<'_>) -> Result<IpAddr, UsageError> {
+    text.parse()
+        .map_err(|_| source.refuse(flag, text, "is not an IP address such as 192.0.2.1 or 2001:db8::1"))
+}
+
+fn is_unicast(addr: IpAddr) -> bool {
+    let broadcast = matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
+    !addr.is_unspecified() && !addr.is_multicast() && !broadcast
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cli::Command;
+    use crate::cli::options::{EtcdOptions, Options, StoreOptions};
+    use crate::log::Verbosity;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        match crate::cli::parse(args.iter().map(OsString::from), |_| None) {
+            Ok(Command::Run(options)) => Ok(*options),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn etcd(args: &[&str]) -> EtcdOptions {
+        match parse(args).unwrap().store {
+            StoreOptions::Etcd(etcd) => etcd,
+            StoreOptions::File(directory) => panic!("{directory:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_flannels() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(options.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
+        assert_eq!(options.renew_margin, Duration::from_secs(3600));
+        assert_eq!(options.resync, Duration::from_secs(5));
+        assert_eq!(options.health, None);
+        assert_eq!(options.warnings, [""; 0]);
+        let etcd = etcd(&[]);
+        assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(etcd.prefix, "/coreos.com/network");
+        assert!(etcd.client.is_none() && etcd.ca_file.is_none() && etcd.user.is_none());
+    }
+
+    #[test]
+    fn values_are_typed_and_the_last_of_a_repeated_one_counts() {
+        let options = parse(&[
+            "--lease-store=file:/var/lib/leases",
+            "--healthz-ip=::1",
+            "--healthz-port=1",
+            "--healthz-port=0x1f90",
+            "--iface=eth0",
+            "--iface=",
+            "--iface-regex=(?i)^ETH\\d",
+            "--iface-regex=10\\.0",
+            "--iface-can-reach=192.0.2.1",
+            "--public-ip=198.51.100.1",
+            "--public-ipv6=2001:db8::1",
+            "--subnet-lease-renew-margin=1439",
+            "--iptables-resync=9223372036854775807",
+            "-v=-3",
+        ])
+        .unwrap();
+        assert!(
+            matches!(&options.store, StoreOptions::File(directory) if directory.to_str() == Some("/var/lib/leases"))
+        );
+        assert_eq!(options.health, Some("[::1]:8080".parse().unwrap()));
+        assert_eq!(options.selectors.iface, ["eth0", ""]);
+        assert!(options.selectors.regex[0].is_match(b"eth7") && options.selectors.regex.len() == 2);
+        assert_eq!(options.selectors.can_reach, Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(options.selectors.public.to_string(), "198.51.100.1 and 2001:db8::1");
+        assert_eq!(options.renew_margin, Duration::from_secs(1439 * 60));
+        assert!(options.resync > Duration::from_secs(86_400));
+        assert_eq!(options.verbosity, Verbosity::new(0));
+        let client = etcd(&["--etcd-keyfile=/k", "--etcd-certfile=/c"]).client.unwrap();
+        assert_eq!((client.key_file.to_str(), client.cert_file.to_str()), (Some("/k"), Some("/c")));
+    }
+
+    #[test]
+    fn flags_that_ask_for_nothing_that_is_missing_are_accepted() {
+        let options = parse(&[
+            "--kube-subnet-mgr=false",
+            "--kube-annotation-prefix=flannel.alpha.coreos.com",
+            "--kube-api-url=",
+            "--net-config-path=/etc/net-conf.json",
+            "--set-node-network-unavailable=false",
+            "--ip-masq=false",
+            "--iptables-forward-rules=false",
+            "--ip-masq-fully-random-disable",
+            "--ip-blackhole-route=0",
+            "--vmodule=a=1",
+            "--log_backtrace_at=main.go:1",
+        ])
+        .unwrap();
+        assert_eq!(options.warnings.len(), 1);
+        assert!(options.warnings[0].contains("--vmodule and --log_backtrace_at"), "{:?}", options.warnings);
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_a_remedy() {
+        for (argument, parts) in [
+            ("--kube-subnet-mgr", ["--kube-subnet-mgr=\"true\"", "file:DIR"]),
+            ("--kubeconfig-file=/k", ["--kubeconfig-file=\"/k\"", "leave it out"]),
+            ("--kube-api-url=http://k", ["--kube-api-url", "leave it out"]),
+            ("--kube-annotation-prefix=a.b", ["--kube-annotation-prefix=\"a.b\"", "leave it out"]),
+            ("--ip-masq", ["--ip-masq=\"true\"", "masquerade"]),
+            ("--iptables-forward-rules", ["--iptables-forward-rules=\"true\"", "leave it out"]),
+            ("--ip-blackhole-route", ["--ip-blackhole-route=\"true\"", "leave it out"]),
+            ("--iptables-resync=0", ["--iptables-resync=\"0\"", "at least 1"]),
+            ("--iptables-resync=-1", ["--iptables-resync=\"-1\"", "at least 1"]),
+            ("--subnet-lease-renew-margin=0", ["margin=\"0\"", "1 to 1439"]),
+            ("--subnet-lease-renew-margin=1440", ["margin=\"1440\"", "1 to 1439"]),
+            ("--healthz-port=65536", ["--healthz-port=\"65536\"", "1 to 65535"]),
+            ("--healthz-ip=localhost", ["--healthz-ip=\"localhost\"", "192.0.2.1"]),
+            ("--public-ip=2001:db8::1", ["--public-ip=\"2001:db8::1\"", "IPv4"]),
+            ("--public-ip=0.0.0.0", ["--public-ip=\"0.0.0.0\"", "send to"]),
+            ("--public-ipv6=192.0.2.1", ["--public-ipv6=\"192.0.2.1\"", "IPv6"]),
+            ("--public-ip=010.0.0.1", ["--public-ip=\"010.0.0.1\"", "IP address"]),
+            ("--iface-can-reach=gateway", ["--iface-can-reach=\"gateway\"", "IP address"]),
+            ("--iface-regex=eth(", ["--iface-regex=\"eth(\"", "unclosed group"]),
+            ("--lease-store=consul", ["--lease-store=\"consul\"", "file:DIR"]),
+            ("--lease-store=file:", ["--lease-store=\"file:\"", "file:DIR"]),
+            ("--subnet-file=", ["--subnet-file=\"\"", "/run/flannel/subnet.env"]),
+            ("--etcd-keyfile=/k", ["--etcd-keyfile=\"/k\"", "--etcd-certfile"]),
+            ("--etcd-certfile=/c", ["--etcd-certfile=\"/c\"", "--etcd-keyfile"]),
+        ] {
+            let error = parse(&[argument]).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{argument}: {error}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_trimmed_and_the_bad_one_is_named() {
+        let read =
+            etcd(&["--etcd-endpoints= http://a:1/ , https://[fd00::1]:2379,,https://etcd-0.x_y:65535"]);
+        assert_eq!(read.endpoints, ["http://a:1", "https://[fd00::1]:2379", "https://etcd-0.x_y:65535"]);
+        for bad in [
+            "127.0.0.1:2379",
+            "http://a",
+            "http://a:0",
+            "http://a:+1",
+            "http://:1",
+            "http://a:1/x",
+            "ftp://a:1",
+            "http://[::1:1",
+            "http://a b:1",
+        ] {
+            let error = parse(&[&format!("--etcd-endpoints=http://good:1,{bad}")]).unwrap_err();
+            assert!(
+                error.contains(&format!("--etcd-endpoints={bad:?}")) && !error.contains("good"),
+                "{error}"
+            );
+        }
+        assert!(parse(&["--etcd-endpoints= ,"]).unwrap_err().contains("names no etcd member"));
+    }
+
+    #[test]
+    fn secrets_appear_in_no_text() {
+        let args = [
+            "--etcd-username=root",
+            "--etcd-password=hunter2",
+            "--etcd-endpoints=http://u:hunter3@a:1",
+            "--iface=eth0",
+        ];
+        let options = parse(&args).unwrap();
+        for text in [options.to_string(), format!("{options:?}"), options.warnings.join("\n")] {
+            assert!(!text.contains("hunter"), "{text}");
+        }
+        assert!(options.to_string().contains("--etcd-password=*** --iface=eth0"), "{options}");
+        assert!(options.warnings[0].contains("--etcd-username"), "{:?}", options.warnings);
+        let (name, password) = etcd(&args).user.unwrap();
+        assert_eq!((name.as_str(), password.expose()), ("root", "hunter2"));
+        for bad in ["http://u:hunter3@a", "u:hunter3@a:1", "http://u:hunt@er3@:1"] {
+            let error = parse(&[&format!("--etcd-endpoints={bad}")]).unwrap_err();
+            assert!(!error.contains("er3") && error.contains("***@"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_values_never_panic(
+            flag in "(etcd-endpoints|iface-regex|public-ip|healthz-port|lease-store|iptables-resync|subnet-file)",
+            value in "(https?://)?[0-9a-z@:./,()\\[\\]é-]{0,20}",
+        ) {
+            let _ = parse(&[&format!("--{flag}={value}")]);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The checked options that the agent and `cleanup` run with. Flags become options only by being checked.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::UsageError;
+use super::check::{self, Source};
+use super::flags::{CleanupFlags, RunFlags};
+use super::grammar::Setting;
+use crate::interface::Selectors;
+use crate::log::Verbosity;
+
+/// What the agent runs with.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Where leases are kept.
+    pub(crate) store: StoreOptions,
+    /// Which interface carries the traffic between nodes, and which addresses are announced.
+    pub(crate) selectors: Selectors,
+    /// The file that tells the CNI plugin about this node.
+    pub(crate) subnet_file: PathBuf,
+    /// How long before its end a lease is renewed.
+    pub(crate) renew_margin: Duration,
+    /// Where health is served, if anywhere.
+    pub(crate) health: Option<SocketAddr>,
+    /// Time between two checks of the kernel's state that nothing else caused.
+    pub(crate) resync: Duration,
+    /// This node's name (`NODE_NAME`).
+    pub(crate) node_name: Option<String>,
+    /// How much is logged.
+    pub(crate) verbosity: Verbosity,
+    /// What the operator should know before anything else happens: to be logged once.
+    pub(crate) warnings: Vec<String>,
+    /// The settings as `Display` shows them, without secrets.
+    shown: Vec<(&'static str, String)>,
+}
+
+/// Where leases are kept.
+#[derive(Debug)]
+pub(crate) enum StoreOptions {
+    /// In etcd.
+    Etcd(EtcdOptions),
+    /// In a directory that all nodes share.
+    File(PathBuf),
+}
+
+/// How etcd is reached.
+#[derive(Debug)]
+pub(crate) struct EtcdOptions {
+    /// `http(s)://host:port` of each member, at least one, without user names.
+    pub(crate) endpoints: Vec<String>,
+    /// Prefix of all keys.
+    pub(crate) prefix: String,
+    /// Client certificate and its key.
+    pub(crate) client: Option<ClientCertificate>,
+    /// Certificates of the authorities that sign etcd's certificate.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// User name and password.
+    pub(crate) user: Option<(String, Secret)>,
+}
+
+/// The files of a TLS client certificate.
+#[derive(Debug)]
+pub(crate) struct ClientCertificate {
+    /// The certificate, with its chain.
+    pub(crate) cert_file: PathBuf,
+    /// Its private key.
+    pub(crate) key_file: PathBuf,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one who needs it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Options {
+    /// All settings that have a value, for the log: `--iface=eth0 --etcd-password=*** …`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gap = "";
+        for (flag, value) in &self.shown {
+            write!(f, "{gap}--{flag}={value}")?;
+            gap = " ";
+        }
+        Ok(())
+    }
+}
+
+impl Options {
+    pub(super) fn check(
+        flags: RunFlags,
+        settings: &[Setting],
+        node_name: Option<String>,
+    ) -> Result<Self, UsageError> {
+        let source = Source::new(settings);
+        check::not_in_this_release(&flags, &source)?;
+        let mut warnings = Vec::new();
+        let ignored =
+            [("vmodule", !flags.vmodule.is_empty()), ("log_backtrace_at", flags.log_backtrace_at != ":0")];
+        let ignored: Vec<_> = ignored.into_iter().filter_map(|(flag, set)| set.then_some(flag)).collect();
+        if !ignored.is_empty() {
+            warnings
+                .push(format!("--{} has no effect: --v sets the detail of the log", ignored.join(" and --")));
+        }
+        let mut shown: Vec<(&'static str, String)> = Vec::new();
+        let store = store(&flags, &source, &mut warnings)?;
+        match &store {
+            StoreOptions::File(directory) => {
+                shown.push(("lease-store", format!("file:{}", directory.display())));
+            }
+            StoreOptions::Etcd(etcd) => {
+                shown.push(("etcd-endpoints", etcd.endpoints.join(",")));
+                shown.push(("etcd-prefix", etcd.prefix.clone()));
+                for (flag, value) in [
+                    ("etcd-keyfile", &flags.etcd_keyfile),
+                    ("etcd-certfile", &flags.etcd_certfile),
+                    ("etcd-cafile", &flags.etcd_cafile),
+                    ("etcd-username", &flags.etcd_username),
+                ] {
+                    shown.push((flag, value.clone()));
+                }
+                if etcd.user.is_some() {
+                    shown.push(("etcd-password", "***".into()));
+                }
+            }
+        }
+        let selectors = check::selectors(&flags, &source)?;
+        shown.extend(flags.iface.iter().map(|value| ("iface", value.clone())));
+        shown.extend(flags.iface_regex.iter().map(|value| ("iface-regex", value.clone())));
+        let health = check::health(&flags, &source)?;
+        let resync = check::resync(&flags, &source)?;
+        let renew_margin = check::renew_margin(&flags, &source)?;
+        shown.extend([
+            ("iface-can-reach", flags.iface_can_reach),
+            ("public-ip", flags.public_ip),
+            ("public-ipv6", flags.public_ipv6),
+            ("subnet-file", flags.subnet_file.clone()),
+            ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
+            ("iptables-resync", flags.iptables_resync.to_string()),
+            ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
+            ("healthz-port", flags.healthz_port.to_string()),
+            ("v", flags.v.to_string()),
+        ]);
+        shown.retain(|(_, value)| !value.is_empty());
+        for (_, value) in &mut shown {
+            *value = subnet::gojson::shortened(value);
+        }
+        Ok(Self {
+            store,
+            selectors,
+            subnet_file: check::file("subnet-file", flags.subnet_file, &source)?,
+            renew_margin,
+            health,
+            resync,
+            node_name,
+            verbosity: Verbosity::new(flags.v),
+            warnings,
+            shown,
+        })
+    }
+}
+
+fn store(
+    flags: &RunFlags,
+    source: &Source<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<StoreOptions, UsageError> {
+    if let Some(directory) = check::lease_directory(&flags.lease_store, source)? {
+        return Ok(StoreOptions::File(directory));
+    }
+    let (endpoints, credentials) = check::endpoints(&flags.etcd_endpoints, source)?;
+    if credentials {
+        warnings.push(
+            "the user name in --etcd-endpoints is not used: give --etcd-username and --etcd-password"
+                .to_owned(),
+        );
+    }
+    if flags.etcd_username.is_empty() && !flags.etcd_password.is_empty() {
+        warnings.push("--etcd-password is not used: give --etcd-username as well".to_owned());
+    }
+    let optional = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    let client = match (optional(&flags.etcd_certfile), optional(&flags.etcd_keyfile)) {
+        (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(source.refuse(
+                "etcd-certfile",
+                &flags.etcd_certfile,
+                "needs its key: give --etcd-keyfile as well",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(source.refuse(
+                "etcd-keyfile",
+                &flags.etcd_keyfile,
+                "needs its certificate: give --etcd-certfile as well",
+            ));
+        }
+    };
+    Ok(StoreOptions::Etcd(EtcdOptions {
+        endpoints,
+        prefix: flags.etcd_prefix.clone(),
+        client,
+        ca_file: optional(&flags.etcd_cafile),
+        user: (!flags.etcd_username.is_empty())
+            .then(|| (flags.etcd_username.clone(), Secret(flags.etcd_password.clone()))),
+    }))
+}
+
+/// What `cleanup` runs with.
+#[derive(Debug)]
+pub(crate) struct CleanupOptions {
+    /// Print what would be removed, and remove nothing.
+    pub(crate) dry_run: bool,
+    /// The file that told the CNI plugin about this node.
+    pub(crate) subnet_file: PathBuf,
+    /// How much is logged.
+    pub(crate) verbosity: Verbosity,
+}
+
+impl CleanupOptions {
+    pub(super) fn check(flags: CleanupFlags, settings: &[Setting]) -> Result<Self, UsageError> {
+        Ok(Self {
+            dry_run: flags.dry_run,
+            subnet_file: check::file("subnet-file", flags.subnet_file, &Source::new(settings))?,
+            verbosity: Verbosity::new(flags.v),
+        })
+    }
+}
