@@ -1,1 +1,62 @@
-fn main() {}
+//! The CNI plugin `flannel`: has a delegate plugin connect a pod, within the subnet that flanneld holds for
+//! this node. Reads `subnet.env`, makes the delegate's configuration of it, runs the delegate, and keeps the
+//! configuration for DEL.
+
+mod conf;
+mod delegate;
+mod env;
+mod error;
+mod node;
+mod route;
+mod saved;
+mod spec;
+mod verbs;
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use conf::Network;
+use env::{Call, Verb};
+use error::CniError;
+
+fn main() -> ExitCode {
+    let variable = |name: &str| std::env::var_os(name);
+    if variable("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
+        note(&spec::about());
+        return ExitCode::SUCCESS;
+    }
+    let (text, code) = match Call::read(variable).and_then(|call| answer(&call)) {
+        Ok(text) => (text, ExitCode::SUCCESS),
+        Err(error) => (error.to_string(), ExitCode::FAILURE),
+    };
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What is printed when the call succeeds.
+fn answer(call: &Call) -> Result<String, CniError> {
+    if call.verb == Verb::Version {
+        return Ok(spec::versions());
+    }
+    let mut stdin = Vec::new();
+    io::stdin()
+        .read_to_end(&mut stdin)
+        .map_err(|error| CniError::new(error::IO_FAILURE, format!("error reading from stdin: {error}")))?;
+    let network = Network::parse(&stdin)?;
+    spec::check(call.verb, network.version())?;
+    match call.verb {
+        Verb::Add => verbs::add(call, &network),
+        Verb::Del => verbs::del(call, &network).map(|()| String::new()),
+        Verb::Check => verbs::check(call, &network).map(|()| String::new()),
+        Verb::Status => verbs::status(&network).map(|()| String::new()),
+        Verb::Gc | Verb::Version => Ok(String::new()),
+    }
+}
+
+/// One line for the log of the container runtime. That nobody reads it is no reason to fail.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}

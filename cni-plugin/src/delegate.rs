@@ -1,0 +1,172 @@
+//! Finding the delegate plugin and running it.
+
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use subnet::gojson;
+
+use crate::env::Verb;
+use crate::error::{self, CniError};
+
+/// Why a delegate gave no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The program never ran, so it has left nothing behind.
+    NotStarted(CniError),
+    /// It ran and failed; what it did until then is for DEL to undo.
+    Failed(CniError),
+}
+
+impl From<Failure> for CniError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotStarted(error) | Failure::Failed(error) => error,
+        }
+    }
+}
+
+/// The program of `plugin` in one of the directories of `CNI_PATH`.
+///
+/// # Errors
+/// Code 999 with the name, the directories and what to do.
+pub(crate) fn find(plugin: &str, path: &OsStr, verb: Verb) -> Result<PathBuf, CniError> {
+    if plugin.is_empty() || plugin.contains('/') {
+        return Err(failed(
+            verb,
+            format!("invalid plugin name: {plugin:?}: give the name of a file in CNI_PATH"),
+        ));
+    }
+    // An empty entry would mean the directory the runtime happens to be in.
+    let directories: Vec<_> =
+        std::env::split_paths(path).filter(|directory| !directory.as_os_str().is_empty()).collect();
+    let mut programs = directories.iter().map(|directory| directory.join(plugin));
+    programs.find(|program| program.is_file()).ok_or_else(|| {
+        let searched: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+        let searched = searched.join(" ");
+        failed(
+            verb,
+            format!(
+                "failed to find plugin {plugin:?} in path [{searched}]: install the containernetworking plugins \
+                 there, or name another plugin as the type of the delegate"
+            ),
+        )
+    })
+}
+
+/// Runs `program` with this process's environment, the verb, and `config` on its standard input; gives what
+/// it printed. Its standard error is ours.
+///
+/// # Errors
+/// [`Failure`]; the delegate's own error object if it printed one.
+pub(crate) fn run(program: &Path, verb: Verb, config: &str) -> Result<Vec<u8>, Failure> {
+    let trouble =
+        |error: io::Error| failed(verb, format!("failed to run plugin {}: {error}", program.display()));
+    let mut child = started(program, verb, || thread::sleep(Duration::from_secs(1)))
+        .map_err(|error| Failure::NotStarted(trouble(error)))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A delegate that ends without reading tells more by its exit status than this error would.
+        let _ = stdin.write_all(config.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(|error| Failure::Failed(trouble(error)))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(Failure::Failed(CniError::from_delegate(&output.stdout).unwrap_or_else(|| {
+        let said = gojson::shortened(&String::from_utf8_lossy(&output.stdout));
+        failed(
+            verb,
+            format!(
+                "plugin {} ended with {} and printed no CNI error but {said:?}: see its standard error in the log \
+                 of the container runtime",
+                program.display(),
+                output.status
+            ),
+        )
+    })))
+}
+
+/// An installer that is just writing the program makes execve fail for a moment.
+fn started(program: &Path, verb: Verb, mut pause: impl FnMut()) -> io::Result<Child> {
+    let mut again = 1..6;
+    loop {
+        let child = Command::new(program)
+            .env("CNI_COMMAND", verb.word())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        match child {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && again.next().is_some() => {
+                pause()
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn failed(verb: Verb, what: String) -> CniError {
+    CniError::new(error::OTHER, format!("failed to delegate {}: {what}", verb.word().to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, OpenOptions};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn program(directory: &Path, content: &str) -> PathBuf {
+        let program = directory.join("plug");
+        fs::write(&program, content).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        program
+    }
+
+    #[test]
+    fn only_a_regular_file_in_cni_path_is_found() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(first.path().join("plug")).unwrap();
+        let wanted = program(second.path(), "");
+        let path = std::env::join_paths([Path::new(""), first.path(), second.path()]).unwrap();
+        assert_eq!(find("plug", &path, Verb::Add).unwrap(), wanted);
+        let error = find("other", OsStr::new("/a::/b"), Verb::Add).unwrap_err();
+        let expected = r#"failed to delegate add: failed to find plugin "other" in path [/a /b]: install"#;
+        assert!(error.code == 999 && error.msg.starts_with(expected), "{}", error.msg);
+        for name in ["", "../plug", "/bin/sh", ".", ".."] {
+            assert!(find(name, &path, Verb::Del).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_delegate_that_says_nothing_useful_is_named_with_its_exit_status() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = program(directory.path(), "#!/bin/sh\necho nonsense; exit 3\n");
+        let Err(Failure::Failed(error)) = run(&program, Verb::Del, "{}") else { panic!("it failed") };
+        assert_eq!(error.code, 999);
+        assert!(error.msg.contains("exit status: 3") && error.msg.contains("nonsense"), "{}", error.msg);
+        assert!(error.msg.contains(program.to_str().unwrap()), "{}", error.msg);
+    }
+
+    #[test]
+    fn a_file_that_is_no_program_is_reported_as_not_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = program(directory.path(), "\u{0}nothing");
+        assert!(matches!(run(&program, Verb::Add, "{}"), Err(Failure::NotStarted(_))));
+    }
+
+    #[test]
+    fn a_program_that_is_being_written_is_tried_six_times() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = program(directory.path(), "#!/bin/sh\ncat\n");
+        let mut writer = Some(OpenOptions::new().append(true).open(&program).unwrap());
+        let mut pauses = 0;
+        let error = started(&program, Verb::Add, || pauses += 1).unwrap_err();
+        assert_eq!((error.kind(), pauses), (io::ErrorKind::ExecutableFileBusy, 5));
+        let mut child = started(&program, Verb::Add, || writer = None).unwrap();
+        assert!(writer.is_none(), "the first attempt came too early");
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+    }
+}

@@ -1,0 +1,173 @@
+//! The delegates' configurations, kept from ADD until DEL (contract §7.4).
+//!
+//! Which file: Go knows one per container, `<dataDir>/<container id>`. The first attachment of a container
+//! uses it, so that either plugin can take down the other's pods. When it is taken, the attachment is a
+//! further one, and its file is `<container id>-<interface>`. (It could also be the same one again, but a
+//! runtime must not ADD twice without a DEL, and then the old file does no harm.) An attachment finds its
+//! own file under the second name first; the plain one is its own if it is for the same network. What is
+//! wrong about that guess is mended by DEL itself, which does without a file where it finds none.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use subnet::env_file::write_atomically;
+
+use crate::conf::Delegate;
+use crate::error::{self, CniError};
+
+/// What was kept for an attachment.
+#[derive(Debug)]
+pub(crate) enum Saved {
+    /// Nothing.
+    Nothing,
+    /// A file that can't be used, and why.
+    Broken(PathBuf, String),
+    /// The configuration, and the file it is in.
+    Config(PathBuf, Delegate),
+}
+
+/// Looks for the configuration of `container`'s attachment to `network` by `ifname`.
+pub(crate) fn find(directory: &str, container: &str, ifname: &str, network: &str) -> Saved {
+    let (plain, own) = names(directory, container, ifname);
+    match read(own) {
+        Saved::Nothing => {}
+        found => return found,
+    }
+    match read(plain) {
+        Saved::Config(_, delegate) if delegate.network != network => Saved::Nothing,
+        found => found,
+    }
+}
+
+/// Keeps `text` for the attachment, on the disk before this returns. Gives the file.
+///
+/// # Errors
+/// Code 999 with the path.
+pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -> Result<PathBuf, CniError> {
+    let (plain, own) = names(directory, container, ifname);
+    let failed = |what: &Path, error: io::Error| {
+        let msg = format!(
+            "failed to keep the delegate's configuration for DEL in {}: {error}: make room, or set \"dataDir\" to \
+             a directory that can be written",
+            what.display()
+        );
+        CniError::new(error::OTHER, msg)
+    };
+    // The directory is made here because its files may hold what pods are told in confidence.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| failed(Path::new(directory), error))?;
+    let taken = own.exists() || matches!(read(plain.clone()), Saved::Config(..));
+    let file = if taken { own } else { plain };
+    write_atomically(&file, text.as_bytes(), 0o600).map_err(|error| failed(&file, error))?;
+    Ok(file)
+}
+
+/// Removes a file whose attachment is gone.
+///
+/// # Errors
+/// A sentence with the path. Nobody needs to stop for it: the next DEL would find the file again.
+pub(crate) fn remove(file: &Path) -> Result<(), String> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("{} can't be removed: {error}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn names(directory: &str, container: &str, ifname: &str) -> (PathBuf, PathBuf) {
+    let directory = Path::new(directory);
+    (directory.join(container), directory.join(format!("{container}-{ifname}")))
+}
+
+fn read(file: PathBuf) -> Saved {
+    match fs::read(&file) {
+        Ok(bytes) => match Delegate::from_kept(&bytes) {
+            Some(delegate) => Saved::Config(file, delegate),
+            None => {
+                Saved::Broken(file, format!("{} bytes that are no delegate's configuration", bytes.len()))
+            }
+        },
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Saved::Nothing
+        }
+        Err(error) => Saved::Broken(file, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const A: &str = r#"{"name":"a","type":"bridge"}"#;
+    const B: &str = r#"{"name":"b","type":"macvlan"}"#;
+
+    fn kept(directory: &str, ifname: &str, network: &str) -> Option<(String, String)> {
+        match find(directory, "c1", ifname, network) {
+            Saved::Config(file, delegate) => {
+                Some((file.file_name().unwrap().to_str().unwrap().to_owned(), delegate.text))
+            }
+            _ => None,
+        }
+    }
+
+    fn pair(file: &str, text: &str) -> Option<(String, String)> {
+        Some((file.to_owned(), text.to_owned()))
+    }
+
+    #[test]
+    fn the_first_attachment_has_the_plain_name_and_a_further_one_its_interface_too() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("new/flannel");
+        let directory = directory.to_str().unwrap();
+        keep(directory, "c1", "eth0", A).unwrap();
+        keep(directory, "c1", "net1", B).unwrap();
+        assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
+        assert_eq!(kept(directory, "net1", "b"), pair("c1-net1", B));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(Path::new(directory)), 0o700);
+        assert_eq!(mode(&Path::new(directory).join("c1")), 0o600);
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 2);
+        // The plain name is free again, but the file of the interface still stands.
+        remove(&Path::new(directory).join("c1")).unwrap();
+        keep(directory, "c1", "net1", A).unwrap();
+        assert_eq!(kept(directory, "net1", "a"), pair("c1-net1", A));
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_plain_file_of_another_network_is_left_to_its_owner() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().to_str().unwrap();
+        keep(directory, "c1", "eth0", A).unwrap();
+        assert!(matches!(find(directory, "c1", "net1", "b"), Saved::Nothing));
+        assert_eq!(kept(directory, "net1", "a"), pair("c1", A));
+    }
+
+    #[test]
+    fn an_unusable_file_is_reported_and_written_over() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().to_str().unwrap();
+        for content in ["", "{", "null", "\0\0\0\0", r#"{"name":"a"}"#, r#"{"name":"a","type":""}"#] {
+            fs::write(root.path().join("c1"), content).unwrap();
+            assert!(matches!(find(directory, "c1", "eth0", "a"), Saved::Broken(..)), "{content}");
+        }
+        keep(directory, "c1", "eth0", A).unwrap();
+        assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
+        fs::create_dir(root.path().join("c2")).unwrap();
+        assert!(matches!(find(directory, "c2", "eth0", "a"), Saved::Broken(..)));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named_with_the_remedy() {
+        let error = keep("/proc/nowhere", "c1", "eth0", A).unwrap_err();
+        assert!(error.msg.contains("/proc/nowhere") && error.msg.contains("dataDir"), "{}", error.msg);
+        assert!(matches!(find("/dev/null", "c1", "eth0", "a"), Saved::Nothing));
+    }
+}

@@ -1,0 +1,148 @@
+//! What each verb does (contract §7.5).
+
+use serde_json::{Map, Value};
+use subnet::gojson;
+
+use crate::conf::{Delegate, Network};
+use crate::delegate::{self, Failure};
+use crate::env::{Call, Verb};
+use crate::error::{self, CniError};
+use crate::saved::{self, Saved};
+use crate::{node, note};
+
+/// Connects a pod; gives the delegate's result.
+///
+/// After a failure the configuration stays where it was kept: the delegate may have reserved an address
+/// already, and the runtime follows up with DEL.
+pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
+    let node =
+        node::read(&network.subnet_file).map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
+    let delegate = network.delegate(&node)?;
+    let program = delegate::find(&delegate.plugin, &call.path, Verb::Add)?;
+    let file = saved::keep(&network.data_dir, &call.container, &call.ifname, &delegate.text)?;
+    let output = delegate::run(&program, Verb::Add, &delegate.text).map_err(|failure| {
+        if let Failure::NotStarted(_) = failure {
+            removed(saved::remove(&file));
+        }
+        CniError::from(failure)
+    })?;
+    call.check_netns()?;
+    result(&output, &delegate.plugin, network.version())
+}
+
+/// Disconnects a pod. What was kept goes only when the delegate has succeeded, so that the runtime's next
+/// try finds it; and what can't be read is made anew, so that no address stays reserved.
+pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
+    let (delegate, file) = match find(call, network) {
+        Saved::Config(file, delegate) => (delegate, Some(file)),
+        Saved::Broken(file, why) => {
+            note(&format!("{}: {why}: taking the pod down by the network configuration", file.display()));
+            (anew(network)?, Some(file))
+        }
+        // Without a usable configuration, or without the program, there was no ADD to be undone.
+        Saved::Nothing => match anew(network) {
+            Ok(delegate) if delegate::find(&delegate.plugin, &call.path, Verb::Del).is_ok() => {
+                (delegate, None)
+            }
+            _ => return Ok(()),
+        },
+    };
+    let program = delegate::find(&delegate.plugin, &call.path, Verb::Del)?;
+    delegate::run(&program, Verb::Del, &delegate.text)?;
+    if let Some(file) = file {
+        removed(saved::remove(&file));
+    }
+    call.check_netns()
+}
+
+/// Has the delegate compare the pod with the result of its ADD.
+pub(crate) fn check(call: &Call, network: &Network) -> Result<(), CniError> {
+    let delegate = match find(call, network) {
+        Saved::Config(_, delegate) => delegate,
+        // What was kept is gone, but the pod may be as it should.
+        Saved::Nothing | Saved::Broken(..) => {
+            let node = node::read(&network.subnet_file)
+                .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
+            network.delegate(&node)?
+        }
+    };
+    let delegate = network.for_check(delegate);
+    let program = delegate::find(&delegate.plugin, &call.path, Verb::Check)?;
+    delegate::run(&program, Verb::Check, &delegate.text)?;
+    Ok(())
+}
+
+/// Says whether this node has a subnet for pods.
+pub(crate) fn status(network: &Network) -> Result<(), CniError> {
+    node::read(&network.subnet_file).map(drop).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))
+}
+
+fn find(call: &Call, network: &Network) -> Saved {
+    saved::find(&network.data_dir, &call.container, &call.ifname, &network.name)
+}
+
+fn anew(network: &Network) -> Result<Delegate, CniError> {
+    network.delegate_for_del(node::read(&network.subnet_file).ok())
+}
+
+fn removed(outcome: Result<(), String>) {
+    if let Err(error) = outcome {
+        note(&error);
+    }
+}
+
+/// The delegate's result as Go prints it: indented by four, with the version if the delegate left it out.
+fn result(output: &[u8], plugin: &str, version: &str) -> Result<String, CniError> {
+    let mut result: Map<String, Value> = serde_json::from_slice(output).map_err(|error| {
+        let said = gojson::shortened(&String::from_utf8_lossy(output));
+        let msg = format!(
+            "failed to delegate add: plugin {plugin:?} succeeded, but what it printed is no CNI result: {error}: {said:?}"
+        );
+        CniError::new(error::OTHER, msg)
+    })?;
+    result.entry("cniVersion").or_insert_with(|| version.into());
+    let mut text = String::new();
+    for line in serde_json::to_string_pretty(&result).unwrap_or_default().lines() {
+        let inner = line.trim_start_matches(' ');
+        // serde_json indents by two, and strings have no line ends of their own.
+        text.extend([&"  ".repeat(line.len() - inner.len()), inner, "\n"]);
+    }
+    Ok(text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_result_is_indented_by_four_and_keeps_what_this_plugin_does_not_know() {
+        let given = br#"{"ips":[{"address":"10.244.1.2/24","  new\n ":[]}],"cniVersion":"1.0.0"}"#;
+        let expected = "{\n    \"cniVersion\": \"1.0.0\",\n    \"ips\": [\n        {\n            \"  new\\n \": [],\n            \
+                        \"address\": \"10.244.1.2/24\"\n        }\n    ]\n}";
+        assert_eq!(result(given, "bridge", "0.3.1").unwrap(), expected);
+        assert_eq!(result(b"{}", "bridge", "0.3.1").unwrap(), "{\n    \"cniVersion\": \"0.3.1\"\n}");
+    }
+
+    #[test]
+    fn a_delegate_without_a_result_is_named() {
+        for output in ["", "ok", "[]"] {
+            let error = result(output.as_bytes(), "mine", "1.0.0").unwrap_err();
+            assert!(error.code == 999 && error.msg.contains("\"mine\""), "{}", error.msg);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_changes_nothing_but_spaces(key in ".*", text in ".*", number: i64) {
+            let given = serde_json::json!({key: [text, {"n": number}], "cniVersion": "1.0.0"});
+            let printed = result(given.to_string().as_bytes(), "p", "1.0.0").unwrap();
+            prop_assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), given);
+        }
+
+        #[test]
+        fn arbitrary_output_never_panics(output: Vec<u8>) {
+            let _ = result(&output, "p", "1.0.0");
+        }
+    }
+}
