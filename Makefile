@@ -1,0 +1,69 @@
+# Every command of the project; people and CI use the same.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BACKEND ?= vxlan
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Where cargo puts programs: .cargo/config.toml names a target, so there is a directory per target.
+PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
+PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
+	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps
+
+help: ## Lists the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+deps: ## Installs what building and testing need on Debian, if it is missing
+	@missing=; for package in $(PACKAGES); do \
+		dpkg -s $$package 2>/dev/null | grep -q '^Status: .* installed$$' || missing+=" $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		$(SUDO) apt-get update -q; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+build: ## Builds all programs for development
+	cargo build --workspace --all-features
+
+demo: build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan or host-gw; root)
+	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
+
+test: build ## Runs all tests (root)
+	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
+	cargo test --workspace --all-features
+
+fmt: ## Formats the code
+	cargo fmt --all
+
+clippy: ## Lints; a warning is an error
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+doc: ## Builds the documentation; a warning is an error
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+
+# $(call without,PACKAGE,CRATES): PACKAGE has none of CRATES among its dependencies, or with
+# $(call without,PACKAGE,CRATES,--depth=1) not among its direct ones.
+without = tree=$$(cargo tree --locked -q -p $(1) -e normal,build --all-features --prefix=none $(3) | cut -d' ' -f1); \
+	for crate in $(2); do \
+		! grep -qx $$crate <<<"$$tree" || { echo "$(1) must not depend on $$crate" >&2; exit 1; }; \
+	done
+
+layers: ## Checks who depends on whom
+	@$(call without,subnet,rtnetlink netlink-sys clap)
+	@$(call without,backends,kube k8s-openapi etcd-client clap)
+	@$(call without,cni-plugin,tokio kube k8s-openapi etcd-client rtnetlink netlink-sys clap)
+	@$(call without,flanneld,etcd-client kube-client rtnetlink netlink-sys netlink-packet-route,--depth=1)
+	@$(call without,bench,kube etcd-client rtnetlink netlink-sys netlink-packet-route,--depth=1)
+	@for package in flanneld bench; do $(call without,$$package,aws-lc-rs aws-lc-sys openssl-sys); done
+
+release: ## Builds the static programs that are shipped
+	cargo build --locked --release -p flanneld
+	cargo build --locked --release -p cni-plugin
+
+ci: deps ## Everything that must hold before a change is merged
+	cargo fmt --all -- --check
+	$(MAKE) clippy doc layers test
+
+.PHONY: help deps build demo test fmt clippy doc layers release ci
