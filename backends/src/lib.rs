@@ -1,9 +1,25 @@
 //! Turns leases into kernel state, and makes the kernel agree.
+//!
+//! ```text
+//! leases ── peers ──► plan ──► desired ─┐
+//!                                       ├─ diff ──► changes ──► apply ──► kernel
+//! kernel ── observe ──► actual ─────────┘
+//! ```
+//!
+//! Everything left of the kernel is pure. Whatever wakes the agent, it does the same: [`reconcile`] observes,
+//! compares and applies until the kernel is as desired.
 
+pub mod diff;
 pub mod host;
+pub mod kernel;
 pub mod name;
+pub mod reconcile;
+pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use host::HostView;
+pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
+pub use reconcile::{Fights, Report, converge};
+pub use state::{Change, KernelState};

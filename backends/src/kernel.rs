@@ -1,0 +1,134 @@
+//! The seam between deciding and doing: everything that touches the kernel is behind [`Kernel`].
+
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+pub mod netlink;
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::host::{HostView, Way};
+use crate::name::Name;
+use crate::state::{Change, KernelState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
+
+/// The kernel refuses, or can't be talked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// One change was refused.
+    #[error("{change}: {source}")]
+    Refused {
+        /// The change in the words of `ip`.
+        change: String,
+        /// The kernel's errno.
+        #[source]
+        source: io::Error,
+    },
+    /// A change needs a device that is not there, because making it failed.
+    #[error("there is no device {0}")]
+    NoDevice(Name),
+    /// The netlink conversation failed as a whole.
+    #[error("netlink: {what}: {source}")]
+    Netlink {
+        /// What was being done.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What was read from the kernel at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// What is ours, and what stands where ours should.
+    pub state: KernelState,
+    /// The rest of the host's network, as far as it decides how ours looks.
+    pub host: HostView,
+}
+
+/// What belongs to this agent: where the line runs between ours and everybody else's.
+///
+/// Two agents with other networks, VNIs or ports can share a host; neither sees the other's objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// The overlay networks: the current ones and those of the previous run.
+    pub networks: Vec<IpNet>,
+    /// This node's own subnets: the current ones and those of the previous run.
+    pub subnets: Vec<IpNet>,
+    /// The prefix length of subnets, by network family; recognises routes that a Go flannel left.
+    pub subnet_lens: Vec<(subnet::Family, u8)>,
+    /// The external interface.
+    pub underlay: Option<u32>,
+}
+
+impl Scope {
+    /// Whether a route of the main table is ours: it carries our protocol number and lies inside a
+    /// network of ours; or a Go flannel left it, which gives its routes the number of boot scripts: then
+    /// it has a node's prefix length and no metric, and leaves by a device of ours or the external
+    /// interface.
+    pub fn owns_route(&self, route: &Route, own_device: bool, link: Option<u32>) -> bool {
+        if !self.inside(route.dst) {
+            return false;
+        }
+        match route.protocol {
+            ROUTE_PROTOCOL => true,
+            PROTOCOL_BOOT => {
+                let family = subnet::Family::of(route.dst.addr());
+                !route.odd
+                    && route.metric == 0
+                    && route.via.is_some()
+                    && self.subnet_lens.contains(&(family, route.dst.prefix_len()))
+                    && (own_device || (link.is_some() && link == self.underlay))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an address on a tunnel device of ours is ours to remove (contract §5.0): for IPv4 those
+    /// inside the networks, for IPv6 all but link-local ones.
+    pub fn owns_address(&self, net: IpNet) -> bool {
+        match net.addr() {
+            IpAddr::V4(_) => self.inside(net),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        }
+    }
+
+    /// Whether a VXLAN device named like ours is one that an earlier configuration left: it carries the
+    /// base address of a subnet of ours.
+    pub fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
+        let bases: Vec<IpAddr> = self.subnets.iter().map(IpNet::network).collect();
+        addresses.into_iter().any(|net| bases.contains(&net.addr()))
+    }
+
+    fn inside(&self, net: IpNet) -> bool {
+        self.networks.iter().any(|network| network.contains(&net))
+    }
+}
+
+/// Whether a device name has the form that Flannel gives its VXLAN devices.
+pub fn is_vxlan_name(name: &Name) -> bool {
+    let number = name.as_str().strip_prefix("flannel.").or_else(|| name.as_str().strip_prefix("flannel-v6."));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The kernel's network configuration in one network namespace.
+pub trait Kernel: Send + 'static {
+    /// Reads everything that is ours by `scope`, and whatever stands where `desired` wants something.
+    ///
+    /// # Errors
+    /// [`KernelError::Netlink`] when the kernel can't be read.
+    fn observe(&mut self, desired: &KernelState, scope: &Scope) -> Result<Observed, KernelError>;
+
+    /// Makes the changes in order. One failure doesn't stop the rest; "already so" is success. Returns
+    /// the failures with the index of the change.
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)>;
+
+    /// Asks the kernel which way packets to `addr` take.
+    ///
+    /// # Errors
+    /// [`KernelError`] when there is no way, or the kernel can't be asked.
+    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError>;
+}

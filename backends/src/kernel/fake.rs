@@ -1,0 +1,113 @@
+//! A kernel that is a value, with the side effects of the real one that matter to convergence.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Kernel, KernelError, Observed, Scope};
+use crate::host::{HostView, Way};
+use crate::state::{Change, KernelState, LinkIdentity};
+
+/// The fake kernel. Stands in for netlink where a test is about the agent and not about the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct FakeKernel {
+    /// What is ours.
+    pub state: KernelState,
+    /// What is not ours: nothing may ever touch it.
+    pub strangers: KernelState,
+    /// The host's links and addresses.
+    pub host: HostView,
+    /// The answers of [`Kernel::way_to`].
+    pub ways: BTreeMap<IpAddr, Way>,
+    /// Objects (by [`Change::object`]) whose changes fail with this errno.
+    pub failing: BTreeMap<&'static str, i32>,
+    /// All changes made so far.
+    pub log: Vec<String>,
+    /// How often it was read.
+    pub observed: usize,
+}
+
+impl FakeKernel {
+    /// A kernel in this state.
+    pub fn new(state: KernelState) -> Self {
+        Self { state, ..Self::default() }
+    }
+
+    /// Applies one change with its side effects: addresses and routes die with the link's downfall, and
+    /// setting a MAC flushes the permanent neighbours.
+    fn make(&mut self, change: &Change) {
+        self.state.apply(change);
+        match change {
+            Change::AddLink(name, _) => {
+                if let Some(link) = self.state.links.get_mut(name)
+                    && let LinkIdentity::Vxlan(vxlan) = &mut link.identity
+                {
+                    vxlan.port = vxlan.port.or(Some(8472));
+                }
+            }
+            Change::SetLink(name, patch) if patch.mac.is_some() => {
+                self.state.neighbours.retain(|(dev, _), _| dev != name);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn observe(&mut self, _desired: &KernelState, _scope: &Scope) -> Result<Observed, KernelError> {
+        self.observed += 1;
+        Ok(Observed { state: self.state.clone(), host: self.host.clone() })
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+        let mut failures = Vec::new();
+        for (index, change) in changes.iter().enumerate() {
+            if let Some(errno) = self.failing.get(change.object()) {
+                let source = io::Error::from_raw_os_error(*errno);
+                failures.push((index, KernelError::Refused { change: change.to_string(), source }));
+                continue;
+            }
+            self.log.push(change.to_string());
+            self.make(change);
+        }
+        failures
+    }
+
+    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
+        self.ways.get(&addr).copied().ok_or_else(|| KernelError::Netlink {
+            what: "route lookup",
+            source: io::Error::from_raw_os_error(101),
+        })
+    }
+}
+
+/// A fake kernel that the test and the agent both hold.
+#[derive(Clone, Debug, Default)]
+pub struct SharedKernel(Arc<Mutex<FakeKernel>>);
+
+impl SharedKernel {
+    /// Shares `kernel`.
+    pub fn new(kernel: FakeKernel) -> Self {
+        Self(Arc::new(Mutex::new(kernel)))
+    }
+
+    /// Access for the test.
+    pub fn lock(&self) -> MutexGuard<'_, FakeKernel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kernel for SharedKernel {
+    fn observe(&mut self, desired: &KernelState, scope: &Scope) -> Result<Observed, KernelError> {
+        self.lock().observe(desired, scope)
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+        self.lock().apply(changes)
+    }
+
+    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
+        self.lock().way_to(addr)
+    }
+}

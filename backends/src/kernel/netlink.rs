@@ -1,0 +1,375 @@
+//! The real kernel, over rtnetlink.
+
+mod decode;
+mod encode;
+mod listen;
+mod socket;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
+use subnet::Family;
+
+use super::{Kernel, KernelError, Observed, Scope, is_vxlan_name};
+use crate::host::{DefaultRoute, HostView, Way};
+use crate::name::Name;
+use crate::state::{Change, KernelState, LinkPatch};
+use decode::{LinkFacts, NeighbourFacts};
+use socket::{Conversation, Request};
+
+pub use listen::{Interest, Listener};
+
+/// The routes that matter to us, and the default routes.
+type Found = (Vec<decode::RouteFacts>, Vec<DefaultRoute>);
+
+/// The kernel of the network namespace in which it was opened.
+pub struct Netlink {
+    conversation: Conversation,
+    /// Index of every link by name, as of the last look.
+    indexes: BTreeMap<Name, u32>,
+}
+
+impl Netlink {
+    /// Opens a conversation with the kernel in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`KernelError::Netlink`] when no netlink socket can be had.
+    pub fn open() -> Result<Self, KernelError> {
+        let conversation = Conversation::open().map_err(failed("opening a socket"))?;
+        Ok(Self { conversation, indexes: BTreeMap::new() })
+    }
+
+    fn links(&mut self) -> io::Result<Vec<LinkFacts>> {
+        let mut request = LinkMessage::default();
+        // Counters would triple the answer.
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let request = RouteNetlinkMessage::GetLink(request);
+        self.conversation.dump(&request, Vec::new, |links, message| {
+            if let RouteNetlinkMessage::NewLink(message) = message {
+                links.extend(decode::link(&message));
+            }
+        })
+    }
+
+    fn host(&mut self, links: &[LinkFacts]) -> io::Result<HostView> {
+        let mut host = HostView::default();
+        host.links.extend(links.iter().map(|link| (link.host.index, link.host.clone())));
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let addresses = self.conversation.dump(&request, Vec::new, |addresses, message| {
+            if let RouteNetlinkMessage::NewAddress(message) = message {
+                addresses.extend(decode::address(&message));
+            }
+        })?;
+        for (index, address) in addresses {
+            if let Some(link) = host.links.get_mut(&index) {
+                link.addresses.push(address);
+            }
+        }
+        Ok(host)
+    }
+
+    /// The routes of the main table that are ours or in our place, and the default routes.
+    fn routes(
+        &mut self,
+        family: Family,
+        desired: &KernelState,
+        scope: &Scope,
+        own: &BTreeMap<u32, Name>,
+        host: &HostView,
+    ) -> io::Result<Found> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        let request = RouteNetlinkMessage::GetRoute(request);
+        let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
+        self.conversation.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
+            let RouteNetlinkMessage::NewRoute(message) = message else { return };
+            let Some(facts) = decode::route(&message, name_of) else { return };
+            let (route, link) = (&facts.route, facts.link);
+            if route.dst.prefix_len() == 0 {
+                defaults.push(DefaultRoute { family, link, metric: route.metric });
+            }
+            let own_device = link.is_some_and(|link| own.contains_key(&link));
+            if scope.owns_route(route, own_device, link)
+                || (route.metric == 0 && desired.routes.contains_key(&route.dst))
+            {
+                routes.push(facts);
+            }
+        })
+    }
+
+    /// Permanent neighbours and configured forwarding entries of one device.
+    fn entries(&mut self, index: u32) -> io::Result<Vec<NeighbourFacts>> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
+            let mut request = NeighbourMessage::default();
+            request.header.family = family;
+            if family == AddressFamily::Bridge {
+                request.header.ifindex = index;
+            } else {
+                request.attributes.push(NeighbourAttribute::IfIndex(index));
+            }
+            let request = RouteNetlinkMessage::GetNeighbour(request);
+            all.append(&mut self.conversation.dump(&request, Vec::new, |entries, message| {
+                if let RouteNetlinkMessage::NewNeighbour(message) = message {
+                    entries.extend(decode::neighbour(&message));
+                }
+            })?);
+        }
+        Ok(all)
+    }
+
+    fn index_of(&mut self, name: &Name) -> io::Result<u32> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::IfName(name.to_string()));
+        match self.conversation.ask(RouteNetlinkMessage::GetLink(request))? {
+            RouteNetlinkMessage::NewLink(message) => Ok(message.header.index),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
+        }
+    }
+
+    /// Makes a device, configures what has to be there before it is up, and sets it up.
+    fn add_link(&mut self, name: &Name, request: Request, up: bool) -> io::Result<()> {
+        self.conversation.change(request)?;
+        let index = self.index_of(name)?;
+        self.indexes.insert(*name, index);
+        // Router advertisements from inside the overlay must not configure the node. /proc/sys is
+        // read-only in an unprivileged pod, where the setting is the runtime's business (contract K17).
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+        if up {
+            let patch = LinkPatch { up: Some(true), ..LinkPatch::default() };
+            self.conversation.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
+        }
+        Ok(())
+    }
+
+    fn change_link(&mut self, change: &Change) -> io::Result<()> {
+        let index = device(change).and_then(|name| self.indexes.get(&name).copied());
+        let request = encode::request(change, index.unwrap_or(0))?;
+        match change {
+            Change::AddLink(name, link) => self.add_link(name, request, link.settings.up),
+            Change::DelLink(name) => {
+                self.indexes.remove(name);
+                self.conversation.change(request)
+            }
+            _ if index.is_none() => Err(io::Error::from_raw_os_error(errno::ENODEV)),
+            _ => self.conversation.change(request),
+        }
+    }
+}
+
+impl Kernel for Netlink {
+    fn observe(&mut self, desired: &KernelState, scope: &Scope) -> Result<Observed, KernelError> {
+        let links = self.links().map_err(failed("reading links"))?;
+        self.indexes = links.iter().map(|link| (link.host.name, link.host.index)).collect();
+        let host = self.host(&links).map_err(failed("reading addresses"))?;
+
+        let mut state = KernelState::default();
+        let mut own: BTreeMap<u32, Name> = BTreeMap::new();
+        for link in links {
+            let (name, index) = (link.host.name, link.host.index);
+            let addresses = &host.links[&index].addresses;
+            let stale = is_vxlan_name(&name)
+                && link.is_vxlan()
+                && scope.owns_device_with(addresses.iter().map(|address| address.net));
+            if desired.links.contains_key(&name) || stale {
+                let nets = addresses.iter().map(|address| address.net);
+                state.addresses.extend(
+                    nets.filter(|net| desired.addresses.contains(&(name, *net)) || scope.owns_address(*net))
+                        .map(|net| (name, net)),
+                );
+                state.links.insert(name, link.tunnel);
+                own.insert(index, name);
+            }
+        }
+
+        let mut defaults = Vec::new();
+        for family in Family::BOTH {
+            let (routes, mut found) =
+                self.routes(family, desired, scope, &own, &host).map_err(failed("reading routes"))?;
+            defaults.append(&mut found);
+            sort_routes(&mut state, routes, scope, &own);
+        }
+        for (index, name) in &own {
+            for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
+                match entry {
+                    NeighbourFacts::Neighbour { ip, mac, permanent: true, .. } => {
+                        state.neighbours.insert((*name, ip), mac);
+                    }
+                    NeighbourFacts::Neighbour { .. } => {}
+                    NeighbourFacts::Fdb { mac, dst, .. } => {
+                        state.fdb.insert((*name, mac), dst);
+                    }
+                }
+            }
+        }
+        Ok(Observed { state, host: HostView { defaults, ..host } })
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+        let mut failures = Vec::new();
+        let mut pending: (Vec<usize>, Vec<Request>) = Default::default();
+        let mut missing: BTreeSet<Name> = BTreeSet::new();
+        for (position, change) in changes.iter().enumerate() {
+            let is_link = matches!(change, Change::AddLink(..) | Change::DelLink(..) | Change::SetLink(..));
+            let index = device(change).map(|name| (name, self.indexes.get(&name).copied()));
+            let outcome = match index {
+                _ if is_link => {
+                    self.send(changes, &mut pending, &mut failures);
+                    self.change_link(change)
+                }
+                Some((name, None)) => {
+                    missing.insert(name);
+                    failures.push((position, KernelError::NoDevice(name)));
+                    continue;
+                }
+                Some((_, Some(index))) => encode::request(change, index).map(|request| {
+                    pending.0.push(position);
+                    pending.1.push(request);
+                }),
+                None => encode::request(change, 0).map(|request| {
+                    pending.0.push(position);
+                    pending.1.push(request);
+                }),
+            };
+            record(changes, &mut failures, position, outcome);
+        }
+        self.send(changes, &mut pending, &mut failures);
+        failures.sort_by_key(|(position, _)| *position);
+        failures
+    }
+
+    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
+        let what = "route lookup";
+        let mut request = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(addr, Family::of(addr).bits())
+            .map_err(|error| failed(what)(io::Error::other(error.to_string())))?
+            .build();
+        // A strict kernel wants everything but the destination unset.
+        request.header = RouteHeader { table: 0, protocol: 0.into(), kind: 0.into(), ..request.header };
+        let answer = self.conversation.ask(RouteNetlinkMessage::GetRoute(request)).map_err(failed(what))?;
+        let RouteNetlinkMessage::NewRoute(answer) = answer else {
+            return Err(failed(what)(io::Error::from(io::ErrorKind::InvalidData)));
+        };
+        let (mut link, mut source) = (None, None);
+        for attribute in &answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => link = Some(*index),
+                RouteAttribute::PrefSource(addr) => {
+                    source = match addr {
+                        netlink_packet_route::route::RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+                        netlink_packet_route::route::RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+                        _ => None,
+                    }
+                }
+                _ => {}
+            }
+        }
+        let link = link.ok_or_else(|| failed(what)(io::Error::from_raw_os_error(errno::ENETUNREACH)))?;
+        Ok(Way { link, source })
+    }
+}
+
+impl Netlink {
+    fn send(
+        &mut self,
+        changes: &[Change],
+        pending: &mut (Vec<usize>, Vec<Request>),
+        failures: &mut Vec<(usize, KernelError)>,
+    ) {
+        let (positions, requests) = std::mem::take(pending);
+        for (offset, error) in self.conversation.changes(requests) {
+            record(changes, failures, positions[offset], Err(error));
+        }
+    }
+}
+
+/// Files a failed change, unless the kernel only says that things are so already.
+fn record(
+    changes: &[Change],
+    failures: &mut Vec<(usize, KernelError)>,
+    position: usize,
+    outcome: io::Result<()>,
+) {
+    if let Err(source) = outcome
+        && !already_so(&changes[position], &source)
+    {
+        failures.push((position, KernelError::Refused { change: changes[position].to_string(), source }));
+    }
+}
+
+mod errno {
+    pub(super) const ENOENT: i32 = 2;
+    pub(super) const ESRCH: i32 = 3;
+    pub(super) const EEXIST: i32 = 17;
+    pub(super) const ENODEV: i32 = 19;
+    pub(super) const EADDRNOTAVAIL: i32 = 99;
+    pub(super) const ENETUNREACH: i32 = 101;
+}
+
+fn already_so(change: &Change, error: &io::Error) -> bool {
+    let Some(number) = error.raw_os_error() else { return false };
+    match change {
+        Change::AddAddress(..) => number == errno::EEXIST,
+        Change::DelLink(..)
+        | Change::DelAddress(..)
+        | Change::DelFdb(..)
+        | Change::DelNeighbour(..)
+        | Change::DelRoute(..) => {
+            matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
+        }
+        Change::AddLink(..)
+        | Change::SetLink(..)
+        | Change::SetFdb(..)
+        | Change::SetNeighbour(..)
+        | Change::SetRoute(..) => false,
+    }
+}
+
+/// The device that a change names.
+fn device(change: &Change) -> Option<Name> {
+    match change {
+        Change::DelLink(name)
+        | Change::AddLink(name, _)
+        | Change::SetLink(name, _)
+        | Change::AddAddress(name, _)
+        | Change::DelAddress(name, _)
+        | Change::SetFdb(name, ..)
+        | Change::DelFdb(name, _)
+        | Change::SetNeighbour(name, ..)
+        | Change::DelNeighbour(name, _) => Some(*name),
+        Change::SetRoute(route) | Change::DelRoute(route) => route.dev,
+    }
+}
+
+/// Files routes: of those to one destination the kernel uses the first one.
+fn sort_routes(
+    state: &mut KernelState,
+    routes: Vec<decode::RouteFacts>,
+    scope: &Scope,
+    own: &BTreeMap<u32, Name>,
+) {
+    for decode::RouteFacts { route, link } in routes {
+        let own_device = link.is_some_and(|link| own.contains_key(&link));
+        let first = route.metric == 0 && !state.routes.contains_key(&route.dst);
+        if first {
+            state.routes.insert(route.dst, route);
+        } else if scope.owns_route(&route, own_device, link) {
+            state.surplus.insert(route);
+        }
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {
+    move |source| KernelError::Netlink { what, source }
+}

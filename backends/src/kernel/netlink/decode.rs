@@ -1,0 +1,243 @@
+//! From rtnetlink messages to facts about links, addresses, routes, neighbours and the FDB.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteScope, RouteType,
+};
+use subnet::{Family, Mac};
+
+use crate::host::{HostAddr, HostLink};
+use crate::name::Name;
+use crate::state::{Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
+
+/// A link as the host has it, and as a tunnel device if it is one.
+pub(super) struct LinkFacts {
+    pub(super) host: HostLink,
+    pub(super) tunnel: Link,
+}
+
+impl LinkFacts {
+    /// Whether it is a VXLAN device.
+    pub(super) fn is_vxlan(&self) -> bool {
+        matches!(self.tunnel.identity, LinkIdentity::Vxlan(_))
+    }
+}
+
+/// A link; `None` for messages about bridge ports and the like, which say nothing about the link itself.
+pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let (mut name, mut mtu, mut mac, mut kind, mut vxlan) = (None, 0, Mac([0; 6]), String::new(), None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = text.parse::<Name>().ok(),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().map_or(mac, Mac),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(found) => kind = found.to_string(),
+                        LinkInfo::Data(InfoData::Vxlan(data)) => vxlan = Some(vxlan_facts(data)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let (identity, lower, local, learning) = match vxlan {
+        Some((identity, lower, local, learning)) => (LinkIdentity::Vxlan(identity), lower, local, learning),
+        None => (LinkIdentity::Other(kind), 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
+    };
+    Some(LinkFacts {
+        host: HostLink { index: message.header.index, name: name?, mtu, up, addresses: Vec::new() },
+        tunnel: Link { identity, settings: LinkSettings { up, mtu, mac, lower, local, learning } },
+    })
+}
+
+fn vxlan_facts(data: &[InfoVxlan]) -> (VxlanIdentity, u32, IpAddr, bool) {
+    let mut identity =
+        VxlanIdentity { vni: 0, port: None, gbp: false, family: Family::V4, foreign_modes: false };
+    let (mut lower, mut local, mut learning) = (0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false);
+    for item in data {
+        match item {
+            InfoVxlan::Id(vni) => identity.vni = *vni,
+            InfoVxlan::Port(port) => identity.port = Some(*port),
+            InfoVxlan::Gbp => identity.gbp = true,
+            InfoVxlan::Link(index) => lower = *index,
+            InfoVxlan::Local(v4) => local = (*v4).into(),
+            InfoVxlan::Local6(v6) => {
+                local = (*v6).into();
+                identity.family = Family::V6;
+            }
+            InfoVxlan::Learning(on) => learning = *on,
+            InfoVxlan::Group(_)
+            | InfoVxlan::Group6(_)
+            | InfoVxlan::L2Miss(true)
+            | InfoVxlan::L3Miss(true)
+            | InfoVxlan::Proxy(true)
+            | InfoVxlan::Rsc(true)
+            | InfoVxlan::CollectMetadata(true)
+            | InfoVxlan::Vnifilter(true) => identity.foreign_modes = true,
+            _ => {}
+        }
+    }
+    (identity, lower, local, learning)
+}
+
+/// An address with the index of its link.
+pub(super) fn address(message: &AddressMessage) -> Option<(u32, HostAddr)> {
+    let (mut local, mut peer, mut flags) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(addr) => local = Some(*addr),
+            AddressAttribute::Address(addr) => peer = Some(*addr),
+            AddressAttribute::Flags(all) => flags = Some(*all),
+            _ => {}
+        }
+    }
+    let header = message.header.flags;
+    let has = |short: AddressHeaderFlags, long: AddressFlags| {
+        flags.map_or(header.contains(short), |flags| flags.contains(long))
+    };
+    let addr = HostAddr {
+        net: IpNet::new(local.or(peer)?, message.header.prefix_len).ok()?,
+        deprecated: has(AddressHeaderFlags::Deprecated, AddressFlags::Deprecated),
+        permanent: has(AddressHeaderFlags::Permanent, AddressFlags::Permanent),
+        temporary: has(AddressHeaderFlags::Secondary, AddressFlags::Secondary),
+    };
+    Some((message.header.index, addr))
+}
+
+/// A route of the main table with the index of its device.
+pub(super) struct RouteFacts {
+    pub(super) route: Route,
+    pub(super) link: Option<u32>,
+}
+
+/// A route; `None` for other tables, other types of service and cached clones. `name_of` gives the name
+/// of a link's index, where it is known.
+pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name>) -> Option<RouteFacts> {
+    let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    if header.tos != 0 || header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let (mut dst, mut via, mut link, mut metric, mut table) =
+        (subnet::net::addr_of(family, 0), None, None, 0, u32::from(header.table));
+    let mut odd = header.kind != RouteType::Unicast;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(addr) => dst = ip(addr)?,
+            RouteAttribute::Gateway(addr) => via = ip(addr),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Table(number) => table = *number,
+            // Answers of the kernel, not properties of the route.
+            RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) | RouteAttribute::Uid(_) => {}
+            _ => odd = true,
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    match family {
+        Family::V4 => {
+            let usual = if via.is_some() { RouteScope::Universe } else { RouteScope::Link };
+            odd |= header.scope != usual;
+        }
+        // The kernel turns "no metric" into IP6_RT_PRIO_USER (net/ipv6/route.c).
+        Family::V6 if metric == 1024 => metric = 0,
+        Family::V6 => {}
+    }
+    let route = Route {
+        dst: IpNet::new(dst, header.destination_prefix_length).ok()?.trunc(),
+        via,
+        dev: link.and_then(name_of),
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        protocol: header.protocol.into(),
+        metric,
+        odd,
+    };
+    Some(RouteFacts { route, link })
+}
+
+fn ip(addr: &RouteAddress) -> Option<IpAddr> {
+    match addr {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+/// An entry of the neighbour table or of a device's FDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NeighbourFacts {
+    /// A neighbour (ARP, NDP).
+    Neighbour { link: u32, ip: IpAddr, mac: Mac, permanent: bool },
+    /// A forwarding entry that was configured, not learned. `dst` is unspecified where the entry says
+    /// more than a destination, which ours never do.
+    Fdb { link: u32, mac: Mac, dst: IpAddr },
+}
+
+/// An entry; `None` for proxies, learned and multicast forwarding entries and those of bridges.
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<NeighbourFacts> {
+    let header = &message.header;
+    let (mut dst, mut mac, mut plain) = (None, None, true);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(addr) => dst = neighbour_ip(addr),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = bytes.as_slice().try_into().ok().map(Mac);
+            }
+            NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => {
+                plain = false;
+            }
+            _ => {}
+        }
+    }
+    let link = header.ifindex;
+    let state = u16::from(header.state);
+    if header.family == AddressFamily::Bridge {
+        let configured = state & u16::from(NeighbourState::Permanent) != 0
+            || state & u16::from(NeighbourState::Noarp) != 0;
+        let own =
+            header.flags.contains(NeighbourFlags::Own) && !header.flags.contains(NeighbourFlags::ExtLearned);
+        let mac = mac.filter(|mac| configured && own && mac.is_unicast())?;
+        let dst = dst.filter(|_| plain).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        return Some(NeighbourFacts::Fdb { link, mac, dst });
+    }
+    if header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let permanent = state == u16::from(NeighbourState::Permanent);
+    Some(NeighbourFacts::Neighbour { link, ip: dst?, mac: mac.unwrap_or(Mac([0; 6])), permanent })
+}
+
+fn neighbour_ip(addr: &NeighbourAddress) -> Option<IpAddr> {
+    match addr {
+        NeighbourAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        NeighbourAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        // Entries of a bridge family carry the address as it is.
+        NeighbourAddress::Other(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(|b| IpAddr::V4(Ipv4Addr::from(b))),
+            16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|b| IpAddr::V6(Ipv6Addr::from(b))),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,177 @@
+//! From changes to rtnetlink messages, with rtnetlink's builders.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use subnet::Mac;
+
+use super::socket::Request;
+use crate::state::{Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
+
+/// The request for a change. `index` is the index of the device that the change names, which every change
+/// but the making of a device has.
+pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
+    const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+    const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+    use RouteNetlinkMessage as Message;
+    Ok(match change {
+        Change::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
+        Change::AddLink(name, link) => (Message::NewLink(new_vxlan(name.as_str(), link)?), ADD),
+        Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
+        Change::AddAddress(_, net) => {
+            (Message::NewAddress(address(index, net.addr(), net.prefix_len())), ADD)
+        }
+        Change::DelAddress(_, net) => (Message::DelAddress(address(index, net.addr(), net.prefix_len())), 0),
+        Change::SetFdb(_, mac, dst) => (Message::NewNeighbour(fdb(index, *mac, Some(*dst))), SET),
+        Change::DelFdb(_, mac) => (Message::DelNeighbour(fdb(index, *mac, None)), 0),
+        Change::SetNeighbour(_, ip, mac) => (Message::NewNeighbour(neighbour(index, *ip, Some(*mac))), SET),
+        Change::DelNeighbour(_, ip) => (Message::DelNeighbour(neighbour(index, *ip, None)), 0),
+        Change::SetRoute(wanted) => {
+            let mut message = route(wanted, Some(index))?;
+            message.header.scope = if wanted.via.is_some() || wanted.dst.addr().is_ipv6() {
+                RouteScope::Universe
+            } else {
+                RouteScope::Link
+            };
+            (Message::NewRoute(message), SET)
+        }
+        Change::DelRoute(stale) => {
+            let mut message = route(stale, stale.dev.map(|_| index))?;
+            // "Nowhere" and "unspecified" match any scope and type (net/ipv4/fib_trie.c, fib_table_delete).
+            message.header.scope = RouteScope::NoWhere;
+            message.header.kind = RouteType::Unspec;
+            (Message::DelRoute(message), 0)
+        }
+    })
+}
+
+fn new_vxlan(name: &str, link: &Link) -> io::Result<LinkMessage> {
+    let LinkIdentity::Vxlan(identity) = &link.identity else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "only VXLAN devices are ever made"));
+    };
+    let LinkSettings { mtu, mac, lower, local, learning, .. } = link.settings;
+    // Not up yet: sysctls of the device have to be in place before.
+    let mut builder = LinkVxlan::new(name, identity.vni)
+        .dev(lower)
+        .learning(learning)
+        .mtu(mtu)
+        .address(mac.0.to_vec())
+        .txqueuelen(0);
+    builder = match local {
+        IpAddr::V4(v4) => builder.local(v4),
+        IpAddr::V6(v6) => builder.local6(v6),
+    };
+    if let Some(port) = identity.port {
+        builder = builder.port(port);
+    }
+    if identity.gbp {
+        builder = builder.gbp();
+    }
+    Ok(builder.build())
+}
+
+/// `RTM_NEWLINK` for an existing index: the only message that changes a device's own properties too.
+fn patched(index: u32, patch: &LinkPatch) -> LinkMessage {
+    let LinkPatch { up, mtu, mac, lower, local, learning } = *patch;
+    let with_data = lower.is_some() || local.is_some() || learning.is_some();
+    let mut builder: LinkMessageBuilder<LinkVxlan> = if with_data {
+        LinkMessageBuilder::new_with_info_kind(netlink_packet_route::link::InfoKind::Vxlan)
+    } else {
+        LinkMessageBuilder::default()
+    };
+    builder = builder.index(index);
+    if let Some(lower) = lower {
+        builder = builder.dev(lower);
+    }
+    builder = match local {
+        Some(IpAddr::V4(v4)) => builder.local(v4),
+        Some(IpAddr::V6(v6)) => builder.local6(v6),
+        None => builder,
+    };
+    if let Some(learning) = learning {
+        builder = builder.learning(learning);
+    }
+    if let Some(mtu) = mtu {
+        builder = builder.mtu(mtu);
+    }
+    if let Some(mac) = mac {
+        builder = builder.append_extra_attribute(LinkAttribute::Address(mac.0.to_vec()));
+    }
+    match up {
+        Some(true) => builder.up().build(),
+        Some(false) => builder.down().build(),
+        None => builder.build(),
+    }
+}
+
+fn address(index: u32, addr: IpAddr, len: u8) -> AddressMessage {
+    match addr {
+        IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, len).build(),
+        IpAddr::V6(v6) => AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, len).build(),
+    }
+}
+
+fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
+    let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let mut message = entry(index, family, mac);
+    message.attributes.push(NeighbourAttribute::Destination(destination(ip)));
+    message
+}
+
+/// An entry of the device's own forwarding database; without `dst` it stands for all destinations of `mac`.
+fn fdb(index: u32, mac: Mac, dst: Option<IpAddr>) -> NeighbourMessage {
+    let mut message = entry(index, AddressFamily::Bridge, Some(mac));
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.extend(dst.map(|dst| NeighbourAttribute::Destination(destination(dst))));
+    message
+}
+
+fn entry(index: u32, family: AddressFamily, mac: Option<Mac>) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unspec;
+    message.attributes.extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())));
+    message
+}
+
+fn destination(ip: IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    }
+}
+
+fn route(route: &Route, index: Option<u32>) -> io::Result<RouteMessage> {
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(route.dst.network(), route.dst.prefix_len())
+        .map_err(invalid)?
+        .protocol(RouteProtocol::from(route.protocol));
+    if let Some(via) = route.via {
+        builder = builder.gateway(via).map_err(invalid)?;
+    }
+    if let Some(index) = index {
+        builder = builder.output_interface(index);
+    }
+    if route.metric != 0 {
+        builder = builder.priority(route.metric);
+    }
+    if route.onlink {
+        builder = builder.onlink();
+    }
+    Ok(builder.build())
+}
+
+fn invalid(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+}

@@ -1,0 +1,348 @@
+//! Kernel state as a value: what there should be, what there is, and the changes in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use subnet::{Family, Mac};
+
+use crate::name::Name;
+
+/// Protocol number (`rtm_protocol`) that marks our routes. Not assigned in
+/// include/uapi/linux/rtnetlink.h, and not in iproute2's `rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 70;
+
+/// Protocol number of routes that the kernel makes for addresses (`RTPROT_KERNEL`).
+pub const PROTOCOL_KERNEL: u8 = 2;
+
+/// Protocol number that Go flannel's routes carry, like those of boot scripts (`RTPROT_BOOT`).
+pub const PROTOCOL_BOOT: u8 = 3;
+
+/// Everything that this agent makes in the kernel. Maps and sets in one order, so that two states compare
+/// and print alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelState {
+    /// Tunnel devices.
+    pub links: BTreeMap<Name, Link>,
+    /// Addresses on these devices.
+    pub addresses: BTreeSet<(Name, IpNet)>,
+    /// Forwarding database: which node a destination MAC is behind.
+    pub fdb: BTreeMap<(Name, Mac), IpAddr>,
+    /// Permanent neighbours: the MAC of each next hop on a tunnel device.
+    pub neighbours: BTreeMap<(Name, IpAddr), Mac>,
+    /// Routes of the main table with metric 0 and TOS 0, by destination; where several have the same
+    /// destination, the one that the kernel uses.
+    pub routes: BTreeMap<IpNet, Route>,
+    /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
+    /// metric. Never wanted.
+    pub surplus: BTreeSet<Route>,
+}
+
+/// A tunnel device. `identity` can't change without making the device anew; `settings` are corrected in
+/// place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// What the device is.
+    pub identity: LinkIdentity,
+    /// How it is set up.
+    pub settings: LinkSettings,
+}
+
+/// What a device is, for as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkIdentity {
+    /// A VXLAN tunnel endpoint.
+    Vxlan(VxlanIdentity),
+    /// Something of the same name that is not what we make.
+    Other(String),
+}
+
+/// The properties of a VXLAN device that the kernel refuses to change (drivers/net/vxlan/vxlan_core.c,
+/// `vxlan_changelink`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanIdentity {
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port; when wanted: `None` takes any.
+    pub port: Option<u16>,
+    /// Group-based policy extension.
+    pub gbp: bool,
+    /// Family of the underlay.
+    pub family: Family,
+    /// Joins a multicast group, or notifies or answers instead of the FDB: never wanted.
+    pub foreign_modes: bool,
+}
+
+/// How a device is set up; all of it can be changed without losing what hangs on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkSettings {
+    /// Set up.
+    pub up: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The device's own address.
+    pub mac: Mac,
+    /// Index of the device that carries the tunnel.
+    pub lower: u32,
+    /// Source address of encapsulated packets.
+    pub local: IpAddr,
+    /// Learns peers from their frames.
+    pub learning: bool,
+}
+
+/// A route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Destination.
+    pub dst: IpNet,
+    /// Next hop.
+    pub via: Option<IpAddr>,
+    /// Device; `None` for several next hops, or a type that has none.
+    pub dev: Option<Name>,
+    /// Next hop is taken to be on the device's link (`RTNH_F_ONLINK`).
+    pub onlink: bool,
+    /// Who made it (`rtm_protocol`).
+    pub protocol: u8,
+    /// Metric (`RTA_PRIORITY`).
+    pub metric: u32,
+    /// It has a type, a scope or attributes that we never set, so it is not the same as one of ours.
+    pub odd: bool,
+}
+
+/// One change to the kernel. A value, so that it can be logged, counted, compared and dry-run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Removes a device with all that hangs on it.
+    DelLink(Name),
+    /// Makes a device.
+    AddLink(Name, Link),
+    /// Corrects the settings of a device: only those that differ, since setting a MAC to the same value
+    /// flushes the device's neighbours.
+    SetLink(Name, LinkPatch),
+    /// Adds an address.
+    AddAddress(Name, IpNet),
+    /// Removes an address.
+    DelAddress(Name, IpNet),
+    /// Adds or redirects a forwarding entry.
+    SetFdb(Name, Mac, IpAddr),
+    /// Removes a forwarding entry.
+    DelFdb(Name, Mac),
+    /// Adds or corrects a permanent neighbour.
+    SetNeighbour(Name, IpAddr, Mac),
+    /// Removes a neighbour.
+    DelNeighbour(Name, IpAddr),
+    /// Adds a route, or replaces the one to the same destination.
+    SetRoute(Route),
+    /// Removes exactly this route.
+    DelRoute(Route),
+}
+
+/// The settings of a device that are to change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkPatch {
+    /// See [`LinkSettings::up`].
+    pub up: Option<bool>,
+    /// See [`LinkSettings::mtu`].
+    pub mtu: Option<u32>,
+    /// See [`LinkSettings::mac`].
+    pub mac: Option<Mac>,
+    /// See [`LinkSettings::lower`].
+    pub lower: Option<u32>,
+    /// See [`LinkSettings::local`].
+    pub local: Option<IpAddr>,
+    /// See [`LinkSettings::learning`].
+    pub learning: Option<bool>,
+}
+
+impl LinkIdentity {
+    /// Whether a device that is `actual` can serve where `self` is wanted.
+    pub fn accepts(&self, actual: &Self) -> bool {
+        match (self, actual) {
+            (Self::Vxlan(want), Self::Vxlan(have)) => {
+                VxlanIdentity { port: have.port, ..*want } == *have
+                    && (want.port.is_none() || want.port == have.port)
+            }
+            _ => self == actual,
+        }
+    }
+}
+
+impl LinkSettings {
+    /// What has to change for `self` to become `want`.
+    pub fn patch_to(&self, want: &Self) -> LinkPatch {
+        fn differing<T: PartialEq>(have: T, want: T) -> Option<T> {
+            (have != want).then_some(want)
+        }
+        LinkPatch {
+            up: differing(self.up, want.up),
+            mtu: differing(self.mtu, want.mtu),
+            mac: differing(self.mac, want.mac),
+            lower: differing(self.lower, want.lower),
+            local: differing(self.local, want.local),
+            learning: differing(self.learning, want.learning),
+        }
+    }
+
+    /// Applies a patch.
+    pub fn patch(&mut self, patch: &LinkPatch) {
+        self.up = patch.up.unwrap_or(self.up);
+        self.mtu = patch.mtu.unwrap_or(self.mtu);
+        self.mac = patch.mac.unwrap_or(self.mac);
+        self.lower = patch.lower.unwrap_or(self.lower);
+        self.local = patch.local.unwrap_or(self.local);
+        self.learning = patch.learning.unwrap_or(self.learning);
+    }
+}
+
+impl LinkPatch {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Change {
+    /// The kind of object, for counting.
+    pub fn object(&self) -> &'static str {
+        match self {
+            Self::DelLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
+            Self::AddAddress(..) | Self::DelAddress(..) => "address",
+            Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
+            Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
+            Self::SetRoute(..) | Self::DelRoute(..) => "route",
+        }
+    }
+}
+
+impl KernelState {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Makes one change to the value, without the side effects that a kernel has.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::DelLink(name) => self.drop_link(name),
+            Change::AddLink(name, link) => {
+                self.drop_link(name);
+                self.links.insert(*name, link.clone());
+            }
+            Change::SetLink(name, patch) => {
+                if let Some(link) = self.links.get_mut(name) {
+                    link.settings.patch(patch);
+                }
+            }
+            Change::AddAddress(name, net) => {
+                self.addresses.insert((*name, *net));
+            }
+            Change::DelAddress(name, net) => {
+                self.addresses.remove(&(*name, *net));
+            }
+            Change::SetFdb(name, mac, dst) => {
+                self.fdb.insert((*name, *mac), *dst);
+            }
+            Change::DelFdb(name, mac) => {
+                self.fdb.remove(&(*name, *mac));
+            }
+            Change::SetNeighbour(name, ip, mac) => {
+                self.neighbours.insert((*name, *ip), *mac);
+            }
+            Change::DelNeighbour(name, ip) => {
+                self.neighbours.remove(&(*name, *ip));
+            }
+            Change::SetRoute(route) => {
+                self.routes.insert(route.dst, *route);
+            }
+            Change::DelRoute(route) => {
+                if !self.surplus.remove(route) && self.routes.get(&route.dst) == Some(route) {
+                    self.routes.remove(&route.dst);
+                }
+            }
+        }
+    }
+
+    /// Removes a device and, like the kernel, everything on it.
+    fn drop_link(&mut self, name: &Name) {
+        self.links.remove(name);
+        self.addresses.retain(|(dev, _)| dev != name);
+        self.fdb.retain(|(dev, _), _| dev != name);
+        self.neighbours.retain(|(dev, _), _| dev != name);
+        self.routes.retain(|_, route| route.dev != Some(*name));
+        self.surplus.retain(|route| route.dev != Some(*name));
+    }
+}
+
+impl fmt::Display for Route {
+    /// As `ip route` would take it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dst)?;
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        if let Some(dev) = self.dev {
+            write!(f, " dev {dev}")?;
+        }
+        if self.onlink {
+            f.write_str(" onlink")?;
+        }
+        if self.metric != 0 {
+            write!(f, " metric {}", self.metric)?;
+        }
+        match self.protocol {
+            PROTOCOL_BOOT => f.write_str(" proto boot"),
+            PROTOCOL_KERNEL => f.write_str(" proto kernel"),
+            number => write!(f, " proto {number}"),
+        }
+    }
+}
+
+impl fmt::Display for LinkPatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(up) = self.up {
+            f.write_str(if up { " up" } else { " down" })?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if let Some(mac) = self.mac {
+            write!(f, " address {mac}")?;
+        }
+        if let Some(lower) = self.lower {
+            write!(f, " dev #{lower}")?;
+        }
+        if let Some(local) = self.local {
+            write!(f, " local {local}")?;
+        }
+        if let Some(learning) = self.learning {
+            f.write_str(if learning { " learning" } else { " nolearning" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Change {
+    /// In the words of `ip` and `bridge`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DelLink(name) => write!(f, "link del {name}"),
+            Self::AddLink(name, link) => match &link.identity {
+                LinkIdentity::Vxlan(VxlanIdentity { vni, .. }) => {
+                    let LinkSettings { mtu, mac, local, .. } = link.settings;
+                    write!(f, "link add {name} type vxlan id {vni} local {local} mtu {mtu} address {mac}")
+                }
+                LinkIdentity::Other(kind) => write!(f, "link add {name} type {kind}"),
+            },
+            Self::SetLink(name, patch) => write!(f, "link set {name}{patch}"),
+            Self::AddAddress(name, net) => write!(f, "address add {net} dev {name}"),
+            Self::DelAddress(name, net) => write!(f, "address del {net} dev {name}"),
+            Self::SetFdb(name, mac, dst) => write!(f, "fdb replace {mac} dst {dst} dev {name}"),
+            Self::DelFdb(name, mac) => write!(f, "fdb del {mac} dev {name}"),
+            Self::SetNeighbour(name, ip, mac) => write!(f, "neigh replace {ip} lladdr {mac} dev {name}"),
+            Self::DelNeighbour(name, ip) => write!(f, "neigh del {ip} dev {name}"),
+            Self::SetRoute(route) => write!(f, "route replace {route}"),
+            Self::DelRoute(route) => write!(f, "route del {route}"),
+        }
+    }
+}
