@@ -9,17 +9,23 @@
 //! Everything left of the kernel is pure. Whatever wakes the agent, it does the same: [`reconcile`] observes,
 //! compares and applies until the kernel is as desired.
 
+pub mod backend;
 pub mod diff;
 pub mod host;
+pub mod host_gw;
 pub mod kernel;
 pub mod name;
+pub mod peers;
 pub mod reconcile;
 pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod vxlan;
 
+pub use backend::{Backend, BackendError, Node, Underlay};
 pub use host::HostView;
 pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
+pub use peers::{Peer, Peers};
 pub use reconcile::{Fights, Report, converge};
 pub use state::{Change, KernelState};
