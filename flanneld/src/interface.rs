@@ -1,9 +1,19 @@
 //! Which interface carries the traffic between nodes: a pure choice from what the host looks like.
+//!
+//! The rules are Flannel's (contract §1.5). What a selector does not fix is ranked: global addresses before
+//! link-local ones, lasting before expiring ones, and never a loopback address.
 
+use std::cmp::Ordering;
+use std::fmt;
 use std::net::IpAddr;
 
+use backends::host::{HostAddr, HostLink, HostView, Way};
+use backends::name::Name;
 use regex::bytes::Regex;
-use subnet::PublicAddrs;
+use subnet::{Family, PublicAddrs};
+
+#[cfg(test)]
+mod tests;
 
 /// What the operator says about the interface. With none of the first three, the public address decides,
 /// and without one the default route.
@@ -17,4 +27,301 @@ pub(crate) struct Selectors {
     pub(crate) can_reach: Option<IpAddr>,
     /// The addresses to announce instead of the interface's.
     pub(crate) public: PublicAddrs,
+}
+
+/// The interface that carries the traffic between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct External {
+    /// The kernel's number for it.
+    pub(crate) index: u32,
+    /// Its name.
+    pub(crate) name: Name,
+    /// Its MTU in bytes.
+    pub(crate) mtu: u32,
+    /// Its own address of each enabled family.
+    pub(crate) addr: PublicAddrs,
+    /// The address of each enabled family to announce to other nodes.
+    pub(crate) public: PublicAddrs,
+    /// Why this one, for the log.
+    pub(crate) why: String,
+}
+
+/// No interface fits. The text says what was tried and what there is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) struct NoInterface {
+    tried: Vec<String>,
+    available: Vec<String>,
+}
+
+impl fmt::Display for NoInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 16;
+        write!(f, "no interface for the traffic between nodes: {}; ", self.tried.join("; "))?;
+        let Some(shown) = self.available.get(..self.available.len().min(SHOWN)).filter(|all| !all.is_empty())
+        else {
+            return f.write_str("no interface of this host has a usable address: configure one");
+        };
+        write!(f, "this host has {}", shown.join(", "))?;
+        match self.available.len() - shown.len() {
+            0 => {}
+            more => write!(f, " and {more} more")?,
+        }
+        f.write_str(": name one of them with --iface")
+    }
+}
+
+/// Chooses the interface for `families`, and its address of each of them. The first selector that leads to
+/// an interface with all that is needed decides; `route_to` is asked for `--iface-can-reach` alone.
+///
+/// # Errors
+/// [`NoInterface`] with the reason of every selector.
+pub(crate) fn choose(
+    selectors: &Selectors,
+    host: &HostView,
+    mut route_to: impl FnMut(IpAddr) -> Result<Way, String>,
+    families: &[Family],
+) -> Result<External, NoInterface> {
+    let choice = Choice { host, families, public: &selectors.public };
+    let mut tried = Vec::new();
+    for attempt in attempts(selectors, families) {
+        let found = match attempt {
+            Attempt::DefaultRoute => choice.by_default_route(),
+            Attempt::Public(addr) => choice.by_public(addr),
+            Attempt::Named(text) => choice.by_name_or_address(text),
+            Attempt::Matching(regex) => choice.by_regex(regex),
+            Attempt::Reaching(addr) => route_to(addr).and_then(|way| choice.by_way(addr, way)),
+        };
+        match found {
+            Ok(external) => return Ok(external),
+            Err(why) => tried.push(format!("{attempt}: {why}")),
+        }
+    }
+    Err(NoInterface { tried, available: available(host) })
+}
+
+/// One selector.
+enum Attempt<'a> {
+    DefaultRoute,
+    Public(IpAddr),
+    Named(&'a str),
+    Matching(&'a Regex),
+    Reaching(IpAddr),
+}
+
+impl fmt::Display for Attempt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DefaultRoute => f.write_str("default route"),
+            Self::Public(IpAddr::V4(addr)) => write!(f, "--public-ip={addr}"),
+            Self::Public(IpAddr::V6(addr)) => write!(f, "--public-ipv6={addr}"),
+            Self::Named(text) => write!(f, "--iface={}", subnet::gojson::shortened(text)),
+            Self::Matching(regex) => write!(f, "--iface-regex={}", regex.as_str()),
+            Self::Reaching(addr) => write!(f, "--iface-can-reach={addr}"),
+        }
+    }
+}
+
+fn attempts<'a>(selectors: &'a Selectors, families: &[Family]) -> Vec<Attempt<'a>> {
+    let named = selectors.iface.iter().map(|text| match text.as_str() {
+        "" => Attempt::DefaultRoute,
+        text => Attempt::Named(text),
+    });
+    let all: Vec<_> = named
+        .chain(selectors.regex.iter().map(Attempt::Matching))
+        .chain(selectors.can_reach.map(Attempt::Reaching))
+        .collect();
+    if !all.is_empty() {
+        return all;
+    }
+    let enabled = Family::BOTH.into_iter().filter(|family| families.contains(family));
+    let public = enabled.filter_map(|family| selectors.public.get(family)).next();
+    vec![public.map_or(Attempt::DefaultRoute, Attempt::Public)]
+}
+
+/// What all selectors choose from.
+#[derive(Clone, Copy)]
+struct Choice<'a> {
+    host: &'a HostView,
+    families: &'a [Family],
+    public: &'a PublicAddrs,
+}
+
+impl Choice<'_> {
+    fn by_default_route(self) -> Result<External, String> {
+        let mut leaves_by: Option<(Family, u32)> = None;
+        for &family in self.families {
+            let routes = self.host.defaults.iter().filter(|route| route.family == family);
+            let Some(route) = routes.min_by_key(|route| route.metric) else {
+                return Err(format!("there is no {family} default route"));
+            };
+            let Some(link) = route.link else {
+                return Err(format!("the {family} default route has several next hops"));
+            };
+            match leaves_by {
+                Some((other, before)) if before != link => {
+                    let (before, link) = (self.shown(before), self.shown(link));
+                    return Err(format!(
+                        "the {other} default route leaves by {before}, but that of {family} by {link}"
+                    ));
+                }
+                _ => leaves_by = Some((family, link)),
+            }
+        }
+        let (_, index) = leaves_by.ok_or("neither IPv4 nor IPv6 is enabled")?;
+        self.complete(self.link(index)?, &[], "the default route leaves by it".into())
+    }
+
+    fn by_public(self, addr: IpAddr) -> Result<External, String> {
+        self.by_address(addr, format!("{} is its address", Attempt::Public(addr))).ok_or(
+            "no interface of this host has it; if it is an address that others see behind NAT, \
+             give the interface too, with --iface=NAME",
+        )?
+    }
+
+    fn by_name_or_address(self, text: &str) -> Result<External, String> {
+        if let Ok(addr) = text.parse::<IpAddr>() {
+            return self
+                .by_address(addr, format!("--iface={addr} is its address"))
+                .ok_or("no interface of this host has this address")?;
+        }
+        let link = self.host.link(text).ok_or("this host has no such interface")?;
+        self.complete(link, &[], format!("--iface={text} names it"))
+    }
+
+    /// The interface that has `addr`; `None` if there is none.
+    fn by_address(self, addr: IpAddr, why: String) -> Option<Result<External, String>> {
+        let has = |link: &HostLink, addr| link.addresses.iter().any(|own| own.net.addr() == addr);
+        let link = self.host.links.values().find(|link| has(link, addr))?;
+        // Flannel's rule: an IPv4 address decides for both families, so that a public IPv6 address has to
+        // be on the same interface, where it then is the interface's address too.
+        let other = match (addr, self.public.v6) {
+            (IpAddr::V4(_), Some(v6)) if self.families == Family::BOTH => Some(IpAddr::V6(v6)),
+            _ => None,
+        };
+        Some(match other {
+            Some(v6) if !has(link, v6) => Err(format!(
+                "it is an address of {name}, which does not have --public-ipv6={v6}: \
+                 choose the interface by name, --iface={name}, to announce an address that it does not have",
+                name = link.name
+            )),
+            Some(v6) => self.complete(link, &[addr, v6], why),
+            None => self.complete(link, &[addr], why),
+        })
+    }
+
+    fn by_regex(self, regex: &Regex) -> Result<External, String> {
+        let matches = |text: &str| regex.is_match(text.as_bytes());
+        let mut incomplete = None;
+        let by_address = self.host.links.values().filter_map(|link| {
+            let fixed: Vec<IpAddr> = self
+                .families
+                .iter()
+                .filter_map(|&family| {
+                    usable(link, family).into_iter().find(|addr| matches(&addr.to_string()))
+                })
+                .collect();
+            // One address of each family, all on this link; half a match is none.
+            (!fixed.is_empty() && fixed.len() == self.families.len()).then(|| {
+                let addrs: Vec<String> = fixed.iter().map(ToString::to_string).collect();
+                let why =
+                    format!("--iface-regex={} matches its address {}", regex.as_str(), addrs.join(" and "));
+                (link, fixed, why)
+            })
+        });
+        let by_name = self
+            .host
+            .links
+            .values()
+            .filter(|link| matches(link.name.as_str()))
+            .map(|link| (link, Vec::new(), format!("--iface-regex={} matches its name", regex.as_str())));
+        for (link, fixed, why) in by_address.chain(by_name) {
+            match self.complete(link, &fixed, why) {
+                Ok(external) => return Ok(external),
+                Err(why) => incomplete = incomplete.or(Some(why)),
+            }
+        }
+        Err(incomplete
+            .unwrap_or_else(|| "it matches neither the addresses nor the name of any interface".into()))
+    }
+
+    fn by_way(self, to: IpAddr, way: Way) -> Result<External, String> {
+        if self.host.links.values().any(|link| link.addresses.iter().any(|own| own.net.addr() == to)) {
+            return Err(format!("it is an address of this host: use --iface={to} instead"));
+        }
+        // An IPv6 source may be a privacy address, which expires; the best address of the link does not.
+        let source = way.source.filter(|source| source.is_ipv4() && !source.is_unspecified());
+        let fixed: Vec<IpAddr> = source.into_iter().collect();
+        self.complete(self.link(way.link)?, &fixed, format!("{to} is reached by it (--iface-can-reach)"))
+    }
+
+    /// The interface with one address of each family: the fixed one, else its best.
+    fn complete(self, link: &HostLink, fixed: &[IpAddr], why: String) -> Result<External, String> {
+        let name = link.name;
+        if link.mtu == 0 {
+            return Err(format!("the MTU of {name} is 0"));
+        }
+        let mut addrs = Vec::new();
+        for &family in self.families {
+            let fixed = fixed.iter().copied().find(|addr| Family::of(*addr) == family);
+            let best = || usable(link, family).into_iter().next();
+            let addr = fixed.or_else(best).ok_or_else(|| format!("{name} has no usable {family} address"))?;
+            addrs.push(addr);
+        }
+        let announced = |addr: &IpAddr| self.public.get(Family::of(*addr)).unwrap_or(*addr);
+        Ok(External {
+            index: link.index,
+            name,
+            mtu: link.mtu,
+            public: addrs.iter().map(announced).collect(),
+            addr: addrs.into_iter().collect(),
+            why,
+        })
+    }
+
+    fn link(&self, index: u32) -> Result<&HostLink, String> {
+        self.host.links.get(&index).ok_or_else(|| format!("{} is gone", self.shown(index)))
+    }
+
+    fn shown(&self, index: u32) -> String {
+        self.host.links.get(&index).map_or_else(|| format!("interface {index}"), |link| link.name.to_string())
+    }
+}
+
+/// The addresses of one family that other nodes may send to, best first. Equals keep the kernel's order.
+fn usable(link: &HostLink, family: Family) -> Vec<IpAddr> {
+    let mut found: Vec<&HostAddr> = link
+        .addresses
+        .iter()
+        .filter(|own| Family::of(own.net.addr()) == family && !own.deprecated && is_unicast(own.net.addr()))
+        .collect();
+    found.sort_by(|a, b| rank(a, b));
+    found.into_iter().map(|own| own.net.addr()).collect()
+}
+
+fn rank(a: &HostAddr, b: &HostAddr) -> Ordering {
+    let key = |own: &HostAddr| (is_link_local(own.net.addr()), !own.permanent, own.temporary);
+    key(a).cmp(&key(b))
+}
+
+/// Go's "global or link-local unicast": not loopback, multicast, broadcast or unspecified.
+fn is_unicast(addr: IpAddr) -> bool {
+    let broadcast = matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
+    !addr.is_loopback() && !addr.is_multicast() && !addr.is_unspecified() && !broadcast
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// The interfaces with usable addresses, as an error lists them.
+fn available(host: &HostView) -> Vec<String> {
+    let shown = |link: &HostLink| {
+        let addrs = Family::BOTH.into_iter().flat_map(|family| usable(link, family));
+        let addrs: Vec<String> = addrs.map(|addr| addr.to_string()).collect();
+        (!addrs.is_empty()).then(|| format!("{} ({})", link.name, addrs.join(", ")))
+    };
+    host.links.values().filter_map(shown).collect()
 }
