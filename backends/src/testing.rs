@@ -23,10 +23,12 @@ mod ping;
 mod pod;
 mod process;
 
+use std::env;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 pub use agent::Agent;
 pub use etcd::Etcd;
@@ -36,6 +38,15 @@ pub use ping::{Pinger, Pings};
 pub use pod::Pod;
 pub use process::{NsCommand, Process};
 pub use rustix::process::Signal;
+
+/// The workspace's program `name`, built in the same profile as the one that asks: beside it, or for a test
+/// one directory above.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = env::current_exe().context("this program's own path is unknown")?;
+    let candidates = own.ancestors().skip(1).take(2).map(|dir: &Path| dir.join(name));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.with_context(|| format!("no program {name} beside {}: make build", own.display()))
+}
 
 /// Polls `condition` until it holds; an error with `what` once `limit` has passed.
 pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {

@@ -155,15 +155,19 @@ impl Netlink {
 
     fn change_link(&mut self, change: &Change) -> io::Result<()> {
         let index = device(change).and_then(|name| self.indexes.get(&name).copied());
-        let request = encode::request(change, index.unwrap_or(0))?;
         match change {
-            Change::AddLink(name, link) => self.add_link(name, request, link.settings.up),
-            Change::DelLink(name) => {
-                self.indexes.remove(name);
-                self.conversation.change(request)
+            Change::AddLink(name, link) => self.add_link(name, encode::request(change, 0)?, link.settings.up),
+            Change::SetLink(name, patch) => {
+                let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
+                encode::steps(patch).try_for_each(|step| {
+                    self.conversation.change(encode::request(&Change::SetLink(*name, step), index)?)
+                })
             }
-            _ if index.is_none() => Err(io::Error::from_raw_os_error(errno::ENODEV)),
-            _ => self.conversation.change(request),
+            _ => {
+                let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
+                self.indexes.retain(|_, known| *known != index);
+                self.conversation.change(encode::request(change, index)?)
+            }
         }
     }
 }

@@ -83,10 +83,10 @@ impl Namespace {
         self.run(|| fs::write(&path, value)).with_context(|| format!("can't write {value:?} to {path}"))
     }
 
-    /// Whether a single echo request to `target` is answered within a second.
+    /// Whether an echo request to `target` is answered within two seconds.
     pub fn reaches(&self, target: IpAddr) -> anyhow::Result<bool> {
         let target = target.to_string();
-        Ok(self.command("ping").args(["-n", "-c1", "-W1", &target]).output()?.status.success())
+        Ok(self.command("ping").args(["-n", "-c1", "-w2", "-i0.2", &target]).output()?.status.success())
     }
 
     /// Asks the HTTP server at `address` for `path`; gives the status code and the body.

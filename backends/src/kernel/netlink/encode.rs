@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -79,12 +79,11 @@ fn new_vxlan(name: &str, link: &Link) -> io::Result<LinkMessage> {
     Ok(builder.build())
 }
 
-/// `RTM_NEWLINK` for an existing index: the only message that changes a device's own properties too.
+/// `RTM_NEWLINK` for an existing index: the only message that changes a tunnel's own properties.
 fn patched(index: u32, patch: &LinkPatch) -> LinkMessage {
     let LinkPatch { up, mtu, mac, lower, local, learning } = *patch;
-    let with_data = lower.is_some() || local.is_some() || learning.is_some();
-    let mut builder: LinkMessageBuilder<LinkVxlan> = if with_data {
-        LinkMessageBuilder::new_with_info_kind(netlink_packet_route::link::InfoKind::Vxlan)
+    let mut builder: LinkMessageBuilder<LinkVxlan> = if is_tunnel_patch(patch) {
+        LinkMessageBuilder::new_with_info_kind(InfoKind::Vxlan)
     } else {
         LinkMessageBuilder::default()
     };
@@ -104,13 +103,26 @@ fn patched(index: u32, patch: &LinkPatch) -> LinkMessage {
         builder = builder.mtu(mtu);
     }
     if let Some(mac) = mac {
-        builder = builder.append_extra_attribute(LinkAttribute::Address(mac.0.to_vec()));
+        builder = builder.address(mac.0.to_vec());
     }
     match up {
         Some(true) => builder.up().build(),
         Some(false) => builder.down().build(),
         None => builder.build(),
     }
+}
+
+fn is_tunnel_patch(patch: &LinkPatch) -> bool {
+    patch.lower.is_some() || patch.local.is_some() || patch.learning.is_some()
+}
+
+/// A patch as the kernel takes it: it refuses an MTU together with a tunnel's own properties
+/// (drivers/net/vxlan/vxlan_core.c, `vxlan_nl2conf`), and may need the new device underneath for the MTU.
+pub(super) fn steps(patch: &LinkPatch) -> impl Iterator<Item = LinkPatch> + use<> {
+    let LinkPatch { up, mtu, mac, lower, local, learning } = *patch;
+    let tunnel = LinkPatch { lower, local, learning, ..LinkPatch::default() };
+    let device = LinkPatch { up, mtu, mac, ..LinkPatch::default() };
+    [tunnel, device].into_iter().filter(|step| !step.is_empty())
 }
 
 fn address(index: u32, addr: IpAddr, len: u8) -> AddressMessage {
