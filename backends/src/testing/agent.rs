@@ -66,7 +66,7 @@ impl Agent {
             Ok(Some(status)) => Some(Err(anyhow!("flanneld ended ({status})"))),
             _ => self.get("/readyz").is_ok_and(|(code, _)| code == 200).then_some(Ok(())),
         });
-        outcome.and_then(|ended| ended).with_context(|| format!("its log:\n{}", self.log()))
+        outcome.and_then(|ended| ended).map_err(|error| anyhow!("{error}; its log:\n{}", self.log()))
     }
 
     /// Asks its HTTP server for `path`; gives the status code and the body.

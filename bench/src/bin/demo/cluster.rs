@@ -155,7 +155,7 @@ impl Site {
 
 fn spawn(node: &Node, flanneld: &Path, leases: &TempDir) -> anyhow::Result<Agent> {
     let store = format!("--lease-store=file:{}", leases.path().display());
-    Agent::spawn(node, flanneld, [store.as_str(), "--ip-masq=true"])
+    Agent::spawn(node, flanneld, [store])
 }
 
 /// The embedded store: a directory with the configuration, in which the agents put their leases.
