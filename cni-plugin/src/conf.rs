@@ -173,7 +173,7 @@ impl Network {
             members.insert("cniVersion".into(), gojson::to_string(&self.cni_version));
         }
         if let Some(result) = &self.prev_result {
-            members.insert("prevResult".into(), gojson::to_string(result));
+            members.insert("prevResult".into(), gojson::to_string(&route::with_gateways(result.clone())));
         }
         Delegate { text: object_text(&members), ..kept }
     }

@@ -15,16 +15,16 @@ use crate::error::{self, CniError};
 /// Why a delegate gave no answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The program never ran, so it has left nothing behind.
-    NotStarted(CniError),
+    /// The program did not start, or knows nothing of the configuration's version: it has done nothing.
+    Nothing(CniError),
     /// It ran and failed; what it did until then is for DEL to undo.
-    Failed(CniError),
+    Halfway(CniError),
 }
 
 impl From<Failure> for CniError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NotStarted(error) | Failure::Failed(error) => error,
+            Failure::Nothing(error) | Failure::Halfway(error) => error,
         }
     }
 }
@@ -66,27 +66,30 @@ pub(crate) fn run(program: &Path, verb: Verb, config: &str) -> Result<Vec<u8>, F
     let trouble =
         |error: io::Error| failed(verb, format!("failed to run plugin {}: {error}", program.display()));
     let mut child = started(program, verb, || thread::sleep(Duration::from_secs(1)))
-        .map_err(|error| Failure::NotStarted(trouble(error)))?;
+        .map_err(|error| Failure::Nothing(trouble(error)))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A delegate that ends without reading tells more by its exit status than this error would.
         let _ = stdin.write_all(config.as_bytes());
     }
-    let output = child.wait_with_output().map_err(|error| Failure::Failed(trouble(error)))?;
+    let output = child.wait_with_output().map_err(|error| Failure::Halfway(trouble(error)))?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    Err(Failure::Failed(CniError::from_delegate(&output.stdout).unwrap_or_else(|| {
+    let error = CniError::from_delegate(&output.stdout).unwrap_or_else(|| {
         let said = gojson::shortened(&String::from_utf8_lossy(&output.stdout));
         failed(
             verb,
             format!(
-                "plugin {} ended with {} and printed no CNI error but {said:?}: see its standard error in the log \
-                 of the container runtime",
+                "plugin {} ended with {} and printed no CNI error but {said:?}: see its standard error in the \
+                 log of the container runtime",
                 program.display(),
                 output.status
             ),
         )
-    })))
+    });
+    // The version is checked before anything is done.
+    let nothing_done = error.code == error::INCOMPATIBLE_VERSION;
+    Err(if nothing_done { Failure::Nothing(error) } else { Failure::Halfway(error) })
 }
 
 /// An installer that is just writing the program makes execve fail for a moment.
@@ -143,17 +146,17 @@ mod tests {
     fn a_delegate_that_says_nothing_useful_is_named_with_its_exit_status() {
         let directory = tempfile::tempdir().unwrap();
         let program = program(directory.path(), "#!/bin/sh\necho nonsense; exit 3\n");
-        let Err(Failure::Failed(error)) = run(&program, Verb::Del, "{}") else { panic!("it failed") };
+        let Err(Failure::Halfway(error)) = run(&program, Verb::Del, "{}") else { panic!("it failed") };
         assert_eq!(error.code, 999);
         assert!(error.msg.contains("exit status: 3") && error.msg.contains("nonsense"), "{}", error.msg);
         assert!(error.msg.contains(program.to_str().unwrap()), "{}", error.msg);
     }
 
     #[test]
-    fn a_file_that_is_no_program_is_reported_as_not_started() {
+    fn a_file_that_is_no_program_has_done_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let program = program(directory.path(), "\u{0}nothing");
-        assert!(matches!(run(&program, Verb::Add, "{}"), Err(Failure::NotStarted(_))));
+        assert!(matches!(run(&program, Verb::Add, "{}"), Err(Failure::Nothing(_))));
     }
 
     #[test]

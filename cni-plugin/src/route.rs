@@ -1,4 +1,4 @@
-//! Routes of the configuration's `ipam`, brought into the form in which Go plugins write them.
+//! Routes: of the configuration's `ipam`, as Go plugins write them, and of a result, as Go plugins check them.
 
 use std::net::IpAddr;
 
@@ -40,6 +40,25 @@ fn one(route: &Value) -> Result<String, String> {
         }
     }
     Ok(members + "}")
+}
+
+/// `result` with a gateway in each route that has none: that of the family's first address, which is what
+/// delegates put into the kernel. Those before 1.3 look for such a route without a gateway, and would find
+/// every pod broken (containernetworking/plugins#886).
+pub(crate) fn with_gateways(mut result: Value) -> Value {
+    let given = |object: &Value, key: &str| object.get(key)?.as_str()?.parse::<IpAddr>().ok();
+    let gateways: Vec<IpAddr> =
+        result["ips"].as_array().into_iter().flatten().filter_map(|ip| given(ip, "gateway")).collect();
+    for route in result.get_mut("routes").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(dst) = route.get("dst").and_then(Value::as_str) else { continue };
+        let ipv6 = dst.contains(':');
+        // A scope may mean that there is none on purpose.
+        let lacks = given(route, "gw").is_none() && route.get("scope").is_none_or(Value::is_null);
+        if let Some(gateway) = gateways.iter().find(|gateway| lacks && gateway.is_ipv6() == ipv6) {
+            route["gw"] = gateway.to_string().into();
+        }
+    }
+    result
 }
 
 /// A prefix with the host bits that were given: the delegate sees them under a Go plugin too.
@@ -90,6 +109,23 @@ mod tests {
         ] {
             let error = reencoded(&routes).unwrap_err();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn routes_of_a_result_get_the_gateway_of_their_family_unless_they_have_one() {
+        let given = json!({
+            "ips": [{"address": "10.1.17.2/24", "gateway": "10.1.17.1"}, {"gateway": "fc00::1"}, {"gateway": "fc00::9"}],
+            "routes": [{"dst": "10.1.0.0/16"}, {"dst": "fc00::/48", "gw": null}, {"dst": "0.0.0.0/0", "gw": "10.1.17.9"},
+                       {"dst": "10.9.0.0/16", "scope": 253}, 7],
+            "dns": {}
+        });
+        let mut expected = given.clone();
+        expected["routes"][0]["gw"] = "10.1.17.1".into();
+        expected["routes"][1]["gw"] = "fc00::1".into();
+        assert_eq!(with_gateways(given), expected);
+        for odd in [json!({}), json!([]), json!(null), json!({"ips": 1, "routes": [[], {"dst": "::/0"}]})] {
+            assert_eq!(with_gateways(odd.clone()), odd);
         }
     }
 

@@ -21,7 +21,7 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
     let program = delegate::find(&delegate.plugin, &call.path, Verb::Add)?;
     let file = saved::keep(&network.data_dir, &call.container, &call.ifname, &delegate.text)?;
     let output = delegate::run(&program, Verb::Add, &delegate.text).map_err(|failure| {
-        if let Failure::NotStarted(_) = failure {
+        if let Failure::Nothing(_) = failure {
             removed(saved::remove(&file));
         }
         CniError::from(failure)
@@ -33,26 +33,35 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
 /// Disconnects a pod. What was kept goes only when the delegate has succeeded, so that the runtime's next
 /// try finds it; and what can't be read is made anew, so that no address stays reserved.
 pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
-    let (delegate, file) = match find(call, network) {
-        Saved::Config(file, delegate) => (delegate, Some(file)),
+    match find(call, network) {
+        Saved::Config(file, delegate) => {
+            run_del(call, &delegate)?;
+            removed(saved::remove(&file));
+        }
         Saved::Broken(file, why) => {
             note(&format!("{}: {why}: taking the pod down by the network configuration", file.display()));
-            (anew(network)?, Some(file))
+            run_del(call, &anew(network)?)?;
+            removed(saved::remove(&file));
         }
-        // Without a usable configuration, or without the program, there was no ADD to be undone.
-        Saved::Nothing => match anew(network) {
-            Ok(delegate) if delegate::find(&delegate.plugin, &call.path, Verb::Del).is_ok() => {
-                (delegate, None)
-            }
-            _ => return Ok(()),
-        },
-    };
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Del)?;
-    delegate::run(&program, Verb::Del, &delegate.text)?;
-    if let Some(file) = file {
-        removed(saved::remove(&file));
+        Saved::Nothing => del_unknown(call, network)?,
     }
     call.check_netns()
+}
+
+/// DEL without a trace of an ADD: perhaps it was lost, perhaps there was none. There was none for certain
+/// when this configuration could not have been used, and a pod must not be stuck for that.
+fn del_unknown(call: &Call, network: &Network) -> Result<(), CniError> {
+    let Ok(delegate) = anew(network) else { return Ok(()) };
+    let Ok(program) = delegate::find(&delegate.plugin, &call.path, Verb::Del) else { return Ok(()) };
+    match delegate::run(&program, Verb::Del, &delegate.text) {
+        Err(Failure::Nothing(error)) if error.code == error::INCOMPATIBLE_VERSION => Ok(()),
+        outcome => Ok(outcome.map(drop)?),
+    }
+}
+
+fn run_del(call: &Call, delegate: &Delegate) -> Result<(), CniError> {
+    let program = delegate::find(&delegate.plugin, &call.path, Verb::Del)?;
+    Ok(delegate::run(&program, Verb::Del, &delegate.text).map(drop)?)
 }
 
 /// Has the delegate compare the pod with the result of its ADD.

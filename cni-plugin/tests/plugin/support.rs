@@ -1,0 +1,175 @@
+//! A node to call the plugin on: a directory for everything it writes, and network namespaces.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+
+/// Where Debian's containernetworking-plugins are.
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
+/// A `CNI_NETNS` for delegates that don't look at it.
+pub(crate) const NO_NETNS: &str = "/nowhere/netns";
+/// `subnet.env` of most tests.
+pub(crate) const V4: &str =
+    "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
+
+/// A network namespace that goes away with the value.
+pub(crate) struct Namespace(String);
+
+impl Namespace {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert_eq!(fs::metadata("/proc/self").unwrap().uid(), 0, "run as root: network namespaces are made");
+        let name = format!("cni{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        ip(&["netns", "add", &name]);
+        Self(name)
+    }
+
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    /// Runs `ip` in it; gives what it printed.
+    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
+        ip(&[&["-n", &self.0], arguments].concat())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().expect("install the package iproute2");
+    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a call of the plugin gave.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) success: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Answer {
+    /// The result of a call that must succeed.
+    #[track_caller]
+    pub(crate) fn result(&self) -> Value {
+        assert!(self.success, "{self:?}");
+        serde_json::from_str(if self.stdout.is_empty() { "null" } else { &self.stdout }).unwrap()
+    }
+
+    /// Code and message of a call that must fail.
+    #[track_caller]
+    pub(crate) fn error(&self) -> (u64, String) {
+        assert!(!self.success, "{self:?}");
+        let error: Value = serde_json::from_str(&self.stdout).unwrap();
+        (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
+    }
+}
+
+/// The directories of a node, and the namespace in which its bridge is.
+pub(crate) struct Node {
+    directory: tempfile::TempDir,
+    host: Option<Namespace>,
+}
+
+/// One attachment's variables.
+#[derive(Clone, Copy)]
+pub(crate) struct Pod<'a> {
+    pub(crate) container: &'a str,
+    pub(crate) ifname: &'a str,
+    pub(crate) netns: &'a str,
+}
+
+impl Node {
+    /// A node whose delegate only hands out addresses.
+    pub(crate) fn new(subnet_env: &str) -> Self {
+        let plugin = Path::new(PLUGINS).join("bridge");
+        assert!(plugin.is_file(), "no {}: install the package containernetworking-plugins", plugin.display());
+        let node = Self { directory: tempfile::tempdir().unwrap(), host: None };
+        fs::write(node.path("subnet.env"), subnet_env).unwrap();
+        node
+    }
+
+    /// A node with a network namespace of its own, for a bridge.
+    pub(crate) fn with_namespace(subnet_env: &str) -> Self {
+        Self { host: Some(Namespace::new()), ..Self::new(subnet_env) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A network configuration for this node, with its own directories.
+    pub(crate) fn network(&self, name: &str, version: &str, delegate: Value) -> Value {
+        json!({
+            "name": name, "cniVersion": version, "type": "flannel", "delegate": delegate,
+            "subnetFile": self.path("subnet.env"), "dataDir": self.path("flannel"),
+            "ipam": {"dataDir": self.path("addresses")},
+        })
+    }
+
+    pub(crate) fn call(&self, verb: &str, pod: Pod<'_>, network: &Value) -> Answer {
+        self.call_with(verb, pod, &network.to_string(), &[])
+    }
+
+    /// Calls the plugin with more variables, or other values of the usual ones.
+    pub(crate) fn call_with(&self, verb: &str, pod: Pod<'_>, stdin: &str, more: &[(&str, &str)]) -> Answer {
+        let flannel = env!("CARGO_BIN_EXE_flannel");
+        let mut command = match &self.host {
+            None => Command::new(flannel),
+            Some(host) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &host.0, flannel]);
+                command
+            }
+        };
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", pod.container)
+            .env("CNI_IFNAME", pod.ifname)
+            .env("CNI_NETNS", pod.netns)
+            .env("CNI_PATH", PLUGINS)
+            .envs(more.iter().copied());
+        answer(command, stdin)
+    }
+
+    /// Names of the files kept for DEL, sorted.
+    pub(crate) fn kept(&self) -> Vec<String> {
+        names(&self.path("flannel"))
+    }
+
+    /// The addresses that `host-local` holds for a network, sorted.
+    pub(crate) fn reserved(&self, network: &str) -> Vec<String> {
+        let mut names = names(&self.path("addresses").join(network));
+        names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
+        names
+    }
+}
+
+/// Runs `command` with `stdin`.
+pub(crate) fn answer(mut command: Command, stdin: &str) -> Answer {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", output.status);
+    Answer { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
