@@ -59,6 +59,11 @@ pub trait Backend: Send + Sync {
     /// [`BackendError`] naming what stands in the way and the remedy.
     fn check(&self, node: &Node) -> Result<(), BackendError>;
 
+    /// Something in the configuration that this node can't follow to the letter, for the log.
+    fn remark(&self, _node: &Node) -> Option<String> {
+        None
+    }
+
     /// The kernel state that reaches every peer.
     fn plan(&self, node: &Node, own: &subnet::Subnets, mac: Mac, peers: &[Peer]) -> KernelState;
 }

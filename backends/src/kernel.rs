@@ -4,10 +4,13 @@
 pub mod fake;
 pub mod netlink;
 
+use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
+use tokio::sync::Notify;
 
 use crate::host::{HostView, Way};
 use crate::name::Name;
@@ -20,6 +23,8 @@ pub enum KernelError {
     /// One change was refused.
     #[error("{change}: {source}")]
     Refused {
+        /// The kind of object, see [`Change::object`].
+        object: &'static str,
         /// The change in the words of `ip`.
         change: String,
         /// The kernel's errno.
@@ -38,6 +43,16 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
+}
+
+impl KernelError {
+    /// Whether the node itself is not as it should be, rather than the way to one peer.
+    pub fn concerns_node(&self) -> bool {
+        match self {
+            Self::Refused { object, .. } => matches!(*object, "link" | "address"),
+            Self::NoDevice(_) | Self::Netlink { .. } => true,
+        }
+    }
 }
 
 /// What was read from the kernel at one moment.
@@ -62,6 +77,8 @@ pub struct Scope {
     pub subnet_lens: Vec<(subnet::Family, u8)>,
     /// The external interface.
     pub underlay: Option<u32>,
+    /// The tunnel devices of the current configuration, wanted or not.
+    pub devices: Vec<Name>,
 }
 
 impl Scope {
@@ -108,6 +125,19 @@ impl Scope {
     }
 }
 
+/// What the reconciler cares about at the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Interest {
+    /// What the kernel should contain.
+    pub desired: Arc<KernelState>,
+    /// The host as last read.
+    pub host: Arc<HostView>,
+    /// Whose objects are ours.
+    pub scope: Scope,
+    /// No external interface is known: any link, address or default route may change that.
+    pub choosing: bool,
+}
+
 /// Whether a device name has the form that Flannel gives its VXLAN devices.
 pub fn is_vxlan_name(name: &Name) -> bool {
     let number = name.as_str().strip_prefix("flannel.").or_else(|| name.as_str().strip_prefix("flannel-v6."));
@@ -131,4 +161,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// [`KernelError`] when there is no way, or the kernel can't be asked.
     fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError>;
+}
+
+/// The kernel's notifications.
+pub trait Notices: Send + 'static {
+    /// Notifies `moved` whenever something of interest moves, and never says what: many notifications
+    /// while nobody looks are one. Returns only when there will be no more.
+    fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> impl Future<Output = KernelError> + Send;
 }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use subnet::net::host;
 use subnet::{Attachment, Family, Mac, Subnets, Vtep, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Node};
+use crate::backend::{Backend, BackendError, Node, Underlay};
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, ROUTE_PROTOCOL, Route, VxlanIdentity};
@@ -41,8 +41,7 @@ impl Vxlan {
     fn link(&self, node: &Node, local: IpAddr, mac: Mac) -> Link {
         let VxlanConfig { vni, port, gbp, learning, .. } = self.config;
         let family = Family::of(local);
-        // The kernel accepts no more than what the device underneath has room for.
-        let mtu = self.mtu(node.underlay.mtu).min(node.underlay.mtu.saturating_sub(OVERHEAD));
+        let mtu = self.mtu(node.underlay.mtu);
         Link {
             identity: LinkIdentity::Vxlan(VxlanIdentity { vni, port, gbp, family, foreign_modes: false }),
             settings: LinkSettings { up: true, mtu, mac, lower: node.underlay.index, local, learning },
@@ -56,7 +55,15 @@ impl Backend for Vxlan {
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
-        self.config.mtu.unwrap_or(underlay).saturating_sub(OVERHEAD)
+        // The kernel accepts no more than what the device underneath has room for, and pods that believe
+        // in more would lose their large packets.
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(OVERHEAD)
+    }
+
+    fn remark(&self, node: &Node) -> Option<String> {
+        let Underlay { name, mtu, .. } = node.underlay;
+        let wanted = self.config.mtu.filter(|wanted| *wanted > mtu)?;
+        Some(format!("Backend.MTU is {wanted}, but {name} carries {mtu} bytes: using {mtu}"))
     }
 
     fn device(&self) -> Option<Name> {
@@ -105,7 +112,6 @@ impl Backend for Vxlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Underlay;
     use subnet::PublicAddrs;
 
     fn node(mtu: u32) -> Node {
@@ -150,5 +156,7 @@ mod tests {
         assert_eq!(device_mtu(None, 9000), 8950);
         assert_eq!(device_mtu(Some(1400), 1500), 1350);
         assert_eq!(device_mtu(Some(9000), 1500), 1450);
+        assert!(vxlan(Some(9000)).remark(&node(1500)).unwrap().contains("9000"));
+        assert_eq!(vxlan(Some(1400)).remark(&node(1500)), None);
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backends::backend::select;
-use backends::kernel::netlink::{Interest, Listener, Netlink};
+use backends::kernel::netlink::{Listener, Netlink};
+use backends::kernel::{Interest, Notices};
 use backends::testing::{Fabric, Node as Machine, Pod};
 use backends::{Backend, Change, Kernel, KernelState, Node, Peers, Report, Scope, Underlay, converge};
 use subnet::lease::parse_key;
@@ -75,6 +76,7 @@ impl<'m> Agent<'m> {
             subnets: self.own.iter().collect(),
             subnet_lens: vec![(Family::V4, 24)],
             underlay: Some(self.node.underlay.index),
+            devices: self.backend.device().into_iter().collect(),
         }
     }
 

@@ -65,7 +65,10 @@ impl Kernel for FakeKernel {
         for (index, change) in changes.iter().enumerate() {
             if let Some(errno) = self.failing.get(change.object()) {
                 let source = io::Error::from_raw_os_error(*errno);
-                failures.push((index, KernelError::Refused { change: change.to_string(), source }));
+                failures.push((
+                    index,
+                    KernelError::Refused { object: change.object(), change: change.to_string(), source },
+                ));
                 continue;
             }
             self.log.push(change.to_string());

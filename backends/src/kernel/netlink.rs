@@ -24,7 +24,7 @@ use crate::state::{Change, KernelState, LinkPatch};
 use decode::{LinkFacts, NeighbourFacts};
 use socket::{Conversation, Request};
 
-pub use listen::{Interest, Listener};
+pub use listen::Listener;
 
 /// The routes that matter to us, and the default routes.
 type Found = (Vec<decode::RouteFacts>, Vec<DefaultRoute>);
@@ -186,7 +186,7 @@ impl Kernel for Netlink {
             let stale = is_vxlan_name(&name)
                 && link.is_vxlan()
                 && scope.owns_device_with(addresses.iter().map(|address| address.net));
-            if desired.links.contains_key(&name) || stale {
+            if desired.links.contains_key(&name) || scope.devices.contains(&name) || stale {
                 let nets = addresses.iter().map(|address| address.net);
                 state.addresses.extend(
                     nets.filter(|net| desired.addresses.contains(&(name, *net)) || scope.owns_address(*net))
@@ -308,7 +308,9 @@ fn record(
     if let Err(source) = outcome
         && !already_so(&changes[position], &source)
     {
-        failures.push((position, KernelError::Refused { change: changes[position].to_string(), source }));
+        let change = &changes[position];
+        let refused = KernelError::Refused { object: change.object(), change: change.to_string(), source };
+        failures.push((position, refused));
     }
 }
 

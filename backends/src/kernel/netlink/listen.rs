@@ -5,7 +5,7 @@
 //! what is desired.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -15,23 +15,9 @@ use tokio::sync::Notify;
 
 use super::decode::{self, NeighbourFacts};
 use super::socket::messages;
-use crate::host::HostView;
-use crate::kernel::{KernelError, Scope};
+use crate::kernel::{Interest, KernelError, Notices};
 use crate::name::Name;
-use crate::state::{KernelState, PROTOCOL_KERNEL};
-
-/// What the reconciler cares about at the moment.
-#[derive(Clone, Debug, Default)]
-pub struct Interest {
-    /// What the kernel should contain.
-    pub desired: Arc<KernelState>,
-    /// The host as last read.
-    pub host: Arc<HostView>,
-    /// Whose objects are ours.
-    pub scope: Scope,
-    /// No external interface is known: any link, address or default route may change that.
-    pub choosing: bool,
-}
+use crate::state::PROTOCOL_KERNEL;
 
 impl Interest {
     fn name(&self, index: u32) -> Option<Name> {
@@ -171,9 +157,10 @@ impl Listener {
         }
         Ok(Self { socket })
     }
+}
 
-    /// Notifies `moved` whenever something of interest moves. Returns only when the socket fails.
-    pub async fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
+impl Notices for Listener {
+    async fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
         let mut buffer = Vec::with_capacity(32 * 1024);
         loop {
             buffer.clear();
