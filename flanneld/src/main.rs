@@ -5,6 +5,7 @@
 mod cli;
 mod interface;
 mod log;
+mod serve;
 
 use std::process::ExitCode;
 
