@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use regex::bytes::RegexBuilder;
 use subnet::Family;
-use subnet::gojson::shortened;
 
 use super::UsageError;
 use super::flags::{ANNOTATION_PREFIX, RunFlags};
@@ -174,9 +173,14 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
         credentials |= authority.len() < rest.len();
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         if !matches!(scheme, "http" | "https") || !is_host_and_port(authority) {
-            let hidden = if authority.len() < rest.len() && rest.contains('@') { "***@" } else { "" };
-            let separator = if scheme.is_empty() { "" } else { "://" };
-            let shown = shortened(&format!("{scheme}{separator}{hidden}{authority}"));
+            let scheme =
+                if matches!(scheme, "http" | "https") { format!("{scheme}://") } else { String::new() };
+            let shown = match (item.contains('@'), text.contains('@')) {
+                (true, _) => format!("{scheme}***@{authority}"),
+                // A password with a comma in it is cut in two, and this may be its first half.
+                (false, true) => format!("{scheme}***"),
+                (false, false) => item.to_owned(),
+            };
             return Err(source.refuse(
                 "etcd-endpoints",
                 &shown,
@@ -383,10 +387,12 @@ mod tests {
         assert!(options.warnings[0].contains("--etcd-username"), "{:?}", options.warnings);
         let (name, password) = etcd(&args).user.unwrap();
         assert_eq!((name.as_str(), password.expose()), ("root", "hunter2"));
-        for bad in ["http://u:hunter3@a", "u:hunter3@a:1", "http://u:hunt@er3@:1"] {
+        for bad in ["http://u:hunter3@a", "u:hunter3@a:1", "http://u:hunt@er3@:1", "u:hunter3://x@a:1"] {
             let error = parse(&[&format!("--etcd-endpoints={bad}")]).unwrap_err();
             assert!(!error.contains("er3") && error.contains("***@"), "{error}");
         }
+        let error = parse(&["--etcd-endpoints=http://u:hunt,er3@a:1"]).unwrap_err();
+        assert!(!error.contains("hunt") && !error.contains("er3"), "{error}");
     }
 
     proptest! {
