@@ -62,9 +62,10 @@ fn fits(network: &NetworkConfig, known: &Lease, leases: &Leases) -> bool {
         && !leases.leases.values().filter(older).any(|other| other.subnets.overlaps(&known.subnets))
 }
 
-/// Who stands in the way of putting a deleted lease back.
+/// Who stands in the way of putting a lease back that is not there any more.
 pub(crate) fn rival(mine: &Lease, leases: &Leases) -> Option<Loss> {
-    let subnets = leases.taken().find(|taken| taken.overlaps(&mine.subnets))?;
+    let other = |taken: &Subnets| *taken != mine.subnets && taken.overlaps(&mine.subnets);
+    let subnets = leases.taken().find(other)?;
     let holder = leases.leases.get(&subnets).map(|lease| lease.public).unwrap_or_default();
     Some(Loss::Taken { subnets: mine.subnets, holder })
 }

@@ -93,10 +93,12 @@ pub struct Malformed {
 impl Leases {
     /// Files one entry of a store: a lease, or a malformed entry with the reason.
     pub fn insert_entry(&mut self, key: &str, value: &[u8], created: u64) {
-        let Some(subnets) = parse_key(key) else {
-            let why = "the key is not a subnet of the form 10.5.52.0-24".to_owned();
-            self.malformed.insert(key.to_owned(), Malformed { why, subnets: None });
-            return;
+        let subnets = match subnets_of(key) {
+            Ok(subnets) => subnets,
+            Err(malformed) => {
+                self.malformed.insert(key.to_owned(), malformed);
+                return;
+            }
         };
         match decode_value(value) {
             Ok((public, attachment)) => {
@@ -112,7 +114,7 @@ impl Leases {
     /// Forgets the entry of `key`, whichever kind it was.
     pub fn remove_entry(&mut self, key: &str) {
         self.malformed.remove(key);
-        if let Some(subnets) = parse_key(key) {
+        if let Ok(subnets) = subnets_of(key) {
             self.leases.remove(&subnets);
         }
     }
@@ -133,6 +135,21 @@ impl Leases {
     }
 }
 
+/// The subnets that a key names. There is one key for each: `10.5.52.7-24` is not another one for
+/// `10.5.52.0-24`.
+fn subnets_of(key: &str) -> Result<Subnets, Malformed> {
+    let subnets = parse_key(key);
+    let right = subnets.as_ref().and_then(format_key);
+    match (subnets, right) {
+        (Some(subnets), Some(right)) if right == key => Ok(subnets),
+        (_, Some(right)) => Err(Malformed { why: format!("the key should be {right}"), subnets }),
+        (_, None) => {
+            let why = "the key is not a subnet of the form 10.5.52.0-24".to_owned();
+            Err(Malformed { why, subnets })
+        }
+    }
+}
+
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.attachment == Attachment::Udp { "udp" } else { self.attachment.type_name() };
@@ -150,9 +167,12 @@ mod tests {
         leases.insert_entry("10.5.1.0-24", br#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#, 1);
         leases.insert_entry("10.5.2.0-24", b"nonsense", 2);
         leases.insert_entry("nonsense", b"{}", 3);
+        leases.insert_entry("10.5.1.7-24", br#"{"PublicIP":"192.0.2.1"}"#, 4);
         assert_eq!(leases.leases.len(), 1);
-        assert_eq!(leases.malformed.len(), 2);
-        assert_eq!(leases.taken().count(), 2);
+        assert_eq!(leases.malformed.len(), 3);
+        assert_eq!(leases.taken().count(), 3);
+        leases.remove_entry("10.5.1.7-24");
+        assert_eq!(leases.leases.len(), 1);
         leases.remove_entry("10.5.2.0-24");
         leases.remove_entry("nonsense");
         leases.remove_entry("10.5.1.0-24");

@@ -127,6 +127,7 @@ impl LeaseStore for Memory {
                     self.cluster.edit(|all| {
                         taken = rival(&mine, all);
                         if taken.is_none() {
+                            all.malformed.retain(|_, entry| entry.subnets != Some(mine.subnets));
                             all.leases.insert(mine.subnets, mine);
                         }
                     });

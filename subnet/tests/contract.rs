@@ -1,0 +1,64 @@
+//! One contract, run over every store: the same sentences for memory, for files and for a real etcd.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test")]
+
+#[path = "contract/bed.rs"]
+mod bed;
+#[path = "contract/etcd_only.rs"]
+mod etcd_only;
+#[path = "contract/etcd_server.rs"]
+mod etcd_server;
+#[path = "contract/nodes.rs"]
+mod nodes;
+#[path = "contract/proxy.rs"]
+mod proxy;
+#[path = "contract/sentences.rs"]
+mod sentences;
+
+/// A test of each name for each kind of store.
+macro_rules! stores {
+    ($kind:ident: $bed:ty; $($sentence:ident)*) => {
+        mod $kind {
+            $(
+                #[tokio::test]
+                async fn $sentence() {
+                    crate::sentences::$sentence::<$bed>().await;
+                }
+            )*
+        }
+    };
+}
+
+/// What every store fulfils, and what only those do that keep time.
+macro_rules! contract {
+    ($kind:ident: $bed:ty $(, $more:ident)*) => {
+        stores! { $kind: $bed;
+            a_snapshot_is_never_partial
+            an_expired_lease_disappears
+            the_same_node_gets_the_same_subnet
+            two_claims_never_share
+            silence_is_not_deletion
+            a_first_listing_that_fails_is_tried_again
+            a_deleted_lease_is_put_back
+            a_lease_deleted_before_it_is_held_is_put_back
+            a_lease_given_to_another_is_lost_not_overwritten
+            a_lease_overlapped_while_away_is_lost
+            a_lease_taken_while_it_is_held_is_lost
+            a_rewritten_lease_is_contested
+            acquiring_again_republishes_under_the_eyes_of_hold
+            a_new_public_address_moves_the_lease
+            the_previous_subnet_is_taken_again
+            an_own_lease_that_no_longer_fits_is_replaced
+            a_full_network_says_so
+            malformed_entries_disturb_nobody
+            an_own_lease_that_was_damaged_is_restored
+            the_configuration_is_read
+            a_bad_configuration_is_named
+            $($more)*
+        }
+    };
+}
+
+contract! { memory: crate::bed::InMemory }
+contract! { etcd: crate::bed::InEtcd,
+    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live
+}

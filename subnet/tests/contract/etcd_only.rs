@@ -1,0 +1,380 @@
+//! What only etcd can show: Go's bytes, compaction, restarts, TLS, passwords.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Certificate, ConnectOptions, Identity, PutOptions, TlsOptions};
+use etcd_client::{Permission, PermissionType};
+use subnet::etcd::{Etcd, EtcdOptions};
+use subnet::{LeaseStore, StoreError};
+
+use super::bed::{Bed, InEtcd, options};
+use super::etcd_server::Server;
+use super::nodes::{Follower, acquire, hold, key, public, subnets, until, value, within};
+use super::sentences::CONFIG;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn key_value_and_time_to_live_are_those_of_go_flannel() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let lease = acquire(&bed.node(), CONFIG, 1).await.unwrap();
+    let mut client = bed.client.clone();
+    let all =
+        client.get(bed.prefix.as_str(), Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
+    let [_, kv] = all.kvs() else { panic!("{all:?}") };
+    let subnet = lease.subnets.to_string().replace('/', "-");
+    assert_eq!(kv.key_str().unwrap(), format!("{}/subnets/{subnet}", bed.prefix));
+    assert_eq!(
+        kv.value_str().unwrap(),
+        r#"{"PublicIP":"192.0.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
+    );
+    let ttl = client.lease_time_to_live(kv.lease(), None).await.unwrap();
+    assert_eq!(ttl.granted_ttl(), 86_400);
+    assert!((86_390..=86_400).contains(&ttl.ttl()), "{}", ttl.ttl());
+    assert_eq!(lease.created, kv.create_revision() as u64);
+}
+
+#[tokio::test]
+async fn a_dual_stack_key_is_that_of_go_flannel() {
+    let config = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48","SubnetMin":"10.3.9.0","SubnetMax":"10.3.9.0","IPv6SubnetMin":"fd00:3:0:9::","IPv6SubnetMax":"fd00:3:0:9::"}"#;
+    let bed = InEtcd::new(Some(config)).await;
+    acquire(&bed.node(), config, 1).await.unwrap();
+    assert!(bed.read("10.3.9.0-24&fd00:3:0:9::-64").await.is_some());
+    // Another node that had its eyes on one half only finds the other half taken as well.
+    let other = config.replace("10.3.9.0", "10.3.8.0");
+    let error = acquire(&bed.node(), &other, 2).await.unwrap_err();
+    assert!(matches!(error, StoreError::Exhausted { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_network_without_ipv4_is_refused_with_the_reason() {
+    let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
+    let bed = InEtcd::new(Some(config)).await;
+    let error = acquire(&bed.node(), config, 1).await.unwrap_err();
+    assert!(error.to_string().contains("EnableIPv4"), "{error}");
+}
+
+#[tokio::test]
+async fn networks_with_other_prefixes_are_apart() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let mut client = bed.client.clone();
+    let neighbours = ["2", "/subnetsX", "/subnets0", "/subnet", "/config/subnets"];
+    for tail in neighbours {
+        client.put(format!("{}{tail}/10.3.1.0-24", bed.prefix), value(9), None).await.unwrap();
+    }
+    let node = bed.node();
+    let lease = acquire(&node, CONFIG, 9).await.unwrap();
+    let mut follower = Follower::of(Arc::new(node));
+    let now = follower.leases(|leases| !leases.leases.is_empty()).await;
+    assert_eq!(now.leases.keys().collect::<Vec<_>>(), [&lease.subnets]);
+    assert!(now.malformed.is_empty());
+    let others =
+        client.get(bed.prefix.as_str(), Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
+    assert_eq!(others.kvs().len(), neighbours.len() + 2);
+}
+
+#[tokio::test]
+async fn what_changed_behind_a_compaction_is_seen() {
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server, Some(CONFIG)).await;
+    bed.put("10.3.1.0-24", &value(1), None).await;
+    bed.put("10.3.2.0-24", &value(2), None).await;
+    let node = Arc::new(bed.node());
+    let own = acquire(&*node, CONFIG, 3).await.unwrap();
+    let holding = hold(&node);
+    let mut follower = Follower::of(node);
+    follower.leases(|leases| leases.leases.len() == 3).await;
+
+    bed.cut().await;
+    follower.until(|known| known.trouble.is_some()).await;
+    bed.put("10.3.1.0-24", &value(11), None).await;
+    bed.delete("10.3.2.0-24").await;
+    bed.put("10.3.4.0-24", &value(4), None).await;
+    let mut client = bed.client.clone();
+    let now = client.get("any", None).await.unwrap().header().unwrap().revision();
+    client.compact(now, None).await.unwrap();
+    bed.mend().await;
+
+    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.4.0/24"))).await;
+    assert_eq!(leases.leases[&subnets("10.3.1.0/24")].public, public(11));
+    assert_eq!(leases.leases.len(), 3);
+    assert_eq!(leases.leases[&own.subnets], own);
+    assert!(!holding.ended());
+    // And what happens from now on.
+    bed.delete("10.3.4.0-24").await;
+    follower.leases(|leases| leases.leases.len() == 2).await;
+}
+
+/// The listing that `acquire` made is older than all history when `follow` begins.
+#[tokio::test]
+async fn a_watch_that_begins_before_the_compacted_revision_lists_again() {
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server, Some(CONFIG)).await;
+    let node = Arc::new(bed.node());
+    let lease = acquire(&*node, CONFIG, 3).await.unwrap();
+    for number in 10..20 {
+        bed.put("10.3.1.0-24", &value(number), None).await;
+    }
+    bed.delete(&key(&lease)).await;
+    let mut client = bed.client.clone();
+    let now = client.get("any", None).await.unwrap().header().unwrap().revision();
+    client.compact(now, None).await.unwrap();
+    let mut follower = Follower::of(node.clone());
+    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.1.0/24"))).await;
+    assert_eq!(leases.leases.len(), 1, "{leases:?}");
+    let _holding = hold(&node);
+    follower.leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
+    bed.put("10.3.1.0-24", &value(20), None).await;
+    follower.leases(|leases| leases.leases[&subnets("10.3.1.0/24")].public == public(20)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_started_again_is_followed_on() {
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server.clone(), Some(CONFIG)).await;
+    let node = Arc::new(bed.eager_node());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let holding = hold(&node);
+    let mut follower = Follower::of(node.clone());
+    follower.leases(|leases| leases.leases.len() == 1).await;
+    server.kill();
+    let known = follower.until(|known| known.trouble.is_some()).await;
+    assert_eq!(known.leases.unwrap().leases[&lease.subnets], lease);
+    assert!(matches!(within(node.network()).await, Err(StoreError::Unreachable { .. })));
+    server.start();
+    server.answering(None).await;
+    bed.put("10.3.255.0-24", &value(2), None).await;
+    follower.until(|known| known.trouble.is_none() && known.leases.as_ref().unwrap().leases.len() == 2).await;
+    // Renewals go on, too.
+    let before = bed.read(&key(&lease)).await.unwrap().version;
+    until(async || bed.read(&key(&lease)).await.filter(|entry| entry.version != before)).await;
+    assert!(!holding.ended());
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_beside_a_living_one_does_not_matter() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let dead = format!("http://{}:2379", super::etcd_server::own_address());
+    for _ in 0..8 {
+        let mut options = bed.options(HOUR);
+        options.endpoints.insert(0, dead.clone());
+        options.endpoints.push("  ".into());
+        let node = Etcd::new(options).unwrap();
+        within(node.network()).await.unwrap();
+        acquire(&node, CONFIG, 1).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lost_race_is_run_again_and_leaves_nothing_behind() {
+    let config = r#"{"Network":"10.3.0.0/24","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server, Some(config)).await;
+    // 15 subnets for 15 nodes that all want the same one.
+    let mut nodes = tokio::task::JoinSet::new();
+    for number in 0..15 {
+        let node = bed.node();
+        nodes.spawn(async move {
+            super::nodes::acquire_after(&node, config, number, subnets("10.3.0.64/28")).await.unwrap()
+        });
+    }
+    let leases = within(nodes.join_all()).await;
+    let distinct: std::collections::BTreeSet<_> = leases.iter().map(|lease| lease.subnets).collect();
+    assert_eq!(distinct.len(), 15);
+    assert!(distinct.contains(&subnets("10.3.0.64/28")));
+    // Each key has its grant, and no grant of a lost race is left.
+    assert_eq!(bed.client.clone().leases().await.unwrap().leases().len(), 15);
+}
+
+/// Certificates of a test authority, made with the openssl program.
+fn certify(server: &Server) {
+    let run = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).output();
+        let output = output.expect("openssl is missing: install the package openssl");
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let path = |name: &str| server.path(name);
+    std::fs::write(path("ext-server"), format!("subjectAltName=IP:{}", server.host)).unwrap();
+    std::fs::write(path("ext-client"), "extendedKeyUsage=clientAuth").unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    for ca in ["ca", "stranger"] {
+        run(&format!(
+            "req -x509 {key} -keyout {0} -out {1} -subj /CN={ca}",
+            path(&format!("{ca}.key")),
+            path(ca)
+        ));
+    }
+    for (name, ca) in [("server", "ca"), ("client", "ca")] {
+        let (own, csr) = (path(&format!("{name}.key")), path(&format!("{name}.csr")));
+        run(&format!("req {key} -keyout {own} -out {csr} -subj /CN={name}"));
+        run(&format!(
+            "x509 -req -in {csr} -CA {} -CAkey {} -CAcreateserial -out {} -extfile {}",
+            path(ca),
+            path(&format!("{ca}.key")),
+            path(name),
+            path(&format!("ext-{name}")),
+        ));
+    }
+}
+
+#[tokio::test]
+async fn tls_needs_the_right_authority_and_the_client_certificate() {
+    let server = Server::prepare();
+    certify(&server);
+    let arguments = vec![
+        format!("--cert-file={}", server.path("server")),
+        format!("--key-file={}", server.path("server.key")),
+        format!("--trusted-ca-file={}", server.path("ca")),
+        "--client-cert-auth".into(),
+    ];
+    let server = server.with(arguments);
+    server.start();
+    let file = |name: &str| std::fs::read_to_string(server.path(name)).unwrap();
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(file("ca")))
+        .identity(Identity::from_pem(file("client"), file("client.key")));
+    let mut client = server.answering(Some(ConnectOptions::new().with_tls(tls))).await;
+    client.put("/coreos.com/network/config", CONFIG, None).await.unwrap();
+
+    let path = |name: &str| Some(server.path(name).into());
+    let right = EtcdOptions {
+        cert: path("client"),
+        key: path("client.key"),
+        ca: path("ca"),
+        ..options(format!("https://{}", server.address()), HOUR)
+    };
+    let node = Arc::new(Etcd::new(right.clone()).unwrap());
+    within(node.network()).await.unwrap();
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    Follower::of(node).leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
+    // An endpoint without a scheme is a TLS endpoint for a node with a certificate.
+    let bare = EtcdOptions { endpoints: vec![server.address()], ..right.clone() };
+    within(Etcd::new(bare).unwrap().network()).await.unwrap();
+
+    let refused =
+        async |options: EtcdOptions| within(Etcd::new(options).unwrap().network()).await.unwrap_err();
+    let error = refused(EtcdOptions { ca: path("stranger"), ..right.clone() }).await;
+    assert!(matches!(error, StoreError::Denied { .. }), "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+    // Half an identity is none, as in Go flannel.
+    let error = refused(EtcdOptions { key: None, ..right.clone() }).await;
+    assert!(matches!(error, StoreError::Denied { .. } | StoreError::Unreachable { .. }), "{error}");
+    let plain = EtcdOptions { endpoints: vec![format!("http://{}", server.address())], ..right };
+    let error = refused(plain).await;
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_authority_alone_is_enough_for_a_server_that_asks_for_no_certificate() {
+    let server = Server::prepare();
+    certify(&server);
+    let arguments = vec![
+        format!("--cert-file={}", server.path("server")),
+        format!("--key-file={}", server.path("server.key")),
+    ];
+    let server = server.with(arguments);
+    server.start();
+    let ca = std::fs::read_to_string(server.path("ca")).unwrap();
+    let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+    server.answering(Some(ConnectOptions::new().with_tls(tls))).await;
+    let url = format!("https://{}", server.address());
+    let right = EtcdOptions { ca: Some(server.path("ca").into()), ..options(url, HOUR) };
+    let error = within(Etcd::new(right.clone()).unwrap().network()).await.unwrap_err();
+    assert!(matches!(error, StoreError::NoConfig { .. }), "{error}");
+    let error = within(Etcd::new(EtcdOptions { ca: None, ..right }).unwrap().network()).await.unwrap_err();
+    assert!(!matches!(error, StoreError::NoConfig { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_user_needs_the_password_and_a_token_that_is_void_is_replaced() {
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let mut root = server.answering(None).await;
+    root.user_add("root", "rootsecret", None).await.unwrap();
+    root.role_add("root").await.unwrap();
+    root.user_grant_role("root", "root").await.unwrap();
+    root.user_add("flannel", "hunter2", None).await.unwrap();
+    root.role_add("flannel").await.unwrap();
+    let permission = Permission::new(PermissionType::Readwrite, "/coreos.com/").with_prefix();
+    root.role_grant_permission("flannel", permission).await.unwrap();
+    root.user_grant_role("flannel", "flannel").await.unwrap();
+    root.put("/coreos.com/network/config", CONFIG, None).await.unwrap();
+
+    let right = EtcdOptions {
+        username: Some("flannel".into()),
+        password: Some("hunter2".into()),
+        ..options(format!("http://{}", server.address()), HOUR)
+    };
+    // A password that nobody asks for does no harm.
+    within(Etcd::new(right.clone()).unwrap().network()).await.unwrap();
+    root.auth_enable().await.unwrap();
+
+    let node = Arc::new(Etcd::new(right.clone()).unwrap());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let _holding = hold(&node);
+    let mut follower = Follower::of(node.clone());
+    follower.leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
+
+    for (name, password) in [(Some("flannel"), Some("wrong")), (Some("flannel"), None), (None, None)] {
+        let wrong = EtcdOptions {
+            username: name.map(str::to_owned),
+            password: password.map(str::to_owned),
+            ..right.clone()
+        };
+        let error = within(Etcd::new(wrong).unwrap().network()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Denied { .. }), "{error}");
+        assert!(!format!("{error} {error:?}").contains("wrong"), "{error:?}");
+    }
+    let elsewhere = EtcdOptions { prefix: "/other".into(), ..right.clone() };
+    let elsewhere = Arc::new(Etcd::new(elsewhere).unwrap());
+    let error = within(elsewhere.network()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Denied { .. }), "{error}");
+    let known = Follower::of(elsewhere).until(|known| known.trouble.is_some()).await;
+    assert!(known.trouble.unwrap().contains("permission denied"));
+
+    // etcd forgets its tokens when it starts.
+    server.kill();
+    follower.until(|known| known.trouble.is_some()).await;
+    server.start();
+    let options = ConnectOptions::new().with_user("root", "rootsecret");
+    let mut root = server.answering(Some(options)).await;
+    within(node.network()).await.unwrap();
+    root.put("/coreos.com/network/subnets/10.3.255.0-24", value(2), None).await.unwrap();
+    follower.until(|known| known.trouble.is_none() && known.leases.as_ref().unwrap().leases.len() == 2).await;
+    acquire(&*node, CONFIG, 1).await.unwrap();
+}
+
+/// Two nodes that create keys which differ but overlap: the younger gives way.
+#[tokio::test]
+async fn a_dual_stack_node_that_has_half_of_an_older_lease_moves() {
+    let config = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
+    let bed = InEtcd::new(Some(config)).await;
+    bed.put("10.3.5.0-24&fd00:3:0:5::-64", &value(1), None).await;
+    bed.put("10.3.5.0-24&fd00:3:0:6::-64", &value(2), None).await;
+    let moved = acquire(&bed.node(), config, 2).await.unwrap();
+    assert!(!moved.subnets.overlaps(&subnets("10.3.5.0/24&fd00:3:0:5::/64")), "{moved}");
+    assert_eq!(bed.read("10.3.5.0-24&fd00:3:0:6::-64").await, None);
+    let stays = acquire(&bed.node(), config, 1).await.unwrap();
+    assert_eq!(stays.subnets, subnets("10.3.5.0/24&fd00:3:0:5::/64"));
+}
+
+/// An operator shortens the life of a lease: it is renewed before that.
+#[tokio::test]
+async fn a_time_to_live_that_somebody_shortened_is_noticed() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let node = Arc::new(bed.node());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let _holding = hold(&node);
+    let mut client = bed.client.clone();
+    let short = client.lease_grant(1800, None).await.unwrap().id();
+    let put = Some(PutOptions::new().with_lease(short));
+    client.put(bed.key(&key(&lease)), value(1), put).await.unwrap();
+    let long = |entry: &super::bed::Entry| entry.ttl.is_some_and(|ttl| ttl > HOUR);
+    until(async || bed.read(&key(&lease)).await.filter(long)).await;
+}
