@@ -27,6 +27,8 @@ pub mod net;
 mod claim;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+#[cfg(feature = "file")]
+pub mod file;
 #[cfg(feature = "store")]
 pub mod memory;
 #[cfg(any(feature = "etcd", feature = "file"))]

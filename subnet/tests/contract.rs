@@ -7,6 +7,8 @@ mod bed;
 mod etcd_only;
 #[path = "contract/etcd_server.rs"]
 mod etcd_server;
+#[path = "contract/file_only.rs"]
+mod file_only;
 #[path = "contract/nodes.rs"]
 mod nodes;
 #[path = "contract/proxy.rs"]
@@ -59,6 +61,9 @@ macro_rules! contract {
 }
 
 contract! { memory: crate::bed::InMemory }
+contract! { file: crate::bed::InFiles,
+    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live
+}
 contract! { etcd: crate::bed::InEtcd,
     a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live
 }

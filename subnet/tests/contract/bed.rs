@@ -1,12 +1,14 @@
 //! What a test needs of each kind of store: nodes, the hand of an operator, and a path that can break.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
+use subnet::file::Files;
 use subnet::lease::{encode_value, format_key};
 use subnet::memory::{Cluster, Memory};
 use subnet::store::LEASE_TTL;
@@ -209,5 +211,74 @@ impl Bed for InEtcd {
 
     async fn mend(&self) {
         self.proxy.mend().await;
+    }
+}
+
+/// A directory.
+pub(crate) struct InFiles {
+    _place: tempfile::TempDir,
+    pub(crate) path: PathBuf,
+}
+
+impl InFiles {
+    pub(crate) fn file(&self, key: &str) -> PathBuf {
+        self.path.join("subnets").join(key)
+    }
+}
+
+impl Bed for InFiles {
+    type Store = Files;
+
+    async fn new(config: Option<&str>) -> Self {
+        let place = tempfile::Builder::new().prefix("flannel-test-files-").tempdir().unwrap();
+        let path = place.path().join("store");
+        std::fs::create_dir_all(path.join("subnets")).unwrap();
+        if let Some(config) = config {
+            std::fs::write(path.join("config.json"), config).unwrap();
+        }
+        Self { _place: place, path }
+    }
+
+    fn node_with_margin(&self, margin: Duration) -> Files {
+        Files::new(self.path.clone(), margin)
+    }
+
+    async fn write(&self, entries: &[(String, String)], ttl: Option<Duration>) {
+        let expires = ttl.map(|ttl| (SystemTime::now() + ttl).duration_since(UNIX_EPOCH).unwrap().as_secs());
+        for (key, value) in entries {
+            let text = match (expires, value.strip_suffix('}')) {
+                (Some(expires), Some(start)) => format!("{start},\"Expires\":{expires}}}"),
+                _ => value.clone(),
+            };
+            std::fs::write(self.file(".writing"), text).unwrap();
+            std::fs::rename(self.file(".writing"), self.file(key)).unwrap();
+        }
+    }
+
+    async fn delete(&self, key: &str) {
+        std::fs::remove_file(self.file(key)).unwrap();
+    }
+
+    async fn read(&self, key: &str) -> Option<Entry> {
+        use std::os::unix::fs::MetadataExt;
+        let text = std::fs::read_to_string(self.file(key)).ok()?;
+        let about = std::fs::metadata(self.file(key)).ok()?;
+        let version = format!("{} {:?}", about.ino(), about.modified().unwrap());
+        let value = match text.split_once(",\"Created\"") {
+            Some((value, _)) => format!("{value}}}"),
+            None => text.clone(),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        let expires = json.and_then(|json| json["Expires"].as_u64());
+        Some(Entry { value, version, ttl: expires.map(|at| Duration::from_secs(at.saturating_sub(now))) })
+    }
+
+    async fn cut(&self) {
+        std::fs::rename(&self.path, self.path.with_extension("away")).unwrap();
+    }
+
+    async fn mend(&self) {
+        std::fs::rename(self.path.with_extension("away"), &self.path).unwrap();
     }
 }

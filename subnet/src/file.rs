@@ -1,0 +1,248 @@
+//! Leases in a directory, one file each: a store that needs no server, for one machine or for several
+//! that share a file system.
+//!
+//! ```text
+//! DIR/config.json               the network configuration
+//! DIR/subnets/10.244.3.0-24     a lease: key and value as in etcd, and two members more
+//! DIR/.lock                     locked by whoever lists or writes leases
+//! ```
+//!
+//! A lease's value is the one that etcd has (contract §3.1.1), with `"Created"` (microseconds since 1970)
+//! and `"Expires"` (seconds since 1970). Without `Expires` it is a reservation, without `Created` the
+//! file's time of modification counts. An expired file counts as absent for everybody; clocks of
+//! machines that share a directory have to agree to a fraction of the renewal margin.
+
+mod directory;
+mod entry;
+mod notice;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, sleep};
+
+use crate::claim::{Verdict, choose, exhausted, judge, require_ipv4, rival};
+use crate::config::NetworkConfig;
+use crate::lease::{Lease, decode_value};
+use crate::pace::Backoff;
+use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError};
+use directory::{Directory, Locked};
+use entry::Entry;
+use notice::Notice;
+
+/// A renewal never follows sooner than this on another, however large the margin is.
+const RENEW_APART: Duration = Duration::from_secs(1);
+
+/// One node's end of a directory of leases.
+#[derive(Debug)]
+pub struct Files {
+    directory: Directory,
+    renew_margin: Duration,
+    /// The lease that this node holds. Locked while it is being changed in the directory, so that
+    /// `hold` can tell our own writing from others'.
+    held: Mutex<Option<Lease>>,
+    /// Wakes `hold` when `acquire` has changed `held`.
+    moved: Notify,
+}
+
+/// What was found out about the own lease.
+enum Found {
+    /// This node holds nothing at present.
+    Nothing,
+    /// It is ours and is to be looked at again then; never, if it is a reservation.
+    Ours { key: String, again: Option<SystemTime> },
+    /// It is lost for good.
+    Lost(Loss),
+}
+
+impl Files {
+    /// A store in this directory; nothing is read yet. A lease is renewed `renew_margin` before it
+    /// expires.
+    pub fn new(directory: PathBuf, renew_margin: Duration) -> Self {
+        Self {
+            directory: Directory::new(directory),
+            renew_margin,
+            held: Mutex::new(None),
+            moved: Notify::new(),
+        }
+    }
+
+    /// Holds the lease until it is lost or the directory can't be watched any more.
+    async fn keep(&self) -> Result<Loss, StoreError> {
+        let mut notice = Notice::new(&self.directory)?;
+        loop {
+            match self.find().await? {
+                Found::Lost(loss) => return Ok(loss),
+                Found::Nothing => self.moved.notified().await,
+                Found::Ours { key, again } => tokio::select! {
+                    changed = notice.changed(Some(&key)) => changed?,
+                    () = self.moved.notified() => {}
+                    () = until(again) => {}
+                },
+            }
+        }
+    }
+
+    /// Reads the own lease and does what is needed for it to be ours.
+    async fn find(&self) -> Result<Found, StoreError> {
+        let mut held = self.held.lock().await;
+        let Some(mine) = held.as_mut() else { return Ok(Found::Nothing) };
+        let found = self.directory.alone(|directory| self.find_locked(directory, mine)).await?;
+        if let Found::Lost(_) = found {
+            *held = None;
+        }
+        Ok(found)
+    }
+
+    fn find_locked(&self, directory: &Locked<'_>, mine: &mut Lease) -> Result<Found, StoreError> {
+        let (key, now) = (directory.key(&mine.subnets)?, SystemTime::now());
+        let entry = directory.read(&key)?.filter(|entry| !entry.expired(now));
+        let Some(entry) = entry else {
+            // Expired while this node was away, or deleted by hand; perhaps given to another since.
+            let table = directory.list()?;
+            if let Some(loss) = rival(mine, &table.leases) {
+                return Ok(Found::Lost(loss));
+            }
+            mine.created = table.next_created(now);
+            tracing::warn!(lease = %mine, "the own lease was deleted and has been put back");
+            return self.renew(directory, key, mine, now);
+        };
+        let Ok((public, attachment)) = decode_value(entry.text.as_bytes()) else {
+            tracing::warn!(lease = %mine, "the own lease was unreadable and has been restored");
+            return self.renew(directory, key, mine, now);
+        };
+        let created = entry.created.unwrap_or(mine.created);
+        let found = Lease { subnets: mine.subnets, public, attachment, created };
+        if let Verdict::Lost(loss) = judge(mine, Some(&found)) {
+            return Ok(Found::Lost(loss));
+        }
+        *mine = found;
+        let due = entry.expires.map(|expires| expires.checked_sub(self.renew_margin).unwrap_or(now));
+        if due.is_some_and(|due| due <= now) {
+            return self.renew(directory, key, mine, now);
+        }
+        Ok(Found::Ours { key, again: due })
+    }
+
+    /// Writes the lease with a new time to live.
+    fn renew(
+        &self,
+        directory: &Locked<'_>,
+        key: String,
+        mine: &Lease,
+        now: SystemTime,
+    ) -> Result<Found, StoreError> {
+        let expires = now + LEASE_TTL;
+        directory.write(&key, &Entry::encode(mine, Some(expires)))?;
+        let due = expires.checked_sub(self.renew_margin).unwrap_or(now);
+        Ok(Found::Ours { key, again: Some(due.max(now + RENEW_APART)) })
+    }
+
+    /// Feeds snapshots until the directory can't be read or watched any more.
+    async fn feed(&self, feed: &Feed) -> Result<Infallible, StoreError> {
+        // Watched first, so that nothing is missed between listing and watching.
+        let mut notice = Notice::new(&self.directory)?;
+        loop {
+            let mut table = self.directory.together(|directory| directory.list()).await?;
+            if table.has_expired() {
+                table = self.directory.alone(|directory| directory.list_and_sweep()).await?;
+            }
+            feed.snapshot(&table.leases);
+            tokio::select! {
+                changed = notice.changed(None) => changed?,
+                () = until(table.next_expiry) => {}
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        directory: &Locked<'_>,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+        held: Option<&Lease>,
+    ) -> Result<Lease, StoreError> {
+        let (table, now) = (directory.list_and_sweep()?, SystemTime::now());
+        let chosen = choose(network, claim, held, &table.leases);
+        let Some((subnets, known)) = chosen else { return Err(exhausted(network)) };
+        let attachment = (claim.attach)(known.as_ref());
+        let (same, replaced) = match known {
+            Some(known) if known.subnets == subnets => (Some(known), None),
+            other => (None, other),
+        };
+        let created = same.as_ref().map_or_else(|| table.next_created(now), |known| known.created);
+        let lease = Lease { subnets, public: claim.public, attachment, created };
+        let key = directory.key(&subnets)?;
+        let reserved = same.is_some() && directory.read(&key)?.is_some_and(|entry| entry.expires.is_none());
+        directory.write(&key, &Entry::encode(&lease, (!reserved).then_some(now + LEASE_TTL)))?;
+        if let Some(old) = replaced {
+            directory.remove(&directory.key(&old.subnets)?)?;
+        }
+        Ok(lease)
+    }
+}
+
+impl LeaseStore for Files {
+    fn describe(&self) -> String {
+        self.directory.described()
+    }
+
+    async fn network(&self) -> Result<NetworkConfig, StoreError> {
+        let (at, json) = self.directory.config()?;
+        NetworkConfig::parse(&json).map_err(|source| StoreError::BadConfig { at, source })
+    }
+
+    async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {
+        require_ipv4(&claim.public, "the file store")?;
+        let mut held = self.held.lock().await;
+        let taken = self.directory.alone(|directory| self.take(directory, network, claim, held.as_ref()));
+        let lease = taken.await?;
+        *held = Some(lease.clone());
+        self.moved.notify_one();
+        Ok(lease)
+    }
+
+    async fn hold(&self) -> Loss {
+        let mut backoff = Backoff::watching();
+        loop {
+            let begun = Instant::now();
+            let error = match self.keep().await {
+                Ok(loss) => return loss,
+                Err(error) => error,
+            };
+            backoff.reset_if_sound(begun);
+            if backoff.worth_saying() {
+                tracing::warn!(%error, "the own lease can't be kept; trying again");
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn follow(&self, feed: &Feed) -> Infallible {
+        let mut backoff = Backoff::watching();
+        loop {
+            let begun = Instant::now();
+            let error = match self.feed(feed).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            backoff.reset_if_sound(begun);
+            feed.trouble(&error);
+            backoff.wait().await;
+        }
+    }
+}
+
+/// Waits for a moment of the clock on the wall, also if that is set or the machine is suspended
+/// meanwhile: timers know nothing of either, so the clock is looked at once a minute.
+async fn until(when: Option<SystemTime>) {
+    let Some(when) = when else { return std::future::pending().await };
+    while let Ok(left) = when.duration_since(SystemTime::now()) {
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(Duration::from_secs(60))).await;
+    }
+}
