@@ -1,31 +1,134 @@
 //! The node agent: leases a subnet, and keeps the kernel in the state that all leases ask for.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "the agent that takes the options is not wired yet"))]
-
+mod agent;
+mod cleanup;
 mod cli;
 mod interface;
 mod log;
 mod serve;
 
 use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use backends::kernel::netlink::{Listener, Netlink};
+use subnet::LeaseStore;
+use subnet::etcd::{Etcd, EtcdOptions};
+use subnet::file::Files;
+use tokio::signal::unix::{SignalKind, signal};
+
+use cli::options::{Options, StoreOptions};
+use serve::{Health, Server};
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
-        Ok(cli::Command::Print(print)) => print.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
-        Ok(cli::Command::Run(options)) => {
-            log::start(options.verbosity);
-            options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            tracing::error!(%options, "the agent is not wired yet");
-            ExitCode::FAILURE
-        }
+    let outcome = match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+        Ok(cli::Command::Print(print)) => print.print().map_err(Into::into),
         Ok(cli::Command::Cleanup(options)) => {
             log::start(options.verbosity);
-            tracing::error!(?options, "cleanup is not wired yet");
-            ExitCode::FAILURE
+            cleanup::run(&options)
+        }
+        Ok(cli::Command::Run(options)) => {
+            log::start(options.verbosity);
+            start(*options)
         }
         Err(error) => {
             eprintln!("flanneld: {error}");
-            ExitCode::from(cli::UsageError::EXIT_CODE)
+            return ExitCode::from(cli::UsageError::EXIT_CODE);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flanneld: {error:#}");
+            ExitCode::FAILURE
         }
     }
+}
+
+fn start(options: Options) -> anyhow::Result<()> {
+    // One thread is enough: the kernel and the store do the work, and it keeps the process small.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(run(options));
+    runtime.shutdown_timeout(Duration::from_secs(3));
+    outcome
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!("flanneld v{} {options}", env!("CARGO_PKG_VERSION"));
+    options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+
+    let health = Health::new(agent::LIVENESS, agent::condition::ALL);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let served = match options.health {
+        Some(at) => {
+            let server = Server::bind(at).await?;
+            tracing::info!("health is served on http://{}/readyz", server.address().unwrap_or(at));
+            let stopped = async move { drop(stopped.await) };
+            Some(tokio::spawn(server.run(health.clone(), stopped)))
+        }
+        None => None,
+    };
+
+    let privilege =
+        "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
+    let kernel = Netlink::open().context(privilege)?;
+    let notices = Listener::open().context(privilege)?;
+    let settings = agent::Settings {
+        selectors: options.selectors.clone(),
+        subnet_file: options.subnet_file.clone(),
+        identity: identity(options.node_name.as_deref()),
+    };
+    let margin = options.renew_margin;
+    let life = async {
+        match options.store {
+            StoreOptions::Etcd(etcd) => {
+                let store = Etcd::new(EtcdOptions {
+                    endpoints: etcd.endpoints,
+                    prefix: etcd.prefix,
+                    cert: etcd.client.as_ref().map(|client| client.cert_file.clone()),
+                    key: etcd.client.map(|client| client.key_file),
+                    ca: etcd.ca_file,
+                    username: etcd.user.as_ref().map(|(name, _)| name.clone()),
+                    password: etcd.user.map(|(_, secret)| secret.expose().to_owned()),
+                    renew_margin: margin,
+                })?;
+                live(kernel, notices, store, settings, health).await
+            }
+            StoreOptions::File(directory) => {
+                live(kernel, notices, Files::new(directory, margin), settings, health).await
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = life => outcome,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    // The kernel stays as it is, so that pods keep their network until the next agent takes over.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping; devices, routes and the subnet file stay in place");
+    drop(stop);
+    if let Some(served) = served {
+        let _ = served.await;
+    }
+    outcome
+}
+
+async fn live<S: LeaseStore>(
+    kernel: Netlink,
+    notices: Listener,
+    store: S,
+    settings: agent::Settings,
+    health: Health,
+) -> anyhow::Result<()> {
+    tracing::info!(store = store.describe(), "leases are kept in");
+    Err(agent::run(kernel, notices, store, settings, health).await.into())
+}
+
+/// What tells this machine from others: its name, or else its machine id.
+fn identity(node_name: Option<&str>) -> String {
+    let file = |path| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let given = node_name.map(str::to_owned);
+    given.or_else(|| file("/etc/machine-id")).filter(|id| !id.is_empty()).unwrap_or_default()
 }

@@ -116,17 +116,13 @@ pub(super) fn health(flags: &RunFlags, source: &Source<'_>) -> Result<Option<Soc
     Ok(Some(SocketAddr::new(ip, port)))
 }
 
-/// Seconds between two checks. More than a year is a year, so that no clock overflows.
-pub(super) fn resync(flags: &RunFlags, source: &Source<'_>) -> Result<Duration, UsageError> {
-    const YEAR: u64 = 365 * 86_400;
-    match u64::try_from(flags.iptables_resync) {
-        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds.min(YEAR))),
-        _ => Err(source.refuse(
-            "iptables-resync",
-            &flags.iptables_resync.to_string(),
-            "leaves no time between two checks: give at least 1 (second)",
-        )),
+/// Seconds between two checks of the traffic rules; of no effect as long as there are none.
+pub(super) fn resync(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
+    if flags.iptables_resync >= 1 {
+        return Ok(());
     }
+    let why = "leaves no time between two checks: give at least 1 (second)";
+    Err(source.refuse("iptables-resync", &flags.iptables_resync.to_string(), why))
 }
 
 /// Minutes before the end of a lease of 24 hours.
@@ -250,7 +246,6 @@ mod tests {
         let options = parse(&[]).unwrap();
         assert_eq!(options.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
         assert_eq!(options.renew_margin, Duration::from_secs(3600));
-        assert_eq!(options.resync, Duration::from_secs(5));
         assert_eq!(options.health, None);
         assert_eq!(options.warnings, [""; 0]);
         let etcd = etcd(&[]);
@@ -287,7 +282,6 @@ mod tests {
         assert_eq!(options.selectors.can_reach, Some("192.0.2.1".parse().unwrap()));
         assert_eq!(options.selectors.public.to_string(), "198.51.100.1 and 2001:db8::1");
         assert_eq!(options.renew_margin, Duration::from_secs(1439 * 60));
-        assert!(options.resync > Duration::from_secs(86_400));
         assert_eq!(options.verbosity, Verbosity::new(0));
         let client = etcd(&["--etcd-keyfile=/k", "--etcd-certfile=/c"]).client.unwrap();
         assert_eq!((client.key_file.to_str(), client.cert_file.to_str()), (Some("/k"), Some("/c")));

@@ -25,8 +25,6 @@ pub(crate) struct Options {
     pub(crate) renew_margin: Duration,
     /// Where health is served, if anywhere.
     pub(crate) health: Option<SocketAddr>,
-    /// Time between two checks of the kernel's state that nothing else caused.
-    pub(crate) resync: Duration,
     /// This node's name (`NODE_NAME`).
     pub(crate) node_name: Option<String>,
     /// How much is logged.
@@ -141,7 +139,7 @@ impl Options {
         shown.extend(flags.iface.iter().map(|value| ("iface", value.clone())));
         shown.extend(flags.iface_regex.iter().map(|value| ("iface-regex", value.clone())));
         let health = check::health(&flags, &source)?;
-        let resync = check::resync(&flags, &source)?;
+        check::resync(&flags, &source)?;
         let renew_margin = check::renew_margin(&flags, &source)?;
         shown.extend([
             ("iface-can-reach", flags.iface_can_reach),
@@ -164,7 +162,6 @@ impl Options {
             subnet_file: check::file("subnet-file", flags.subnet_file, &source)?,
             renew_margin,
             health,
-            resync,
             node_name,
             verbosity: Verbosity::new(flags.v),
             warnings,

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
+use ipnet::IpNet;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
@@ -37,21 +38,10 @@ impl Interest {
                 let underlay = self.scope.underlay == Some(facts.host.index);
                 underlay || self.desired.links.contains_key(&facts.host.name)
             }),
-            Message::NewAddress(address) => {
-                decode::address(address).is_some_and(|(index, address)| match self.own(index) {
-                    Some(name) => {
-                        !self.desired.addresses.contains(&(name, address.net))
-                            && self.scope.owns_address(address.net)
-                    }
-                    None => self.is_outside(index) && !self.has_address(index, address.net),
-                })
-            }
-            Message::DelAddress(address) => {
-                decode::address(address).is_some_and(|(index, address)| match self.own(index) {
-                    Some(name) => self.desired.addresses.contains(&(name, address.net)),
-                    None => self.is_outside(index) && (self.choosing || self.has_address(index, address.net)),
-                })
-            }
+            Message::NewAddress(address) => decode::address(address)
+                .is_some_and(|(index, address)| self.address(index, address.net, true)),
+            Message::DelAddress(address) => decode::address(address)
+                .is_some_and(|(index, address)| self.address(index, address.net, false)),
             Message::NewNeighbour(entry) => {
                 decode::neighbour(entry).is_some_and(|entry| self.new_entry(entry))
             }
@@ -82,6 +72,18 @@ impl Interest {
             });
         }
         self.choosing
+    }
+
+    fn address(&self, index: u32, net: IpNet, new: bool) -> bool {
+        if let Some(name) = self.own(index) {
+            let wanted = self.desired.addresses.contains(&(name, net));
+            return if new { !wanted && self.scope.owns_address(net) } else { wanted };
+        }
+        // The kernel's own route, which stood in the way of ours, goes with its address and often without
+        // a notification of its own.
+        let in_the_way = !new && self.desired.routes.contains_key(&net.trunc());
+        let outside = self.choosing || self.scope.underlay == Some(index);
+        in_the_way || (outside && (self.choosing || self.has_address(index, net) != new))
     }
 
     fn new_entry(&self, entry: NeighbourFacts) -> bool {
@@ -115,12 +117,7 @@ impl Interest {
         }
     }
 
-    /// Whether a link decides which addresses we use outside the overlay.
-    fn is_outside(&self, index: u32) -> bool {
-        self.choosing || self.scope.underlay == Some(index)
-    }
-
-    fn has_address(&self, index: u32, net: ipnet::IpNet) -> bool {
+    fn has_address(&self, index: u32, net: IpNet) -> bool {
         self.host
             .links
             .get(&index)

@@ -1,0 +1,506 @@
+//! The agent's life: a configuration, an interface, a lease, and then the kernel kept as the leases ask.
+//!
+//! Whatever happens (a snapshot, a notification of the kernel, a failure, time), the loop does the same
+//! [`turn`](Agent::turn): look, plan, converge, write `subnet.env`. Nothing here ends the process but a
+//! broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
+
+mod claim;
+mod journal;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backends::kernel::{Interest, Notices, Observed};
+use backends::state::LinkIdentity;
+use backends::{Kernel, KernelError, KernelState, Node, Peers, Report, Scope, Underlay, converge};
+use subnet::env_file::{Previous, SubnetEnv};
+use subnet::store::random_below;
+use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::interface::{self, External, Selectors};
+use crate::serve::Health;
+use claim::Identity;
+use journal::Journal;
+
+/// The kernel is compared with the leases this often although nothing was heard of it.
+const RESYNC: Duration = Duration::from_secs(60);
+/// The loop is taken for dead when it has not turned for three of these.
+pub(crate) const LIVENESS: Duration = RESYNC.saturating_mul(3);
+/// Notifications come in bursts: the kernel is looked at when none came for this long …
+const QUIET: Duration = Duration::from_millis(20);
+/// … or when the burst has lasted this long.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Time between attempts after failures, doubling up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The conditions of readiness.
+pub(crate) mod condition {
+    /// The network configuration was read and can be carried out.
+    pub(crate) const CONFIGURATION: &str = "configuration";
+    /// There is an external interface.
+    pub(crate) const INTERFACE: &str = "interface";
+    /// This node holds a lease.
+    pub(crate) const LEASE: &str = "lease";
+    /// The leases of the cluster were read once.
+    pub(crate) const PEERS: &str = "peers";
+    /// The kernel was brought into the state that the leases ask for.
+    pub(crate) const KERNEL: &str = "kernel";
+    /// `subnet.env` is written.
+    pub(crate) const SUBNET_FILE: &str = "subnet-file";
+    /// All of them.
+    pub(crate) const ALL: [&str; 6] = [CONFIGURATION, INTERFACE, LEASE, PEERS, KERNEL, SUBNET_FILE];
+}
+
+/// What the agent is told by its operator.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// How to find the external interface.
+    pub(crate) selectors: Selectors,
+    /// Where to write `subnet.env`.
+    pub(crate) subnet_file: PathBuf,
+    /// What makes this node itself: its name, or its machine id.
+    pub(crate) identity: String,
+}
+
+/// Runs until the kernel's notifications fail for good; stopping is dropping. The kernel is left as it is.
+pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
+    kernel: K,
+    notices: N,
+    store: S,
+    settings: Settings,
+    health: Health,
+) -> KernelError {
+    let (moved, interest) = (Notify::new(), Mutex::new(Interest::default()));
+    let life = async {
+        let store = Arc::new(store);
+        let (network, backend) = claim::configuration(&*store, &health).await;
+        let previous = Previous::read(&settings.subnet_file);
+        let (feed, known) = Feed::channel();
+        let identity = Identity { name: settings.identity.clone(), backend, living: None };
+        let agent = Agent {
+            kernel: Some(kernel),
+            store,
+            settings,
+            health,
+            interest: &interest,
+            moved: &moved,
+            network,
+            identity,
+            previous,
+            feed,
+            known,
+            external: None,
+            lease: None,
+            plan: None,
+            claiming: None,
+            following: None,
+            holding: None,
+            lost: Vec::new(),
+            contested: None,
+            journal: Journal::default(),
+        };
+        agent.live().await
+    };
+    tokio::select! {
+        error = notices.run(&interest, &moved) => error,
+        error = life => error,
+    }
+}
+
+struct Agent<'a, K, S> {
+    /// Absent only while a blocking thread works with it.
+    kernel: Option<K>,
+    store: Arc<S>,
+    settings: Settings,
+    health: Health,
+    interest: &'a Mutex<Interest>,
+    moved: &'a Notify,
+    network: NetworkConfig,
+    identity: Identity,
+    /// What the run before this one had, until its leftovers are swept.
+    previous: Previous,
+    feed: Feed,
+    known: watch::Receiver<Known>,
+    external: Option<External>,
+    lease: Option<Lease>,
+    plan: Option<Arc<KernelState>>,
+    claiming: Option<Task<Lease>>,
+    following: Option<Task<std::convert::Infallible>>,
+    holding: Option<Task<Loss>>,
+    /// Subnets that were ours and on which pods may still be.
+    lost: Vec<Subnets>,
+    contested: Option<Loss>,
+    journal: Journal,
+}
+
+/// A task that ends with its handle.
+struct Task<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Task<T> {
+    fn spawn(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+
+    /// The result; never there without a task. A task ends early only with the process.
+    async fn of(task: &mut Option<Self>) -> T {
+        loop {
+            let Some(running) = task else { return std::future::pending().await };
+            let result = (&mut running.0).await;
+            *task = None;
+            if let Ok(result) = result {
+                return result;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    async fn live(mut self) -> KernelError {
+        let mut failures = 0;
+        loop {
+            self.health.beat();
+            let wait = match self.turn().await {
+                Turn::Done => {
+                    failures = 0;
+                    // Nodes that started together need not look together.
+                    RESYNC - Duration::from_millis(random_below(6_000) as u64)
+                }
+                Turn::Again => RETRY.1.min(RETRY.0 * 2u32.pow(failures)),
+                Turn::Broken(error) => return error,
+            };
+            failures = (failures + 1).min(5);
+            tokio::select! {
+                () = self.moved.notified() => settle(self.moved).await,
+                Ok(()) = self.known.changed() => self.plan = None,
+                lease = Task::of(&mut self.claiming) => self.leased(lease),
+                loss = Task::of(&mut self.holding) => self.lost(loss),
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Brings everything one step further, as far as it is known.
+    async fn turn(&mut self) -> Turn {
+        if self.external.is_none() {
+            match self.look().await {
+                Ok(observed) => self.choose(&observed),
+                Err(error) => return Turn::Broken(error),
+            }
+        }
+        self.claim();
+        self.hear();
+        let mut outcome = Turn::Done;
+        // An interface that turns out to have changed meanwhile changes the plan.
+        for _ in 0..3 {
+            let Some(plan) = self.plan() else { return Turn::Done };
+            let report = match self.converge(plan).await {
+                Ok(report) => report,
+                Err(error) => return Turn::Broken(error),
+            };
+            outcome = self.judge(&report);
+            let before = self.external.clone();
+            self.choose(&report.observed);
+            if self.external == before {
+                break;
+            }
+            self.claim();
+        }
+        if matches!(outcome, Turn::Done) {
+            self.write_subnet_file();
+        }
+        outcome
+    }
+
+    /// Lends the kernel to a thread that may block, so that health is answered meanwhile.
+    async fn with_kernel<T: Send + 'static>(&mut self, work: impl FnOnce(&mut K) -> T + Send + 'static) -> T {
+        let mut kernel = self.kernel.take().expect("only one piece of work has the kernel at a time");
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&mut kernel);
+            (kernel, result)
+        });
+        let (kernel, result) = done.await.expect("work on the kernel does not panic");
+        self.kernel = Some(kernel);
+        result
+    }
+
+    async fn look(&mut self) -> Result<Observed, KernelError> {
+        let scope = self.scope();
+        self.with_kernel(move |kernel| kernel.observe(&KernelState::default(), &scope)).await
+    }
+
+    async fn converge(&mut self, plan: Arc<KernelState>) -> Result<Report, KernelError> {
+        let scope = self.scope();
+        // Before the changes: their echo has to be recognised as what is wanted.
+        self.set_interest(|interest| {
+            interest.desired = Arc::clone(&plan);
+            interest.scope = scope.clone();
+        });
+        let report = self.with_kernel(move |kernel| converge(kernel, &plan, &scope)).await?;
+        self.set_interest(|interest| interest.host = Arc::new(report.observed.host.clone()));
+        Ok(report)
+    }
+
+    fn set_interest(&self, change: impl FnOnce(&mut Interest)) {
+        change(&mut self.interest.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn scope(&self) -> Scope {
+        let own = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+        let lens = self.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));
+        let old_lens =
+            self.previous.subnets.iter().map(|subnet| (Family::of(subnet.addr()), subnet.prefix_len()));
+        Scope {
+            networks: self.network.networks().iter().chain(self.previous.networks.iter()).collect(),
+            subnets: own.iter().chain(self.previous.subnets.iter()).collect(),
+            subnet_lens: lens.chain(old_lens).collect(),
+            underlay: self.external.as_ref().map(|external| external.index),
+            devices: self.identity.backend.device().into_iter().collect(),
+        }
+    }
+
+    /// Chooses the external interface anew and notes what follows from it.
+    fn choose(&mut self, observed: &Observed) {
+        if let Some(link) = self.identity.backend.device().and_then(|name| observed.state.links.get(&name))
+            && matches!(link.identity, LinkIdentity::Vxlan(_))
+            && self.identity.living.is_none()
+        {
+            self.identity.living = Some(link.settings.mac);
+        }
+        let families: Vec<Family> =
+            self.network.ranges().map(|range| Family::of(range.network.addr())).collect();
+        let mut kernel = self.kernel.as_mut();
+        let way_to = |addr| match &mut kernel {
+            Some(kernel) => kernel.way_to(addr).map_err(|error| error.to_string()),
+            None => Err("the kernel is busy".to_owned()),
+        };
+        let chosen = interface::choose(&self.settings.selectors, &observed.host, way_to, &families);
+        let chosen = chosen.map_err(|error| error.to_string()).and_then(|external| {
+            self.identity.backend.check(&node(&external)).map_err(|error| error.to_string())?;
+            Ok(external)
+        });
+        self.set_interest(|interest| {
+            interest.choosing = chosen.is_err();
+            interest.host = Arc::new(observed.host.clone());
+        });
+        match chosen {
+            Ok(external) => {
+                self.health.set(condition::INTERFACE, Ok(()));
+                self.adopt(external);
+            }
+            Err(why) => {
+                self.journal.no_interface(&why);
+                self.health.set(condition::INTERFACE, Err(why));
+                // As long as the device is there, what runs over it may go on.
+                let there = |external: &External| observed.host.links.contains_key(&external.index);
+                if self.external.as_ref().is_some_and(|external| !there(external)) {
+                    self.external = None;
+                    self.plan = None;
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, external: External) {
+        let Some(old) = &self.external else {
+            self.journal.interface(&external, self.identity.backend.remark(&node(&external)));
+            self.external = Some(external);
+            self.plan = None;
+            // After an absence the address may be another one than the one that we announce.
+            self.reclaim_if_moved();
+            return;
+        };
+        if (old.index, old.name, old.mtu, old.addr, old.public)
+            == (external.index, external.name, external.mtu, external.addr, external.public)
+        {
+            return;
+        }
+        self.journal.interface(&external, self.identity.backend.remark(&node(&external)));
+        self.external = Some(external);
+        self.plan = None;
+        self.reclaim_if_moved();
+    }
+
+    fn reclaim_if_moved(&mut self) {
+        let public = self.external.as_ref().map(|external| external.public);
+        if self.lease.as_ref().is_some_and(|lease| Some(lease.public) != public) {
+            self.claiming = None;
+            self.contested = None;
+            self.start_claim();
+        }
+    }
+
+    /// Starts to obtain a lease, if there is none and none is being obtained.
+    fn claim(&mut self) {
+        if self.lease.is_none() && self.claiming.is_none() && self.contested.is_none() {
+            self.start_claim();
+        }
+    }
+
+    fn start_claim(&mut self) {
+        let Some(external) = &self.external else { return };
+        let previous = match &self.lease {
+            Some(lease) => lease.subnets,
+            None if self.lost.is_empty() => self.previous.subnets,
+            None => Subnets::default(),
+        };
+        self.claiming = Some(Task::spawn(claim::obtain(
+            Arc::clone(&self.store),
+            self.network.clone(),
+            self.identity.clone(),
+            external.public,
+            previous,
+            self.health.clone(),
+        )));
+    }
+
+    fn leased(&mut self, lease: Lease) {
+        let old = self.lease.as_ref().map(|old| old.subnets).or(self.lost.last().copied());
+        self.journal.leased(&lease, old);
+        self.identity.living =
+            lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac).or(self.identity.living);
+        self.lease = Some(lease);
+        self.plan = None;
+        // After a loss the kernel decides when the node is ready again: see `judge`.
+        if self.lost.is_empty() {
+            self.health.set(condition::LEASE, Ok(()));
+        }
+        if self.following.is_none() {
+            let (store, feed) = (Arc::clone(&self.store), self.feed.clone());
+            self.following = Some(Task::spawn(async move { store.follow(&feed).await }));
+        }
+        if self.holding.is_none() {
+            let store = Arc::clone(&self.store);
+            self.holding = Some(Task::spawn(async move { store.hold().await }));
+        }
+    }
+
+    fn lost(&mut self, loss: Loss) {
+        self.journal.lost(&loss);
+        self.health.set(condition::LEASE, Err(loss.to_string()));
+        match &loss {
+            // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
+            Loss::Taken { subnets, .. } => {
+                self.lost.push(*subnets);
+                self.lease = None;
+                self.plan = None;
+            }
+            Loss::Contested { .. } => self.contested = Some(loss),
+        }
+    }
+
+    /// Takes note of what the store says.
+    fn hear(&mut self) {
+        let known = self.known.borrow_and_update().clone();
+        self.journal.store(known.trouble.as_deref());
+        let state = match (known.leases, known.trouble) {
+            (Some(_), _) => Ok(()),
+            (None, Some(trouble)) => Err(trouble),
+            (None, None) => Err("the leases of the other nodes were not read yet".to_owned()),
+        };
+        self.health.set(condition::PEERS, state);
+    }
+
+    /// What the kernel should contain; `None` while that can't be known.
+    fn plan(&mut self) -> Option<Arc<KernelState>> {
+        if let Some(plan) = &self.plan {
+            return Some(Arc::clone(plan));
+        }
+        let (lease, external) = (self.lease.as_ref()?, self.external.as_ref()?);
+        let all = self.known.borrow().leases.clone()?;
+        let peers = Peers::choose(&self.network, lease, &all);
+        self.journal.peers(&peers);
+        let mac = self.identity.living.unwrap_or(Mac([0; 6]));
+        let state = self.identity.backend.plan(&node(external), &lease.subnets, mac, &peers.usable);
+        self.plan = Some(Arc::new(state));
+        self.plan.clone()
+    }
+
+    /// What a run of the reconciler means for readiness and for the next turn.
+    fn judge(&mut self, report: &Report) -> Turn {
+        self.journal.report(report, Instant::now().into_std());
+        let trouble = report.failed.iter().find(|error| error.concerns_node());
+        self.health.set(condition::KERNEL, trouble.map_or(Ok(()), |error| Err(error.to_string())));
+        let stranded: Vec<String> =
+            self.lost.iter().filter_map(|subnets| stranded(subnets, report)).collect();
+        if stranded.is_empty() {
+            self.lost.clear();
+        }
+        let state = match (&self.contested, stranded.is_empty()) {
+            (Some(loss), _) => Err(loss.to_string()),
+            (None, false) => Err(stranded.join("; ")),
+            (None, true) => Ok(()),
+        };
+        self.health.set(condition::LEASE, state);
+        if trouble.is_none() {
+            // What the run before left is swept.
+            self.previous = Previous::default();
+        }
+        if report.failed.is_empty() && report.settled { Turn::Done } else { Turn::Again }
+    }
+
+    fn write_subnet_file(&mut self) {
+        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
+        let env = SubnetEnv {
+            networks: self.network.networks(),
+            subnets: lease.subnets,
+            mtu: self.identity.backend.mtu(external.mtu),
+            ip_masq: false,
+        };
+        let written = env.write(&self.settings.subnet_file);
+        self.journal.subnet_file(&self.settings.subnet_file, &env, &written);
+        self.health.set(condition::SUBNET_FILE, written.map(drop).map_err(|error| error.to_string()));
+        if self.health.ready().is_ok() {
+            self.journal.ready();
+        }
+    }
+}
+
+/// How a turn ended.
+enum Turn {
+    /// Nothing more to do until something happens.
+    Done,
+    /// Something failed that may succeed later.
+    Again,
+    /// The kernel can't be read.
+    Broken(KernelError),
+}
+
+/// Waits until a burst of notifications is over.
+async fn settle(moved: &Notify) {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end && tokio::time::timeout(QUIET, moved.notified()).await.is_ok() {}
+}
+
+fn node(external: &External) -> Node {
+    let External { index, name, mtu, addr, public, .. } = *external;
+    Node { underlay: Underlay { index, name, mtu }, public, local: addr }
+}
+
+/// Why a lost subnet is still in use on this host, if it is.
+fn stranded(subnets: &Subnets, report: &Report) -> Option<String> {
+    let links = report.observed.host.links.values();
+    let on = |subnet: ipnet::IpNet| {
+        links.clone().find(|link| {
+            link.addresses.iter().any(|address| subnet.contains(&address.net.addr()))
+                && !report.observed.state.links.contains_key(&link.name)
+        })
+    };
+    let (subnet, link) = subnets.iter().find_map(|subnet| Some((subnet, on(subnet)?)))?;
+    Some(format!(
+        "{subnet} now belongs to another node, but {} still has an address in it: drain this node's pods, then remove \
+         that address",
+        link.name
+    ))
+}

@@ -1,0 +1,160 @@
+//! What the agent tells the log: each fact once, when it begins and when it ends, never once a turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::time::Instant;
+
+use backends::{Change, Fights, Peers, Report};
+use subnet::env_file::SubnetEnv;
+use subnet::{Lease, Loss, Subnets};
+use tracing::{debug, error, info, warn};
+
+use crate::interface::External;
+
+/// More changes than this in one run are counted instead of listed.
+const LISTED: usize = 16;
+
+/// What was said last.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    skipped: BTreeMap<String, String>,
+    usable: Option<usize>,
+    refused: BTreeSet<String>,
+    trouble: Option<String>,
+    no_interface: Option<String>,
+    subnet_file: Option<String>,
+    fights: Fights,
+    ready: bool,
+}
+
+impl Journal {
+    pub(super) fn interface(&mut self, external: &External, remark: Option<String>) {
+        self.no_interface = None;
+        let External { name, mtu, addr, public, why, .. } = external;
+        info!(interface = %name, %mtu, address = %addr, public = %public, why, "external interface");
+        if let Some(remark) = remark {
+            warn!("{remark}");
+        }
+    }
+
+    pub(super) fn no_interface(&mut self, why: &str) {
+        if self.no_interface.as_deref() != Some(why) {
+            error!("{why}");
+            self.no_interface = Some(why.to_owned());
+        }
+    }
+
+    pub(super) fn leased(&mut self, lease: &Lease, old: Option<Subnets>) {
+        let (subnet, public) = (lease.subnets, lease.public);
+        match old {
+            Some(old) if old != subnet => {
+                warn!(%subnet, was = %old, "this node has another subnet than before")
+            }
+            _ => info!(%subnet, %public, "lease held"),
+        }
+    }
+
+    pub(super) fn lost(&mut self, loss: &Loss) {
+        match loss {
+            Loss::Taken { .. } => error!(
+                "{loss}; taking another subnet, this node is not ready until the pods of the old one are gone"
+            ),
+            Loss::Contested { .. } => error!(
+                "{loss}; this node no longer writes the lease and is not ready; restart flanneld to claim it again"
+            ),
+        }
+    }
+
+    pub(super) fn store(&mut self, trouble: Option<&str>) {
+        match trouble {
+            Some(now) if self.trouble.as_deref() != Some(now) => {
+                warn!("{now}; keeping all leases that are known");
+            }
+            None if self.trouble.is_some() => info!("the store answers again"),
+            _ => {}
+        }
+        self.trouble = trouble.map(str::to_owned);
+    }
+
+    pub(super) fn peers(&mut self, peers: &Peers) {
+        for (key, why) in &peers.skipped {
+            if self.skipped.get(key) != Some(why) {
+                warn!(key, "lease skipped: {why}");
+            }
+        }
+        for key in self.skipped.keys().filter(|key| !peers.skipped.contains_key(*key)) {
+            info!(key, "lease no longer skipped");
+        }
+        let (usable, skipped) = (peers.usable.len(), peers.skipped.len());
+        if self.usable != Some(usable) || self.skipped.len() != skipped {
+            info!(usable, skipped, "peers");
+        }
+        self.usable = Some(usable);
+        self.skipped.clone_from(&peers.skipped);
+    }
+
+    pub(super) fn report(&mut self, report: &Report, now: Instant) {
+        if report.applied.len() <= LISTED {
+            report.applied.iter().for_each(|change| info!("{change}"));
+        } else {
+            info!("{} changes: {}", report.applied.len(), counted(&report.applied));
+            report.applied.iter().for_each(|change| debug!("{change}"));
+        }
+        for change in self.fights.record(&report.applied, now) {
+            warn!(
+                "\"{change}\" was needed more than five times within a minute: something else on this host undoes it \
+                 (another network agent, NetworkManager, a script)"
+            );
+        }
+        let failed = report.failed.iter().map(ToString::to_string).chain(report.conflicts.iter().cloned());
+        let refused: BTreeSet<String> = failed.collect();
+        let news = refused.difference(&self.refused);
+        news.clone().take(LISTED).for_each(|text| error!("{text}"));
+        let more = news.count().saturating_sub(LISTED);
+        if more > 0 {
+            error!("and {more} more changes that the kernel refuses");
+        }
+        if refused.is_empty() && !self.refused.is_empty() {
+            info!("the kernel refuses nothing any more");
+        }
+        self.refused = refused;
+    }
+
+    pub(super) fn subnet_file(&mut self, path: &Path, env: &SubnetEnv, written: &io::Result<bool>) {
+        match written {
+            Ok(true) => {
+                info!(path = %path.display(), subnet = %env.subnets, mtu = env.mtu, "subnet file written");
+                self.subnet_file = None;
+            }
+            Ok(false) => self.subnet_file = None,
+            Err(error) => {
+                let text = error.to_string();
+                if self.subnet_file.as_ref() != Some(&text) {
+                    error!(
+                        "the subnet file can't be written, so no pod can be connected: {text}; make its directory writable, or give another --subnet-file"
+                    );
+                    self.subnet_file = Some(text);
+                }
+            }
+        }
+    }
+
+    pub(super) fn ready(&mut self) {
+        if !self.ready {
+            self.ready = true;
+            info!("ready");
+            // No service manager is no failure.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+    }
+}
+
+fn counted(changes: &[Change]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for change in changes {
+        *counts.entry(change.object()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(object, count)| format!("{count} {object}")).collect();
+    counts.join(", ")
+}

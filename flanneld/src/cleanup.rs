@@ -1,0 +1,106 @@
+//! `flanneld cleanup`: finds and removes everything that an agent makes on a host, without the store.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use backends::kernel::is_vxlan_name;
+use backends::kernel::netlink::Netlink;
+use backends::state::{Change, LinkIdentity};
+use backends::{Kernel, KernelState, Scope, converge};
+use ipnet::IpNet;
+use subnet::Family;
+use subnet::env_file::Previous;
+
+use crate::cli::options::CleanupOptions;
+
+/// Prints each object, and removes it unless this is a dry run.
+///
+/// What is ours is told by the subnet file: objects inside its network, and none of another agent on this
+/// host. Without a subnet file, every route with our protocol number and every device that is named and
+/// made like ours is.
+///
+/// # Errors
+/// A sentence naming what could not be read or removed.
+pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
+    let mut kernel = Netlink::open()?;
+    let scope = scope(&mut kernel, &Previous::read(&options.subnet_file))?;
+    let mut out = io::stdout().lock();
+    let mut removed = 0usize;
+    let mut failures = Vec::new();
+    if options.dry_run {
+        let observed = kernel.observe(&KernelState::default(), &scope)?;
+        for change in backends::diff::diff(&KernelState::default(), &observed.state) {
+            writeln!(out, "would remove: {}", object(&change))?;
+            removed += 1;
+        }
+    } else {
+        let report = converge(&mut kernel, &KernelState::default(), &scope)?;
+        for change in &report.applied {
+            writeln!(out, "removed: {}", object(change))?;
+            removed += 1;
+        }
+        failures.extend(report.failed.iter().map(ToString::to_string));
+    }
+    let file = &options.subnet_file;
+    if file.symlink_metadata().is_ok() {
+        removed += 1;
+        if options.dry_run {
+            writeln!(out, "would remove: file {}", file.display())?;
+        } else {
+            match remove_file(file) {
+                Ok(()) => writeln!(out, "removed: file {}", file.display())?,
+                Err(error) => failures.push(format!("{}: {error}", file.display())),
+            }
+        }
+    }
+    if removed == 0 && failures.is_empty() {
+        writeln!(out, "nothing to remove")?;
+    }
+    anyhow::ensure!(failures.is_empty(), "not everything could be removed: {}", failures.join("; "));
+    Ok(())
+}
+
+/// The file, and its directory if that was made for it and is empty now.
+fn remove_file(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    if let Some(directory) = path.parent().filter(|directory| directory.ends_with("flannel")) {
+        let _ = fs::remove_dir(directory);
+    }
+    Ok(())
+}
+
+fn scope(kernel: &mut Netlink, previous: &Previous) -> anyhow::Result<Scope> {
+    let mut scope = Scope {
+        networks: previous.networks.iter().collect(),
+        subnets: previous.subnets.iter().collect(),
+        subnet_lens: previous.subnets.iter().map(|net| (Family::of(net.addr()), net.prefix_len())).collect(),
+        ..Scope::default()
+    };
+    let known = !scope.networks.is_empty();
+    if !known {
+        scope.networks = vec![IpNet::V4(Default::default()), IpNet::V6(Default::default())];
+    }
+    // Every VXLAN device named like ours is looked at; whether it is ours, its addresses tell.
+    let host = kernel.observe(&KernelState::default(), &Scope::default())?.host;
+    let named = host.links.values().map(|link| link.name).filter(is_vxlan_name);
+    let candidates = Scope { devices: named.collect(), networks: scope.networks.clone(), ..Scope::default() };
+    let state = kernel.observe(&KernelState::default(), &candidates)?.state;
+    for (name, link) in &state.links {
+        let mut addresses = state.addresses.iter().filter(|(dev, _)| dev == name);
+        let ours =
+            !known || addresses.any(|(_, net)| scope.networks.iter().any(|network| network.contains(net)));
+        if ours && matches!(link.identity, LinkIdentity::Vxlan(_)) {
+            scope.devices.push(*name);
+        }
+    }
+    // Routes that a Go flannel left point through one external interface; which one, its routes say.
+    scope.underlay = host.defaults.iter().find_map(|route| route.link);
+    Ok(scope)
+}
+
+/// The object of a removal, in words.
+fn object(change: &Change) -> String {
+    let text = change.to_string();
+    text.replacen(" del ", " ", 1)
+}

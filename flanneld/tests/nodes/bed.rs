@@ -1,0 +1,140 @@
+//! A cluster for a test: a fabric, an etcd and nodes with agents and pods.
+
+use std::path::Path;
+use std::time::Duration;
+
+use backends::testing::{Agent, Etcd, Fabric, Node, Pod, wait_for};
+use ipnet::IpNet;
+
+/// Long enough for a machine that does something else; no test waits for it when all is well.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+
+/// A fabric with an etcd that holds a configuration.
+pub(crate) struct Cluster {
+    pub(crate) fabric: Fabric,
+    pub(crate) etcd: Etcd,
+}
+
+/// A node with its agent.
+pub(crate) struct Member {
+    pub(crate) agent: Agent,
+    pub(crate) node: Node,
+    args: Vec<String>,
+}
+
+impl Cluster {
+    pub(crate) fn new(config: &str) -> Self {
+        let cluster = Self::unconfigured();
+        cluster.put("/coreos.com/network/config", config);
+        cluster
+    }
+
+    pub(crate) fn unconfigured() -> Self {
+        let fabric = Fabric::new().unwrap();
+        let etcd = Etcd::on(&fabric).unwrap();
+        Self { fabric, etcd }
+    }
+
+    /// Runs `etcdctl` with these arguments.
+    pub(crate) fn etcdctl(&self, args: &[&str]) -> String {
+        let endpoint = self.etcd.endpoint();
+        let command = self.fabric.switch().command("etcdctl").env("ETCDCTL_API", "3");
+        command.args(["--endpoints", &endpoint]).args(args).ok().unwrap()
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        self.etcdctl(&["put", key, value]);
+    }
+
+    /// The keys and values below `subnets/`.
+    pub(crate) fn leases(&self) -> Vec<(String, String)> {
+        let out = self.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
+        let lines: Vec<&str> = out.lines().collect();
+        let pairs = lines.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned()));
+        pairs.collect()
+    }
+
+    /// A node with an agent that is ready.
+    pub(crate) fn join(&self) -> Member {
+        self.join_with(&[])
+    }
+
+    pub(crate) fn join_with(&self, args: &[&str]) -> Member {
+        let mut member = self.start(self.fabric.node().unwrap(), args);
+        member.agent.wait_ready(LIMIT).unwrap();
+        member
+    }
+
+    /// A node with an agent that was only just started.
+    pub(crate) fn start(&self, node: Node, args: &[&str]) -> Member {
+        let mut all = vec![format!("--etcd-endpoints={}", self.etcd.endpoint())];
+        all.extend(args.iter().map(ToString::to_string));
+        let agent = Agent::spawn(&node, flanneld(), &all).unwrap();
+        Member { agent, node, args: all }
+    }
+}
+
+pub(crate) fn flanneld() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_flanneld"))
+}
+
+impl Member {
+    /// Starts another agent in place of one that has ended.
+    pub(crate) fn start_again(&mut self) {
+        self.agent = Agent::spawn(&self.node, flanneld(), &self.args).unwrap();
+        self.agent.wait_ready(LIMIT).unwrap();
+    }
+
+    pub(crate) fn subnet(&self) -> IpNet {
+        self.agent.subnet_env().unwrap().subnets.v4.unwrap().into()
+    }
+
+    /// A pod with the second address of the node's subnet.
+    pub(crate) fn pod(&self) -> Pod {
+        let subnet = self.subnet();
+        let address = subnet.hosts().nth(1).unwrap();
+        Pod::wired(&self.node, IpNet::new(address, subnet.prefix_len()).unwrap()).unwrap()
+    }
+
+    /// Output of a program on the node.
+    pub(crate) fn show(&self, command: &str) -> String {
+        let mut words = command.split(' ');
+        self.node.namespace().command(words.next().unwrap()).args(words).ok().unwrap()
+    }
+
+    pub(crate) fn ip(&self, lines: &str) {
+        self.node.namespace().ip(lines).unwrap();
+    }
+
+    pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
+        if let Err(error) = wait_for(what, LIMIT, condition) {
+            panic!("{error}; log of {}:\n{}", self.node.name(), self.agent.log());
+        }
+    }
+
+    pub(crate) fn wait_for_log(&self, text: &str) {
+        self.wait(&format!("{text:?} in the log"), || self.agent.log().contains(text));
+    }
+
+    /// Every route, neighbour, forwarding entry and tunnel device, in one order.
+    pub(crate) fn state(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for command in [
+            "ip -4 route show",
+            "ip neigh show dev flannel.1",
+            "bridge fdb show dev flannel.1",
+            "ip -d -4 address show dev flannel.1",
+        ] {
+            let mut words = command.split(' ');
+            let output = self.node.namespace().command(words.next().unwrap()).args(words).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let mut of_one: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+            of_one.sort();
+            lines.append(&mut of_one);
+        }
+        lines.join("\n")
+    }
+}

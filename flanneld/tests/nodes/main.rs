@@ -1,0 +1,11 @@
+//! Several agents on several nodes: real processes, a real etcd, the real kernel, and pods that ping.
+
+#![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
+
+mod bed;
+mod cleanup;
+mod heal;
+mod health;
+mod restart;
+mod strangers;
+mod underlay;
