@@ -103,6 +103,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             holding: None,
             lost: Vec::new(),
             contested: None,
+            sound: false,
             journal: Journal::default(),
         };
         agent.live().await
@@ -136,6 +137,8 @@ struct Agent<'a, K, S> {
     /// Subnets that were ours and on which pods may still be.
     lost: Vec<Subnets>,
     contested: Option<Loss>,
+    /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
+    sound: bool,
     journal: Journal,
 }
 
@@ -217,7 +220,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             self.claim();
         }
-        if matches!(outcome, Turn::Done) {
+        if self.sound {
             self.write_subnet_file();
         }
         outcome
@@ -447,6 +450,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             // What the run before left is swept.
             self.previous = Previous::default();
         }
+        self.sound = trouble.is_none();
         if report.failed.is_empty() && report.settled { Turn::Done } else { Turn::Again }
     }
 

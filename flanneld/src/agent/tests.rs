@@ -1,1 +1,256 @@
-//! The agent's loop over fakes.
+//! The agent's whole loop over a fake kernel and a store in memory, with time under the test's control.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
+use backends::kernel::Interest;
+use backends::kernel::fake::{FakeKernel, SharedKernel};
+use subnet::memory::Cluster;
+use subnet::{Attachment, Mac, PublicAddrs, Vtep};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Notifications that the test makes.
+struct Bell(Arc<Notify>);
+
+impl Notices for Bell {
+    async fn run(&self, _interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
+        loop {
+            self.0.notified().await;
+            moved.notify_one();
+        }
+    }
+}
+
+struct Bed {
+    cluster: Cluster,
+    kernel: SharedKernel,
+    bell: Arc<Notify>,
+    health: Health,
+    directory: tempfile::TempDir,
+    agent: JoinHandle<KernelError>,
+}
+
+fn host(mtu: u32, address: &str) -> HostView {
+    let address =
+        HostAddr { net: address.parse().unwrap(), deprecated: false, permanent: true, temporary: false };
+    let link = HostLink { index: 2, name: "eth0".parse().unwrap(), mtu, up: true, addresses: vec![address] };
+    HostView {
+        links: [(2, link)].into(),
+        defaults: vec![DefaultRoute { family: Family::V4, link: Some(2), metric: 0 }],
+    }
+}
+
+impl Bed {
+    fn new(config: &str) -> Self {
+        let kernel = FakeKernel { host: host(1500, "192.0.2.1/24"), ..FakeKernel::default() };
+        Self::with(Cluster::new(config), kernel)
+    }
+
+    fn with(cluster: Cluster, kernel: FakeKernel) -> Self {
+        let (kernel, bell) = (SharedKernel::new(kernel), Arc::new(Notify::new()));
+        let health = Health::new(LIVENESS, condition::ALL);
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            selectors: Selectors::default(),
+            subnet_file: directory.path().join("subnet.env"),
+            identity: "node".into(),
+        };
+        let agent = tokio::spawn(run(
+            kernel.clone(),
+            Bell(Arc::clone(&bell)),
+            cluster.node(),
+            settings,
+            health.clone(),
+        ));
+        Self { cluster, kernel, bell, health, directory, agent }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("subnet.env")
+    }
+
+    /// Lets time pass until `condition` holds; at most ten minutes of it.
+    async fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        for _ in 0..60_000 {
+            if condition(self) {
+                return;
+            }
+            assert!(!self.agent.is_finished(), "the agent ended while waiting for {what}");
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what}: not within ten minutes; readiness {:?}", self.health.ready());
+    }
+
+    async fn ready(&self) {
+        self.until("readiness", |bed| bed.health.ready().is_ok()).await;
+    }
+
+    fn peer(&self, number: u8) {
+        let subnets: Subnets = [format!("10.244.{number}.0/24").parse().unwrap()].into_iter().collect();
+        let public = PublicAddrs { v4: Some([192, 0, 2, number].into()), v6: None };
+        let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, number]) };
+        let attachment = Attachment::Vxlan { v4: Some(vtep), v6: None };
+        let lease = Lease { subnets, public, attachment, created: u64::from(number) };
+        self.cluster.edit(|all| drop(all.leases.insert(subnets, lease)));
+    }
+
+    fn routes(&self) -> usize {
+        self.kernel.lock().state.routes.len()
+    }
+
+    fn reasons(&self) -> String {
+        format!("{:?}", self.health.ready())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_reaches_the_kernel_and_the_subnet_file_is_written_once_it_has() {
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.ready().await;
+    assert_eq!(bed.routes(), 1);
+    let text = std::fs::read_to_string(bed.file()).unwrap();
+    assert!(
+        text.starts_with("FLANNEL_NETWORK=10.244.0.0/16\n") && text.contains("FLANNEL_MTU=1450"),
+        "{text}"
+    );
+    bed.peer(78);
+    bed.until("the second peer", |bed| bed.routes() == 2).await;
+    bed.cluster.edit(|all| all.leases.retain(|subnets, _| !subnets.to_string().contains(".77.")));
+    bed.until("the first peer's end", |bed| bed.routes() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_of_the_store_deletes_nothing_and_hurts_no_readiness() {
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.ready().await;
+    bed.cluster.trouble(Some("down for maintenance"));
+    bed.peer(78);
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(bed.routes(), 1);
+    assert!(bed.health.ready().is_ok(), "{}", bed.reasons());
+    assert!(bed.health.alive().is_ok());
+    bed.cluster.trouble(None);
+    bed.until("what changed meanwhile", |bed| bed.routes() == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_at_start_is_waited_for_with_the_reason_in_readiness() {
+    let cluster = Cluster::new(CONFIG);
+    cluster.trouble(Some("no route to host"));
+    let kernel = FakeKernel { host: host(1500, "192.0.2.1/24"), ..FakeKernel::default() };
+    let bed = Bed::with(cluster, kernel);
+    bed.until("the reason", |bed| bed.reasons().contains("no route to host")).await;
+    sleep(Duration::from_secs(900)).await;
+    assert!(bed.health.alive().is_ok() && !bed.file().exists());
+    bed.cluster.trouble(None);
+    bed.ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_changes_are_tried_again_ever_more_slowly_and_a_notification_is_never_delayed() {
+    let bed = Bed::new(CONFIG);
+    bed.kernel.lock().failing.insert("link", 95);
+    bed.peer(77);
+    bed.until("the refusal in readiness", |bed| bed.reasons().contains("link add flannel.1")).await;
+    assert!(!bed.file().exists(), "no pod may start before its network can work");
+    let looks = || bed.kernel.lock().observed;
+    sleep(Duration::from_secs(120)).await;
+    let before = looks();
+    sleep(Duration::from_secs(300)).await;
+    let often = looks() - before;
+    assert!((10..=24).contains(&often), "{often} looks in 300 s with a pause of 30 s and two rounds at most");
+
+    bed.kernel.lock().failing.clear();
+    let start = Instant::now();
+    bed.bell.notify_one();
+    bed.ready().await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_peer_that_the_kernel_refuses_does_not_make_the_node_unready() {
+    let bed = Bed::new(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#);
+    bed.kernel.lock().failing.insert("route", 101);
+    let subnets: Subnets = ["10.244.77.0/24".parse().unwrap()].into_iter().collect();
+    let public = PublicAddrs { v4: Some([192, 0, 2, 77].into()), v6: None };
+    let lease = Lease { subnets, public, attachment: Attachment::HostGw, created: 1 };
+    bed.cluster.edit(|all| drop(all.leases.insert(subnets, lease)));
+    bed.until("the first converge", |bed| bed.health.ready().is_ok() && bed.file().exists()).await;
+    bed.kernel.lock().failing.clear();
+    bed.until("the route", |bed| bed.routes() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_notifications_is_one_look() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    sleep(Duration::from_secs(1)).await;
+    let before = bed.kernel.lock().observed;
+    for _ in 0..500 {
+        bed.bell.notify_one();
+        tokio::task::yield_now().await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(bed.kernel.lock().observed - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_looked_at_now_and_then_although_nothing_was_heard() {
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.ready().await;
+    bed.kernel.lock().state.routes.clear();
+    let start = Instant::now();
+    bed.until("the repair", |bed| bed.routes() == 1).await;
+    assert!(start.elapsed() <= RESYNC, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moved_underlay_changes_device_file_and_lease() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    let before = bed.cluster.leases();
+    bed.kernel.lock().host = host(1400, "192.0.2.9/24");
+    bed.bell.notify_one();
+    bed.until("the new address in the store", |bed| bed.cluster.leases() != before).await;
+    bed.until("the new MTU in the file", |bed| {
+        std::fs::read_to_string(bed.file()).unwrap().contains("FLANNEL_MTU=1350")
+    })
+    .await;
+    let lease = bed.cluster.leases().leases.into_values().next().unwrap();
+    assert_eq!(lease.public.v4, Some([192, 0, 2, 9].into()));
+    assert_eq!(lease.subnets, before.leases.into_values().next().unwrap().subnets, "the subnet stays");
+    let settings = bed.kernel.lock().state.links.values().next().unwrap().settings;
+    assert_eq!((settings.mtu, settings.local), (1350, IpAddr::from([192, 0, 2, 9])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_given_away_is_replaced_and_one_that_is_fought_over_is_left_alone() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    let mine = bed.cluster.leases().leases.into_values().next().unwrap();
+    bed.cluster.edit(|all| {
+        let lease = all.leases.get_mut(&mine.subnets).unwrap();
+        lease.public.v4 = Some([192, 0, 2, 200].into());
+    });
+    bed.until("another subnet", |bed| bed.cluster.leases().leases.len() == 2).await;
+    bed.ready().await;
+    assert_eq!(bed.cluster.leases().leases[&mine.subnets].public.v4, Some([192, 0, 2, 200].into()));
+
+    let mine = bed.cluster.leases().leases.into_values().find(|lease| lease.public == mine.public).unwrap();
+    let foreign = Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac: Mac([2, 9, 9, 9, 9, 9]) }), v6: None };
+    bed.cluster.edit(|all| all.leases.get_mut(&mine.subnets).unwrap().attachment = foreign.clone());
+    bed.until("the reason", |bed| bed.reasons().contains("same public address")).await;
+    sleep(Duration::from_secs(7200)).await;
+    assert_eq!(bed.cluster.leases().leases[&mine.subnets].attachment, foreign);
+    assert!(bed.reasons().contains("same public address"), "{}", bed.reasons());
+}
