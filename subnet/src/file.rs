@@ -53,6 +53,8 @@ enum Found {
     Nothing,
     /// It is ours and is to be looked at again then; never, if it is a reservation.
     Ours { key: String, again: Option<SystemTime> },
+    /// It was restored just now.
+    Restored,
     /// It is lost for good.
     Lost(Loss),
 }
@@ -70,17 +72,24 @@ impl Files {
     }
 
     /// Holds the lease until it is lost or the directory can't be watched any more.
-    async fn keep(&self) -> Result<Loss, StoreError> {
+    async fn keep(&self, backoff: &mut Backoff) -> Result<Loss, StoreError> {
         let mut notice = Notice::new(&self.directory)?;
         loop {
             match self.find().await? {
                 Found::Lost(loss) => return Ok(loss),
                 Found::Nothing => self.moved.notified().await,
-                Found::Ours { key, again } => tokio::select! {
-                    changed = notice.changed(Some(&key)) => changed?,
-                    () = self.moved.notified() => {}
-                    () = until(again) => {}
-                },
+                // Paced, in case somebody deletes or damages the file for ever, for example a machine
+                // with another idea of the time.
+                Found::Restored => backoff.wait().await,
+                Found::Ours { key, again } => {
+                    let begun = Instant::now();
+                    tokio::select! {
+                        changed = notice.changed(Some(&key)) => changed?,
+                        () = self.moved.notified() => {}
+                        () = until(again) => {}
+                    }
+                    backoff.reset_if_sound(begun);
+                }
             }
         }
     }
@@ -106,12 +115,14 @@ impl Files {
                 return Ok(Found::Lost(loss));
             }
             mine.created = table.next_created(now);
+            self.renew(directory, &key, mine, now)?;
             tracing::warn!(lease = %mine, "the own lease was deleted and has been put back");
-            return self.renew(directory, key, mine, now);
+            return Ok(Found::Restored);
         };
         let Ok((public, attachment)) = decode_value(entry.text.as_bytes()) else {
+            self.renew(directory, &key, mine, now)?;
             tracing::warn!(lease = %mine, "the own lease was unreadable and has been restored");
-            return self.renew(directory, key, mine, now);
+            return Ok(Found::Restored);
         };
         let created = entry.created.unwrap_or(mine.created);
         let found = Lease { subnets: mine.subnets, public, attachment, created };
@@ -119,25 +130,25 @@ impl Files {
             return Ok(Found::Lost(loss));
         }
         *mine = found;
-        let due = entry.expires.map(|expires| expires.checked_sub(self.renew_margin).unwrap_or(now));
-        if due.is_some_and(|due| due <= now) {
-            return self.renew(directory, key, mine, now);
+        let due = |expires: SystemTime| expires.checked_sub(self.renew_margin).unwrap_or(now);
+        let mut again = entry.expires.map(due);
+        if again.is_some_and(|again| again <= now) {
+            again = Some(due(self.renew(directory, &key, mine, now)?).max(now + RENEW_APART));
         }
-        Ok(Found::Ours { key, again: due })
+        Ok(Found::Ours { key, again })
     }
 
-    /// Writes the lease with a new time to live.
+    /// Writes the lease with a new time to live; the end of that.
     fn renew(
         &self,
         directory: &Locked<'_>,
-        key: String,
+        key: &str,
         mine: &Lease,
         now: SystemTime,
-    ) -> Result<Found, StoreError> {
+    ) -> Result<SystemTime, StoreError> {
         let expires = now + LEASE_TTL;
-        directory.write(&key, &Entry::encode(mine, Some(expires)))?;
-        let due = expires.checked_sub(self.renew_margin).unwrap_or(now);
-        Ok(Found::Ours { key, again: Some(due.max(now + RENEW_APART)) })
+        directory.write(key, &Entry::encode(mine, Some(expires)))?;
+        Ok(expires)
     }
 
     /// Feeds snapshots until the directory can't be read or watched any more.
@@ -208,7 +219,7 @@ impl LeaseStore for Files {
         let mut backoff = Backoff::watching();
         loop {
             let begun = Instant::now();
-            let error = match self.keep().await {
+            let error = match self.keep(&mut backoff).await {
                 Ok(loss) => return loss,
                 Err(error) => error,
             };

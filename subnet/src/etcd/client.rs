@@ -141,7 +141,8 @@ impl Connection {
             .with_auto_token_refresh(true);
         if endpoint.starts_with(HTTPS) {
             // Read again each time: certificates are renewed under a running node.
-            options = options.with_tls(self.tls.load()?);
+            let tls = self.tls.load().map_err(|error| self.unreachable(error.to_string()))?;
+            options = options.with_tls(tls);
         }
         let connect =
             async |options| match timeout(ANSWER_WITHIN, Client::connect([endpoint], Some(options))).await {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{EventType, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
 use tokio::time::{Instant, timeout};
 
 use super::{Etcd, Listing};
@@ -60,36 +60,41 @@ impl Etcd {
 
     /// Every lease, all as of the revision of the first page.
     pub(super) async fn list(&self) -> Result<Listing, StoreError> {
-        'anew: loop {
-            let mut listing = Listing::default();
-            let mut from = self.keys.first().as_bytes().to_vec();
-            loop {
-                let (start, revision) = (&from, listing.revision);
-                let page = self.connection.call(|mut client| {
-                    let options = GetOptions::new()
-                        .with_range(self.keys.end())
-                        .with_limit(PAGE)
-                        .with_revision(revision);
-                    let start = start.clone();
-                    async move {
-                        match client.get(start, Some(options)).await {
-                            Err(error) if is_compacted(&error) => Ok(None),
-                            outcome => outcome.map(Some),
-                        }
-                    }
-                });
-                // Compacted between two pages: that revision can't be finished.
-                let Some(page) = page.await? else { continue 'anew };
-                if revision == 0 {
-                    listing.revision = page.header().map_or(0, |header| header.revision());
+        let mut listing = Listing::default();
+        let mut from = self.keys.first().as_bytes().to_vec();
+        let mut limit = PAGE;
+        loop {
+            let options = GetOptions::new().with_range(self.keys.end()).with_limit(limit);
+            let options = options.with_revision(listing.revision);
+            let page = self.connection.call(|mut client| {
+                let (start, options) = (from.clone(), options.clone());
+                async move { Page::of(client.get(start, Some(options)).await) }
+            });
+            let page = match page.await? {
+                Page::Is(page) => page,
+                Page::TooLarge if limit > 1 => {
+                    limit = (limit / 8).max(1);
+                    continue;
                 }
-                for kv in page.kvs() {
-                    let created = kv.create_revision().unsigned_abs();
-                    listing.leases.insert_entry(&self.keys.name(kv.key()), kv.value(), created);
+                Page::TooLarge => {
+                    return Err(self.connection.unreachable("a key is too large to read".into()));
                 }
-                let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(listing) };
-                from = [last.key(), b"\0"].concat();
+                // That revision can't be finished.
+                Page::Compacted => {
+                    listing = Listing::default();
+                    from = self.keys.first().as_bytes().to_vec();
+                    continue;
+                }
+            };
+            if listing.revision == 0 {
+                listing.revision = page.header().map_or(0, |header| header.revision());
             }
+            for kv in page.kvs() {
+                let created = kv.create_revision().unsigned_abs();
+                listing.leases.insert_entry(&self.keys.name(kv.key()), kv.value(), created);
+            }
+            let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(listing) };
+            from = [last.key(), b"\0"].concat();
         }
     }
 
@@ -167,7 +172,24 @@ impl Etcd {
     }
 }
 
-/// Whether a listing failed because its revision has been compacted: gRPC's "out of range".
-fn is_compacted(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(status) if status.code() as i32 == 11)
+/// The answer to the request for a page.
+enum Page {
+    Is(GetResponse),
+    /// Larger than an answer may be: somebody keeps other things than leases under our prefix.
+    TooLarge,
+    /// Its revision is history that has been removed since the page before.
+    Compacted,
+}
+
+impl Page {
+    fn of(answer: Result<GetResponse, etcd_client::Error>) -> Result<Self, etcd_client::Error> {
+        match answer {
+            // gRPC's "out of range": said by etcd about the revision, and by tonic about the length.
+            Err(etcd_client::Error::GRpcStatus(status)) if status.code() as i32 == 11 => {
+                let compacted = status.message().contains("compacted");
+                Ok(if compacted { Self::Compacted } else { Self::TooLarge })
+            }
+            answer => answer.map(Self::Is),
+        }
+    }
 }

@@ -57,11 +57,12 @@ impl Etcd {
             match self.find().await? {
                 Found::Lost(loss) => return Ok(loss),
                 Found::Nothing => self.moved.notified().await,
-                // Paced, in case somebody damages the key for ever.
+                // Paced, in case somebody deletes or damages the key for ever.
                 Found::Restored => backoff.wait().await,
                 Found::Ours(held) => {
+                    let begun = Instant::now();
                     self.watch_own(held).await?;
-                    backoff.reset();
+                    backoff.reset_if_sound(begun);
                 }
             }
         }

@@ -122,7 +122,7 @@ impl Bed for InMemory {
 pub(crate) struct InEtcd {
     pub(crate) client: Client,
     pub(crate) prefix: String,
-    proxy: Proxy,
+    pub(crate) proxy: Proxy,
     _server: Arc<Server>,
 }
 

@@ -378,3 +378,65 @@ async fn a_time_to_live_that_somebody_shortened_is_noticed() {
     let long = |entry: &super::bed::Entry| entry.ttl.is_some_and(|ttl| ttl > HOUR);
     until(async || bed.read(&key(&lease)).await.filter(long)).await;
 }
+
+#[tokio::test]
+async fn a_connection_that_is_silently_dead_is_noticed() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let node = Arc::new(bed.node());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let holding = hold(&node);
+    let mut follower = Follower::of(node);
+    follower.leases(|leases| leases.leases.len() == 1).await;
+    bed.proxy.freeze();
+    let known = follower.until(|known| known.trouble.is_some()).await;
+    assert_eq!(known.leases.unwrap().leases.len(), 1);
+    bed.delete(&key(&lease)).await;
+    bed.cut().await;
+    bed.mend().await;
+    until(async || bed.read(&key(&lease)).await).await;
+    follower.until(|known| known.trouble.is_none()).await;
+    assert!(!holding.ended());
+}
+
+#[tokio::test]
+async fn large_values_under_the_prefix_disturb_nobody() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    for number in 0..6 {
+        bed.put(&format!("10.3.{number}.0-24"), &"x".repeat(1_000_000), None).await;
+        bed.put(&format!("10.3.{}.0-24", 100 + number), &value(number), None).await;
+    }
+    let node = Arc::new(bed.node());
+    let mut follower = Follower::of(node.clone());
+    let now = follower.until(|known| known.leases.is_some()).await.leases.unwrap();
+    assert_eq!((now.leases.len(), now.malformed.len()), (6, 6));
+    assert!(now.malformed.values().all(|entry| entry.why.len() < 200));
+    let lease = acquire(&*node, CONFIG, 77).await.unwrap();
+    follower.leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
+}
+
+#[tokio::test]
+async fn history_that_is_removed_between_two_pages_costs_nothing_but_a_new_listing() {
+    const ALL: u16 = 3000;
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server, Some(CONFIG)).await;
+    let all: Vec<_> = (0..ALL).map(|i| (format!("10.3.{}.{}-29", i / 32, i % 32 * 8), value(i))).collect();
+    bed.write(&all, None).await;
+    let mut client = bed.client.clone();
+    let compacting = super::nodes::Running(tokio::spawn(async move {
+        for round in 0..200 {
+            let written = client.put("elsewhere", format!("{round}"), None).await.unwrap();
+            client.compact(written.header().unwrap().revision(), None).await.unwrap();
+        }
+    }));
+    loop {
+        let done = compacting.ended();
+        let mut follower = Follower::of(Arc::new(bed.node()));
+        let known = follower.until(|known| known.leases.is_some()).await;
+        assert_eq!(known.leases.unwrap().leases.len(), usize::from(ALL));
+        assert_eq!(known.trouble, None);
+        if done {
+            break;
+        }
+    }
+}

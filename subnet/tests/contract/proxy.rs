@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Forwards connections from an address of its own.
@@ -11,12 +12,13 @@ pub(crate) struct Proxy {
     from: SocketAddr,
     to: String,
     task: Mutex<Option<JoinHandle<()>>>,
+    frozen: watch::Sender<bool>,
 }
 
 impl Proxy {
     pub(crate) async fn new(to: String) -> Self {
         let from = format!("{}:2379", super::etcd_server::own_address()).parse().unwrap();
-        let proxy = Self { from, to, task: Mutex::new(None) };
+        let proxy = Self { from, to, task: Mutex::new(None), frozen: watch::Sender::new(false) };
         proxy.mend().await;
         proxy
     }
@@ -34,18 +36,27 @@ impl Proxy {
         }
     }
 
+    /// Connections stay open, and nothing comes through any more, as when a router forgets them.
+    pub(crate) fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
     pub(crate) async fn mend(&self) {
+        self.frozen.send_replace(false);
         let listener = TcpListener::bind(self.from).await.unwrap();
-        let to = self.to.clone();
+        let (to, frozen) = (self.to.clone(), self.frozen.subscribe());
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let Ok((mut near, _)) = listener.accept().await else { continue };
-                let to = to.clone();
+                let (to, mut frozen) = (to.clone(), frozen.clone());
                 connections.spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(to).await {
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    let Ok(mut far) = TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        _ = frozen.wait_for(|frozen| *frozen) => {}
                     }
+                    std::future::pending::<()>().await;
                 });
                 while connections.try_join_next().is_some() {}
             }
