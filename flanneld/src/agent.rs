@@ -6,27 +6,29 @@
 
 mod claim;
 mod journal;
+mod tenure;
 #[cfg(test)]
 mod tests;
+mod underlay;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backends::kernel::{Interest, Notices, Observed};
-use backends::state::LinkIdentity;
-use backends::{Kernel, KernelError, KernelState, Node, Peers, Report, Scope, Underlay, converge};
+use backends::{Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
 use subnet::env_file::{Previous, SubnetEnv};
 use subnet::store::random_below;
 use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::interface::{self, External, Selectors};
+use crate::interface::{External, Selectors};
 use crate::serve::Health;
 use claim::Identity;
 use journal::Journal;
+use tenure::{Task, stranded};
+use underlay::node;
 
 /// The kernel is compared with the leases this often although nothing was heard of it.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -142,33 +144,6 @@ struct Agent<'a, K, S> {
     journal: Journal,
 }
 
-/// A task that ends with its handle.
-struct Task<T>(JoinHandle<T>);
-
-impl<T: Send + 'static> Task<T> {
-    fn spawn(future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self(tokio::spawn(future))
-    }
-
-    /// The result; never there without a task. A task ends early only with the process.
-    async fn of(task: &mut Option<Self>) -> T {
-        loop {
-            let Some(running) = task else { return std::future::pending().await };
-            let result = (&mut running.0).await;
-            *task = None;
-            if let Ok(result) = result {
-                return result;
-            }
-        }
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     async fn live(mut self) -> KernelError {
         let mut failures = 0;
@@ -186,7 +161,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             failures = (failures + 1).min(5);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
-                Ok(()) = self.known.changed() => self.plan = None,
+                Ok(()) = self.known.changed() => self.known.mark_changed(),
                 lease = Task::of(&mut self.claiming) => self.leased(lease),
                 loss = Task::of(&mut self.holding) => self.lost(loss),
                 () = sleep(wait) => {}
@@ -273,148 +248,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
     }
 
-    /// Chooses the external interface anew and notes what follows from it.
-    fn choose(&mut self, observed: &Observed) {
-        if let Some(link) = self.identity.backend.device().and_then(|name| observed.state.links.get(&name))
-            && matches!(link.identity, LinkIdentity::Vxlan(_))
-            && self.identity.living.is_none()
-        {
-            self.identity.living = Some(link.settings.mac);
-        }
-        let families: Vec<Family> =
-            self.network.ranges().map(|range| Family::of(range.network.addr())).collect();
-        let mut kernel = self.kernel.as_mut();
-        let way_to = |addr| match &mut kernel {
-            Some(kernel) => kernel.way_to(addr).map_err(|error| error.to_string()),
-            None => Err("the kernel is busy".to_owned()),
-        };
-        let chosen = interface::choose(&self.settings.selectors, &observed.host, way_to, &families);
-        let chosen = chosen.map_err(|error| error.to_string()).and_then(|external| {
-            self.identity.backend.check(&node(&external)).map_err(|error| error.to_string())?;
-            Ok(external)
-        });
-        self.set_interest(|interest| {
-            interest.choosing = chosen.is_err();
-            interest.host = Arc::new(observed.host.clone());
-        });
-        match chosen {
-            Ok(external) => {
-                self.health.set(condition::INTERFACE, Ok(()));
-                self.adopt(external);
-            }
-            Err(why) => {
-                self.journal.no_interface(&why);
-                self.health.set(condition::INTERFACE, Err(why));
-                // As long as the device is there, what runs over it may go on.
-                let there = |external: &External| observed.host.links.contains_key(&external.index);
-                if self.external.as_ref().is_some_and(|external| !there(external)) {
-                    self.external = None;
-                    self.plan = None;
-                }
-            }
-        }
-    }
-
-    fn adopt(&mut self, external: External) {
-        let Some(old) = &self.external else {
-            self.journal.interface(&external, self.identity.backend.remark(&node(&external)));
-            self.external = Some(external);
-            self.plan = None;
-            // After an absence the address may be another one than the one that we announce.
-            self.reclaim_if_moved();
-            return;
-        };
-        if (old.index, old.name, old.mtu, old.addr, old.public)
-            == (external.index, external.name, external.mtu, external.addr, external.public)
-        {
-            return;
-        }
-        self.journal.interface(&external, self.identity.backend.remark(&node(&external)));
-        self.external = Some(external);
-        self.plan = None;
-        self.reclaim_if_moved();
-    }
-
-    fn reclaim_if_moved(&mut self) {
-        let public = self.external.as_ref().map(|external| external.public);
-        if self.lease.as_ref().is_some_and(|lease| Some(lease.public) != public) {
-            self.claiming = None;
-            self.contested = None;
-            self.start_claim();
-        }
-    }
-
-    /// Starts to obtain a lease, if there is none and none is being obtained.
-    fn claim(&mut self) {
-        if self.lease.is_none() && self.claiming.is_none() && self.contested.is_none() {
-            self.start_claim();
-        }
-    }
-
-    fn start_claim(&mut self) {
-        let Some(external) = &self.external else { return };
-        let previous = match &self.lease {
-            Some(lease) => lease.subnets,
-            None if self.lost.is_empty() => self.previous.subnets,
-            None => Subnets::default(),
-        };
-        self.claiming = Some(Task::spawn(claim::obtain(
-            Arc::clone(&self.store),
-            self.network.clone(),
-            self.identity.clone(),
-            external.public,
-            previous,
-            self.health.clone(),
-        )));
-    }
-
-    fn leased(&mut self, lease: Lease) {
-        let old = self.lease.as_ref().map(|old| old.subnets).or(self.lost.last().copied());
-        self.journal.leased(&lease, old);
-        self.identity.living =
-            lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac).or(self.identity.living);
-        self.lease = Some(lease);
-        self.plan = None;
-        // After a loss the kernel decides when the node is ready again: see `judge`.
-        if self.lost.is_empty() {
-            self.health.set(condition::LEASE, Ok(()));
-        }
-        if self.following.is_none() {
-            let (store, feed) = (Arc::clone(&self.store), self.feed.clone());
-            self.following = Some(Task::spawn(async move { store.follow(&feed).await }));
-        }
-        if self.holding.is_none() {
-            let store = Arc::clone(&self.store);
-            self.holding = Some(Task::spawn(async move { store.hold().await }));
-        }
-    }
-
-    fn lost(&mut self, loss: Loss) {
-        self.journal.lost(&loss);
-        self.health.set(condition::LEASE, Err(loss.to_string()));
-        match &loss {
-            // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
-            Loss::Taken { subnets, .. } => {
-                self.lost.push(*subnets);
-                self.lease = None;
-                self.plan = None;
-            }
-            Loss::Contested { .. } => self.contested = Some(loss),
-        }
-    }
-
-    /// Takes note of what the store says.
-    fn hear(&mut self) {
-        let known = self.known.borrow_and_update().clone();
-        self.journal.store(known.trouble.as_deref());
-        let state = match (known.leases, known.trouble) {
-            (Some(_), _) => Ok(()),
-            (None, Some(trouble)) => Err(trouble),
-            (None, None) => Err("the leases of the other nodes were not read yet".to_owned()),
-        };
-        self.health.set(condition::PEERS, state);
-    }
-
     /// What the kernel should contain; `None` while that can't be known.
     fn plan(&mut self) -> Option<Arc<KernelState>> {
         if let Some(plan) = &self.plan {
@@ -485,26 +318,4 @@ enum Turn {
 async fn settle(moved: &Notify) {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end && tokio::time::timeout(QUIET, moved.notified()).await.is_ok() {}
-}
-
-fn node(external: &External) -> Node {
-    let External { index, name, mtu, addr, public, .. } = *external;
-    Node { underlay: Underlay { index, name, mtu }, public, local: addr }
-}
-
-/// Why a lost subnet is still in use on this host, if it is.
-fn stranded(subnets: &Subnets, report: &Report) -> Option<String> {
-    let links = report.observed.host.links.values();
-    let on = |subnet: ipnet::IpNet| {
-        links.clone().find(|link| {
-            link.addresses.iter().any(|address| subnet.contains(&address.net.addr()))
-                && !report.observed.state.links.contains_key(&link.name)
-        })
-    };
-    let (subnet, link) = subnets.iter().find_map(|subnet| Some((subnet, on(subnet)?)))?;
-    Some(format!(
-        "{subnet} now belongs to another node, but {} still has an address in it: drain this node's pods, then remove \
-         that address",
-        link.name
-    ))
 }

@@ -305,20 +305,43 @@ fn record(
     position: usize,
     outcome: io::Result<()>,
 ) {
+    let change = &changes[position];
     if let Err(source) = outcome
-        && !already_so(&changes[position], &source)
+        && !already_so(change, &source)
     {
-        let change = &changes[position];
+        let source = explained(change, source);
         let refused = KernelError::Refused { object: change.object(), change: change.to_string(), source };
         failures.push((position, refused));
     }
 }
 
+/// What the kernel means where its errno alone leaves an operator in the dark, and what to do.
+fn explained(change: &Change, error: io::Error) -> io::Error {
+    let remedy = match (change, error.raw_os_error()) {
+        (_, Some(errno::EPERM)) => "flanneld needs CAP_NET_ADMIN in this network namespace",
+        (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
+            "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
+             linux-modules-extra-raspi), or use the host-gw backend"
+        }
+        (Change::AddLink(..), Some(errno::EEXIST)) => {
+            "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
+             Backend.VNI or Backend.Port"
+        }
+        (Change::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
+            "the next hop is on no link of this host: host-gw needs all nodes on one link, vxlan does not"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {remedy}"))
+}
+
 mod errno {
+    pub(super) const EPERM: i32 = 1;
     pub(super) const ENOENT: i32 = 2;
     pub(super) const ESRCH: i32 = 3;
     pub(super) const EEXIST: i32 = 17;
     pub(super) const ENODEV: i32 = 19;
+    pub(super) const EOPNOTSUPP: i32 = 95;
     pub(super) const EADDRNOTAVAIL: i32 = 99;
     pub(super) const ENETUNREACH: i32 = 101;
 }

@@ -128,6 +128,18 @@ async fn a_snapshot_reaches_the_kernel_and_the_subnet_file_is_written_once_it_ha
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_snapshot_that_comes_together_with_a_notification_is_not_lost() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    // Which of the two is seen first is up to chance.
+    for number in 1..=20 {
+        bed.peer(100 + number);
+        bed.bell.notify_one();
+        bed.until("the new peer", |bed| bed.routes() == usize::from(number)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn silence_of_the_store_deletes_nothing_and_hurts_no_readiness() {
     let bed = Bed::new(CONFIG);
     bed.peer(77);

@@ -1,0 +1,131 @@
+//! The lease over time: obtained, held, moved, lost.
+
+use std::sync::Arc;
+
+use backends::{Kernel, Report};
+use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
+use tokio::task::JoinHandle;
+
+use super::{Agent, claim, condition};
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// Starts to obtain a lease, if there is none and none is being obtained.
+    pub(super) fn claim(&mut self) {
+        if self.lease.is_none() && self.claiming.is_none() && self.contested.is_none() {
+            self.start_claim();
+        }
+    }
+
+    pub(super) fn start_claim(&mut self) {
+        let Some(external) = &self.external else { return };
+        let previous = match &self.lease {
+            Some(lease) => lease.subnets,
+            None if self.lost.is_empty() => self.previous.subnets,
+            None => Subnets::default(),
+        };
+        self.claiming = Some(Task::spawn(claim::obtain(
+            Arc::clone(&self.store),
+            self.network.clone(),
+            self.identity.clone(),
+            external.public,
+            previous,
+            self.health.clone(),
+        )));
+    }
+
+    pub(super) fn leased(&mut self, lease: Lease) {
+        let old = self.lease.as_ref().map(|old| old.subnets).or(self.lost.last().copied());
+        self.journal.leased(&lease, old);
+        self.identity.living =
+            lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac).or(self.identity.living);
+        self.lease = Some(lease);
+        self.plan = None;
+        // After a loss the kernel decides when the node is ready again: see `judge`.
+        if self.lost.is_empty() {
+            self.health.set(condition::LEASE, Ok(()));
+        }
+        if self.following.is_none() {
+            let (store, feed) = (Arc::clone(&self.store), self.feed.clone());
+            self.following = Some(Task::spawn(async move { store.follow(&feed).await }));
+        }
+        if self.holding.is_none() {
+            let store = Arc::clone(&self.store);
+            self.holding = Some(Task::spawn(async move { store.hold().await }));
+        }
+    }
+
+    pub(super) fn lost(&mut self, loss: Loss) {
+        self.journal.lost(&loss);
+        self.health.set(condition::LEASE, Err(loss.to_string()));
+        match &loss {
+            // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
+            Loss::Taken { subnets, .. } => {
+                self.lost.push(*subnets);
+                self.lease = None;
+                self.plan = None;
+            }
+            Loss::Contested { .. } => self.contested = Some(loss),
+        }
+    }
+
+    /// Takes note of what the store says.
+    pub(super) fn hear(&mut self) {
+        let known = self.known.borrow_and_update();
+        // Whatever ended the pause: a snapshot that came meanwhile is seen here for the only time.
+        if known.has_changed() {
+            self.plan = None;
+        }
+        let known = known.clone();
+        self.journal.store(known.trouble.as_deref());
+        let state = match (known.leases, known.trouble) {
+            (Some(_), _) => Ok(()),
+            (None, Some(trouble)) => Err(trouble),
+            (None, None) => Err("the leases of the other nodes were not read yet".to_owned()),
+        };
+        self.health.set(condition::PEERS, state);
+    }
+}
+
+/// Why a lost subnet is still in use on this host, if it is.
+pub(super) fn stranded(subnets: &Subnets, report: &Report) -> Option<String> {
+    let links = report.observed.host.links.values();
+    let on = |subnet: ipnet::IpNet| {
+        links.clone().find(|link| {
+            link.addresses.iter().any(|address| subnet.contains(&address.net.addr()))
+                && !report.observed.state.links.contains_key(&link.name)
+        })
+    };
+    let (subnet, link) = subnets.iter().find_map(|subnet| Some((subnet, on(subnet)?)))?;
+    Some(format!(
+        "{subnet} now belongs to another node, but {} still has an address in it: drain this node's pods, then remove \
+         that address",
+        link.name
+    ))
+}
+
+/// A task that ends with its handle.
+pub(super) struct Task<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Task<T> {
+    pub(super) fn spawn(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+
+    /// The result; never there without a task. A task ends early only with the process.
+    pub(super) async fn of(task: &mut Option<Self>) -> T {
+        loop {
+            let Some(running) = task else { return std::future::pending().await };
+            let result = (&mut running.0).await;
+            *task = None;
+            if let Ok(result) = result {
+                return result;
+            }
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
