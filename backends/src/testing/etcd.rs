@@ -82,7 +82,10 @@ impl Etcd {
         // Someone else may take a port between finding it free and etcd's use of it.
         for attempt in 1.. {
             let [client, peer] = namespace.run(|| free_ports(address))?;
-            let dir = tempfile::tempdir().context("no temporary directory for etcd")?;
+            let dir = tempfile::Builder::new()
+                .prefix("flannel-etcd-")
+                .tempdir()
+                .context("no temporary directory for etcd")?;
             let mut etcd = Self { namespace: Arc::clone(&namespace), client, peer, dir, process: None };
             match etcd.restart() {
                 Err(error) if attempt < 3 && format!("{error:#}").contains("address already in use") => {}

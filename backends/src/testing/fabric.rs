@@ -79,7 +79,12 @@ impl Fabric {
             self.switch.path().display()
         ))?;
         self.switch.ip(&format!("link set port{number} master br0 up"))?;
-        let dir = Arc::new(tempfile::tempdir().context("no temporary directory for a node")?);
+        let dir = Arc::new(
+            tempfile::Builder::new()
+                .prefix("flannel-node-")
+                .tempdir()
+                .context("no temporary directory for a node")?,
+        );
         let node = Node { number, mtu: options.mtu, namespace, switch: Arc::clone(&self.switch), dir };
         node.link_up()?;
         Ok(node)

@@ -27,7 +27,7 @@ impl<'ns> NsCommand<'ns> {
         // setpriv becomes the program, which then gets SIGKILL when the thread that started it ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-        command.env("LC_ALL", "C").stdin(Stdio::null());
+        command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
         Self { namespace, program: program.to_owned(), command, input: Vec::new() }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Context, anyhow, ensure};
-use backends::testing::{Agent, Fabric, Node, Pod, program, wait_for};
+use backends::testing::{Agent, Fabric, Node, Pod, program};
 use ipnet::IpNet;
 use serde_json::json;
 use tempfile::TempDir;
@@ -94,7 +94,7 @@ impl Cluster {
         let attached = start.elapsed();
         for (_, from, _, to) in self.pairs() {
             let what = format!("{} to reach {}", from.address(), to.address());
-            wait_for(&what, PATIENCE, || from.namespace().reaches(to.address()).unwrap_or(false))?;
+            stage.wait_for(&what, || from.namespace().reaches(to.address()))?;
         }
         let each = attached.as_millis() / (NODES * PODS_PER_NODE) as u128;
         stage.step(&format!("attached in {each} ms each; every pod reaches every pod of the other nodes"))
@@ -160,7 +160,10 @@ fn spawn(node: &Node, flanneld: &Path, leases: &TempDir) -> anyhow::Result<Agent
 
 /// The embedded store: a directory with the configuration, in which the agents put their leases.
 fn lease_directory(backend: Backend) -> anyhow::Result<TempDir> {
-    let dir = tempfile::tempdir().context("no temporary directory for leases")?;
+    let dir = tempfile::Builder::new()
+        .prefix("flannel-demo-")
+        .tempdir()
+        .context("no temporary directory for leases")?;
     let config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend.name() } });
     fs::write(dir.path().join("config.json"), config.to_string()).context("can't write config.json")?;
     Ok(dir)

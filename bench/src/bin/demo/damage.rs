@@ -1,9 +1,7 @@
 //! What others may do to a node, and how long the agent takes to put it right.
 
-use std::time::Duration;
-
 use anyhow::Context;
-use backends::testing::{Pinger, wait_for};
+use backends::testing::Pinger;
 use ipnet::IpNet;
 
 use crate::cluster::{Cluster, PATIENCE};
@@ -27,7 +25,7 @@ pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Tab
     let mut table = Table::new(["damage on node1", "pings", "lost", "longest silence ms"]);
     for (what, damage) in damages(cluster.backend, peer) {
         stage.step(&format!("  {what}"))?;
-        let pinger = start_pinger(cluster)?;
+        let pinger = start_pinger(cluster, stage)?;
         let node = &cluster.sites[0].node;
         match damage {
             Damage::Ip(command) => node.namespace().ip(&command)?,
@@ -35,9 +33,7 @@ pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Tab
             Damage::Restart => cluster.restart_agent(0)?,
         }
         let node = &cluster.sites[0].node;
-        wait_for(&format!("the route to {peer} to come back"), PATIENCE, || {
-            node.has_route(peer).unwrap_or(false)
-        })?;
+        stage.wait_for(&format!("the route to {peer} to come back"), || node.has_route(peer))?;
         pinger.wait_for_reply(PATIENCE).with_context(|| format!("after the damage {what:?}"))?;
         let pings = pinger.finish()?;
         let silence = pings.longest_gap.as_millis();
@@ -61,12 +57,11 @@ fn damages(backend: Backend, peer: IpNet) -> Vec<(String, Damage)> {
 }
 
 /// A ping that has run undisturbed for a moment.
-fn start_pinger(cluster: &Cluster) -> anyhow::Result<Pinger> {
+fn start_pinger(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Pinger> {
     const UNDISTURBED: u64 = 30;
     let source = cluster.sites[0].pods.first().context("node1 has no pods")?;
     let target = cluster.sites[1].pods.first().context("node2 has no pods")?;
     let pinger = Pinger::start(source.namespace(), target.address())?;
-    let limit = Duration::from_secs(10);
-    wait_for("answers before the damage", limit, || pinger.received() >= UNDISTURBED)?;
+    stage.wait_for("answers before the damage", || Ok(pinger.received() >= UNDISTURBED))?;
     Ok(pinger)
 }

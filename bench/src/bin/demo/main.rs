@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use backends::testing::wait_for_some;
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
-use cluster::Cluster;
+use cluster::{Cluster, PATIENCE};
 
 #[derive(Parser)]
 #[command(name = "demo", about = "Three nodes, real pods, traffic, damage and repair, in namespaces")]
@@ -64,6 +65,19 @@ impl Stage {
     fn check(&self) -> anyhow::Result<()> {
         ensure!(!self.stopped.load(Ordering::Relaxed), "interrupted");
         Ok(())
+    }
+
+    /// Polls `condition` until it holds; an error when that takes too long or the user asked to stop.
+    fn wait_for(
+        &self,
+        what: &str,
+        mut condition: impl FnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        wait_for_some(what, PATIENCE, || match self.check().and_then(|()| condition()) {
+            Ok(false) => None,
+            Ok(true) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        })?
     }
 
     /// Prints a line of progress.

@@ -1,11 +1,11 @@
 //! What goes from pod to pod: round trips by ping, throughput by iperf3.
 
 use anyhow::Context;
-use backends::testing::{Pod, wait_for};
+use backends::testing::Pod;
 use serde_json::Value;
 
 use crate::Stage;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::Cluster;
 use crate::table::Table;
 
 /// A matrix of mean round trips in milliseconds, of all pairs of pods on different nodes.
@@ -27,21 +27,24 @@ pub(crate) fn round_trips(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Ta
 
 /// TCP throughput from the first pod of each node to the first pod of every other.
 pub(crate) fn throughput(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Table> {
-    let mut table = Table::new(["from", "to", "Gbit/s", "retransmits"]);
+    let mut rows = Vec::new();
     for server in &cluster.sites {
         let (to, target) = server.named_pods().next().context("a node without pods")?;
         let _server = target.command("iperf3").arg("-s").spawn()?;
-        wait_for("iperf3 to listen", PATIENCE, || {
-            let listening = target.command("ss").args(["-Hltn", "sport", "=", ":5201"]).ok();
-            listening.is_ok_and(|sockets| !sockets.trim().is_empty())
+        stage.wait_for("iperf3 to listen", || {
+            let sockets = target.command("ss").args(["-Hltn", "sport", "=", ":5201"]).ok()?;
+            Ok(!sockets.trim().is_empty())
         })?;
         for client in cluster.sites.iter().filter(|site| site.node.name() != server.node.name()) {
             stage.check()?;
             let (from, source) = client.named_pods().next().context("a node without pods")?;
             let (rate, again) = tcp(source, target)?;
-            table.row([from, to.clone(), format!("{rate:.2}"), again.to_string()]);
+            rows.push([from, to.clone(), format!("{rate:.2}"), again.to_string()]);
         }
     }
+    rows.sort();
+    let mut table = Table::new(["from", "to", "Gbit/s", "retransmits"]);
+    rows.into_iter().for_each(|row| table.row(row));
     Ok(table)
 }
 
