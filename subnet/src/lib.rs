@@ -11,7 +11,7 @@
 //! | [`allocate`] | which subnet a new node takes; pure |
 //! | [`env_file`] | `subnet.env`, what the CNI plugin reads |
 //! | [`store`] | the contract of every lease store |
-//! | [`memory`], [`file`], [`etcd`] | the stores |
+//! | [`memory`], [`file`](mod@file), [`etcd`] | the stores |
 //!
 //! Without its default features the crate has no runtime and no network code: the CNI plugin uses it so.
 
