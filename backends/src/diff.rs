@@ -70,6 +70,9 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
         }
     }
 
+    let (wanted, found) = (&desired.blackholes, &actual.blackholes);
+    changes.extend(wanted.difference(found).map(|dst| Change::AddBlackhole(*dst)));
+    changes.extend(found.difference(wanted).map(|dst| Change::DelBlackhole(*dst)));
     for (dst, route) in &actual.routes {
         let kept = desired.routes.contains_key(dst) || route.dev.is_some_and(|dev| !stays(&dev));
         if !kept && route.protocol != PROTOCOL_KERNEL {

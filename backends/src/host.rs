@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use subnet::Family;
+use subnet::env_file::gateway;
+use subnet::{Family, NetworkConfig, Subnets};
 
 use crate::name::Name;
 
@@ -28,6 +29,10 @@ pub struct HostLink {
     pub mtu: u32,
     /// Whether it is set up (`IFF_UP`), with or without carrier.
     pub up: bool,
+    /// Whether it is a bridge.
+    pub bridge: bool,
+    /// Index of the bridge (or other controller) that it is a port of.
+    pub controller: Option<u32>,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<HostAddr>,
 }
@@ -65,7 +70,38 @@ pub struct Way {
     pub source: Option<IpAddr>,
 }
 
+/// A bridge that serves a subnet which this node doesn't hold any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleBridge {
+    /// Its name.
+    pub name: Name,
+    /// The gateway address of the other subnet.
+    pub net: IpNet,
+    /// How many devices hang on it.
+    pub ports: usize,
+}
+
 impl HostView {
+    /// The bridges that carry the gateway address of another subnet of `network` than `own`: what the
+    /// bridge plugin leaves when a node gets another subnet, and then refuses to add pods to.
+    pub fn stale_bridges(&self, network: &NetworkConfig, own: Subnets) -> Vec<StaleBridge> {
+        let stale = |net: &IpNet| {
+            let subnet = net.trunc();
+            net.addr() == gateway(subnet)
+                && own.get(Family::of(net.addr())) != Some(subnet)
+                && network
+                    .ranges()
+                    .any(|range| range.network.contains(&subnet) && range.subnet_len == subnet.prefix_len())
+        };
+        let mut found = Vec::new();
+        for link in self.links.values().filter(|link| link.bridge) {
+            let ports = self.links.values().filter(|port| port.controller == Some(link.index)).count();
+            let nets = link.addresses.iter().map(|address| address.net).filter(stale);
+            found.extend(nets.map(|net| StaleBridge { name: link.name, net, ports }));
+        }
+        found
+    }
+
     /// The link of this name.
     pub fn link(&self, name: &str) -> Option<&HostLink> {
         self.links.values().find(|link| link.name.as_str() == name)

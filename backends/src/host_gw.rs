@@ -5,7 +5,7 @@ use subnet::{Attachment, Mac, Subnets};
 use crate::backend::{Backend, BackendError, Node};
 use crate::name::Name;
 use crate::peers::Peer;
-use crate::state::{KernelState, ROUTE_PROTOCOL, Route};
+use crate::state::{KernelState, Route};
 
 /// The backend; it has nothing to configure.
 #[derive(Clone, Copy, Debug)]
@@ -37,15 +37,7 @@ impl Backend for HostGw {
 
     fn plan(&self, node: &Node, _own: &Subnets, _mac: Mac, peers: &[Peer]) -> KernelState {
         let dev = Some(node.underlay.name);
-        let route = |peer: &Peer| Route {
-            dst: peer.subnet,
-            via: Some(peer.public),
-            dev,
-            onlink: false,
-            protocol: ROUTE_PROTOCOL,
-            metric: 0,
-            odd: false,
-        };
+        let route = |peer: &Peer| Route { via: Some(peer.public), dev, ..Route::ours(peer.subnet) };
         KernelState {
             routes: peers.iter().map(|peer| (peer.subnet, route(peer))).collect(),
             ..KernelState::default()

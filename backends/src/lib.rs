@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod traffic;
 pub mod vxlan;
 
 pub use backend::{Backend, BackendError, Node, Underlay};

@@ -19,6 +19,10 @@ pub const PROTOCOL_KERNEL: u8 = 2;
 /// Protocol number that Go flannel's routes carry, like those of boot scripts (`RTPROT_BOOT`).
 pub const PROTOCOL_BOOT: u8 = 3;
 
+/// Metric of our blackhole routes: the worst there is, so that any other route to the same subnet, a
+/// bridge's above all, wins.
+pub const BLACKHOLE_METRIC: u32 = u32::MAX;
+
 /// Everything that this agent makes in the kernel. Maps and sets in one order, so that two states compare
 /// and print alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct KernelState {
     /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
     /// metric. Never wanted.
     pub surplus: BTreeSet<Route>,
+    /// Destinations that end here unless a better route exists ([`BLACKHOLE_METRIC`]).
+    pub blackholes: BTreeSet<IpNet>,
 }
 
 /// A tunnel device. `identity` can't change without making the device anew; `settings` are corrected in
@@ -136,6 +142,10 @@ pub enum Change {
     SetRoute(Route),
     /// Removes exactly this route.
     DelRoute(Route),
+    /// Adds a blackhole route.
+    AddBlackhole(IpNet),
+    /// Removes a blackhole route.
+    DelBlackhole(IpNet),
 }
 
 /// The settings of a device that are to change.
@@ -153,6 +163,13 @@ pub struct LinkPatch {
     pub local: Option<IpAddr>,
     /// See [`LinkSettings::learning`].
     pub learning: Option<bool>,
+}
+
+impl Route {
+    /// A route of ours to `dst`, without next hop and device yet.
+    pub fn ours(dst: IpNet) -> Self {
+        Self { dst, via: None, dev: None, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, odd: false }
+    }
 }
 
 impl LinkIdentity {
@@ -211,6 +228,7 @@ impl Change {
             Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
             Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
             Self::SetRoute(..) | Self::DelRoute(..) => "route",
+            Self::AddBlackhole(..) | Self::DelBlackhole(..) => "blackhole",
         }
     }
 }
@@ -259,6 +277,12 @@ impl KernelState {
                 if !self.surplus.remove(route) && self.routes.get(&route.dst) == Some(route) {
                     self.routes.remove(&route.dst);
                 }
+            }
+            Change::AddBlackhole(dst) => {
+                self.blackholes.insert(*dst);
+            }
+            Change::DelBlackhole(dst) => {
+                self.blackholes.remove(dst);
             }
         }
     }
@@ -343,6 +367,8 @@ impl fmt::Display for Change {
             Self::DelNeighbour(name, ip) => write!(f, "neigh del {ip} dev {name}"),
             Self::SetRoute(route) => write!(f, "route replace {route}"),
             Self::DelRoute(route) => write!(f, "route del {route}"),
+            Self::AddBlackhole(dst) => write!(f, "route add blackhole {dst} metric {BLACKHOLE_METRIC}"),
+            Self::DelBlackhole(dst) => write!(f, "route del blackhole {dst} metric {BLACKHOLE_METRIC}"),
         }
     }
 }

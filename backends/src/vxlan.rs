@@ -14,7 +14,7 @@ use subnet::{Attachment, Family, Mac, Subnets, Vtep, VxlanConfig};
 use crate::backend::{Backend, BackendError, Node, Underlay};
 use crate::name::Name;
 use crate::peers::Peer;
-use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, ROUTE_PROTOCOL, Route, VxlanIdentity};
+use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
 
 /// Outer IPv4, UDP and VXLAN header and the inner Ethernet header, in bytes (RFC 7348 §5).
 const OVERHEAD: u32 = 20 + 8 + 8 + 14;
@@ -94,15 +94,8 @@ impl Backend for Vxlan {
             let gateway = peer.subnet.network();
             state.fdb.insert((dev, peer.mac), peer.public);
             state.neighbours.insert((dev, gateway), peer.mac);
-            let route = Route {
-                dst: peer.subnet,
-                via: Some(gateway),
-                dev: Some(dev),
-                onlink: true,
-                protocol: ROUTE_PROTOCOL,
-                metric: 0,
-                odd: false,
-            };
+            let route =
+                Route { via: Some(gateway), dev: Some(dev), onlink: true, ..Route::ours(peer.subnet) };
             state.routes.insert(peer.subnet, route);
         }
         state

@@ -188,6 +188,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Err(error) => return Turn::Broken(error),
             };
             outcome = self.judge(&report);
+            self.mend_bridges(&report.observed).await;
             let before = self.external.clone();
             self.choose(&report.observed);
             if self.external == before {
@@ -258,7 +259,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let peers = Peers::choose(&self.network, lease, &all);
         self.journal.peers(&peers);
         let mac = self.identity.living.unwrap_or(Mac([0; 6]));
-        let state = self.identity.backend.plan(&node(external), &lease.subnets, mac, &peers.usable);
+        let mut state = self.identity.backend.plan(&node(external), &lease.subnets, mac, &peers.usable);
+        // Packets for pods that don't exist end here instead of circling by the default route.
+        state.blackholes.extend(lease.subnets.iter());
         self.plan = Some(Arc::new(state));
         self.plan.clone()
     }

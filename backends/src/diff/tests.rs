@@ -78,8 +78,9 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_map((names(), addrs()), macs(), 0..8),
         prop::collection::vec(routes(if actual { FOUND } else { WANTED }), 0..10),
         btree_set(routes(WANTED), 0..if actual { 3 } else { 1 }),
+        btree_set(nets(), 0..3),
     );
-    parts.prop_map(move |(links, addresses, fdb, neighbours, routes, surplus)| {
+    parts.prop_map(move |(links, addresses, fdb, neighbours, routes, surplus, blackholes)| {
         let exists = |name: &Name| links.contains_key(name);
         let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
         let routes: std::collections::BTreeMap<_, _> = routes
@@ -98,6 +99,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
                 })
                 .collect(),
             routes,
+            blackholes,
             links,
         }
     })

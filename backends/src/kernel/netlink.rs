@@ -349,12 +349,13 @@ mod errno {
 fn already_so(change: &Change, error: &io::Error) -> bool {
     let Some(number) = error.raw_os_error() else { return false };
     match change {
-        Change::AddAddress(..) => number == errno::EEXIST,
+        Change::AddAddress(..) | Change::AddBlackhole(..) => number == errno::EEXIST,
         Change::DelLink(..)
         | Change::DelAddress(..)
         | Change::DelFdb(..)
         | Change::DelNeighbour(..)
-        | Change::DelRoute(..) => {
+        | Change::DelRoute(..)
+        | Change::DelBlackhole(..) => {
             matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
         }
         Change::AddLink(..)
@@ -378,6 +379,7 @@ fn device(change: &Change) -> Option<Name> {
         | Change::SetNeighbour(name, ..)
         | Change::DelNeighbour(name, _) => Some(*name),
         Change::SetRoute(route) | Change::DelRoute(route) => route.dev,
+        Change::AddBlackhole(_) | Change::DelBlackhole(_) => None,
     }
 }
 
@@ -388,7 +390,11 @@ fn sort_routes(
     scope: &Scope,
     own: &BTreeMap<u32, Name>,
 ) {
-    for decode::RouteFacts { route, link } in routes {
+    for decode::RouteFacts { route, link, blackhole } in routes {
+        if blackhole {
+            state.blackholes.insert(route.dst);
+            continue;
+        }
         let own_device = link.is_some_and(|link| own.contains_key(&link));
         let first = route.metric == 0 && !state.routes.contains_key(&route.dst);
         if first {

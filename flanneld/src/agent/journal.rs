@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use backends::{Change, Fights, Peers, Report};
+use backends::host::StaleBridge;
+use backends::{Change, Fights, KernelError, Peers, Report};
 use subnet::env_file::SubnetEnv;
 use subnet::{Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
@@ -21,6 +22,7 @@ pub(super) struct Journal {
     skipped: BTreeMap<String, String>,
     usable: Option<usize>,
     refused: BTreeSet<String>,
+    bridges: BTreeSet<String>,
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
@@ -119,6 +121,29 @@ impl Journal {
             info!("the kernel refuses nothing any more");
         }
         self.refused = refused;
+    }
+
+    pub(super) fn busy_bridges(&mut self, bridges: &[StaleBridge], own: &Subnets) {
+        let texts: BTreeSet<String> = bridges
+            .iter()
+            .map(|StaleBridge { name, net, ports }| {
+                format!(
+                    "{name} has the address {net} of another subnet than this node's ({own}), so no pod can be added to \
+                     it; {ports} devices hang on it: drain this node's pods, and the address is removed"
+                )
+            })
+            .collect();
+        texts.difference(&self.bridges).for_each(|text| warn!("{text}"));
+        self.bridges = texts;
+    }
+
+    pub(super) fn mended_bridges(&mut self, made: &[Change], failures: &[(usize, KernelError)]) {
+        for (index, change) in made.iter().enumerate() {
+            match failures.iter().find(|(failed, _)| *failed == index) {
+                Some((_, error)) => error!("{error}"),
+                None => info!("{change}: it was the gateway of an earlier subnet and nothing hung on it"),
+            }
+        }
     }
 
     pub(super) fn subnet_file(&mut self, path: &Path, env: &SubnetEnv, written: &io::Result<bool>) {

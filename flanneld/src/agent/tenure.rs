@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use backends::{Kernel, Report};
+use backends::host::StaleBridge;
+use backends::{Change, Kernel, Observed, Report};
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
@@ -66,6 +67,23 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             Loss::Contested { .. } => self.contested = Some(loss),
         }
+    }
+
+    /// Frees bridges of the gateway addresses of earlier subnets, which would keep the bridge plugin from
+    /// adding pods. A bridge with pods on it is only named: they use the address.
+    pub(super) async fn mend_bridges(&mut self, observed: &Observed) {
+        let Some(own) = self.lease.as_ref().map(|lease| lease.subnets) else { return };
+        let (idle, busy): (Vec<StaleBridge>, Vec<StaleBridge>) =
+            observed.host.stale_bridges(&self.network, own).into_iter().partition(|bridge| bridge.ports == 0);
+        self.journal.busy_bridges(&busy, &own);
+        let changes: Vec<Change> =
+            idle.iter().map(|bridge| Change::DelAddress(bridge.name, bridge.net)).collect();
+        if changes.is_empty() {
+            return;
+        }
+        let made = changes.clone();
+        let failures = self.with_kernel(move |kernel| kernel.apply(&changes)).await;
+        self.journal.mended_bridges(&made, &failures);
     }
 
     /// Takes note of what the store says.

@@ -40,7 +40,15 @@ struct Bed {
 fn host(mtu: u32, address: &str) -> HostView {
     let address =
         HostAddr { net: address.parse().unwrap(), deprecated: false, permanent: true, temporary: false };
-    let link = HostLink { index: 2, name: "eth0".parse().unwrap(), mtu, up: true, addresses: vec![address] };
+    let link = HostLink {
+        index: 2,
+        name: "eth0".parse().unwrap(),
+        mtu,
+        up: true,
+        bridge: false,
+        controller: None,
+        addresses: vec![address],
+    };
     HostView {
         links: [(2, link)].into(),
         defaults: vec![DefaultRoute { family: Family::V4, link: Some(2), metric: 0 }],

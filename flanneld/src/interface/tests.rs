@@ -19,7 +19,15 @@ fn ip(text: &str) -> IpAddr {
 
 fn link(index: u32, name: &str, addresses: &[&str]) -> HostLink {
     let addresses = addresses.iter().map(|text| addr(text)).collect();
-    HostLink { index, name: name.parse().unwrap(), mtu: 1500, up: true, addresses }
+    HostLink {
+        index,
+        name: name.parse().unwrap(),
+        mtu: 1500,
+        up: true,
+        bridge: false,
+        controller: None,
+        addresses,
+    }
 }
 
 fn host(links: impl IntoIterator<Item = HostLink>, defaults: &[(Family, Option<u32>)]) -> HostView {

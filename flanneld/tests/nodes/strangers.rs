@@ -54,7 +54,7 @@ fn two_agents_share_a_host_and_neither_touches_what_is_the_others() {
     };
     let (second_a, _second_b) = (others(&a, "second", 8082), others(&b, "second", 8082));
     let (_third_a, _third_b) = (others(&a, "third", 8083), others(&b, "third", 8083));
-    let routes = || a.show("ip route show proto 70");
+    let routes = || a.show("ip route show type unicast proto 70");
     a.wait("one peer in each network", || routes().lines().count() == 3);
     let before = routes();
     drop(second_a);
@@ -77,19 +77,37 @@ fn two_agents_share_a_host_and_neither_touches_what_is_the_others() {
 }
 
 #[test]
-fn a_bridge_left_from_an_earlier_subnet_is_named_and_kept() {
+fn a_bridge_left_from_an_earlier_subnet_is_named_while_pods_hang_on_it_and_freed_afterwards() {
     let cluster = Cluster::new(VXLAN);
     let (a, b) = (cluster.join(), cluster.join());
     a.wait("the route", || a.node.has_route(b.subnet()).unwrap());
     let gateway = b.subnet().hosts().next().unwrap();
     a.ip(&format!(
-        "link add cni0 type bridge\nlink set cni0 up\nroute del {0}\naddr add {gateway}/24 dev cni0",
+        "link add cni0 type bridge\nlink add pod0 type veth peer name pod1\nlink set pod0 master cni0\n\
+         link set cni0 up\nroute del {0}\naddr add {gateway}/24 dev cni0\naddr add 10.7.7.7/24 dev cni0",
         b.subnet()
     ));
     a.wait_for_log("but cni0 of this host has an address in it");
+    a.wait_for_log("1 devices hang on it");
     assert!(a.show("ip route show").contains(&format!("{} dev cni0 proto kernel", b.subnet())));
-    a.ip("link del cni0");
-    a.wait("the route after the bridge is gone", || {
-        a.show("ip route show").contains(&format!("{} via", b.subnet()))
-    });
+    a.ip("link del pod0\nlink set flannel.1 mtu 1300");
+    a.wait("the route", || a.show("ip route show").contains(&format!("{} via", b.subnet())));
+    let left = a.show("ip -o -4 address show dev cni0");
+    assert!(left.contains("10.7.7.7/24") && !left.contains("10.244."), "{left}");
+}
+
+#[test]
+fn a_packet_for_a_pod_that_does_not_exist_ends_at_its_node() {
+    let cluster = Cluster::new(VXLAN);
+    let (a, b) = (cluster.join(), cluster.join());
+    a.wait("the route", || a.node.has_route(b.subnet()).unwrap());
+    let nobody = b.subnet().hosts().nth(99).unwrap().to_string();
+    let answer = a.node.namespace().command("ping").args(["-n", "-c1", "-W2", &nobody]).output().unwrap();
+    let text = String::from_utf8(answer.stdout).unwrap();
+    assert!(text.contains("100% packet loss") && !text.contains("Time to live"), "{text}");
+    // A bridge's own route wins over it.
+    let route = b.show(&format!("ip route show exact {}", b.subnet()));
+    assert!(route.starts_with("blackhole"), "{route}");
+    let _pod = b.pod();
+    assert!(b.show(&format!("ip route get {nobody}")).contains("dev cni0"));
 }

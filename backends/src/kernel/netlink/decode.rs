@@ -16,7 +16,9 @@ use subnet::{Family, Mac};
 
 use crate::host::{HostAddr, HostLink};
 use crate::name::Name;
-use crate::state::{Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
+use crate::state::{
+    BLACKHOLE_METRIC, Link, LinkIdentity, LinkSettings, ROUTE_PROTOCOL, Route, VxlanIdentity,
+};
 
 /// A link as the host has it, and as a tunnel device if it is one.
 pub(super) struct LinkFacts {
@@ -37,10 +39,12 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
         return None;
     }
     let (mut name, mut mtu, mut mac, mut kind, mut vxlan) = (None, 0, Mac([0; 6]), String::new(), None);
+    let mut controller = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse::<Name>().ok(),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::Controller(index) => controller = Some(*index),
             LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().map_or(mac, Mac),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
@@ -55,12 +59,21 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
         }
     }
     let up = message.header.flags.contains(LinkFlags::Up);
+    let bridge = kind == "bridge";
     let (identity, lower, local, learning) = match vxlan {
         Some((identity, lower, local, learning)) => (LinkIdentity::Vxlan(identity), lower, local, learning),
         None => (LinkIdentity::Other(kind), 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
     };
     Some(LinkFacts {
-        host: HostLink { index: message.header.index, name: name?, mtu, up, addresses: Vec::new() },
+        host: HostLink {
+            index: message.header.index,
+            name: name?,
+            mtu,
+            up,
+            bridge,
+            controller,
+            addresses: Vec::new(),
+        },
         tunnel: Link { identity, settings: LinkSettings { up, mtu, mac, lower, local, learning } },
     })
 }
@@ -123,6 +136,8 @@ pub(super) fn address(message: &AddressMessage) -> Option<(u32, HostAddr)> {
 pub(super) struct RouteFacts {
     pub(super) route: Route,
     pub(super) link: Option<u32>,
+    /// It is one of our blackholes.
+    pub(super) blackhole: bool,
 }
 
 /// A route; `None` for other tables, other types of service and cached clones. `name_of` gives the name
@@ -173,7 +188,9 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
         metric,
         odd,
     };
-    Some(RouteFacts { route, link })
+    let blackhole = header.kind == RouteType::BlackHole
+        && (route.protocol, route.metric) == (ROUTE_PROTOCOL, BLACKHOLE_METRIC);
+    Some(RouteFacts { route, link, blackhole })
 }
 
 fn ip(addr: &RouteAddress) -> Option<IpAddr> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkMessage};
@@ -15,7 +16,7 @@ use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan
 use subnet::Mac;
 
 use super::socket::Request;
-use crate::state::{Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
+use crate::state::{BLACKHOLE_METRIC, Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
 
 /// The request for a change. `index` is the index of the device that the change names, which every change
 /// but the making of a device has.
@@ -51,6 +52,8 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             message.header.kind = RouteType::Unspec;
             (Message::DelRoute(message), 0)
         }
+        Change::AddBlackhole(dst) => (Message::NewRoute(blackhole(*dst)?), ADD),
+        Change::DelBlackhole(dst) => (Message::DelRoute(blackhole(*dst)?), 0),
     })
 }
 
@@ -182,6 +185,12 @@ fn route(route: &Route, index: Option<u32>) -> io::Result<RouteMessage> {
         builder = builder.onlink();
     }
     Ok(builder.build())
+}
+
+fn blackhole(dst: IpNet) -> io::Result<RouteMessage> {
+    let mut message = route(&Route { metric: BLACKHOLE_METRIC, ..Route::ours(dst) }, None)?;
+    message.header.kind = RouteType::BlackHole;
+    Ok(message)
 }
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {

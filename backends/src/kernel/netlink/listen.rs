@@ -101,10 +101,14 @@ impl Interest {
     }
 
     fn route(&self, message: &netlink_packet_route::route::RouteMessage, new: bool) -> bool {
-        let Some(decode::RouteFacts { route, link }) = decode::route(message, |index| self.name(index))
+        let Some(decode::RouteFacts { route, link, blackhole }) =
+            decode::route(message, |index| self.name(index))
         else {
             return false;
         };
+        if blackhole {
+            return self.desired.blackholes.contains(&route.dst) != new;
+        }
         if route.dst.prefix_len() == 0 {
             return true;
         }
