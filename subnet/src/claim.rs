@@ -3,7 +3,7 @@
 use crate::allocate::allocate;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases};
-use crate::net::{PublicAddrs, Subnets};
+use crate::net::Subnets;
 use crate::store::{Claim, Loss, StoreError, random_below};
 
 /// What has become of the lease that a node holds, seen from the store.
@@ -77,7 +77,8 @@ pub(crate) fn exhausted(network: &NetworkConfig) -> StoreError {
 }
 
 /// The error for a node that can't be recognised again: Flannel's stores know nodes by IPv4 address.
-pub(crate) fn require_ipv4(public: &PublicAddrs, store: &str) -> Result<(), StoreError> {
+#[cfg(any(feature = "etcd", feature = "file"))]
+pub(crate) fn require_ipv4(public: &crate::net::PublicAddrs, store: &str) -> Result<(), StoreError> {
     match public.v4 {
         Some(_) => Ok(()),
         None => Err(StoreError::Unusable(format!(

@@ -75,9 +75,6 @@ impl Etcd {
     ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
         let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
         let Some((subnets, known)) = chosen else { return Err(exhausted(network)) };
-        let attachment = (claim.attach)(known.as_ref());
-        let mut lease = Lease { subnets, public: claim.public, attachment, created: 0 };
-
         let mut current = None;
         if let Some(known) = &known {
             let kv = self.read(&self.keys.lease(&known.subnets)?).await?;
@@ -86,6 +83,8 @@ impl Etcd {
                 None => return Ok(None),
             }
         }
+        let attachment = (claim.attach)(known.as_ref());
+        let mut lease = Lease { subnets, public: claim.public, attachment, created: 0 };
         let replaced = known.filter(|known| known.subnets != subnets);
         let written = match (&current, &replaced) {
             (Some(kv), None) => {

@@ -161,14 +161,14 @@ impl Etcd {
             Ok(Err(error)) => return Err(self.connection.meaning(&error).into()),
             Err(_) => return Err(Ended::Outdated),
         };
+        if !response.canceled() {
+            return Ok(response);
+        }
         // After this message the stream stays open and says nothing any more.
-        if response.compact_revision() > 0 {
-            return Err(Ended::Outdated);
-        }
-        if response.canceled() {
-            return Err(self.connection.cancelled(response.cancel_reason()).into());
-        }
-        Ok(response)
+        Err(match response.compact_revision() {
+            0 => self.connection.cancelled(response.cancel_reason()).into(),
+            _ => Ended::Outdated,
+        })
     }
 }
 

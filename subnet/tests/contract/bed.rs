@@ -123,7 +123,7 @@ pub(crate) struct InEtcd {
     pub(crate) client: Client,
     pub(crate) prefix: String,
     pub(crate) proxy: Proxy,
-    _server: Arc<Server>,
+    pub(crate) server: Arc<Server>,
 }
 
 impl InEtcd {
@@ -135,7 +135,7 @@ impl InEtcd {
         if let Some(config) = config {
             client.clone().put(format!("{prefix}/config"), config, None).await.unwrap();
         }
-        Self { client, prefix, proxy, _server: server }
+        Self { client, prefix, proxy, server }
     }
 
     pub(crate) fn key(&self, name: &str) -> String {

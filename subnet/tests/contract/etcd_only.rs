@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, PutOptions, TlsOptions};
@@ -92,19 +93,19 @@ async fn what_changed_behind_a_compaction_is_seen() {
     follower.until(|known| known.trouble.is_some()).await;
     bed.put("10.3.1.0-24", &value(11), None).await;
     bed.delete("10.3.2.0-24").await;
-    bed.put("10.3.4.0-24", &value(4), None).await;
+    bed.put("10.3.204.0-24", &value(4), None).await;
     let mut client = bed.client.clone();
     let now = client.get("any", None).await.unwrap().header().unwrap().revision();
     client.compact(now, None).await.unwrap();
     bed.mend().await;
 
-    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.4.0/24"))).await;
+    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.204.0/24"))).await;
     assert_eq!(leases.leases[&subnets("10.3.1.0/24")].public, public(11));
     assert_eq!(leases.leases.len(), 3);
     assert_eq!(leases.leases[&own.subnets], own);
     assert!(!holding.ended());
     // And what happens from now on.
-    bed.delete("10.3.4.0-24").await;
+    bed.delete("10.3.204.0-24").await;
     follower.leases(|leases| leases.leases.len() == 2).await;
 }
 
@@ -117,19 +118,19 @@ async fn a_watch_that_begins_before_the_compacted_revision_lists_again() {
     let node = Arc::new(bed.node());
     let lease = acquire(&*node, CONFIG, 3).await.unwrap();
     for number in 10..20 {
-        bed.put("10.3.1.0-24", &value(number), None).await;
+        bed.put("10.3.201.0-24", &value(number), None).await;
     }
     bed.delete(&key(&lease)).await;
     let mut client = bed.client.clone();
     let now = client.get("any", None).await.unwrap().header().unwrap().revision();
     client.compact(now, None).await.unwrap();
     let mut follower = Follower::of(node.clone());
-    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.1.0/24"))).await;
+    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.201.0/24"))).await;
     assert_eq!(leases.leases.len(), 1, "{leases:?}");
     let _holding = hold(&node);
     follower.leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
-    bed.put("10.3.1.0-24", &value(20), None).await;
-    follower.leases(|leases| leases.leases[&subnets("10.3.1.0/24")].public == public(20)).await;
+    bed.put("10.3.201.0-24", &value(20), None).await;
+    follower.leases(|leases| leases.leases[&subnets("10.3.201.0/24")].public == public(20)).await;
 }
 
 #[tokio::test]
@@ -190,6 +191,55 @@ async fn a_lost_race_is_run_again_and_leaves_nothing_behind() {
     assert!(distinct.contains(&subnets("10.3.0.64/28")));
     // Each key has its grant, and no grant of a lost race is left.
     assert_eq!(bed.client.clone().leases().await.unwrap().leases().len(), 15);
+}
+
+/// What another node does while this one is between deciding and writing.
+async fn acquire_while(
+    bed: &InEtcd,
+    config: &str,
+    meanwhile: (&str, u16),
+) -> Result<subnet::Lease, StoreError> {
+    let once = AtomicBool::new(true);
+    let attach = |_: Option<&subnet::Lease>| {
+        if once.swap(false, Ordering::Relaxed) {
+            let (url, key) = (format!("http://{}", bed.server.address()), bed.key(meanwhile.0));
+            let other = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let mut client = etcd_client::Client::connect([url], None).await.unwrap();
+                    client.put(key, value(meanwhile.1), None).await.unwrap();
+                });
+            });
+            other.join().unwrap();
+        }
+        super::nodes::vxlan(1)
+    };
+    let claim = subnet::Claim { public: public(1), previous: subnet::Subnets::default(), attach: &attach };
+    within(bed.node().acquire(&super::nodes::network(config), &claim)).await
+}
+
+#[tokio::test]
+async fn what_another_writes_while_this_node_decides_is_respected() {
+    let one = r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.1.0"}"#;
+    for rival in ["10.3.1.0-24", "10.3.1.0-25", "10.3.1.0-24&fd00:3::-64"] {
+        let bed = InEtcd::new(Some(one)).await;
+        let error = acquire_while(&bed, one, (rival, 2)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Exhausted { .. }), "{rival}: {error}");
+        let mut follower = Follower::of(Arc::new(bed.node()));
+        let now = follower.until(|known| known.leases.is_some()).await.leases.unwrap();
+        assert_eq!(now.leases.values().map(|lease| lease.public).collect::<Vec<_>>(), [public(2)], "{rival}");
+    }
+    // The own lease, given to another node after it was read.
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    bed.put("10.3.7.0-24", &value(1), None).await;
+    let lease = acquire_while(&bed, CONFIG, ("10.3.7.0-24", 2)).await.unwrap();
+    assert_ne!(lease.subnets, subnets("10.3.7.0/24"));
+    assert_eq!(bed.read("10.3.7.0-24").await.unwrap().value, value(2));
+    // The same with one that no longer fits and would be deleted.
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    bed.put("10.9.7.0-24", &value(1), None).await;
+    acquire_while(&bed, CONFIG, ("10.9.7.0-24", 2)).await.unwrap();
+    assert_eq!(bed.read("10.9.7.0-24").await.unwrap().value, value(2));
 }
 
 /// Certificates of a test authority, made with the openssl program.
