@@ -13,7 +13,7 @@ PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-
 	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps
 
 help: ## Lists the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 
 deps: ## Installs what building and testing need on Debian, if it is missing
 	@missing=; for package in $(PACKAGES); do \
@@ -29,6 +29,10 @@ build: ## Builds all programs for development
 
 demo: build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan or host-gw; root)
 	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
+
+bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")
+	cargo build -p bench
+	$(SUDO) $(PROGRAMS)/control $(ARGS)
 
 test: build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
@@ -66,4 +70,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) clippy doc layers test
 
-.PHONY: help deps build demo test fmt clippy doc layers release ci
+.PHONY: help deps build demo bench-control test fmt clippy doc layers release ci

@@ -1,0 +1,297 @@
+//! Figures with their limits and the conditions they were taken under, as JSON lines and as a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use serde_json::{Map, Value, json};
+
+/// A measured quantity, one value per round.
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) limit: Limit,
+    pub(crate) rounds: Vec<f64>,
+}
+
+/// What a figure has to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    /// The median must not be above.
+    Median(f64),
+    /// No round must be above.
+    Each(f64),
+    /// It is there for comparison.
+    None,
+}
+
+impl Figure {
+    /// A figure whose rounds are still to be measured.
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, limit: Limit) -> Self {
+        Self { name: name.into(), unit, limit, rounds: Vec::new() }
+    }
+
+    /// A time in milliseconds that no round may exceed.
+    pub(crate) fn push_ms(&mut self, time: Duration) {
+        self.rounds.push(time.as_secs_f64() * 1e3);
+    }
+}
+
+/// Where results go, and what they have in common.
+pub(crate) struct Record {
+    file: File,
+    common: Map<String, Value>,
+    load: String,
+    date: String,
+    lines: Vec<Value>,
+}
+
+impl Record {
+    /// Appends to `path`; `programs` is the directory of what is measured.
+    pub(crate) fn open(path: &Path, programs: &Path) -> anyhow::Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("can't write {}: give another --out", path.display()))?;
+        let common = conditions(programs)?;
+        Ok(Self { file, common, load: String::new(), date: String::new(), lines: Vec::new() })
+    }
+
+    /// Notes load and time at the start of a measurement.
+    pub(crate) fn begin(&mut self) -> anyhow::Result<()> {
+        let load = contents("/proc/loadavg")?;
+        self.load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
+        self.date = said("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?;
+        Ok(())
+    }
+
+    /// Writes a figure, to the file and to the standard output.
+    pub(crate) fn put(&mut self, figure: &Figure) -> anyhow::Result<()> {
+        let mut line = describe(figure)?;
+        line.extend(self.common.clone());
+        line.insert("load".to_owned(), json!(self.load));
+        line.insert("date".to_owned(), json!(self.date));
+        let line = Value::Object(line);
+        writeln!(self.file, "{line}").context("can't write a result to the file")?;
+        writeln!(io::stdout(), "{line}").context("can't write a result to the standard output")?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// All that was written.
+    pub(crate) fn lines(&self) -> &[Value] {
+        &self.lines
+    }
+}
+
+/// The latest line of each figure, in the order of the text.
+fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
+    let mut latest: BTreeMap<String, (usize, Value)> = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let value: Value = serde_json::from_str(line)
+            .with_context(|| format!("line {} is not a result; delete it", number + 1))?;
+        let name = value["name"].as_str().unwrap_or_default().to_owned();
+        latest.insert(name, (number, value));
+    }
+    let mut lines: Vec<(usize, Value)> = latest.into_values().collect();
+    lines.sort_by_key(|(number, _)| *number);
+    Ok(lines.into_iter().map(|(_, line)| line).collect())
+}
+
+/// The latest line of each figure in the file `path`.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
+    let at = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("can't read {at}: measure first"))?;
+    parse(&text).with_context(|| format!("{at} can't be used"))
+}
+
+/// Prints the table and the conditions to the standard output.
+pub(crate) fn print(lines: &[Value]) -> anyhow::Result<()> {
+    write!(io::stdout(), "{}", table(lines)).context("can't write to the standard output")
+}
+
+/// A Markdown table that is a table for the eye, too; under it the conditions.
+pub(crate) fn table(lines: &[Value]) -> String {
+    let titles = ["figure", "unit", "median", "range", "rounds", "limit", "met"].map(str::to_owned);
+    let rows: Vec<[String; 7]> = [titles].into_iter().chain(lines.iter().map(row)).collect();
+    let widths: Vec<usize> =
+        (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text += &format!("| {} |\n", cells.join(" | "));
+        if number == 0 {
+            let rules: Vec<String> = widths.iter().map(|&width| "-".repeat(width)).collect();
+            text += &format!("| {} |\n", rules.join(" | "));
+        }
+    }
+    text += "\n";
+    let conditions: BTreeSet<String> = lines.iter().map(condition).collect();
+    conditions.into_iter().for_each(|line| text += &format!("{line}\n"));
+    let loads = lines.iter().filter_map(|line| line["load"].as_str()?.split(' ').next()?.parse::<f64>().ok());
+    let (least, most) =
+        loads.fold((f64::MAX, 0.0f64), |(least, most), load| (load.min(least), load.max(most)));
+    if least <= most {
+        text += &format!("Load average (1 min) at the start of the measurements: {least} to {most}.\n");
+    }
+    text
+}
+
+fn row(line: &Value) -> [String; 7] {
+    let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    let number = |key: &str| line[key].as_f64().map(short);
+    let limit = number("limit").map(|limit| match line["judged"].as_str() {
+        Some("each") => format!("≤ {limit} in each round"),
+        _ => format!("≤ {limit}"),
+    });
+    let met = line["met"].as_bool().map(|met| if met { "yes" } else { "**no**" });
+    [
+        text("name"),
+        text("unit"),
+        number("median").unwrap_or_default(),
+        format!("{} … {}", number("min").unwrap_or_default(), number("max").unwrap_or_default()),
+        line["rounds"].as_array().map(Vec::len).unwrap_or_default().to_string(),
+        limit.unwrap_or_default(),
+        met.unwrap_or_default().to_owned(),
+    ]
+}
+
+fn condition(line: &Value) -> String {
+    let text = |key: &str| line[key].as_str().unwrap_or("?").to_owned();
+    format!(
+        "Linux {}, {} ({} CPUs), {}, temporary files on {}, {} programs, sources at {}, {}.  ",
+        text("kernel"),
+        text("cpu"),
+        line["cores"],
+        text("etcd"),
+        text("files"),
+        text("profile"),
+        text("commit"),
+        text("date").split('T').next().unwrap_or_default()
+    )
+}
+
+/// Few digits, and none that say nothing.
+fn short(number: f64) -> String {
+    let digits = match number.abs() {
+        size if size >= 100.0 || number.fract() == 0.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{number:.digits$}")
+}
+
+fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
+    let mut sorted = figure.rounds.clone();
+    ensure!(!sorted.is_empty(), "{} has no rounds", figure.name);
+    sorted.sort_by(f64::total_cmp);
+    let (min, max, median) = (sorted[0], sorted[sorted.len() - 1], median(&sorted));
+    let (judged, limit, value) = match figure.limit {
+        Limit::Median(limit) => (Some("median"), Some(limit), median),
+        Limit::Each(limit) => (Some("each"), Some(limit), max),
+        Limit::None => (None, None, median),
+    };
+    let line = json!({
+        "name": figure.name,
+        "value": value,
+        "unit": figure.unit,
+        "limit": limit,
+        "judged": judged,
+        "met": limit.map(|limit| value <= limit),
+        "rounds": figure.rounds,
+        "median": median,
+        "min": min,
+        "max": max,
+    });
+    let Value::Object(line) = line else { unreachable!("it was written as an object") };
+    Ok(line)
+}
+
+/// Of sorted values.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    let half = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[half] } else { (sorted[half - 1] + sorted[half]) / 2.0 }
+}
+
+/// What all results of one run have in common.
+fn conditions(programs: &Path) -> anyhow::Result<Map<String, Value>> {
+    let cpus = contents("/proc/cpuinfo")?;
+    let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let profile = programs.file_name().map(|name| name.to_string_lossy().into_owned());
+    let temporary = std::env::temp_dir();
+    let temporary = temporary.to_str().context("the directory for temporary files is not UTF-8")?;
+    let common = json!({
+        "kernel": contents("/proc/sys/kernel/osrelease")?,
+        "cpu": cpu.map_or("unknown", |(_, cpu)| cpu.trim()),
+        "cores": std::thread::available_parallelism().map(usize::from).unwrap_or_default(),
+        "commit": commit(),
+        "profile": profile,
+        "etcd": said("etcd", &["--version"])?.lines().next().unwrap_or_default().replace(" Version:", ""),
+        "files": said("stat", &["-f", "-c", "%T", temporary])?,
+    });
+    let Value::Object(common) = common else { unreachable!("it was written as an object") };
+    Ok(common)
+}
+
+/// The commit of the sources, with `-dirty` if they differ from it.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        // The sources may belong to somebody else than who measures (sudo).
+        let first = ["-c", "safe.directory=*", "-C", env!("CARGO_MANIFEST_DIR")];
+        said("git", &[&first, args].concat())
+    };
+    match (git(&["rev-parse", "--short=12", "HEAD"]), git(&["status", "--porcelain", "-uno"])) {
+        (Ok(commit), Ok(changes)) if changes.is_empty() => commit,
+        (Ok(commit), _) => commit + "-dirty",
+        (Err(_), _) => "unknown".to_owned(),
+    }
+}
+
+fn contents(path: &str) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("can't read {path}"))?;
+    Ok(text.trim().to_owned())
+}
+
+/// What a program prints.
+fn said(program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("can't run {program}"))?;
+    ensure!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(limit: Limit, rounds: &[f64]) -> Value {
+        let figure = Figure { rounds: rounds.to_vec(), ..Figure::new("start", "ms", limit) };
+        Value::Object(describe(&figure).unwrap())
+    }
+
+    #[test]
+    fn a_limit_of_the_median_forgives_one_bad_round_and_one_of_each_round_none() {
+        let rounds = [1.0, 9.0, 2.0];
+        assert_eq!(line(Limit::Median(2.0), &rounds)["met"], true);
+        assert_eq!(line(Limit::Each(2.0), &rounds)["met"], false);
+        assert_eq!(line(Limit::Each(9.0), &rounds)["value"], 9.0);
+        assert_eq!(line(Limit::None, &rounds)["met"], Value::Null);
+        assert_eq!(line(Limit::None, &[1.0, 2.0, 4.0, 100.0])["median"], 3.0);
+    }
+
+    #[test]
+    fn only_the_latest_line_of_a_figure_counts() {
+        let (old, new) = (line(Limit::None, &[5.0]), line(Limit::Median(2.0), &[3.0]));
+        let lines = parse(&format!("{old}\n{new}\n")).unwrap();
+        assert_eq!(lines, [new]);
+        let text = table(&lines);
+        assert!(text.contains("| start  | ms   | 3      | 3 … 3 | 1      | ≤ 2   | **no** |"), "{text}");
+        assert!(parse("nonsense").unwrap_err().to_string().contains("line 1"));
+    }
+}
