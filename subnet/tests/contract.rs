@@ -3,6 +3,8 @@
 
 #[path = "contract/bed.rs"]
 mod bed;
+#[path = "contract/etcd_access.rs"]
+mod etcd_access;
 #[path = "contract/etcd_only.rs"]
 mod etcd_only;
 #[path = "contract/etcd_server.rs"]
