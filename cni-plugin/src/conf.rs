@@ -1,12 +1,12 @@
 //! The network configuration in, the delegate's configuration out; pure (contract §7.1 and §7.3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use subnet::env_file::{DEFAULT_PATH, Reading};
 use subnet::gojson::{self, Object};
 
-use crate::env::is_identifier;
+use crate::env::{Attachment, check_interface, is_identifier};
 use crate::error::{self, CniError};
 use crate::route;
 
@@ -24,7 +24,12 @@ pub(crate) struct Network {
     ipam: Map<String, Value>,
     runtime_config: Option<Map<String, Value>>,
     prev_result: Option<Value>,
+    valid_attachments: Option<Vec<Value>>,
 }
+
+/// Where GC finds the attachments that are still valid: the key of the specification, and the one that
+/// libcni 1.2.0 wrote instead.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// The delegate's configuration: its standard input, and what is kept for DEL, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,11 @@ impl Network {
         let object = Object::parse(&text).map_err(undecodable)?;
         let name: String = object.get("name").map_err(undecodable)?.unwrap_or_default();
         let cni_version = object.get("cniVersion").map_err(undecodable)?.unwrap_or_default();
+        let valid_attachments = match VALID_ATTACHMENTS.into_iter().find(|key| object.has(key)) {
+            // Go writes an empty list as null.
+            Some(key) => Some(object.get(key).map_err(undecodable)?.unwrap_or_default()),
+            None => None,
+        };
         if name.is_empty() {
             return Err(CniError::new(error::BAD_NETWORK, "missing network name"));
         }
@@ -66,6 +76,7 @@ impl Network {
             ipam: Map::new(),
             runtime_config: None,
             prev_result: None,
+            valid_attachments,
         };
         network
             .read_members(&object)
@@ -85,6 +96,26 @@ impl Network {
         self.runtime_config = object.get("runtimeConfig")?;
         self.prev_result = object.get("prevResult")?;
         Ok(())
+    }
+
+    /// The attachments that GC must leave alone.
+    ///
+    /// # Errors
+    /// Code 7, when they are not given or make no sense: nothing must be dropped then.
+    pub(crate) fn valid_attachments(&self) -> Result<BTreeSet<Attachment>, CniError> {
+        let key = VALID_ATTACHMENTS[0];
+        let bad = |what: String| CniError::new(error::BAD_NETWORK, format!("{what}: nothing was dropped"));
+        let given = self.valid_attachments.as_ref().ok_or_else(|| {
+            bad(format!("{key:?} is missing: the runtime has to list the attachments that are still valid"))
+        })?;
+        let numbered = given.iter().enumerate();
+        let each = numbered.map(|(i, value)| {
+            attachment(value).ok_or_else(|| {
+                let value = gojson::shortened(&value.to_string());
+                bad(format!("{key}[{i}]: {value} has no proper \"containerID\" and \"ifname\""))
+            })
+        });
+        each.collect()
     }
 
     /// The version of the specification that the configuration is written in.
@@ -168,7 +199,7 @@ impl Network {
 
     /// `kept` for CHECK: with the result to check, in the version that the runtime gives it.
     pub(crate) fn for_check(&self, kept: Delegate) -> Delegate {
-        let mut members = serde_json::from_str(&kept.text).map(|map| encoded(&map)).unwrap_or_default();
+        let mut members = members_of(&kept.text);
         if !self.cni_version.is_empty() {
             members.insert("cniVersion".into(), gojson::to_string(&self.cni_version));
         }
@@ -177,6 +208,24 @@ impl Network {
         }
         Delegate { text: object_text(&members), ..kept }
     }
+
+    /// `delegate` for GC: with the valid attachments, in the version that the runtime speaks.
+    pub(crate) fn for_gc(&self, delegate: Delegate) -> Delegate {
+        let delegate = delegate.in_version(&self.cni_version);
+        let mut members = members_of(&delegate.text);
+        for key in VALID_ATTACHMENTS {
+            members.insert(key.into(), gojson::to_string(&self.valid_attachments));
+        }
+        Delegate { text: object_text(&members), ..delegate }
+    }
+}
+
+fn attachment(value: &Value) -> Option<Attachment> {
+    let text = value.to_string();
+    let object = Object::parse(&text).ok()?;
+    let container = object.get("containerID").ok()?.filter(|id: &String| is_identifier(id))?;
+    let ifname = object.get("ifname").ok()?.filter(|name: &String| check_interface(name).is_ok())?;
+    Some(Attachment { container, ifname })
 }
 
 impl Delegate {
@@ -188,6 +237,17 @@ impl Delegate {
         let word = |key| object.get(key).and_then(Value::as_str).filter(|word| !word.is_empty());
         Some(Self { plugin: word("type")?.into(), network: word("name")?.into(), text: text.into() })
     }
+
+    /// The same in another version of the specification.
+    pub(crate) fn in_version(self, version: &str) -> Self {
+        let mut members = members_of(&self.text);
+        members.insert("cniVersion".into(), gojson::to_string(&version));
+        Self { text: object_text(&members), ..self }
+    }
+}
+
+fn members_of(text: &str) -> BTreeMap<String, String> {
+    serde_json::from_str(text).map(|map| encoded(&map)).unwrap_or_default()
 }
 
 /// Values as JSON, so that members can be set to text that keeps Go's order of keys: sorted in maps, but

@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use subnet::gojson;
 
-use crate::env::Verb;
+use crate::env::{Attachment, Verb};
 use crate::error::{self, CniError};
 
 /// Why a delegate gave no answer.
@@ -63,9 +64,27 @@ pub(crate) fn find(plugin: &str, path: &OsStr, verb: Verb) -> Result<PathBuf, Cn
 /// # Errors
 /// [`Failure`]; the delegate's own error object if it printed one.
 pub(crate) fn run(program: &Path, verb: Verb, config: &str) -> Result<Vec<u8>, Failure> {
+    run_for(program, verb, config, None)
+}
+
+/// [`run`] for another attachment than this process's environment names, whose pod is gone.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_for(
+    program: &Path,
+    verb: Verb,
+    config: &str,
+    attachment: Option<&Attachment>,
+) -> Result<Vec<u8>, Failure> {
     let trouble =
         |error: io::Error| failed(verb, format!("failed to run plugin {}: {error}", program.display()));
-    let mut child = started(program, verb, || thread::sleep(Duration::from_secs(1)))
+    let mut command = Command::new(program);
+    command.env("CNI_COMMAND", verb.word());
+    if let Some(Attachment { container, ifname }) = attachment {
+        command.env("CNI_CONTAINERID", container).env("CNI_IFNAME", ifname).env("CNI_NETNS", "");
+    }
+    let mut child = started(&mut command, || thread::sleep(Duration::from_secs(1)))
         .map_err(|error| Failure::Nothing(trouble(error)))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A delegate that ends without reading tells more by its exit status than this error would.
@@ -92,16 +111,29 @@ pub(crate) fn run(program: &Path, verb: Verb, config: &str) -> Result<Vec<u8>, F
     Err(if nothing_done { Failure::Nothing(error) } else { Failure::Halfway(error) })
 }
 
+/// Whether `program` says that it speaks `version` of the specification. One without a proper answer to
+/// VERSION is older than all that matters here.
+///
+/// # Errors
+/// Code 999, when it can't be run at all.
+pub(crate) fn speaks(program: &Path, version: &str) -> Result<bool, CniError> {
+    let question = format!(r#"{{"cniVersion":{}}}"#, gojson::to_string(&version));
+    let answer = match run(program, Verb::Version, &question) {
+        Ok(answer) => answer,
+        Err(Failure::Nothing(error)) if error.code != error::INCOMPATIBLE_VERSION => return Err(error),
+        Err(_) => return Ok(false),
+    };
+    let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+    let supported = answer.get("supportedVersions").and_then(Value::as_array);
+    Ok(supported.is_some_and(|supported| supported.iter().any(|known| known == version)))
+}
+
 /// An installer that is just writing the program makes execve fail for a moment.
-fn started(program: &Path, verb: Verb, mut pause: impl FnMut()) -> io::Result<Child> {
+fn started(command: &mut Command, mut pause: impl FnMut()) -> io::Result<Child> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut again = 1..6;
     loop {
-        let child = Command::new(program)
-            .env("CNI_COMMAND", verb.word())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        match child {
+        match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && again.next().is_some() => {
                 pause()
             }
@@ -160,14 +192,37 @@ mod tests {
     }
 
     #[test]
+    fn a_delegate_speaks_the_versions_that_it_lists_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let answers = |script: &str| {
+            let program = program(directory.path(), &format!("#!/bin/sh\n{script}\n"));
+            speaks(&program, "1.1.0").map_err(|error| error.msg)
+        };
+        let list =
+            |versions: &str| answers(&format!("cat >/dev/null; echo '{{\"supportedVersions\":{versions}}}'"));
+        assert_eq!(list(r#"["1.0.0","1.1.0"]"#), Ok(true));
+        assert_eq!(
+            answers(r#"test $CNI_COMMAND = VERSION && echo '{"supportedVersions":["1.1.0"]}'"#),
+            Ok(true)
+        );
+        for old in [r#"["1.0.0"]"#, r#"["1.1.0.1", 1.1, null]"#, r#""1.1.0""#, "{", "[]"] {
+            assert_eq!(list(old), Ok(false), "{old}");
+        }
+        assert_eq!(answers("exit 1"), Ok(false));
+        assert_eq!(answers(r#"echo '{"code":1,"msg":"unknown CNI_COMMAND: VERSION"}'; exit 1"#), Ok(false));
+        let broken = program(directory.path(), "\u{0}nothing");
+        assert!(speaks(&broken, "1.1.0").unwrap_err().msg.contains(broken.to_str().unwrap()));
+    }
+
+    #[test]
     fn a_program_that_is_being_written_is_tried_six_times() {
         let directory = tempfile::tempdir().unwrap();
         let program = program(directory.path(), "#!/bin/sh\ncat\n");
         let mut writer = Some(OpenOptions::new().append(true).open(&program).unwrap());
         let mut pauses = 0;
-        let error = started(&program, Verb::Add, || pauses += 1).unwrap_err();
+        let error = started(&mut Command::new(&program), || pauses += 1).unwrap_err();
         assert_eq!((error.kind(), pauses), (io::ErrorKind::ExecutableFileBusy, 5));
-        let mut child = started(&program, Verb::Add, || writer = None).unwrap();
+        let mut child = started(&mut Command::new(&program), || writer = None).unwrap();
         assert!(writer.is_none(), "the first attempt came too early");
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());

@@ -117,14 +117,30 @@ impl Call {
     }
 }
 
+/// One interface of one container: what an ADD makes and a DEL undoes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Attachment {
+    /// `CNI_CONTAINERID`.
+    pub(crate) container: String,
+    /// `CNI_IFNAME`.
+    pub(crate) ifname: String,
+}
+
 /// Whether `text` may name a container or a network: letters, digits, and after the first also `_.-`.
 pub(crate) fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
-fn check_interface(name: &str) -> Result<(), CniError> {
+/// Refuses what can't be the name of an interface.
+///
+/// # Errors
+/// Code 4, with the texts of the Go framework.
+pub(crate) fn check_interface(name: &str) -> Result<(), CniError> {
     let bad = |msg: &str| Err(CniError::new(error::BAD_ENVIRONMENT, msg));
+    if name.is_empty() {
+        return bad("interface name is empty");
+    }
     if name.len() > 15 {
         let details = "interface name should be less than 16 characters".into();
         return bad("interface name is too long").map_err(|error| CniError { details, ..error });

@@ -6,6 +6,7 @@ mod conf;
 mod delegate;
 mod env;
 mod error;
+mod gc;
 mod node;
 mod route;
 mod saved;
@@ -51,8 +52,9 @@ fn answer(call: &Call) -> Result<String, CniError> {
         Verb::Add => verbs::add(call, &network),
         Verb::Del => verbs::del(call, &network).map(|()| String::new()),
         Verb::Check => verbs::check(call, &network).map(|()| String::new()),
-        Verb::Status => verbs::status(&network).map(|()| String::new()),
-        Verb::Gc | Verb::Version => Ok(String::new()),
+        Verb::Status => verbs::status(call, &network).map(|()| String::new()),
+        Verb::Gc => gc::collect(call, &network).map(|()| String::new()),
+        Verb::Version => Ok(spec::versions()),
     }
 }
 

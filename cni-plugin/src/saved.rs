@@ -7,6 +7,7 @@
 //! own file under the second name first; the plain one is its own if it is for the same network. What is
 //! wrong about that guess is mended by DEL itself, which does without a file where it finds none.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -39,6 +40,44 @@ pub(crate) fn find(directory: &str, container: &str, ifname: &str, network: &str
         Saved::Config(_, delegate) if delegate.network != network => Saved::Nothing,
         found => found,
     }
+}
+
+/// All that was kept for attachments to `network`, by the names of the files; of files that can't be used
+/// nobody knows whose they are, and `unusable` is told about each.
+///
+/// # Errors
+/// Code 999 with the directory.
+pub(crate) fn of_network(
+    directory: &str,
+    network: &str,
+    mut unusable: impl FnMut(&Path, &str),
+) -> Result<BTreeMap<String, (PathBuf, Delegate)>, CniError> {
+    let failed = |error: io::Error| {
+        let msg = format!("failed to read {directory}: {error}: make the directory readable for the runtime");
+        CniError::new(error::OTHER, msg)
+    };
+    let mut kept = BTreeMap::new();
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(kept),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // A name with a dot belongs to a file that is just being written.
+        if name.starts_with('.') || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        match read(entry.path()) {
+            Saved::Config(file, delegate) if delegate.network == network => {
+                kept.insert(name, (file, delegate));
+            }
+            Saved::Broken(file, why) => unusable(&file, &why),
+            Saved::Config(..) | Saved::Nothing => {}
+        }
+    }
+    Ok(kept)
 }
 
 /// Keeps `text` for the attachment, on the disk before this returns. Gives the file.

@@ -81,9 +81,26 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), CniError> {
     Ok(())
 }
 
-/// Says whether this node has a subnet for pods.
-pub(crate) fn status(network: &Network) -> Result<(), CniError> {
-    node::read(&network.subnet_file).map(drop).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))
+/// Says whether an ADD would succeed: this node has a subnet, the delegate is there, and it says so itself
+/// if it knows how to.
+pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
+    let unavailable = |error: CniError| CniError { code: error::NOT_AVAILABLE, ..error };
+    let node =
+        node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
+    let delegate = network.delegate(&node).map_err(unavailable)?;
+    let program = delegate::find(&delegate.plugin, &call.path, Verb::Status).map_err(unavailable)?;
+    if delegate::speaks(&program, network.version()).map_err(unavailable)? {
+        delegate::run(&program, Verb::Status, &delegate.text)?;
+    } else {
+        note(&format!(
+            "{} does not speak CNI {}: it can't be asked for its status, and will refuse to add pods; install newer \
+             containernetworking plugins, or set \"cniVersion\" to what {:?} speaks",
+            program.display(),
+            network.version(),
+            delegate.plugin
+        ));
+    }
+    Ok(())
 }
 
 fn find(call: &Call, network: &Network) -> Saved {

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod addresses;
+mod garbage;
 mod pods;
 mod refusals;
+mod status;
 mod support;

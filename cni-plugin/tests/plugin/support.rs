@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -143,6 +143,18 @@ impl Node {
         answer(command, stdin)
     }
 
+    /// A directory with a stand-in for a delegate of CNI 1.1, named `stand-in-1.1`, since Debian's plugins
+    /// know 1.0 at most. It notes each call as a line with the verb, the container, the interface and its
+    /// standard input. Where there is a file `unwell` beside it, STATUS and GC fail with that content.
+    pub(crate) fn stand_in(&self) -> StandIn {
+        let directory = self.path("stand-in");
+        fs::create_dir(&directory).unwrap();
+        let program = directory.join("stand-in-1.1");
+        fs::write(&program, STAND_IN).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        StandIn(directory)
+    }
+
     /// Names of the files kept for DEL, sorted.
     pub(crate) fn kept(&self) -> Vec<String> {
         names(&self.path("flannel"))
@@ -153,6 +165,43 @@ impl Node {
         let mut names = names(&self.path("addresses").join(network));
         names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
         names
+    }
+}
+
+const STAND_IN: &str = r#"#!/bin/sh
+cd "$(dirname "$0")"
+printf '%s %s %s %s\n' "$CNI_COMMAND" "$CNI_CONTAINERID" "$CNI_IFNAME" "$(cat)" >>calls
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
+ADD) echo '{"cniVersion":"1.1.0","ips":[{"address":"10.1.17.9/24"}]}' ;;
+STATUS | GC) if [ -e unwell ]; then cat unwell; exit 1; fi ;;
+esac
+"#;
+
+/// The directory of a stand-in.
+pub(crate) struct StandIn(PathBuf);
+
+impl StandIn {
+    /// `CNI_PATH`, with the real plugins behind it.
+    pub(crate) fn path(&self) -> String {
+        format!("{}:{PLUGINS}", self.0.display())
+    }
+
+    /// What STATUS and GC print from now on, as failures.
+    pub(crate) fn falls_ill(&self, error: &str) {
+        fs::write(self.0.join("unwell"), error).unwrap();
+    }
+
+    /// The calls since the last time that this was asked: what precedes the standard input, and that.
+    pub(crate) fn calls(&self) -> Vec<(String, Value)> {
+        let calls = self.0.join("calls");
+        let text = fs::read_to_string(&calls).unwrap_or_default();
+        let _ = fs::remove_file(calls);
+        let call = |line: &str| {
+            let (who, stdin) = line.split_at(line.find('{').unwrap());
+            (who.trim().to_owned(), serde_json::from_str(stdin).unwrap())
+        };
+        text.lines().map(call).collect()
     }
 }
 
