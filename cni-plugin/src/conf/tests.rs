@@ -63,6 +63,21 @@ fn another_delegate_is_no_gateway_but_gets_mtu_and_masquerading() {
 }
 
 #[test]
+fn ipvlan_in_both_modes_gets_the_members_it_needs() {
+    for mode in ["l2", "l3"] {
+        golden(
+            &format!(
+                r#"{{"name":"n","cniVersion":"1.0.0","delegate":{{"type":"ipvlan","master":"eth0","mode":"{mode}"}}}}"#
+            ),
+            V4,
+            &format!(
+                r#"{{"cniVersion":"1.0.0","ipMasq":false,"ipam":{{"ranges":[[{{"subnet":"10.244.1.0/24"}}]],"routes":[{{"dst":"10.244.0.0/16"}}],"type":"host-local"}},"master":"eth0","mode":"{mode}","mtu":1450,"name":"n","type":"ipvlan"}}"#
+            ),
+        );
+    }
+}
+
+#[test]
 fn what_the_delegate_says_itself_wins() {
     golden(
         r#"{"name":"n","delegate":{"ipMasq":true,"mtu":1300,"isGateway":false,"bridge":"<br&>","cniVersion":"0.2.0"}}"#,
@@ -146,13 +161,33 @@ fn check_gets_the_result_to_check_and_its_version() {
 }
 
 #[test]
-fn no_part_of_a_kept_configuration_passes_for_a_whole_one() {
+fn no_part_of_a_kept_configuration_nor_one_with_a_zero_passes_for_a_whole_one() {
     let node = Reading::parse(V4).unwrap();
     let whole = Network::parse(SHIPPED.as_bytes()).unwrap().delegate(&node).unwrap();
     for end in 0..whole.text.len() {
         assert_eq!(Delegate::from_kept(&whole.text.as_bytes()[..end]), None, "{end}");
     }
+    for at in 0..whole.text.len() {
+        let mut zeroed = whole.text.clone().into_bytes();
+        zeroed[at] = 0;
+        assert_eq!(Delegate::from_kept(&zeroed), None, "{at}");
+    }
     assert_eq!(Delegate::from_kept(whole.text.as_bytes()), Some(whole));
+}
+
+#[test]
+fn gc_hands_on_the_list_under_both_keys_in_the_runtimes_version() {
+    let stdin =
+        r#"{"name":"n","cniVersion":"1.1.0","CNI.dev/attachments":[{"ifname":"eth0","containerID":"c1"}]}"#;
+    let network = Network::parse(stdin.as_bytes()).unwrap();
+    let kept = Delegate::from_kept(br#"{"cniVersion":"1.0.0","name":"n","type":"ptp"}"#).unwrap();
+    let list = r#"[{"containerID":"c1","ifname":"eth0"}]"#;
+    assert_eq!(
+        network.for_gc(kept).text,
+        format!(
+            r#"{{"cni.dev/attachments":{list},"cni.dev/valid-attachments":{list},"cniVersion":"1.1.0","name":"n","type":"ptp"}}"#
+        )
+    );
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

@@ -13,8 +13,8 @@ fn network(node: &Node) -> Value {
     node.network("n", "1.0.0", json!({"type": "host-local"}))
 }
 
-#[test]
-fn a_kept_configuration_cut_short_anywhere_loses_no_address() {
+/// Ends an ADD by a DEL after its kept configuration was damaged at each place, with and without subnet.env.
+fn released_whatever_the_damage(damage: impl Fn(&mut Vec<u8>, usize)) {
     for subnet_env in [true, false] {
         let node = Node::new(V4);
         let network = network(&node);
@@ -25,15 +25,32 @@ fn a_kept_configuration_cut_short_anywhere_loses_no_address() {
         if !subnet_env {
             fs::remove_file(node.path("subnet.env")).unwrap();
         }
-        for length in 0..=whole.len() {
-            fs::write(&kept, &whole[..length]).unwrap();
+        for at in 0..=whole.len() {
+            let mut damaged = whole.clone();
+            damage(&mut damaged, at);
+            fs::write(&kept, &damaged).unwrap();
             fs::write(&reservation, &reserved).unwrap();
             let answer = node.call("DEL", POD, &network);
-            assert!(answer.success, "{length} bytes: {answer:?}");
-            assert_eq!((node.reserved("n").len(), node.kept().len()), (0, 0), "{length} bytes");
-            assert_eq!(answer.stderr.is_empty(), length == whole.len(), "{length} bytes: {answer:?}");
+            assert!(answer.success, "{at}: {answer:?}");
+            assert_eq!((node.reserved("n").len(), node.kept().len()), (0, 0), "{at}");
+            assert_eq!(answer.stderr.is_empty(), damaged == whole, "{at}: {answer:?}");
         }
     }
+}
+
+#[test]
+fn a_kept_configuration_cut_short_anywhere_loses_no_address() {
+    released_whatever_the_damage(|content, at| content.truncate(at));
+}
+
+#[test]
+fn a_kept_configuration_zeroed_from_anywhere_on_loses_no_address() {
+    released_whatever_the_damage(|content, at| content[at..].fill(0));
+}
+
+#[test]
+fn a_kept_configuration_zeroed_up_to_anywhere_loses_no_address() {
+    released_whatever_the_damage(|content, at| content[..at].fill(0));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod addresses;
+mod framework;
 mod garbage;
 mod pods;
 mod refusals;
