@@ -15,6 +15,7 @@ pub mod host;
 pub mod host_gw;
 pub mod kernel;
 pub mod name;
+pub mod nft;
 pub mod peers;
 pub mod reconcile;
 pub mod state;

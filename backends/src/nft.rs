@@ -1,0 +1,283 @@
+//! nftables over netlink: whole tables replaced in one transaction, and read back as values.
+//!
+//! ```no_run
+//! use backends::nft::{Base, Chain, Hook, Nft, Op, Rule, Table, TableFamily, TableId, differs, matches::*};
+//!
+//! let mut chain = Chain::base("forward", Base::filter(Hook::Forward, 0));
+//! chain.rules.push(Rule::new([source(Op::Eq, "10.244.0.0/16".parse()?), accept()]));
+//! let mut table = Table::new(TableId::new(TableFamily::Ip, "flannel-ipv4"));
+//! table.chains.push(chain);
+//!
+//! let mut nft = Nft::open()?;
+//! nft.apply(std::slice::from_ref(&table))?;
+//! let found = nft.dump_tables(&[table.id.clone()])?;
+//! assert_eq!(differs(&[table], &found), None);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Nothing is edited in place: a table is as wanted, or it is replaced. [`Listener`] tells when somebody
+//! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
+
+mod abi;
+mod decode;
+mod differ;
+mod encode;
+mod expr;
+mod foreign;
+mod listen;
+pub mod matches;
+mod model;
+mod set;
+mod socket;
+mod steps;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::io;
+
+pub use differ::differs;
+pub use encode::{Change, Place, Transaction};
+pub use expr::{CtState, Expr, Header, Lookup, MetaKey, Op, Reg, Verdict, masquerade_flags};
+pub use foreign::{may_refuse, removal};
+pub use listen::{Listener, Moved, Watched};
+pub use model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
+pub use set::{Data, DataType, Key, KeyType, Set, Span, flags as set_flags};
+
+use abi::*;
+use decode::Assembly;
+use socket::{Conversation, EMSGSIZE, ENOENT};
+
+/// How often a dump is repeated because something changed meanwhile. On a busy node somebody, such as
+/// kube-proxy, changes something often, but hardly within each of so many milliseconds.
+const DUMP_TRIES: usize = 20;
+
+/// The kernel refuses, or can't be talked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NftError {
+    /// A part of a transaction was refused, so all of it was.
+    #[error("{object}: {source}{details}")]
+    Refused {
+        /// What the refused message is about.
+        object: String,
+        /// The kernel's errno.
+        #[source]
+        source: io::Error,
+        /// The kernel's own words, how much else was refused, and what to do.
+        details: String,
+    },
+    /// Something can't be said to the kernel.
+    #[error("{object}: {why}")]
+    Invalid {
+        /// What.
+        object: String,
+        /// Why.
+        why: String,
+    },
+    /// The ruleset changed during every attempt to read it.
+    #[error("the nftables ruleset changed during each of {DUMP_TRIES} attempts to read it")]
+    Unsteady,
+    /// The netlink conversation failed as a whole.
+    #[error("nftables: {what}: {source}{remedy}", remedy = remedy(.source))]
+    Netlink {
+        /// What was being done.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The nftables of one network namespace.
+pub struct Nft {
+    conversation: Conversation,
+}
+
+impl Nft {
+    /// Opens a socket in the calling thread's network namespace, to which it belongs from then on.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`] when no netlink socket can be had.
+    pub fn open() -> Result<Self, NftError> {
+        let conversation = Conversation::open().map_err(failed("opening a netlink socket"))?;
+        Ok(Self { conversation })
+    }
+
+    /// The number by which a [`Listener`] knows changes made through this value.
+    pub fn port(&self) -> u32 {
+        self.conversation.port()
+    }
+
+    /// Makes each of these tables exactly as given, all of them or none.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`] names the first rule, set, ... that the kernel refused.
+    pub fn apply(&mut self, wanted: &[Table]) -> Result<(), NftError> {
+        let changes: Vec<Change<'_>> = wanted.iter().map(Change::Replace).collect();
+        self.commit(&changes)
+    }
+
+    /// Makes all of these changes or none.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`] names the first rule, set, ... that the kernel refused.
+    pub fn commit(&mut self, changes: &[Change<'_>]) -> Result<(), NftError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let transaction = Transaction::new(changes, self.conversation.next_sequence())?;
+        let answer = self.conversation.transact(&transaction).map_err(failed("sending a transaction"))?;
+        answer.map_err(|refusal| {
+            let words = refusal.words.map(|words| format!(" ({words})")).unwrap_or_default();
+            let others = match refusal.others {
+                0 => String::new(),
+                others => format!("; {others} more messages were refused"),
+            };
+            NftError::Refused {
+                object: transaction.object(refusal.position),
+                details: format!("{words}{}{others}", remedy(&refusal.error)),
+                source: refusal.error,
+            }
+        })
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`], or [`NftError::Unsteady`] when others don't stop changing it.
+    pub fn dump(&mut self) -> Result<Ruleset, NftError> {
+        self.steadily(|nft| nft.read(|_| true))
+    }
+
+    /// Reads these tables; those that are not there are left out.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub fn dump_tables(&mut self, tables: &[TableId]) -> Result<Ruleset, NftError> {
+        self.steadily(|nft| nft.read(|id| tables.contains(id)))
+    }
+
+    /// Reads the base chains of `hook` and the chains that their rules lead to, and nothing else: neither
+    /// sets nor other chains, of which others can have very many.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub fn dump_hook(&mut self, hook: Hook) -> Result<Ruleset, NftError> {
+        self.steadily(|nft| nft.read_hook(hook))
+    }
+
+    /// Repeats `read` until nothing changed meanwhile.
+    fn steadily(
+        &mut self,
+        read: impl Fn(&mut Self) -> io::Result<Option<Ruleset>>,
+    ) -> Result<Ruleset, NftError> {
+        for _ in 0..DUMP_TRIES {
+            let before = self.generation()?;
+            let found = read(self).map_err(failed("reading the ruleset"))?;
+            if let Some(found) = found
+                && self.generation()? == before
+            {
+                return Ok(found);
+            }
+        }
+        Err(NftError::Unsteady)
+    }
+
+    /// A number that is another one after every transaction.
+    fn generation(&mut self) -> Result<u32, NftError> {
+        let read = |attributes: &[u8]| wire::find_u32(attributes, NFTA_GEN_ID);
+        self.conversation.get(message::GETGEN, read).map_err(failed("reading the ruleset's generation"))
+    }
+
+    fn read(&mut self, wanted: impl Fn(&TableId) -> bool) -> io::Result<Option<Ruleset>> {
+        let mut assembly = Assembly::default();
+        let mut steady = self.read_tables(&mut assembly, wanted)?;
+        let tables: Vec<TableId> = assembly.ruleset().tables.iter().map(|table| table.id.clone()).collect();
+        for id in &tables {
+            let family = id.family.number();
+            let of_table = |kind| move |w: &mut wire::Writer| w.string(kind, &id.name);
+            steady &= self
+                .conversation
+                .dump(message::GETSET, family, of_table(NFTA_SET_TABLE), |m| assembly.add(m))?;
+            steady &= self
+                .conversation
+                .dump(message::GETRULE, family, of_table(NFTA_RULE_TABLE), |m| assembly.add(m))?;
+            let sets = assembly.ruleset().table(id).map(|table| &table.sets).into_iter().flatten();
+            for name in sets.map(|set| set.name.clone()).collect::<Vec<_>>() {
+                let of_set = |w: &mut wire::Writer| {
+                    w.string(NFTA_SET_ELEM_LIST_TABLE, &id.name);
+                    w.string(NFTA_SET_ELEM_LIST_SET, &name);
+                };
+                steady &= self.conversation.dump(message::GETSETELEM, family, of_set, |m| assembly.add(m))?;
+            }
+        }
+        Ok(steady.then(|| assembly.finish()))
+    }
+
+    fn read_hook(&mut self, hook: Hook) -> io::Result<Option<Ruleset>> {
+        let mut assembly = Assembly::default();
+        let mut steady = self.read_tables(&mut assembly, |_| true)?;
+        let mut seen = BTreeSet::new();
+        let chains = assembly.ruleset().hooked(hook);
+        let mut todo: Vec<_> = chains.map(|(table, chain)| (table.id.clone(), chain.name.clone())).collect();
+        while let Some((id, name)) = todo.pop() {
+            if !seen.insert((id.clone(), name.clone())) {
+                continue;
+            }
+            let of_chain = |w: &mut wire::Writer| {
+                w.string(NFTA_RULE_TABLE, &id.name);
+                w.string(NFTA_RULE_CHAIN, &name);
+            };
+            let family = id.family.number();
+            steady &= self.conversation.dump(message::GETRULE, family, of_chain, |m| assembly.add(m))?;
+            let chain = assembly.ruleset().table(&id).and_then(|table| table.chain(&name));
+            let rules = chain.into_iter().flat_map(|chain| &chain.rules);
+            todo.extend(rules.filter_map(|rule| Some((id.clone(), rule.leads_to()?.to_owned()))));
+        }
+        let mut found = assembly.finish();
+        for table in &mut found.tables {
+            table.chains.retain(|chain| seen.contains(&(table.id.clone(), chain.name.clone())));
+        }
+        found.tables.retain(|table| !table.chains.is_empty());
+        Ok(steady.then_some(found))
+    }
+
+    /// Tables and chains without rules.
+    fn read_tables(&mut self, into: &mut Assembly, wanted: impl Fn(&TableId) -> bool) -> io::Result<bool> {
+        let mut steady = self.conversation.dump(
+            message::GETTABLE,
+            0,
+            |_| {},
+            |message| {
+                if decode::table_id(message, NFTA_TABLE_NAME).is_some_and(|id| wanted(&id)) {
+                    into.add(message);
+                }
+            },
+        )?;
+        steady &= self.conversation.dump(message::GETCHAIN, 0, |_| {}, |message| into.add(message))?;
+        Ok(steady)
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> NftError {
+    move |source| NftError::Netlink { what, source }
+}
+
+/// What to do about an errno that says little.
+fn remedy(error: &io::Error) -> &'static str {
+    const EPERM: i32 = 1;
+    const EBUSY: i32 = 16;
+    const EOPNOTSUPP: i32 = 95;
+    match error.raw_os_error() {
+        Some(EPERM) => "; this takes the capability NET_ADMIN",
+        Some(ENOENT) => {
+            "; what it names is not there, or the kernel has no module for it (nft_masq, nft_ct, ...)"
+        }
+        Some(EBUSY) => "; something else still uses it",
+        Some(EOPNOTSUPP) => {
+            "; the kernel can't do this, or not in this chain: load nf_tables and nft_chain_nat"
+        }
+        Some(EMSGSIZE) => "; it doesn't fit into the send buffer: raise net.core.wmem_max, or give NET_ADMIN",
+        _ => "",
+    }
+}

@@ -1,0 +1,161 @@
+//! Whether what was found is what is wanted.
+
+use std::collections::BTreeMap;
+
+use super::expr::Expr;
+use super::model::{Chain, Rule, Ruleset, Table};
+use super::set::Set;
+
+/// The first difference in words; `None` when every wanted table is there and holds exactly what it should.
+///
+/// Other tables are nobody's business here. What counters counted and what the kernel numbered makes no
+/// difference, nor do comments on tables, chains and sets, which old kernels forget.
+pub fn differs(wanted: &[Table], found: &Ruleset) -> Option<String> {
+    wanted.iter().find_map(|table| match found.table(&table.id) {
+        Some(found) => table_differs(table, found),
+        None => Some(format!("there is no table {}", table.id)),
+    })
+}
+
+fn table_differs(wanted: &Table, found: &Table) -> Option<String> {
+    let id = &wanted.id;
+    if wanted.dormant != found.dormant {
+        return Some(format!("table {id} is {}", if found.dormant { "dormant" } else { "not dormant" }));
+    }
+    each(&wanted.sets, &found.sets, |set| &set.name, set_differs)
+        .map(|what| format!("set {what} in table {id}"))
+        .or_else(|| {
+            each(&wanted.chains, &found.chains, |chain| &chain.name, chain_differs)
+                .map(|what| format!("chain {what} in table {id}"))
+        })
+}
+
+/// Compares two lists by name; the order of objects with names means nothing.
+fn each<T>(
+    wanted: &[T],
+    found: &[T],
+    name: impl Fn(&T) -> &String,
+    differs: impl Fn(&T, &T) -> Option<String>,
+) -> Option<String> {
+    let mut strangers: BTreeMap<&String, &T> = found.iter().map(|one| (name(one), one)).collect();
+    for want in wanted {
+        let name = name(want);
+        match strangers.remove(name) {
+            Some(have) => {
+                if let Some(what) = differs(want, have) {
+                    return Some(format!("{name} {what}"));
+                }
+            }
+            None => return Some(format!("{name} is missing")),
+        }
+    }
+    strangers.keys().next().map(|name| format!("{name} should not be there"))
+}
+
+fn set_differs(wanted: &Set, found: &Set) -> Option<String> {
+    if (wanted.flags, &wanted.key, wanted.data) != (found.flags, &found.key, found.data) {
+        return Some("is of another type".to_owned());
+    }
+    if wanted.elements == found.elements {
+        return None;
+    }
+    let missing = wanted.elements.iter().filter(|(key, data)| found.elements.get(key) != Some(data)).count();
+    let strange = found.elements.iter().filter(|(key, data)| wanted.elements.get(key) != Some(data)).count();
+    Some(format!("lacks {missing} elements and has {strange} that should not be there"))
+}
+
+fn chain_differs(wanted: &Chain, found: &Chain) -> Option<String> {
+    if wanted.base != found.base {
+        return Some("has another hook, priority or policy".to_owned());
+    }
+    let pairs = wanted.rules.iter().zip(&found.rules);
+    if let Some(number) = pairs.enumerate().find(|(_, (want, have))| !same(want, have)).map(|(i, _)| i + 1) {
+        return Some(format!("has another rule {number}"));
+    }
+    let (want, have) = (wanted.rules.len(), found.rules.len());
+    (want != have).then(|| format!("has {have} rules where {want} should be"))
+}
+
+fn same(wanted: &Rule, found: &Rule) -> bool {
+    wanted.comment == found.comment
+        && wanted.exprs.len() == found.exprs.len()
+        && wanted.exprs.iter().zip(&found.exprs).all(|pair| match pair {
+            (Expr::Counter { .. }, Expr::Counter { .. }) => true,
+            (want, have) => want == have,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nft::expr::Op;
+    use crate::nft::matches::{accept, counter, drop, source};
+    use crate::nft::model::{Base, Hook, Policy, TableFamily, TableId};
+    use crate::nft::set::{KeyType, Span};
+
+    fn table() -> Table {
+        let mut table = Table::new(TableId::new(TableFamily::Ip, "t"));
+        table.comment = Some("of no weight".to_owned());
+        let net = "10.0.0.0/8".parse().unwrap();
+        table.sets.push(Set::new("s", &[KeyType::Port]).with([Span::port(80), Span::port(443)]));
+        let mut chain = Chain::base("c", Base::filter(Hook::Forward, 0));
+        chain.rules.push(Rule::new([source(Op::Eq, net), counter(), accept()]));
+        chain.rules.push(Rule::new([drop()]).with_comment("the rest"));
+        table.chains.push(chain);
+        table.chains.push(Chain::regular("d"));
+        table
+    }
+
+    fn difference(damage: impl FnOnce(&mut Table)) -> Option<String> {
+        let mut found = table();
+        damage(&mut found);
+        differs(
+            &[table()],
+            &Ruleset { tables: vec![Table::new(TableId::new(TableFamily::Inet, "t")), found] },
+        )
+    }
+
+    #[test]
+    fn the_kernels_numbers_and_order_make_no_difference() {
+        let found = difference(|table| {
+            table.comment = None;
+            table.chains.reverse();
+            table.chains[1].rules[0].handle = Some(7);
+            for expr in &mut table.chains[1].rules[0].exprs {
+                if let Expr::Counter { packets, .. } = expr {
+                    *packets = 9;
+                }
+            }
+        });
+        assert_eq!(found, None);
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let is = |damage: fn(&mut Table), words: &str| assert_eq!(difference(damage).as_deref(), Some(words));
+        is(|t| t.id.name = "u".to_owned(), "there is no table ip t");
+        is(|t| t.dormant = true, "table ip t is dormant");
+        is(|t| drop_first(&mut t.chains), "chain c is missing in table ip t");
+        is(|t| t.chains.push(Chain::regular("e")), "chain e should not be there in table ip t");
+        is(|t| t.chains[0].rules.swap(0, 1), "chain c has another rule 1 in table ip t");
+        is(|t| t.chains[0].rules[1].comment = None, "chain c has another rule 2 in table ip t");
+        is(|t| drop_first(&mut t.chains[0].rules), "chain c has another rule 1 in table ip t");
+        is(|t| t.chains[0].rules.truncate(1), "chain c has 1 rules where 2 should be in table ip t");
+        is(
+            |t| t.chains[0].base.as_mut().unwrap().policy = Policy::Drop,
+            "chain c has another hook, priority or policy in table ip t",
+        );
+        is(
+            |t| {
+                t.sets[0] =
+                    Set::new("s", &[KeyType::Port]).with([Span::port(80), Span::port(81), Span::port(82)])
+            },
+            "set s lacks 1 elements and has 2 that should not be there in table ip t",
+        );
+        is(|t| t.sets[0] = Set::new("s", &[KeyType::Mark]), "set s is of another type in table ip t");
+    }
+
+    fn drop_first<T>(list: &mut Vec<T>) {
+        list.remove(0);
+    }
+}

@@ -1,0 +1,408 @@
+//! Changes as the messages of one transaction; pure.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
+
+use super::NftError;
+use super::abi::*;
+use super::model::{Base, Chain, Policy, Rule, Table, TableId};
+use super::set::{Data, DataType, Set, Span, flags, following};
+use super::steps;
+use super::wire::{Head, Writer};
+
+/// The longest name, `NFT_NAME_MAXLEN` without the zero.
+const NAME_MAX: usize = 255;
+/// The longest comment that `nft` shows, without the zero.
+const COMMENT_MAX: usize = 127;
+/// Elements per message in bytes, so that the attribute around them never exceeds 64 KiB.
+const ELEMENTS_MAX: usize = 48 * 1024;
+
+/// One part of a transaction.
+#[derive(Clone, Debug)]
+pub enum Change<'a> {
+    /// The table is there, and holds exactly this, whether or not it existed.
+    Replace(&'a Table),
+    /// The table is gone, whether or not it existed.
+    DeleteTable(TableId),
+    /// A chain of anybody's table is gone, with its rules. It must be there, and nothing may lead to it.
+    DeleteChain {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: String,
+    },
+    /// A rule of anybody's chain is gone. It must be there.
+    DeleteRule {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: String,
+        /// The rule's number, see [`Rule::handle`].
+        handle: u64,
+    },
+    /// A rule is added to anybody's chain.
+    AddRule {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: String,
+        /// The rule.
+        rule: Rule,
+        /// Where.
+        place: Place,
+    },
+}
+
+/// Where in a chain a rule is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Before all others.
+    First,
+    /// Behind all others.
+    Last,
+}
+
+/// The messages for some changes, which take effect together or not at all.
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    changes: &'a [Change<'a>],
+    bytes: Vec<u8>,
+    /// What each message is about, but for the two that frame them.
+    origins: Vec<Origin>,
+}
+
+impl<'a> Transaction<'a> {
+    /// The messages, the first of which carries the number `sequence`.
+    ///
+    /// # Errors
+    /// [`NftError::Invalid`] when something can't be said to the kernel, such as a name that is too long.
+    pub fn new(changes: &'a [Change<'a>], sequence: u32) -> Result<Self, NftError> {
+        let mut encoder = Encoder { changes, w: Writer::default(), sequence, origins: Vec::new(), last: 0 };
+        encoder.frame(NFNL_MSG_BATCH_BEGIN);
+        for (number, change) in changes.iter().enumerate() {
+            encoder.change(number, change)?;
+        }
+        // Only the last message asks for an answer; the kernel reports failures in any case.
+        if !encoder.origins.is_empty() {
+            encoder.w.add_flags(encoder.last, NLM_F_ACK);
+        }
+        encoder.frame(NFNL_MSG_BATCH_END);
+        Ok(Self { changes, bytes: encoder.w.into_bytes(), origins: encoder.origins })
+    }
+
+    /// All messages in one piece, as they have to be sent.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many messages there are between the two that frame them.
+    pub(super) fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    /// What the message at `position` is about; `None` is the transaction as a whole.
+    pub(super) fn object(&self, position: Option<usize>) -> String {
+        position
+            .and_then(|position| self.origins.get(position))
+            .map_or_else(|| "transaction".to_owned(), |origin| origin.words(self.changes))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    change: usize,
+    part: Part,
+}
+
+/// What of a change a message is about, by positions.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Whole,
+    Chain(usize),
+    Set(usize),
+    /// The first of several elements.
+    Elements(usize, usize),
+    Rule(usize, usize),
+}
+
+impl Origin {
+    fn words(self, changes: &[Change<'_>]) -> String {
+        match (&changes[self.change], self.part) {
+            (Change::Replace(table), part) => {
+                let id = &table.id;
+                match part {
+                    Part::Whole => format!("table {id}"),
+                    Part::Chain(chain) => format!("chain {} in table {id}", table.chains[chain].name),
+                    Part::Set(set) => format!("set {} in table {id}", table.sets[set].name),
+                    Part::Elements(set, first) => {
+                        format!(
+                            "elements from number {} of set {} in table {id}",
+                            first + 1,
+                            table.sets[set].name
+                        )
+                    }
+                    Part::Rule(chain, rule) => {
+                        format!("rule {} of chain {} in table {id}", rule + 1, table.chains[chain].name)
+                    }
+                }
+            }
+            (Change::DeleteTable(id), _) => format!("deletion of table {id}"),
+            (Change::DeleteChain { table, chain }, _) => {
+                format!("deletion of chain {chain} in table {table}")
+            }
+            (Change::DeleteRule { table, chain, handle }, _) => {
+                format!("deletion of the rule with handle {handle} of chain {chain} in table {table}")
+            }
+            (Change::AddRule { table, chain, .. }, _) => {
+                format!("new rule of chain {chain} in table {table}")
+            }
+        }
+    }
+}
+
+struct Encoder<'a> {
+    changes: &'a [Change<'a>],
+    w: Writer,
+    sequence: u32,
+    origins: Vec<Origin>,
+    /// Where the last message begins.
+    last: usize,
+}
+
+impl Encoder<'_> {
+    /// One of the two messages around the others.
+    fn frame(&mut self, kind: u16) {
+        let head = self.head(kind, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES);
+        self.w.message(head, |_| {});
+    }
+
+    fn head(&mut self, kind: u16, flags: u16, family: u8, resource: u16) -> Head {
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        Head { kind, flags, sequence, family, resource }
+    }
+
+    fn message(
+        &mut self,
+        origin: Origin,
+        kind: u16,
+        flags: u16,
+        table: &TableId,
+        body: impl FnOnce(&mut Writer),
+    ) -> Result<(), NftError> {
+        self.origins.push(origin);
+        self.last = self.w.bytes().len();
+        let head = self.head(kind, NLM_F_REQUEST | flags, table.family.number(), 0);
+        self.w.message(head, body);
+        if self.w.take_too_long() {
+            return Err(self.invalid(origin, "longer than the 64 KiB that one attribute can hold".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn invalid(&self, origin: Origin, why: String) -> NftError {
+        NftError::Invalid { object: origin.words(self.changes), why }
+    }
+
+    fn change(&mut self, number: usize, change: &Change<'_>) -> Result<(), NftError> {
+        let origin = Origin { change: number, part: Part::Whole };
+        match change {
+            Change::Replace(table) => self.replace(number, table),
+            Change::DeleteTable(id) => self.delete_table(origin, id),
+            Change::DeleteChain { table, chain } => self.message(origin, message::DELCHAIN, 0, table, |w| {
+                w.string(NFTA_CHAIN_TABLE, &table.name);
+                w.string(NFTA_CHAIN_NAME, chain);
+            }),
+            Change::DeleteRule { table, chain, handle } => {
+                self.message(origin, message::DELRULE, 0, table, |w| {
+                    w.string(NFTA_RULE_TABLE, &table.name);
+                    w.string(NFTA_RULE_CHAIN, chain);
+                    w.u64(NFTA_RULE_HANDLE, *handle);
+                })
+            }
+            Change::AddRule { table, chain, rule, place } => self.rule(origin, table, chain, rule, *place),
+        }
+    }
+
+    /// Deletion of what isn't there is refused, so it is added first.
+    fn delete_table(&mut self, origin: Origin, id: &TableId) -> Result<(), NftError> {
+        self.check_name(origin, &id.name)?;
+        self.message(origin, message::NEWTABLE, NLM_F_CREATE, id, |w| w.string(NFTA_TABLE_NAME, &id.name))?;
+        self.message(origin, message::DELTABLE, 0, id, |w| w.string(NFTA_TABLE_NAME, &id.name))
+    }
+
+    /// Chains come before what leads to them, sets with their elements before the rules that use them.
+    fn replace(&mut self, number: usize, table: &Table) -> Result<(), NftError> {
+        let at = |part| Origin { change: number, part };
+        let id = &table.id;
+        self.delete_table(at(Part::Whole), id)?;
+        let comment = self.comment(at(Part::Whole), table.comment.as_deref())?;
+        self.message(at(Part::Whole), message::NEWTABLE, NLM_F_CREATE, id, |w| {
+            w.string(NFTA_TABLE_NAME, &id.name);
+            w.u32(NFTA_TABLE_FLAGS, if table.dormant { NFT_TABLE_F_DORMANT } else { 0 });
+            user_data(w, NFTA_TABLE_USERDATA, &comment);
+        })?;
+        for (i, chain) in table.chains.iter().enumerate() {
+            self.chain(at(Part::Chain(i)), id, chain)?;
+        }
+        for (i, set) in table.sets.iter().enumerate() {
+            self.set(at(Part::Set(i)), id, set, i as u32 + 1)?;
+            self.elements(|first| at(Part::Elements(i, first)), id, set)?;
+        }
+        for (i, chain) in table.chains.iter().enumerate() {
+            for (j, rule) in chain.rules.iter().enumerate() {
+                self.rule(at(Part::Rule(i, j)), id, &chain.name, rule, Place::Last)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn chain(&mut self, origin: Origin, table: &TableId, chain: &Chain) -> Result<(), NftError> {
+        self.check_name(origin, &chain.name)?;
+        let comment = self.comment(origin, chain.comment.as_deref())?;
+        self.message(origin, message::NEWCHAIN, NLM_F_CREATE, table, |w| {
+            w.string(NFTA_CHAIN_TABLE, &table.name);
+            w.string(NFTA_CHAIN_NAME, &chain.name);
+            if let Some(Base { kind, hook, priority, policy }) = &chain.base {
+                w.nest(NFTA_CHAIN_HOOK, |w| {
+                    w.u32(NFTA_HOOK_HOOKNUM, hook.number());
+                    w.u32(NFTA_HOOK_PRIORITY, priority.cast_unsigned());
+                });
+                w.u32(NFTA_CHAIN_POLICY, u32::from(*policy == Policy::Accept));
+                w.string(NFTA_CHAIN_TYPE, kind);
+            }
+            user_data(w, NFTA_CHAIN_USERDATA, &comment);
+        })
+    }
+
+    fn rule(
+        &mut self,
+        origin: Origin,
+        table: &TableId,
+        chain: &str,
+        rule: &Rule,
+        place: Place,
+    ) -> Result<(), NftError> {
+        let comment = self.comment(origin, rule.comment.as_deref())?;
+        let flags = NLM_F_CREATE | if place == Place::Last { NLM_F_APPEND } else { 0 };
+        self.message(origin, message::NEWRULE, flags, table, |w| {
+            w.string(NFTA_RULE_TABLE, &table.name);
+            w.string(NFTA_RULE_CHAIN, chain);
+            w.nest(NFTA_RULE_EXPRESSIONS, |w| rule.exprs.iter().for_each(|expr| steps::write(w, expr)));
+            user_data(w, NFTA_RULE_USERDATA, &comment);
+        })
+    }
+
+    fn set(&mut self, origin: Origin, table: &TableId, set: &Set, id: u32) -> Result<(), NftError> {
+        self.check_name(origin, &set.name)?;
+        let mut user = udata(UDATA_SET_KEY_ORDER, &set.key.byte_order().to_ne_bytes());
+        if let Some(comment) = &set.comment {
+            user.extend(self.text(origin, UDATA_SET_COMMENT, comment)?);
+        }
+        self.message(origin, message::NEWSET, NLM_F_CREATE, table, |w| {
+            w.string(NFTA_SET_TABLE, &table.name);
+            w.string(NFTA_SET_NAME, &set.name);
+            w.u32(NFTA_SET_ID, id);
+            w.u32(NFTA_SET_FLAGS, set.flags);
+            w.u32(NFTA_SET_KEY_TYPE, set.key.kind);
+            w.u32(NFTA_SET_KEY_LEN, set.key.len());
+            if let Some(DataType { kind, len }) = set.data {
+                w.u32(NFTA_SET_DATA_TYPE, kind);
+                w.u32(NFTA_SET_DATA_LEN, len);
+            }
+            w.nest(NFTA_SET_DESC, |w| {
+                if set.flags & (flags::CONSTANT | flags::INTERVAL) == flags::CONSTANT {
+                    w.u32(NFTA_SET_DESC_SIZE, set.elements.len() as u32);
+                }
+                if set.flags & flags::CONCAT != 0 {
+                    w.nest(NFTA_SET_DESC_CONCAT, |w| {
+                        for len in &set.key.fields {
+                            w.nest(NFTA_LIST_ELEM, |w| w.u32(NFTA_SET_FIELD_LEN, *len));
+                        }
+                    });
+                }
+            });
+            user_data(w, NFTA_SET_USERDATA, &user);
+        })
+    }
+
+    /// Several messages, none of them with half a range.
+    fn elements(&mut self, at: impl Fn(usize) -> Origin, table: &TableId, set: &Set) -> Result<(), NftError> {
+        let mut list = Writer::default();
+        let mut first = 0;
+        for (i, (span, data)) in set.elements.iter().enumerate() {
+            if span.from.len() != set.key.len() as usize || span.to.len() != span.from.len() {
+                let why = format!("{} bytes long where keys have {}", span.from.len(), set.key.len());
+                return Err(self.invalid(at(i), why));
+            }
+            element(&mut list, set, span, data.as_ref());
+            if list.bytes().len() > ELEMENTS_MAX || i + 1 == set.elements.len() {
+                self.message(at(first), message::NEWSETELEM, NLM_F_CREATE, table, |w| {
+                    w.string(NFTA_SET_ELEM_LIST_TABLE, &table.name);
+                    w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
+                    w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| w.raw(list.bytes()));
+                })?;
+                list.clear();
+                first = i + 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_name(&self, origin: Origin, name: &str) -> Result<(), NftError> {
+        if name.is_empty() || name.len() > NAME_MAX || name.contains('\0') {
+            let why = format!("the name {name:?} must be 1 to {NAME_MAX} bytes long and without a zero byte");
+            return Err(self.invalid(origin, why));
+        }
+        Ok(())
+    }
+
+    fn comment(&self, origin: Origin, comment: Option<&str>) -> Result<Vec<u8>, NftError> {
+        comment.map_or(Ok(Vec::new()), |comment| self.text(origin, UDATA_COMMENT, comment))
+    }
+
+    fn text(&self, origin: Origin, kind: u8, text: &str) -> Result<Vec<u8>, NftError> {
+        if text.len() > COMMENT_MAX || text.contains('\0') {
+            let why = format!(
+                "the comment {text:?} must be at most {COMMENT_MAX} bytes long and without a zero byte"
+            );
+            return Err(self.invalid(origin, why));
+        }
+        Ok(udata(kind, &[text.as_bytes(), &[0]].concat()))
+    }
+}
+
+fn element(w: &mut Writer, set: &Set, span: &Span, data: Option<&Data>) {
+    w.nest(NFTA_LIST_ELEM, |w| {
+        steps::value(w, NFTA_SET_ELEM_KEY, &span.from);
+        if set.flags & flags::INTERVAL != 0 && !set.has_end_elements() {
+            steps::value(w, NFTA_SET_ELEM_KEY_END, &span.to);
+        }
+        match data {
+            Some(Data::Verdict(verdict)) => w.nest(NFTA_SET_ELEM_DATA, |w| steps::write_verdict(w, verdict)),
+            Some(Data::Value(bytes)) => steps::value(w, NFTA_SET_ELEM_DATA, bytes),
+            None => {}
+        }
+    });
+    // A range up to the highest key has no end.
+    if set.has_end_elements()
+        && let Some(end) = following(&span.to)
+    {
+        w.nest(NFTA_LIST_ELEM, |w| {
+            steps::value(w, NFTA_SET_ELEM_KEY, &end);
+            w.u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
+        });
+    }
+}
+
+/// One entry of user data as `nft` lays it out: kind, length, value.
+fn udata(kind: u8, value: &[u8]) -> Vec<u8> {
+    let mut entry = vec![kind, value.len() as u8];
+    entry.extend(value);
+    entry
+}
+
+fn user_data(w: &mut Writer, kind: u16, entries: &[u8]) {
+    if !entries.is_empty() {
+        w.bytes_attribute(kind, entries);
+    }
+}

@@ -1,0 +1,161 @@
+//! Notifications of the kernel, filtered down to "somebody else touched what matters here".
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use tokio::sync::Notify;
+
+use super::NftError;
+use super::abi::{NFNLGRP_NFTABLES, NFTA_CHAIN_NAME, NFTA_RULE_CHAIN, message};
+use super::decode::{base, table_id};
+use super::model::{Hook, Ruleset, TableId};
+use super::socket::ENOBUFS;
+use super::wire::{Message, find_string, messages};
+
+/// Room for any notification; the kernel packs several into a page or two.
+const LONGEST: usize = 64 * 1024;
+
+/// Which changes matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// The sockets whose changes are our own, see [`super::Nft::port`].
+    pub ports: BTreeSet<u32>,
+    /// Tables of which every change matters.
+    pub tables: BTreeSet<TableId>,
+    /// Chains of other tables of which every change matters.
+    pub chains: BTreeSet<(TableId, String)>,
+    /// A hook at which every base chain that comes or goes matters, whoever makes it.
+    pub hook: Option<Hook>,
+}
+
+impl Watched {
+    /// Besides what is watched already, the base chains of `hook` in `found`, and those that come later.
+    pub fn watch_hook(&mut self, hook: Hook, found: &Ruleset) {
+        self.hook = Some(hook);
+        let chains = found.hooked(hook).map(|(table, chain)| (table.id.clone(), chain.name.clone()));
+        self.chains.extend(chains);
+    }
+
+    fn concerned_by(&self, message: &Message<'_>) -> Option<Moved> {
+        if self.ports.contains(&message.port)
+            || !(message::NEWTABLE..=message::DELSETELEM).contains(&message.kind)
+        {
+            return None;
+        }
+        // All these messages name the table in their attribute 1.
+        let table = table_id(message, 1)?;
+        if self.tables.contains(&table) {
+            return Some(Moved::Table(table));
+        }
+        let chain = match message.kind {
+            message::NEWCHAIN | message::DELCHAIN => find_string(message.attributes(), NFTA_CHAIN_NAME)?,
+            message::NEWRULE | message::DELRULE => find_string(message.attributes(), NFTA_RULE_CHAIN)?,
+            _ => return None,
+        };
+        let new = message.kind == message::NEWCHAIN
+            && self.hook.is_some()
+            && base(table.family, message.attributes()).map(|base| base.hook) == self.hook;
+        let place = (table, chain);
+        (new || self.chains.contains(&place)).then_some(Moved::Chain(place.0, place.1))
+    }
+}
+
+/// What somebody else touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// Something in a watched table, or the table.
+    Table(TableId),
+    /// A watched chain of another table, or its rules.
+    Chain(TableId, String),
+    /// Notifications were lost, so it may be anything.
+    Anything,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(table) => write!(f, "table {table}"),
+            Self::Chain(table, chain) => write!(f, "chain {chain} in table {table}"),
+            Self::Anything => f.write_str("anything"),
+        }
+    }
+}
+
+/// The receiving end of the kernel's notifications about nftables.
+pub struct Listener {
+    socket: TokioSocket,
+}
+
+impl Listener {
+    /// Subscribes in the calling thread's network namespace. Needs a running tokio reactor.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`] when no netlink socket can be had.
+    pub fn open() -> Result<Self, NftError> {
+        Self::subscribe().map_err(|source| NftError::Netlink { what: "subscribing to notifications", source })
+    }
+
+    fn subscribe() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+        socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits until somebody else touches what is watched at that moment. Cancelling loses nothing but what
+    /// was in the notification being looked at.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`] when the socket fails.
+    pub async fn moved(&self, watched: &Mutex<Watched>) -> Result<Moved, NftError> {
+        let mut buffer = Vec::with_capacity(LONGEST);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer).await {
+                Ok(()) => {
+                    let watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(moved) = messages(&buffer).find_map(|message| watched.concerned_by(&message))
+                    {
+                        return Ok(moved);
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Ok(Moved::Anything),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(NftError::Netlink { what: "receiving notifications", source }),
+            }
+        }
+    }
+
+    /// Wakes `moved` whenever somebody else touches what is watched; ends only when the socket fails.
+    pub async fn run(&self, watched: &Mutex<Watched>, moved: &Notify) -> NftError {
+        loop {
+            match self.moved(watched).await {
+                Ok(what) => {
+                    tracing::debug!(%what, "nftables: somebody else made a change");
+                    moved.notify_one();
+                }
+                Err(error) => return error,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nft::model::TableFamily;
+
+    proptest! {
+        #[test]
+        fn arbitrary_notifications_never_panic(kind in 2560u16..2580, port: u32, payload: Vec<u8>) {
+            let tables = [TableId::new(TableFamily::Ip, "t")].into();
+            let watched = Watched { tables, hook: Some(Hook::Forward), ..Watched::default() };
+            watched.concerned_by(&Message { kind, flags: 0, sequence: 0, port, payload: &payload });
+        }
+    }
+}

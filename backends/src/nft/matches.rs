@@ -1,0 +1,258 @@
+//! The words that rules are made of: each function gives the steps for one condition or action.
+//!
+//! ```
+//! use backends::nft::{Op, Rule, matches::*};
+//!
+//! let network: ipnet::IpNet = "10.244.0.0/16".parse().unwrap();
+//! // ip saddr 10.244.0.0/16 accept
+//! let rule = Rule::new([source(Op::Eq, network), accept()]);
+//! assert_eq!(rule.exprs.len(), 3);
+//! ```
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use subnet::Family;
+
+use super::abi::{NFPROTO_IPV4, NFPROTO_IPV6};
+use super::expr::{Expr, Header, Lookup, MetaKey, Op, Reg, Verdict};
+
+/// The length of an interface name in a register: `IFNAMSIZ`.
+const NAME_LEN: usize = 16;
+
+/// The number of TCP, for [`protocol`].
+pub const TCP: u8 = 6;
+/// The number of UDP, for [`protocol`].
+pub const UDP: u8 = 17;
+/// The number of SCTP, for [`protocol`].
+pub const SCTP: u8 = 132;
+
+/// Something about a packet that can be a key of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The source address of a packet of this family.
+    Source(Family),
+    /// The destination address of a packet of this family.
+    Destination(Family),
+    /// The transport protocol.
+    Protocol,
+    /// The source port.
+    SourcePort,
+    /// The destination port.
+    DestinationPort,
+    /// The mark.
+    Mark,
+    /// The incoming interface's name.
+    InName,
+    /// The outgoing interface's name.
+    OutName,
+}
+
+impl Field {
+    fn load(self, to: Reg) -> Expr {
+        let payload = |header, offset, len| Expr::Payload { header, offset, len, to };
+        let meta = |key| Expr::Meta { key, to };
+        match self {
+            Self::Source(Family::V4) => payload(Header::Network, 12, 4),
+            Self::Destination(Family::V4) => payload(Header::Network, 16, 4),
+            Self::Source(Family::V6) => payload(Header::Network, 8, 16),
+            Self::Destination(Family::V6) => payload(Header::Network, 24, 16),
+            Self::SourcePort => payload(Header::Transport, 0, 2),
+            Self::DestinationPort => payload(Header::Transport, 2, 2),
+            Self::Protocol => meta(MetaKey::L4Proto),
+            Self::Mark => meta(MetaKey::Mark),
+            Self::InName => meta(MetaKey::InName),
+            Self::OutName => meta(MetaKey::OutName),
+        }
+    }
+
+    /// How many registers its value takes.
+    fn registers(self) -> u8 {
+        match self {
+            Self::Source(Family::V6) | Self::Destination(Family::V6) | Self::InName | Self::OutName => 4,
+            _ => 1,
+        }
+    }
+}
+
+/// The packet is of this family; needed before addresses in a table of family `inet`.
+pub fn family(family: Family) -> Vec<Expr> {
+    let number = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    };
+    compare(Expr::Meta { key: MetaKey::NfProto, to: Reg(0) }, Op::Eq, vec![number])
+}
+
+/// The source address is, or is not, in `net`.
+pub fn source(op: Op, net: IpNet) -> Vec<Expr> {
+    address(Field::Source(Family::of(net.addr())), op, net)
+}
+
+/// The destination address is, or is not, in `net`.
+pub fn destination(op: Op, net: IpNet) -> Vec<Expr> {
+    address(Field::Destination(Family::of(net.addr())), op, net)
+}
+
+/// The mark equals `value`.
+pub fn mark(op: Op, value: u32) -> Vec<Expr> {
+    compare(Field::Mark.load(Reg(0)), op, value.to_ne_bytes().into())
+}
+
+/// The bits `mask` of the mark equal `value`.
+pub fn mark_bits(mask: u32, op: Op, value: u32) -> Vec<Expr> {
+    masked(Field::Mark.load(Reg(0)), mask.to_ne_bytes().into(), op, value.to_ne_bytes().into())
+}
+
+/// The incoming interface's name; `*` at the end stands for any rest.
+pub fn in_name(op: Op, name: &str) -> Vec<Expr> {
+    compare(Field::InName.load(Reg(0)), op, interface(name))
+}
+
+/// The outgoing interface's name; `*` at the end stands for any rest.
+pub fn out_name(op: Op, name: &str) -> Vec<Expr> {
+    compare(Field::OutName.load(Reg(0)), op, interface(name))
+}
+
+/// The connection's state is one of the bits of [`CtState`](super::expr::CtState).
+pub fn ct_state(bits: u32) -> Vec<Expr> {
+    masked(Expr::CtState { to: Reg(0) }, bits.to_ne_bytes().into(), Op::Ne, vec![0; 4])
+}
+
+/// The transport protocol; needed before ports.
+pub fn protocol(op: Op, number: u8) -> Vec<Expr> {
+    compare(Field::Protocol.load(Reg(0)), op, vec![number])
+}
+
+/// The source port.
+pub fn source_port(op: Op, port: u16) -> Vec<Expr> {
+    compare(Field::SourcePort.load(Reg(0)), op, port.to_be_bytes().into())
+}
+
+/// The destination port.
+pub fn destination_port(op: Op, port: u16) -> Vec<Expr> {
+    compare(Field::DestinationPort.load(Reg(0)), op, port.to_be_bytes().into())
+}
+
+/// The destination port is in the range.
+pub fn destination_ports(range: RangeInclusive<u16>) -> Vec<Expr> {
+    let mut steps = destination_port(Op::Ge, *range.start());
+    steps.push(Expr::Cmp { from: Reg(0), op: Op::Le, data: range.end().to_be_bytes().into() });
+    steps
+}
+
+/// The set of this table has the key made of `fields`.
+pub fn in_set(fields: &[Field], set: &str) -> Vec<Expr> {
+    look_up(fields, set, Lookup::In)
+}
+
+/// The set of this table doesn't have the key made of `fields`.
+pub fn not_in_set(fields: &[Field], set: &str) -> Vec<Expr> {
+    look_up(fields, set, Lookup::NotIn)
+}
+
+/// Does what the map of this table says for the key made of `fields`; goes on if it has no such key.
+pub fn verdict_map(fields: &[Field], map: &str) -> Vec<Expr> {
+    look_up(fields, map, Lookup::Verdict)
+}
+
+/// Counts packets and bytes that get here.
+pub fn counter() -> Vec<Expr> {
+    vec![Expr::Counter { packets: 0, bytes: 0 }]
+}
+
+/// Gives the packet the address of the outgoing interface; the flags are
+/// [`masquerade_flags`](super::expr::masquerade_flags).
+pub fn masquerade(flags: u32) -> Vec<Expr> {
+    vec![Expr::Masquerade { flags }]
+}
+
+/// Lets the packet pass.
+pub fn accept() -> Vec<Expr> {
+    verdict(Verdict::Accept)
+}
+
+/// Drops the packet.
+pub fn drop() -> Vec<Expr> {
+    verdict(Verdict::Drop)
+}
+
+/// Leaves the chain.
+pub fn leave() -> Vec<Expr> {
+    verdict(Verdict::Return)
+}
+
+/// Runs `chain` and comes back.
+pub fn jump(chain: &str) -> Vec<Expr> {
+    verdict(Verdict::Jump(chain.to_owned()))
+}
+
+/// Runs `chain` and doesn't come back.
+pub fn goto(chain: &str) -> Vec<Expr> {
+    verdict(Verdict::Goto(chain.to_owned()))
+}
+
+/// Decides.
+pub fn verdict(verdict: Verdict) -> Vec<Expr> {
+    vec![Expr::Verdict(verdict)]
+}
+
+/// A prefix of whole bytes is compared as such, any other through a mask: so does the `nft` program, which
+/// reads both back as a prefix.
+fn address(field: Field, op: Op, net: IpNet) -> Vec<Expr> {
+    let (mut bytes, mask) = (octets(net.network()), octets(net.netmask()));
+    let prefix = usize::from(net.prefix_len());
+    let mut load = field.load(Reg(0));
+    if prefix == 0 || !prefix.is_multiple_of(8) {
+        return masked(load, mask, op, bytes);
+    }
+    bytes.truncate(prefix / 8);
+    if let Expr::Payload { len, .. } = &mut load {
+        *len = bytes.len() as u32;
+    }
+    compare(load, op, bytes)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().into(),
+        IpAddr::V6(v6) => v6.octets().into(),
+    }
+}
+
+fn compare(load: Expr, op: Op, data: Vec<u8>) -> Vec<Expr> {
+    vec![load, Expr::Cmp { from: Reg(0), op, data }]
+}
+
+fn masked(load: Expr, mask: Vec<u8>, op: Op, data: Vec<u8>) -> Vec<Expr> {
+    let xor = vec![0; mask.len()];
+    let bitwise = Expr::Bitwise { from: Reg(0), to: Reg(0), mask, xor };
+    vec![load, bitwise, Expr::Cmp { from: Reg(0), op, data }]
+}
+
+fn look_up(fields: &[Field], set: &str, mode: Lookup) -> Vec<Expr> {
+    let mut register = 0;
+    let mut steps = Vec::with_capacity(fields.len() + 1);
+    for field in fields {
+        steps.push(field.load(Reg(register)));
+        register += field.registers();
+    }
+    steps.push(Expr::Lookup { set: set.to_owned(), from: Reg(0), mode });
+    steps
+}
+
+/// A name in full is compared with the zeros behind it, the beginning of a name without.
+fn interface(name: &str) -> Vec<u8> {
+    match name.strip_suffix('*') {
+        Some(beginning) => beginning.as_bytes().into(),
+        None => padded_name(name),
+    }
+}
+
+/// An interface's name as the kernel has it in registers.
+pub(super) fn padded_name(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_owned();
+    bytes.resize(bytes.len().max(NAME_LEN), 0);
+    bytes
+}

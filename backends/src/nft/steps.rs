@@ -1,0 +1,319 @@
+//! The steps of rules as attributes, in both directions.
+
+use super::abi::*;
+use super::expr::{Expr, Header, Lookup, MetaKey, Op, Reg, Verdict};
+use super::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
+
+/// Registers below this number in messages are 128 bits long.
+const FIRST_SHORT_REGISTER: u32 = 8;
+const VERDICT_REGISTER: u32 = 0;
+
+/// Appends one step to a list of steps.
+pub(super) fn write(w: &mut Writer, expr: &Expr) {
+    w.nest(NFTA_LIST_ELEM, |w| {
+        w.string(NFTA_EXPR_NAME, name(expr));
+        w.nest(NFTA_EXPR_DATA, |w| body(w, expr));
+    });
+}
+
+fn name(expr: &Expr) -> &str {
+    match expr {
+        Expr::Meta { .. } => "meta",
+        Expr::Payload { .. } => "payload",
+        Expr::CtState { .. } => "ct",
+        Expr::Bitwise { .. } => "bitwise",
+        Expr::Cmp { .. } => "cmp",
+        Expr::Lookup { .. } => "lookup",
+        Expr::Verdict(_) => "immediate",
+        Expr::Masquerade { .. } => "masq",
+        Expr::Counter { .. } => "counter",
+        Expr::Reject { .. } => "reject",
+        Expr::Unknown { name, .. } => name,
+    }
+}
+
+fn body(w: &mut Writer, expr: &Expr) {
+    match expr {
+        Expr::Meta { key, to } => {
+            w.u32(NFTA_META_KEY, *key as u32);
+            w.u32(NFTA_META_DREG, register(*to));
+        }
+        Expr::Payload { header, offset, len, to } => {
+            w.u32(NFTA_PAYLOAD_DREG, register(*to));
+            w.u32(NFTA_PAYLOAD_BASE, *header as u32);
+            w.u32(NFTA_PAYLOAD_OFFSET, *offset);
+            w.u32(NFTA_PAYLOAD_LEN, *len);
+        }
+        Expr::CtState { to } => {
+            w.u32(NFTA_CT_KEY, NFT_CT_STATE);
+            w.u32(NFTA_CT_DREG, register(*to));
+        }
+        Expr::Bitwise { from, to, mask, xor } => {
+            w.u32(NFTA_BITWISE_SREG, register(*from));
+            w.u32(NFTA_BITWISE_DREG, register(*to));
+            w.u32(NFTA_BITWISE_LEN, mask.len() as u32);
+            value(w, NFTA_BITWISE_MASK, mask);
+            value(w, NFTA_BITWISE_XOR, xor);
+        }
+        Expr::Cmp { from, op, data } => {
+            w.u32(NFTA_CMP_SREG, register(*from));
+            w.u32(NFTA_CMP_OP, *op as u32);
+            value(w, NFTA_CMP_DATA, data);
+        }
+        Expr::Lookup { set, from, mode } => {
+            w.string(NFTA_LOOKUP_SET, set);
+            w.u32(NFTA_LOOKUP_SREG, register(*from));
+            match mode {
+                Lookup::In => {}
+                Lookup::NotIn => w.u32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV),
+                Lookup::Verdict => w.u32(NFTA_LOOKUP_DREG, VERDICT_REGISTER),
+            }
+        }
+        Expr::Verdict(verdict) => {
+            w.u32(NFTA_IMMEDIATE_DREG, VERDICT_REGISTER);
+            w.nest(NFTA_IMMEDIATE_DATA, |w| write_verdict(w, verdict));
+        }
+        // The kernel tells no flags by leaving them out, and so do we.
+        Expr::Masquerade { flags: 0 } => {}
+        Expr::Masquerade { flags } => w.u32(NFTA_MASQ_FLAGS, *flags),
+        Expr::Counter { packets, bytes } => {
+            w.u64(NFTA_COUNTER_BYTES, *bytes);
+            w.u64(NFTA_COUNTER_PACKETS, *packets);
+        }
+        Expr::Reject { kind, code } => {
+            w.u32(NFTA_REJECT_TYPE, *kind);
+            w.bytes_attribute(NFTA_REJECT_ICMP_CODE, &[*code]);
+        }
+        Expr::Unknown { bytes, .. } => w.raw(bytes),
+    }
+}
+
+pub(super) fn value(w: &mut Writer, kind: u16, bytes: &[u8]) {
+    w.nest(kind, |w| w.bytes_attribute(NFTA_DATA_VALUE, bytes));
+}
+
+/// The one attribute that says a verdict.
+pub(super) fn write_verdict(w: &mut Writer, verdict: &Verdict) {
+    let (code, chain) = match verdict {
+        Verdict::Drop => (0, None),
+        Verdict::Accept => (1, None),
+        Verdict::Jump(chain) => (JUMP, Some(chain)),
+        Verdict::Goto(chain) => (GOTO, Some(chain)),
+        Verdict::Return => (RETURN, None),
+        Verdict::Other(code) => (*code, None),
+    };
+    w.nest(NFTA_DATA_VERDICT, |w| {
+        w.u32(NFTA_VERDICT_CODE, code.cast_unsigned());
+        if let Some(chain) = chain {
+            w.string(NFTA_VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const RETURN: i32 = -5;
+
+/// Reads a list of steps.
+pub(super) fn read_all(list: &[u8]) -> Vec<Expr> {
+    attributes(list).filter(|(kind, _)| *kind == NFTA_LIST_ELEM).map(|(_, expr)| read(expr)).collect()
+}
+
+/// A step that says more than [`Expr`] can hold is [`Expr::Unknown`]: nothing is lost or misread.
+fn read(expr: &[u8]) -> Expr {
+    let name = find_string(expr, NFTA_EXPR_NAME).unwrap_or_default();
+    let bytes = find(expr, NFTA_EXPR_DATA).unwrap_or_default();
+    known(&name, bytes).unwrap_or_else(|| Expr::Unknown { name, bytes: bytes.to_owned() })
+}
+
+fn known(name: &str, b: &[u8]) -> Option<Expr> {
+    let only = |kinds: &[u16]| attributes(b).all(|(kind, _)| kinds.contains(&kind)).then_some(());
+    let reg = |kind| find_u32(b, kind).and_then(from_register);
+    Some(match name {
+        "meta" => {
+            only(&[NFTA_META_DREG, NFTA_META_KEY])?;
+            let key = MetaKey::from_number(find_u32(b, NFTA_META_KEY)?)?;
+            Expr::Meta { key, to: reg(NFTA_META_DREG)? }
+        }
+        "payload" => {
+            only(&[NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN])?;
+            Expr::Payload {
+                header: Header::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
+                offset: find_u32(b, NFTA_PAYLOAD_OFFSET)?,
+                len: find_u32(b, NFTA_PAYLOAD_LEN)?,
+                to: reg(NFTA_PAYLOAD_DREG)?,
+            }
+        }
+        "ct" => {
+            only(&[NFTA_CT_DREG, NFTA_CT_KEY])?;
+            let state = find_u32(b, NFTA_CT_KEY)? == NFT_CT_STATE;
+            state.then_some(Expr::CtState { to: reg(NFTA_CT_DREG)? })?
+        }
+        "bitwise" => {
+            // The operation 0 is this one; older kernels know no other and don't name it.
+            let mask_and_xor = find_u32(b, NFTA_BITWISE_OP).unwrap_or(0) == 0;
+            let (mask, xor) =
+                (read_value(find(b, NFTA_BITWISE_MASK)?)?, read_value(find(b, NFTA_BITWISE_XOR)?)?);
+            let (from, to) = (reg(NFTA_BITWISE_SREG)?, reg(NFTA_BITWISE_DREG)?);
+            let fits = find_u32(b, NFTA_BITWISE_LEN)? as usize == mask.len() && mask.len() == xor.len();
+            (mask_and_xor && fits).then_some(Expr::Bitwise { from, to, mask, xor })?
+        }
+        "cmp" => Expr::Cmp {
+            from: reg(NFTA_CMP_SREG)?,
+            op: Op::from_number(find_u32(b, NFTA_CMP_OP)?)?,
+            data: read_value(find(b, NFTA_CMP_DATA)?)?,
+        },
+        "lookup" => Expr::Lookup {
+            set: find_string(b, NFTA_LOOKUP_SET)?,
+            from: reg(NFTA_LOOKUP_SREG)?,
+            mode: match (find_u32(b, NFTA_LOOKUP_DREG), find_u32(b, NFTA_LOOKUP_FLAGS).unwrap_or(0)) {
+                (None, 0) => Lookup::In,
+                (None, NFT_LOOKUP_F_INV) => Lookup::NotIn,
+                (Some(VERDICT_REGISTER), 0) => Lookup::Verdict,
+                _ => return None,
+            },
+        },
+        "immediate" => {
+            let decides = find_u32(b, NFTA_IMMEDIATE_DREG)? == VERDICT_REGISTER;
+            let verdict = read_verdict(find(b, NFTA_IMMEDIATE_DATA)?)?;
+            decides.then_some(Expr::Verdict(verdict))?
+        }
+        "masq" => {
+            only(&[NFTA_MASQ_FLAGS])?;
+            Expr::Masquerade { flags: find_u32(b, NFTA_MASQ_FLAGS).unwrap_or(0) }
+        }
+        "counter" => {
+            only(&[NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS, NFTA_COUNTER_PAD])?;
+            Expr::Counter {
+                packets: find_u64(b, NFTA_COUNTER_PACKETS)?,
+                bytes: find_u64(b, NFTA_COUNTER_BYTES)?,
+            }
+        }
+        "reject" => Expr::Reject {
+            kind: find_u32(b, NFTA_REJECT_TYPE)?,
+            code: find(b, NFTA_REJECT_ICMP_CODE).and_then(<[u8]>::first).copied().unwrap_or(0),
+        },
+        _ => return None,
+    })
+}
+
+/// The bytes inside a `nft_data` attribute.
+pub(super) fn read_value(data: &[u8]) -> Option<Vec<u8>> {
+    find(data, NFTA_DATA_VALUE).map(<[u8]>::to_owned)
+}
+
+/// The verdict inside a `nft_data` attribute.
+pub(super) fn read_verdict(data: &[u8]) -> Option<Verdict> {
+    let verdict = find(data, NFTA_DATA_VERDICT)?;
+    Some(match find_u32(verdict, NFTA_VERDICT_CODE)?.cast_signed() {
+        0 => Verdict::Drop,
+        1 => Verdict::Accept,
+        JUMP => Verdict::Jump(find_string(verdict, NFTA_VERDICT_CHAIN)?),
+        GOTO => Verdict::Goto(find_string(verdict, NFTA_VERDICT_CHAIN)?),
+        RETURN => Verdict::Return,
+        other => Verdict::Other(other),
+    })
+}
+
+fn register(reg: Reg) -> u32 {
+    FIRST_SHORT_REGISTER + u32::from(reg.0)
+}
+
+/// The kernel names a register of 128 bits, 1 to 4, where one begins.
+fn from_register(number: u32) -> Option<Reg> {
+    let index = match number {
+        1..=4 => (number - 1) * 4,
+        8..=23 => number - FIRST_SHORT_REGISTER,
+        _ => return None,
+    };
+    Some(Reg(index as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 11] = [
+        "meta",
+        "payload",
+        "ct",
+        "bitwise",
+        "cmp",
+        "lookup",
+        "immediate",
+        "masq",
+        "counter",
+        "reject",
+        "match",
+    ];
+
+    fn written(expr: &Expr) -> Vec<u8> {
+        let mut w = Writer::default();
+        write(&mut w, expr);
+        w.into_bytes()
+    }
+
+    fn attribute_soup() -> impl Strategy<Value = Vec<u8>> {
+        let value = prop_oneof![
+            any::<u32>().prop_map(|n| n.to_be_bytes().to_vec()),
+            (0u32..24).prop_map(|n| n.to_be_bytes().to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..20),
+        ];
+        proptest::collection::vec((1u16..8, value), 0..6).prop_map(|attributes| {
+            let mut w = Writer::default();
+            attributes.iter().for_each(|(kind, value)| w.bytes_attribute(*kind, value));
+            w.into_bytes()
+        })
+    }
+
+    #[test]
+    fn what_cannot_be_held_stays_as_it_is() {
+        // meta mark set: a source register instead of a destination.
+        let mut w = Writer::default();
+        w.u32(NFTA_META_KEY, MetaKey::Mark as u32);
+        w.u32(3, 8);
+        let set_mark = Expr::Unknown { name: "meta".to_owned(), bytes: w.into_bytes() };
+        assert_eq!(read_all(&written(&set_mark)), [set_mark]);
+    }
+
+    #[test]
+    fn a_target_and_a_comment_of_iptables_are_read() {
+        let xt = |kind: &str, name: &str, info: &[u8]| {
+            let mut w = Writer::default();
+            w.string(NFTA_XT_NAME, name);
+            w.u32(2, 0);
+            w.bytes_attribute(NFTA_XT_INFO, info);
+            Expr::Unknown { name: kind.to_owned(), bytes: w.into_bytes() }
+        };
+        let mut text = b"flanneld masq".to_vec();
+        text.resize(256, 0);
+        let (target, comment) = (xt("target", "MASQUERADE", &[0; 24]), xt("match", "comment", &text));
+        assert_eq!(target.xt_target().as_deref(), Some("MASQUERADE"));
+        assert_eq!((target.xt_match(), target.xt_comment()), (None, None));
+        assert_eq!(comment.xt_match().as_deref(), Some("comment"));
+        assert_eq!(comment.xt_comment().as_deref(), Some("flanneld masq"));
+        assert_eq!(xt("match", "mark", &text).xt_comment(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_is_written_so_that_it_reads_the_same(
+            name in proptest::sample::select(&NAMES[..]), bytes in attribute_soup(),
+        ) {
+            let foreign = Expr::Unknown { name: name.to_owned(), bytes };
+            let read = read_all(&written(&foreign));
+            prop_assert_eq!(read.len(), 1);
+            prop_assert_eq!(read_all(&written(&read[0])), read);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(name in proptest::sample::select(&NAMES[..]), bytes: Vec<u8>) {
+            read_all(&bytes);
+            known(name, &bytes);
+            let expr = Expr::Unknown { name: name.to_owned(), bytes };
+            drop((expr.xt_target(), expr.xt_match(), expr.xt_comment()));
+        }
+    }
+}
