@@ -3,9 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod addresses;
+mod chain;
+mod crowd;
+mod delegates;
 mod framework;
 mod garbage;
+mod networks;
 mod pods;
 mod refusals;
+mod runtime;
 mod status;
 mod support;

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// Where Debian's containernetworking-plugins are.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
+/// The plugin under test.
+pub(crate) const FLANNEL: &str = env!("CARGO_BIN_EXE_flannel");
 /// A `CNI_NETNS` for delegates that don't look at it.
 pub(crate) const NO_NETNS: &str = "/nowhere/netns";
 /// `subnet.env` of most tests.
@@ -31,6 +33,31 @@ impl Namespace {
 
     pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.0)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// A program to be run in it.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    /// Whether an echo request to `address` is answered; it is repeated for a while.
+    pub(crate) fn reaches(&self, address: &str) -> bool {
+        let mut ping = self.command("ping");
+        ping.args(["-n", "-c1", "-w10", "-i0.2", address]).stdout(Stdio::null());
+        ping.status().expect("install the package iproute2").success()
+    }
+
+    /// The names of the links in it.
+    pub(crate) fn links(&self) -> Vec<String> {
+        let shown = self.ip(&["-json", "link"]);
+        let links: Vec<Value> = serde_json::from_str(&shown).unwrap();
+        links.iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
     }
 
     /// Runs `ip` in it; gives what it printed.
@@ -105,6 +132,11 @@ impl Node {
         Self { host: Some(Namespace::new()), ..Self::new(subnet_env) }
     }
 
+    /// The network namespace of a node that has one.
+    pub(crate) fn host(&self) -> &Namespace {
+        self.host.as_ref().expect("made with a namespace")
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -124,14 +156,21 @@ impl Node {
 
     /// Calls the plugin with more variables, or other values of the usual ones.
     pub(crate) fn call_with(&self, verb: &str, pod: Pod<'_>, stdin: &str, more: &[(&str, &str)]) -> Answer {
-        let flannel = env!("CARGO_BIN_EXE_flannel");
+        self.call_plugin(FLANNEL, verb, pod, stdin, more)
+    }
+
+    /// Calls any plugin.
+    pub(crate) fn call_plugin(
+        &self,
+        program: &str,
+        verb: &str,
+        pod: Pod<'_>,
+        stdin: &str,
+        more: &[(&str, &str)],
+    ) -> Answer {
         let mut command = match &self.host {
-            None => Command::new(flannel),
-            Some(host) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", &host.0, flannel]);
-                command
-            }
+            None => Command::new(program),
+            Some(host) => host.command(program),
         };
         command
             .env("CNI_COMMAND", verb)

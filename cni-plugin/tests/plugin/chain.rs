@@ -1,0 +1,179 @@
+//! The shipped list of plugins with real traffic; `bandwidth` is added to it as its users do.
+//!
+//! ```text
+//!     client namespace [eth0 192.0.2.2] -- [up0 192.0.2.1] host namespace [cni0] -- veth -- [eth0] pod namespace
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::runtime::List;
+use crate::support::{Namespace, Node, Pod, V4};
+
+/// contract §8.2, with the directories of the test.
+fn shipped(node: &Node) -> Value {
+    let mut list = json!({
+        "name": "cbr0",
+        "cniVersion": "0.3.1",
+        "plugins": [
+            {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+            {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+        ],
+    });
+    let flannel = &mut list["plugins"][0];
+    flannel["subnetFile"] = json!(node.path("subnet.env"));
+    flannel["dataDir"] = json!(node.path("flannel"));
+    flannel["ipam"] = json!({"dataDir": node.path("addresses")});
+    list
+}
+
+/// A namespace on the other side of the host's uplink.
+fn client(node: &Node) -> Namespace {
+    let client = Namespace::new();
+    let host = node.host();
+    host.ip(&["link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", client.name()]);
+    host.ip(&["addr", "add", "192.0.2.1/24", "dev", "up0"]);
+    client.ip(&["addr", "add", "192.0.2.2/24", "dev", "eth0"]);
+    for (namespace, link) in [(host, "lo"), (host, "up0"), (&client, "lo"), (&client, "eth0")] {
+        namespace.ip(&["link", "set", link, "up"]);
+    }
+    client
+}
+
+/// An iperf3 server for one client, on port 5201.
+struct Server(Child);
+
+impl Server {
+    fn start(namespace: &Namespace) -> Self {
+        // `ip netns exec` becomes the program, so that killing it kills that.
+        let mut command = namespace.command("iperf3");
+        let mut child = command
+            .args(["--server", "--one-off", "--forceflush"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("install the package iproute2");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let server = Self(child);
+        let listening = lines.any(|line| line.unwrap().contains("Server listening"));
+        assert!(listening, "iperf3 does not start: install the package iperf3");
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Megabits per second that arrive through `port` of the host, from the client or, `reversed`, at it.
+fn rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool) -> f64 {
+    let _server = Server::start(pod);
+    let mut command: Command = client.command("iperf3");
+    // The first second is the burst that the limit lets pass.
+    command.args([
+        "--json",
+        "--client",
+        "192.0.2.1",
+        "--time",
+        "3",
+        "--omit",
+        "1",
+        "--port",
+        &port.to_string(),
+    ]);
+    if reversed {
+        command.arg("--reverse");
+    }
+    let output = command.output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    rate.unwrap_or_else(|| panic!("{}", report["error"])) / 1e6
+}
+
+fn rules(node: &Node) -> String {
+    let output = node.host().command("iptables").args(["-t", "nat", "-S"]).output().unwrap();
+    assert!(output.status.success(), "install the package iptables: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_client_reaches_pods_by_ports_of_the_host_as_fast_as_their_limits_allow() {
+    let node = Node::with_namespace(V4);
+    let client = client(&node);
+    let list = List::new(&node, shipped(&node));
+    let namespaces = [Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    let [limited, free] = [("limited", &paths[0]), ("free", &paths[1])].map(|(container, netns)| Pod {
+        container,
+        ifname: "eth0",
+        netns,
+    });
+    let port = |port: u16| json!([{"hostPort": port, "containerPort": 5201, "protocol": "tcp"}]);
+    // Bits, and bits per second.
+    let limits = json!({"ingressRate": 10_000_000, "ingressBurst": 400_000, "egressRate": 10_000_000, "egressBurst": 400_000});
+    let limited = list.add(limited, json!({"portMappings": port(8080), "bandwidth": limits}));
+    let free = list.add(free, json!({"portMappings": port(8081), "unknown": 1}));
+    assert_eq!(limited.result["ips"][0]["address"], "10.1.17.2/24");
+    assert_eq!(free.result["ips"][0]["address"], "10.1.17.3/24");
+
+    for reversed in [false, true] {
+        let slow = rate(&namespaces[0], &client, 8080, reversed);
+        assert!((5.0..=15.0).contains(&slow), "{slow} Mbit/s, reversed: {reversed}");
+        let fast = rate(&namespaces[1], &client, 8081, reversed);
+        assert!(fast > 30.0, "{fast} Mbit/s, reversed: {reversed}");
+    }
+
+    // Away with one: the other still has its port.
+    list.del(&limited);
+    assert!(!rules(&node).contains(":8080") && rules(&node).contains("10.1.17.3:5201"), "{}", rules(&node));
+    assert!(rate(&namespaces[1], &client, 8081, false) > 30.0);
+    list.del(&free);
+    list.del(&free);
+    assert!(!rules(&node).contains("10.1.17."), "{}", rules(&node));
+    assert_eq!(node.host().links(), ["lo", "up0", "cni0"]);
+    assert_eq!((node.kept(), node.reserved("cbr0")), (vec![], vec![]));
+    assert_eq!(namespaces[0].links(), ["lo"]);
+}
+
+#[test]
+fn a_pod_reaches_itself_by_the_port_of_its_host() {
+    let node = Node::with_namespace(V4);
+    let _client = client(&node);
+    let list = List::new(&node, shipped(&node));
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let ports = json!([{"hostPort": 8080, "containerPort": 5201, "protocol": "tcp"}]);
+    let pod = list.add(Pod { container: "c1", ifname: "eth0", netns: &path }, json!({"portMappings": ports}));
+    // Needs the delegate's hairpinMode.
+    assert!(rate(&namespace, &namespace, 8080, false) > 1.0);
+    list.del(&pod);
+}
+
+#[test]
+fn a_list_passes_check_until_the_pod_is_damaged() {
+    let node = Node::with_namespace(V4);
+    let mut conflist = shipped(&node);
+    conflist["cniVersion"] = "1.0.0".into();
+    // Debian's portmap looks for rules of IPv6 even where the pod has no such address.
+    conflist["plugins"].as_array_mut().unwrap().remove(1);
+    let list = List::new(&node, conflist);
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let limits = json!({"ingressRate": 10_000_000, "ingressBurst": 400_000});
+    let attached = list.add(pod, json!({"bandwidth": limits}));
+    assert_eq!(list.check(&attached), Ok(()));
+    // What is for other plugins does not get into the delegate's configuration.
+    let kept = fs::read_to_string(node.path("flannel/c1")).unwrap();
+    assert!(!kept.contains("runtimeConfig") && !kept.contains("prevResult"), "{kept}");
+    namespace.ip(&["addr", "flush", "dev", "eth0"]);
+    let (kind, msg) = list.check(&attached).unwrap_err();
+    assert!(kind == "flannel" && msg.contains("10.1.17.2"), "{kind}: {msg}");
+    list.del(&attached);
+}
