@@ -27,14 +27,14 @@ deps: ## Installs what building and testing need on Debian, if it is missing
 build: ## Builds all programs for development
 	cargo build --workspace --all-features
 
-demo: build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan or host-gw; root)
+demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan or host-gw; root)
 	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
 
 bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")
 	cargo build -p bench
 	$(SUDO) $(PROGRAMS)/control $(ARGS)
 
-test: build ## Runs all tests (root)
+test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
 

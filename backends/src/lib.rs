@@ -11,8 +11,10 @@
 
 pub mod backend;
 pub mod diff;
+pub mod firewall;
 pub mod host;
 pub mod host_gw;
+pub mod iptables;
 pub mod kernel;
 pub mod name;
 pub mod nft;
@@ -25,9 +27,11 @@ pub mod traffic;
 pub mod vxlan;
 
 pub use backend::{Backend, BackendError, Node, Underlay};
+pub use firewall::{Firewall, FirewallError, FirewallReport};
 pub use host::HostView;
 pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
 pub use peers::{Peer, Peers};
 pub use reconcile::{Fights, Report, converge};
 pub use state::{Change, KernelState};
+pub use traffic::{Masquerade, Traffic};

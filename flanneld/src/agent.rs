@@ -6,6 +6,7 @@
 
 mod claim;
 mod journal;
+mod rules;
 mod tenure;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backends::kernel::{Interest, Notices, Observed};
-use backends::{Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
+use backends::{Firewall, Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
 use subnet::env_file::{Previous, SubnetEnv};
 use subnet::store::random_below;
 use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
@@ -27,6 +28,7 @@ use crate::interface::{External, Selectors};
 use crate::serve::Health;
 use claim::Identity;
 use journal::Journal;
+use rules::Rules;
 use tenure::{Task, stranded};
 use underlay::node;
 
@@ -53,10 +55,12 @@ pub(crate) mod condition {
     pub(crate) const PEERS: &str = "peers";
     /// The kernel was brought into the state that the leases ask for.
     pub(crate) const KERNEL: &str = "kernel";
+    /// The traffic rules are in place, and no others keep pods' packets from passing.
+    pub(crate) const RULES: &str = "rules";
     /// `subnet.env` is written.
     pub(crate) const SUBNET_FILE: &str = "subnet-file";
     /// All of them.
-    pub(crate) const ALL: [&str; 6] = [CONFIGURATION, INTERFACE, LEASE, PEERS, KERNEL, SUBNET_FILE];
+    pub(crate) const ALL: [&str; 7] = [CONFIGURATION, INTERFACE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];
 }
 
 /// What the agent is told by its operator.
@@ -68,12 +72,36 @@ pub(crate) struct Settings {
     pub(crate) subnet_file: PathBuf,
     /// What makes this node itself: its name, or its machine id.
     pub(crate) identity: String,
+    /// Which traffic rules to install.
+    pub(crate) traffic: TrafficSettings,
+}
+
+/// Which traffic rules the operator asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TrafficSettings {
+    /// Masquerade pods that leave the network (`--ip-masq`).
+    pub(crate) masquerade: bool,
+    /// Choose source ports at random (not `--ip-masq-fully-random-disable`).
+    pub(crate) fully_random: bool,
+    /// Accept what is forwarded from and to the network (`--iptables-forward-rules`).
+    pub(crate) forward: bool,
+}
+
+/// What the agent works on the host with.
+pub(crate) struct Hands<K> {
+    /// Devices, addresses, routes.
+    pub(crate) kernel: K,
+    /// Traffic rules.
+    pub(crate) firewall: Box<dyn Firewall>,
 }
 
 /// Runs until the kernel's notifications fail for good; stopping is dropping. The kernel is left as it is.
+///
+/// `rules_moved` is notified when traffic rules that concern us were changed by somebody.
 pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
-    kernel: K,
+    hands: Hands<K>,
     notices: N,
+    rules_moved: &Notify,
     store: S,
     settings: Settings,
     health: Health,
@@ -83,15 +111,17 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let store = Arc::new(store);
         let (network, backend) = claim::configuration(&*store, &health).await;
         let previous = Previous::read(&settings.subnet_file);
+        let former: Vec<_> = previous.networks.iter().collect();
         let (feed, known) = Feed::channel();
         let identity = Identity { name: settings.identity.clone(), backend, living: None };
         let agent = Agent {
-            kernel: Some(kernel),
+            hands: Some(hands),
             store,
             settings,
             health,
             interest: &interest,
             moved: &moved,
+            rules_moved,
             network,
             identity,
             previous,
@@ -106,6 +136,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             lost: Vec::new(),
             contested: None,
             sound: false,
+            rules: Rules::new(former),
             journal: Journal::default(),
         };
         agent.live().await
@@ -117,13 +148,14 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
 }
 
 struct Agent<'a, K, S> {
-    /// Absent only while a blocking thread works with it.
-    kernel: Option<K>,
+    /// Absent only while a blocking thread works with them.
+    hands: Option<Hands<K>>,
     store: Arc<S>,
     settings: Settings,
     health: Health,
     interest: &'a Mutex<Interest>,
     moved: &'a Notify,
+    rules_moved: &'a Notify,
     network: NetworkConfig,
     identity: Identity,
     /// What the run before this one had, until its leftovers are swept.
@@ -141,6 +173,7 @@ struct Agent<'a, K, S> {
     contested: Option<Loss>,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
+    rules: Rules,
     journal: Journal,
 }
 
@@ -155,12 +188,19 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                     // Nodes that started together need not look together.
                     RESYNC - Duration::from_millis(random_below(6_000) as u64)
                 }
-                Turn::Again => RETRY.1.min(RETRY.0 * 2u32.pow(failures)),
+                Turn::Again => {
+                    let wait = RETRY.1.min(RETRY.0 * 2u32.pow(failures));
+                    failures = (failures + 1).min(5);
+                    wait
+                }
                 Turn::Broken(error) => return error,
             };
-            failures = (failures + 1).min(5);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
+                () = self.rules_moved.notified() => {
+                    settle(self.rules_moved).await;
+                    self.rules.due();
+                }
                 Ok(()) = self.known.changed() => self.known.mark_changed(),
                 lease = Task::of(&mut self.claiming) => self.leased(lease),
                 loss = Task::of(&mut self.holding) => self.lost(loss),
@@ -197,26 +237,33 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.claim();
         }
         if self.sound {
+            // Before pods may start: none of them shall be seen by an address that it should not have.
+            if !self.keep_rules().await {
+                outcome = Turn::Again;
+            }
             self.write_subnet_file();
         }
         outcome
     }
 
-    /// Lends the kernel to a thread that may block, so that health is answered meanwhile.
-    async fn with_kernel<T: Send + 'static>(&mut self, work: impl FnOnce(&mut K) -> T + Send + 'static) -> T {
-        let mut kernel = self.kernel.take().expect("only one piece of work has the kernel at a time");
+    /// Lends the kernel and the firewall to a thread that may block, so that health is answered meanwhile.
+    async fn with_hands<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Hands<K>) -> T + Send + 'static,
+    ) -> T {
+        let mut hands = self.hands.take().expect("only one piece of work has the hands at a time");
         let done = tokio::task::spawn_blocking(move || {
-            let result = work(&mut kernel);
-            (kernel, result)
+            let result = work(&mut hands);
+            (hands, result)
         });
-        let (kernel, result) = done.await.expect("work on the kernel does not panic");
-        self.kernel = Some(kernel);
+        let (hands, result) = done.await.expect("work on the host does not panic");
+        self.hands = Some(hands);
         result
     }
 
     async fn look(&mut self) -> Result<Observed, KernelError> {
         let scope = self.scope();
-        self.with_kernel(move |kernel| kernel.observe(&KernelState::default(), &scope)).await
+        self.with_hands(move |hands| hands.kernel.observe(&KernelState::default(), &scope)).await
     }
 
     async fn converge(&mut self, plan: Arc<KernelState>) -> Result<Report, KernelError> {
@@ -226,7 +273,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             interest.desired = Arc::clone(&plan);
             interest.scope = scope.clone();
         });
-        let report = self.with_kernel(move |kernel| converge(kernel, &plan, &scope)).await?;
+        let report = self.with_hands(move |hands| converge(&mut hands.kernel, &plan, &scope)).await?;
         self.set_interest(|interest| interest.host = Arc::new(report.observed.host.clone()));
         Ok(report)
     }
@@ -296,7 +343,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             networks: self.network.networks(),
             subnets: lease.subnets,
             mtu: self.identity.backend.mtu(external.mtu),
-            ip_masq: false,
+            ip_masq: self.settings.traffic.masquerade,
         };
         let written = env.write(&self.settings.subnet_file);
         self.journal.subnet_file(&self.settings.subnet_file, &env, &written);

@@ -4,10 +4,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use backends::firewall::nftables::NftFirewall;
 use backends::kernel::is_vxlan_name;
 use backends::kernel::netlink::Netlink;
 use backends::state::{Change, LinkIdentity};
-use backends::{Kernel, KernelState, Scope, converge};
+use backends::{Firewall, Kernel, KernelState, Scope, converge};
 use ipnet::IpNet;
 use subnet::Family;
 use subnet::env_file::Previous;
@@ -42,6 +43,11 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         }
         failures.extend(report.failed.iter().map(ToString::to_string));
     }
+    let mut rules = rules(&scope, options.dry_run, &mut failures)?;
+    removed += rules.len();
+    for rule in rules.drain(..) {
+        writeln!(out, "{}: {rule}", if options.dry_run { "would change" } else { "changed" })?;
+    }
     let file = &options.subnet_file;
     if file.symlink_metadata().is_ok() {
         removed += 1;
@@ -59,6 +65,19 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
     }
     anyhow::ensure!(failures.is_empty(), "not everything could be removed: {}", failures.join("; "));
     Ok(())
+}
+
+/// Traffic rules of either mechanism. Those of iptables go over nftables, as far as they are visible there.
+fn rules(scope: &Scope, dry_run: bool, failures: &mut Vec<String>) -> anyhow::Result<Vec<String>> {
+    // Without a subnet file no network is known, and then every table of our name is ours.
+    let known: Vec<IpNet> = scope.networks.iter().copied().filter(|net| net.prefix_len() > 0).collect();
+    let mut firewall = NftFirewall::open()?;
+    if dry_run {
+        return Ok(firewall.preview(&[], &known).unwrap_or_default());
+    }
+    let report = firewall.converge(&[], &known)?;
+    failures.extend(report.obstacles);
+    Ok(report.changed)
 }
 
 /// The file, and its directory if that was made for it and is empty now.

@@ -8,16 +8,23 @@ mod log;
 mod serve;
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use backends::Firewall;
+use backends::firewall::nftables::NftFirewall;
+use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
+use backends::nft::{self, Watched};
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
-use cli::options::{Options, StoreOptions};
+use agent::Hands;
+use cli::options::{Options, StoreOptions, TrafficManager};
 use serve::{Health, Server};
 
 fn main() -> ExitCode {
@@ -74,10 +81,16 @@ async fn run(options: Options) -> anyhow::Result<()> {
         "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
     let kernel = Netlink::open().context(privilege)?;
     let notices = Listener::open().context(privilege)?;
+    let (firewall, watched) = firewall(options.traffic_manager)?;
+    tracing::debug!(mechanism = firewall.name(), "traffic rules");
+    let rules = nft::Listener::open()?;
+    let hands = Hands { kernel, firewall };
+    let rules_moved = Notify::new();
     let settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
         identity: identity(options.node_name.as_deref()),
+        traffic: options.traffic,
     };
     let margin = options.renew_margin;
     let life = async {
@@ -93,15 +106,16 @@ async fn run(options: Options) -> anyhow::Result<()> {
                     password: etcd.user.map(|(_, secret)| secret.expose().to_owned()),
                     renew_margin: margin,
                 })?;
-                live(kernel, notices, store, settings, health).await
+                live(hands, notices, &rules_moved, store, settings, health).await
             }
             StoreOptions::File(directory) => {
-                live(kernel, notices, Files::new(directory, margin), settings, health).await
+                live(hands, notices, &rules_moved, Files::new(directory, margin), settings, health).await
             }
         }
     };
     let outcome = tokio::select! {
         outcome = life => outcome,
+        error = rules.run(&watched, &rules_moved) => Err(error.into()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -116,14 +130,33 @@ async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn live<S: LeaseStore>(
-    kernel: Netlink,
+    hands: Hands<Netlink>,
     notices: Listener,
+    rules_moved: &Notify,
     store: S,
     settings: agent::Settings,
     health: Health,
 ) -> anyhow::Result<()> {
     tracing::info!(store = store.describe(), "leases are kept in");
-    Err(agent::run(kernel, notices, store, settings, health).await.into())
+    Err(agent::run(hands, notices, rules_moved, store, settings, health).await.into())
+}
+
+/// What makes traffic rules, and what has to be watched for somebody changing them.
+type Rules = (Box<dyn Firewall>, Arc<Mutex<Watched>>);
+
+fn firewall(manager: TrafficManager) -> anyhow::Result<Rules> {
+    Ok(match manager {
+        TrafficManager::Nft => {
+            let firewall = NftFirewall::open()?;
+            let watched = firewall.watched();
+            (Box::new(firewall), watched)
+        }
+        TrafficManager::Iptables => {
+            let firewall = Iptables::open()?;
+            let watched = firewall.watched();
+            (Box::new(firewall), watched)
+        }
+    })
 }
 
 /// What tells this machine from others: its name, or else its machine id.

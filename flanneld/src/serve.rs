@@ -171,7 +171,7 @@ impl Connections {
 /// One connection with one request.
 async fn serve(stream: TcpStream, health: Health, limits: Limits, mut stopped: watch::Receiver<()>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&health, request.uri().path());
+        let response = answer(&health, request.uri().path(), request.uri().query());
         async { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -193,8 +193,9 @@ async fn serve(stream: TcpStream, health: Health, limits: Limits, mut stopped: w
     }
 }
 
-fn answer(health: &Health, path: &str) -> Response<Full<Bytes>> {
+fn answer(health: &Health, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
     match path {
+        "/readyz" if query == Some("verbose") => verbose(health),
         "/healthz" => match health.alive() {
             Ok(()) => text(StatusCode::OK, "flanneld is running"),
             Err(reason) => unavailable(&json!({ "alive": false, "reason": reason })),
@@ -211,6 +212,21 @@ fn answer(health: &Health, path: &str) -> Response<Full<Bytes>> {
         },
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
+}
+
+/// Every condition, met or not, and what else an operator should know.
+fn verbose(health: &Health) -> Response<Full<Bytes>> {
+    let (conditions, notes) = health.all();
+    let ready = conditions.values().all(Result::is_ok);
+    let conditions: serde_json::Map<_, _> = conditions
+        .into_iter()
+        .map(|(condition, state)| {
+            (condition.to_owned(), state.err().unwrap_or_else(|| "met".to_owned()).into())
+        })
+        .collect();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({ "ready": ready, "conditions": conditions, "notes": notes });
+    response(status, "application/json", Bytes::from(body.to_string()))
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {

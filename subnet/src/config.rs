@@ -101,6 +101,9 @@ pub struct NetworkConfig {
     pub nftables: bool,
     /// How packets get from node to node.
     pub backend: BackendConfig,
+    /// `MasqueradeExcept`, a key of ours: networks that see the pods' own addresses although masquerading
+    /// is on. Go flannel ignores it.
+    pub masquerade_except: Vec<IpNet>,
 }
 
 impl NetworkConfig {
@@ -118,7 +121,13 @@ impl NetworkConfig {
                 "EnableIPv4 is false and EnableIPv6 is not true: enable at least one of them".into(),
             ));
         }
-        Ok(Self { v4, v6, nftables: enabled("EnableNFTables", false)?, backend: backend(&object)? })
+        Ok(Self {
+            v4,
+            v6,
+            nftables: enabled("EnableNFTables", false)?,
+            backend: backend(&object)?,
+            masquerade_except: masquerade_except(&object)?,
+        })
     }
 
     /// The range of one family, if the family is enabled.
@@ -250,6 +259,17 @@ fn bound(
         return refuse(format_args!("is not the first address of a /{subnet_len}: {base} is"));
     }
     Ok(addr)
+}
+
+fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
+    let texts: Vec<String> = object.get("MasqueradeExcept")?.unwrap_or_default();
+    let parsed = texts.iter().map(|text| match text.parse::<IpNet>() {
+        Ok(net) => Ok(net.trunc()),
+        Err(_) => Err(ConfigError(format!(
+            "MasqueradeExcept: {text:?} is not a prefix such as \"192.168.0.0/16\" or \"fd00::/8\""
+        ))),
+    });
+    parsed.collect()
 }
 
 fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
@@ -390,6 +410,14 @@ mod tests {
             ),
             (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, ["65536", "65535"]),
             (r#"{"EnableIPv4":false}"#, ["EnableIPv4", "at least one"]),
+            (
+                r#"{"Network":"10.3.0.0/16","MasqueradeExcept":["192.168.0.1"]}"#,
+                ["\"192.168.0.1\"", "192.168.0.0/16"],
+            ),
+            (
+                r#"{"Network":"10.3.0.0/16","MasqueradeExcept":"192.168.0.0/16"}"#,
+                ["MasqueradeExcept", "192.168.0.0/16"],
+            ),
             ("[]", ["not a JSON object", "expected an object"]),
         ] {
             let text = error(json);

@@ -7,7 +7,18 @@ use super::abi::*;
 use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
 use super::steps;
-use super::wire::{Message, attributes, find, find_string, find_u32, find_u64, string};
+use super::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
+
+impl Ruleset {
+    /// Reads messages such as those of a dump, or those of a [`super::Transaction`] that makes tables.
+    ///
+    /// What can't be read, or belongs to no table among them, is left out.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let mut assembly = Assembly::default();
+        messages(bytes).for_each(|message| assembly.add(&message));
+        assembly.finish()
+    }
+}
 
 /// Puts a ruleset together from messages in the order tables, chains, sets, elements, rules.
 #[derive(Debug, Default)]
@@ -61,8 +72,13 @@ impl Assembly {
         let mut table = Table::new(id.clone());
         table.dormant = find_u32(b, NFTA_TABLE_FLAGS).unwrap_or(0) & NFT_TABLE_F_DORMANT != 0;
         table.comment = find(b, NFTA_TABLE_USERDATA).and_then(|data| comment(data, UDATA_COMMENT));
-        self.tables.insert(id, self.ruleset.tables.len());
-        self.ruleset.tables.push(table);
+        match self.tables.get(&id) {
+            Some(&again) => self.ruleset.tables[again] = table,
+            None => {
+                self.tables.insert(id, self.ruleset.tables.len());
+                self.ruleset.tables.push(table);
+            }
+        }
         Some(())
     }
 

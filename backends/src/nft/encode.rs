@@ -59,6 +59,8 @@ pub enum Place {
     First,
     /// Behind all others.
     Last,
+    /// Right before the rule with this number, see [`Rule::handle`].
+    Before(u64),
 }
 
 /// The messages for some changes, which take effect together or not at all.
@@ -119,8 +121,8 @@ enum Part {
     Whole,
     Chain(usize),
     Set(usize),
-    /// The first of several elements.
-    Elements(usize, usize),
+    /// The first and the last of several elements.
+    Elements(usize, usize, usize),
     Rule(usize, usize),
 }
 
@@ -133,11 +135,15 @@ impl Origin {
                     Part::Whole => format!("table {id}"),
                     Part::Chain(chain) => format!("chain {} in table {id}", table.chains[chain].name),
                     Part::Set(set) => format!("set {} in table {id}", table.sets[set].name),
-                    Part::Elements(set, first) => {
+                    Part::Elements(set, first, last) if first == last => {
+                        format!("element {} of set {} in table {id}", first + 1, table.sets[set].name)
+                    }
+                    Part::Elements(set, first, last) => {
+                        let name = &table.sets[set].name;
                         format!(
-                            "elements from number {} of set {} in table {id}",
+                            "one of the elements {} to {} of set {name} in table {id}",
                             first + 1,
-                            table.sets[set].name
+                            last + 1
                         )
                     }
                     Part::Rule(chain, rule) => {
@@ -246,7 +252,7 @@ impl Encoder<'_> {
         }
         for (i, set) in table.sets.iter().enumerate() {
             self.set(at(Part::Set(i)), id, set, i as u32 + 1)?;
-            self.elements(|first| at(Part::Elements(i, first)), id, set)?;
+            self.elements(|first, last| at(Part::Elements(i, first, last)), id, set)?;
         }
         for (i, chain) in table.chains.iter().enumerate() {
             for (j, rule) in chain.rules.iter().enumerate() {
@@ -287,6 +293,9 @@ impl Encoder<'_> {
         self.message(origin, message::NEWRULE, flags, table, |w| {
             w.string(NFTA_RULE_TABLE, &table.name);
             w.string(NFTA_RULE_CHAIN, chain);
+            if let Place::Before(handle) = place {
+                w.u64(NFTA_RULE_POSITION, handle);
+            }
             w.nest(NFTA_RULE_EXPRESSIONS, |w| rule.exprs.iter().for_each(|expr| steps::write(w, expr)));
             user_data(w, NFTA_RULE_USERDATA, &comment);
         })
@@ -326,17 +335,22 @@ impl Encoder<'_> {
     }
 
     /// Several messages, none of them with half a range.
-    fn elements(&mut self, at: impl Fn(usize) -> Origin, table: &TableId, set: &Set) -> Result<(), NftError> {
+    fn elements(
+        &mut self,
+        at: impl Fn(usize, usize) -> Origin,
+        table: &TableId,
+        set: &Set,
+    ) -> Result<(), NftError> {
         let mut list = Writer::default();
         let mut first = 0;
         for (i, (span, data)) in set.elements.iter().enumerate() {
             if span.from.len() != set.key.len() as usize || span.to.len() != span.from.len() {
                 let why = format!("{} bytes long where keys have {}", span.from.len(), set.key.len());
-                return Err(self.invalid(at(i), why));
+                return Err(self.invalid(at(i, i), why));
             }
             element(&mut list, set, span, data.as_ref());
             if list.bytes().len() > ELEMENTS_MAX || i + 1 == set.elements.len() {
-                self.message(at(first), message::NEWSETELEM, NLM_F_CREATE, table, |w| {
+                self.message(at(first, i), message::NEWSETELEM, NLM_F_CREATE, table, |w| {
                     w.string(NFTA_SET_ELEM_LIST_TABLE, &table.name);
                     w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
                     w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| w.raw(list.bytes()));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use backends::host::StaleBridge;
-use backends::{Change, Fights, KernelError, Peers, Report};
+use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report};
 use subnet::env_file::SubnetEnv;
 use subnet::{Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
@@ -23,6 +23,7 @@ pub(super) struct Journal {
     usable: Option<usize>,
     refused: BTreeSet<String>,
     bridges: BTreeSet<String>,
+    rules: BTreeSet<String>,
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
@@ -146,6 +147,33 @@ impl Journal {
         }
     }
 
+    pub(super) fn rules(&mut self, outcome: &Result<FirewallReport, FirewallError>) {
+        let said: BTreeSet<String> = match outcome {
+            Ok(report) => {
+                report.changed.iter().for_each(|change| info!("{change}"));
+                report
+                    .notes
+                    .iter()
+                    .filter(|note| !self.rules.contains(*note))
+                    .for_each(|note| info!("{note}"));
+                report
+                    .obstacles
+                    .iter()
+                    .filter(|text| !self.rules.contains(*text))
+                    .for_each(|text| error!("{text}"));
+                report.notes.iter().chain(&report.obstacles).cloned().collect()
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if !self.rules.contains(&text) {
+                    error!("{text}");
+                }
+                [text].into()
+            }
+        };
+        self.rules = said;
+    }
+
     pub(super) fn subnet_file(&mut self, path: &Path, env: &SubnetEnv, written: &io::Result<bool>) {
         match written {
             Ok(true) => {
@@ -168,7 +196,6 @@ impl Journal {
     pub(super) fn ready(&mut self) {
         if !self.ready {
             self.ready = true;
-            info!("ready");
             // No service manager is no failure.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }

@@ -41,6 +41,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac).or(self.identity.living);
         self.lease = Some(lease);
         self.plan = None;
+        self.rules.due();
         // After a loss the kernel decides when the node is ready again: see `judge`.
         if self.lost.is_empty() {
             self.health.set(condition::LEASE, Ok(()));
@@ -82,7 +83,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             return;
         }
         let made = changes.clone();
-        let failures = self.with_kernel(move |kernel| kernel.apply(&changes)).await;
+        let failures = self.with_hands(move |hands| hands.kernel.apply(&changes)).await;
         self.journal.mended_bridges(&made, &failures);
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
 use backends::kernel::Interest;
 use backends::kernel::fake::{FakeKernel, SharedKernel};
+use backends::{FirewallError, FirewallReport, Traffic};
 use subnet::memory::Cluster;
 use subnet::{Attachment, Mac, PublicAddrs, Vtep};
 use tokio::task::JoinHandle;
@@ -28,7 +29,31 @@ impl Notices for Bell {
     }
 }
 
+/// A firewall that is a value.
+#[derive(Clone, Default)]
+struct FakeFirewall(Arc<Mutex<Vec<Traffic>>>, Arc<Mutex<Option<String>>>);
+
+impl Firewall for FakeFirewall {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn converge(
+        &mut self,
+        wanted: &[Traffic],
+        _former: &[ipnet::IpNet],
+    ) -> Result<FirewallReport, FirewallError> {
+        if let Some(why) = self.1.lock().unwrap().clone() {
+            return Err(FirewallError { what: "replacing them".into(), why });
+        }
+        *self.0.lock().unwrap() = wanted.to_vec();
+        Ok(FirewallReport::default())
+    }
+}
+
 struct Bed {
+    firewall: FakeFirewall,
+    rules_moved: Arc<Notify>,
     cluster: Cluster,
     kernel: SharedKernel,
     bell: Arc<Notify>,
@@ -69,15 +94,14 @@ impl Bed {
             selectors: Selectors::default(),
             subnet_file: directory.path().join("subnet.env"),
             identity: "node".into(),
+            traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
         };
-        let agent = tokio::spawn(run(
-            kernel.clone(),
-            Bell(Arc::clone(&bell)),
-            cluster.node(),
-            settings,
-            health.clone(),
-        ));
-        Self { cluster, kernel, bell, health, directory, agent }
+        let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
+        let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };
+        let (moved, node, told) = (Arc::clone(&rules_moved), cluster.node(), health.clone());
+        let notices = Bell(Arc::clone(&bell));
+        let agent = tokio::spawn(async move { run(hands, notices, &moved, node, settings, told).await });
+        Self { firewall, rules_moved, cluster, kernel, bell, health, directory, agent }
     }
 
     fn file(&self) -> PathBuf {
@@ -273,4 +297,33 @@ async fn a_lease_given_away_is_replaced_and_one_that_is_fought_over_is_left_alon
     sleep(Duration::from_secs(7200)).await;
     assert_eq!(bed.cluster.leases().leases[&mine.subnets].attachment, foreign);
     assert!(bed.reasons().contains("same public address"), "{}", bed.reasons());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_are_made_before_pods_may_start_and_put_right_when_somebody_changes_them() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    let lease = bed.cluster.leases().leases.into_values().next().unwrap();
+    let wanted = bed.firewall.0.lock().unwrap().clone();
+    assert_eq!(wanted.len(), 1);
+    assert_eq!(Some(wanted[0].subnet), lease.subnets.get(Family::V4));
+    assert!(wanted[0].forward && wanted[0].masquerade.is_some());
+    assert!(std::fs::read_to_string(bed.file()).unwrap().contains("FLANNEL_IPMASQ=true"));
+
+    bed.firewall.0.lock().unwrap().clear();
+    bed.rules_moved.notify_one();
+    let start = Instant::now();
+    bed.until("the repair", |bed| !bed.firewall.0.lock().unwrap().is_empty()).await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_cannot_be_made_keep_the_node_unready_and_are_tried_again() {
+    let cluster = Cluster::new(CONFIG);
+    let kernel = FakeKernel { host: host(1500, "192.0.2.1/24"), ..FakeKernel::default() };
+    let bed = Bed::with(cluster, kernel);
+    *bed.firewall.1.lock().unwrap() = Some("no such module".into());
+    bed.until("the reason", |bed| bed.reasons().contains("no such module")).await;
+    *bed.firewall.1.lock().unwrap() = None;
+    bed.ready().await;
 }

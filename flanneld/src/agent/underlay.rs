@@ -21,9 +21,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         let families: Vec<Family> =
             self.network.ranges().map(|range| Family::of(range.network.addr())).collect();
-        let mut kernel = self.kernel.as_mut();
-        let way_to = |addr| match &mut kernel {
-            Some(kernel) => kernel.way_to(addr).map_err(|error| error.to_string()),
+        let mut hands = self.hands.as_mut();
+        let way_to = |addr| match &mut hands {
+            Some(hands) => hands.kernel.way_to(addr).map_err(|error| error.to_string()),
             None => Err("the kernel is busy".to_owned()),
         };
         let chosen = interface::choose(&self.settings.selectors, &observed.host, way_to, &families);

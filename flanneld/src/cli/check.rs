@@ -10,6 +10,7 @@ use subnet::Family;
 use super::UsageError;
 use super::flags::{ANNOTATION_PREFIX, RunFlags};
 use super::grammar::{Origin, Setting, written};
+use super::options::TrafficManager;
 use crate::interface::Selectors;
 
 /// Knows where each flag was set, so that a refusal can name it as it was written.
@@ -34,31 +35,12 @@ impl<'a> Source<'a> {
 /// Refuses what would need a part that this release does not have.
 pub(super) fn not_in_this_release(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
     const NO_KUBERNETES: &str = "can't be used: this release keeps leases in etcd or in a directory: leave it out, and give --etcd-endpoints or --lease-store=file:DIR";
-    let given = |flag| source.origin(flag).is_some();
     let prefix = &flags.kube_annotation_prefix;
     for (refused, flag, value, why) in [
         (flags.kube_subnet_mgr, "kube-subnet-mgr", "true", NO_KUBERNETES),
         (!flags.kube_api_url.is_empty(), "kube-api-url", &flags.kube_api_url, NO_KUBERNETES),
         (!flags.kubeconfig_file.is_empty(), "kubeconfig-file", &flags.kubeconfig_file, NO_KUBERNETES),
         (prefix != ANNOTATION_PREFIX, "kube-annotation-prefix", prefix, NO_KUBERNETES),
-        (
-            flags.ip_masq,
-            "ip-masq",
-            "true",
-            "can't be used: this release installs no NAT rules: leave it out, and the CNI plugin lets the bridge plugin masquerade",
-        ),
-        (
-            flags.iptables_forward_rules && given("iptables-forward-rules"),
-            "iptables-forward-rules",
-            "true",
-            "can't be used: this release installs no FORWARD rules: leave it out, and see to it that the host forwards the pods' traffic",
-        ),
-        (
-            flags.ip_blackhole_route,
-            "ip-blackhole-route",
-            "true",
-            "can't be used: this release installs no blackhole route: leave it out",
-        ),
     ] {
         if refused {
             return Err(source.refuse(flag, value, why));
@@ -116,7 +98,16 @@ pub(super) fn health(flags: &RunFlags, source: &Source<'_>) -> Result<Option<Soc
     Ok(Some(SocketAddr::new(ip, port)))
 }
 
-/// Seconds between two checks of the traffic rules; of no effect as long as there are none.
+/// What makes the traffic rules.
+pub(super) fn traffic_manager(flags: &RunFlags, source: &Source<'_>) -> Result<TrafficManager, UsageError> {
+    match flags.traffic_manager.as_str() {
+        "nft" => Ok(TrafficManager::Nft),
+        "iptables" => Ok(TrafficManager::Iptables),
+        other => Err(source.refuse("traffic-manager", other, "makes no traffic rules: give nft or iptables")),
+    }
+}
+
+/// Seconds between two checks of the traffic rules.
 pub(super) fn resync(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
     if flags.iptables_resync >= 1 {
         return Ok(());
@@ -283,6 +274,17 @@ mod tests {
         assert_eq!(options.selectors.public.to_string(), "198.51.100.1 and 2001:db8::1");
         assert_eq!(options.renew_margin, Duration::from_secs(1439 * 60));
         assert_eq!(options.verbosity, Verbosity::new(0));
+        assert!(!options.traffic.masquerade && options.traffic.fully_random && options.traffic.forward);
+        assert_eq!(options.traffic_manager, TrafficManager::Nft);
+        let options = parse(&[
+            "--ip-masq",
+            "--ip-masq-fully-random-disable",
+            "--iptables-forward-rules=false",
+            "--traffic-manager=iptables",
+        ])
+        .unwrap();
+        assert!(options.traffic.masquerade && !options.traffic.fully_random && !options.traffic.forward);
+        assert_eq!(options.traffic_manager, TrafficManager::Iptables);
         let client = etcd(&["--etcd-keyfile=/k", "--etcd-certfile=/c"]).client.unwrap();
         assert_eq!((client.key_file.to_str(), client.cert_file.to_str()), (Some("/k"), Some("/c")));
     }
@@ -295,10 +297,7 @@ mod tests {
             "--kube-api-url=",
             "--net-config-path=/etc/net-conf.json",
             "--set-node-network-unavailable=false",
-            "--ip-masq=false",
-            "--iptables-forward-rules=false",
-            "--ip-masq-fully-random-disable",
-            "--ip-blackhole-route=0",
+            "--ip-blackhole-route",
             "--vmodule=a=1",
             "--log_backtrace_at=main.go:1",
         ])
@@ -314,9 +313,7 @@ mod tests {
             ("--kubeconfig-file=/k", ["--kubeconfig-file=\"/k\"", "leave it out"]),
             ("--kube-api-url=http://k", ["--kube-api-url", "leave it out"]),
             ("--kube-annotation-prefix=a.b", ["--kube-annotation-prefix=\"a.b\"", "leave it out"]),
-            ("--ip-masq", ["--ip-masq=\"true\"", "masquerade"]),
-            ("--iptables-forward-rules", ["--iptables-forward-rules=\"true\"", "leave it out"]),
-            ("--ip-blackhole-route", ["--ip-blackhole-route=\"true\"", "leave it out"]),
+            ("--traffic-manager=ipvs", ["--traffic-manager=\"ipvs\"", "nft or iptables"]),
             ("--iptables-resync=0", ["--iptables-resync=\"0\"", "at least 1"]),
             ("--iptables-resync=-1", ["--iptables-resync=\"-1\"", "at least 1"]),
             ("--subnet-lease-renew-margin=0", ["margin=\"0\"", "1 to 1439"]),
@@ -332,8 +329,6 @@ mod tests {
             ("--lease-store=consul", ["--lease-store=\"consul\"", "file:DIR"]),
             ("--lease-store=file:", ["--lease-store=\"file:\"", "file:DIR"]),
             ("--subnet-file=", ["--subnet-file=\"\"", "/run/flannel/subnet.env"]),
-            ("--etcd-keyfile=/k", ["--etcd-keyfile=\"/k\"", "--etcd-certfile"]),
-            ("--etcd-certfile=/c", ["--etcd-certfile=\"/c\"", "--etcd-keyfile"]),
         ] {
             let error = parse(&[argument]).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{argument}: {error}");

@@ -10,7 +10,7 @@ const FILES: &str = "Files and logging";
 const INTERFACE: &str = "Interface and addresses";
 const STORE: &str = "Lease store";
 const HEALTH: &str = "Health";
-const RULES: &str = "Kernel state";
+const RULES: &str = "Traffic rules";
 const COMPATIBLE: &str = "Accepted for compatibility with Go flannel";
 
 const GRAMMAR: &str = "\
@@ -82,19 +82,22 @@ pub(super) struct RunFlags {
     #[arg(long, value_name = "PORT", default_value_t = 0, help_heading = HEALTH)]
     pub(super) healthz_port: i64,
 
-    /// Time between two checks of the kernel's state that nothing else caused, in seconds, at least 1
+    /// What makes the rules: 'nft' (nftables, needs no program) or 'iptables' (the iptables programs)
+    #[arg(long, value_name = "MECHANISM", default_value = "nft", help_heading = RULES)]
+    pub(super) traffic_manager: String,
+    /// Seconds between two checks, at least 1; without effect, because changes are noticed when they happen
     #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = RULES)]
     pub(super) iptables_resync: i64,
-    /// Masquerade traffic that leaves the network; not in this release
+    /// Masquerade pods' traffic that leaves the network
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) ip_masq: bool,
-    /// Do not randomise ports fully when masquerading
+    /// Do not choose source ports at random when masquerading
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) ip_masq_fully_random_disable: bool,
-    /// Install rules that accept forwarded traffic; not in this release, where none are installed
+    /// Accept what is forwarded from and to the network
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) iptables_forward_rules: bool,
-    /// Install a blackhole route for this node's subnet; not in this release
+    /// Without effect: the node's subnet always ends in a blackhole route of the worst metric
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) ip_blackhole_route: bool,
 

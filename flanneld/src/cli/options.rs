@@ -9,6 +9,7 @@ use super::UsageError;
 use super::check::{self, Source};
 use super::flags::{CleanupFlags, RunFlags};
 use super::grammar::Setting;
+use crate::agent::TrafficSettings;
 use crate::interface::Selectors;
 use crate::log::Verbosity;
 
@@ -25,6 +26,10 @@ pub(crate) struct Options {
     pub(crate) renew_margin: Duration,
     /// Where health is served, if anywhere.
     pub(crate) health: Option<SocketAddr>,
+    /// Which traffic rules there shall be.
+    pub(crate) traffic: TrafficSettings,
+    /// What makes them.
+    pub(crate) traffic_manager: TrafficManager,
     /// This node's name (`NODE_NAME`).
     pub(crate) node_name: Option<String>,
     /// How much is logged.
@@ -33,6 +38,15 @@ pub(crate) struct Options {
     pub(crate) warnings: Vec<String>,
     /// The settings as `Display` shows them, without secrets.
     shown: Vec<(&'static str, String)>,
+}
+
+/// What makes traffic rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrafficManager {
+    /// nftables, over netlink.
+    Nft,
+    /// The iptables programs.
+    Iptables,
 }
 
 /// Where leases are kept.
@@ -141,13 +155,21 @@ impl Options {
         let health = check::health(&flags, &source)?;
         check::resync(&flags, &source)?;
         let renew_margin = check::renew_margin(&flags, &source)?;
+        let traffic_manager = check::traffic_manager(&flags, &source)?;
+        let traffic = TrafficSettings {
+            masquerade: flags.ip_masq,
+            fully_random: !flags.ip_masq_fully_random_disable,
+            forward: flags.iptables_forward_rules,
+        };
         shown.extend([
             ("iface-can-reach", flags.iface_can_reach),
             ("public-ip", flags.public_ip),
             ("public-ipv6", flags.public_ipv6),
             ("subnet-file", flags.subnet_file.clone()),
             ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
-            ("iptables-resync", flags.iptables_resync.to_string()),
+            ("traffic-manager", flags.traffic_manager.clone()),
+            ("ip-masq", flags.ip_masq.to_string()),
+            ("iptables-forward-rules", flags.iptables_forward_rules.to_string()),
             ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
             ("healthz-port", flags.healthz_port.to_string()),
             ("v", flags.v.to_string()),
@@ -162,6 +184,8 @@ impl Options {
             subnet_file: check::file("subnet-file", flags.subnet_file, &source)?,
             renew_margin,
             health,
+            traffic,
+            traffic_manager,
             node_name,
             verbosity: Verbosity::new(flags.v),
             warnings,
@@ -192,19 +216,15 @@ fn store(
     let client = match (optional(&flags.etcd_certfile), optional(&flags.etcd_keyfile)) {
         (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
         (None, None) => None,
+        // As in Go: one without the other is of no use and no error.
         (Some(_), None) => {
-            return Err(source.refuse(
-                "etcd-certfile",
-                &flags.etcd_certfile,
-                "needs its key: give --etcd-keyfile as well",
-            ));
+            warnings.push("--etcd-certfile is not used: give its key as well, --etcd-keyfile".to_owned());
+            None
         }
         (None, Some(_)) => {
-            return Err(source.refuse(
-                "etcd-keyfile",
-                &flags.etcd_keyfile,
-                "needs its certificate: give --etcd-certfile as well",
-            ));
+            warnings
+                .push("--etcd-keyfile is not used: give its certificate as well, --etcd-certfile".to_owned());
+            None
         }
     };
     Ok(StoreOptions::Etcd(EtcdOptions {

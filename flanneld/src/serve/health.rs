@@ -16,6 +16,7 @@ struct State {
     limit: Duration,
     turned: Mutex<Instant>,
     conditions: Mutex<BTreeMap<&'static str, Result<(), String>>>,
+    notes: Mutex<Vec<String>>,
 }
 
 impl Health {
@@ -27,6 +28,7 @@ impl Health {
             limit,
             turned: Mutex::new(Instant::now()),
             conditions: Mutex::new(conditions.into_iter().map(unmet).collect()),
+            notes: Mutex::default(),
         }))
     }
 
@@ -62,6 +64,16 @@ impl Health {
             }
             _ => {}
         }
+    }
+
+    /// What an operator should know although this process is ready; replaces what was noted before.
+    pub(crate) fn note(&self, notes: Vec<String>) {
+        *unpoisoned(&self.0.notes) = notes;
+    }
+
+    /// Every condition with its state, and the notes.
+    pub(crate) fn all(&self) -> (BTreeMap<&'static str, Result<(), String>>, Vec<String>) {
+        (unpoisoned(&self.0.conditions).clone(), unpoisoned(&self.0.notes).clone())
     }
 
     /// Whether all conditions for being ready are met.

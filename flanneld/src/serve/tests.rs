@@ -76,7 +76,7 @@ async fn a_healthy_process_answers_as_go_flannel_does() {
     for (path, body) in [
         ("/healthz", "flanneld is running"),
         ("/readyz", "flanneld is ready"),
-        ("/readyz?verbose", "flanneld is ready"),
+        ("/readyz?x=1", "flanneld is ready"),
     ] {
         for method in ["GET", "POST", "DELETE", "PROPFIND"] {
             let (head, answer) = ask(at, &format!("{method} {path}")).await;
@@ -111,6 +111,16 @@ async fn an_unready_process_says_why_in_json_and_recovers() {
     assert!(ask(at, "GET /healthz").await.0.starts_with("http/1.1 200"), "unready is not dead");
     health.set("store", Ok(()));
     assert!(ask(at, "GET /readyz").await.0.starts_with("http/1.1 200"));
+
+    health.note(vec!["a foreign chain was opened".into()]);
+    let (head, body) = ask(at, "GET /readyz?verbose").await;
+    assert!(head.starts_with("http/1.1 200") && head.contains("application/json"), "{head}");
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let conditions = json!({ "kernel": "met", "store": "met" });
+    assert_eq!(
+        body,
+        json!({ "ready": true, "conditions": conditions, "notes": ["a foreign chain was opened"] })
+    );
 }
 
 #[tokio::test]

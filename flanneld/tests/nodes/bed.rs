@@ -88,6 +88,13 @@ impl Member {
         self.agent.wait_ready(LIMIT).unwrap();
     }
 
+    /// The same with other arguments besides those of the store.
+    pub(crate) fn start_with(&mut self, args: &[&str]) {
+        self.args.truncate(1);
+        self.args.extend(args.iter().map(ToString::to_string));
+        self.start_again();
+    }
+
     pub(crate) fn subnet(&self) -> IpNet {
         self.agent.subnet_env().unwrap().subnets.v4.unwrap().into()
     }

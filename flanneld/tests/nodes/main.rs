@@ -6,6 +6,7 @@ mod bed;
 mod cleanup;
 mod heal;
 mod health;
+mod masquerade;
 mod restart;
 mod strangers;
 mod underlay;

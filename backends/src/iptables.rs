@@ -1,0 +1,110 @@
+//! Traffic rules by the iptables programs, for hosts whose operators ask for them.
+//!
+//! The programs run only when something has to change: where they keep their rules in nftables, as all
+//! current ones do, what they made is read back over netlink and compared with what was there after the
+//! last run.
+
+mod programs;
+mod text;
+
+use std::sync::{Arc, Mutex};
+
+use ipnet::IpNet;
+use subnet::Family;
+
+use crate::firewall::nftables::{NftFirewall, Want};
+use crate::firewall::{Firewall, FirewallError, FirewallReport};
+use crate::nft::{Expr, Ruleset, Watched};
+use crate::traffic::Traffic;
+use programs::Programs;
+
+/// Chains of ours, and rules that lead to them.
+const CHAINS: [&str; 2] = ["FLANNEL-POSTRTG", "FLANNEL-FWD"];
+
+/// The iptables programs of this host.
+pub struct Iptables {
+    nft: NftFirewall,
+    v4: Programs,
+    /// Missing on hosts without IPv6 rules.
+    v6: Option<Programs>,
+    /// What was asked for and what was then found, at the last run that changed nothing any more.
+    settled: Option<(Vec<Traffic>, Vec<Vec<Expr>>)>,
+}
+
+impl Iptables {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// [`FirewallError`] when there are none.
+    pub fn open() -> Result<Self, FirewallError> {
+        let nft = NftFirewall::open()?;
+        Ok(Self { nft, v4: Programs::find(Family::V4)?, v6: Programs::find(Family::V6).ok(), settled: None })
+    }
+
+    /// What a listener has to watch for this firewall.
+    pub fn watched(&self) -> Arc<Mutex<Watched>> {
+        self.nft.watched()
+    }
+
+    /// The rules that are ours, as nftables has them; `None` where they can't be seen there.
+    fn seen(&mut self) -> Option<Vec<Vec<Expr>>> {
+        if !self.v4.over_nftables || self.v6.as_ref().is_some_and(|v6| !v6.over_nftables) {
+            return None;
+        }
+        let found = self.nft.hooked().ok()?;
+        Some(found.iter().flat_map(ours).collect())
+    }
+
+    fn repair(&mut self, wanted: &[Traffic]) -> Result<Vec<String>, FirewallError> {
+        let mut changed = Vec::new();
+        let programs = [(Family::V4, Some(&self.v4)), (Family::V6, self.v6.as_ref())];
+        for (family, programs) in programs {
+            let traffic = wanted.iter().find(|traffic| traffic.family() == family);
+            let Some(programs) = programs else {
+                if traffic.is_some() {
+                    // Says what is missing.
+                    Programs::find(family)?;
+                }
+                continue;
+            };
+            if let Some(input) = text::repair(&programs.save()?, traffic) {
+                programs.restore(&input)?;
+                let lines = input.lines().filter(|line| line.starts_with("-")).count();
+                changed.push(format!("{family} iptables rules put right: {lines} lines"));
+            }
+        }
+        Ok(changed)
+    }
+}
+
+/// The rules of our chains, and of others that lead to them, without what counters counted.
+fn ours(found: &Ruleset) -> Vec<Vec<Expr>> {
+    let chains = found.tables.iter().flat_map(|table| &table.chains);
+    let rules = chains.flat_map(|chain| {
+        let own = CHAINS.contains(&chain.name.as_str());
+        chain.rules.iter().filter(move |rule| own || rule.leads_to().is_some_and(|to| CHAINS.contains(&to)))
+    });
+    let uncounted = |expr: &&Expr| !matches!(expr, Expr::Counter { .. });
+    rules.map(|rule| rule.exprs.iter().filter(uncounted).cloned().collect()).collect()
+}
+
+impl Firewall for Iptables {
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError> {
+        let seen = self.seen();
+        let settled = match (&self.settled, &seen) {
+            (Some((asked, found)), Some(seen)) => asked == wanted && found == seen,
+            _ => false,
+        };
+        let changed = if settled { Vec::new() } else { self.repair(wanted)? };
+        if !settled {
+            self.settled = self.seen().map(|seen| (wanted.to_vec(), seen));
+        }
+        let mut report = self.nft.carry_out(Want { traffic: wanted, former, by_iptables: true })?;
+        report.changed.extend(changed);
+        Ok(report)
+    }
+}
