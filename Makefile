@@ -34,6 +34,10 @@ bench-control: release ## Measures start, repair, restart and size of what is sh
 	cargo build -p bench
 	$(SUDO) $(PROGRAMS)/control $(ARGS)
 
+bench-cni: release ## Measures adding 200 pods at once through flannel and through its delegate (root; ARGS="--rounds 15")
+	cargo build -p bench
+	$(SUDO) $(PROGRAMS)/cni --flannel $(PROGRAMS:debug=release)/flannel $(ARGS)
+
 test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
@@ -70,4 +74,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) clippy doc layers test
 
-.PHONY: help deps build demo bench-control test fmt clippy doc layers release ci
+.PHONY: help deps build demo bench-control bench-cni test fmt clippy doc layers release ci
