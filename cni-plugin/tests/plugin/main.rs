@@ -6,6 +6,7 @@ mod addresses;
 mod chain;
 mod crowd;
 mod delegates;
+mod examples;
 mod framework;
 mod garbage;
 mod networks;
