@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::host::{HostView, Way};
 use crate::name::Name;
-use crate::state::{Change, KernelState, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
+use crate::state::{Change, KernelState, LinkIdentity, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
 
 /// The kernel refuses, or can't be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +113,8 @@ impl Scope {
         }
     }
 
-    /// Whether a VXLAN device named like ours is one that an earlier configuration left: it carries the
-    /// base address of a subnet of ours.
+    /// Whether a device named like ours is one that an earlier configuration left: it carries the base
+    /// address of a subnet of ours.
     pub fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
         let bases: Vec<IpAddr> = self.subnets.iter().map(IpNet::network).collect();
         addresses.into_iter().any(|net| bases.contains(&net.addr()))
@@ -138,10 +138,20 @@ pub struct Interest {
     pub choosing: bool,
 }
 
-/// Whether a device name has the form that Flannel gives its VXLAN devices.
-pub fn is_vxlan_name(name: &Name) -> bool {
-    let number = name.as_str().strip_prefix("flannel.").or_else(|| name.as_str().strip_prefix("flannel-v6."));
-    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+/// Whether a device has the name and kind of one that a backend of Flannel makes, ours or Go flannel's. Its
+/// addresses tell whose it is: see [`Scope::owns_device_with`].
+pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
+    let name = name.as_str();
+    match identity {
+        LinkIdentity::Vxlan(_) => {
+            let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
+            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+        }
+        LinkIdentity::Other(kind) => matches!(
+            (name, kind.as_str()),
+            ("flannel-wg" | "flannel-wg-v6", "wireguard") | ("flannel.ipip", "ipip") | ("flannel0", "tun")
+        ),
+    }
 }
 
 /// The kernel's network configuration in one network namespace.

@@ -265,10 +265,11 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
     ip("link add other0 type bridge\nlink set other0 up\naddr add 10.77.0.1/24 dev other0");
     ip(LEFTOVERS);
     ip(STRANGERS);
-    // A device of an earlier configuration of ours: it carries our own subnet's address.
-    ip(
-        "link add flannel.3 type vxlan id 3 dev eth0 local 172.31.0.1 dstport 8473 nolearning\naddr add 10.244.1.0/32 dev flannel.3",
-    );
+    // Devices of earlier configurations of ours: they carry our own subnet's address.
+    ip("link add flannel.3 type vxlan id 3 dev eth0 local 172.31.0.1 dstport 8473 nolearning\n\
+        addr add 10.244.1.0/32 dev flannel.3\n\
+        tuntap add flannel0 mode tun\naddr add 10.244.1.0/32 dev flannel0\n\
+        route add blackhole 10.244.1.0/24");
     let strangers = |agent: &Agent<'_>| {
         let all = agent.show("ip", "route show table all");
         let kept = |line: &&str| {
@@ -295,11 +296,13 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
             "fdb replace 02:00:00:00:00:02 dst 172.31.0.2 dev flannel.1",
             "neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1",
             "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 70",
+            "route del 10.244.1.0/24 proto boot",
             "route del 10.244.88.0/24 via 10.244.88.0 dev flannel.1 onlink proto boot",
             "route del 10.244.89.0/24 via 172.31.0.89 dev eth0 proto boot",
             "route del 10.244.90.0/24 via 172.31.0.90 dev eth0 proto 70",
             "neigh del 10.244.88.0 dev flannel.1",
             "link del flannel.3",
+            "link del flannel0",
         ]
     );
     assert_eq!(agent.show("ip", "link show flannel.1"), device, "the living device is the same one");

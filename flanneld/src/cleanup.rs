@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use backends::firewall::nftables::NftFirewall;
-use backends::kernel::is_vxlan_name;
+use backends::kernel::is_tunnel;
 use backends::kernel::netlink::Netlink;
-use backends::state::{Change, LinkIdentity};
+use backends::state::Change;
 use backends::{Firewall, Kernel, KernelState, Scope, converge};
 use ipnet::IpNet;
 use subnet::Family;
@@ -100,16 +100,16 @@ fn scope(kernel: &mut Netlink, previous: &Previous) -> anyhow::Result<Scope> {
     if !known {
         scope.networks = vec![IpNet::V4(Default::default()), IpNet::V6(Default::default())];
     }
-    // Every VXLAN device named like ours is looked at; whether it is ours, its addresses tell.
+    // Every device named like ours is looked at; whether it is ours, its kind and its addresses tell.
     let host = kernel.observe(&KernelState::default(), &Scope::default())?.host;
-    let named = host.links.values().map(|link| link.name).filter(is_vxlan_name);
+    let named = host.links.values().map(|link| link.name).filter(|name| name.as_str().starts_with("flannel"));
     let candidates = Scope { devices: named.collect(), networks: scope.networks.clone(), ..Scope::default() };
     let state = kernel.observe(&KernelState::default(), &candidates)?.state;
     for (name, link) in &state.links {
         let mut addresses = state.addresses.iter().filter(|(dev, _)| dev == name);
         let ours =
             !known || addresses.any(|(_, net)| scope.networks.iter().any(|network| network.contains(net)));
-        if ours && matches!(link.identity, LinkIdentity::Vxlan(_)) {
+        if ours && is_tunnel(name, &link.identity) {
             scope.devices.push(*name);
         }
     }

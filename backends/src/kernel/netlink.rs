@@ -17,11 +17,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 use subnet::Family;
 
-use super::{Kernel, KernelError, Observed, Scope, is_vxlan_name};
+use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::host::{DefaultRoute, HostView, Way};
 use crate::name::Name;
 use crate::state::{Change, KernelState, LinkPatch};
-use decode::{LinkFacts, NeighbourFacts};
+use decode::{Blackhole, LinkFacts, NeighbourFacts};
 use socket::{Conversation, Request};
 
 pub use listen::Listener;
@@ -100,7 +100,9 @@ impl Netlink {
                 defaults.push(DefaultRoute { family, link, metric: route.metric });
             }
             let own_device = link.is_some_and(|link| own.contains_key(&link));
-            if scope.owns_route(route, own_device, link)
+            let go_blackhole = facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
+            if go_blackhole
+                || scope.owns_route(route, own_device, link)
                 || (route.metric == 0 && desired.routes.contains_key(&route.dst))
             {
                 routes.push(facts);
@@ -183,8 +185,7 @@ impl Kernel for Netlink {
         for link in links {
             let (name, index) = (link.host.name, link.host.index);
             let addresses = &host.links[&index].addresses;
-            let stale = is_vxlan_name(&name)
-                && link.is_vxlan()
+            let stale = is_tunnel(&name, &link.tunnel.identity)
                 && scope.owns_device_with(addresses.iter().map(|address| address.net));
             if desired.links.contains_key(&name) || scope.devices.contains(&name) || stale {
                 let nets = addresses.iter().map(|address| address.net);
@@ -391,7 +392,7 @@ fn sort_routes(
     own: &BTreeMap<u32, Name>,
 ) {
     for decode::RouteFacts { route, link, blackhole } in routes {
-        if blackhole {
+        if blackhole == Some(Blackhole::Ours) {
             state.blackholes.insert(route.dst);
             continue;
         }

@@ -9,4 +9,5 @@ mod health;
 mod masquerade;
 mod restart;
 mod strangers;
+mod swap;
 mod underlay;

@@ -17,20 +17,13 @@ use subnet::{Family, Mac};
 use crate::host::{HostAddr, HostLink};
 use crate::name::Name;
 use crate::state::{
-    BLACKHOLE_METRIC, Link, LinkIdentity, LinkSettings, ROUTE_PROTOCOL, Route, VxlanIdentity,
+    BLACKHOLE_METRIC, Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity,
 };
 
 /// A link as the host has it, and as a tunnel device if it is one.
 pub(super) struct LinkFacts {
     pub(super) host: HostLink,
     pub(super) tunnel: Link,
-}
-
-impl LinkFacts {
-    /// Whether it is a VXLAN device.
-    pub(super) fn is_vxlan(&self) -> bool {
-        matches!(self.tunnel.identity, LinkIdentity::Vxlan(_))
-    }
 }
 
 /// A link; `None` for messages about bridge ports and the like, which say nothing about the link itself.
@@ -136,8 +129,17 @@ pub(super) fn address(message: &AddressMessage) -> Option<(u32, HostAddr)> {
 pub(super) struct RouteFacts {
     pub(super) route: Route,
     pub(super) link: Option<u32>,
-    /// It is one of our blackholes.
-    pub(super) blackhole: bool,
+    /// It is a blackhole of a flanneld.
+    pub(super) blackhole: Option<Blackhole>,
+}
+
+/// Who made a blackhole route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blackhole {
+    /// We: it has our protocol number and the worst metric.
+    Ours,
+    /// Perhaps a Go flannel (`--ip-blackhole-route`): it has the number of boot scripts and no metric.
+    Go,
 }
 
 /// A route; `None` for other tables, other types of service and cached clones. `name_of` gives the name
@@ -188,8 +190,11 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
         metric,
         odd,
     };
-    let blackhole = header.kind == RouteType::BlackHole
-        && (route.protocol, route.metric) == (ROUTE_PROTOCOL, BLACKHOLE_METRIC);
+    let blackhole = match (header.kind, route.protocol, route.metric) {
+        (RouteType::BlackHole, ROUTE_PROTOCOL, BLACKHOLE_METRIC) => Some(Blackhole::Ours),
+        (RouteType::BlackHole, PROTOCOL_BOOT, 0) => Some(Blackhole::Go),
+        _ => None,
+    };
     Some(RouteFacts { route, link, blackhole })
 }
 

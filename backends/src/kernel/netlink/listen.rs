@@ -106,7 +106,7 @@ impl Interest {
         else {
             return false;
         };
-        if blackhole {
+        if blackhole == Some(decode::Blackhole::Ours) {
             return self.desired.blackholes.contains(&route.dst) != new;
         }
         if route.dst.prefix_len() == 0 {
