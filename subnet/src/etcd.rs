@@ -7,6 +7,7 @@ mod hold;
 mod keys;
 mod tls;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
@@ -72,6 +73,8 @@ pub struct Etcd {
     moved: Notify,
     /// What `acquire` listed, for the first snapshot of `follow`.
     listed: Mutex<Option<Listing>>,
+    /// The etcd leases granted to this process, latest first.
+    grants: Mutex<VecDeque<i64>>,
     /// Whether `follow` has begun and so needs no listing any more.
     following: AtomicBool,
 }
@@ -107,6 +110,7 @@ impl Etcd {
             held: tokio::sync::Mutex::new(None),
             moved: Notify::new(),
             listed: Mutex::new(None),
+            grants: Mutex::default(),
             following: AtomicBool::new(false),
         })
     }

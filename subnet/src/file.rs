@@ -16,8 +16,10 @@ mod directory;
 mod entry;
 mod notice;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, Notify};
@@ -29,11 +31,14 @@ use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
 use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError};
 use directory::{Directory, Locked};
-use entry::Entry;
+use entry::{Entry, whole_seconds};
 use notice::Notice;
 
 /// A renewal never follows sooner than this on another, however large the margin is.
 const RENEW_APART: Duration = Duration::from_secs(1);
+
+/// How many of the own times are remembered: far more than a file can be behind.
+const STAMPS_KNOWN: usize = 16;
 
 /// One node's end of a directory of leases.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub struct Files {
     held: Mutex<Option<Lease>>,
     /// Wakes `hold` when `acquire` has changed `held`.
     moved: Notify,
+    /// When the leases that this value wrote expire, latest first: another time is somebody else's.
+    stamps: std::sync::Mutex<VecDeque<u64>>,
 }
 
 /// What was found out about the own lease.
@@ -68,6 +75,7 @@ impl Files {
             renew_margin,
             held: Mutex::new(None),
             moved: Notify::new(),
+            stamps: std::sync::Mutex::default(),
         }
     }
 
@@ -129,6 +137,11 @@ impl Files {
         if let Verdict::Lost(loss) = judge(mine, Some(&found)) {
             return Ok(Found::Lost(loss));
         }
+        // The same value again, but with a time that another flanneld gave it: a living node that has our
+        // public address, and therefore adopted our lease.
+        if entry.expires.is_some_and(|expires| !self.stamps().contains(&whole_seconds(expires))) {
+            return Ok(Found::Lost(Loss::Contested { subnets: mine.subnets, public: mine.public }));
+        }
         *mine = found;
         let due = |expires: SystemTime| expires.checked_sub(self.renew_margin).unwrap_or(now);
         let mut again = entry.expires.map(due);
@@ -146,9 +159,22 @@ impl Files {
         mine: &Lease,
         now: SystemTime,
     ) -> Result<SystemTime, StoreError> {
-        let expires = now + LEASE_TTL;
+        let expires = self.stamp(now);
         directory.write(key, &Entry::encode(mine, Some(expires)))?;
         Ok(expires)
+    }
+
+    /// The end of a lease written now, remembered as ours.
+    fn stamp(&self, now: SystemTime) -> SystemTime {
+        let expires = now + LEASE_TTL;
+        let mut stamps = self.stamps();
+        stamps.truncate(STAMPS_KNOWN - 1);
+        stamps.push_front(whole_seconds(expires));
+        expires
+    }
+
+    fn stamps(&self) -> std::sync::MutexGuard<'_, VecDeque<u64>> {
+        self.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Feeds snapshots until the directory can't be read or watched any more.
@@ -187,7 +213,7 @@ impl Files {
         let lease = Lease { subnets, public: claim.public, attachment, created };
         let key = directory.key(&subnets)?;
         let reserved = same.is_some() && directory.read(&key)?.is_some_and(|entry| entry.expires.is_none());
-        directory.write(&key, &Entry::encode(&lease, (!reserved).then_some(now + LEASE_TTL)))?;
+        directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now))))?;
         if let Some(old) = replaced {
             directory.remove(&directory.key(&old.subnets)?)?;
         }

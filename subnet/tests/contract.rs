@@ -64,8 +64,10 @@ macro_rules! contract {
 
 contract! { memory: crate::bed::InMemory }
 contract! { file: crate::bed::InFiles,
-    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live
+    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live,
+    a_living_twin_is_noticed_although_it_writes_the_same
 }
 contract! { etcd: crate::bed::InEtcd,
-    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live
+    a_missing_configuration_says_where, a_lease_is_renewed_in_time, a_reservation_stays_without_time_to_live,
+    a_living_twin_is_noticed_although_it_writes_the_same
 }

@@ -1,5 +1,6 @@
 //! Taking a lease: decide from a complete listing, write only if nothing decisive has changed since.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use crate::claim::{choose, exhausted, require_ipv4};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::store::{Claim, LEASE_TTL, StoreError, random_below};
+
+/// How many of this process's etcd leases are remembered: far more than can be in doubt at one time.
+const GRANTS_KNOWN: usize = 16;
 
 /// An etcd lease that gives a key its time to live.
 #[derive(Clone, Copy)]
@@ -201,7 +205,16 @@ impl Etcd {
         let answer =
             self.connection.call(|mut client| async move { client.lease_grant(ttl, None).await }).await?;
         let expires = asked + Duration::from_secs(answer.ttl().unsigned_abs());
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        grants.truncate(GRANTS_KNOWN - 1);
+        grants.push_front(answer.id());
         Ok(Grant { id: answer.id(), expires })
+    }
+
+    /// Whether an etcd lease was granted to this process, even if the answer to what it was used for never
+    /// came.
+    pub(super) fn is_grant_of_ours(&self, id: i64) -> bool {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
     /// Gives a grant back that no key uses. If this fails it ends by itself, a day later.

@@ -13,7 +13,7 @@ use super::{Etcd, Held};
 use crate::claim::{Verdict, judge, rival};
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
-use crate::store::{Loss, StoreError};
+use crate::store::{LEASE_TTL, Loss, StoreError};
 
 /// After how long a renewal that failed is tried again; the end is Flannel's constant.
 const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
@@ -99,7 +99,14 @@ impl Etcd {
         Ok(match judge(&held.lease, Some(&now)) {
             Verdict::Lost(loss) => Found::Lost(loss),
             Verdict::Kept | Verdict::Deleted => {
-                let expires = self.expiry(kv.lease()).await?;
+                let (expires, granted) = self.expiry(kv.lease()).await?;
+                // The same value again, with a flanneld's time to live that is not from us: a living node
+                // that has our public address, and therefore adopted our lease.
+                let again = kv.mod_revision() != held.revision && !self.is_grant_of_ours(kv.lease());
+                if again && granted == Some(LEASE_TTL) {
+                    let (subnets, public) = (held.lease.subnets, held.lease.public);
+                    return Ok(Found::Lost(Loss::Contested { subnets, public }));
+                }
                 *held = Held { lease: now, revision: kv.mod_revision(), expires };
                 Found::Ours(held.clone())
             }
@@ -107,16 +114,18 @@ impl Etcd {
     }
 
     /// When an etcd lease ends, as etcd says: our own clock stands still while the machine is suspended.
-    async fn expiry(&self, lease: i64) -> Result<Option<Instant>, StoreError> {
+    /// And the time to live that it was granted with.
+    async fn expiry(&self, lease: i64) -> Result<(Option<Instant>, Option<Duration>), StoreError> {
         if lease == 0 {
-            return Ok(None);
+            return Ok((None, None));
         }
         let asked = Instant::now();
         let answer = self
             .connection
             .call(|mut client| async move { client.lease_time_to_live(lease, None).await })
             .await?;
-        Ok(Some(asked + Duration::from_secs(answer.ttl().max(0).unsigned_abs())))
+        let seconds = |ttl: i64| Duration::from_secs(ttl.max(0).unsigned_abs());
+        Ok((Some(asked + seconds(answer.ttl())), Some(seconds(answer.granted_ttl()))))
     }
 
     /// The key is gone: expired, or deleted by hand. Pods use the subnet, so it is taken again, as an

@@ -41,12 +41,16 @@ impl Entry {
         text.pop();
         text.push_str(&format!(",\"Created\":{}", lease.created));
         if let Some(expires) = expires {
-            let since = expires.duration_since(UNIX_EPOCH).unwrap_or_default();
-            text.push_str(&format!(",\"Expires\":{}", (since + Duration::from_millis(999)).as_secs()));
+            text.push_str(&format!(",\"Expires\":{}", whole_seconds(expires)));
         }
         text.push_str("}\n");
         text
     }
+}
+
+/// A moment as a file has it: in seconds, none of them too early.
+pub(super) fn whole_seconds(time: SystemTime) -> u64 {
+    (time.duration_since(UNIX_EPOCH).unwrap_or_default() + Duration::from_millis(999)).as_secs()
 }
 
 /// A moment as [`Lease::created`]: microseconds, which even readers with floating point keep exactly.

@@ -186,6 +186,26 @@ pub(crate) async fn a_rewritten_lease_is_contested<B: Bed>() {
     assert_eq!(now.value, subnet::lease::encode_value(&public(1), &vxlan(99)));
 }
 
+pub(crate) async fn a_living_twin_is_noticed_although_it_writes_the_same<B: Bed>() {
+    let bed = B::new(Some(CONFIG)).await;
+    let node = Arc::new(bed.node());
+    let lease = acquire_with_mac(&*node, 1, 7).await;
+    let mut holding = hold(&node);
+    // A file tells times apart that lie a second apart, so the twin may have to try more than once.
+    let twin = bed.node();
+    let twinned = async {
+        loop {
+            assert_eq!(acquire_with_mac(&twin, 1, 7).await.subnets, lease.subnets);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    let loss = tokio::select! {
+        loss = holding.end() => loss,
+        () = twinned => unreachable!("it tries for ever"),
+    };
+    assert_eq!(loss, Loss::Contested { subnets: lease.subnets, public: public(1) });
+}
+
 async fn acquire_with_mac(store: &impl subnet::LeaseStore, number: u16, mac: u16) -> subnet::Lease {
     let attach = |_: Option<&subnet::Lease>| vxlan(mac);
     let claim = subnet::Claim { public: public(number), previous: Subnets::default(), attach: &attach };
