@@ -259,3 +259,15 @@ fn no_packet_is_lost_through_the_masquerade_while_the_agent_restarts() {
     assert_eq!(pings.lost, 0, "{pings:?}");
     drop(scene.b);
 }
+
+#[test]
+fn rules_of_legacy_iptables_beside_nftables_are_told() {
+    let cluster = Cluster::new(VXLAN);
+    let node = cluster.fabric.node().unwrap();
+    node.namespace().command("iptables-legacy").args(["-A", "FORWARD", "-j", "ACCEPT"]).ok().unwrap();
+    let mut a = cluster.start(node, &[]);
+    a.agent.wait_ready(LIMIT).unwrap();
+    a.wait_for_log("legacy iptables has tables in this kernel besides nftables");
+    let (code, body) = a.agent.get("/readyz?verbose").unwrap();
+    assert!(code == 200 && body.contains("iptables-legacy -S FORWARD"), "{body}");
+}
