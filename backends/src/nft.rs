@@ -19,6 +19,7 @@
 //! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
 
 mod abi;
+mod change;
 mod decode;
 mod differ;
 mod encode;
@@ -35,8 +36,9 @@ mod wire;
 use std::collections::BTreeSet;
 use std::io;
 
+pub use change::{Change, Place};
 pub use differ::differs;
-pub use encode::{Change, Place, Transaction};
+pub use encode::Transaction;
 pub use expr::{CtState, Expr, Header, Lookup, MetaKey, Op, Reg, Verdict, masquerade_flags};
 pub use foreign::{may_refuse, removal};
 pub use listen::{Listener, Moved, Watched};
@@ -173,6 +175,7 @@ impl Nft {
     ) -> Result<Ruleset, NftError> {
         for _ in 0..DUMP_TRIES {
             let before = self.generation()?;
+            self.settle()?;
             let found = read(self).map_err(failed("reading the ruleset"))?;
             if let Some(found) = found
                 && self.generation()? == before
@@ -181,6 +184,17 @@ impl Nft {
             }
         }
         Err(NftError::Unsteady)
+    }
+
+    /// Waits until the transaction that made this generation is through.
+    ///
+    /// The generation changes when a transaction begins to take effect. Until it is through, replaced
+    /// tables are still listed before those that replace them, and a dump of a table's rules by name gives
+    /// those of the former: none. An empty transaction changes nothing, but has to wait for its turn.
+    fn settle(&mut self) -> Result<(), NftError> {
+        let nothing = Transaction::new(&[], self.conversation.next_sequence())?;
+        let answer = self.conversation.transact(&nothing).and_then(|answer| answer.map_err(|no| no.error));
+        answer.map_err(failed("waiting for the ruleset to settle"))
     }
 
     /// A number that is another one after every transaction.

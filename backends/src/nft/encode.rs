@@ -4,6 +4,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 
 use super::NftError;
 use super::abi::*;
+use super::change::{Change, Origin, Part, Place};
 use super::model::{Base, Chain, Policy, Rule, Table, TableId};
 use super::set::{Data, DataType, Set, Span, flags, following};
 use super::steps;
@@ -15,53 +16,6 @@ const NAME_MAX: usize = 255;
 const COMMENT_MAX: usize = 127;
 /// Elements per message in bytes, so that the attribute around them never exceeds 64 KiB.
 const ELEMENTS_MAX: usize = 48 * 1024;
-
-/// One part of a transaction.
-#[derive(Clone, Debug)]
-pub enum Change<'a> {
-    /// The table is there, and holds exactly this, whether or not it existed.
-    Replace(&'a Table),
-    /// The table is gone, whether or not it existed.
-    DeleteTable(TableId),
-    /// A chain of anybody's table is gone, with its rules. It must be there, and nothing may lead to it.
-    DeleteChain {
-        /// The table.
-        table: TableId,
-        /// The chain.
-        chain: String,
-    },
-    /// A rule of anybody's chain is gone. It must be there.
-    DeleteRule {
-        /// The table.
-        table: TableId,
-        /// The chain.
-        chain: String,
-        /// The rule's number, see [`Rule::handle`].
-        handle: u64,
-    },
-    /// A rule is added to anybody's chain.
-    AddRule {
-        /// The table.
-        table: TableId,
-        /// The chain.
-        chain: String,
-        /// The rule.
-        rule: Rule,
-        /// Where.
-        place: Place,
-    },
-}
-
-/// Where in a chain a rule is added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Before all others.
-    First,
-    /// Behind all others.
-    Last,
-    /// Right before the rule with this number, see [`Rule::handle`].
-    Before(u64),
-}
 
 /// The messages for some changes, which take effect together or not at all.
 #[derive(Debug)]
@@ -106,62 +60,6 @@ impl<'a> Transaction<'a> {
         position
             .and_then(|position| self.origins.get(position))
             .map_or_else(|| "transaction".to_owned(), |origin| origin.words(self.changes))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Origin {
-    change: usize,
-    part: Part,
-}
-
-/// What of a change a message is about, by positions.
-#[derive(Clone, Copy, Debug)]
-enum Part {
-    Whole,
-    Chain(usize),
-    Set(usize),
-    /// The first and the last of several elements.
-    Elements(usize, usize, usize),
-    Rule(usize, usize),
-}
-
-impl Origin {
-    fn words(self, changes: &[Change<'_>]) -> String {
-        match (&changes[self.change], self.part) {
-            (Change::Replace(table), part) => {
-                let id = &table.id;
-                match part {
-                    Part::Whole => format!("table {id}"),
-                    Part::Chain(chain) => format!("chain {} in table {id}", table.chains[chain].name),
-                    Part::Set(set) => format!("set {} in table {id}", table.sets[set].name),
-                    Part::Elements(set, first, last) if first == last => {
-                        format!("element {} of set {} in table {id}", first + 1, table.sets[set].name)
-                    }
-                    Part::Elements(set, first, last) => {
-                        let name = &table.sets[set].name;
-                        format!(
-                            "one of the elements {} to {} of set {name} in table {id}",
-                            first + 1,
-                            last + 1
-                        )
-                    }
-                    Part::Rule(chain, rule) => {
-                        format!("rule {} of chain {} in table {id}", rule + 1, table.chains[chain].name)
-                    }
-                }
-            }
-            (Change::DeleteTable(id), _) => format!("deletion of table {id}"),
-            (Change::DeleteChain { table, chain }, _) => {
-                format!("deletion of chain {chain} in table {table}")
-            }
-            (Change::DeleteRule { table, chain, handle }, _) => {
-                format!("deletion of the rule with handle {handle} of chain {chain} in table {table}")
-            }
-            (Change::AddRule { table, chain, .. }, _) => {
-                format!("new rule of chain {chain} in table {table}")
-            }
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What concerns other people's tables: removing chains from them, and reading how they treat a packet.
 
-use super::encode::Change;
+use super::change::Change;
 use super::model::{Chain, Policy, Ruleset, TableId};
 
 /// What it takes to remove these chains from a table of somebody else, with all rules that lead to them.

@@ -149,8 +149,9 @@ impl Key {
 
     /// What `nft` notes down about the order of bytes: 0 mixed, 1 the host's, 2 the network's.
     pub(super) fn byte_order(&self) -> u32 {
+        let host = [KeyType::Mark, KeyType::Interface].map(KeyType::number);
         match self.fields.len() {
-            1 if self.kind == KeyType::Mark.number() => 1,
+            1 if host.contains(&self.kind) => 1,
             1 => 2,
             _ => 0,
         }

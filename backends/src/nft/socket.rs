@@ -77,7 +77,7 @@ impl Conversation {
         self.make_room(transaction.bytes().len());
         send(&self.socket, transaction.bytes())?;
         // All answers are there when the system call returns, so nobody waits for one that got no room.
-        let mut acknowledged = false;
+        let mut acknowledged = count == 0;
         let mut refusal: Option<Refusal> = None;
         while self.receive(MSG_DONTWAIT)? {
             for message in messages(&self.received) {
@@ -89,7 +89,7 @@ impl Conversation {
                 // The message that opens the frame stands for all of them.
                 let position = position.checked_sub(1);
                 if code == 0 {
-                    acknowledged |= position == Some(count - 1);
+                    acknowledged |= position.is_some_and(|position| position + 1 == count);
                     continue;
                 }
                 // The first message that is refused is the cause; others often only follow from it.
