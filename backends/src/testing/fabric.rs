@@ -44,7 +44,9 @@ impl Fabric {
     pub fn new() -> anyhow::Result<Self> {
         let switch = Arc::new(Namespace::new()?);
         switch.sysctl("ipv6/conf/default/accept_dad", "0")?;
-        switch.ip("link add br0 mtu 1500 type bridge mcast_snooping 0\n\
+        // Without an address of its own it has that of one of its ports, and another one when nodes come and
+        // go: whoever knows the old one can't reach it for half a minute.
+        switch.ip("link add br0 address 02:00:ac:1f:00:fe mtu 1500 type bridge mcast_snooping 0\n\
                    addr add 172.31.0.254/24 dev br0\n\
                    addr add fd31::fe/64 dev br0 nodad\n\
                    link set br0 up")?;
