@@ -59,6 +59,18 @@ fn other_networks_in_the_same_directory_are_left_alone() {
 }
 
 #[test]
+fn names_with_dashes_that_can_mean_two_attachments_cost_neither_its_file() {
+    let node = Node::new(V4);
+    let attachments = [("a", "b"), ("a-b", "eth0")];
+    added(&node, "n", &attachments);
+    assert_eq!(node.kept(), ["a", "a-b"]);
+    node.call("GC", NOBODY, &collecting(&node, "n", valid(&attachments))).result();
+    assert_eq!((node.kept().len(), node.reserved("n").len()), (2, 2));
+    node.call("GC", NOBODY, &collecting(&node, "n", valid(&[]))).result();
+    assert_eq!((node.kept().len(), node.reserved("n").len()), (0, 0));
+}
+
+#[test]
 fn a_list_that_is_missing_or_makes_no_sense_drops_nothing() {
     let node = Node::new(V4);
     added(&node, "n", &[("c1", "eth0"), ("c2", "eth0")]);
