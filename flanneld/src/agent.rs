@@ -5,6 +5,7 @@
 //! broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
 
 mod claim;
+mod files;
 mod journal;
 mod rules;
 mod tenure;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use backends::kernel::{Interest, Notices, Observed};
 use backends::{Firewall, Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
-use subnet::env_file::{Previous, SubnetEnv};
+use subnet::env_file::Previous;
 use subnet::store::random_below;
 use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
 use tokio::sync::{Notify, watch};
@@ -59,7 +60,9 @@ pub(crate) mod condition {
     pub(crate) const RULES: &str = "rules";
     /// `subnet.env` is written.
     pub(crate) const SUBNET_FILE: &str = "subnet-file";
-    /// All of them.
+    /// The CNI configuration is in place; only where one is asked for.
+    pub(crate) const CNI_CONF: &str = "cni-conf";
+    /// All that there always are.
     pub(crate) const ALL: [&str; 7] = [CONFIGURATION, INTERFACE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];
 }
 
@@ -70,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) selectors: Selectors,
     /// Where to write `subnet.env`.
     pub(crate) subnet_file: PathBuf,
+    /// A CNI configuration to copy, and where to, once pods can be added (`--cni-conf`).
+    pub(crate) cni_conf: Option<(PathBuf, PathBuf)>,
     /// What makes this node itself: its name, or its machine id.
     pub(crate) identity: String,
     /// Which traffic rules to install.
@@ -108,6 +113,9 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
 ) -> KernelError {
     let (moved, interest) = (Notify::new(), Mutex::new(Interest::default()));
     let life = async {
+        if settings.cni_conf.is_some() {
+            health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
+        }
         let store = Arc::new(store);
         let (network, backend) = claim::configuration(&*store, &health).await;
         let previous = Previous::read(&settings.subnet_file);
@@ -241,7 +249,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             if !self.keep_rules().await {
                 outcome = Turn::Again;
             }
-            self.write_subnet_file();
+            self.write_files();
         }
         outcome
     }
@@ -335,22 +343,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         self.sound = trouble.is_none();
         if report.failed.is_empty() && report.settled { Turn::Done } else { Turn::Again }
-    }
-
-    fn write_subnet_file(&mut self) {
-        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
-        let env = SubnetEnv {
-            networks: self.network.networks(),
-            subnets: lease.subnets,
-            mtu: self.identity.backend.mtu(external.mtu),
-            ip_masq: self.settings.traffic.masquerade,
-        };
-        let written = env.write(&self.settings.subnet_file);
-        self.journal.subnet_file(&self.settings.subnet_file, &env, &written);
-        self.health.set(condition::SUBNET_FILE, written.map(drop).map_err(|error| error.to_string()));
-        if self.health.ready().is_ok() {
-            self.journal.ready();
-        }
     }
 }
 

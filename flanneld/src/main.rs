@@ -89,6 +89,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
+        cni_conf: options.cni_conf.clone(),
         identity: identity(options.node_name.as_deref()),
         traffic: options.traffic,
     };

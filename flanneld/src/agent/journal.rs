@@ -27,6 +27,7 @@ pub(super) struct Journal {
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
+    cni_conf: Option<String>,
     fights: Fights,
     ready: bool,
 }
@@ -191,6 +192,20 @@ impl Journal {
                 }
             }
         }
+    }
+
+    pub(super) fn cni_conf(&mut self, to: &Path, copied: &io::Result<bool>) {
+        let text = copied.as_ref().err().map(ToString::to_string);
+        match (copied, &text) {
+            (Ok(true), _) => info!(path = %to.display(), "CNI configuration written"),
+            (Err(_), Some(text)) if self.cni_conf.as_ref() != Some(text) => {
+                error!(
+                    "the CNI configuration can't be written, so the container runtime knows no network: {text}"
+                );
+            }
+            _ => {}
+        }
+        self.cni_conf = text;
     }
 
     pub(super) fn ready(&mut self) {

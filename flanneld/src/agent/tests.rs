@@ -90,9 +90,14 @@ impl Bed {
         let (kernel, bell) = (SharedKernel::new(kernel), Arc::new(Notify::new()));
         let health = Health::new(LIVENESS, condition::ALL);
         let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("cni-conf.json"), "{}").unwrap();
         let settings = Settings {
             selectors: Selectors::default(),
             subnet_file: directory.path().join("subnet.env"),
+            cni_conf: Some((
+                directory.path().join("cni-conf.json"),
+                directory.path().join("net.d/10-flannel.conflist"),
+            )),
             identity: "node".into(),
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
         };
@@ -206,6 +211,7 @@ async fn refused_changes_are_tried_again_ever_more_slowly_and_a_notification_is_
     bed.peer(77);
     bed.until("the refusal in readiness", |bed| bed.reasons().contains("link add flannel.1")).await;
     assert!(!bed.file().exists(), "no pod may start before its network can work");
+    assert!(!bed.directory.path().join("net.d").exists(), "nor may the runtime believe that one could");
     let looks = || bed.kernel.lock().observed;
     sleep(Duration::from_secs(120)).await;
     let before = looks();

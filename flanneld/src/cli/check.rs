@@ -98,6 +98,27 @@ pub(super) fn health(flags: &RunFlags, source: &Source<'_>) -> Result<Option<Soc
     Ok(Some(SocketAddr::new(ip, port)))
 }
 
+/// The two files of `--cni-conf`, if it is given.
+pub(super) fn cni_conf(
+    flags: &RunFlags,
+    source: &Source<'_>,
+) -> Result<Option<(PathBuf, PathBuf)>, UsageError> {
+    let text = flags.cni_conf.as_str();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.split_once(':') {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains(':') => {
+            Ok(Some((PathBuf::from(from), PathBuf::from(to))))
+        }
+        _ => {
+            let why = "is not SOURCE:DESTINATION: give for example \
+                       /etc/kube-flannel/cni-conf.json:/etc/cni/net.d/10-flannel.conflist";
+            Err(source.refuse("cni-conf", text, why))
+        }
+    }
+}
+
 /// What makes the traffic rules.
 pub(super) fn traffic_manager(flags: &RunFlags, source: &Source<'_>) -> Result<TrafficManager, UsageError> {
     match flags.traffic_manager.as_str() {
@@ -313,6 +334,7 @@ mod tests {
             ("--kubeconfig-file=/k", ["--kubeconfig-file=\"/k\"", "leave it out"]),
             ("--kube-api-url=http://k", ["--kube-api-url", "leave it out"]),
             ("--kube-annotation-prefix=a.b", ["--kube-annotation-prefix=\"a.b\"", "leave it out"]),
+            ("--cni-conf=/etc/a.json", ["--cni-conf=\"/etc/a.json\"", "SOURCE:DESTINATION"]),
             ("--traffic-manager=ipvs", ["--traffic-manager=\"ipvs\"", "nft or iptables"]),
             ("--iptables-resync=0", ["--iptables-resync=\"0\"", "at least 1"]),
             ("--iptables-resync=-1", ["--iptables-resync=\"-1\"", "at least 1"]),

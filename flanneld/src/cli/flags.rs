@@ -104,6 +104,9 @@ pub(super) struct RunFlags {
     /// File that tells the CNI plugin about this node
     #[arg(long, value_name = "FILE", default_value = subnet::env_file::DEFAULT_PATH, help_heading = FILES)]
     pub(super) subnet_file: String,
+    /// CNI configuration to copy for the container runtime once pods can be added, SOURCE:DESTINATION
+    #[arg(long, value_name = "FILES", default_value = "", help_heading = FILES)]
+    pub(super) cni_conf: String,
     /// Detail of the log: 0 is normal, 1 adds decisions, 4 adds every step, 10 adds all libraries
     #[arg(long = "v", value_name = "LEVEL", default_value_t = 0, help_heading = FILES)]
     pub(super) v: i64,

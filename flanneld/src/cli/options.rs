@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) selectors: Selectors,
     /// The file that tells the CNI plugin about this node.
     pub(crate) subnet_file: PathBuf,
+    /// A CNI configuration to copy, and where to, once pods can be added.
+    pub(crate) cni_conf: Option<(PathBuf, PathBuf)>,
     /// How long before its end a lease is renewed.
     pub(crate) renew_margin: Duration,
     /// Where health is served, if anywhere.
@@ -155,6 +157,7 @@ impl Options {
         let health = check::health(&flags, &source)?;
         check::resync(&flags, &source)?;
         let renew_margin = check::renew_margin(&flags, &source)?;
+        let cni_conf = check::cni_conf(&flags, &source)?;
         let traffic_manager = check::traffic_manager(&flags, &source)?;
         let traffic = TrafficSettings {
             masquerade: flags.ip_masq,
@@ -166,6 +169,7 @@ impl Options {
             ("public-ip", flags.public_ip),
             ("public-ipv6", flags.public_ipv6),
             ("subnet-file", flags.subnet_file.clone()),
+            ("cni-conf", flags.cni_conf.clone()),
             ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
             ("traffic-manager", flags.traffic_manager.clone()),
             ("ip-masq", flags.ip_masq.to_string()),
@@ -181,6 +185,7 @@ impl Options {
         Ok(Self {
             store,
             selectors,
+            cni_conf,
             subnet_file: check::file("subnet-file", flags.subnet_file, &source)?,
             renew_margin,
             health,

@@ -1,0 +1,46 @@
+//! The files for the CNI plugin and the container runtime, written when a pod can be added and not before.
+
+use std::path::Path;
+use std::{fs, io};
+
+use backends::Kernel;
+use subnet::LeaseStore;
+use subnet::env_file::{SubnetEnv, write_atomically};
+
+use super::{Agent, condition};
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// Makes `subnet.env` say what is so, and then lets the container runtime know that there is a network.
+    pub(super) fn write_files(&mut self) {
+        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
+        let env = SubnetEnv {
+            networks: self.network.networks(),
+            subnets: lease.subnets,
+            mtu: self.identity.backend.mtu(external.mtu),
+            ip_masq: self.settings.traffic.masquerade,
+        };
+        let written = env.write(&self.settings.subnet_file);
+        self.journal.subnet_file(&self.settings.subnet_file, &env, &written);
+        let done = written.is_ok();
+        self.health.set(condition::SUBNET_FILE, written.map(drop).map_err(|error| error.to_string()));
+        if let Some((from, to)) = self.settings.cni_conf.as_ref().filter(|_| done) {
+            let copied = copy(from, to);
+            self.journal.cni_conf(to, &copied);
+            self.health.set(condition::CNI_CONF, copied.map(drop).map_err(|error| error.to_string()));
+        }
+        if self.health.ready().is_ok() {
+            self.journal.ready();
+        }
+    }
+}
+
+/// Makes `to` have the content of `from`, in one step. Says whether anything was written.
+fn copy(from: &Path, to: &Path) -> io::Result<bool> {
+    let content = fs::read(from)
+        .map_err(|error| io::Error::new(error.kind(), format!("--cni-conf: {}: {error}", from.display())))?;
+    if fs::read(to).is_ok_and(|current| current == content) {
+        return Ok(false);
+    }
+    write_atomically(to, &content, 0o644)?;
+    Ok(true)
+}
