@@ -72,6 +72,11 @@ impl Cluster {
     /// A new node whose agent was only just started.
     pub(crate) fn start(&self) -> anyhow::Result<Member> {
         let node = self.fabric.node()?;
+        // The kernel may take a second until a new port of a switch passes anything.
+        let switch = self.fabric.address().into();
+        wait_for("the node to reach the switch", PATIENCE, || {
+            node.namespace().reaches(switch).unwrap_or(false)
+        })?;
         let (flanneld, endpoint) = (self.flanneld.clone(), self.etcd.endpoint());
         let started = Instant::now();
         let agent = spawn(&node, &flanneld, &endpoint)?;
@@ -95,11 +100,18 @@ impl Cluster {
         Ok(Pair { pod_a, pod_b, a, b })
     }
 
-    /// Removes a member from the cluster, with its lease.
+    /// Removes a member from the cluster, with its lease, and waits until the kernel has taken its namespace
+    /// down: what comes next isn't disturbed by that.
     pub(crate) fn remove(&self, mut member: Member) -> anyhow::Result<()> {
         let subnet = member.subnet()?;
+        let port = member.node.name().replace("node", "port");
         member.agent.terminate(PATIENCE)?;
-        self.delete([key(subnet).as_str()])
+        self.delete([key(subnet).as_str()])?;
+        drop(member);
+        wait_for("a node's namespace to go", PATIENCE, || {
+            let shown = self.fabric.switch().command("ip").args(["link", "show", &port]).output();
+            shown.is_ok_and(|shown| !shown.status.success())
+        })
     }
 
     fn transaction(&self, operations: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
@@ -144,12 +156,17 @@ impl Member {
         Ok(())
     }
 
-    /// The time from `started` until the subnet file appears; it must not have been there before.
-    pub(crate) fn time_to_subnet_file(&self) -> anyhow::Result<Duration> {
+    /// The time from `started` until the subnet file appears; it must not have been there before. The log of
+    /// a start that takes longer than `slow` is worth a look.
+    pub(crate) fn time_to_subnet_file(&self, slow: Duration) -> anyhow::Result<Duration> {
         let path = self.node.subnet_file();
         loop {
             if path.exists() {
-                return Ok(self.started.elapsed());
+                let time = self.started.elapsed();
+                if time > slow {
+                    eprintln!("          that took {time:.1?}; the log:\n{}", self.agent.log());
+                }
+                return Ok(time);
             }
             if self.started.elapsed() > PATIENCE {
                 anyhow::bail!("no subnet file after {PATIENCE:?}; the log:\n{}", self.agent.log());

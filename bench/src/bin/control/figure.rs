@@ -35,7 +35,7 @@ impl Figure {
         Self { name: name.into(), unit, limit, rounds: Vec::new() }
     }
 
-    /// A time in milliseconds that no round may exceed.
+    /// Adds a round: a time, in milliseconds.
     pub(crate) fn push_ms(&mut self, time: Duration) {
         self.rounds.push(time.as_secs_f64() * 1e3);
     }
@@ -147,6 +147,7 @@ fn row(line: &Value) -> [String; 7] {
     let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
     let number = |key: &str| line[key].as_f64().map(short);
     let limit = number("limit").map(|limit| match line["judged"].as_str() {
+        Some("each") if limit == "0" => "0 in each round".to_owned(),
         Some("each") => format!("≤ {limit} in each round"),
         _ => format!("≤ {limit}"),
     });

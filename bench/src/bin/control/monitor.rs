@@ -56,8 +56,8 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Ends them and gives what was changed since the beginning: links, addresses and routes of all devices,
-    /// neighbours and FDB entries of tunnel devices. Those of others the kernel itself changes all the time.
+    /// Ends them and gives what was changed since the beginning: addresses and routes of all devices, links
+    /// but those of pods, neighbours and FDB entries of tunnel devices. The rest the kernel itself changes.
     pub(crate) fn finish(self, node: &Node) -> anyhow::Result<Vec<String>> {
         self.mark(node, &END)?;
         self.changes()
@@ -106,8 +106,13 @@ impl Monitor {
 }
 
 fn counts(line: &str) -> bool {
-    let tunnel = line.contains("dev flannel");
-    tunnel || ["[LINK]", "[ADDR]", "[ROUTE]"].iter().any(|label| line.starts_with(label))
+    let (tunnel, pods) = (line.contains("dev flannel"), line.contains("cni0"));
+    match line.split_once(']').map(|(label, _)| label) {
+        Some("[ADDR" | "[ROUTE") => true,
+        // The kernel tells of a bridge and its ports at leisure.
+        Some("[LINK") => !pods,
+        _ => tunnel,
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +125,10 @@ mod tests {
         assert!(counts("[NEIGH]10.244.7.0 dev flannel.1 lladdr 02:00:00:00:00:01 PERMANENT "));
         assert!(counts("Deleted 02:00:00:00:00:01 dev flannel.1 dst 172.31.0.2 self permanent"));
         assert!(!counts("[NEIGH]10.244.7.2 dev cni0 lladdr 02:00:00:00:00:01 REACHABLE "));
+        assert!(counts("[LINK]7: eth0@if9: <BROADCAST,MULTICAST> mtu 1500 state DOWN "));
+        assert!(!counts(
+            "[LINK]5: pod5@eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 master cni0 state UP "
+        ));
         assert!(!counts("02:00:00:00:00:01 dev pod1 master cni0"));
     }
 }

@@ -1,6 +1,7 @@
 //! Agents starting in a cluster of two nodes.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -9,6 +10,9 @@ use crate::bed::{Cluster, PATIENCE};
 use crate::figure::{Figure, Limit, Record};
 use crate::many::SETTLE;
 use crate::process::resident_mib;
+
+/// Ten times what is usual.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Measures the time until pods can be attached, on a new node and on one that had an agent, and memory.
 pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
@@ -20,12 +24,12 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
     let mut memory = Figure::new("start-2: VmRSS 10 s later", "MiB", Limit::Median(8.0));
     for round in stage.rounds(u32::MAX) {
         let mut member = cluster.start()?;
-        let first = member.time_to_subnet_file()?;
+        let first = member.time_to_subnet_file(SLOW)?;
         member.agent.wait_ready(PATIENCE)?;
         member.agent.terminate(PATIENCE)?;
         fs::remove_file(member.node.subnet_file()).context("the subnet file can't be removed")?;
         member.start_again()?;
-        let second = member.time_to_subnet_file()?;
+        let second = member.time_to_subnet_file(SLOW)?;
         member.agent.wait_ready(PATIENCE)?;
         stage.pause(SETTLE)?;
         let resident = resident_mib(member.agent.process().id())?;
