@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
+use rustix::net::sockopt;
 use tokio::sync::Notify;
 
 use super::NftError;
@@ -17,6 +18,10 @@ use super::wire::{Message, find_string, messages};
 
 /// Room for any notification; the kernel packs several into a page or two.
 const LONGEST: usize = 64 * 1024;
+
+/// Room for notifications that wait, in bytes; the kernel takes memory only for those that do. Our own
+/// changes are notified, too, and thousands of rules and elements at once must not overrun it.
+const WAITING: usize = 16 * 1024 * 1024;
 
 /// Which changes matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +106,10 @@ impl Listener {
     fn subscribe() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+        // Without privilege the kernel gives what rmem_max allows; overruns are told, see `Moved::Anything`.
+        let receiver = socket.socket_ref();
+        sockopt::set_socket_recv_buffer_size_force(receiver, WAITING)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(receiver, WAITING))?;
         socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
         Ok(Self { socket })
     }

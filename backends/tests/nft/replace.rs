@@ -270,6 +270,23 @@ fn what_cannot_be_said_is_refused_before_anything_is_sent() {
 }
 
 #[test]
+fn without_privilege_the_missing_capability_is_named() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let bed = Bed::new();
+    // The thread that loses its capabilities ends with the closure.
+    let (apply, dump) = bed.namespace.run(|| {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective -= CapabilitySet::NET_ADMIN;
+        set_capabilities(None, sets).unwrap();
+        let mut nft = Nft::open().unwrap();
+        (nft.apply(&[flannel(Family::V4)]).unwrap_err(), nft.dump().unwrap_err())
+    });
+    for text in [apply, dump].map(|error| error.to_string()) {
+        assert!(text.contains("Operation not permitted") && text.contains("capability NET_ADMIN"), "{text}");
+    }
+}
+
+#[test]
 fn thousands_of_rules_and_elements_go_in_one_transaction() {
     let mut bed = Bed::new();
     let mut table = Table::new(TableId::new(TableFamily::Ip, "policy"));
