@@ -7,6 +7,7 @@
 mod claim;
 mod files;
 mod journal;
+mod recall;
 mod rules;
 mod tenure;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::time::Duration;
 use backends::kernel::{Interest, Notices, Observed};
 use backends::{Firewall, Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
 use subnet::env_file::Previous;
+use subnet::saved::Saved;
 use subnet::store::random_below;
 use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
 use tokio::sync::{Notify, watch};
@@ -29,6 +31,7 @@ use crate::interface::{External, Selectors};
 use crate::serve::Health;
 use claim::Identity;
 use journal::Journal;
+use recall::Keeper;
 use rules::Rules;
 use tenure::{Task, stranded};
 use underlay::node;
@@ -73,6 +76,8 @@ pub(crate) struct Settings {
     pub(crate) selectors: Selectors,
     /// Where to write `subnet.env`.
     pub(crate) subnet_file: PathBuf,
+    /// Where to keep what is known of the cluster, for a start without the store.
+    pub(crate) state_file: PathBuf,
     /// A CNI configuration to copy, and where to, once pods can be added (`--cni-conf`).
     pub(crate) cni_conf: Option<(PathBuf, PathBuf)>,
     /// What makes this node itself: its name, or its machine id.
@@ -117,37 +122,45 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
         }
         let store = Arc::new(store);
-        let (network, backend) = claim::configuration(&*store, &health).await;
-        let previous = Previous::read(&settings.subnet_file);
-        let former: Vec<_> = previous.networks.iter().collect();
-        let (feed, known) = Feed::channel();
-        let identity = Identity { name: settings.identity.clone(), backend, living: None };
-        let agent = Agent {
-            hands: Some(hands),
-            store,
-            settings,
-            health,
-            interest: &interest,
-            moved: &moved,
-            rules_moved,
-            network,
-            identity,
-            previous,
-            feed,
-            known,
-            external: None,
-            lease: None,
-            plan: None,
-            claiming: None,
-            following: None,
-            holding: None,
-            lost: Vec::new(),
-            contested: None,
-            sound: false,
-            rules: Rules::new(former),
-            journal: Journal::default(),
-        };
-        agent.live().await
+        let mut hands = hands;
+        loop {
+            let saved = Saved::read(&settings.state_file, &store.describe());
+            let (network, backend, saved) = claim::configuration(&*store, saved, &health).await;
+            let previous = Previous::read(&settings.subnet_file);
+            let former: Vec<_> = previous.networks.iter().collect();
+            let (feed, known) = Feed::channel();
+            let agent = Agent {
+                hands: Some(hands),
+                store: Arc::clone(&store),
+                settings: settings.clone(),
+                health: health.clone(),
+                interest: &interest,
+                moved: &moved,
+                rules_moved,
+                network,
+                identity: Identity { name: settings.identity.clone(), backend, living: None },
+                previous,
+                feed,
+                known,
+                external: None,
+                lease: None,
+                plan: None,
+                claiming: None,
+                following: None,
+                holding: None,
+                reconnecting: None,
+                lost: Vec::new(),
+                contested: None,
+                sound: false,
+                rules: Rules::new(former),
+                keeper: Keeper::default(),
+                journal: Journal::default(),
+            };
+            match agent.recalling(saved).live().await {
+                End::Broken(error) => return error,
+                End::Reconfigured(free) => hands = free,
+            }
+        }
     };
     tokio::select! {
         error = notices.run(&interest, &moved) => error,
@@ -176,17 +189,28 @@ struct Agent<'a, K, S> {
     claiming: Option<Task<Lease>>,
     following: Option<Task<std::convert::Infallible>>,
     holding: Option<Task<Loss>>,
+    /// Waits for the store, while this node runs on what was saved.
+    reconnecting: Option<Task<NetworkConfig>>,
     /// Subnets that were ours and on which pods may still be.
     lost: Vec<Subnets>,
     contested: Option<Loss>,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
     rules: Rules,
+    keeper: Keeper,
     journal: Journal,
 }
 
+/// Why an agent's life ends.
+enum End<K> {
+    /// The kernel can't be read, or its notifications fail.
+    Broken(KernelError),
+    /// The configuration is another one than the saved one that it began with.
+    Reconfigured(Hands<K>),
+}
+
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
-    async fn live(mut self) -> KernelError {
+    async fn live(mut self) -> End<K> {
         let mut failures = 0;
         loop {
             self.health.beat();
@@ -201,7 +225,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                     failures = (failures + 1).min(5);
                     wait
                 }
-                Turn::Broken(error) => return error,
+                Turn::Broken(error) => return End::Broken(error),
             };
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
@@ -212,6 +236,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Ok(()) = self.known.changed() => self.known.mark_changed(),
                 lease = Task::of(&mut self.claiming) => self.leased(lease),
                 loss = Task::of(&mut self.holding) => self.lost(loss),
+                network = Task::of(&mut self.reconnecting) => {
+                    if network != self.network {
+                        tracing::warn!("the configuration has changed while the store was away; starting over with it");
+                        return End::Reconfigured(self.hands.take().expect("no work is under way between turns"));
+                    }
+                    self.start_claim();
+                }
                 () = sleep(wait) => {}
             }
         }
@@ -250,6 +281,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 outcome = Turn::Again;
             }
             self.write_files();
+            self.save().await;
         }
         outcome
     }
@@ -313,7 +345,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let all = self.known.borrow().leases.clone()?;
         let peers = Peers::choose(&self.network, lease, &all);
         self.journal.peers(&peers);
-        let mac = self.identity.living.unwrap_or(Mac([0; 6]));
+        let announced = || lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac);
+        let mac = self.identity.living.or_else(announced).unwrap_or(Mac([0; 6]));
         let mut state = self.identity.backend.plan(&node(external), &lease.subnets, mac, &peers.usable);
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(lease.subnets.iter());

@@ -48,8 +48,10 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
     for rule in rules.drain(..) {
         writeln!(out, "{}: {rule}", if options.dry_run { "would change" } else { "changed" })?;
     }
-    let file = &options.subnet_file;
-    if file.symlink_metadata().is_ok() {
+    for file in [&crate::state_file(&options.subnet_file), &options.subnet_file] {
+        if file.symlink_metadata().is_err() {
+            continue;
+        }
         removed += 1;
         if options.dry_run {
             writeln!(out, "would remove: file {}", file.display())?;

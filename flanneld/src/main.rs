@@ -7,6 +7,7 @@ mod interface;
 mod log;
 mod serve;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -89,6 +90,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
+        state_file: state_file(&options.subnet_file),
         cni_conf: options.cni_conf.clone(),
         identity: identity(options.node_name.as_deref()),
         traffic: options.traffic,
@@ -158,6 +160,16 @@ fn firewall(manager: TrafficManager) -> anyhow::Result<Rules> {
             (Box::new(firewall), watched)
         }
     })
+}
+
+/// Where what is known of the cluster is kept: in a place that survives a reboot where there is one. Each
+/// agent of a host has its own subnet file, and so its own state.
+pub(crate) fn state_file(subnet_file: &Path) -> PathBuf {
+    let lasting = Path::new("/var/lib/flannel");
+    let directory = if lasting.is_dir() { lasting } else { subnet_file.parent().unwrap_or(lasting) };
+    let absolute = std::path::absolute(subnet_file).unwrap_or_else(|_| subnet_file.to_owned());
+    let name: String = absolute.to_string_lossy().trim_start_matches('/').replace('/', "-");
+    directory.join(format!("{name}.state.json"))
 }
 
 /// What tells this machine from others: its name, or else its machine id.

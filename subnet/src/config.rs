@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::gojson::Object;
 use crate::net::{Family, Subnets, addr_of, bits_of};
@@ -20,7 +21,7 @@ impl From<String> for ConfigError {
 }
 
 /// The addresses of one family: the whole overlay network and how nodes divide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// The whole overlay (`Network`, `IPv6Network`), without host bits.
     pub network: IpNet,
@@ -48,7 +49,7 @@ impl Range {
 }
 
 /// The device of the `vxlan` backend (contract §2.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VxlanConfig {
     /// Network identifier, 0 to 2²⁴−1; the device is named after it.
     pub vni: u32,
@@ -65,7 +66,7 @@ pub struct VxlanConfig {
 }
 
 /// `Backend` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackendConfig {
     /// Kernel VXLAN.
     Vxlan(VxlanConfig),
@@ -93,7 +94,7 @@ impl BackendConfig {
 }
 
 /// The cluster's configuration, complete with Flannel's defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
     v4: Option<Range>,
     v6: Option<Range>,

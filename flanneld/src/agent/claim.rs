@@ -5,14 +5,19 @@ use std::time::Duration;
 
 use backends::Backend;
 use backends::backend::{choose_mac, select};
-use subnet::{Attachment, Claim, Family, Lease, LeaseStore, Mac, NetworkConfig, PublicAddrs, Subnets};
-use tokio::time::sleep;
+use subnet::saved::Saved;
+use subnet::{
+    Attachment, Claim, Family, Lease, LeaseStore, Mac, NetworkConfig, PublicAddrs, StoreError, Subnets,
+};
+use tokio::time::{sleep, timeout};
 
 use super::{RETRY, condition};
 use crate::serve::Health;
 
 /// Contract §3.1 and §13: the configuration is asked for every second.
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(1);
+/// How long a store may take to answer where there is something else to start with.
+const SAVED_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What makes this node recognisable to its peers.
 #[derive(Clone)]
@@ -35,23 +40,42 @@ impl Identity {
 
 /// The network's configuration and the backend that it asks for, as soon as there is one that can be
 /// carried out: a wrong one is not the end, since its correction needs no restart.
+///
+/// A store that doesn't answer is not waited for where there is something saved to start with; it is then
+/// handed back.
 pub(super) async fn configuration<S: LeaseStore>(
     store: &S,
+    saved: Option<Saved>,
     health: &Health,
-) -> (NetworkConfig, Arc<dyn Backend>) {
+) -> (NetworkConfig, Arc<dyn Backend>, Option<Saved>) {
     let mut said = String::new();
     loop {
         health.beat();
-        let why = match store.network().await {
+        let answer = match &saved {
+            Some(_) => timeout(SAVED_PATIENCE, store.network()).await.unwrap_or_else(|_| {
+                Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
+            }),
+            None => store.network().await,
+        };
+        let why = match answer {
             Ok(network) => match select(&network) {
                 Ok(backend) => {
                     health.set(condition::CONFIGURATION, Ok(()));
                     let networks = network.networks();
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
-                    return (network, Arc::from(backend));
+                    return (network, Arc::from(backend), None);
                 }
                 Err(error) => format!("network configuration: {error}"),
             },
+            Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
+                let usable = saved.clone().and_then(|saved| Some((select(&saved.network).ok()?, saved)));
+                if let Some((backend, saved)) = usable {
+                    tracing::warn!("{error}");
+                    health.set(condition::CONFIGURATION, Ok(()));
+                    return (saved.network.clone(), Arc::from(backend), Some(saved));
+                }
+                error.to_string()
+            }
             Err(error) => error.to_string(),
         };
         if said != why {

@@ -28,6 +28,7 @@ pub(super) struct Journal {
     no_interface: Option<String>,
     subnet_file: Option<String>,
     cni_conf: Option<String>,
+    kept: Option<String>,
     fights: Fights,
     ready: bool,
 }
@@ -206,6 +207,17 @@ impl Journal {
             _ => {}
         }
         self.cni_conf = text;
+    }
+
+    pub(super) fn kept(&mut self, path: &Path, written: &io::Result<()>) {
+        let text = written.as_ref().err().map(ToString::to_string);
+        if let Some(text) = text.as_ref().filter(|text| self.kept.as_ref() != Some(*text)) {
+            warn!(
+                path = %path.display(),
+                "what is known of the cluster can't be kept, so a start without the store won't be possible: {text}"
+            );
+        }
+        self.kept = text;
     }
 
     pub(super) fn ready(&mut self) {

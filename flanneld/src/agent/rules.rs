@@ -43,7 +43,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let (wanted, former) = (self.wanted_rules(), self.rules.former.clone());
         let outcome = self.with_hands(move |hands| hands.firewall.converge(&wanted, &former)).await;
         self.journal.rules(&outcome);
-        self.health.note(outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default());
+        let notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
+        self.health.note("rules", notes);
         let state = match &outcome {
             Ok(report) if report.obstacles.is_empty() => Ok(()),
             Ok(report) => Err(report.obstacles.join("; ")),

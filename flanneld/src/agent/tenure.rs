@@ -42,6 +42,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.lease = Some(lease);
         self.plan = None;
         self.rules.due();
+        self.health.note("store", Vec::new());
         // After a loss the kernel decides when the node is ready again: see `judge`.
         if self.lost.is_empty() {
             self.health.set(condition::LEASE, Ok(()));

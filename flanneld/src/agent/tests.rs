@@ -94,6 +94,7 @@ impl Bed {
         let settings = Settings {
             selectors: Selectors::default(),
             subnet_file: directory.path().join("subnet.env"),
+            state_file: directory.path().join("state.json"),
             cni_conf: Some((
                 directory.path().join("cni-conf.json"),
                 directory.path().join("net.d/10-flannel.conflist"),

@@ -68,7 +68,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Publishes the lease again if the node's public address is another one than it says.
     fn reclaim_if_moved(&mut self) {
         let public = self.external.as_ref().map(|external| external.public);
-        if self.lease.as_ref().is_some_and(|lease| Some(lease.public) != public) {
+        // Without the store the claim follows when it answers.
+        let moved = self.lease.as_ref().is_some_and(|lease| Some(lease.public) != public);
+        if moved && self.reconnecting.is_none() {
             self.claiming = None;
             self.contested = None;
             self.start_claim();

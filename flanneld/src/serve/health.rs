@@ -16,7 +16,7 @@ struct State {
     limit: Duration,
     turned: Mutex<Instant>,
     conditions: Mutex<BTreeMap<&'static str, Result<(), String>>>,
-    notes: Mutex<Vec<String>>,
+    notes: Mutex<BTreeMap<&'static str, Vec<String>>>,
 }
 
 impl Health {
@@ -66,14 +66,18 @@ impl Health {
         }
     }
 
-    /// What an operator should know although this process is ready; replaces what was noted before.
-    pub(crate) fn note(&self, notes: Vec<String>) {
-        *unpoisoned(&self.0.notes) = notes;
+    /// What an operator should know although this process is ready; replaces what was noted before on
+    /// this subject.
+    pub(crate) fn note(&self, subject: &'static str, notes: Vec<String>) {
+        unpoisoned(&self.0.notes).insert(subject, notes);
     }
 
     /// Every condition with its state, and the notes.
     pub(crate) fn all(&self) -> (BTreeMap<&'static str, Result<(), String>>, Vec<String>) {
-        (unpoisoned(&self.0.conditions).clone(), unpoisoned(&self.0.notes).clone())
+        (
+            unpoisoned(&self.0.conditions).clone(),
+            unpoisoned(&self.0.notes).values().flatten().cloned().collect(),
+        )
     }
 
     /// Whether all conditions for being ready are met.

@@ -112,7 +112,7 @@ async fn an_unready_process_says_why_in_json_and_recovers() {
     health.set("store", Ok(()));
     assert!(ask(at, "GET /readyz").await.0.starts_with("http/1.1 200"));
 
-    health.note(vec!["a foreign chain was opened".into()]);
+    health.note("rules", vec!["a foreign chain was opened".into()]);
     let (head, body) = ask(at, "GET /readyz?verbose").await;
     assert!(head.starts_with("http/1.1 200") && head.contains("application/json"), "{head}");
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();

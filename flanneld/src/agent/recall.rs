@@ -1,0 +1,62 @@
+//! What was known before: kept on disk, and good for a start while the store is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::Kernel;
+use subnet::saved::Saved;
+use subnet::{Lease, LeaseStore, Leases};
+use tokio::time::Instant;
+
+use super::claim;
+use super::tenure::Task;
+use super::{Agent, condition};
+
+/// In a busy cluster the file is not written more often than this; what it lacks then is heard again.
+const APART: Duration = Duration::from_secs(10);
+
+/// What was kept last.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    kept: Option<(Instant, Lease, Arc<Leases>)>,
+}
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// The agent with the lease and the peers of an earlier run, until the store answers.
+    pub(super) fn recalling(mut self, saved: Option<Saved>) -> Self {
+        let Some(saved) = saved else { return self };
+        let Some(lease) = saved.leases.leases.get(&saved.own).cloned() else { return self };
+        tracing::warn!(subnet = %saved.own, peers = saved.leases.leases.len() - 1, "the store does not answer: starting with what was saved");
+        let note = format!("the store does not answer: {} and its peers are as they were saved", saved.own);
+        self.health.note("store", vec![note]);
+        self.health.set(condition::LEASE, Ok(()));
+        self.feed.snapshot(&saved.leases);
+        self.lease = Some(lease);
+        let (store, health) = (Arc::clone(&self.store), self.health.clone());
+        self.reconnecting =
+            Some(Task::spawn(async move { claim::configuration(&*store, None, &health).await.0 }));
+        self
+    }
+
+    /// Keeps what is known, if it is not what was kept.
+    pub(super) async fn save(&mut self) {
+        if self.reconnecting.is_some() {
+            return;
+        }
+        let (Some(lease), Some(leases)) = (self.lease.clone(), self.known.borrow().leases.clone()) else {
+            return;
+        };
+        let due = self.keeper.kept.as_ref().is_none_or(|(at, known, all)| {
+            at.elapsed() >= APART && (*known != lease || !Arc::ptr_eq(all, &leases))
+        });
+        if !due || !leases.leases.contains_key(&lease.subnets) {
+            return;
+        }
+        let (path, store) = (self.settings.state_file.clone(), self.store.describe());
+        let (network, own, all) = (self.network.clone(), lease.subnets, Arc::clone(&leases));
+        let write = move || Saved { network, own, leases: (*all).clone() }.write(&path, &store);
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
+        self.journal.kept(&self.settings.state_file, &written);
+        self.keeper.kept = Some((Instant::now(), lease, leases));
+    }
+}

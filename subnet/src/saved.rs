@@ -1,0 +1,154 @@
+//! What a node last knew of its cluster, kept on disk: so that an agent can start while the store is away.
+
+use std::io;
+use std::path::Path;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::config::NetworkConfig;
+use crate::env_file::write_atomically;
+use crate::lease::{Lease, Leases, decode_value, encode_value};
+use crate::net::Subnets;
+
+/// The last complete snapshot, with what it takes to make use of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The network's configuration.
+    pub network: NetworkConfig,
+    /// The subnets that this node held.
+    pub own: Subnets,
+    /// The leases of all nodes, the own one included. Entries that were malformed are not kept.
+    pub leases: Leases,
+}
+
+/// The file. A reader that doesn't know the version takes nothing from it.
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    store: String,
+    network: NetworkConfig,
+    own: Key,
+    leases: Vec<Entry>,
+}
+
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Key(Option<Ipv4Net>, Option<Ipv6Net>);
+
+/// Subnets, the value as etcd has it, and when it was created.
+#[derive(Serialize, Deserialize)]
+struct Entry(Key, String, u64);
+
+impl From<&Subnets> for Key {
+    fn from(subnets: &Subnets) -> Self {
+        Self(subnets.v4, subnets.v6)
+    }
+}
+
+impl From<Key> for Subnets {
+    fn from(Key(v4, v6): Key) -> Self {
+        Self { v4, v6 }
+    }
+}
+
+impl Saved {
+    /// Writes the file in one step. `store` tells which cluster it is about.
+    ///
+    /// # Errors
+    /// The I/O error, with the path in its text.
+    pub fn write(&self, path: &Path, store: &str) -> io::Result<()> {
+        let entry = |(subnets, lease): (&Subnets, &Lease)| {
+            Entry(subnets.into(), encode_value(&lease.public, &lease.attachment), lease.created)
+        };
+        let file = File {
+            version: VERSION,
+            store: store.to_owned(),
+            network: self.network.clone(),
+            own: (&self.own).into(),
+            leases: self.leases.leases.iter().map(entry).collect(),
+        };
+        write_atomically(path, &serde_json::to_vec(&file)?, 0o600)
+    }
+
+    /// Reads the file, if there is one about this store that makes sense: `None` is never a failure, only
+    /// nothing to start from.
+    pub fn read(path: &Path, store: &str) -> Option<Self> {
+        Self::parse(&std::fs::read(path).ok()?, store)
+    }
+
+    fn parse(bytes: &[u8], store: &str) -> Option<Self> {
+        let file: File = serde_json::from_slice(bytes).ok()?;
+        if file.version != VERSION || file.store != store {
+            return None;
+        }
+        let mut leases = Leases::default();
+        for Entry(key, value, created) in file.leases {
+            let subnets: Subnets = key.into();
+            let (public, attachment) = decode_value(value.as_bytes()).ok()?;
+            leases.leases.insert(subnets, Lease { subnets, public, attachment, created });
+        }
+        let own: Subnets = file.own.into();
+        leases.leases.contains_key(&own).then_some(Self { network: file.network, own, leases })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn saved() -> Saved {
+        let mut leases = Leases::default();
+        for (key, value) in [
+            ("10.5.1.0-24", r#"{"PublicIP":"192.0.2.1","BackendType":"host-gw"}"#),
+            (
+                "10.5.2.0-24&fd00::-64",
+                r#"{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"host-gw"}"#,
+            ),
+        ] {
+            leases.insert_entry(key, value.as_bytes(), 7);
+        }
+        let own = *leases.leases.keys().next().unwrap();
+        let network =
+            NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
+        Saved { network, own, leases }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_only_for_the_same_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        saved().write(&path, "etcd at a").unwrap();
+        assert_eq!(Saved::read(&path, "etcd at a"), Some(saved()));
+        assert_eq!(Saved::read(&path, "etcd at b"), None);
+        assert_eq!(Saved::read(&directory.path().join("other"), "etcd at a"), None);
+    }
+
+    #[test]
+    fn a_file_of_another_version_or_without_the_own_lease_is_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        saved().write(&path, "s").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let parse = |text: &str| Saved::parse(text.as_bytes(), "s");
+        assert!(parse(&text).is_some());
+        assert_eq!(parse(&text.replace("\"version\":1", "\"version\":2")), None);
+        assert_eq!(parse(&text.replace("\"own\":[\"10.5.1.0/24\"", "\"own\":[\"10.5.9.0/24\"")), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_is_nothing_and_never_a_panic(cut in 0usize..400, at in 0usize..400, byte: u8) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state.json");
+            saved().write(&path, "s").unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.truncate(bytes.len().saturating_sub(cut).max(1));
+            let index = at % bytes.len();
+            bytes[index] = byte;
+            let _ = Saved::parse(&bytes, "s");
+        }
+    }
+}
