@@ -5,7 +5,6 @@
 
 mod bed;
 mod cni;
-mod figure;
 mod heal;
 mod many;
 mod monitor;
@@ -23,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use backends::testing::program;
+use bench::figure;
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 

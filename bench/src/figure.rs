@@ -11,16 +11,20 @@ use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
 /// A measured quantity, one value per round.
-pub(crate) struct Figure {
-    pub(crate) name: String,
-    pub(crate) unit: &'static str,
-    pub(crate) limit: Limit,
-    pub(crate) rounds: Vec<f64>,
+pub struct Figure {
+    /// What was measured, the same in every run.
+    pub name: String,
+    /// Of the values; empty for numbers of things.
+    pub unit: &'static str,
+    /// What to keep to.
+    pub limit: Limit,
+    /// The values.
+    pub rounds: Vec<f64>,
 }
 
 /// What a figure has to keep to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Limit {
+pub enum Limit {
     /// The median must not be above.
     Median(f64),
     /// No round must be above.
@@ -31,18 +35,18 @@ pub(crate) enum Limit {
 
 impl Figure {
     /// A figure whose rounds are still to be measured.
-    pub(crate) fn new(name: impl Into<String>, unit: &'static str, limit: Limit) -> Self {
+    pub fn new(name: impl Into<String>, unit: &'static str, limit: Limit) -> Self {
         Self { name: name.into(), unit, limit, rounds: Vec::new() }
     }
 
     /// Adds a round: a time, in milliseconds.
-    pub(crate) fn push_ms(&mut self, time: Duration) {
+    pub fn push_ms(&mut self, time: Duration) {
         self.rounds.push(time.as_secs_f64() * 1e3);
     }
 }
 
 /// Where results go, and what they have in common.
-pub(crate) struct Record {
+pub struct Record {
     file: File,
     common: Map<String, Value>,
     load: String,
@@ -52,7 +56,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// Appends to `path`; `programs` is the directory of what is measured.
-    pub(crate) fn open(path: &Path, programs: &Path) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, programs: &Path) -> anyhow::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
         }
@@ -63,7 +67,7 @@ impl Record {
     }
 
     /// Notes load and time at the start of a measurement.
-    pub(crate) fn begin(&mut self) -> anyhow::Result<()> {
+    pub fn begin(&mut self) -> anyhow::Result<()> {
         let load = contents("/proc/loadavg")?;
         self.load = load.split(' ').take(3).collect::<Vec<_>>().join(" ");
         self.date = said("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"])?;
@@ -71,7 +75,7 @@ impl Record {
     }
 
     /// Writes a figure, to the file and to the standard output.
-    pub(crate) fn put(&mut self, figure: &Figure) -> anyhow::Result<()> {
+    pub fn put(&mut self, figure: &Figure) -> anyhow::Result<()> {
         let mut line = describe(figure)?;
         line.extend(self.common.clone());
         line.insert("load".to_owned(), json!(self.load));
@@ -84,7 +88,7 @@ impl Record {
     }
 
     /// All that was written.
-    pub(crate) fn lines(&self) -> &[Value] {
+    pub fn lines(&self) -> &[Value] {
         &self.lines
     }
 }
@@ -104,19 +108,19 @@ fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
 }
 
 /// The latest line of each figure in the file `path`.
-pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
+pub fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
     let at = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("can't read {at}: measure first"))?;
     parse(&text).with_context(|| format!("{at} can't be used"))
 }
 
 /// Prints the table and the conditions to the standard output.
-pub(crate) fn print(lines: &[Value]) -> anyhow::Result<()> {
+pub fn print(lines: &[Value]) -> anyhow::Result<()> {
     write!(io::stdout(), "{}", table(lines)).context("can't write to the standard output")
 }
 
 /// A Markdown table that is a table for the eye, too; under it the conditions.
-pub(crate) fn table(lines: &[Value]) -> String {
+pub fn table(lines: &[Value]) -> String {
     let titles = ["figure", "unit", "median", "range", "rounds", "limit", "met"].map(str::to_owned);
     let rows: Vec<[String; 7]> = [titles].into_iter().chain(lines.iter().map(row)).collect();
     let widths: Vec<usize> =
@@ -216,7 +220,7 @@ fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
 }
 
 /// Of sorted values.
-pub(crate) fn median(sorted: &[f64]) -> f64 {
+pub fn median(sorted: &[f64]) -> f64 {
     let half = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[half] } else { (sorted[half - 1] + sorted[half]) / 2.0 }
 }

@@ -1,0 +1,3 @@
+//! What the measurements of this crate have in common.
+
+pub mod figure;
