@@ -34,6 +34,8 @@ pub mod memory;
 #[cfg(any(feature = "etcd", feature = "file"))]
 mod pace;
 #[cfg(feature = "store")]
+pub mod saved;
+#[cfg(feature = "store")]
 pub mod store;
 
 pub use config::{BackendConfig, ConfigError, NetworkConfig, Range, VxlanConfig};

@@ -1,0 +1,1 @@
+//! The store on Kubernetes' node objects against an API server that does as it is told.
