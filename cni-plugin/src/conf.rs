@@ -1,6 +1,7 @@
 //! The network configuration in, the delegate's configuration out; pure (contract §7.1 and §7.3).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use subnet::env_file::{DEFAULT_PATH, Reading};
@@ -19,6 +20,8 @@ pub(crate) struct Network {
     pub(crate) subnet_file: String,
     /// `dataDir`: where the delegates' configurations are kept for DEL.
     pub(crate) data_dir: String,
+    /// `waitSeconds`: how long ADD waits for a `subnet.env` that is missing.
+    pub(crate) wait: Duration,
     cni_version: String,
     delegate: Map<String, Value>,
     ipam: Map<String, Value>,
@@ -71,6 +74,7 @@ impl Network {
             name,
             subnet_file: DEFAULT_PATH.into(),
             data_dir: "/var/lib/cni/flannel".into(),
+            wait: Duration::from_secs(10),
             cni_version,
             delegate: Map::new(),
             ipam: Map::new(),
@@ -90,6 +94,9 @@ impl Network {
         }
         if let Some(directory) = object.get("dataDir")? {
             self.data_dir = directory;
+        }
+        if let Some(seconds) = object.get::<u8>("waitSeconds")? {
+            self.wait = Duration::from_secs(seconds.into());
         }
         self.delegate = object.get("delegate")?.unwrap_or_default();
         self.ipam = object.get("ipam")?.unwrap_or_default();

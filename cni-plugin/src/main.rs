@@ -2,6 +2,7 @@
 //! this node. Reads `subnet.env`, makes the delegate's configuration of it, runs the delegate, and keeps the
 //! configuration for DEL.
 
+mod applet;
 mod conf;
 mod delegate;
 mod env;
@@ -21,6 +22,11 @@ use env::{Call, Verb};
 use error::CniError;
 
 fn main() -> ExitCode {
+    if let Some(outcome) = applet::run(std::env::args_os()) {
+        let Err(errors) = outcome else { return ExitCode::SUCCESS };
+        errors.iter().for_each(|error| note(error));
+        return ExitCode::FAILURE;
+    }
     let variable = |name: &str| std::env::var_os(name);
     if variable("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
         note(&spec::about());

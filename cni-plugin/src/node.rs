@@ -3,8 +3,29 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use subnet::env_file::Reading;
+
+use crate::note;
+
+/// [`read`]s the file, and waits up to `limit` for one that is missing: pods that were scheduled while
+/// flanneld starts then come up with it, instead of failing and being tried again later and later.
+///
+/// # Errors
+/// As [`read`]. A file that is there and can't be used is not waited for: flanneld writes it in one step.
+pub(crate) fn wait(file: &str, limit: Duration) -> Result<Reading, String> {
+    let start = Instant::now();
+    let missing = || fs::metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if !limit.is_zero() && missing() {
+        note(&format!("waiting up to {} s for {file}", limit.as_secs()));
+        while start.elapsed() < limit && missing() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    read(file)
+}
 
 /// Reads what flanneld wrote about this node.
 ///

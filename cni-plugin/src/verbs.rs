@@ -15,8 +15,8 @@ use crate::{node, note};
 /// After a failure the configuration stays where it was kept: the delegate may have reserved an address
 /// already, and the runtime follows up with DEL.
 pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
-    let node =
-        node::read(&network.subnet_file).map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
+    let node = node::wait(&network.subnet_file, network.wait)
+        .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
     let program = delegate::find(&delegate.plugin, &call.path, Verb::Add)?;
     let file = saved::keep(&network.data_dir, &call.container, &call.ifname, &delegate.text)?;

@@ -28,6 +28,24 @@ fn the_shipped_configuration_gives_the_bytes_of_the_go_plugin() {
 }
 
 #[test]
+fn add_waits_ten_seconds_unless_told_otherwise() {
+    let wait = |more: &str| {
+        let network = Network::parse(format!(r#"{{"name":"n","type":"flannel"{more}}}"#).as_bytes());
+        network.map(|network| network.wait.as_secs()).map_err(|error| error.msg)
+    };
+    assert_eq!(wait(""), Ok(10));
+    assert_eq!(wait(r#","waitSeconds":0"#), Ok(0));
+    assert_eq!(wait(r#","waitSeconds":null"#), Ok(10));
+    for given in ["256", "-1", "1.5", "true"] {
+        let error = wait(&format!(r#","waitSeconds":{given}"#)).unwrap_err();
+        assert!(
+            error.starts_with(&format!("failed to load netconf: waitSeconds: {given} is not")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn two_families_give_two_range_sets_with_ipv4_first() {
     let env = "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_NETWORK=10.1.0.0/16\n\
                FLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod addresses;
+mod applets;
 mod chain;
 mod crowd;
 mod delegates;
@@ -15,3 +16,4 @@ mod refusals;
 mod runtime;
 mod status;
 mod support;
+mod waiting;

@@ -12,7 +12,8 @@ const POD: Pod<'_> = Pod { container: "c1", ifname: "eth0", netns: NO_NETNS };
 #[test]
 fn without_subnet_env_the_runtime_is_to_try_again_later() {
     let node = Node::new(V4);
-    let network = node.network("n", "1.1.0", json!({"type": "host-local"}));
+    let mut network = node.network("n", "1.1.0", json!({"type": "host-local"}));
+    network["waitSeconds"] = json!(0);
     let file = node.path("subnet.env");
     assert_eq!(node.call("STATUS", POD, &network).result(), Value::Null);
     fs::write(&file, "FLANNEL_MTU=1450\n").unwrap();
