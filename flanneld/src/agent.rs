@@ -243,7 +243,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                     }
                     self.start_claim();
                 }
-                () = sleep(wait) => {}
+                () = sleep(wait.min(self.keeper.again.unwrap_or(wait))) => {}
             }
         }
     }
@@ -281,7 +281,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 outcome = Turn::Again;
             }
             self.write_files();
-            self.save().await;
+            self.keeper.again = self.save().await;
         }
         outcome
     }

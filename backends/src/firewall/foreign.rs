@@ -4,6 +4,7 @@
 //! chain, right before the point where the packet would end: rules further up, such as those of a network
 //! policy, keep their say.
 
+use ipnet::IpNet;
 use subnet::Family;
 
 use super::tables;
@@ -13,8 +14,9 @@ use crate::nft::{
 };
 use crate::traffic::Traffic;
 
-/// How the rules that we put into foreign chains are known again.
-const COMMENT: &str = "flanneld forward";
+/// How the rules that we put into foreign chains are known again; behind it stands the network, because
+/// every agent on this host has rules of its own there.
+const COMMENT: &str = "flanneld forward ";
 
 /// The chain of iptables mode, which makes a way through its parent as well.
 const OWN_CHAIN: &str = "FLANNEL-FWD";
@@ -31,15 +33,36 @@ pub(super) struct Openings {
     pub(super) chains: Vec<(TableId, String)>,
 }
 
-/// Makes ways through all base chains of the forward hook in `found`, but for those of tables in `own`.
-pub(super) fn openings(found: &Ruleset, own: &[TableId], wanted: &[Traffic]) -> Openings {
+/// What our part of a foreign chain is.
+#[derive(Clone, Copy)]
+pub(super) struct Ours<'a> {
+    /// The tables of our own, in which nothing is foreign.
+    pub(super) tables: &'a [TableId],
+    /// The networks of this agent, now and before; rules for others are another agent's. None at all
+    /// stands for any.
+    pub(super) networks: &'a [IpNet],
+    /// The rules are made with iptables, whose chain makes a way through its parent as well.
+    pub(super) by_iptables: bool,
+}
+
+impl Ours<'_> {
+    fn has(&self, rule: &Rule) -> bool {
+        let Some(network) = rule.comment.as_deref().and_then(|comment| comment.strip_prefix(COMMENT)) else {
+            return false;
+        };
+        self.networks.is_empty() || network.parse().is_ok_and(|network| self.networks.contains(&network))
+    }
+}
+
+/// Makes ways through all foreign base chains of the forward hook in `found`.
+pub(super) fn openings(found: &Ruleset, ours: Ours<'_>, wanted: &[Traffic]) -> Openings {
     let mut openings = Openings::default();
-    for (table, base) in found.hooked(Hook::Forward).filter(|(table, _)| !own.contains(&table.id)) {
+    for (table, base) in found.hooked(Hook::Forward).filter(|(table, _)| !ours.tables.contains(&table.id)) {
         let rules = way_through(table.id.family, wanted);
         let end = if rules.is_empty() { None } else { refusal(table, base) };
         for chain in reachable(table, base) {
             let here = end.as_ref().filter(|end| end.chain == chain.name);
-            openings.mend(&table.id, chain, here, &rules);
+            openings.mend(&table.id, chain, here, ours, &rules);
         }
         if let Some(end) = end {
             let place = format!("chain {} of table {}", end.chain, table.id);
@@ -55,15 +78,15 @@ pub(super) fn openings(found: &Ruleset, own: &[TableId], wanted: &[Traffic]) -> 
 
 impl Openings {
     /// Puts the rules before the end of a chain, or takes them away where they are of no use.
-    fn mend(&mut self, table: &TableId, chain: &Chain, end: Option<&End>, rules: &[Rule]) {
-        let ours = |rule: &&Rule| rule.comment.as_deref() == Some(COMMENT);
-        let there: Vec<&Rule> = chain.rules.iter().filter(ours).collect();
+    fn mend(&mut self, table: &TableId, chain: &Chain, end: Option<&End>, ours: Ours<'_>, rules: &[Rule]) {
+        let there: Vec<&Rule> = chain.rules.iter().filter(|rule| ours.has(rule)).collect();
         let before_end = match end.and_then(|end| end.rule) {
             Some(handle) => chain.rules.iter().take_while(|rule| rule.handle != Some(handle)).count(),
             None => chain.rules.len(),
         };
-        let in_time = chain.rules[..before_end].iter().filter(ours).count() == there.len();
-        let own_chain = chain.rules[..before_end].iter().any(|rule| rule.leads_to() == Some(OWN_CHAIN));
+        let in_time = chain.rules[..before_end].iter().filter(|rule| ours.has(rule)).count() == there.len();
+        let own_chain = ours.by_iptables
+            && chain.rules[..before_end].iter().any(|rule| rule.leads_to() == Some(OWN_CHAIN));
         let needed: &[Rule] = if end.is_none() || own_chain { &[] } else { rules };
         if in_time && there.iter().map(|rule| &rule.exprs).eq(needed.iter().map(|rule| &rule.exprs)) {
             return;
@@ -95,7 +118,7 @@ fn way_through(table: TableFamily, wanted: &[Traffic]) -> Vec<Rule> {
         for rule in traffic.forward() {
             let mut exprs = prefix.clone();
             exprs.extend(tables::rule(&rule).exprs);
-            rules.push(Rule { exprs, comment: Some(COMMENT.to_owned()), handle: None });
+            rules.push(Rule { exprs, comment: Some(format!("{COMMENT}{}", traffic.network)), handle: None });
         }
     }
     rules
@@ -191,6 +214,8 @@ mod tests {
     use crate::nft::matches::{accept, counter, drop, goto, in_name, jump};
     use crate::nft::{Op, Table};
 
+    const MINE: Ours<'static> = Ours { tables: &[], networks: &[], by_iptables: false };
+
     fn wanted() -> Vec<Traffic> {
         let (network, subnet) = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
         vec![Traffic { network, subnet, masquerade: None, forward: true }]
@@ -212,7 +237,7 @@ mod tests {
     }
 
     fn places(found: &Ruleset) -> Vec<(String, Place)> {
-        let openings = openings(found, &[], &wanted());
+        let openings = openings(found, MINE, &wanted());
         let place = |change: &Change<'_>| match change {
             Change::AddRule { chain, place, .. } => Some((chain.clone(), *place)),
             _ => None,
@@ -251,11 +276,33 @@ mod tests {
         let ours = way_through(TableFamily::Ip, &wanted());
         chain.rules = (1..).zip(ours).map(|(handle, rule)| Rule { handle: Some(handle), ..rule }).collect();
         let open = found(vec![chain.clone()]);
-        assert!(openings(&open, &[], &wanted()).changes.is_empty());
-        assert_eq!(openings(&open, &[], &wanted()).notes.len(), 1);
-        assert_eq!(openings(&open, &[], &[]).changes.len(), 2, "off is gone");
+        assert!(openings(&open, MINE, &wanted()).changes.is_empty());
+        assert_eq!(openings(&open, MINE, &wanted()).notes.len(), 1);
+        assert_eq!(openings(&open, MINE, &[]).changes.len(), 2, "off is gone");
         chain.base.as_mut().unwrap().policy = Policy::Accept;
-        assert_eq!(openings(&found(vec![chain]), &[], &wanted()).changes.len(), 2, "no longer needed");
+        assert_eq!(openings(&found(vec![chain]), MINE, &wanted()).changes.len(), 2, "no longer needed");
+    }
+
+    #[test]
+    fn the_way_of_another_agent_is_left_alone() {
+        let mut chain = forward(Policy::Drop, vec![]);
+        let theirs = way_through(TableFamily::Ip, &wanted());
+        chain.rules = (1..).zip(theirs).map(|(handle, rule)| Rule { handle: Some(handle), ..rule }).collect();
+        let network = ["10.99.0.0/16".parse().unwrap()];
+        let mine = vec![Traffic { network: network[0], ..wanted().remove(0) }];
+        let ours = Ours { networks: &network, ..MINE };
+        let openings = openings(&found(vec![chain]), ours, &mine);
+        assert!(openings.changes.iter().all(|change| matches!(change, Change::AddRule { .. })));
+        assert_eq!(openings.changes.len(), 2);
+    }
+
+    #[test]
+    fn the_chain_of_iptables_mode_is_a_way_only_as_long_as_that_is_the_mode() {
+        let mut base = forward(Policy::Drop, vec![vec![jump(OWN_CHAIN)]]);
+        base.rules[0].handle = Some(1);
+        let found = found(vec![base, Chain::regular(OWN_CHAIN)]);
+        assert_eq!(openings(&found, Ours { by_iptables: true, ..MINE }, &wanted()).changes.len(), 0);
+        assert_eq!(openings(&found, MINE, &wanted()).changes.len(), 2);
     }
 
     #[test]

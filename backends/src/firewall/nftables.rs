@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::{Firewall, FirewallError, FirewallReport, foreign, tables};
+use super::foreign::{self, Ours};
+use super::{Firewall, FirewallError, FirewallReport, tables};
 use crate::nft::{Change, Hook, Nft, NftError, Ruleset, Table, TableId, Watched, differs, removal};
 use crate::traffic::Traffic;
 
@@ -79,7 +80,10 @@ impl NftFirewall {
         if !want.by_iptables {
             hooked.iter().for_each(|found| plan.sweep(found));
         }
-        let openings = foreign::openings(&hooked[1], &own, want.traffic);
+        let networks: Vec<IpNet> =
+            want.former.iter().copied().chain(want.traffic.iter().map(|traffic| traffic.network)).collect();
+        let ours = Ours { tables: &own, networks: &networks, by_iptables: want.by_iptables };
+        let openings = foreign::openings(&hooked[1], ours, want.traffic);
         plan.foreign.extend(openings.changes);
         plan.report.changed.extend(openings.words);
         plan.report.notes.extend(openings.notes);

@@ -87,6 +87,18 @@ pub(super) async fn configuration<S: LeaseStore>(
     }
 }
 
+/// The configuration as soon as the store answers again, while the node runs on what was saved.
+pub(super) async fn reconnected<S: LeaseStore>(store: &S) -> NetworkConfig {
+    loop {
+        match store.network().await {
+            Ok(network) if select(&network).is_ok() => return network,
+            Ok(_) => tracing::debug!("the configuration can't be carried out; keeping the saved one"),
+            Err(error) => tracing::debug!(%error, "the store is still away"),
+        }
+        sleep(CONFIGURATION_RETRY).await;
+    }
+}
+
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(
     store: Arc<S>,

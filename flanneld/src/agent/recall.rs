@@ -19,6 +19,8 @@ const APART: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Keeper {
     kept: Option<(Instant, Lease, Arc<Leases>)>,
+    /// What is kept is out of date, and will be brought up to date after this time.
+    pub(super) again: Option<Duration>,
 }
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -32,25 +34,29 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.health.set(condition::LEASE, Ok(()));
         self.feed.snapshot(&saved.leases);
         self.lease = Some(lease);
-        let (store, health) = (Arc::clone(&self.store), self.health.clone());
-        self.reconnecting =
-            Some(Task::spawn(async move { claim::configuration(&*store, None, &health).await.0 }));
+        let store = Arc::clone(&self.store);
+        self.reconnecting = Some(Task::spawn(async move { claim::reconnected(&*store).await }));
         self
     }
 
-    /// Keeps what is known, if it is not what was kept.
-    pub(super) async fn save(&mut self) {
+    /// Keeps what is known, if it is not what was kept. Says after how long to try again, if that was too
+    /// soon after the last time.
+    pub(super) async fn save(&mut self) -> Option<Duration> {
         if self.reconnecting.is_some() {
-            return;
+            return None;
         }
-        let (Some(lease), Some(leases)) = (self.lease.clone(), self.known.borrow().leases.clone()) else {
-            return;
-        };
-        let due = self.keeper.kept.as_ref().is_none_or(|(at, known, all)| {
-            at.elapsed() >= APART && (*known != lease || !Arc::ptr_eq(all, &leases))
-        });
-        if !due || !leases.leases.contains_key(&lease.subnets) {
-            return;
+        let (lease, leases) = (self.lease.clone()?, self.known.borrow().leases.clone()?);
+        if let Some((at, known, all)) = &self.keeper.kept {
+            if *known == lease && Arc::ptr_eq(all, &leases) {
+                return None;
+            }
+            let wait = APART.saturating_sub(at.elapsed());
+            if !wait.is_zero() {
+                return Some(wait);
+            }
+        }
+        if !leases.leases.contains_key(&lease.subnets) {
+            return None;
         }
         let (path, store) = (self.settings.state_file.clone(), self.store.describe());
         let (network, own, all) = (self.network.clone(), lease.subnets, Arc::clone(&leases));
@@ -58,5 +64,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
         self.keeper.kept = Some((Instant::now(), lease, leases));
+        None
     }
 }

@@ -61,6 +61,8 @@ fn a_go_flannels_node_is_taken_over_without_losing_a_packet() {
         let fdb = format!("fdb replace {their_mac} dev flannel.1 dst {} self permanent", peer.node.address());
         host.command("bridge").args(fdb.split(' ')).ok().unwrap();
         host.command("iptables-restore").arg("--noflush").input(IPTABLES).ok().unwrap();
+        // As Docker sets it: what Go's chain let through has to pass all the time.
+        host.command("iptables").args(["-P", "FORWARD", "DROP"]).ok().unwrap();
         for words in ["add table ip flannel-ipv4", "add chain ip flannel-ipv4 stale"] {
             host.command("nft").arg(words).ok().unwrap();
         }
@@ -74,6 +76,7 @@ fn a_go_flannels_node_is_taken_over_without_losing_a_packet() {
 
         let pod = Pod::wired(&go, "10.244.7.2/24".parse().unwrap()).unwrap();
         let other = peer.pod();
+        peer.wait("the first echo between pods", || pod.namespace().reaches(other.address()).unwrap());
         let pinger = Pinger::start(pod.namespace(), other.address()).unwrap();
         pinger.wait_for_reply(LIMIT).unwrap();
         let manager = format!("--traffic-manager={mode}");
