@@ -8,12 +8,10 @@
 //! wrong about that guess is mended by DEL itself, which does without a file where it finds none.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use subnet::env_file::write_atomically;
 
 use crate::conf::Delegate;
 use crate::error::{self, CniError};
@@ -102,8 +100,27 @@ pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -
         .map_err(|error| failed(Path::new(directory), error))?;
     let taken = own.exists() || matches!(read(plain.clone()), Saved::Config(..));
     let file = if taken { own } else { plain };
-    write_atomically(&file, text.as_bytes(), 0o600).map_err(|error| failed(&file, error))?;
+    write(&file, text).map_err(|error| failed(&file, error))?;
     Ok(file)
+}
+
+/// Nobody sees a part of the file, and it is on the disk before this returns.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
+    let written = (|| {
+        let mut open =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        open.write_all(text.as_bytes())?;
+        fs::rename(&temporary, file)?;
+        // Only now, so that one wait is for content and name: each costs every pod some milliseconds. What a
+        // power cut damages before, nobody needs: the delegate has not run yet.
+        open.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// Removes a file whose attachment is gone.
@@ -178,6 +195,23 @@ mod tests {
         keep(directory, "c1", "net1", A).unwrap();
         assert_eq!(kept(directory, "net1", "a"), pair("c1-net1", A));
         assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_whole_files_are_seen_and_nothing_else_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().to_str().unwrap();
+        fs::write(root.path().join("c1"), "{").unwrap();
+        fs::set_permissions(root.path().join("c1"), fs::Permissions::from_mode(0o644)).unwrap();
+        let broken = fs::File::open(root.path().join("c1")).unwrap();
+        keep(directory, "c1", "eth0", A).unwrap();
+        assert_eq!(io::read_to_string(broken).unwrap(), "{", "it was written over in place");
+        assert_eq!(fs::metadata(root.path().join("c1")).unwrap().permissions().mode() & 0o777, 0o600);
+        // A directory in the way: the rename fails.
+        fs::create_dir(root.path().join("c2")).unwrap();
+        let error = keep(directory, "c2", "eth0", A).unwrap_err();
+        assert!(error.msg.contains("/c2: "), "{}", error.msg);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
 
     #[test]
