@@ -38,6 +38,11 @@ bench-cni: release ## Measures adding 200 pods at once through flannel and throu
 	cargo build -p bench
 	$(SUDO) $(PROGRAMS)/cni --flannel $(PROGRAMS:debug=release)/flannel $(ARGS)
 
+bench-rules: ## Measures traffic rules: repair, restarts, programs run, very many of them (root; ARGS="--only rules-heal")
+	cargo build --locked --release -p flanneld
+	cargo build --locked --release -p bench --bin rules
+	$(SUDO) $(PROGRAMS:debug=release)/rules $(ARGS)
+
 test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
@@ -74,4 +79,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) clippy doc layers test
 
-.PHONY: help deps build demo bench-control bench-cni test fmt clippy doc layers release ci
+.PHONY: help deps build demo bench-control bench-cni bench-rules test fmt clippy doc layers release ci
