@@ -75,8 +75,29 @@ release: ## Builds the static programs that are shipped
 	cargo build --locked --release -p flanneld
 	cargo build --locked --release -p cni-plugin
 
+VERSION := v$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+IMAGE ?= flannel-rs:$(VERSION)
+BUILDER ?= buildah
+image: PACKAGES += $(filter-out docker,$(BUILDER))
+image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:TAG; BUILDER=podman or docker)
+	$(SUDO) env BUILDER=$(BUILDER) image/build $(PROGRAMS:debug=release) $(IMAGE) $(dir $(PROGRAMS:%/debug=%))image
+
+# Schemas of all versions of Kubernetes; the newest is the default.
+VALIDATOR := kubernetes-validate==1.37.0
+CHECKS := $(or $(CARGO_TARGET_DIR),target)/manifest-check
+manifest-check: PACKAGES += python3-venv
+manifest-check: deps ## Checks kube-flannel.yml against the schemas of Kubernetes, without a cluster
+	@if [ "$$(cat $(CHECKS)/done 2>/dev/null)" != "$(VALIDATOR)" ]; then \
+		rm -rf $(CHECKS); \
+		/usr/bin/python3 -m venv $(CHECKS); \
+		$(CHECKS)/bin/pip -q --disable-pip-version-check install $(VALIDATOR); \
+		echo "$(VALIDATOR)" >$(CHECKS)/done; \
+	fi
+	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml
+	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml
+
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) clippy doc layers test
+	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench-control bench-cni bench-rules test fmt clippy doc layers release ci
+.PHONY: help deps build demo bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci

@@ -1,0 +1,32 @@
+# The image for builders of several architectures:
+#
+#     docker buildx build --platform=linux/amd64,linux/arm64 --build-arg=VERSION=v0.1.0 --tag=NAME --push .
+#
+# `make image` builds it without such a builder, from the last stage of this file and programs of this machine.
+# The stages before it compile for the platform that is asked for. They have not been run: where this project
+# is tested there is no Docker engine, and no image to begin with.
+
+ARG RUST=1.95-bookworm
+FROM rust:${RUST} AS programs
+RUN apt-get update -q \
+    && apt-get install -q -y --no-install-recommends protobuf-compiler libprotobuf-dev \
+    && rm -r /var/lib/apt/lists
+WORKDIR /src
+COPY . .
+RUN cargo build --locked --release -p flanneld \
+    && cargo build --locked --release -p cni-plugin \
+    && image/tree "target/$(rustc -vV | sed -n 's/^host: //p')/release" /tree
+
+FROM scratch AS tree
+COPY --from=programs /tree/ /
+
+FROM scratch
+ARG VERSION
+LABEL org.opencontainers.image.title="flannel-rs" \
+      org.opencontainers.image.description="flanneld and the CNI plugin flannel" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY --from=tree / /
+ENV PATH=/opt/bin:/bin
+USER 0:0
+ENTRYPOINT ["/opt/bin/flanneld"]
