@@ -113,6 +113,23 @@ impl NetworkConfig {
     /// # Errors
     /// [`ConfigError`] naming the key, its value and what would be acceptable.
     pub fn parse(json: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(json, range)
+    }
+
+    /// Reads `net-conf.json` with the rules for stores in which somebody else allocates subnets: its keys
+    /// about the division of the network are ignored (contract §2). The lengths are those of `own`, or
+    /// Flannel's usual ones where this node has no subnet yet.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key, its value and what would be acceptable.
+    pub fn parse_given_subnets(json: &str, own: &Subnets) -> Result<Self, ConfigError> {
+        Self::parse_with(json, |object, family| given_range(object, family, own.get(family)))
+    }
+
+    fn parse_with(
+        json: &str,
+        range: impl Fn(&Object<'_>, Family) -> Result<Range, ConfigError>,
+    ) -> Result<Self, ConfigError> {
         let object = Object::parse(json)?;
         let enabled = |key, default| object.get::<bool>(key).map(|value| value.unwrap_or(default));
         let v4 = enabled("EnableIPv4", true)?.then(|| range(&object, Family::V4)).transpose()?;
@@ -196,17 +213,7 @@ impl Keys {
 
 fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
     let keys = Keys::of(family);
-    let text: Option<String> = object.get_non_null(keys.network)?;
-    let example = if family == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" };
-    let Some(text) = text else {
-        return Err(ConfigError(format!("{} is missing: add it, for example \"{example}\"", keys.network)));
-    };
-    let network = text
-        .parse::<IpNet>()
-        .ok()
-        .filter(|net| Family::of(net.addr()) == family)
-        .ok_or_else(|| format!("{}: {text:?} is not an {family} prefix such as \"{example}\"", keys.network))?
-        .trunc();
+    let network = network(object, &keys, family)?;
     let subnet_len = subnet_len(object, &keys, network)?;
     let step = 1u128 << (family.bits() - subnet_len);
     let first = bits_of(network.network());
@@ -217,6 +224,29 @@ fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
         min: bound(keys.min, first + step)?,
         max: bound(keys.max, bits_of(network.broadcast()) & !(step - 1))?,
     })
+}
+
+/// The whole network, of which somebody else gives every part away.
+fn given_range(object: &Object<'_>, family: Family, own: Option<IpNet>) -> Result<Range, ConfigError> {
+    let keys = Keys::of(family);
+    let network = network(object, &keys, family)?;
+    let subnet_len = own.map_or(keys.usual, |own| own.prefix_len()).max(network.prefix_len());
+    let last = IpNet::new(network.broadcast(), subnet_len).map_or(network.network(), |net| net.network());
+    Ok(Range { network, subnet_len, min: network.network(), max: last })
+}
+
+fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, ConfigError> {
+    let text: Option<String> = object.get_non_null(keys.network)?;
+    let example = if family == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" };
+    let Some(text) = text else {
+        return Err(ConfigError(format!("{} is missing: add it, for example \"{example}\"", keys.network)));
+    };
+    let parsed = text.parse::<IpNet>().ok().filter(|net| Family::of(net.addr()) == family);
+    let Some(network) = parsed else {
+        let key = keys.network;
+        return Err(ConfigError(format!("{key}: {text:?} is not an {family} prefix such as \"{example}\"")));
+    };
+    Ok(network.trunc())
 }
 
 fn subnet_len(object: &Object<'_>, keys: &Keys, network: IpNet) -> Result<u8, ConfigError> {
@@ -375,6 +405,26 @@ mod tests {
         assert_eq!(parse(r#"{"Network":"10.3.0.0/24"}"#).range(Family::V4).unwrap().subnet_len, 26);
         assert_eq!(parse(r#"{"Network":"10.3.0.0/28"}"#).range(Family::V4).unwrap().subnet_len, 30);
         assert!(error(r#"{"Network":"10.3.0.0/29"}"#).contains("too small"));
+    }
+
+    #[test]
+    fn where_subnets_are_given_the_keys_about_them_are_ignored() {
+        let json = r#"{"Network":"10.3.0.0/16","SubnetLen":7,"SubnetMin":"nonsense","IPv6SubnetLen":true}"#;
+        let parse = |json, own: &[&str]| {
+            let own = own.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+            *NetworkConfig::parse_given_subnets(json, &own).unwrap().range(Family::V4).unwrap()
+        };
+        let range = parse(json, &["10.3.4.0/26"]);
+        assert_eq!(
+            (range.subnet_len, range.min.to_string(), range.max.to_string()),
+            (26, "10.3.0.0".into(), "10.3.255.192".into())
+        );
+        assert!(range.allows("10.3.0.0/26".parse().unwrap()));
+        assert_eq!(parse(json, &["fd00::/64"]).subnet_len, 24);
+        assert_eq!(parse(r#"{"Network":"10.3.0.0/31"}"#, &[]).subnet_len, 31);
+        assert_eq!(parse(r#"{"Network":"10.3.0.0/24"}"#, &["10.3.0.0/24"]).min.to_string(), "10.3.0.0");
+        let error = NetworkConfig::parse_given_subnets("{}", &Subnets::default()).unwrap_err().to_string();
+        assert!(error.contains("Network is missing"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | [`allocate`] | which subnet a new node takes; pure |
 //! | [`env_file`] | `subnet.env`, what the CNI plugin reads |
 //! | [`store`] | the contract of every lease store |
-//! | [`memory`], [`file`](mod@file), [`etcd`] | the stores |
+//! | [`memory`], [`file`](mod@file), [`etcd`], `kube` | the stores |
 //!
 //! Without its default features the crate has no runtime and no network code: the CNI plugin uses it so.
 
@@ -29,14 +29,18 @@ mod claim;
 pub mod etcd;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(feature = "kube")]
+pub mod kube;
 #[cfg(feature = "store")]
 pub mod memory;
-#[cfg(any(feature = "etcd", feature = "file"))]
+#[cfg(any(feature = "etcd", feature = "file", feature = "kube"))]
 mod pace;
 #[cfg(feature = "store")]
 pub mod saved;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use config::{BackendConfig, ConfigError, NetworkConfig, Range, VxlanConfig};
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};

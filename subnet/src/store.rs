@@ -88,6 +88,20 @@ pub enum Loss {
         /// The address that both announce.
         public: PublicAddrs,
     },
+    /// Whoever gives subnets out has given this node another one.
+    #[error("this node was given other subnets than {subnets}")]
+    Changed {
+        /// The subnets that were ours.
+        subnets: Subnets,
+    },
+    /// Somebody changes what this node announces, however often it is put back.
+    #[error(
+        "what this node announces for {subnets} is changed by somebody else again and again: look for a second flanneld with the same node name, or a program that manages annotations of nodes"
+    )]
+    Rewritten {
+        /// Our subnets.
+        subnets: Subnets,
+    },
 }
 
 /// What a node says about itself when it asks for a lease.
@@ -170,6 +184,24 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// Feeds complete snapshots, the own lease included, until dropped; paces its own retries.
     fn follow(&self, feed: &Feed) -> impl Future<Output = Infallible> + Send;
+
+    /// Resolves when somebody has decided something about this node that [`acquire`](Self::acquire) or
+    /// [`node_public`](Self::node_public) have not seen yet, so that they are worth calling again at
+    /// once. Never, where nobody decides about nodes.
+    fn stirred(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    /// Tells the cluster that this node's network works, until it has been heard.
+    fn announce_ready(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// The public addresses that an operator gave to this node in the store, if any: they act like
+    /// `--public-ip` and `--public-ipv6`.
+    fn node_public(&self) -> impl Future<Output = Result<PublicAddrs, StoreError>> + Send {
+        std::future::ready(Ok(PublicAddrs::default()))
+    }
 }
 
 /// A number below `bound` that differs between nodes and runs; for picking subnets and spreading load,

@@ -62,10 +62,10 @@ impl Journal {
 
     pub(super) fn lost(&mut self, loss: &Loss) {
         match loss {
-            Loss::Taken { .. } => error!(
+            Loss::Taken { .. } | Loss::Changed { .. } => error!(
                 "{loss}; taking another subnet, this node is not ready until the pods of the old one are gone"
             ),
-            Loss::Contested { .. } => error!(
+            Loss::Contested { .. } | Loss::Rewritten { .. } => error!(
                 "{loss}; this node no longer writes the lease and is not ready; restart flanneld to claim it again"
             ),
         }

@@ -62,12 +62,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.health.set(condition::LEASE, Err(loss.to_string()));
         match &loss {
             // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
-            Loss::Taken { subnets, .. } => {
+            Loss::Taken { subnets, .. } | Loss::Changed { subnets } => {
                 self.lost.push(*subnets);
                 self.lease = None;
                 self.plan = None;
             }
-            Loss::Contested { .. } => self.contested = Some(loss),
+            Loss::Contested { .. } | Loss::Rewritten { .. } => self.contested = Some(loss),
         }
     }
 

@@ -1,0 +1,224 @@
+//! Leases as annotations of Kubernetes' node objects, as Go flannel keeps them (contract §3.2).
+//!
+//! Kubernetes decides which subnet a node has (`spec.podCIDRs`); the node adds how it is reached. So
+//! nothing is allocated and nothing expires here, and what can go wrong is that somebody changes the
+//! node object.
+
+mod annotations;
+mod condition;
+mod connection;
+mod follow;
+mod hold;
+mod node;
+mod own;
+mod split;
+mod table;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::timeout;
+
+use crate::config::NetworkConfig;
+use crate::lease::{Attachment, Lease};
+use crate::net::{Family, PublicAddrs, Subnets};
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
+use annotations::Prefix;
+use connection::Connection;
+use own::{Seen, is_name};
+
+/// What the network configuration is worth waiting for an API server that may be away.
+const HINT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Where the API server is, and who this node is.
+#[derive(Clone, Debug)]
+pub struct KubeOptions {
+    /// This node's name in Kubernetes (`NODE_NAME`).
+    pub node_name: Option<String>,
+    /// Namespace and name of the pod that this process is in (`POD_NAMESPACE`, `POD_NAME`), by which the
+    /// node is found if its name is not given.
+    pub pod: Option<(String, String)>,
+    /// A kubeconfig file. With neither this nor `api_url` the pod's service account is used.
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's address, also instead of the one in `kubeconfig`.
+    pub api_url: Option<String>,
+    /// What the annotations' names begin with, `flannel.alpha.coreos.com` unless the operator says
+    /// otherwise; completed as in Go flannel (contract §3.2.2).
+    pub annotation_prefix: String,
+    /// The file with the network configuration.
+    pub net_config_path: PathBuf,
+    /// Whether [`announce_ready`](LeaseStore::announce_ready) sets the node's condition
+    /// `NetworkUnavailable` to `False`.
+    pub set_network_unavailable: bool,
+}
+
+/// One node's end of a Kubernetes cluster.
+pub struct Kube {
+    connection: Connection,
+    /// The same at each start of this node: without anything that has to be asked for.
+    described: String,
+    name: OnceCell<String>,
+    pod: Option<(String, String)>,
+    prefix: Prefix,
+    net_config_path: PathBuf,
+    set_network_unavailable: bool,
+    /// What this node announces. Locked while it is being written, so that `hold` can tell our own
+    /// writing from others'.
+    held: tokio::sync::Mutex<Option<Held>>,
+    /// Wakes `hold` when `acquire` has changed `held`.
+    moved: Notify,
+    /// The families that the network configuration enables: bit 0 IPv4, bit 1 IPv6.
+    families: AtomicU8,
+    /// What was read last about this node, for `stirred`.
+    seen: Mutex<Seen>,
+    /// Whether the node's network was said to be available.
+    announced: AtomicBool,
+    /// What was complained about last.
+    complained: Mutex<String>,
+    /// What was last left as an event at the node.
+    reported: tokio::sync::Mutex<Option<String>>,
+}
+
+/// What this node holds and says about itself.
+#[derive(Clone, Debug)]
+struct Held {
+    subnets: Subnets,
+    public: PublicAddrs,
+    attachment: Attachment,
+    /// Of the node object.
+    uid: String,
+}
+
+impl Kube {
+    /// Checks the options, and reads the kubeconfig or the pod's service account. The API server need
+    /// not be there yet. Has to be called in a runtime.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] naming the option or the file.
+    pub async fn new(options: KubeOptions) -> Result<Self, StoreError> {
+        let prefix = Prefix::parse(&options.annotation_prefix).map_err(StoreError::Unusable)?;
+        let given = |text: &String| !text.is_empty();
+        let name = options.node_name.filter(given);
+        let pod = options.pod.filter(|(namespace, pod)| given(namespace) && given(pod));
+        let names = name
+            .iter()
+            .map(|name| ("NODE_NAME", name))
+            .chain(pod.iter().flat_map(|(namespace, pod)| [("POD_NAMESPACE", namespace), ("POD_NAME", pod)]));
+        for (variable, value) in names {
+            if !is_name(value) {
+                return Err(StoreError::Unusable(format!(
+                    "{variable}: {value:?} is not a name in Kubernetes: small letters, digits, '-' and '.' only"
+                )));
+            }
+        }
+        if name.is_none() && pod.is_none() {
+            return Err(StoreError::Unusable(
+                "this node's name is unknown: set NODE_NAME (from spec.nodeName), or POD_NAME and POD_NAMESPACE".into(),
+            ));
+        }
+        let connection = Connection::new(options.kubeconfig, options.api_url.as_deref()).await?;
+        Ok(Self {
+            described: match &name {
+                Some(name) => format!("{}, node {name}", connection.described),
+                None => connection.described.clone(),
+            },
+            connection,
+            name: OnceCell::new_with(name),
+            pod,
+            prefix,
+            net_config_path: options.net_config_path,
+            set_network_unavailable: options.set_network_unavailable,
+            held: tokio::sync::Mutex::new(None),
+            moved: Notify::new(),
+            families: AtomicU8::new(0b11),
+            seen: Mutex::new(Seen::default()),
+            announced: AtomicBool::new(false),
+            complained: Mutex::new(String::new()),
+            reported: tokio::sync::Mutex::new(None),
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember_families(&self, network: &NetworkConfig) {
+        let bit = |family, bit| if network.range(family).is_some() { bit } else { 0 };
+        self.families.store(bit(Family::V4, 0b01) | bit(Family::V6, 0b10), Ordering::Release);
+    }
+
+    /// The enabled families; both as long as no configuration was read.
+    fn families(&self) -> &'static [Family] {
+        match self.families.load(Ordering::Acquire) {
+            0b01 => &[Family::V4],
+            0b10 => &[Family::V6],
+            _ => &Family::BOTH,
+        }
+    }
+
+    /// The subnets that this node has, if the API server says so soon: only to know their lengths.
+    async fn hint(&self) -> Subnets {
+        let read = timeout(HINT_WITHIN, self.read_own()).await;
+        let own = read.ok().and_then(Result::ok).and_then(|read| read.own);
+        own.and_then(|own| own.subnets.ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Kube {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kube").field(&self.describe()).finish()
+    }
+}
+
+impl LeaseStore for Kube {
+    fn describe(&self) -> String {
+        self.described.clone()
+    }
+
+    async fn network(&self) -> Result<NetworkConfig, StoreError> {
+        let at = self.net_config_path.display().to_string();
+        let json = match std::fs::read(&self.net_config_path) {
+            Ok(json) => String::from_utf8_lossy(&json).into_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoConfig { at }),
+            Err(error) => return Err(StoreError::Unusable(format!("{at}: {error}"))),
+        };
+        let parse = |own: Subnets| {
+            NetworkConfig::parse_given_subnets(&json, &own)
+                .map_err(|source| StoreError::BadConfig { at: at.clone(), source })
+        };
+        self.remember_families(&parse(Subnets::default())?);
+        parse(self.hint().await)
+    }
+
+    async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {
+        self.obtain(network, claim).await
+    }
+
+    async fn hold(&self) -> Loss {
+        self.keep().await
+    }
+
+    async fn follow(&self, feed: &Feed) -> Infallible {
+        self.feed(feed).await
+    }
+
+    async fn stirred(&self) {
+        self.wait_until_stirred().await;
+    }
+
+    async fn announce_ready(&self) {
+        if self.set_network_unavailable {
+            self.announce().await;
+        }
+    }
+
+    async fn node_public(&self) -> Result<PublicAddrs, StoreError> {
+        self.read_public().await
+    }
+}

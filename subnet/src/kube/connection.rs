@@ -1,0 +1,360 @@
+//! The way to the API server: where it is, how to be let in, requests, and what its errors mean to us.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, header};
+use http_body_util::BodyExt;
+use kube::client::{Body, ClientBuilder};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::split::Splitter;
+use crate::gojson::shortened;
+use crate::store::StoreError;
+
+/// After this long without an answer a request has failed. Generous, because a listing of a large
+/// cluster takes its time on the server too.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Parts of one answer follow each other faster than this.
+pub(super) const PART_WITHIN: Duration = Duration::from_secs(30);
+/// How much of an error's text is read.
+const ERROR_TEXT: usize = 64 << 10;
+
+/// Why a request came to nothing.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The HTTP status, if there was an answer; 0 otherwise.
+    pub(super) status: u16,
+    pub(super) error: StoreError,
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
+
+/// Requests to the API server.
+pub(super) struct Connection {
+    source: Source,
+    /// The store in words.
+    pub(super) described: String,
+    client: Mutex<Option<Client>>,
+}
+
+/// What is known about the way to the API server.
+struct Source {
+    kubeconfig: Option<PathBuf>,
+    url: Option<http::Uri>,
+}
+
+impl Connection {
+    /// Reads how to reach the API server; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Unusable`] naming the option or the file.
+    pub(super) async fn new(kubeconfig: Option<PathBuf>, url: Option<&str>) -> Result<Self, StoreError> {
+        // A second provider elsewhere in the program would be as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = url.filter(|url| !url.is_empty()).map(address).transpose()?;
+        let source = Source { kubeconfig, url };
+        let config = source.config().await?;
+        let described = format!("Kubernetes at {}", config.cluster_url);
+        let client = Mutex::new(Some(client(config)?));
+        Ok(Self { source, described: described.trim_end_matches('/').to_owned(), client })
+    }
+
+    /// Reads one object.
+    pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let body = self.send(Method::GET, path, None).await?;
+        self.whole(body).await
+    }
+
+    /// Changes one object by a strategic merge patch.
+    pub(super) async fn patch(&self, path: &str, patch: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        let body =
+            self.send(Method::PATCH, path, Some(("application/strategic-merge-patch+json", patch))).await?;
+        self.whole(body).await
+    }
+
+    /// Creates one object.
+    pub(super) async fn post(&self, path: &str, object: Vec<u8>) -> Result<(), Failure> {
+        let body = self.send(Method::POST, path, Some(("application/json", object))).await?;
+        self.whole(body).await.map(drop)
+    }
+
+    /// Begins to read a list.
+    pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
+        let body = self.send(Method::GET, path, None).await?;
+        Ok(Objects { connection: self, body, splitter: Splitter::list() })
+    }
+
+    /// Begins to watch.
+    pub(super) async fn watch(&self, path: &str) -> Result<Objects<'_>, Failure> {
+        let body = self.send(Method::GET, path, None).await?;
+        Ok(Objects { connection: self, body, splitter: Splitter::sequence() })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: Option<(&'static str, Vec<u8>)>,
+    ) -> Result<Body, Failure> {
+        let mut request =
+            Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        let body = match content {
+            None => Body::empty(),
+            Some((kind, content)) => {
+                request = request.header(header::CONTENT_TYPE, kind);
+                Body::from(content)
+            }
+        };
+        let request = request.body(body).map_err(|error| self.away(error.to_string()))?;
+        let client = self.client().await?;
+        let answer = match timeout(ANSWER_WITHIN, client.send(request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(self.meaning(&error)),
+            Err(_) => return Err(self.away(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
+        };
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer.into_body());
+        }
+        let text = self.error_text(answer.into_body()).await;
+        if status == http::StatusCode::UNAUTHORIZED {
+            // Perhaps the credentials were renewed since they were read.
+            self.client.lock().await.take();
+        }
+        Err(self.refusal(status.as_u16(), &text))
+    }
+
+    async fn client(&self) -> Result<Client, Failure> {
+        let mut current = self.client.lock().await;
+        if let Some(client) = &*current {
+            return Ok(client.clone());
+        }
+        let new = async { client(self.source.config().await?) };
+        let new = new.await.map_err(|error: StoreError| Failure { status: 0, error })?;
+        *current = Some(new.clone());
+        Ok(new)
+    }
+
+    async fn whole(&self, body: Body) -> Result<Vec<u8>, Failure> {
+        match timeout(PART_WITHIN, body.collect()).await {
+            Ok(Ok(whole)) => Ok(whole.to_bytes().to_vec()),
+            Ok(Err(error)) => Err(self.meaning(&error)),
+            Err(_) => Err(self.away("an answer has no end".into())),
+        }
+    }
+
+    async fn error_text(&self, mut body: Body) -> Vec<u8> {
+        let mut text = Vec::new();
+        while let Ok(Some(Ok(frame))) = timeout(PART_WITHIN, body.frame()).await
+            && text.len() < ERROR_TEXT
+        {
+            text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+        text
+    }
+
+    /// What it means that the server answers with this status.
+    pub(super) fn refusal(&self, status: u16, text: &[u8]) -> Failure {
+        #[derive(Default, Deserialize)]
+        struct Status {
+            #[serde(default)]
+            message: String,
+        }
+        let message = serde_json::from_slice::<Status>(text).unwrap_or_default().message;
+        let message = if message.is_empty() { String::from_utf8_lossy(text).into_owned() } else { message };
+        let message: String =
+            message.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let store = self.described.clone();
+        let error = match status {
+            401 => StoreError::Denied {
+                store,
+                why: format!(
+                    "{message} (401): the token or the certificate that flanneld has is not accepted; look at its service \
+                     account or at --kubeconfig-file"
+                ),
+            },
+            403 => StoreError::Denied {
+                store,
+                why: format!(
+                    "{message} (403): the ClusterRole of flanneld has to allow get, list and watch of nodes, patch of \
+                     nodes/status, and get of pods"
+                ),
+            },
+            404 | 408..=410 | 429 | 500.. => {
+                StoreError::Unreachable { store, why: format!("{message} ({status})") }
+            }
+            _ => StoreError::Unusable(format!("{store} refuses a request: {message} ({status})")),
+        };
+        Failure { status, error }
+    }
+
+    /// The failure of a request that got no answer.
+    pub(super) fn away(&self, why: String) -> Failure {
+        Failure { status: 0, error: StoreError::Unreachable { store: self.described.clone(), why } }
+    }
+
+    fn meaning(&self, error: &kube::Error) -> Failure {
+        let why = explain(error);
+        let denied = matches!(error, kube::Error::Auth(_))
+            || [
+                "invalid peer certificate",
+                "fatal alert",
+                "certificate required",
+                "failed to read token file",
+            ]
+            .iter()
+            .any(|text| why.contains(text));
+        if denied {
+            let error = StoreError::Denied { store: self.described.clone(), why };
+            return Failure { status: 0, error };
+        }
+        self.away(why)
+    }
+}
+
+impl Source {
+    /// The same order as Go flannel: a kubeconfig or an address, or else the pod's own account.
+    async fn config(&self) -> Result<Config, StoreError> {
+        let mut config = match (&self.kubeconfig, &self.url) {
+            (Some(path), _) => {
+                let wrong = |error| {
+                    StoreError::Unusable(format!("--kubeconfig-file {}: {}", path.display(), explain(&error)))
+                };
+                let file = Kubeconfig::read_from(path).map_err(wrong)?;
+                let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
+                let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
+                let options = KubeConfigOptions::default();
+                let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
+                if !proxied {
+                    // From the environment; there is no proxy between a node and its API server.
+                    config.proxy_url = None;
+                }
+                config
+            }
+            (None, Some(url)) => Config::new(url.clone()),
+            (None, None) => Config::incluster().map_err(|error| {
+                StoreError::Unusable(format!(
+                    "this is not a pod with a service account ({}): give --kubeconfig-file or --kube-api-url, or run \
+                     flanneld as the pod of a DaemonSet",
+                    explain(&error)
+                ))
+            })?,
+        };
+        if let Some(url) = &self.url {
+            config.cluster_url = url.clone();
+        }
+        if config.cluster_url.scheme_str() == Some("http") {
+            // Nobody is to be trusted, so there need not be a list of whom to trust: there is none in a
+            // small image.
+            config.root_cert = Some(Vec::new());
+            config.root_cert_file = None;
+        }
+        config.connect_timeout = Some(Duration::from_secs(10));
+        // Retries are paced by those who know what they wait for.
+        config.default_retry = false;
+        let agent = concat!("flanneld/", env!("CARGO_PKG_VERSION"));
+        config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
+        Ok(config)
+    }
+}
+
+fn client(config: Config) -> Result<Client, StoreError> {
+    let at = config.cluster_url.clone();
+    let builder = ClientBuilder::try_from(config).map_err(|error| {
+        StoreError::Unusable(format!("Kubernetes at {at} can't be asked: {}", explain(&error)))
+    })?;
+    Ok(builder.build())
+}
+
+/// `--kube-api-url`, checked.
+fn address(text: &str) -> Result<http::Uri, StoreError> {
+    let wrong = || {
+        // What stands before an @ may be a password.
+        let shown = shortened(text.rsplit('@').next().unwrap_or_default());
+        StoreError::Unusable(format!(
+            "--kube-api-url: {shown:?} is not an address: give http://HOST:PORT or https://HOST:PORT"
+        ))
+    };
+    // Go takes an address without a scheme for http.
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url: http::Uri = full.parse().map_err(|_| wrong())?;
+    let plain = matches!(url.scheme_str(), Some("http" | "https")) && !full.contains('@');
+    if plain && url.host().is_some_and(|host| !host.is_empty()) { Ok(url) } else { Err(wrong()) }
+}
+
+/// The objects of a list or the events of a watch, as they arrive.
+pub(super) struct Objects<'a> {
+    connection: &'a Connection,
+    body: Body,
+    splitter: Splitter,
+}
+
+impl Objects<'_> {
+    /// The next object; `None` at the end. May be dropped and called again.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            if let Some(object) = self.splitter.next() {
+                return Ok(Some(object));
+            }
+            let frame = match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Err(self.connection.meaning(&error)),
+            };
+            if let Some(data) = frame.data_ref() {
+                self.splitter.push(data).map_err(|error| self.connection.away(error.to_string()))?;
+            }
+        }
+    }
+
+    /// Like [`next`](Self::next), with an error where nothing comes.
+    pub(super) async fn next_soon(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        match timeout(PART_WITHIN, self.next()).await {
+            Ok(next) => next,
+            Err(_) => Err(self.connection.away("an answer has no end".into())),
+        }
+    }
+
+    /// What stood around the objects.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.splitter.rest()
+    }
+}
+
+/// An error with its causes, each said once.
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_and_passwords_are_not_shown() {
+        assert_eq!(address("10.0.0.1:8080").unwrap().to_string(), "http://10.0.0.1:8080/");
+        assert_eq!(address("https://[fd00::1]:6443").unwrap().to_string(), "https://[fd00::1]:6443/");
+        for text in ["ftp://10.0.0.1", "http://", "https://root:hunter2@10.0.0.1", "a b"] {
+            let error = address(text).unwrap_err().to_string();
+            assert!(error.contains("--kube-api-url") && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! A node object, of which only the few members are decoded that say something about leases.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, address};
+use crate::gojson::{Object, shortened};
+use crate::lease::{Attachment, Lease, Malformed, Vtep};
+use crate::net::{Family, PublicAddrs, Subnets};
+
+/// A node as the API server writes it; everything else is skipped unread.
+#[derive(Debug, Deserialize)]
+pub(super) struct Node<'a> {
+    #[serde(borrow)]
+    pub(super) metadata: Metadata<'a>,
+    #[serde(borrow, default)]
+    spec: Spec<'a>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Metadata<'a> {
+    #[serde(borrow, default)]
+    pub(super) name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    uid: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) resource_version: Cow<'a, str>,
+    #[serde(borrow, default)]
+    creation_timestamp: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    annotations: Option<Pairs<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Spec<'a> {
+    #[serde(borrow, default, rename = "podCIDR")]
+    pod_cidr: Option<Cow<'a, str>>,
+    #[serde(borrow, default, rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<Text<'a>>>,
+}
+
+/// Text that stays in the answer unless it is escaped there.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Debug)]
+struct Pairs<'a>(Vec<(Text<'a>, Text<'a>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Pairs<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("annotations")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+impl Node<'_> {
+    /// The pod subnets; of two of one family the first, as Go's peers read them.
+    ///
+    /// # Errors
+    /// A sentence naming the member and its value.
+    pub(super) fn subnets(&self) -> Result<Subnets, String> {
+        let list: Vec<&str> = match self.spec.pod_cidrs.as_deref() {
+            Some(list) if !list.is_empty() => list.iter().map(|text| text.0.as_ref()).collect(),
+            _ => self.spec.pod_cidr.as_deref().filter(|text| !text.is_empty()).into_iter().collect(),
+        };
+        if list.len() > 2 {
+            return Err(format!(
+                "spec.podCIDRs has {} entries: at most one of each family is possible",
+                list.len()
+            ));
+        }
+        let mut subnets = Subnets::default();
+        for text in list {
+            let net: IpNet =
+                text.parse().map_err(|_| format!("spec.podCIDRs: {:?} is not a prefix", shortened(text)))?;
+            if subnets.get(Family::of(net.addr())).is_none() {
+                subnets.set(net);
+            }
+        }
+        Ok(subnets)
+    }
+
+    /// When the node was created, in seconds since 1970; 0 if it doesn't say.
+    pub(super) fn created(&self) -> u64 {
+        let text = self.metadata.creation_timestamp.as_deref().unwrap_or_default();
+        text.parse::<Timestamp>().map_or(0, |at| at.as_second().max(0).unsigned_abs())
+    }
+
+    fn annotation(&self, prefix: &Prefix, name: &str) -> Option<&str> {
+        let pairs = self.metadata.annotations.as_ref()?;
+        let found = pairs.0.iter().find(|(key, _)| prefix.strip(&key.0) == Some(name))?;
+        Some(found.1.0.as_ref())
+    }
+
+    /// What the node says about itself as a peer; `None` if Flannel doesn't manage it.
+    pub(super) fn entry(&self, prefix: &Prefix, families: &[Family]) -> Option<Seen> {
+        if self.annotation(prefix, MANAGED) != Some("true") {
+            return None;
+        }
+        let kind = self.annotation(prefix, TYPE).unwrap_or_default();
+        let entry = self.examine(kind, prefix, families);
+        Some(if kind == CHANGING { Seen::Changing(entry) } else { Seen::Settled(entry) })
+    }
+
+    fn examine(&self, kind: &str, prefix: &Prefix, families: &[Family]) -> Entry {
+        let all = match self.subnets() {
+            Ok(all) => all,
+            Err(why) => return Entry::malformed(why, None),
+        };
+        let subnets: Subnets = families.iter().filter_map(|family| all.get(*family)).collect();
+        if subnets.is_empty() {
+            let wanted: Vec<String> = families.iter().map(ToString::to_string).collect();
+            return Entry::malformed(
+                format!("spec.podCIDRs has no {} subnet", wanted.join(" and no ")),
+                None,
+            );
+        }
+        let mut wrong = Vec::new();
+        let mut public = PublicAddrs::default();
+        let mut vteps = [None, None];
+        for (family, vtep) in Family::BOTH.into_iter().zip(&mut vteps) {
+            if subnets.get(family).is_none() {
+                continue;
+            }
+            let names = Names::of(family);
+            match self.annotation(prefix, names.public).map(|text| address(text, family)) {
+                Some(Ok(addr)) if !addr.is_unspecified() => match addr {
+                    std::net::IpAddr::V4(v4) => public.v4 = Some(v4),
+                    std::net::IpAddr::V6(v6) => public.v6 = Some(v6),
+                },
+                Some(Err(why)) => wrong.push(format!("annotation {}: {why}", names.public)),
+                Some(Ok(_)) | None => {}
+            }
+            if kind == "vxlan" {
+                match self.annotation(prefix, names.data).map_or(Ok(None), read_vtep) {
+                    Ok(read) => *vtep = read,
+                    Err(why) => wrong.push(format!("annotation {}: {why}", names.data)),
+                }
+            }
+        }
+        let attachment = match kind {
+            "" | "udp" => Attachment::Udp,
+            "host-gw" => Attachment::HostGw,
+            "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
+            _ => Attachment::Foreign(shortened(kind).into()),
+        };
+        if public == PublicAddrs::default() {
+            if wrong.is_empty() {
+                wrong.push("it has no public address (annotation public-ip)".to_owned());
+            }
+            return Entry::malformed(wrong.join("; "), Some(subnets));
+        }
+        Entry {
+            lease: Some(Lease { subnets, public, attachment, created: self.created() }),
+            wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
+        }
+    }
+}
+
+/// `backend-data` of a vxlan node.
+fn read_vtep(text: &str) -> Result<Option<Vtep>, String> {
+    if matches!(text, "" | "null") {
+        return Ok(None);
+    }
+    let data = Object::parse(text)?;
+    let vni = data.get::<u32>("VNI")?.unwrap_or(0);
+    let mac = data.get::<String>("VtepMAC")?.ok_or("it has no VtepMAC")?;
+    let mac = mac.parse().map_err(|error| format!("VtepMAC: {error}"))?;
+    Ok(Some(Vtep { vni, mac }))
+}
+
+/// What is kept of a node that Flannel manages: about 150 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// What can be used of it.
+    pub(super) lease: Option<Lease>,
+    /// What can't.
+    pub(super) wrong: Option<Box<Malformed>>,
+}
+
+impl Entry {
+    fn malformed(why: String, subnets: Option<Subnets>) -> Self {
+        Self { lease: None, wrong: Some(Box::new(Malformed { why, subnets })) }
+    }
+}
+
+/// What is seen of a node that Flannel manages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// This holds until further notice.
+    Settled(Entry),
+    /// This is the first of two patches: what was known before holds until the second.
+    Changing(Entry),
+}
+
+/// This node's own object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Own {
+    pub(super) uid: String,
+    pub(super) created: u64,
+    pub(super) subnets: Result<Subnets, String>,
+    /// Those under the prefix.
+    pub(super) annotations: Annotations,
+    /// The condition `NetworkUnavailable`, if there is one: its status, and since when it has it.
+    pub(super) unavailable: Option<(String, String)>,
+}
+
+impl Own {
+    pub(super) fn decode(json: &[u8], prefix: &Prefix) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Conditioned {
+            #[serde(default)]
+            status: Status,
+        }
+        #[derive(Default, Deserialize)]
+        struct Status {
+            #[serde(default)]
+            conditions: Option<Vec<Condition>>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Condition {
+            #[serde(rename = "type", default)]
+            kind: String,
+            #[serde(default)]
+            status: String,
+            #[serde(default)]
+            last_transition_time: Option<String>,
+        }
+        let node: Node<'_> = serde_json::from_slice(json)?;
+        let conditions = serde_json::from_slice::<Conditioned>(json)?.status.conditions.unwrap_or_default();
+        let pairs = node.metadata.annotations.as_ref().map_or(&[][..], |pairs| &pairs.0);
+        let ours = pairs.iter().filter_map(|(key, value)| {
+            Some((prefix.strip(&key.0)?.to_owned(), value.0.clone().into_owned()))
+        });
+        Ok(Self {
+            created: node.created(),
+            subnets: node.subnets(),
+            annotations: ours.collect(),
+            unavailable: conditions
+                .into_iter()
+                .find(|condition| condition.kind == "NetworkUnavailable")
+                .map(|found| (found.status, found.last_transition_time.unwrap_or_default())),
+            uid: node.metadata.uid.into_owned(),
+        })
+    }
+
+    /// The lease that the node announces already, if it does.
+    pub(super) fn announced(json: &[u8], prefix: &Prefix, families: &[Family]) -> Option<Lease> {
+        let node: Node<'_> = serde_json::from_slice(json).ok()?;
+        match node.entry(prefix, families)? {
+            Seen::Settled(entry) | Seen::Changing(entry) => entry.lease,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn node(cidrs: &str, annotations: &str) -> String {
+        format!(
+            r#"{{"kind":"Node","metadata":{{"name":"n1","uid":"u","resourceVersion":"7","creationTimestamp":"1970-01-01T00:01:00Z",
+               "managedFields":[{{"x":1}}],"annotations":{{"other":"{{\"a\":1}}",{annotations}}}}},
+               "spec":{{"podCIDR":"10.244.1.0/24","podCIDRs":[{cidrs}]}},"status":{{"images":[{{"names":["a"]}}]}}}}"#
+        )
+    }
+
+    fn entry(json: &str, families: &[Family]) -> Option<Entry> {
+        let prefix = Prefix::parse("f.io").unwrap();
+        let node: Node<'_> = serde_json::from_str(json).unwrap();
+        node.entry(&prefix, families).map(|seen| match seen {
+            Seen::Settled(entry) | Seen::Changing(entry) => entry,
+        })
+    }
+
+    const BOTH: &str = r#""10.244.1.0/24","fd00:1::/64""#;
+    const VXLAN: &str = r#""f.io/kube-subnet-manager":"true","f.io/backend-type":"vxlan","f.io/public-ip":"192.0.2.1",
+        "f.io/backend-data":"{\"VNI\":1,\"VtepMAC\":\"12:c6:65:89:b4:e3\"}""#;
+
+    #[test]
+    fn a_peer_is_read_from_its_annotations_and_its_pod_cidrs() {
+        let entry = entry(&node(r#""10.244.1.0/24""#, VXLAN), &Family::BOTH).unwrap();
+        let lease = entry.lease.unwrap();
+        assert_eq!(entry.wrong, None);
+        assert_eq!(lease.to_string(), "10.244.1.0/24 of 192.0.2.1 (vxlan)");
+        assert_eq!(lease.created, 60);
+        assert_eq!(lease.attachment.vtep(Family::V4).unwrap().mac.to_string(), "12:c6:65:89:b4:e3");
+    }
+
+    #[test]
+    fn each_family_stands_for_itself() {
+        let lease = |annotations: &str, families: &[Family]| {
+            entry(&node(BOTH, &format!("{VXLAN}{annotations}")), families).unwrap()
+        };
+        let v4_only = lease("", &Family::BOTH);
+        let subnets = v4_only.lease.as_ref().unwrap().subnets;
+        assert_eq!(subnets.to_string(), "10.244.1.0/24 and fd00:1::/64");
+        assert_eq!(v4_only.wrong, None);
+        assert_eq!(lease("", &[Family::V4]).lease.unwrap().subnets.to_string(), "10.244.1.0/24");
+
+        let bad_v6 = lease(r#","f.io/public-ipv6":"x","f.io/backend-v6-data":"{}""#, &Family::BOTH);
+        assert_eq!(bad_v6.lease.unwrap().public.to_string(), "192.0.2.1");
+        let why = bad_v6.wrong.unwrap().why;
+        assert!(why.contains("public-ipv6") && why.contains("backend-v6-data: it has no VtepMAC"), "{why}");
+        assert_eq!(
+            lease(r#","f.io/public-ipv6":"x""#, &[Family::V4]).wrong,
+            None,
+            "IPv6 is nobody's concern"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let managed = r#""f.io/kube-subnet-manager":"true","f.io/public-ip":"192.0.2.1""#;
+        let one = r#""10.244.1.0/24""#;
+        for (cidrs, annotations, part) in [
+            (r#""10.0.0.0/24","10.0.1.0/24","10.0.2.0/24""#, managed, "spec.podCIDRs has 3 entries"),
+            (r#""10.0.0.300/24""#, managed, "10.0.0.300/24"),
+            (r#""fd00::/64""#, managed, "no IPv4 subnet"),
+            (one, r#""f.io/kube-subnet-manager":"true""#, "no public address"),
+            (one, r#""f.io/kube-subnet-manager":"true","f.io/public-ip":"0.0.0.0""#, "no public address"),
+            (
+                one,
+                r#""f.io/kube-subnet-manager":"true","f.io/public-ip":"node1""#,
+                "\"node1\" is not an IPv4 address",
+            ),
+        ] {
+            let entry = entry(&node(cidrs, annotations), &[Family::V4]).unwrap();
+            assert_eq!(entry.lease, None);
+            let why = entry.wrong.unwrap().why;
+            assert!(why.contains(part), "{why}");
+        }
+        assert_eq!(entry(&node(one, r#""f.io/kube-subnet-manager":"false""#), &Family::BOTH), None);
+        assert_eq!(entry(r#"{"metadata":{"name":"n1","annotations":null},"spec":{}}"#, &Family::BOTH), None);
+    }
+
+    #[test]
+    fn the_own_node_is_read_with_its_condition() {
+        let json = r#"{"metadata":{"name":"n1","uid":"u1","annotations":{"f.io/x":"1","g.io/x":"2"}},"spec":{},
+            "status":{"conditions":[{"type":"Ready","status":"True"},
+            {"type":"NetworkUnavailable","status":"True","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}"#;
+        let own = Own::decode(json.as_bytes(), &Prefix::parse("f.io").unwrap()).unwrap();
+        assert_eq!(own.annotations, Annotations::from([("x".into(), "1".into())]));
+        assert_eq!(own.unavailable, Some(("True".into(), "2026-01-01T00:00:00Z".into())));
+        assert_eq!(own.subnets, Ok(Subnets::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_annotations_never_panic(data in ".{0,40}", public in ".{0,20}", kind in "(vxlan|host-gw|.{0,5})", cidr in ".{0,12}") {
+            let json = serde_json::json!({"metadata": {"name": "n", "annotations": {
+                "f.io/kube-subnet-manager": "true", "f.io/backend-data": data, "f.io/backend-v6-data": data,
+                "f.io/backend-type": kind, "f.io/public-ip": public, "f.io/public-ipv6": public}},
+                "spec": {"podCIDRs": ["10.0.0.0/24", cidr]}}).to_string();
+            prop_assert!(entry(&json, &Family::BOTH).is_some());
+        }
+    }
+}

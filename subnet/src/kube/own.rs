@@ -1,0 +1,269 @@
+//! This node's own object: finding it, and writing into it what peers need.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use super::annotations::{CHANGING, Names, TYPE, Wanted, address, changes, needs_two_steps, patch, wanted};
+use super::connection::{Failure, Objects};
+use super::follow::{NODES, encoded, watch_path};
+use super::node::Own;
+use super::{Held, Kube};
+use crate::config::NetworkConfig;
+use crate::lease::Lease;
+use crate::net::{Family, PublicAddrs, Subnets};
+use crate::store::{Claim, StoreError};
+
+/// The own node as of one moment.
+pub(super) struct Read {
+    /// `None` if Kubernetes has no such node.
+    pub(super) own: Option<Own>,
+    /// The lease that it announces already.
+    announced: Option<Lease>,
+    /// From where to watch it.
+    pub(super) version: String,
+}
+
+/// What an operator or Kubernetes decides about this node, as far as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// What [`Kube::obtain`] depends on.
+    pub(super) claim: Option<[String; 4]>,
+    /// What [`Kube::read_public`] says.
+    pub(super) public: Option<[String; 2]>,
+}
+
+impl Seen {
+    pub(super) fn of(own: Option<&Own>) -> Self {
+        let Some(own) = own else {
+            return Self { claim: Some(Default::default()), public: Some(Default::default()) };
+        };
+        let get = |name| own.annotations.get(name).cloned().unwrap_or_default();
+        let [v4, v6] = Family::BOTH.map(Names::of);
+        let subnets = match &own.subnets {
+            Ok(subnets) => subnets.to_string(),
+            Err(why) => why.clone(),
+        };
+        Self {
+            claim: Some([own.uid.clone(), subnets, get(v4.overwrite), get(v6.overwrite)]),
+            public: Some([get(v4.node_public), get(v6.node_public)]),
+        }
+    }
+}
+
+impl Kube {
+    /// The name of this node: as it was given, or that of the node on which this pod runs.
+    pub(super) async fn name(&self) -> Result<&str, Failure> {
+        #[derive(Deserialize)]
+        struct Pod {
+            #[serde(default)]
+            spec: Spec,
+        }
+        #[derive(Default, Deserialize)]
+        struct Spec {
+            #[serde(rename = "nodeName", default)]
+            node: String,
+        }
+        let ask = || async {
+            let Some((namespace, pod)) = &self.pod else {
+                return Err(self.connection.away("this node's name is unknown".into()));
+            };
+            let json = self.connection.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await?;
+            match serde_json::from_slice::<Pod>(&json) {
+                Ok(pod) if is_name(&pod.spec.node) => Ok(pod.spec.node),
+                _ => Err(self.connection.away(format!("pod {namespace}/{pod} has no node yet"))),
+            }
+        };
+        self.name.get_or_try_init(ask).await.map(String::as_str)
+    }
+
+    /// The query that selects this node.
+    async fn selector(&self) -> Result<String, Failure> {
+        Ok(format!("&fieldSelector=metadata.name%3D{}", encoded(self.name().await?)))
+    }
+
+    /// Reads the own node. By a list, because a list has a version from which to watch also where there
+    /// is no such node.
+    pub(super) async fn read_own(&self) -> Result<Read, Failure> {
+        let selector = self.selector().await?;
+        let mut objects = self.connection.list(&format!("{NODES}?limit=1{selector}")).await?;
+        let (mut own, mut announced) = (None, None);
+        while let Some(json) = objects.next_soon().await? {
+            own = Some(self.decode_own(&json)?);
+            announced = Own::announced(&json, &self.prefix, self.families());
+        }
+        Ok(Read { own, announced, version: self.page(&objects)?.version })
+    }
+
+    pub(super) fn decode_own(&self, json: &[u8]) -> Result<Own, Failure> {
+        Own::decode(json, &self.prefix)
+            .map_err(|error| self.connection.away(format!("a node that can't be read: {error}")))
+    }
+
+    /// Watches the own node.
+    pub(super) async fn watch_own(&self, version: &str) -> Result<Objects<'_>, Failure> {
+        let selector = self.selector().await?;
+        self.connection.watch(&watch_path(&selector, version)).await
+    }
+
+    pub(super) async fn obtain(
+        &self,
+        network: &NetworkConfig,
+        claim: &Claim<'_>,
+    ) -> Result<Lease, StoreError> {
+        self.remember_families(network);
+        let mut held = self.held.lock().await;
+        self.seen().claim = None;
+        let name = self.name().await?;
+        let read = self.read_own().await?;
+        self.seen().claim = Seen::of(read.own.as_ref()).claim;
+        let Some(own) = read.own else {
+            return Err(StoreError::Unusable(format!(
+                "Kubernetes has no node {name:?} yet: it appears when kubelet has registered this machine; if kubelet runs, \
+                 NODE_NAME has to be the name under which it does so"
+            )));
+        };
+        let subnets = match own_subnets(name, &own, network) {
+            Ok(subnets) => subnets,
+            Err(why) => {
+                self.report_once(name, &own.uid, &why).await;
+                return Err(StoreError::Unusable(why));
+            }
+        };
+        let attachment = (claim.attach)(read.announced.as_ref());
+        let new =
+            Held { subnets, public: claim.public, attachment: attachment.clone(), uid: own.uid.clone() };
+        let wanted =
+            self.wanted(&own, &new).map_err(|why| StoreError::Unusable(format!("node {name:?}: {why}")))?;
+        self.publish(&own, &wanted).await?;
+        *held = Some(new);
+        self.moved.notify_one();
+        Ok(Lease { subnets, public: claim.public, attachment, created: own.created })
+    }
+
+    /// The annotations that the own node has to have.
+    pub(super) fn wanted(&self, own: &Own, held: &Held) -> Result<Wanted, String> {
+        let enabled = |family| self.families().contains(&family);
+        wanted(&own.annotations, &held.public, &held.attachment, enabled)
+    }
+
+    /// Makes the own node say what is wanted. One patch, for Go's nodes act on each state that they see
+    /// (contract K5), or two where they would overlook one (K6).
+    pub(super) async fn publish(&self, own: &Own, wanted: &Wanted) -> Result<bool, Failure> {
+        let mut changes = changes(&own.annotations, wanted);
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        let path = self.status_path().await?;
+        if needs_two_steps(&own.annotations, wanted, &changes) {
+            changes.insert(TYPE, Some(CHANGING.to_owned()));
+            self.connection.patch(&path, patch(&self.prefix, &changes)).await?;
+            changes = Wanted::from([(TYPE, wanted.get(TYPE).cloned().flatten())]);
+        }
+        self.connection.patch(&path, patch(&self.prefix, &changes)).await?;
+        Ok(true)
+    }
+
+    pub(super) async fn status_path(&self) -> Result<String, Failure> {
+        Ok(format!("{NODES}/{}/status", self.name().await?))
+    }
+
+    /// The addresses that an operator gave to this node (contract §1.4, step 8).
+    pub(super) async fn read_public(&self) -> Result<PublicAddrs, StoreError> {
+        let read = self.read_own().await?;
+        self.seen().public = Seen::of(read.own.as_ref()).public;
+        let mut public = PublicAddrs::default();
+        let Some(own) = read.own else { return Ok(public) };
+        for family in Family::BOTH {
+            let name = Names::of(family).node_public;
+            let Some(text) = own.annotations.get(name).filter(|text| !text.is_empty()) else { continue };
+            match address(text, family) {
+                Ok(IpAddr::V4(v4)) => public.v4 = Some(v4),
+                Ok(IpAddr::V6(v6)) => public.v6 = Some(v6),
+                Err(why) => {
+                    let key = self.prefix.key(name);
+                    return Err(StoreError::Unusable(format!("annotation {key} of this node: {why}")));
+                }
+            }
+        }
+        Ok(public)
+    }
+
+    /// Leaves an event at the node, where an operator looks first. Flannel's usual ClusterRole does not
+    /// allow it, so it fails silently.
+    async fn report_once(&self, name: &str, uid: &str, why: &str) {
+        let mut reported = self.reported.lock().await;
+        if reported.as_deref() == Some(why) {
+            return;
+        }
+        let now = now();
+        let event = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": format!("{name}."), "namespace": "default"},
+            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid},
+            "type": "Warning",
+            "reason": "NoPodNetwork",
+            "message": why,
+            "source": {"component": "flanneld", "host": name},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        });
+        if let Err(failure) =
+            self.connection.post("/api/v1/namespaces/default/events", event.to_string().into_bytes()).await
+        {
+            tracing::debug!(error = %failure.error, "no event could be left at the node");
+        }
+        *reported = Some(why.to_owned());
+    }
+}
+
+/// This moment as Kubernetes writes it.
+pub(super) fn now() -> String {
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Whether this can be the name of a node, namespace or pod.
+pub(super) fn is_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    !text.is_empty()
+        && text.len() <= 253
+        && text.chars().all(plain)
+        && text.contains(|c: char| c.is_ascii_alphanumeric())
+}
+
+/// The subnets of the enabled families that Kubernetes gave to this node.
+///
+/// # Errors
+/// A sentence with the remedy.
+fn own_subnets(name: &str, own: &Own, network: &NetworkConfig) -> Result<Subnets, String> {
+    let given = own.subnets.as_ref().map_err(|why| format!("node {name:?}: {why}"))?;
+    let mut subnets = Subnets::default();
+    for range in network.ranges() {
+        let family = Family::of(range.network.addr());
+        let Some(subnet) = given.get(family) else { continue };
+        if !range.network.contains(&subnet) {
+            let key = if family == Family::V4 { "Network" } else { "IPv6Network" };
+            return Err(format!(
+                "node {name:?}: its podCIDR {subnet} is not in {} ({key} of net-conf.json): make {key} the same as \
+                 --cluster-cidr of kube-controller-manager",
+                range.network
+            ));
+        }
+        subnets.set(subnet);
+    }
+    if !subnets.is_empty() {
+        return Ok(subnets);
+    }
+    let networks: Vec<String> = network.ranges().map(|range| range.network.to_string()).collect();
+    let which = match given.is_empty() {
+        true => "pod cidr not assigned".to_owned(),
+        false => format!("its podCIDR {given} is of a family that net-conf.json does not enable"),
+    };
+    Err(format!(
+        "node {name:?} {which}: kube-controller-manager has to run with --allocate-node-cidrs=true \
+         --cluster-cidr={} (kubeadm: --pod-network-cidr), and that range must not be used up",
+        networks.join(",")
+    ))
+}

@@ -1,0 +1,133 @@
+//! All nodes that Flannel manages, by name, and the leases that follow from them.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+
+use super::node::{Entry, Seen};
+use crate::lease::{Leases, Malformed};
+
+/// What is kept of the cluster between two events.
+#[derive(Debug, Default)]
+pub(super) struct Table(BTreeMap<Box<str>, Entry>);
+
+impl Table {
+    /// Takes in what a node says now; whether that is news. `before` is the table that this one
+    /// replaces, if it is one that replaces another.
+    pub(super) fn put(&mut self, name: &str, seen: Option<Seen>, before: Option<&Self>) -> bool {
+        let entry = match seen {
+            None => return self.remove(name),
+            Some(Seen::Settled(entry)) => entry,
+            Some(Seen::Changing(entry)) => match before.unwrap_or(self).0.get(name) {
+                Some(known) => known.clone(),
+                None => entry,
+            },
+        };
+        match self.0.get_mut(name) {
+            Some(known) if *known == entry => false,
+            Some(known) => {
+                *known = entry;
+                true
+            }
+            None => {
+                self.0.insert(name.into(), entry);
+                true
+            }
+        }
+    }
+
+    /// Forgets a node; whether it was known.
+    pub(super) fn remove(&mut self, name: &str) -> bool {
+        self.0.remove(name).is_some()
+    }
+
+    /// The leases. Of nodes with the same subnets the oldest has them, and the others are reported.
+    pub(super) fn leases(&self) -> Leases {
+        let mut all = Leases::default();
+        let mut holders: BTreeMap<_, &str> = BTreeMap::new();
+        for (name, entry) in &self.0 {
+            if let Some(wrong) = &entry.wrong {
+                all.malformed.insert(name.to_string(), (**wrong).clone());
+            }
+            let Some(lease) = &entry.lease else { continue };
+            let (loser, holder) = match all.leases.entry(lease.subnets) {
+                btree_map::Entry::Vacant(place) => {
+                    place.insert(lease.clone());
+                    holders.insert(lease.subnets, name);
+                    continue;
+                }
+                btree_map::Entry::Occupied(mut place) => {
+                    let holder = holders.insert(lease.subnets, name).unwrap_or_default();
+                    if lease.created < place.get().created {
+                        place.insert(lease.clone());
+                        (holder, name.as_ref())
+                    } else {
+                        holders.insert(lease.subnets, holder);
+                        (name.as_ref(), holder)
+                    }
+                }
+            };
+            let why = format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
+            all.malformed.insert(loser.to_owned(), Malformed { why, subnets: None });
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{Attachment, Lease};
+    use crate::net::PublicAddrs;
+
+    fn entry(subnet: &str, public: &str, created: u64) -> Entry {
+        let lease = Lease {
+            subnets: [subnet.parse().unwrap()].into_iter().collect(),
+            public: PublicAddrs { v4: Some(public.parse().unwrap()), v6: None },
+            attachment: Attachment::HostGw,
+            created,
+        };
+        Entry { lease: Some(lease), wrong: None }
+    }
+
+    #[test]
+    fn only_what_is_different_is_news() {
+        let mut table = Table::default();
+        let one = || Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 1)));
+        assert!(table.put("a", one(), None));
+        assert!(!table.put("a", one(), None), "a heartbeat");
+        assert!(!table.put("b", None, None), "a node that Flannel doesn't manage");
+        assert!(table.put("a", None, None) && !table.remove("a"));
+    }
+
+    #[test]
+    fn the_first_of_two_patches_changes_nothing_that_is_known() {
+        let mut table = Table::default();
+        table.put("a", Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 1))), None);
+        let changing = || Some(Seen::Changing(entry("10.0.1.0/24", "192.0.2.2", 1)));
+        assert!(!table.put("a", changing(), None));
+        let mut next = Table::default();
+        next.put("a", changing(), Some(&table));
+        assert_eq!(next.leases(), table.leases());
+        assert!(next.put("b", changing(), None), "nothing was known");
+    }
+
+    #[test]
+    fn of_nodes_with_the_same_subnet_the_oldest_has_it() {
+        let entries = [("a", 5), ("b", 3), ("c", 4)];
+        let mut table = Table::default();
+        for (index, (name, created)) in entries.into_iter().enumerate() {
+            let public = format!("192.0.2.{index}");
+            table.put(name, Some(Seen::Settled(entry("10.0.1.0/24", &public, created))), None);
+        }
+        let all = table.leases();
+        assert_eq!(all.leases.values().map(|lease| lease.created).collect::<Vec<_>>(), [3]);
+        assert_eq!(all.malformed.keys().collect::<Vec<_>>(), ["a", "c"]);
+        assert!(all.malformed["a"].why.contains("node b"), "{}", all.malformed["a"].why);
+    }
+
+    #[test]
+    fn a_peer_costs_about_150_bytes() {
+        let size = size_of::<Entry>() + size_of::<Box<str>>();
+        assert!(size <= 160, "{size}");
+    }
+}

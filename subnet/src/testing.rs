@@ -1,0 +1,1 @@
+//! For tests, demo and bench.
