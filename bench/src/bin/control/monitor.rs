@@ -111,7 +111,8 @@ fn counts(line: &str) -> bool {
         Some("[ADDR" | "[ROUTE") => true,
         // The kernel tells of a bridge and its ports at leisure.
         Some("[LINK") => !pods,
-        _ => tunnel,
+        // Of multicast groups the kernel makes and drops entries by itself.
+        _ => tunnel && !line.contains("NOARP"),
     }
 }
 
@@ -129,6 +130,7 @@ mod tests {
         assert!(!counts(
             "[LINK]5: pod5@eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 master cni0 state UP "
         ));
+        assert!(!counts("[NEIGH]Deleted ff02::16 dev flannel.1 lladdr 33:33:00:00:00:16 NOARP "));
         assert!(!counts("02:00:00:00:00:01 dev pod1 master cni0"));
     }
 }
