@@ -126,19 +126,25 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         loop {
             let saved = Saved::read(&settings.state_file, &store.describe());
             let (network, backend, saved) = claim::configuration(&*store, saved, &health).await;
+            let mut settings = settings.clone();
+            if saved.is_none() {
+                let given = claim::node_public(&*store, &health).await;
+                settings.selectors.public.v4 = given.v4.or(settings.selectors.public.v4);
+                settings.selectors.public.v6 = given.v6.or(settings.selectors.public.v6);
+            }
             let previous = Previous::read(&settings.subnet_file);
             let former: Vec<_> = previous.networks.iter().collect();
             let (feed, known) = Feed::channel();
             let agent = Agent {
                 hands: Some(hands),
                 store: Arc::clone(&store),
-                settings: settings.clone(),
+                identity: Identity { name: settings.identity.clone(), backend, living: None },
+                settings,
                 health: health.clone(),
                 interest: &interest,
                 moved: &moved,
                 rules_moved,
                 network,
-                identity: Identity { name: settings.identity.clone(), backend, living: None },
                 previous,
                 feed,
                 known,
@@ -149,6 +155,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
                 following: None,
                 holding: None,
                 reconnecting: None,
+                announcing: None,
                 lost: Vec::new(),
                 contested: None,
                 sound: false,
@@ -191,6 +198,8 @@ struct Agent<'a, K, S> {
     holding: Option<Task<Loss>>,
     /// Waits for the store, while this node runs on what was saved.
     reconnecting: Option<Task<NetworkConfig>>,
+    /// Tells the cluster that this node's network works; begun once.
+    announcing: Option<Task<()>>,
     /// Subnets that were ours and on which pods may still be.
     lost: Vec<Subnets>,
     contested: Option<Loss>,

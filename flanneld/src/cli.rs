@@ -15,7 +15,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 use flags::{CleanupFlags, RunFlags};
 use grammar::{Parsed, Setting};
-use options::{CleanupOptions, Options};
+use options::{CleanupOptions, Options, Place};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -87,8 +87,10 @@ fn run(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Resul
     }
     settings.extend(grammar::from_environment(&command, &settings, &environment)?);
     let flags = read(&command, &settings)?;
-    let node_name = environment("NODE_NAME").filter(|name| !name.is_empty()).map(utf8).transpose()?;
-    Options::check(flags, &settings, node_name).map(Box::new).map(Command::Run)
+    let given = |name| environment(name).filter(|value| !value.is_empty()).map(utf8).transpose();
+    let pod = given("POD_NAMESPACE")?.zip(given("POD_NAME")?);
+    let place = Place { node: given("NODE_NAME")?, pod };
+    Options::check(flags, &settings, place).map(Box::new).map(Command::Run)
 }
 
 fn cleanup(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Result<Command, UsageError> {

@@ -21,6 +21,7 @@ use backends::nft::{self, Watched};
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
+use subnet::kube::Kube;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -110,6 +111,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
                     renew_margin: margin,
                 })?;
                 live(hands, notices, &rules_moved, store, settings, health).await
+            }
+            StoreOptions::Kube(options) => {
+                live(hands, notices, &rules_moved, Kube::new(options).await?, settings, health).await
             }
             StoreOptions::File(directory) => {
                 live(hands, notices, &rules_moved, Files::new(directory, margin), settings, health).await

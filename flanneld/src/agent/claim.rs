@@ -99,6 +99,27 @@ pub(super) async fn reconnected<S: LeaseStore>(store: &S) -> NetworkConfig {
     }
 }
 
+/// The public addresses that an operator gave to this node in the store, as soon as it answers.
+pub(super) async fn node_public<S: LeaseStore>(store: &S, health: &Health) -> PublicAddrs {
+    let mut said = String::new();
+    loop {
+        health.beat();
+        let why = match store.node_public().await {
+            Ok(public) => return public,
+            Err(error) => error.to_string(),
+        };
+        if said != why {
+            tracing::error!("waiting for what the store says about this node: {why}");
+            health.set(condition::LEASE, Err(why.clone()));
+            said = why;
+        }
+        tokio::select! {
+            () = sleep(CONFIGURATION_RETRY) => {}
+            () = store.stirred() => {}
+        }
+    }
+}
+
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(
     store: Arc<S>,
@@ -122,7 +143,10 @@ pub(super) async fn obtain<S: LeaseStore>(
             health.set(condition::LEASE, Err(error.clone()));
             said = error;
         }
-        sleep(pause).await;
-        pause = RETRY.1.min(pause * 2);
+        tokio::select! {
+            () = sleep(pause) => pause = RETRY.1.min(pause * 2),
+            // What stood in the way may be gone: a subnet was given to this node, for instance.
+            () = store.stirred() => pause = RETRY.0,
+        }
     }
 }

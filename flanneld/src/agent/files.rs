@@ -1,12 +1,14 @@
 //! The files for the CNI plugin and the container runtime, written when a pod can be added and not before.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::{fs, io};
 
 use backends::Kernel;
 use subnet::LeaseStore;
 use subnet::env_file::{SubnetEnv, write_atomically};
 
+use super::tenure::Task;
 use super::{Agent, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -30,6 +32,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         if self.health.ready().is_ok() {
             self.journal.ready();
+            if self.announcing.is_none() && self.reconnecting.is_none() {
+                let store = Arc::clone(&self.store);
+                self.announcing = Some(Task::spawn(async move { store.announce_ready().await }));
+            }
         }
     }
 }

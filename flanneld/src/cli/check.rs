@@ -8,7 +8,7 @@ use regex::bytes::RegexBuilder;
 use subnet::Family;
 
 use super::UsageError;
-use super::flags::{ANNOTATION_PREFIX, RunFlags};
+use super::flags::RunFlags;
 use super::grammar::{Origin, Setting, written};
 use super::options::TrafficManager;
 use crate::interface::Selectors;
@@ -30,23 +30,6 @@ impl<'a> Source<'a> {
     fn origin(&self, flag: &str) -> Option<Origin> {
         self.0.iter().rfind(|setting| setting.flag == flag).map(|setting| setting.origin)
     }
-}
-
-/// Refuses what would need a part that this release does not have.
-pub(super) fn not_in_this_release(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
-    const NO_KUBERNETES: &str = "can't be used: this release keeps leases in etcd or in a directory: leave it out, and give --etcd-endpoints or --lease-store=file:DIR";
-    let prefix = &flags.kube_annotation_prefix;
-    for (refused, flag, value, why) in [
-        (flags.kube_subnet_mgr, "kube-subnet-mgr", "true", NO_KUBERNETES),
-        (!flags.kube_api_url.is_empty(), "kube-api-url", &flags.kube_api_url, NO_KUBERNETES),
-        (!flags.kubeconfig_file.is_empty(), "kubeconfig-file", &flags.kubeconfig_file, NO_KUBERNETES),
-        (prefix != ANNOTATION_PREFIX, "kube-annotation-prefix", prefix, NO_KUBERNETES),
-    ] {
-        if refused {
-            return Err(source.refuse(flag, value, why));
-        }
-    }
-    Ok(())
 }
 
 /// Which interface, and which addresses to announce.
@@ -249,7 +232,7 @@ mod tests {
     fn etcd(args: &[&str]) -> EtcdOptions {
         match parse(args).unwrap().store {
             StoreOptions::Etcd(etcd) => etcd,
-            StoreOptions::File(directory) => panic!("{directory:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -311,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn leases_in_kubernetes_go_before_the_other_stores() {
+        let args =
+            ["--kube-subnet-mgr", "--kubeconfig-file=/k", "--net-config-path=/n", "--lease-store=file:/l"];
+        let StoreOptions::Kube(kube) = parse(&args).unwrap().store else { panic!() };
+        assert_eq!(kube.kubeconfig.unwrap().to_str(), Some("/k"));
+        assert_eq!((kube.api_url, kube.net_config_path.to_str()), (None, Some("/n")));
+        assert_eq!(kube.annotation_prefix, "flannel.alpha.coreos.com");
+        assert!(kube.set_network_unavailable);
+    }
+
+    #[test]
     fn flags_that_ask_for_nothing_that_is_missing_are_accepted() {
         let options = parse(&[
             "--kube-subnet-mgr=false",
@@ -330,10 +324,6 @@ mod tests {
     #[test]
     fn wrong_values_are_named_with_a_remedy() {
         for (argument, parts) in [
-            ("--kube-subnet-mgr", ["--kube-subnet-mgr=\"true\"", "file:DIR"]),
-            ("--kubeconfig-file=/k", ["--kubeconfig-file=\"/k\"", "leave it out"]),
-            ("--kube-api-url=http://k", ["--kube-api-url", "leave it out"]),
-            ("--kube-annotation-prefix=a.b", ["--kube-annotation-prefix=\"a.b\"", "leave it out"]),
             ("--cni-conf=/etc/a.json", ["--cni-conf=\"/etc/a.json\"", "SOURCE:DESTINATION"]),
             ("--traffic-manager=ipvs", ["--traffic-manager=\"ipvs\"", "nft or iptables"]),
             ("--iptables-resync=0", ["--iptables-resync=\"0\"", "at least 1"]),

@@ -11,6 +11,7 @@ const INTERFACE: &str = "Interface and addresses";
 const STORE: &str = "Lease store";
 const HEALTH: &str = "Health";
 const RULES: &str = "Traffic rules";
+const KUBERNETES: &str = "Kubernetes";
 const COMPATIBLE: &str = "Accepted for compatibility with Go flannel";
 
 const GRAMMAR: &str = "\
@@ -114,24 +115,25 @@ pub(super) struct RunFlags {
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = FILES)]
     pub(super) version: bool,
 
-    /// Keep leases in Kubernetes; not in this release
-    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = COMPATIBLE)]
+    /// Keep leases as annotations of Kubernetes nodes, instead of --lease-store
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = KUBERNETES)]
     pub(super) kube_subnet_mgr: bool,
-    /// URL of the Kubernetes API; not in this release
-    #[arg(long, value_name = "URL", default_value = "", help_heading = COMPATIBLE)]
+    /// URL of the Kubernetes API; not needed in a pod
+    #[arg(long, value_name = "URL", default_value = "", help_heading = KUBERNETES)]
     pub(super) kube_api_url: String,
-    /// Prefix of the node annotations; not in this release
-    #[arg(long, value_name = "PREFIX", default_value = ANNOTATION_PREFIX, help_heading = COMPATIBLE)]
+    /// Prefix of the node annotations
+    #[arg(long, value_name = "PREFIX", default_value = ANNOTATION_PREFIX, help_heading = KUBERNETES)]
     pub(super) kube_annotation_prefix: String,
-    /// Credentials for the Kubernetes API; not in this release
-    #[arg(long, value_name = "FILE", default_value = "", help_heading = COMPATIBLE)]
+    /// Credentials for the Kubernetes API; not needed in a pod
+    #[arg(long, value_name = "FILE", default_value = "", help_heading = KUBERNETES)]
     pub(super) kubeconfig_file: String,
-    /// Network configuration when leases are kept in Kubernetes; no effect otherwise
-    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json", help_heading = COMPATIBLE)]
+    /// Network configuration when leases are kept in Kubernetes
+    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/net-conf.json", help_heading = KUBERNETES)]
     pub(super) net_config_path: String,
-    /// Set the node's NetworkUnavailable condition when leases are kept in Kubernetes; no effect otherwise
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = COMPATIBLE)]
+    /// Set the node's condition NetworkUnavailable to False once its network works
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = KUBERNETES)]
     pub(super) set_node_network_unavailable: bool,
+
     /// Log detail by source file; no effect
     #[arg(long, value_name = "PATTERN=LEVEL", default_value = "", help_heading = COMPATIBLE)]
     pub(super) vmodule: String,

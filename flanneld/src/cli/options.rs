@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use subnet::kube::KubeOptions;
+
 use super::UsageError;
 use super::check::{self, Source};
 use super::flags::{CleanupFlags, RunFlags};
@@ -58,6 +60,17 @@ pub(crate) enum StoreOptions {
     Etcd(EtcdOptions),
     /// In a directory that all nodes share.
     File(PathBuf),
+    /// In annotations of Kubernetes nodes.
+    Kube(KubeOptions),
+}
+
+/// How this process is told about its place in Kubernetes.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    /// `NODE_NAME`.
+    pub(crate) node: Option<String>,
+    /// `POD_NAMESPACE` and `POD_NAME`.
+    pub(crate) pod: Option<(String, String)>,
 }
 
 /// How etcd is reached.
@@ -114,13 +127,8 @@ impl fmt::Display for Options {
 }
 
 impl Options {
-    pub(super) fn check(
-        flags: RunFlags,
-        settings: &[Setting],
-        node_name: Option<String>,
-    ) -> Result<Self, UsageError> {
+    pub(super) fn check(flags: RunFlags, settings: &[Setting], place: Place) -> Result<Self, UsageError> {
         let source = Source::new(settings);
-        check::not_in_this_release(&flags, &source)?;
         let mut warnings = Vec::new();
         let ignored =
             [("vmodule", !flags.vmodule.is_empty()), ("log_backtrace_at", flags.log_backtrace_at != ":0")];
@@ -130,10 +138,21 @@ impl Options {
                 .push(format!("--{} has no effect: --v sets the detail of the log", ignored.join(" and --")));
         }
         let mut shown: Vec<(&'static str, String)> = Vec::new();
-        let store = store(&flags, &source, &mut warnings)?;
+        let store = store(&flags, &source, &place, &mut warnings)?;
         match &store {
             StoreOptions::File(directory) => {
                 shown.push(("lease-store", format!("file:{}", directory.display())));
+            }
+            StoreOptions::Kube(_) => {
+                shown.push(("kube-subnet-mgr", "true".into()));
+                for (flag, value) in [
+                    ("kube-api-url", &flags.kube_api_url),
+                    ("kube-annotation-prefix", &flags.kube_annotation_prefix),
+                    ("kubeconfig-file", &flags.kubeconfig_file),
+                    ("net-config-path", &flags.net_config_path),
+                ] {
+                    shown.push((flag, value.clone()));
+                }
             }
             StoreOptions::Etcd(etcd) => {
                 shown.push(("etcd-endpoints", etcd.endpoints.join(",")));
@@ -191,7 +210,7 @@ impl Options {
             health,
             traffic,
             traffic_manager,
-            node_name,
+            node_name: place.node,
             verbosity: Verbosity::new(flags.v),
             warnings,
             shown,
@@ -202,8 +221,21 @@ impl Options {
 fn store(
     flags: &RunFlags,
     source: &Source<'_>,
+    place: &Place,
     warnings: &mut Vec<String>,
 ) -> Result<StoreOptions, UsageError> {
+    let optional = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    if flags.kube_subnet_mgr {
+        return Ok(StoreOptions::Kube(KubeOptions {
+            node_name: place.node.clone(),
+            pod: place.pod.clone(),
+            kubeconfig: optional(&flags.kubeconfig_file),
+            api_url: Some(flags.kube_api_url.clone()).filter(|url| !url.is_empty()),
+            annotation_prefix: flags.kube_annotation_prefix.clone(),
+            net_config_path: PathBuf::from(&flags.net_config_path),
+            set_network_unavailable: flags.set_node_network_unavailable,
+        }));
+    }
     if let Some(directory) = check::lease_directory(&flags.lease_store, source)? {
         return Ok(StoreOptions::File(directory));
     }
@@ -217,7 +249,6 @@ fn store(
     if flags.etcd_username.is_empty() && !flags.etcd_password.is_empty() {
         warnings.push("--etcd-password is not used: give --etcd-username as well".to_owned());
     }
-    let optional = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     let client = match (optional(&flags.etcd_certfile), optional(&flags.etcd_keyfile)) {
         (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
         (None, None) => None,

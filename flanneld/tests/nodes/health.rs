@@ -76,7 +76,7 @@ fn wrong_flags_end_with_code_2_and_no_secret_is_ever_logged() {
     let node = cluster.fabric.node().unwrap();
     for (args, part) in [
         (vec!["--ifce=eth0"], "--iface"),
-        (vec!["--kube-subnet-mgr"], "kube-subnet-mgr"),
+        (vec!["--cni-conf=/etc/a"], "cni-conf"),
         (vec!["--subnet-lease-renew-margin=1440"], "1440"),
     ] {
         let output = node.namespace().command(flanneld()).args(args).output().unwrap();
