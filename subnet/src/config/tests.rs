@@ -1,0 +1,143 @@
+//! What is read, refused and made of `net-conf.json`.
+
+use super::*;
+use proptest::prelude::*;
+
+fn parse(json: &str) -> NetworkConfig {
+    NetworkConfig::parse(json).unwrap()
+}
+
+fn error(json: &str) -> String {
+    NetworkConfig::parse(json).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_flannels_in_any_letter_case() {
+    let config = parse(r#"{"network":"10.3.0.0/16"}"#);
+    let range = config.range(Family::V4).unwrap();
+    assert_eq!(range.subnet_len, 24);
+    assert_eq!(range.min, "10.3.1.0".parse::<IpAddr>().unwrap());
+    assert_eq!(range.max, "10.3.255.0".parse::<IpAddr>().unwrap());
+    assert_eq!(config.backend, BackendConfig::Udp { port: 8285 });
+    assert_eq!(config.range(Family::V6), None);
+
+    let config = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
+    let range = config.range(Family::V6).unwrap();
+    assert_eq!(range.subnet_len, 64);
+    assert_eq!(range.min, "fc00:0:0:1::".parse::<IpAddr>().unwrap());
+    assert_eq!(range.max, "fc00:0:0:ffff::".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn given_bounds_are_kept() {
+    let range =
+        *parse(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0","SubnetLen":28}"#)
+            .range(Family::V4)
+            .unwrap();
+    assert_eq!(
+        (range.min.to_string(), range.max.to_string(), range.subnet_len),
+        ("10.3.5.0".into(), "10.3.8.0".into(), 28)
+    );
+}
+
+#[test]
+fn small_networks_are_divided_by_four() {
+    assert_eq!(parse(r#"{"Network":"10.3.0.0/24"}"#).range(Family::V4).unwrap().subnet_len, 26);
+    assert_eq!(parse(r#"{"Network":"10.3.0.0/28"}"#).range(Family::V4).unwrap().subnet_len, 30);
+    assert!(error(r#"{"Network":"10.3.0.0/29"}"#).contains("too small"));
+}
+
+#[test]
+fn where_subnets_are_given_the_keys_about_them_are_ignored() {
+    let json = r#"{"Network":"10.3.0.0/16","SubnetLen":7,"SubnetMin":"nonsense","IPv6SubnetLen":true}"#;
+    let parse = |json, own: &[&str]| {
+        let own = own.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+        *NetworkConfig::parse_given_subnets(json, &own).unwrap().range(Family::V4).unwrap()
+    };
+    let range = parse(json, &["10.3.4.0/26"]);
+    assert_eq!(
+        (range.subnet_len, range.min.to_string(), range.max.to_string()),
+        (26, "10.3.0.0".into(), "10.3.255.192".into())
+    );
+    assert!(range.allows("10.3.0.0/26".parse().unwrap()));
+    assert_eq!(parse(json, &["fd00::/64"]).subnet_len, 24);
+    assert_eq!(parse(r#"{"Network":"10.3.0.0/31"}"#, &[]).subnet_len, 31);
+    assert_eq!(parse(r#"{"Network":"10.3.0.0/24"}"#, &["10.3.0.0/24"]).min.to_string(), "10.3.0.0");
+    let error = NetworkConfig::parse_given_subnets("{}", &Subnets::default()).unwrap_err().to_string();
+    assert!(error.contains("Network is missing"), "{error}");
+}
+
+#[test]
+fn host_bits_of_a_network_are_cut_off() {
+    assert_eq!(parse(r#"{"Network":"10.5.3.7/16"}"#).networks().to_string(), "10.5.0.0/16");
+}
+
+#[test]
+fn backends_are_read_in_any_letter_case() {
+    let config =
+        parse(r#"{"Network":"10.3.0.0/16","backend":{"type":"VXLAN","vni":7,"PORT":4789,"mtu":1400}}"#);
+    let BackendConfig::Vxlan(vxlan) = config.backend else { panic!("{config:?}") };
+    assert_eq!((vxlan.vni, vxlan.port, vxlan.mtu), (7, Some(4789), Some(1400)));
+    let unknown = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"ipip"}}"#).backend;
+    assert_eq!(unknown, BackendConfig::Unknown("ipip".into()));
+}
+
+#[test]
+fn errors_name_key_value_and_remedy() {
+    for (json, parts) in [
+        (r#"{}"#, ["Network is missing", "10.244.0.0/16"]),
+        (r#"{"Network":"fd00::/48"}"#, ["fd00::/48", "IPv4"]),
+        (r#"{"Network":null}"#, ["Network", "null"]),
+        (r#"{"Network":"10.3.0.0/16","SubnetLen":17}"#, ["SubnetLen: 17", "at least 18"]),
+        (r#"{"Network":"10.3.0.0/16","SubnetLen":31}"#, ["SubnetLen: 31", "at most 30"]),
+        (r#"{"Network":"10.3.0.0/16","SubnetMin":"10.4.0.0"}"#, ["SubnetMin", "outside 10.3.0.0/16"]),
+        (r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.1.1"}"#, ["SubnetMax", "10.3.1.0 is"]),
+        (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, ["no Type", "vxlan"]),
+        (r#"{"Network":"10.3.0.0/16","Backend":null}"#, ["no Type", "vxlan"]),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, ["VNI", "\"1\""]),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#, ["16777215", "9999999"]),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, ["65536", "65535"]),
+        (r#"{"EnableIPv4":false}"#, ["EnableIPv4", "at least one"]),
+        (
+            r#"{"Network":"10.3.0.0/16","MasqueradeExcept":["192.168.0.1"]}"#,
+            ["\"192.168.0.1\"", "192.168.0.0/16"],
+        ),
+        (
+            r#"{"Network":"10.3.0.0/16","MasqueradeExcept":"192.168.0.0/16"}"#,
+            ["MasqueradeExcept", "192.168.0.0/16"],
+        ),
+        ("[]", ["not a JSON object", "expected an object"]),
+    ] {
+        let text = error(json);
+        assert!(parts.iter().all(|part| text.contains(part)), "{json}: {text}");
+    }
+}
+
+#[test]
+fn what_a_node_may_hold_depends_on_range_length_and_family() {
+    let config = parse(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0"}"#);
+    let allows = |text: &str| config.allows(&[text.parse::<IpNet>().unwrap()].into_iter().collect());
+    assert!(allows("10.3.5.0/24") && allows("10.3.8.0/24"));
+    assert!(
+        !allows("10.3.4.0/24") && !allows("10.3.9.0/24") && !allows("10.3.6.0/25") && !allows("fd00::/24")
+    );
+    assert!(!config.allows(&Subnets::default()));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_documents_never_panic(
+        network in "(10\\.[0-9.]{0,9}/[0-9]{1,2}|[0-9a-f:./]{0,20})",
+        len in -2i64..140, vni in any::<i64>(), key in "[A-Za-z6]{0,12}", min in "[0-9.]{0,12}",
+    ) {
+        let json = format!(
+            r#"{{"Network":"{network}","SubnetLen":{len},"{key}":{vni},"SubnetMin":"{min}",
+                "Backend":{{"Type":"vxlan","VNI":{vni},"{key}":{len}}}}}"#
+        );
+        if let Ok(config) = NetworkConfig::parse(&json) {
+            for range in config.ranges() {
+                prop_assert!(range.network.contains(&range.min) && range.network.contains(&range.max));
+            }
+        }
+    }
+}
