@@ -1,1 +1,308 @@
-//! For tests, demo and bench.
+//! A Kubernetes API server that does as it is told: for tests, demo and bench.
+//!
+//! It knows nodes, pods and events, and of the API what a Flannel agent uses: lists in pages, watches with
+//! bookmarks, strategic merge patches, versions that are too old. It does not know users, admission or
+//! etcd. Everything is in memory and gone with the value.
+
+mod http;
+mod objects;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use objects::Objects;
+
+/// What the server does wrong, and how it does the rest.
+#[derive(Clone, Debug, Default)]
+pub struct Behaviour {
+    /// Connections are closed as soon as they are made.
+    pub down: bool,
+    /// Requests are taken and not answered.
+    pub silent: bool,
+    /// What each request has to bring along.
+    pub token: Option<String>,
+    /// Requests that are refused.
+    pub refusals: Vec<Refusal>,
+    /// Lists stop after this many nodes until this is changed.
+    pub lists_stop_after: Option<usize>,
+    /// Lists in pages also where a real server answers from its cache, in one piece.
+    pub always_pages: bool,
+    /// No more nodes than this on a page, whatever the client says.
+    pub largest_page: Option<usize>,
+    /// How often each watch gets a bookmark; never, if there is none.
+    pub bookmark_every: Option<Duration>,
+    /// Every watch ends after this long.
+    pub watches_end_after: Option<Duration>,
+}
+
+/// Requests that are refused, and how.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// `GET`, `PATCH` or `POST`.
+    pub method: &'static str,
+    /// What the path and query contain.
+    pub path: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The message in the body.
+    pub message: String,
+}
+
+/// A request as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// `Content-Type`, or nothing.
+    pub content_type: String,
+    /// The body.
+    pub body: String,
+}
+
+/// A server in a thread of its own, until it is dropped.
+#[derive(Debug)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    objects: Mutex<Objects>,
+    requests: Mutex<Vec<Request>>,
+    behaviour: watch::Sender<Behaviour>,
+    /// The version of the last change.
+    version: watch::Sender<u64>,
+    /// Counts what ends connections: at each change all that are open do.
+    connections: watch::Sender<u64>,
+    /// Counts what deafens watches: at each change all that are open never say anything again.
+    watches: watch::Sender<u64>,
+    /// How many watches are open.
+    watching: watch::Sender<usize>,
+    stop: watch::Sender<bool>,
+}
+
+impl ApiServer {
+    /// Serves on this socket, which may be in any network namespace.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn start(listener: TcpListener) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            objects: Mutex::new(Objects::default()),
+            requests: Mutex::new(Vec::new()),
+            behaviour: watch::Sender::new(Behaviour::default()),
+            version: watch::Sender::new(0),
+            connections: watch::Sender::new(0),
+            watches: watch::Sender::new(0),
+            watching: watch::Sender::new(0),
+            stop: watch::Sender::new(false),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let serving = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("api-server".into())
+            .spawn(move || runtime.block_on(http::serve(listener, serving)))?;
+        Ok(Self { shared, address, thread: Some(thread) })
+    }
+
+    /// A server on a free port of the loopback device.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn local() -> std::io::Result<Self> {
+        Self::start(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    /// Where it is: `http://ADDRESS:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Creates a node, or replaces the one with the same name, however it likes.
+    pub fn put_node(&self, node: Value) {
+        self.change(|objects| objects.put(node));
+    }
+
+    /// Changes a node by hand; nothing happens if there is none of this name.
+    pub fn edit_node(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        self.change(|objects| {
+            if let Some(mut node) = objects.get(name) {
+                change(&mut node);
+                objects.put(node);
+            }
+        });
+    }
+
+    /// Sets an annotation of a node, or removes it.
+    pub fn annotate(&self, name: &str, key: &str, value: Option<&str>) {
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        self.edit_node(name, |node| objects::merge(node, &patch));
+    }
+
+    /// What kubelet does every few minutes: the node changes and says nothing new.
+    pub fn heartbeat(&self, name: &str) {
+        self.change(|objects| objects.touch(name));
+    }
+
+    /// Removes a node.
+    pub fn delete_node(&self, name: &str) {
+        self.change(|objects| objects.remove(name));
+    }
+
+    /// A node as it is now.
+    pub fn node(&self, name: &str) -> Option<Value> {
+        self.objects().get(name)
+    }
+
+    /// The names of all nodes.
+    pub fn names(&self) -> Vec<String> {
+        self.objects().names()
+    }
+
+    /// Says on which node a pod runs.
+    pub fn put_pod(&self, namespace: &str, name: &str, node: &str) {
+        self.objects().put_pod(format!("{namespace}/{name}"), node);
+    }
+
+    /// Events that were created.
+    pub fn events(&self) -> Vec<Value> {
+        self.objects().events().to_vec()
+    }
+
+    /// Forgets all history: watches from an older version and lists that are under way can't go on.
+    pub fn compact(&self) {
+        self.objects().compact();
+    }
+
+    /// Changes how the server behaves.
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        self.shared.behaviour.send_modify(change);
+        if self.shared.behaviour.borrow().down {
+            self.disconnect();
+        }
+    }
+
+    /// Ends all connections.
+    pub fn disconnect(&self) {
+        self.shared.connections.send_modify(|count| *count += 1);
+    }
+
+    /// The watches that are open stay open and never say anything again, as behind a dead network path.
+    pub fn deafen(&self) {
+        self.shared.watches.send_modify(|count| *count += 1);
+    }
+
+    /// The requests so far, in their order.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.requests().clone()
+    }
+
+    /// How many watches are open at the moment.
+    pub fn watching(&self) -> usize {
+        *self.shared.watching.borrow()
+    }
+
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        self.shared.objects()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Objects) -> T) -> T {
+        self.shared.change(change)
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the server was seen by whoever asked it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Objects) -> T) -> T {
+        let mut objects = self.objects();
+        let result = change(&mut objects);
+        let version = objects.version();
+        drop(objects);
+        self.version.send_replace(version);
+        result
+    }
+}
+
+/// A node as kubelet registers it: with a subnet for each of `cidrs` and no annotation.
+pub fn node(name: &str, cidrs: &[&str]) -> Value {
+    let mut node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "uid": format!("uid-of-{name}"),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
+        },
+        "spec": {},
+        "status": {"conditions": [{
+            "type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "reason": "KubeletReady", "message": "kubelet is posting ready status",
+        }]},
+    });
+    if let Some(first) = cidrs.first() {
+        node["spec"] = json!({"podCIDR": first, "podCIDRs": cidrs});
+    }
+    node
+}
+
+/// Adds what a node in a real cluster has besides: the names of `images` images in its status, and who
+/// manages its fields. 40 images make about 10 KB.
+pub fn fattened(mut node: Value, images: usize) -> Value {
+    let list: Vec<Value> = (0..images)
+        .map(|image| {
+            let name = format!("registry.example.org/some/component-{image:03}");
+            let digest = format!("{image:064x}");
+            json!({"names": [format!("{name}@sha256:{digest}"), format!("{name}:v1.2.{image}")], "sizeBytes": 31_000_000 + image})
+        })
+        .collect();
+    node["status"]["images"] = Value::Array(list);
+    node["status"]["nodeInfo"] =
+        json!({"kernelVersion": "6.1.0", "osImage": "Debian GNU/Linux 12", "kubeletVersion": "v1.33.1"});
+    node["metadata"]["managedFields"] = json!([{
+        "manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:metadata": {"f:annotations": {".": {}, "f:volumes.kubernetes.io/controller-managed-attach-detach": {}},
+            "f:labels": {".": {}, "f:kubernetes.io/arch": {}, "f:kubernetes.io/hostname": {}, "f:kubernetes.io/os": {}}}},
+    }]);
+    node
+}
+
+/// What a Flannel agent adds to a node: the annotations of a vxlan node with this address and MAC.
+pub fn announced(mut node: Value, public: &str, mac: &str) -> Value {
+    let patch = json!({"metadata": {"annotations": {
+        "flannel.alpha.coreos.com/backend-data": format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#),
+        "flannel.alpha.coreos.com/backend-type": "vxlan",
+        "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+        "flannel.alpha.coreos.com/public-ip": public,
+    }}});
+    objects::merge(&mut node, &patch);
+    node
+}

@@ -1,0 +1,320 @@
+//! The API over HTTP.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::objects::{Change, Listing};
+use super::{Request, Shared};
+
+/// A body that is written while it is sent.
+struct Written(mpsc::Receiver<Bytes>);
+
+impl Body for Written {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+type Pen = mpsc::Sender<Bytes>;
+type Answer = Response<Written>;
+
+/// Serves until it is told to stop.
+pub(super) async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+    let mut stop = shared.stop.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        if shared.behaviour.borrow().down {
+            continue;
+        }
+        let (answering, mut ended) = (Arc::clone(&shared), shared.connections.subscribe());
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let shared = Arc::clone(&answering);
+                async move { Ok::<_, Infallible>(answer(request, shared).await) }
+            });
+            let serving =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // How a connection ends is the client's concern.
+                _ = serving => {}
+                _ = ended.changed() => {}
+            }
+        });
+    }
+}
+
+async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let text =
+        |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let request = Request {
+        method: parts.method.to_string(),
+        path,
+        content_type: text(header::CONTENT_TYPE),
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    shared.requests().push(request.clone());
+    let mut behaviour = shared.behaviour.subscribe();
+    let _ = behaviour.wait_for(|behaviour| !behaviour.silent).await;
+    let behaviour = behaviour.borrow().clone();
+    if let Some(token) = &behaviour.token
+        && text(header::AUTHORIZATION) != format!("Bearer {token}")
+    {
+        return refuse(401, "Unauthorized");
+    }
+    let refused = behaviour
+        .refusals
+        .iter()
+        .find(|refusal| refusal.method == request.method && request.path.contains(&refusal.path));
+    if let Some(refusal) = refused {
+        return refuse(refusal.status, &refusal.message);
+    }
+    let query: BTreeMap<&str, String> = parts
+        .uri
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (key, decoded(value)))
+        .collect();
+    let steps: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+    match (request.method.as_str(), steps.as_slice()) {
+        ("GET", ["api", "v1", "nodes"]) if query.contains_key("watch") => watch(&query, shared),
+        ("GET", ["api", "v1", "nodes"]) => list(&query, shared),
+        ("GET", ["api", "v1", "nodes", name]) => match shared.objects().get(name) {
+            Some(node) => whole(200, node.to_string()),
+            None => refuse(404, &format!("nodes {name:?} not found")),
+        },
+        ("PATCH", ["api", "v1", "nodes", name, "status"]) => patch(name, &request, &shared),
+        ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
+            match shared.objects().pod(&format!("{namespace}/{name}")) {
+                Some(pod) => whole(200, pod.to_string()),
+                None => refuse(404, &format!("pods {name:?} not found")),
+            }
+        }
+        ("POST", ["api", "v1", "namespaces", _, "events"]) => {
+            match serde_json::from_str::<Value>(&request.body) {
+                Ok(event) => {
+                    shared.objects().put_event(event.clone());
+                    whole(201, event.to_string())
+                }
+                Err(error) => refuse(400, &error.to_string()),
+            }
+        }
+        _ => refuse(404, "the server could not find the requested resource"),
+    }
+}
+
+fn patch(name: &str, request: &Request, shared: &Shared) -> Answer {
+    if request.content_type != "application/strategic-merge-patch+json" {
+        return refuse(415, "the body of the request was in an unknown format");
+    }
+    let Ok(patch) = serde_json::from_str::<Value>(&request.body) else {
+        return refuse(400, "error decoding patch");
+    };
+    match shared.change(|objects| objects.patch(name, &patch)) {
+        Some(node) => whole(200, node.to_string()),
+        None => refuse(404, &format!("nodes {name:?} not found")),
+    }
+}
+
+fn list(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
+    let behaviour = shared.behaviour.borrow().clone();
+    let mut objects = shared.objects();
+    let (listing, from) = match query.get("continue").map(|token| token.split_once('.')) {
+        None => (objects.list(selected(query)), 0),
+        Some(token) => {
+            let place = token.and_then(|(number, from)| Some((number.parse().ok()?, from.parse().ok()?)));
+            match place.and_then(|(number, from): (_, usize)| Some((objects.kept(number)?, from))) {
+                Some(place) => place,
+                None => {
+                    return refuse(
+                        410,
+                        "The provided continue parameter is too old to display a consistent list result",
+                    );
+                }
+            }
+        }
+    };
+    let asked: Option<u64> = query.get("resourceVersion").and_then(|version| version.parse().ok());
+    if asked.is_some_and(|asked| asked > listing.version) {
+        return refuse(504, "Too large resource version");
+    }
+    // With a version to be as new as, the answer comes from the server's cache, which knows no pages.
+    let pages = asked.is_none() || behaviour.always_pages;
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|_| pages);
+    let limit: usize =
+        limit.map_or(usize::MAX, |limit: usize| limit.min(behaviour.largest_page.unwrap_or(limit)));
+    let until = from.saturating_add(limit).min(listing.nodes.len());
+    let next = match until < listing.nodes.len() {
+        true => format!("{}.{until}", objects.keep(listing.clone())),
+        false => String::new(),
+    };
+    drop(objects);
+    written(move |pen| write_list(pen, listing, from..until, next, shared))
+}
+
+async fn write_list(
+    pen: Pen,
+    listing: Listing,
+    part: std::ops::Range<usize>,
+    next: String,
+    shared: Arc<Shared>,
+) {
+    let mut behaviour = shared.behaviour.subscribe();
+    let metadata = json!({"resourceVersion": listing.version.to_string(), "continue": next});
+    let head = format!(r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{metadata},"items":["#);
+    let _ = pen.send(head.into()).await;
+    for (sent, index) in part.enumerate() {
+        let on = |behaviour: &super::Behaviour| behaviour.lists_stop_after.is_none_or(|after| sent < after);
+        let _ = behaviour.wait_for(on).await;
+        let comma = if sent > 0 { "," } else { "" };
+        if pen.send(format!("{comma}{}", listing.nodes[index].1).into()).await.is_err() {
+            return;
+        }
+    }
+    let _ = pen.send("]}\n".into()).await;
+}
+
+fn watch(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
+    let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    let seconds: u64 = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(1800);
+    let end = shared.behaviour.borrow().watches_end_after.unwrap_or(Duration::from_secs(seconds));
+    let selected = selected(query).map(str::to_owned);
+    let bookmarks = query.get("allowWatchBookmarks").is_some_and(|allowed| allowed == "true");
+    written(move |pen| async move {
+        shared.watching.send_modify(|count| *count += 1);
+        let mut deafened = shared.watches.subscribe();
+        let gone = pen.clone();
+        tokio::select! {
+            () = write_watch(pen, from, selected, bookmarks, &shared) => {}
+            () = gone.closed() => {}
+            () = sleep(end) => {}
+            _ = deafened.changed() => gone.closed().await,
+        }
+        shared.watching.send_modify(|count| *count -= 1);
+    })
+}
+
+async fn write_watch(pen: Pen, mut at: u64, selected: Option<String>, bookmarks: bool, shared: &Shared) {
+    let mut version = shared.version.subscribe();
+    let every = shared.behaviour.borrow().bookmark_every.filter(|_| bookmarks);
+    let mut bookmark = every.map(|every| Instant::now() + every);
+    loop {
+        version.mark_unchanged();
+        let (changes, newest) = {
+            let objects = shared.objects();
+            (objects.since(at), objects.version())
+        };
+        let changes = match changes {
+            Some(changes) if at <= newest => changes,
+            _ => {
+                let message = format!("too old resource version: {at} ({newest})");
+                let status = json!({"kind": "Status", "status": "Failure", "message": message, "reason": "Expired", "code": 410});
+                let _ = pen.send(event("ERROR", &status.to_string())).await;
+                return;
+            }
+        };
+        for Change { version, kind, name, node } in changes {
+            at = version;
+            if selected.as_deref().is_none_or(|selected| *name == *selected)
+                && pen.send(event(kind, &node)).await.is_err()
+            {
+                return;
+            }
+        }
+        tokio::select! {
+            _ = version.changed() => {}
+            () = until(bookmark) => {
+                bookmark = every.map(|every| Instant::now() + every);
+                let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": at.max(newest).to_string(), "creationTimestamp": null}, "spec": {}, "status": {}});
+                let _ = pen.send(event("BOOKMARK", &node.to_string())).await;
+            }
+        }
+    }
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+fn event(kind: &str, object: &str) -> Bytes {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into()
+}
+
+/// The node that a field selector selects; all, without one.
+fn selected<'a>(query: &'a BTreeMap<&str, String>) -> Option<&'a str> {
+    query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="))
+}
+
+fn written<F: Future<Output = ()> + Send + 'static>(write: impl FnOnce(Pen) -> F) -> Answer {
+    let (pen, paper) = mpsc::channel(8);
+    tokio::spawn(write(pen));
+    let mut answer = Response::new(Written(paper));
+    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn whole(status: u16, text: String) -> Answer {
+    let mut answer = written(|pen| async move { drop(pen.send(text.into()).await) });
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    answer
+}
+
+fn refuse(status: u16, message: &str) -> Answer {
+    let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": status});
+    whole(status, body.to_string())
+}
+
+/// The text behind a query's percent signs.
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((first, more)) = rest.split_first() {
+        let escaped =
+            more.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &more[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = more;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
