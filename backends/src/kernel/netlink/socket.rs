@@ -220,3 +220,29 @@ pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = NetlinkMessa
 fn refusal(error: &netlink_packet_core::ErrorMessage) -> Option<io::Error> {
     error.code.map(|code| io::Error::from_raw_os_error(code.get().saturating_abs()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A message of rtnetlink with an arbitrary body.
+    fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(body);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_datagrams_never_panic(bytes: Vec<u8>, kind in 16u16..32, body: Vec<u8>) {
+            let _ = messages(&bytes).count();
+            let mut two = framed(kind, &body);
+            two.resize(two.len().next_multiple_of(4), 0);
+            two.extend(framed(kind, &body));
+            prop_assert!(messages(&two).count() <= 2);
+        }
+    }
+}
