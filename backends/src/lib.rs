@@ -16,6 +16,7 @@ pub mod host;
 pub mod host_gw;
 pub mod iptables;
 pub mod kernel;
+pub mod memory;
 pub mod name;
 pub mod nft;
 pub mod peers;

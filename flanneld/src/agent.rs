@@ -47,6 +47,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Time between attempts after failures, doubling up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// After so many changes at once, memory is given back.
+const BULK: usize = 1000;
+
 /// The conditions of readiness.
 pub(crate) mod condition {
     /// The network configuration was read and can be carried out.
@@ -159,6 +162,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
                 lost: Vec::new(),
                 contested: None,
                 sound: false,
+                bulky: false,
                 rules: Rules::new(former),
                 keeper: Keeper::default(),
                 journal: Journal::default(),
@@ -205,6 +209,8 @@ struct Agent<'a, K, S> {
     contested: Option<Loss>,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
+    /// Much memory was needed for a moment.
+    bulky: bool,
     rules: Rules,
     keeper: Keeper,
     journal: Journal,
@@ -275,6 +281,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Ok(report) => report,
                 Err(error) => return Turn::Broken(error),
             };
+            self.bulky |= report.applied.len() >= BULK;
             outcome = self.judge(&report);
             self.mend_bridges(&report.observed).await;
             let before = self.external.clone();
@@ -291,6 +298,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             self.write_files();
             self.keeper.again = self.save().await;
+            if self.bulky {
+                self.bulky = false;
+                backends::memory::give_back();
+            }
         }
         outcome
     }

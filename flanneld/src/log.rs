@@ -37,6 +37,8 @@ impl Verbosity {
         Targets::new()
             .with_default(others)
             .with_targets(["flanneld", "backends", "subnet"].map(|ours| (ours, self.ours())))
+            // It reports each failed request as an error, although the store says the same once.
+            .with_target("kube_client", if self.0 >= 10 { LevelFilter::TRACE } else { LevelFilter::OFF })
     }
 }
 

@@ -30,6 +30,7 @@ use cli::options::{Options, StoreOptions, TrafficManager};
 use serve::{Health, Server};
 
 fn main() -> ExitCode {
+    backends::memory::prepare();
     let outcome = match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
         Ok(cli::Command::Print(print)) => print.print().map_err(Into::into),
         Ok(cli::Command::Cleanup(options)) => {

@@ -35,6 +35,16 @@ impl Agent {
         binary: &Path,
         args: impl IntoIterator<Item = A>,
     ) -> anyhow::Result<Self> {
+        Self::spawn_with(node, binary, args, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn spawn_with<A: AsRef<str>>(
+        node: &Node,
+        binary: &Path,
+        args: impl IntoIterator<Item = A>,
+        environment: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let mut all = vec![
             format!("--subnet-file={}", node.subnet_file().display()),
@@ -49,13 +59,12 @@ impl Agent {
 
         let log = node.dir().join(format!("flanneld-{}.log", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let file = File::create(&log).with_context(|| format!("can't write {}", log.display()))?;
-        let process = node
-            .namespace()
-            .command(binary)
-            .args(&all)
-            .stdout(file.try_clone().context("can't share the log file")?)
-            .stderr(file)
-            .spawn()?;
+        let mut command = node.namespace().command(binary).args(&all);
+        for (name, value) in environment {
+            command = command.env(name, value);
+        }
+        let process =
+            command.stdout(file.try_clone().context("can't share the log file")?).stderr(file).spawn()?;
         let health = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Ok(Self { process, log, subnet_file, health, node: node.shared() })
     }

@@ -52,7 +52,7 @@ pub(super) async fn configuration<S: LeaseStore>(
     loop {
         health.beat();
         let answer = match &saved {
-            Some(_) => timeout(SAVED_PATIENCE, store.network()).await.unwrap_or_else(|_| {
+            Some(_) => timeout(SAVED_PATIENCE, answered(store)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
             }),
             None => store.network().await,
@@ -87,10 +87,17 @@ pub(super) async fn configuration<S: LeaseStore>(
     }
 }
 
+/// The configuration from a store that answers. With leases in Kubernetes the configuration is a file, and
+/// having read that says nothing about the API server; what is asked about this node does.
+async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError> {
+    store.node_public().await?;
+    store.network().await
+}
+
 /// The configuration as soon as the store answers again, while the node runs on what was saved.
 pub(super) async fn reconnected<S: LeaseStore>(store: &S) -> NetworkConfig {
     loop {
-        match store.network().await {
+        match answered(store).await {
             Ok(network) if select(&network).is_ok() => return network,
             Ok(_) => tracing::debug!("the configuration can't be carried out; keeping the saved one"),
             Err(error) => tracing::debug!(%error, "the store is still away"),

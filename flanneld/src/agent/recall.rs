@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::claim;
 use super::tenure::Task;
-use super::{Agent, condition};
+use super::{Agent, BULK, condition};
 
 /// In a busy cluster the file is not written more often than this; what it lacks then is heard again.
 const APART: Duration = Duration::from_secs(10);
@@ -63,6 +63,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let write = move || Saved { network, own, leases: (*all).clone() }.write(&path, &store);
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
+        self.bulky |= leases.leases.len() >= BULK;
         self.keeper.kept = Some((Instant::now(), lease, leases));
         None
     }

@@ -23,6 +23,7 @@ pub(crate) struct Member {
     pub(crate) agent: Agent,
     pub(crate) node: Node,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -73,7 +74,7 @@ impl Cluster {
         let mut all = vec![format!("--etcd-endpoints={}", self.etcd.endpoint())];
         all.extend(args.iter().map(ToString::to_string));
         let agent = Agent::spawn(&node, flanneld(), &all).unwrap();
-        Member { agent, node, args: all }
+        Member { agent, node, args: all, environment: Vec::new() }
     }
 }
 
@@ -82,9 +83,17 @@ pub(crate) fn flanneld() -> &'static Path {
 }
 
 impl Member {
+    /// A node with an agent that was started with these arguments and variables alone.
+    pub(crate) fn start_with_env(node: Node, args: &[String], environment: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        let agent = Agent::spawn_with(&node, flanneld(), args, &environment).unwrap();
+        Self { agent, node, args: args.to_vec(), environment }
+    }
+
     /// Starts another agent in place of one that has ended.
     pub(crate) fn start_again(&mut self) {
-        self.agent = Agent::spawn(&self.node, flanneld(), &self.args).unwrap();
+        self.agent = Agent::spawn_with(&self.node, flanneld(), &self.args, &self.environment).unwrap();
         self.agent.wait_ready(LIMIT).unwrap();
     }
 

@@ -6,6 +6,7 @@ mod bed;
 mod cleanup;
 mod heal;
 mod health;
+mod kube;
 mod masquerade;
 mod restart;
 mod strangers;
