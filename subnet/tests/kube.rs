@@ -15,3 +15,5 @@ mod follow;
 mod hold;
 #[path = "kube/ready.rs"]
 mod ready;
+#[path = "kube/tls.rs"]
+mod tls;

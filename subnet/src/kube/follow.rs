@@ -22,6 +22,9 @@ pub(super) const SILENCE: Duration = Duration::from_secs(150);
 /// Changes that follow on another within this time make one snapshot.
 const TOGETHER: Duration = Duration::from_millis(50);
 
+/// A server that answers, but can't do what it is asked, has too much to do already.
+const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 pub(super) const NODES: &str = "/api/v1/nodes";
 
 /// How new a listing has to be.
@@ -63,7 +66,7 @@ impl From<Failure> for Ended {
 impl Kube {
     pub(super) async fn feed(&self, feed: &Feed) -> Infallible {
         let mut place = Place { table: Table::default(), version: None, least: Least::AtHand };
-        let mut backoff = Backoff::watching();
+        let (mut backoff, mut busy) = (Backoff::watching(), Backoff::new(BUSY.0, BUSY.1));
         loop {
             let begun = Instant::now();
             let ended = match self.list_and_watch(&mut place, feed).await {
@@ -71,10 +74,17 @@ impl Kube {
                 Err(ended) => ended,
             };
             backoff.reset_if_sound(begun);
+            busy.reset_if_sound(begun);
             match ended {
                 Ended::Closed => {}
                 Ended::Outdated => place.outdated(),
-                Ended::Failed(failure) => feed.trouble(&failure.error),
+                Ended::Failed(failure) => {
+                    feed.trouble(&failure.error);
+                    if matches!(failure.status, 429 | 500..) {
+                        busy.wait().await;
+                        continue;
+                    }
+                }
             }
             backoff.wait().await;
         }
@@ -100,7 +110,7 @@ impl Kube {
                 version
             }
         };
-        let path = watch_path("", &version);
+        let path = watch_path(&version);
         let mut events = self.connection.watch(&path).await?;
         // Ends the trouble that there may have been.
         feed.snapshot(&place.table.leases());
@@ -159,13 +169,9 @@ impl Kube {
         if kind != "ERROR" {
             return Ok(event);
         }
-        #[derive(Deserialize)]
-        struct Status {
-            #[serde(default)]
-            code: u16,
-        }
-        let code = serde_json::from_str::<Status>(object).map_or(0, |status| status.code);
-        Err(self.connection.refusal(code, object.as_bytes()).into())
+        // Nearly always: this version is too old. Whatever else it is, the same version won't do.
+        tracing::debug!(status = object, "a watch was ended");
+        Err(Ended::Outdated)
     }
 
     /// All nodes that Flannel manages, and the version as of which these are all.
@@ -275,10 +281,10 @@ pub(super) struct Page {
 }
 
 /// A watch of nodes after `version`, which the server ends after 5 to 10 minutes.
-pub(super) fn watch_path(selector: &str, version: &str) -> String {
+pub(super) fn watch_path(version: &str) -> String {
     let seconds = 300 + random_below(300);
     format!(
-        "{NODES}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&resourceVersion={}{selector}",
+        "{NODES}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&resourceVersion={}",
         encoded(version)
     )
 }

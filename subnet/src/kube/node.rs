@@ -151,7 +151,7 @@ impl Node<'_> {
                 Some(Err(why)) => wrong.push(format!("annotation {}: {why}", names.public)),
                 Some(Ok(_)) | None => {}
             }
-            if kind == "vxlan" {
+            if matches!(kind, "vxlan" | CHANGING) {
                 match self.annotation(prefix, names.data).map_or(Ok(None), read_vtep) {
                     Ok(read) => *vtep = read,
                     Err(why) => wrong.push(format!("annotation {}: {why}", names.data)),
@@ -162,6 +162,8 @@ impl Node<'_> {
             "" | "udp" => Attachment::Udp,
             "host-gw" => Attachment::HostGw,
             "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
+            // The type is away for a moment only, and there is one that has such data.
+            CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
             _ => Attachment::Foreign(shortened(kind).into()),
         };
         if public == PublicAddrs::default() {

@@ -79,14 +79,14 @@ impl Kube {
 
     /// The query that selects this node.
     async fn selector(&self) -> Result<String, Failure> {
-        Ok(format!("&fieldSelector=metadata.name%3D{}", encoded(self.name().await?)))
+        Ok(format!("fieldSelector=metadata.name%3D{}", encoded(self.name().await?)))
     }
 
     /// Reads the own node. By a list, because a list has a version from which to watch also where there
     /// is no such node.
     pub(super) async fn read_own(&self) -> Result<Read, Failure> {
         let selector = self.selector().await?;
-        let mut objects = self.connection.list(&format!("{NODES}?limit=1{selector}")).await?;
+        let mut objects = self.connection.list(&format!("{NODES}?{selector}")).await?;
         let (mut own, mut announced) = (None, None);
         while let Some(json) = objects.next_soon().await? {
             own = Some(self.decode_own(&json)?);
@@ -103,7 +103,7 @@ impl Kube {
     /// Watches the own node.
     pub(super) async fn watch_own(&self, version: &str) -> Result<Objects<'_>, Failure> {
         let selector = self.selector().await?;
-        self.connection.watch(&watch_path(&selector, version)).await
+        self.connection.watch(&format!("{}&{selector}", watch_path(version))).await
     }
 
     pub(super) async fn obtain(

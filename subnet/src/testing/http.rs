@@ -212,9 +212,9 @@ fn watch(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
     let end = shared.behaviour.borrow().watches_end_after.unwrap_or(Duration::from_secs(seconds));
     let selected = selected(query).map(str::to_owned);
     let bookmarks = query.get("allowWatchBookmarks").is_some_and(|allowed| allowed == "true");
+    let mut deafened = shared.watches.subscribe();
     written(move |pen| async move {
         shared.watching.send_modify(|count| *count += 1);
-        let mut deafened = shared.watches.subscribe();
         let gone = pen.clone();
         tokio::select! {
             () = write_watch(pen, from, selected, bookmarks, &shared) => {}

@@ -2,10 +2,10 @@
 
 use serde_json::json;
 use subnet::testing::{Refusal, announced, node};
-use subnet::{Attachment, Family, LeaseStore};
+use subnet::{Family, LeaseStore};
 
 use crate::bed::{
-    Bed, DUAL, Follower, MAC, VXLAN, acquire, acquire_v4, not_while, poll, public, spawn, vxlan,
+    Bed, DUAL, Follower, MAC, PREFIX, VXLAN, acquire, acquire_v4, not_while, poll, public, vxlan,
 };
 
 /// The MAC of the node with this number.
@@ -218,13 +218,15 @@ async fn a_watch_that_died_silently_is_replaced() {
     let mut follower = Follower::of(&bed.store("p0000").await);
     follower.words(2).await;
     poll("a watch", || bed.server.watching() == 1).await;
-    bed.server.deafen();
     bed.server.put_node(peer(2));
+    follower.words(3).await;
+    bed.server.deafen();
+    bed.server.put_node(peer(3));
     // Longer than a living watch is ever silent. Only the client's clock is moved.
     tokio::time::pause();
     tokio::time::advance(std::time::Duration::from_secs(151)).await;
     tokio::time::resume();
-    follower.words(3).await;
+    follower.words(4).await;
     assert!(follower.known.borrow().trouble.is_none());
 }
 
@@ -307,20 +309,27 @@ async fn a_change_in_two_steps_is_one_change_for_nodes_of_ours() {
     take("192.0.2.1").await;
     let mut follower = Follower::of(&bed.store("n2").await);
     follower.words(1).await;
-    let mut known = follower.known.clone();
-    let foreign = spawn(async move {
-        let is_foreign = |known: &subnet::Known| {
-            let leases = known.leases.as_deref().unwrap();
-            leases.leases.values().any(|lease| matches!(lease.attachment, Attachment::Foreign(_)))
-        };
-        known.wait_for(is_foreign).await.map(drop)
+    // The first step, and then something else that makes a snapshot.
+    let annotations = json!({PREFIX.to_owned() + "/backend-type": "changing", PREFIX.to_owned() + "/public-ip": "192.0.2.2"});
+    bed.server.edit_node("n1", |node| {
+        let all = node["metadata"]["annotations"].as_object_mut().unwrap();
+        all.extend(annotations.as_object().unwrap().clone());
     });
-    for number in 2..12 {
-        take(&format!("192.0.2.{number}")).await;
-        let addr = public(&format!("192.0.2.{number}"), "2001:db8::1");
-        follower.leases("the new address", |all| all.leases.values().all(|lease| lease.public == addr)).await;
-    }
-    assert!(!foreign.0.is_finished(), "a peer was foreign for a moment");
+    bed.server.put_node(peer(0));
+    let between = follower.words(2).await;
+    assert_eq!(between[1], "10.244.3.0/24 and fd00:244:0:3::/64 of 192.0.2.1 and 2001:db8::1 (vxlan)");
+    // Also after a listing in the middle.
+    bed.server.behave(|behaviour| behaviour.down = true);
+    bed.server.put_node(peer(1));
+    bed.server.compact();
+    bed.server.behave(|behaviour| behaviour.down = false);
+    assert_eq!(follower.words(3).await[2], between[1]);
+    bed.annotate("n1", "backend-type", Some("vxlan"));
+    let addr = public("192.0.2.2", "2001:db8::1");
+    follower.leases("the new address", |all| all.leases.values().any(|lease| lease.public == addr)).await;
+    take("192.0.2.3").await;
+    let addr = public("192.0.2.3", "2001:db8::1");
+    follower.leases("the newest address", |all| all.leases.values().any(|lease| lease.public == addr)).await;
 }
 
 #[tokio::test]
