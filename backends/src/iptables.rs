@@ -18,6 +18,10 @@ use crate::nft::{Expr, Ruleset, Watched};
 use crate::traffic::Traffic;
 use programs::Programs;
 
+/// A repair, a look that finds it good, and one more of each for somebody who meddles meanwhile; whatever
+/// is wrong then is heard of again.
+const ATTEMPTS: usize = 4;
+
 /// Chains of ours, and rules that lead to them.
 const CHAINS: [&str; 2] = ["FLANNEL-POSTRTG", "FLANNEL-FWD"];
 
@@ -94,14 +98,24 @@ impl Firewall for Iptables {
     }
 
     fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError> {
-        let seen = self.seen();
-        let settled = match (&self.settled, &seen) {
-            (Some((asked, found)), Some(seen)) => asked == wanted && found == seen,
-            _ => false,
-        };
-        let changed = if settled { Vec::new() } else { self.repair(wanted)? };
-        if !settled {
-            self.settled = self.seen().map(|seen| (wanted.to_vec(), seen));
+        let mut changed = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let seen = self.seen();
+            let settled = |(asked, found): &(Vec<Traffic>, Vec<Vec<Expr>>)| {
+                asked == wanted && Some(found) == seen.as_ref()
+            };
+            if self.settled.as_ref().is_some_and(settled) {
+                break;
+            }
+            let repaired = self.repair(wanted)?;
+            let right = repaired.is_empty();
+            changed.extend(repaired);
+            // Only what was found to be right, and was the same before and after, is known to be right:
+            // somebody may meddle at any moment.
+            if right && self.seen() == seen {
+                self.settled = seen.map(|seen| (wanted.to_vec(), seen));
+                break;
+            }
         }
         let mut report = self.nft.carry_out(Want { traffic: wanted, former, by_iptables: true })?;
         report.changed.extend(changed);
