@@ -185,8 +185,8 @@ impl Connection {
             403 => StoreError::Denied {
                 store,
                 why: format!(
-                    "{message} (403): the ClusterRole of flanneld has to allow get, list and watch of nodes, patch of \
-                     nodes/status, and get of pods"
+                    "{message} (403): the ClusterRole of flanneld has to allow list and watch of nodes and patch of \
+                     nodes/status, and without NODE_NAME also get of pods"
                 ),
             },
             404 | 408..=410 | 429 | 500.. => {

@@ -88,7 +88,7 @@ async fn a_refusal_names_what_is_not_allowed_and_the_remedy() {
             "nodes \"n1\" is forbidden: User \"x\" cannot patch resource \"nodes/status\"",
             &["cannot patch resource", "ClusterRole", "nodes/status"][..],
         ),
-        ("GET", "/nodes", 403, "nodes is forbidden", &["nodes is forbidden", "get, list and watch"]),
+        ("GET", "/nodes", 403, "nodes is forbidden", &["nodes is forbidden", "list and watch"]),
         ("GET", "/nodes", 401, "Unauthorized", &["Unauthorized", "--kubeconfig-file"]),
         ("GET", "/nodes", 503, "etcd is away", &["does not answer", "etcd is away (503)"]),
         ("PATCH", "/status", 422, "annotation is invalid", &["annotation is invalid (422)"]),
