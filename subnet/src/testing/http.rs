@@ -54,6 +54,8 @@ pub(super) async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) 
         if shared.behaviour.borrow().down {
             continue;
         }
+        // Or else each small part of an answer waits for the client to acknowledge the one before.
+        let _ = stream.set_nodelay(true);
         let (answering, mut ended) = (Arc::clone(&shared), shared.connections.subscribe());
         tokio::spawn(async move {
             let service = service_fn(|request| {
