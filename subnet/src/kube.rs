@@ -75,6 +75,8 @@ pub struct Kube {
     moved: Notify,
     /// The families that the network configuration enables: bit 0 IPv4, bit 1 IPv6.
     families: AtomicU8,
+    /// The podCIDRs that this node was last seen with.
+    given: Mutex<Subnets>,
     /// What was read last about this node, for `stirred`.
     seen: Mutex<Seen>,
     /// Whether the node's network was said to be available.
@@ -91,8 +93,8 @@ struct Held {
     subnets: Subnets,
     public: PublicAddrs,
     attachment: Attachment,
-    /// Of the node object.
-    uid: String,
+    /// What it was decided on.
+    basis: own::Basis,
 }
 
 impl Kube {
@@ -137,6 +139,7 @@ impl Kube {
             held: tokio::sync::Mutex::new(None),
             moved: Notify::new(),
             families: AtomicU8::new(0b11),
+            given: Mutex::new(Subnets::default()),
             seen: Mutex::new(Seen::default()),
             announced: AtomicBool::new(false),
             complained: Mutex::new(String::new()),
@@ -162,11 +165,22 @@ impl Kube {
         }
     }
 
-    /// The subnets that this node has, if the API server says so soon: only to know their lengths.
+    fn given(&self) -> MutexGuard<'_, Subnets> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The subnets that this node has, as far as it is known or the API server says so soon: only to know
+    /// their lengths.
     async fn hint(&self) -> Subnets {
+        let known = *self.given();
+        if !known.is_empty() {
+            return known;
+        }
         let read = timeout(HINT_WITHIN, self.read_own()).await;
         let own = read.ok().and_then(Result::ok).and_then(|read| read.own);
-        own.and_then(|own| own.subnets.ok()).unwrap_or_default()
+        let subnets = own.and_then(|own| own.subnets.ok()).unwrap_or_default();
+        *self.given() = subnets;
+        subnets
     }
 }
 

@@ -172,7 +172,12 @@ impl ApiServer {
 
     /// Says on which node a pod runs.
     pub fn put_pod(&self, namespace: &str, name: &str, node: &str) {
-        self.objects().put_pod(format!("{namespace}/{name}"), node);
+        self.change(|objects| objects.put_pod(format!("{namespace}/{name}"), node));
+    }
+
+    /// The version of the last change.
+    pub fn version(&self) -> u64 {
+        self.objects().version()
     }
 
     /// Events that were created.

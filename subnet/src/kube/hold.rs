@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::annotations::changes;
 use super::follow::{Ended, heard};
 use super::node::Own;
-use super::own::Seen;
+use super::own::{Basis, Seen};
 use super::{Held, Kube};
 use crate::pace::Backoff;
 use crate::store::Loss;
@@ -33,13 +33,15 @@ enum Verdict {
 /// The past that decides how soon annotations are put back.
 struct Past {
     backoff: Backoff,
+    /// When something was last corrected.
+    last: Instant,
     put_back: VecDeque<Instant>,
 }
 
 impl Kube {
     pub(super) async fn keep(&self) -> Loss {
         let mut backoff = Backoff::watching();
-        let mut past = Past { backoff: Backoff::new(AGAIN.0, AGAIN.1), put_back: VecDeque::new() };
+        let mut past = Past::default();
         loop {
             let begun = Instant::now();
             let ended = match self.keep_while_connected(&mut past).await {
@@ -88,6 +90,7 @@ impl Kube {
     /// Reads the own node and does what is needed for it to be as it should be: the version that it was
     /// read at, or how the lease was lost.
     async fn look(&self, past: &mut Past) -> Result<Result<String, Loss>, Ended> {
+        past.forget();
         let mut at_once = past.put_back.is_empty();
         loop {
             let mut guard = self.held.lock().await;
@@ -98,6 +101,7 @@ impl Kube {
                     drop(guard);
                     if self.is_unavailable(&own) {
                         past.backoff.wait().await;
+                        past.last = Instant::now();
                         self.say_available().await?;
                     }
                     return Ok(Ok(read.version));
@@ -108,12 +112,14 @@ impl Kube {
                 }
                 Verdict::Suspicious => {}
             }
-            if own.uid != held.uid {
-                // Deleted and registered again: that is nobody's contest.
-                held.uid.clone_from(&own.uid);
+            let basis = Basis::of(&own);
+            if basis != held.basis {
+                // Registered again, or another wish of the operator: that is nobody's contest.
+                held.basis = basis;
                 past.put_back.clear();
+                at_once = true;
             }
-            if past.contested() {
+            if past.put_back.len() >= CONTEST.0 {
                 let subnets = held.subnets;
                 *guard = None;
                 return Ok(Err(Loss::Rewritten { subnets }));
@@ -126,11 +132,12 @@ impl Kube {
             }
             let Ok(wanted) = self.wanted(&own, held) else { return Ok(Ok(read.version)) };
             if self.publish(&own, &wanted).await? {
-                past.put_back.push_back(Instant::now());
+                past.last = Instant::now();
+                past.put_back.push_back(past.last);
                 at_once = false;
                 tracing::warn!(
                     subnets = %held.subnets,
-                    "the annotations of this node were changed and have been put back"
+                    "the annotations of this node were not as they have to be and were written again"
                 );
             }
         }
@@ -218,14 +225,20 @@ impl Kube {
     }
 }
 
+impl Default for Past {
+    fn default() -> Self {
+        Self { backoff: Backoff::new(AGAIN.0, AGAIN.1), last: Instant::now(), put_back: VecDeque::new() }
+    }
+}
+
 impl Past {
-    fn contested(&mut self) -> bool {
+    /// What was long ago does not count.
+    fn forget(&mut self) {
         while self.put_back.front().is_some_and(|at| at.elapsed() > CONTEST.1) {
             self.put_back.pop_front();
         }
-        if self.put_back.is_empty() {
+        if self.last.elapsed() > CONTEST.1 {
             self.backoff.reset();
         }
-        self.put_back.len() >= CONTEST.0
     }
 }

@@ -33,6 +33,19 @@ pub(super) struct Seen {
     pub(super) public: Option<[String; 2]>,
 }
 
+/// What the annotations follow from, besides this node's own decisions: which node object it is, and the
+/// operator's overwrites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Basis([String; 3]);
+
+impl Basis {
+    pub(super) fn of(own: &Own) -> Self {
+        let [v4, v6] = Family::BOTH
+            .map(|family| own.annotations.get(Names::of(family).overwrite).cloned().unwrap_or_default());
+        Self([own.uid.clone(), v4, v6])
+    }
+}
+
 impl Seen {
     pub(super) fn of(own: Option<&Own>) -> Self {
         let Some(own) = own else {
@@ -123,6 +136,7 @@ impl Kube {
                  NODE_NAME has to be the name under which it does so"
             )));
         };
+        *self.given() = own.subnets.clone().unwrap_or_default();
         let subnets = match own_subnets(name, &own, network) {
             Ok(subnets) => subnets,
             Err(why) => {
@@ -132,7 +146,7 @@ impl Kube {
         };
         let attachment = (claim.attach)(read.announced.as_ref());
         let new =
-            Held { subnets, public: claim.public, attachment: attachment.clone(), uid: own.uid.clone() };
+            Held { subnets, public: claim.public, attachment: attachment.clone(), basis: Basis::of(&own) };
         let wanted =
             self.wanted(&own, &new).map_err(|why| StoreError::Unusable(format!("node {name:?}: {why}")))?;
         self.publish(&own, &wanted).await?;

@@ -134,6 +134,8 @@ impl Objects {
     }
 
     pub(super) fn put_pod(&mut self, name: String, node: &str) {
+        // Versions are common to objects of all kinds.
+        self.version += 1;
         self.pods.insert(name, node.to_owned());
     }
 

@@ -154,6 +154,9 @@ async fn the_configuration_is_read_from_the_file_with_the_rules_for_kubernetes()
     let store = bed.store("n1").await;
     let network = store.network().await.unwrap();
     assert_eq!(network.range(Family::V4).unwrap().subnet_len, 26, "the length of the own podCIDR");
+    let requests = bed.server.requests().len();
+    assert_eq!(store.network().await.unwrap(), network);
+    assert_eq!(bed.server.requests().len(), requests, "which is asked for once");
 
     let path = bed.write("net-conf.json", r#"{"Network":"10.244.0.0"}"#);
     let error = store.network().await.unwrap_err();

@@ -234,21 +234,24 @@ async fn a_watch_that_died_silently_is_replaced() {
 async fn a_bookmark_is_where_an_idle_watch_goes_on() {
     let bed = Bed::new(VXLAN);
     peers(&bed, 2);
-    bed.server.behave(|behaviour| behaviour.bookmark_every = Some(std::time::Duration::from_millis(20)));
+    bed.server.behave(|behaviour| {
+        behaviour.bookmark_every = Some(std::time::Duration::from_millis(20));
+        behaviour.watches_end_after = Some(std::time::Duration::from_millis(200));
+    });
     let mut follower = Follower::of(&bed.store("p0000").await);
     follower.words(2).await;
-    poll("a watch", || bed.server.watching() == 1).await;
-    // The bookmark after this is the only way to hear of the version.
-    bed.server.put_node(node("unmanaged", &[]));
-    let listed = || bed.server.requests().iter().filter(|request| request.path.contains("limit=500")).count();
-    bed.server.behave(|behaviour| behaviour.watches_end_after = Some(std::time::Duration::from_millis(60)));
+    // Something that only bookmarks tell of to who watches nodes.
+    bed.server.put_pod("default", "pod", "p0001");
+    let version = format!("resourceVersion={}", bed.server.version());
+    let watched = |path: &str| path.contains("watch=true") && path.contains(&version);
+    poll("a watch from there", || bed.server.requests().iter().any(|request| watched(&request.path))).await;
+    bed.server.compact();
     bed.server.disconnect();
-    poll("a few watches", || bed.server.requests().len() > 6).await;
-    assert_eq!(listed(), 1);
-    assert!(follower.known.borrow().trouble.is_none(), "the end of a watch is no trouble");
     bed.server.put_node(peer(2));
     follower.words(3).await;
-    assert_eq!(listed(), 1);
+    let listed = bed.server.requests().iter().filter(|request| request.path.contains("limit=500")).count();
+    assert_eq!(listed, 1);
+    assert!(follower.known.borrow().trouble.is_none(), "the end of a watch is no trouble");
 }
 
 #[tokio::test]
