@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -92,7 +92,8 @@ struct Held {
 /// Every lease as of one revision.
 #[derive(Debug, Default)]
 struct Listing {
-    leases: Leases,
+    /// Shared with whoever follows, and copied only when it changes while they look at it.
+    leases: Arc<Leases>,
     revision: i64,
 }
 

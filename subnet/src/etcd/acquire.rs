@@ -1,7 +1,7 @@
 //! Taking a lease: decide from a complete listing, write only if nothing decisive has changed since.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
@@ -38,9 +38,9 @@ impl Etcd {
         let lease = new.lease.clone();
         if !self.following.load(Ordering::Acquire) {
             if let Some(old) = replaced {
-                listing.leases.leases.remove(&old.subnets);
+                Arc::make_mut(&mut listing.leases).leases.remove(&old.subnets);
             }
-            listing.leases.leases.insert(lease.subnets, lease.clone());
+            Arc::make_mut(&mut listing.leases).leases.insert(lease.subnets, lease.clone());
             *self.listed() = Some(listing);
         }
         *held = Some(new);

@@ -2,6 +2,7 @@
 //! whatever ended the watch.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ impl Etcd {
             let begun = Instant::now();
             let ended = match outcome {
                 Ok(listing) => {
-                    feed.snapshot(&listing.leases);
+                    feed.share(&listing.leases);
                     self.watch_all(listing, feed).await
                 }
                 Err(error) => Ended::Failed(error),
@@ -91,7 +92,11 @@ impl Etcd {
             }
             for kv in page.kvs() {
                 let created = kv.create_revision().unsigned_abs();
-                listing.leases.insert_entry(&self.keys.name(kv.key()), kv.value(), created);
+                Arc::make_mut(&mut listing.leases).insert_entry(
+                    &self.keys.name(kv.key()),
+                    kv.value(),
+                    created,
+                );
             }
             let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(listing) };
             from = [last.key(), b"\0"].concat();
@@ -119,7 +124,7 @@ impl Etcd {
                     () = std::future::ready(()) => break None,
                 };
             };
-            feed.snapshot(&listing.leases);
+            feed.share(&listing.leases);
             if let Some(ended) = ended {
                 return ended;
             }
@@ -130,9 +135,13 @@ impl Etcd {
         for event in response.events() {
             let Some(kv) = event.kv() else { continue };
             let name = self.keys.name(kv.key());
-            listing.leases.remove_entry(&name);
+            Arc::make_mut(&mut listing.leases).remove_entry(&name);
             if event.event_type() == EventType::Put {
-                listing.leases.insert_entry(&name, kv.value(), kv.create_revision().unsigned_abs());
+                Arc::make_mut(&mut listing.leases).insert_entry(
+                    &name,
+                    kv.value(),
+                    kv.create_revision().unsigned_abs(),
+                );
             }
         }
     }
