@@ -98,7 +98,10 @@ impl Etcd {
                     created,
                 );
             }
-            let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(listing) };
+            let Some(last) = page.kvs().last().filter(|_| page.more()) else {
+                Arc::make_mut(&mut listing.leases).pack();
+                return Ok(listing);
+            };
             from = [last.key(), b"\0"].concat();
         }
     }
