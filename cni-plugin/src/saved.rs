@@ -78,7 +78,10 @@ pub(crate) fn of_network(
     Ok(kept)
 }
 
-/// Keeps `text` for the attachment, on the disk before this returns. Gives the file.
+/// Keeps `text` for the attachment. Gives the file.
+///
+/// Nothing waits for the disk, as the delegates don't with the addresses they reserve: a power cut ends the
+/// pods too, and for what it damages DEL does without the file.
 ///
 /// # Errors
 /// Code 999 with the path.
@@ -104,7 +107,7 @@ pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -
     Ok(file)
 }
 
-/// Nobody sees a part of the file, and it is on the disk before this returns.
+/// Nobody sees a part of the file.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
@@ -112,10 +115,7 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
         let mut open =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         open.write_all(text.as_bytes())?;
-        fs::rename(&temporary, file)?;
-        // Only now, so that one wait is for content and name: each costs every pod some milliseconds. What a
-        // power cut damages before, nobody needs: the delegate has not run yet.
-        open.sync_all()
+        fs::rename(&temporary, file)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

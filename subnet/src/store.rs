@@ -221,3 +221,16 @@ pub fn random_below(bound: usize) -> usize {
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (hash % bound.max(1) as u64) as usize
 }
+
+/// `text` and what caused it, each said once.
+#[cfg(any(feature = "etcd", feature = "kube"))]
+pub(crate) fn with_causes(mut text: String, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -3,6 +3,7 @@
 //! One endpoint is used at a time and the next one after a failure: tonic balances over several by
 //! sending a share of the requests to each, dead ones included.
 
+use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 
 use super::EtcdOptions;
 use super::tls::Tls;
-use crate::store::{StoreError, random_below};
+use crate::store::{StoreError, random_below, with_causes};
 
 /// After this long without an answer a request has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -227,26 +228,13 @@ fn endpoint(text: &str, has_identity: bool) -> Result<String, StoreError> {
     Ok(url.trim_end_matches('/').to_owned())
 }
 
-/// An error with its causes, each said once: tonic hides the cause behind "transport error".
+/// What went wrong: tonic hides the cause behind "transport error", and a status has more than its message.
 fn explain(error: &etcd_client::Error) -> String {
-    let mut text = match error {
-        etcd_client::Error::GRpcStatus(status) => status.message().to_owned(),
-        etcd_client::Error::TransportError(error) => error.to_string(),
+    match error {
+        etcd_client::Error::GRpcStatus(status) => with_causes(status.message().to_owned(), status.source()),
+        etcd_client::Error::TransportError(error) => with_causes(error.to_string(), error.source()),
         error => error.to_string(),
-    };
-    let mut cause = match error {
-        etcd_client::Error::GRpcStatus(status) => std::error::Error::source(status),
-        etcd_client::Error::TransportError(error) => std::error::Error::source(error),
-        _ => None,
-    };
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
     }
-    text
 }
 
 #[cfg(test)]

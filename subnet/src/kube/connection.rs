@@ -1,5 +1,6 @@
 //! The way to the API server: where it is, how to be let in, requests, and what its errors mean to us.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 use super::split::Splitter;
 use crate::gojson::shortened;
-use crate::store::StoreError;
+use crate::store::{StoreError, with_causes};
 
 /// After this long without an answer a request has failed. Generous, because a listing of a large
 /// cluster takes its time on the server too.
@@ -330,18 +331,9 @@ impl Objects<'_> {
     }
 }
 
-/// An error with its causes, each said once.
-fn explain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
+/// An error with its causes.
+fn explain(error: &(dyn Error + 'static)) -> String {
+    with_causes(error.to_string(), error.source())
 }
 
 #[cfg(test)]
