@@ -27,7 +27,7 @@ deps: ## Installs what building and testing need on Debian, if it is missing
 build: ## Builds all programs for development
 	cargo build --workspace --all-features
 
-demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan or host-gw; root)
+demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw or udp; root)
 	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
 
 bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")

@@ -2,12 +2,14 @@
 //!
 //! A new backend is one file with a `plan` and an arm in [`select`].
 
+use ipnet::IpNet;
 use subnet::{Attachment, BackendConfig, Family, Mac, NetworkConfig, PublicAddrs};
 
 use crate::host_gw::HostGw;
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::KernelState;
+use crate::udp::Udp;
 use crate::vxlan::Vxlan;
 
 /// This node's place in the underlay.
@@ -86,11 +88,10 @@ pub fn select(network: &NetworkConfig) -> Result<Box<dyn Backend>, BackendError>
         )),
         BackendConfig::Vxlan(config) => Ok(Box::new(Vxlan::new(config.clone())?)),
         BackendConfig::HostGw => Ok(Box::new(HostGw)),
-        BackendConfig::Udp { .. } => Err(BackendError(
-            "Backend type udp (also meant when Backend is absent) is not available in this release: set Backend.Type to \
-             \"vxlan\" or \"host-gw\""
-                .into(),
-        )),
+        BackendConfig::Udp { port, check_sources } => match network.range(Family::V4).map(|range| range.network) {
+            Some(IpNet::V4(range)) => Ok(Box::new(Udp::new(*port, *check_sources, range)?)),
+            _ => Err(BackendError("Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into())),
+        },
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
             "wireguard" | "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
                 "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\" or \"host-gw\""
@@ -127,8 +128,6 @@ mod tests {
     #[test]
     fn what_this_release_lacks_is_refused_by_name() {
         for (config, part) in [
-            (r#""SubnetLen":24"#, "udp"),
-            (r#""Backend":{"Type":"udp"}"#, "udp"),
             (r#""Backend":{"Type":"wireguard"}"#, "\"wireguard\" is a backend of Go flannel"),
             (r#""Backend":{"Type":"vxlann"}"#, "\"vxlann\" is no backend"),
             (r#""Backend":{"Type":"vxlan","DirectRouting":true}"#, "DirectRouting"),

@@ -5,6 +5,7 @@
 //! made anew takes everything on it along, so what is on it counts as absent.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -19,6 +20,10 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     for (name, want) in &desired.links {
         match actual.links.get(name) {
             None => changes.push(Change::AddLink(*name, want.clone())),
+            Some(have) if want.identity.takes_over(&have.identity) => {
+                rebuilt.insert(*name);
+                changes.push(Change::AddLink(*name, want.clone()));
+            }
             Some(have) if !want.identity.accepts(&have.identity) => {
                 rebuilt.insert(*name);
                 changes.push(Change::DelLink(*name));
@@ -46,6 +51,11 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     for (name, net) in actual.addresses.difference(&desired.addresses) {
         if stays(name) {
             changes.push(Change::DelAddress(*name, *net));
+        }
+    }
+    for (name, forwarding) in &desired.forwarding {
+        if !(there(name) && actual.forwarding.get(name) == Some(forwarding)) {
+            changes.push(Change::SetForwarding(*name, Arc::clone(forwarding)));
         }
     }
     for (key @ (name, mac), dst) in &desired.fdb {
@@ -77,6 +87,11 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
         let kept = desired.routes.contains_key(dst) || route.dev.is_some_and(|dev| !stays(&dev));
         if !kept && route.protocol != PROTOCOL_KERNEL {
             changes.push(Change::DelRoute(*route));
+        }
+    }
+    for name in actual.forwarding.keys() {
+        if stays(name) && !desired.forwarding.contains_key(name) {
+            changes.push(Change::DelForwarding(*name));
         }
     }
     for key @ (name, ip) in actual.neighbours.keys() {

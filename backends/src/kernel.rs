@@ -49,7 +49,7 @@ impl KernelError {
     /// Whether the node itself is not as it should be, rather than the way to one peer.
     pub fn concerns_node(&self) -> bool {
         match self {
-            Self::Refused { object, .. } => matches!(*object, "link" | "address"),
+            Self::Refused { object, .. } => matches!(*object, "link" | "address" | "forwarding"),
             Self::NoDevice(_) | Self::Netlink { .. } => true,
         }
     }
@@ -145,13 +145,19 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     match identity {
         LinkIdentity::Vxlan(_) => {
             let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
-            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+            number.is_some_and(is_number)
         }
+        LinkIdentity::Tun => true,
+        LinkIdentity::Other(kind) if kind == "tun" => name.strip_prefix("flannel").is_some_and(is_number),
         LinkIdentity::Other(kind) => matches!(
             (name, kind.as_str()),
-            ("flannel-wg" | "flannel-wg-v6", "wireguard") | ("flannel.ipip", "ipip") | ("flannel0", "tun")
+            ("flannel-wg" | "flannel-wg-v6", "wireguard") | ("flannel.ipip", "ipip")
         ),
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The kernel's network configuration in one network namespace.

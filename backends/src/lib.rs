@@ -25,6 +25,7 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod traffic;
+pub mod udp;
 pub mod vxlan;
 
 pub use backend::{Backend, BackendError, Node, Underlay};

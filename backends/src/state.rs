@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::{Family, Mac};
 
 use crate::name::Name;
+use crate::udp::forwarding::Forwarding;
 
 /// Protocol number (`rtm_protocol`) that marks our routes. Not assigned in
 /// include/uapi/linux/rtnetlink.h, and not in iproute2's `rt_protos`.
@@ -29,6 +31,8 @@ pub const BLACKHOLE_METRIC: u32 = u32::MAX;
 pub struct KernelState {
     /// Tunnel devices.
     pub links: BTreeMap<Name, Link>,
+    /// What the datapaths of TUN devices do.
+    pub forwarding: BTreeMap<Name, Arc<Forwarding>>,
     /// Addresses on these devices.
     pub addresses: BTreeSet<(Name, IpNet)>,
     /// Forwarding database: which node a destination MAC is behind.
@@ -60,6 +64,8 @@ pub struct Link {
 pub enum LinkIdentity {
     /// A VXLAN tunnel endpoint.
     Vxlan(VxlanIdentity),
+    /// A TUN device that this process holds.
+    Tun,
     /// Something of the same name that is not what we make.
     Other(String),
 }
@@ -121,11 +127,15 @@ pub struct Route {
 pub enum Change {
     /// Removes a device with all that hangs on it.
     DelLink(Name),
-    /// Makes a device.
+    /// Makes a device. A TUN device that nobody holds is taken over.
     AddLink(Name, Link),
     /// Corrects the settings of a device: only those that differ, since setting a MAC to the same value
     /// flushes the device's neighbours.
     SetLink(Name, LinkPatch),
+    /// Starts the datapath of a TUN device, or changes what it does.
+    SetForwarding(Name, Arc<Forwarding>),
+    /// Stops the datapath of a TUN device.
+    DelForwarding(Name),
     /// Adds an address.
     AddAddress(Name, IpNet),
     /// Removes an address.
@@ -183,9 +193,21 @@ impl LinkIdentity {
             _ => self == actual,
         }
     }
+
+    /// Whether a device that is `actual` need not be removed before one that is `self` is made: another
+    /// process may hold it.
+    pub fn takes_over(&self, actual: &Self) -> bool {
+        *self == Self::Tun && matches!(actual, Self::Other(kind) if kind == "tun")
+    }
 }
 
 impl LinkSettings {
+    /// Those of a device that has neither MAC nor device underneath.
+    pub fn plain(mtu: u32) -> Self {
+        let local = Ipv4Addr::UNSPECIFIED.into();
+        Self { up: true, mtu, mac: Mac([0; 6]), lower: 0, local, learning: false }
+    }
+
     /// What has to change for `self` to become `want`.
     pub fn patch_to(&self, want: &Self) -> LinkPatch {
         fn differing<T: PartialEq>(have: T, want: T) -> Option<T> {
@@ -224,6 +246,7 @@ impl Change {
     pub fn object(&self) -> &'static str {
         match self {
             Self::DelLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
+            Self::SetForwarding(..) | Self::DelForwarding(..) => "forwarding",
             Self::AddAddress(..) | Self::DelAddress(..) => "address",
             Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
             Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
@@ -251,6 +274,12 @@ impl KernelState {
                 if let Some(link) = self.links.get_mut(name) {
                     link.settings.patch(patch);
                 }
+            }
+            Change::SetForwarding(name, forwarding) => {
+                self.forwarding.insert(*name, Arc::clone(forwarding));
+            }
+            Change::DelForwarding(name) => {
+                self.forwarding.remove(name);
             }
             Change::AddAddress(name, net) => {
                 self.addresses.insert((*name, *net));
@@ -290,6 +319,7 @@ impl KernelState {
     /// Removes a device and, like the kernel, everything on it.
     fn drop_link(&mut self, name: &Name) {
         self.links.remove(name);
+        self.forwarding.remove(name);
         self.addresses.retain(|(dev, _)| dev != name);
         self.fdb.retain(|(dev, _), _| dev != name);
         self.neighbours.retain(|(dev, _), _| dev != name);
@@ -356,9 +386,12 @@ impl fmt::Display for Change {
                     let LinkSettings { mtu, mac, local, .. } = link.settings;
                     write!(f, "link add {name} type vxlan id {vni} local {local} mtu {mtu} address {mac}")
                 }
+                LinkIdentity::Tun => write!(f, "link add {name} type tun mtu {}", link.settings.mtu),
                 LinkIdentity::Other(kind) => write!(f, "link add {name} type {kind}"),
             },
             Self::SetLink(name, patch) => write!(f, "link set {name}{patch}"),
+            Self::SetForwarding(name, forwarding) => write!(f, "forwarding set {name} {forwarding}"),
+            Self::DelForwarding(name) => write!(f, "forwarding del {name}"),
             Self::AddAddress(name, net) => write!(f, "address add {net} dev {name}"),
             Self::DelAddress(name, net) => write!(f, "address del {net} dev {name}"),
             Self::SetFdb(name, mac, dst) => write!(f, "fdb replace {mac} dst {dst} dev {name}"),

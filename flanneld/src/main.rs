@@ -18,11 +18,12 @@ use backends::firewall::nftables::NftFirewall;
 use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
 use backends::nft::{self, Watched};
+use backends::udp::counters::Counters;
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
 use subnet::kube::Kube;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use agent::Hands;
@@ -83,6 +84,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let privilege =
         "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
     let kernel = Netlink::open().context(privilege)?;
+    tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
     let notices = Listener::open().context(privilege)?;
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
@@ -135,6 +137,13 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let _ = served.await;
     }
     outcome
+}
+
+/// Logs what the udp backend counts whenever somebody asks (SIGUSR1).
+async fn tell_counters(mut asked: Signal, counters: Arc<Counters>) {
+    while asked.recv().await.is_some() {
+        tracing::info!("udp: {counters}");
+    }
 }
 
 async fn live<S: LeaseStore>(

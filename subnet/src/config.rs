@@ -76,6 +76,10 @@ pub enum BackendConfig {
     Udp {
         /// UDP port of all nodes.
         port: u16,
+        /// Takes datagrams from known peers only, and packets only from the sender's own addresses. Off
+        /// where address translation changes the senders.
+        #[serde(default = "yes")]
+        check_sources: bool,
     },
     /// A type of Go flannel that this release doesn't have, or one that nobody has.
     Unknown(String),
@@ -305,7 +309,7 @@ fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
 
 fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
     if !object.has("Backend") {
-        return Ok(BackendConfig::Udp { port: DEFAULT_UDP_PORT });
+        return Ok(BackendConfig::Udp { port: DEFAULT_UDP_PORT, check_sources: true });
     }
     let missing = "Backend: it has no Type: set it to \"vxlan\" or \"host-gw\"";
     let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
@@ -314,9 +318,16 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
         "" => Err(ConfigError(missing.into())),
         "vxlan" => vxlan(&backend).map(BackendConfig::Vxlan),
         "host-gw" => Ok(BackendConfig::HostGw),
-        "udp" => Ok(BackendConfig::Udp { port: port(&backend)?.unwrap_or(DEFAULT_UDP_PORT) }),
+        "udp" => Ok(BackendConfig::Udp {
+            port: port(&backend)?.unwrap_or(DEFAULT_UDP_PORT),
+            check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
+        }),
         _ => Ok(BackendConfig::Unknown(kind)),
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Port of the `udp` backend (contract §13).

@@ -1,6 +1,6 @@
 //! Properties of `diff` over random states: whatever there is, the changes lead to what is wanted.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
@@ -11,6 +11,7 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::{Kernel, Scope};
 use crate::reconcile::converge;
 use crate::state::{Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity};
+use crate::udp::forwarding::Forwarding;
 
 fn name(number: u8) -> Name {
     format!("flannel.{number}").parse().unwrap()
@@ -39,17 +40,28 @@ fn links(actual: bool) -> impl Strategy<Value = Link> {
             let port = if actual { port.or(Some(8472)) } else { port };
             LinkIdentity::Vxlan(VxlanIdentity { vni, port, gbp, family: Family::V4, foreign_modes: false })
         });
-    let identity = if actual {
-        prop_oneof![4 => vxlan, 1 => Just(LinkIdentity::Other("veth".into()))].boxed()
-    } else {
-        vxlan.boxed()
-    };
+    let vxlan_or_tun = prop_oneof![4 => vxlan, 1 => Just(LinkIdentity::Tun)];
+    let other = prop::sample::select(vec!["veth", "tun"]).prop_map(|kind| LinkIdentity::Other(kind.into()));
+    let identity =
+        if actual { prop_oneof![4 => vxlan_or_tun, 1 => other].boxed() } else { vxlan_or_tun.boxed() };
     (identity, any::<bool>(), 1400u32..1402, macs(), 1u32..3, addrs(), any::<bool>()).prop_map(
         move |(identity, up, mtu, mac, lower, local, learning)| {
             let settings = LinkSettings { up: up || !actual, mtu, mac, lower, local, learning };
             Link { identity, settings }
         },
     )
+}
+
+fn forwardings() -> impl Strategy<Value = Arc<Forwarding>> {
+    (8285u16..8287, 0u8..3).prop_map(|(port, peer)| {
+        Arc::new(Forwarding {
+            local: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port),
+            address: Ipv4Addr::new(10, 1, 0, 0),
+            mtu: 1472,
+            check_sources: true,
+            peers: vec![("10.1.2.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, peer))],
+        })
+    })
 }
 
 fn routes(protocols: &'static [u8]) -> impl Strategy<Value = Route> {
@@ -73,6 +85,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
     const FOUND: &[u8] = &[ROUTE_PROTOCOL, ROUTE_PROTOCOL, PROTOCOL_BOOT, PROTOCOL_KERNEL, 4];
     let parts = (
         btree_map(names(), links(actual), 0..4),
+        btree_map(names(), forwardings(), 0..4),
         btree_set((names(), nets()), 0..5),
         btree_map((names(), macs()), addrs(), 0..8),
         btree_map((names(), addrs()), macs(), 0..8),
@@ -80,7 +93,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_set(routes(WANTED), 0..if actual { 3 } else { 1 }),
         btree_set(nets(), 0..3),
     );
-    parts.prop_map(move |(links, addresses, fdb, neighbours, routes, surplus, blackholes)| {
+    parts.prop_map(move |(links, forwarding, addresses, fdb, neighbours, routes, surplus, blackholes)| {
         let exists = |name: &Name| links.contains_key(name);
         let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
         let routes: std::collections::BTreeMap<_, _> = routes
@@ -88,7 +101,9 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
             .filter(routed)
             .map(|route| (route.dst, Route { odd: route.odd && actual, ..route }))
             .collect();
+        let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
         KernelState {
+            forwarding: forwarding.into_iter().filter(|(name, _)| is_tun(name)).collect(),
             addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
             fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),
             neighbours: neighbours.into_iter().filter(|((name, _), _)| exists(name)).collect(),

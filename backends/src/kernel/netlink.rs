@@ -8,6 +8,7 @@ mod socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
@@ -20,7 +21,9 @@ use subnet::Family;
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::host::{DefaultRoute, HostView, Way};
 use crate::name::Name;
-use crate::state::{Change, KernelState, LinkPatch};
+use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch};
+use crate::udp::counters::Counters;
+use crate::udp::engine::{Engine, Offload};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
 use socket::{Conversation, Request};
 
@@ -34,6 +37,8 @@ pub struct Netlink {
     conversation: Conversation,
     /// Index of every link by name, as of the last look.
     indexes: BTreeMap<Name, u32>,
+    /// The tunnels that live in this process.
+    tunnels: Engine,
 }
 
 impl Netlink {
@@ -43,7 +48,12 @@ impl Netlink {
     /// [`KernelError::Netlink`] when no netlink socket can be had.
     pub fn open() -> Result<Self, KernelError> {
         let conversation = Conversation::open().map_err(failed("opening a socket"))?;
-        Ok(Self { conversation, indexes: BTreeMap::new() })
+        Ok(Self { conversation, indexes: BTreeMap::new(), tunnels: Engine::new(Offload(true)) })
+    }
+
+    /// What the datapaths of its tunnels count.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.tunnels.counters()
     }
 
     fn links(&mut self) -> io::Result<Vec<LinkFacts>> {
@@ -141,15 +151,22 @@ impl Netlink {
     }
 
     /// Makes a device, configures what has to be there before it is up, and sets it up.
-    fn add_link(&mut self, name: &Name, request: Request, up: bool) -> io::Result<()> {
-        self.conversation.change(request)?;
+    fn add_link(&mut self, name: &Name, link: &Link) -> io::Result<()> {
+        let mut patch = LinkPatch { up: link.settings.up.then_some(true), ..LinkPatch::default() };
+        if link.identity == LinkIdentity::Tun {
+            self.tunnels.open(*name)?;
+            patch.mtu = Some(link.settings.mtu);
+        } else {
+            let change = Change::AddLink(*name, link.clone());
+            self.conversation.change(encode::request(&change, 0)?)?;
+        }
         let index = self.index_of(name)?;
         self.indexes.insert(*name, index);
+        self.tunnels.is_at(name, index);
         // Router advertisements from inside the overlay must not configure the node. /proc/sys is
         // read-only in an unprivileged pod, where the setting is the runtime's business (contract K17).
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
-        if up {
-            let patch = LinkPatch { up: Some(true), ..LinkPatch::default() };
+        if !patch.is_empty() {
             self.conversation.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
         }
         Ok(())
@@ -158,7 +175,12 @@ impl Netlink {
     fn change_link(&mut self, change: &Change) -> io::Result<()> {
         let index = device(change).and_then(|name| self.indexes.get(&name).copied());
         match change {
-            Change::AddLink(name, link) => self.add_link(name, encode::request(change, 0)?, link.settings.up),
+            Change::AddLink(name, link) => self.add_link(name, link),
+            Change::SetForwarding(name, forwarding) => self.tunnels.set(name, forwarding),
+            Change::DelForwarding(name) => {
+                self.tunnels.stop(name);
+                Ok(())
+            }
             Change::SetLink(name, patch) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 encode::steps(patch).try_for_each(|step| {
@@ -167,6 +189,9 @@ impl Netlink {
             }
             _ => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
+                if let Some(name) = device(change) {
+                    self.tunnels.close(&name);
+                }
                 self.indexes.retain(|_, known| *known != index);
                 self.conversation.change(encode::request(change, index)?)
             }
@@ -193,7 +218,16 @@ impl Kernel for Netlink {
                     nets.filter(|net| desired.addresses.contains(&(name, *net)) || scope.owns_address(*net))
                         .map(|net| (name, net)),
                 );
-                state.links.insert(name, link.tunnel);
+                let mut tunnel = link.tunnel;
+                if tunnel.identity == LinkIdentity::Other("tun".to_owned())
+                    && self.tunnels.holds(&name, index)
+                {
+                    tunnel.identity = LinkIdentity::Tun;
+                    state
+                        .forwarding
+                        .extend(self.tunnels.forwarding(&name).map(|forwarding| (name, forwarding)));
+                }
+                state.links.insert(name, tunnel);
                 own.insert(index, name);
             }
         }
@@ -226,7 +260,7 @@ impl Kernel for Netlink {
         let mut pending: (Vec<usize>, Vec<Request>) = Default::default();
         let mut missing: BTreeSet<Name> = BTreeSet::new();
         for (position, change) in changes.iter().enumerate() {
-            let is_link = matches!(change, Change::AddLink(..) | Change::DelLink(..) | Change::SetLink(..));
+            let is_link = matches!(change.object(), "link" | "forwarding");
             let index = device(change).map(|name| (name, self.indexes.get(&name).copied()));
             let outcome = match index {
                 _ if is_link => {
@@ -320,6 +354,16 @@ fn record(
 fn explained(change: &Change, error: io::Error) -> io::Error {
     let remedy = match (change, error.raw_os_error()) {
         (_, Some(errno::EPERM)) => "flanneld needs CAP_NET_ADMIN in this network namespace",
+        (Change::AddLink(name, Link { identity: LinkIdentity::Tun, .. }), Some(number)) => {
+            return io::Error::new(error.kind(), tun_remedy(name, number, &error));
+        }
+        (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
+            let words = format!(
+                "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port",
+                forwarding.local
+            );
+            return io::Error::new(error.kind(), words);
+        }
         (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
              linux-modules-extra-raspi), or use the host-gw backend"
@@ -336,13 +380,39 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{error}: {remedy}"))
 }
 
+/// Why a TUN device can't be made, and what to do.
+fn tun_remedy(name: &Name, number: i32, error: &io::Error) -> String {
+    let remedy = match number {
+        errno::EBUSY => format!(
+            "another process holds {name}: stop it (another flanneld?), or give this network another Backend.Port"
+        ),
+        errno::ENOENT | errno::ENODEV | errno::ENXIO => {
+            "there is no /dev/net/tun: load the module tun, and mount /dev/net/tun into the container"
+                .to_owned()
+        }
+        errno::EACCES | errno::EPERM => {
+            "/dev/net/tun can't be used: flanneld needs CAP_NET_ADMIN, and the container needs the device \
+             (a privileged one, or a device plugin)"
+                .to_owned()
+        }
+        errno::EINVAL => format!("{name} is no TUN device with one queue: delete it (ip link del {name})"),
+        _ => "the udp backend needs a TUN device".to_owned(),
+    };
+    format!("{error}: {remedy}")
+}
+
 mod errno {
     pub(super) const EPERM: i32 = 1;
     pub(super) const ENOENT: i32 = 2;
     pub(super) const ESRCH: i32 = 3;
+    pub(super) const ENXIO: i32 = 6;
+    pub(super) const EACCES: i32 = 13;
+    pub(super) const EBUSY: i32 = 16;
     pub(super) const EEXIST: i32 = 17;
     pub(super) const ENODEV: i32 = 19;
+    pub(super) const EINVAL: i32 = 22;
     pub(super) const EOPNOTSUPP: i32 = 95;
+    pub(super) const EADDRINUSE: i32 = 98;
     pub(super) const EADDRNOTAVAIL: i32 = 99;
     pub(super) const ENETUNREACH: i32 = 101;
 }
@@ -361,6 +431,8 @@ fn already_so(change: &Change, error: &io::Error) -> bool {
         }
         Change::AddLink(..)
         | Change::SetLink(..)
+        | Change::SetForwarding(..)
+        | Change::DelForwarding(..)
         | Change::SetFdb(..)
         | Change::SetNeighbour(..)
         | Change::SetRoute(..) => false,
@@ -373,6 +445,8 @@ fn device(change: &Change) -> Option<Name> {
         Change::DelLink(name)
         | Change::AddLink(name, _)
         | Change::SetLink(name, _)
+        | Change::SetForwarding(name, _)
+        | Change::DelForwarding(name)
         | Change::AddAddress(name, _)
         | Change::DelAddress(name, _)
         | Change::SetFdb(name, ..)

@@ -18,7 +18,7 @@ fn defaults_are_flannels_in_any_letter_case() {
     assert_eq!(range.subnet_len, 24);
     assert_eq!(range.min, "10.3.1.0".parse::<IpAddr>().unwrap());
     assert_eq!(range.max, "10.3.255.0".parse::<IpAddr>().unwrap());
-    assert_eq!(config.backend, BackendConfig::Udp { port: 8285 });
+    assert_eq!(config.backend, BackendConfig::Udp { port: 8285, check_sources: true });
     assert_eq!(config.range(Family::V6), None);
 
     let config = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);

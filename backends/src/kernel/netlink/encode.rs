@@ -28,6 +28,9 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
         Change::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
         Change::AddLink(name, link) => (Message::NewLink(new_vxlan(name.as_str(), link)?), ADD),
         Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
+        Change::SetForwarding(..) | Change::DelForwarding(_) => {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "datapaths are not the kernel's"));
+        }
         Change::AddAddress(_, net) => {
             (Message::NewAddress(address(index, net.addr(), net.prefix_len())), ADD)
         }

@@ -63,7 +63,7 @@ impl Interest {
         if let Some(want) = self.desired.links.get(&facts.host.name) {
             let have = &facts.tunnel;
             return self.own(facts.host.index).is_none()
-                || !want.identity.accepts(&have.identity)
+                || !(want.identity.accepts(&have.identity) || want.identity.takes_over(&have.identity))
                 || have.settings != want.settings;
         }
         if self.scope.underlay == Some(facts.host.index) {

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 use crate::table::Table;
 use crate::{Backend, Stage};
 
+/// The network of all pods.
+pub(crate) const NETWORK: &str = "10.244.0.0/16";
 const NODES: usize = 3;
 const PODS_PER_NODE: usize = 2;
 /// How long anything may take before the demo gives up.
@@ -164,7 +166,7 @@ fn lease_directory(backend: Backend) -> anyhow::Result<TempDir> {
         .prefix("flannel-demo-")
         .tempdir()
         .context("no temporary directory for leases")?;
-    let config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend.name() } });
+    let config = json!({ "Network": NETWORK, "Backend": { "Type": backend.name() } });
     fs::write(dir.path().join("config.json"), config.to_string()).context("can't write config.json")?;
     Ok(dir)
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use backends::testing::Pinger;
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, NETWORK, PATIENCE};
 use crate::table::Table;
 use crate::{Backend, Stage};
 
@@ -33,7 +33,8 @@ pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Tab
             Damage::Restart => cluster.restart_agent(0)?,
         }
         let node = &cluster.sites[0].node;
-        stage.wait_for(&format!("the route to {peer} to come back"), || node.has_route(peer))?;
+        let route = if cluster.backend == Backend::Udp { NETWORK.parse()? } else { peer };
+        stage.wait_for(&format!("the route to {route} to come back"), || node.has_route(route))?;
         pinger.wait_for_reply(PATIENCE).with_context(|| format!("after the damage {what:?}"))?;
         let pings = pinger.finish()?;
         let silence = pings.longest_gap.as_millis();
@@ -45,11 +46,13 @@ pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Tab
 fn damages(backend: Backend, peer: IpNet) -> Vec<(String, Damage)> {
     let ip = |command: &str| (format!("ip {command}"), Damage::Ip(command.to_owned()));
     let mut all = vec![("restart of flanneld".to_owned(), Damage::Restart)];
-    all.push(ip(&format!("route del {peer}")));
+    let route = if backend == Backend::Udp { NETWORK.to_owned() } else { peer.to_string() };
+    all.push(ip(&format!("route del {route}")));
     match backend {
-        Backend::Vxlan => {
-            all.push(ip("link set flannel.1 down"));
-            all.push(ip("link del flannel.1"));
+        Backend::Vxlan | Backend::Udp => {
+            let device = backend.device();
+            all.push(ip(&format!("link set {device} down")));
+            all.push(ip(&format!("link del {device}")));
         }
         Backend::HostGw => all.push(("eth0 down and up".to_owned(), Damage::Flap)),
     }

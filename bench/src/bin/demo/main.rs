@@ -34,6 +34,7 @@ struct Args {
 enum Backend {
     Vxlan,
     HostGw,
+    Udp,
 }
 
 impl Backend {
@@ -42,6 +43,7 @@ impl Backend {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp => "udp",
         }
     }
 
@@ -50,6 +52,7 @@ impl Backend {
         match self {
             Self::Vxlan => "flannel.1",
             Self::HostGw => "eth0",
+            Self::Udp => "flannel0",
         }
     }
 }

@@ -1,0 +1,273 @@
+//! From the device to the peers: reads what the kernel hands over, cuts it to packets, sends them in groups.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::counters::Counters;
+use super::forwarding::Routing;
+use super::icmp::{self, Limiter, Trouble};
+use super::outbox::{Group, Outbox};
+use super::packet::{Ipv4Header, Malformed, age};
+use super::split::{largest, split};
+use super::sys::{Tun, Wire};
+use super::vnet::{self, Vnet};
+
+/// The device is read until so many bytes are to be sent, so many reads were made, or nothing is left.
+const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_READS: u32 = 256;
+/// The longest packet with its offload header.
+const LONGEST: usize = vnet::LEN + 65_535;
+/// How long packets to a peer go one by one after the kernel refused to segment them.
+const DISTRUST: Duration = Duration::from_secs(300);
+/// How long the kernel may take to make room in the buffer of the socket.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// How often the log is told of the same trouble.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There was nothing to do.
+    Idle,
+    /// There was something to do, and nothing is left.
+    Drained,
+    /// There may be more.
+    More,
+}
+
+pub(super) struct Egress {
+    tun: Arc<Tun>,
+    wire: Arc<Wire>,
+    routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
+    counters: Arc<Counters>,
+    room: Box<[u8]>,
+    outbox: Outbox,
+    limiter: Limiter,
+    /// Peers whose packets go one by one, until then.
+    distrusted: BTreeMap<Ipv4Addr, Instant>,
+    told: Option<Instant>,
+}
+
+impl Egress {
+    pub(super) fn new(
+        tun: Arc<Tun>,
+        wire: Arc<Wire>,
+        routing: Arc<ArcSwap<Routing>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            tun,
+            wire,
+            routing: Cache::new(routing),
+            counters,
+            room: vec![0; LONGEST].into_boxed_slice(),
+            outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
+            limiter: Limiter::new(Instant::now()),
+            distrusted: BTreeMap::new(),
+            told: None,
+        }
+    }
+
+    /// Sends a batch.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(super) fn turn(&mut self) -> io::Result<Turn> {
+        let routing = Arc::clone(self.routing.load());
+        self.outbox.clear();
+        let mut reads = 0;
+        let mut drained = false;
+        while self.outbox.bytes().len() < BATCH_BYTES && reads < BATCH_READS {
+            match self.read() {
+                Ok(len) => {
+                    reads += 1;
+                    self.packet(&routing, len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    drained = true;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if reads == 0 {
+            return Ok(Turn::Idle);
+        }
+        self.counters.sent_reads.add(reads.into());
+        self.flush(routing.port);
+        Ok(if drained { Turn::Drained } else { Turn::More })
+    }
+
+    /// Reads one packet so that it is preceded by an offload header; gives the length of both.
+    #[inline]
+    fn read(&mut self) -> io::Result<usize> {
+        if self.tun.vnet {
+            return self.tun.read(0, &mut self.room);
+        }
+        self.room[..vnet::LEN].fill(0);
+        Ok(self.tun.read(0, &mut self.room[vnet::LEN..])? + vnet::LEN)
+    }
+
+    #[inline]
+    fn packet(&mut self, routing: &Routing, len: usize) {
+        let counters = &*self.counters;
+        let Some((head, packet)) = self.room[..len].split_first_chunk_mut::<{ vnet::LEN }>() else {
+            return counters.dropped_malformed.add(1);
+        };
+        let vnet = Vnet::parse(head);
+        let header = match Ipv4Header::parse(packet) {
+            Ok(header) => header,
+            Err(Malformed::Version) => return counters.dropped_not_ipv4.add(1),
+            Err(_) => return counters.dropped_malformed.add(1),
+        };
+        let Some(peer) = routing.peer_of(header.dst) else {
+            counters.dropped_no_peer.add(1);
+            return self.complain(Trouble::NetUnreachable, routing.address, &header, len);
+        };
+        if header.ttl <= 1 {
+            counters.dropped_ttl.add(1);
+            return self.complain(Trouble::TimeExceeded, routing.address, &header, len);
+        }
+        if header.dont_fragment && largest(&vnet, &header, packet) > routing.mtu.into() {
+            counters.dropped_too_long.add(1);
+            let trouble = Trouble::FragmentationNeeded(routing.mtu);
+            return self.complain(trouble, routing.address, &header, len);
+        }
+        age(packet);
+        if split(&vnet, &header, packet, &mut self.outbox.to(peer)).is_err() {
+            counters.dropped_malformed.add(1);
+        }
+    }
+
+    /// Tells the sender of the packet that was just read.
+    fn complain(&mut self, trouble: Trouble, from: Ipv4Addr, header: &Ipv4Header, len: usize) {
+        let mut room = [0; icmp::LONGEST];
+        let Some(reply) = icmp::reply(trouble, from, header, &self.room[vnet::LEN..len], &mut room) else {
+            return;
+        };
+        if !self.limiter.allows(Instant::now()) {
+            return self.counters.icmp_limited.add(1);
+        }
+        let head = Vnet::PLAIN.bytes();
+        let parts = [IoSlice::new(&head), IoSlice::new(&room[..reply])];
+        if self.tun.write(0, &parts[usize::from(!self.tun.vnet)..]).is_ok() {
+            self.counters.icmp_errors.add(1);
+        }
+    }
+
+    fn flush(&mut self, port: u16) {
+        let mut from = 0;
+        while from < self.outbox.groups().len() {
+            let groups = &self.outbox.groups()[from..];
+            let trusted = groups.iter().take_while(|group| !self.distrusts(group)).count();
+            if trusted == 0 {
+                self.send_singly(from, port);
+                from += 1;
+                continue;
+            }
+            match self.wire.send(port, self.outbox.bytes(), &groups[..trusted]) {
+                Ok(sent) => {
+                    groups[..sent].iter().for_each(|group| self.count(group));
+                    from += sent;
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::EINTR) => self.wait(),
+                    Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO) if groups[0].packets > 1 => {
+                        self.distrust(groups[0].to, &error);
+                        self.send_singly(from, port);
+                        from += 1;
+                    }
+                    _ => {
+                        self.counters.dropped_unsent.add(groups[0].packets.into());
+                        self.tell(groups[0].to, &error);
+                        from += 1;
+                    }
+                },
+            }
+        }
+    }
+
+    #[inline]
+    fn count(&self, group: &Group) {
+        self.counters.sent_groups.add(1);
+        self.counters.sent_packets.add(group.packets.into());
+        self.counters.sent_bytes.add(group.extents.iter().map(|extent| extent.len() as u64).sum());
+    }
+
+    #[inline]
+    fn distrusts(&self, group: &Group) -> bool {
+        group.packets > 1 && !self.distrusted.is_empty() && self.distrusted.contains_key(&group.to)
+    }
+
+    fn distrust(&mut self, peer: Ipv4Addr, error: &io::Error) {
+        let now = Instant::now();
+        self.distrusted.retain(|_, until| *until > now);
+        self.distrusted.insert(peer, now + DISTRUST);
+        if self.may_tell(now) {
+            tracing::warn!(
+                %peer,
+                "the kernel doesn't segment packets for this peer ({error}): sending them one by one for {} s",
+                DISTRUST.as_secs()
+            );
+        }
+    }
+
+    fn send_singly(&mut self, index: usize, port: u16) {
+        let group = &self.outbox.groups()[index];
+        self.counters.sent_fallbacks.add(1);
+        let to = SocketAddrV4::new(group.to, port);
+        let mut trouble = None;
+        for range in group.each() {
+            let packet = &self.outbox.bytes()[range];
+            let outcome = loop {
+                match self.wire.send_one(to, packet) {
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
+                        self.wait();
+                    }
+                    outcome => break outcome,
+                }
+            };
+            match outcome {
+                Ok(()) => {
+                    self.counters.sent_packets.add(1);
+                    self.counters.sent_bytes.add(packet.len() as u64);
+                }
+                Err(error) => {
+                    self.counters.dropped_unsent.add(1);
+                    trouble = Some(error);
+                }
+            }
+        }
+        let peer = group.to;
+        let now = Instant::now();
+        self.distrusted.retain(|_, until| *until > now);
+        if let Some(error) = trouble {
+            self.tell(peer, &error);
+        }
+    }
+
+    fn tell(&mut self, peer: Ipv4Addr, error: &io::Error) {
+        if self.may_tell(Instant::now()) {
+            tracing::warn!(%peer, "packets can't be sent and are dropped: {error}");
+        }
+    }
+
+    fn may_tell(&mut self, now: Instant) -> bool {
+        let may = self.told.is_none_or(|told| now - told >= QUIET);
+        if may {
+            self.told = Some(now);
+        }
+        may
+    }
+
+    fn wait(&self) {
+        let _ = poll(&mut [PollFd::new(&*self.wire, PollFlags::OUT)], Some(&PATIENCE));
+    }
+}

@@ -1,0 +1,225 @@
+//! From the peers to the device: takes datagrams in batches, checks who sent what, and writes what follows
+//! each other at once.
+
+use std::io::{self, IoSlice};
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, Cache};
+
+use super::counters::Counters;
+use super::egress::Turn;
+use super::forwarding::Routing;
+use super::icmp::{self, Limiter, Trouble};
+use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
+use super::packet::Ipv4Header;
+use super::sys::{BATCH, Receiver, Tun, Wire};
+use super::vnet::Vnet;
+
+pub(super) struct Ingress {
+    tun: Arc<Tun>,
+    wire: Arc<Wire>,
+    routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
+    counters: Arc<Counters>,
+    receiver: Receiver,
+    merger: Merger,
+    limiter: Limiter,
+}
+
+impl Ingress {
+    pub(super) fn new(
+        tun: Arc<Tun>,
+        wire: Arc<Wire>,
+        routing: Arc<ArcSwap<Routing>>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
+        Self {
+            tun,
+            wire,
+            routing: Cache::new(routing),
+            counters,
+            receiver: Receiver::new(),
+            merger,
+            limiter: Limiter::new(Instant::now()),
+        }
+    }
+
+    /// Takes a batch.
+    ///
+    /// # Errors
+    /// The device is gone, or the socket can't be read any more.
+    pub(super) fn turn(&mut self) -> io::Result<Turn> {
+        match self.receiver.receive(&self.wire) {
+            Ok(()) => {}
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => Err(error),
+                    // Others tell of a packet that was sent, and are told once.
+                    _ => Ok(Turn::Idle),
+                };
+            }
+        }
+        let routing = Arc::clone(self.routing.load());
+        self.merger.clear();
+        let mut tally = Tally::default();
+        let (datagrams, bytes) = self.receiver.batch();
+        for datagram in datagrams {
+            if !routing.knows(datagram.from) {
+                tally.strangers += 1;
+                continue;
+            }
+            let end = datagram.start + datagram.len;
+            let mut start = datagram.start;
+            while start < end {
+                let next = end.min(start + datagram.segment);
+                let expired = take(&mut self.merger, &routing, datagram.from, bytes, start..next, &mut tally);
+                if let Some(header) = expired {
+                    let packet = &bytes[start..next];
+                    complain(&self.tun, &mut self.limiter, &self.counters, &routing, &header, packet);
+                }
+                start = next;
+            }
+        }
+        let full = datagrams.len() == BATCH;
+        self.counters.received_datagrams.add(datagrams.len() as u64);
+        tally.publish(&self.counters);
+        self.write()?;
+        Ok(if full { Turn::More } else { Turn::Drained })
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let (_, bytes) = self.receiver.batch();
+        let bytes = &*bytes;
+        let (mut writes, mut refused) = (0, 0);
+        for item in self.merger.items() {
+            match write(&self.tun, item, bytes) {
+                Ok(()) => writes += 1,
+                Err(error) => match error.raw_os_error() {
+                    Some(EBADFD) => return Err(error),
+                    // The device refuses the merged packet, but not what it was merged from.
+                    Some(libc::EINVAL) if item.packets() > 1 => {
+                        for range in item.each() {
+                            match write_one(&self.tun, &bytes[range]) {
+                                Ok(()) => writes += 1,
+                                Err(_) => refused += 1,
+                            }
+                        }
+                    }
+                    // For instance EIO, as long as the device is down.
+                    _ => refused += item.packets() as u64,
+                },
+            }
+        }
+        self.counters.received_writes.add(writes);
+        self.counters.refused_by_device.add(refused);
+        Ok(())
+    }
+}
+
+/// The device is gone (drivers/net/tun.c); libc has no name for it on all targets.
+pub(super) const EBADFD: i32 = 77;
+
+/// Checks the packet at `range` and hands it to the merger; gives its header if its sender is to be told
+/// that its time to live is over.
+#[inline]
+fn take(
+    merger: &mut Merger,
+    routing: &Routing,
+    sender: Ipv4Addr,
+    bytes: &mut [u8],
+    range: Range<usize>,
+    tally: &mut Tally,
+) -> Option<Ipv4Header> {
+    let Ok(header) = Ipv4Header::parse(&bytes[range.clone()]) else {
+        tally.malformed += 1;
+        return None;
+    };
+    if !routing.owns(sender, header.src) {
+        tally.sources += 1;
+        return None;
+    }
+    let range = range.start..range.start + header.total_len;
+    let len = header.total_len as u64;
+    match merger.add(bytes, range, &header) {
+        Taken::Sound => {}
+        Taken::Unsound => tally.unsound += 1,
+        Taken::Expired => {
+            tally.expired += 1;
+            return Some(header);
+        }
+    }
+    tally.packets += 1;
+    tally.bytes += len;
+    None
+}
+
+#[inline]
+fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
+    if !tun.vnet {
+        return item.parts().iter().try_for_each(|part| tun.write(0, &[IoSlice::new(&bytes[part.clone()])]));
+    }
+    let mut head = [0; LONGEST_HEAD];
+    let len = item.head(&mut head);
+    let mut parts = [IoSlice::new(&[]); MOST_PARTS + 1];
+    parts[0] = IoSlice::new(&head[..len]);
+    let mut count = 1;
+    for (slice, part) in parts[1..].iter_mut().zip(item.parts()) {
+        *slice = IoSlice::new(&bytes[part.clone()]);
+        count += 1;
+    }
+    tun.write(0, &parts[..count])
+}
+
+fn write_one(tun: &Tun, packet: &[u8]) -> io::Result<()> {
+    let head = Vnet::PLAIN.bytes();
+    let parts = [IoSlice::new(&head), IoSlice::new(packet)];
+    tun.write(0, &parts[usize::from(!tun.vnet)..])
+}
+
+/// Tells the sender, through the device and the tunnel, that its packet's time to live is over.
+fn complain(
+    tun: &Tun,
+    limiter: &mut Limiter,
+    counters: &Counters,
+    routing: &Routing,
+    header: &Ipv4Header,
+    packet: &[u8],
+) {
+    let mut room = [0; icmp::LONGEST];
+    let Some(len) = icmp::reply(Trouble::TimeExceeded, routing.address, header, packet, &mut room) else {
+        return;
+    };
+    if !limiter.allows(Instant::now()) {
+        return counters.icmp_limited.add(1);
+    }
+    if write_one(tun, &room[..len]).is_ok() {
+        counters.icmp_errors.add(1);
+    }
+}
+
+/// What a batch adds to the counters.
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    bytes: u64,
+    unsound: u64,
+    strangers: u64,
+    sources: u64,
+    malformed: u64,
+    expired: u64,
+}
+
+impl Tally {
+    fn publish(&self, counters: &Counters) {
+        counters.received_packets.add(self.packets);
+        counters.received_bytes.add(self.bytes);
+        counters.received_unsound.add(self.unsound);
+        counters.refused_stranger.add(self.strangers);
+        counters.refused_source.add(self.sources);
+        counters.refused_malformed.add(self.malformed);
+        counters.refused_ttl.add(self.expired);
+    }
+}

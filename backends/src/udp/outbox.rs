@@ -1,0 +1,206 @@
+//! Packets on their way out, in groups that the kernel takes with one call each: packets of one length to
+//! one peer, the last of which may be shorter (`UDP_SEGMENT`, Documentation/networking/segmentation-offloads).
+
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
+use super::split::Sink;
+
+/// Packets in a group (`UDP_MAX_SEGMENTS` of kernels before 6.9).
+const MOST_PACKETS: u16 = 64;
+/// Bytes in a group: the payload of the largest UDP datagram over IPv4.
+const MOST_BYTES: usize = 65_507;
+/// So many groups back, an open one is looked for.
+const WINDOW: usize = 32;
+
+/// Packets to one peer.
+#[derive(Debug)]
+pub struct Group {
+    /// The peer.
+    pub to: Ipv4Addr,
+    /// Bytes of each packet but the last.
+    pub segment: u16,
+    /// How many packets.
+    pub packets: u16,
+    /// Where they are, in order; each range holds whole packets.
+    pub extents: Vec<Range<usize>>,
+    bytes: usize,
+    closed: bool,
+}
+
+/// The packets and their groups. Packets to one peer stay in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    used: usize,
+    groups: Vec<Group>,
+    count: usize,
+    packets: usize,
+}
+
+impl Outbox {
+    /// An outbox that need not grow before it holds so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: vec![0; bytes], ..Self::default() }
+    }
+
+    /// A sink for packets to `peer`.
+    pub fn to(&mut self, peer: Ipv4Addr) -> Towards<'_> {
+        Towards { outbox: self, peer }
+    }
+
+    /// All groups, in the order in which they are to be sent.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups[..self.count]
+    }
+
+    /// What the groups' extents are parts of.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+
+    /// How many packets there are.
+    pub fn packets(&self) -> usize {
+        self.packets
+    }
+
+    /// Empties it, and keeps the memory.
+    pub fn clear(&mut self) {
+        (self.used, self.count, self.packets) = (0, 0, 0);
+    }
+
+    fn place(&mut self, to: Ipv4Addr, len: usize) -> Range<usize> {
+        let range = self.used..self.used + len;
+        if range.end > self.bytes.len() {
+            self.bytes.resize(range.end.next_power_of_two(), 0);
+        }
+        self.used = range.end;
+        self.packets += 1;
+        let recent = self.count.saturating_sub(WINDOW);
+        if let Some(group) = self.groups[recent..self.count].iter_mut().rev().find(|group| group.to == to)
+            && group.takes(len)
+        {
+            group.add(&range);
+        } else {
+            self.open(to, &range);
+        }
+        range
+    }
+
+    fn open(&mut self, to: Ipv4Addr, range: &Range<usize>) {
+        let segment = range.len() as u16;
+        if self.count == self.groups.len() {
+            self.groups.push(Group { to, segment, packets: 0, extents: Vec::new(), bytes: 0, closed: false });
+        }
+        let group = &mut self.groups[self.count];
+        self.count += 1;
+        (group.to, group.segment, group.packets, group.bytes, group.closed) = (to, segment, 0, 0, false);
+        group.extents.clear();
+        group.add(range);
+    }
+}
+
+impl Group {
+    #[inline]
+    fn takes(&self, len: usize) -> bool {
+        !self.closed
+            && len <= usize::from(self.segment)
+            && self.packets < MOST_PACKETS
+            && self.bytes + len <= MOST_BYTES
+    }
+
+    #[inline]
+    fn add(&mut self, range: &Range<usize>) {
+        self.packets += 1;
+        self.bytes += range.len();
+        self.closed = range.len() < usize::from(self.segment);
+        match self.extents.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.extents.push(range.clone()),
+        }
+    }
+
+    /// Where each single packet is.
+    pub fn each(&self) -> impl Iterator<Item = Range<usize>> {
+        let step = usize::from(self.segment).max(1);
+        self.extents.iter().flat_map(move |extent| {
+            extent.clone().step_by(step).map(move |start| start..extent.end.min(start + step))
+        })
+    }
+}
+
+/// A sink for packets to one peer.
+pub struct Towards<'a> {
+    outbox: &'a mut Outbox,
+    peer: Ipv4Addr,
+}
+
+impl Sink for Towards<'_> {
+    #[inline]
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        let range = self.outbox.place(self.peer, len);
+        &mut self.outbox.bytes[range]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn lens(outbox: &Outbox) -> Vec<(u8, u16, Vec<usize>)> {
+        let lens = |group: &Group| group.each().map(|range| range.len()).collect();
+        outbox.groups().iter().map(|group| (group.to.octets()[3], group.segment, lens(group))).collect()
+    }
+
+    #[test]
+    fn a_shorter_packet_ends_a_group_and_a_longer_one_begins_another() {
+        let mut outbox = Outbox::default();
+        for (peer, len) in [(1, 100), (2, 50), (1, 100), (1, 60), (1, 60), (2, 70), (2, 70)] {
+            outbox.to(Ipv4Addr::new(192, 0, 2, peer)).room(len).fill(peer);
+        }
+        assert_eq!(
+            lens(&outbox),
+            [(1, 100, vec![100, 100, 60]), (2, 50, vec![50]), (1, 60, vec![60]), (2, 70, vec![70, 70])]
+        );
+    }
+
+    proptest! {
+        /// Against a list of packets: nothing is lost or changed, each peer's packets stay in order, and
+        /// each group is one that the kernel takes.
+        #[test]
+        fn groups_hold_every_packet_in_order(
+            packets in prop::collection::vec((0u8..5, 1usize..1500, 1usize..80), 0..60),
+        ) {
+            let mut outbox = Outbox::with_capacity(1000);
+            for round in 0..2 {
+                outbox.clear();
+                let mut wanted: BTreeMap<Ipv4Addr, Vec<Vec<u8>>> = BTreeMap::new();
+                let mut number = round;
+                for (peer, len, times) in &packets {
+                    let peer = Ipv4Addr::new(192, 0, 2, *peer);
+                    for _ in 0..*times {
+                        number += 1;
+                        let mut sink = outbox.to(peer);
+                        let room = sink.room(*len);
+                        room.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at + number) as u8);
+                        wanted.entry(peer).or_default().push(room.to_vec());
+                    }
+                }
+                prop_assert_eq!(outbox.packets(), number - round);
+                let mut found: BTreeMap<Ipv4Addr, Vec<Vec<u8>>> = BTreeMap::new();
+                for group in outbox.groups() {
+                    let all: Vec<_> = group.each().map(|range| outbox.bytes()[range].to_vec()).collect();
+                    prop_assert_eq!(all.len(), usize::from(group.packets));
+                    prop_assert!(all.len() <= 64 && all.iter().map(Vec::len).sum::<usize>() <= MOST_BYTES);
+                    let (last, others) = all.split_last().unwrap();
+                    prop_assert!(others.iter().all(|packet| packet.len() == usize::from(group.segment)));
+                    prop_assert!(last.len() <= usize::from(group.segment));
+                    found.entry(group.to).or_default().extend(all);
+                }
+                prop_assert_eq!(found, wanted);
+            }
+        }
+    }
+}

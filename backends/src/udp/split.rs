@@ -1,0 +1,172 @@
+//! From what the kernel hands over at once to the packets that go over the wire: cut to segments, with
+//! complete checksums, as the peer's kernel gets them from a device without any offload.
+
+use super::checksum::{finish, fold, pseudo, sum, word};
+use super::packet::{Ipv4Header, TCP, UDP};
+use super::vnet::{Gso, Vnet};
+
+/// Where packets go.
+pub trait Sink {
+    /// Room for the next packet of `len` bytes, all of which are written before the next call.
+    fn room(&mut self, len: usize) -> &mut [u8];
+}
+
+/// The offload header and the packet don't fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfit;
+
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
+const FIN: u8 = 0x01;
+const PSH: u8 = 0x08;
+const CWR: u8 = 0x80;
+/// Less payload than this in a segment makes no sense; the kernel's least maximum segment size is 48
+/// (`TCP_MIN_SND_MSS`), options included.
+pub(super) const LEAST_SEGMENT: usize = 8;
+
+/// Hands the packets that `packet` stands for to `sink`.
+///
+/// # Errors
+/// [`Unfit`], before anything is handed over.
+#[inline]
+pub fn split(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    let packet = packet.get(..header.total_len).ok_or(Unfit)?;
+    match vnet.gso {
+        Gso::None => whole(vnet, header, packet, sink),
+        Gso::TcpV4 if header.protocol == TCP && !header.fragment => tcp(vnet, header, packet, sink),
+        Gso::Udp if header.protocol == UDP && !header.fragment => udp(vnet, header, packet, sink),
+        _ => Err(Unfit),
+    }
+}
+
+/// The largest packet that [`split`] would make.
+pub fn largest(vnet: &Vnet, header: &Ipv4Header, packet: &[u8]) -> usize {
+    let l4 = match vnet.gso {
+        Gso::None | Gso::Other(_) => return header.total_len,
+        Gso::Udp => UDP_HEADER,
+        Gso::TcpV4 => packet.get(header.header_len + 12).map_or(0, |offset| usize::from(offset >> 4) * 4),
+    };
+    header.total_len.min(header.header_len + l4 + usize::from(vnet.segment))
+}
+
+fn whole(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    if !vnet.needs_checksum {
+        sink.room(packet.len()).copy_from_slice(packet);
+        return Ok(());
+    }
+    let from = usize::from(vnet.checksum_from);
+    let at = from + usize::from(vnet.checksum_at);
+    if from < header.header_len || at + 2 > packet.len() || from % 2 != 0 {
+        return Err(Unfit);
+    }
+    // The sum of the pseudo header is in the place of the checksum.
+    let mut checksum = finish(sum(&packet[from..]));
+    if header.protocol == UDP && checksum == [0, 0] {
+        checksum = [0xff, 0xff];
+    }
+    let room = sink.room(packet.len());
+    room.copy_from_slice(packet);
+    room[at..at + 2].copy_from_slice(&checksum);
+    Ok(())
+}
+
+/// What all segments have in common.
+struct Template<'a> {
+    headers: &'a [u8],
+    /// The IP header without total length, identification and checksum.
+    ip_sum: u64,
+    id: u16,
+}
+
+impl<'a> Template<'a> {
+    fn new(header: &Ipv4Header, packet: &'a [u8], l4_len: usize) -> Self {
+        let ip = &packet[..header.header_len];
+        let ip_sum = sum(&ip[..2]) + sum(&ip[6..10]) + sum(&ip[12..]);
+        let headers = &packet[..header.header_len + l4_len];
+        Self { headers, ip_sum, id: header.id }
+    }
+
+    /// Writes the headers of the segment with this number and the payload, and mends the IP header.
+    #[inline]
+    fn write(&self, number: usize, payload: &[u8], room: &mut [u8]) {
+        let (head, body) = room.split_at_mut(self.headers.len());
+        body.copy_from_slice(payload);
+        head.copy_from_slice(self.headers);
+        let len = (self.headers.len() + payload.len()) as u16;
+        let id = self.id.wrapping_add(number as u16);
+        head[2..4].copy_from_slice(&len.to_be_bytes());
+        head[4..6].copy_from_slice(&id.to_be_bytes());
+        head[10..12].copy_from_slice(&finish(self.ip_sum + word(len) + word(id)));
+    }
+}
+
+fn tcp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    let (ip_len, step) = (header.header_len, usize::from(vnet.segment));
+    let l4 = packet[ip_len..].first_chunk::<TCP_HEADER>().ok_or(Unfit)?;
+    let l4_len = usize::from(l4[12] >> 4) * 4;
+    if l4_len < TCP_HEADER || ip_len + l4_len >= packet.len() || step < LEAST_SEGMENT {
+        return Err(Unfit);
+    }
+    let (sequence, flags) = (u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]), l4[13]);
+    let template = Template::new(header, packet, l4_len);
+    let options = &packet[ip_len..ip_len + l4_len];
+    // Without sequence number, the word with the flags, and checksum.
+    let tcp_sum = sum(&options[..4]) + sum(&options[8..12]) + sum(&options[14..16]) + sum(&options[18..]);
+    let addresses = addresses(packet);
+    let payload = &packet[ip_len + l4_len..];
+    let last = (payload.len() - 1) / step;
+    for (number, part) in payload.chunks(step).enumerate() {
+        let mut flags = flags;
+        if number != last {
+            flags &= !(FIN | PSH);
+        }
+        if number != 0 {
+            flags &= !CWR;
+        }
+        let sequence = sequence.wrapping_add((number * step) as u32);
+        let room = sink.room(ip_len + l4_len + part.len());
+        template.write(number, part, room);
+        let l4 = &mut room[ip_len..];
+        l4[4..8].copy_from_slice(&sequence.to_be_bytes());
+        l4[13] = flags;
+        let total = tcp_sum
+            + pseudo(&addresses, TCP, (l4_len + part.len()) as u16)
+            + u64::from(sequence.to_be())
+            + sum(&l4[12..14])
+            + sum(part);
+        l4[16..18].copy_from_slice(&finish(total));
+    }
+    Ok(())
+}
+
+fn udp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    let (ip_len, step) = (header.header_len, usize::from(vnet.segment));
+    if ip_len + UDP_HEADER >= packet.len() || step == 0 {
+        return Err(Unfit);
+    }
+    let template = Template::new(header, packet, UDP_HEADER);
+    let addresses = addresses(packet);
+    let ports = sum(&packet[ip_len..ip_len + 4]);
+    for (number, part) in packet[ip_len + UDP_HEADER..].chunks(step).enumerate() {
+        let len = (UDP_HEADER + part.len()) as u16;
+        let room = sink.room(ip_len + UDP_HEADER + part.len());
+        template.write(number, part, room);
+        let l4 = &mut room[ip_len..];
+        l4[4..6].copy_from_slice(&len.to_be_bytes());
+        // 0 would mean that there is no checksum.
+        let checksum = match fold(ports + word(len) + pseudo(&addresses, UDP, len) + sum(part)) {
+            0xffff => [0xff, 0xff],
+            folded => (!folded).to_ne_bytes(),
+        };
+        l4[6..8].copy_from_slice(&checksum);
+    }
+    Ok(())
+}
+
+/// Source and destination as they lie in the packet.
+#[inline]
+pub(super) fn addresses(packet: &[u8]) -> [u8; 8] {
+    let mut addresses = [0; 8];
+    addresses.copy_from_slice(&packet[12..20]);
+    addresses
+}

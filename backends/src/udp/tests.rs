@@ -1,0 +1,417 @@
+//! Splitting and merging against slow obvious models, over random flows.
+
+use std::collections::BTreeMap;
+
+use pnet::packet::tcp::TcpPacket;
+use pnet::packet::udp::UdpPacket;
+use pnet::packet::{ipv4, tcp, udp};
+use proptest::prelude::*;
+
+use super::merge::{LONGEST_HEAD, Merger, Taken};
+use super::packet::{ICMP, Ipv4Header, TCP, UDP, age, is_sound, seal};
+use super::split::{Sink, largest, split};
+use super::vnet::{self, Gso, Vnet};
+
+/// Keeps every packet by itself.
+#[derive(Default)]
+struct Packets(Vec<Vec<u8>>);
+
+impl Sink for Packets {
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        self.0.push(vec![0; len]);
+        self.0.last_mut().unwrap()
+    }
+}
+
+/// A packet with right checksums.
+#[derive(Clone, Debug)]
+struct Plain {
+    flow: u8,
+    protocol: u8,
+    options: usize,
+    id: u16,
+    place: u16,
+    ttl: u8,
+    tos: u8,
+    sequence: u32,
+    acknowledged: u32,
+    flags: u8,
+    window: u16,
+    timestamp: Option<u32>,
+    payload: Vec<u8>,
+}
+
+impl Plain {
+    fn l4_len(&self) -> usize {
+        match (self.protocol, self.timestamp) {
+            (TCP, Some(_)) => 32,
+            (TCP, None) => 20,
+            _ => 8,
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let head = 20 + self.options;
+        let mut bytes = vec![0; head + self.l4_len() + self.payload.len()];
+        bytes[0] = 0x40 | (head / 4) as u8;
+        bytes[1] = self.tos;
+        let len = bytes.len() as u16;
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.id.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.place.to_be_bytes());
+        (bytes[8], bytes[9]) = (self.ttl, self.protocol);
+        bytes[12..20].copy_from_slice(&[10, 244, 2, self.flow / 2, 10, 244, 1, self.flow / 4]);
+        // No-operation, which fills any room for options.
+        bytes[20..head].fill(1);
+        seal(&mut bytes[..head]);
+        let (src, dst) = ([10, 244, 2, self.flow / 2].into(), [10, 244, 1, self.flow / 4].into());
+        let l4 = &mut bytes[head..];
+        l4[..4].copy_from_slice(&[0x80, self.flow, 0x14, 0x51]);
+        let at = self.l4_len();
+        l4[at..].copy_from_slice(&self.payload);
+        if self.protocol == TCP {
+            l4[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+            l4[8..12].copy_from_slice(&self.acknowledged.to_be_bytes());
+            (l4[12], l4[13]) = ((at * 4) as u8, self.flags);
+            l4[14..16].copy_from_slice(&self.window.to_be_bytes());
+            if let Some(stamp) = self.timestamp {
+                l4[20..24].copy_from_slice(&[1, 1, 8, 10]);
+                l4[24..28].copy_from_slice(&stamp.to_be_bytes());
+            }
+            let checksum = tcp::ipv4_checksum(&TcpPacket::new(l4).unwrap(), &src, &dst);
+            l4[16..18].copy_from_slice(&checksum.to_be_bytes());
+        } else {
+            l4[4..6].copy_from_slice(&((at + self.payload.len()) as u16).to_be_bytes());
+            // A computed 0 is sent as 0xffff; a flag stands for none at all.
+            if self.flags & 1 == 0 {
+                let checksum = match udp::ipv4_checksum(&UdpPacket::new(l4).unwrap(), &src, &dst) {
+                    0 => 0xffff,
+                    other => other,
+                };
+                l4[6..8].copy_from_slice(&checksum.to_be_bytes());
+            }
+        }
+        bytes
+    }
+}
+
+/// All that a receiver looks at: IP checksum and that of TCP or UDP, by pnet.
+fn is_right(packet: &[u8]) -> bool {
+    let header = Ipv4Header::parse(packet).unwrap();
+    let ip = ipv4::Ipv4Packet::new(packet).unwrap();
+    let l4 = &packet[header.header_len..];
+    let right = match header.protocol {
+        TCP => {
+            let packet = TcpPacket::new(l4).unwrap();
+            packet.get_checksum() == tcp::ipv4_checksum(&packet, &header.src, &header.dst)
+        }
+        _ => {
+            let packet = UdpPacket::new(l4).unwrap();
+            let wanted = udp::ipv4_checksum(&packet, &header.src, &header.dst);
+            packet.get_checksum() == if wanted == 0 { 0xffff } else { wanted }
+        }
+    };
+    right && ip.get_checksum() == ipv4::checksum(&ip)
+}
+
+fn payload(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| (at.wrapping_mul(31) as u8) ^ seed).collect()
+}
+
+fn plain(protocol: u8, payload: Vec<u8>) -> Plain {
+    Plain {
+        flow: 1,
+        protocol,
+        options: 0,
+        id: 0xfffe,
+        place: 0x4000,
+        ttl: 64,
+        tos: 0,
+        sequence: 0xffff_fff0,
+        acknowledged: 7,
+        flags: if protocol == TCP { 0x10 } else { 0 },
+        window: 500,
+        timestamp: Some(99),
+        payload,
+    }
+}
+
+/// What the segments of a super-packet are, made one by one from the definition.
+fn segments(whole: &Plain, step: usize) -> Vec<Vec<u8>> {
+    let count = whole.payload.chunks(step).len();
+    let segment = |(number, part): (usize, &[u8])| {
+        let mut one = whole.clone();
+        one.payload = part.to_vec();
+        one.id = whole.id.wrapping_add(number as u16);
+        if whole.protocol == TCP {
+            one.sequence = whole.sequence.wrapping_add((number * step) as u32);
+            if number + 1 < count {
+                one.flags &= !0x09;
+            }
+            if number > 0 {
+                one.flags &= !0x80;
+            }
+        }
+        one.bytes()
+    };
+    whole.payload.chunks(step).enumerate().map(segment).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_super_packet_becomes_the_segments_that_it_stands_for(
+        tcp in any::<bool>(), len in 1usize..20_000, step in 8usize..1500, seed in any::<u8>(),
+        flags in prop::sample::select(vec![0x10u8, 0x18, 0x19, 0x90, 0x50, 0x99]),
+        stamp in prop::option::of(any::<u32>()), options in prop::sample::select(vec![0usize, 4, 40]),
+        df in any::<bool>(),
+    ) {
+        let protocol = if tcp { TCP } else { UDP };
+        let mut whole = plain(protocol, payload(len, seed));
+        whole.timestamp = stamp;
+        whole.options = options;
+        whole.place = if df { 0x4000 } else { 0 };
+        whole.flags = if tcp { flags } else { 0 };
+        let bytes = whole.bytes();
+        let header = Ipv4Header::parse(&bytes).unwrap();
+        let gso = if tcp { Gso::TcpV4 } else { Gso::Udp };
+        let vnet = Vnet { gso, segment: step as u16, needs_checksum: true, ..Vnet::PLAIN };
+        let mut packets = Packets::default();
+        prop_assert!(split(&vnet, &header, &bytes, &mut packets).is_ok());
+        let wanted = segments(&whole, step);
+        prop_assert_eq!(largest(&vnet, &header, &bytes), wanted[0].len());
+        prop_assert_eq!(&packets.0, &wanted);
+        prop_assert!(packets.0.iter().all(|packet| is_right(packet)));
+    }
+
+    #[test]
+    fn a_checksum_that_the_kernel_left_open_is_made(tcp in any::<bool>(), len in 0usize..3000, seed in any::<u8>()) {
+        let (protocol, at) = if tcp { (TCP, 16) } else { (UDP, 6) };
+        let right = plain(protocol, payload(len, seed)).bytes();
+        let mut open = right.clone();
+        let l4_len = (open.len() - 20) as u16;
+        let sum = super::checksum::pseudo(&super::split::addresses(&open), protocol, l4_len);
+        open[20 + at..22 + at].copy_from_slice(&super::checksum::fold(sum).to_ne_bytes());
+        let vnet = Vnet { needs_checksum: true, checksum_from: 20, checksum_at: at as u16, ..Vnet::PLAIN };
+        let header = Ipv4Header::parse(&open).unwrap();
+        let mut packets = Packets::default();
+        prop_assert!(split(&vnet, &header, &open, &mut packets).is_ok());
+        prop_assert_eq!(&packets.0, &[right]);
+    }
+
+    #[test]
+    fn nothing_that_is_read_makes_it_panic(
+        head in any::<[u8; vnet::LEN]>(), bytes in prop::collection::vec(any::<u8>(), 0..200), version in any::<bool>(),
+    ) {
+        let mut bytes = bytes;
+        if let (true, Some(first)) = (version, bytes.first_mut()) {
+            *first = 0x45;
+        }
+        if let Ok(header) = Ipv4Header::parse(&bytes) {
+            let vnet = Vnet::parse(&head);
+            let _ = largest(&vnet, &header, &bytes);
+            let _ = split(&vnet, &header, &bytes, &mut Packets::default());
+            let mut merger = Merger::new(true, true);
+            let at = 0..header.total_len;
+            merger.add(&mut bytes, at, &header);
+        }
+    }
+}
+
+/// Writes the items of a batch as a device without offload would show them: split again.
+fn written(merger: &Merger, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Packets::default();
+    for item in merger.items() {
+        let mut room = [0; LONGEST_HEAD];
+        let len = item.head(&mut room);
+        let vnet = Vnet::parse(room.first_chunk().unwrap());
+        let mut packet = room[vnet::LEN..len].to_vec();
+        item.parts().iter().for_each(|part| packet.extend(&bytes[part.clone()]));
+        let header = Ipv4Header::parse(&packet).unwrap();
+        assert_eq!(header.total_len, packet.len());
+        assert_eq!(vnet.gso == Gso::None, item.packets() == 1);
+        split(&vnet, &header, &packet, &mut all).unwrap();
+        let received: usize = item.each().map(|range| range.len()).sum();
+        let rewritten: usize = all.0[all.0.len() - item.packets()..].iter().map(Vec::len).sum();
+        assert_eq!(received, rewritten);
+    }
+    all.0
+}
+
+/// Merges packets as one batch; gives what is written and how many writes that takes.
+fn merged(packets: &[Vec<u8>], udp: bool) -> (Vec<Vec<u8>>, usize) {
+    let mut merger = Merger::new(true, udp);
+    let mut bytes = packets.concat();
+    let mut start = 0;
+    for packet in packets {
+        let at = start..start + packet.len();
+        let header = Ipv4Header::parse(packet).unwrap();
+        merger.add(&mut bytes, at, &header);
+        start += packet.len();
+    }
+    (written(&merger, &bytes), merger.items().len())
+}
+
+/// What must come out for a packet that went in.
+fn aged(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    age(&mut packet);
+    packet
+}
+
+/// Addresses, protocol and ports; fragments are of all flows of their addresses, so they have none.
+fn stream(packet: &[u8]) -> Vec<u8> {
+    packet[12..20].iter().chain(&packet[9..10]).copied().collect()
+}
+
+/// A packet without identification and checksum, which merging may change where fragmenting is forbidden.
+fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
+    if packet[6] & 0x40 != 0 {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+    }
+    packet
+}
+
+/// A step of a random flow.
+fn step() -> impl Strategy<Value = (u8, u8, u16, u8, usize)> {
+    let sizes = prop::sample::select(vec![0usize, 1, 100, 100, 100, 100, 1420, 1420]);
+    // Flow, what is special, identification, a byte of payload, length.
+    (0u8..12, 0u8..40, 0u16..3, any::<u8>(), sizes)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    /// Whatever is merged: what the kernel makes of it are the packets that came in, in their order for each
+    /// pair of addresses and protocol, and none else.
+    #[test]
+    fn merging_loses_changes_and_reorders_nothing(
+        steps in prop::collection::vec(step(), 0..200), udp in any::<bool>(),
+    ) {
+        let mut flows: BTreeMap<u8, Plain> = BTreeMap::new();
+        let mut packets = Vec::new();
+        for (number, special, skip, seed, len) in steps {
+            let protocol = [TCP, UDP, TCP, ICMP][usize::from(number % 4)];
+            let flow = flows.entry(number).or_insert_with(|| Plain { flow: number, ..plain(protocol, Vec::new()) });
+            flow.payload = payload(len, seed);
+            let mut one = flow.clone();
+            match special {
+                0 => one.place = 0x2000,
+                1 => one.place = 0x0010,
+                2 => one.options = 8,
+                3 => one.tos = 3,
+                4 => one.ttl = 9,
+                5 => one.window = 3,
+                6 => one.acknowledged = 9,
+                7 => one.timestamp = Some(5),
+                8 => one.flags ^= 0x19,
+                9 => one.flags |= 0x40,
+                10 => flow.place ^= 0x4000,
+                11 => one.sequence ^= 0x100,
+                12 => flow.id = flow.id.wrapping_add(skip),
+                13 => one.timestamp = None,
+                _ => {}
+            }
+            packets.push(one.bytes());
+            flow.sequence = flow.sequence.wrapping_add(len as u32);
+            flow.id = flow.id.wrapping_add(1);
+            if special == 14 {
+                flow.flags ^= 0x08;
+            }
+        }
+        let (out, writes) = merged(&packets, udp);
+        prop_assert!(writes <= packets.len());
+        prop_assert_eq!(out.len(), packets.len());
+        let by_stream = |packets: Vec<Vec<u8>>| {
+            let mut streams: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+            for packet in packets {
+                // Each port of its own, but in one order with fragments of the same addresses.
+                streams.entry(stream(&packet)).or_default().push(comparable(packet));
+            }
+            streams
+        };
+        let wanted = by_stream(packets.iter().map(|packet| aged(packet)).collect());
+        let found = by_stream(out);
+        for (key, wanted) in wanted {
+            let found = &found[&key];
+            // Flows of one pair of addresses may pass each other, but no fragment and no flow itself.
+            let flow = |packet: &Vec<u8>| (packet[0], packet[6] & 0x3f, packet[7], packet[20..24].to_vec());
+            for name in wanted.iter().map(flow) {
+                let of = |all: &[Vec<u8>]| all.iter().filter(|one| flow(one) == name).cloned().collect::<Vec<_>>();
+                prop_assert_eq!(of(found), of(&wanted));
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_packet_is_written_alone_as_it_came(
+        at in 0usize..1472, bit in 0u8..8, tcp in any::<bool>(), position in 0usize..6,
+    ) {
+        let protocol = if tcp { TCP } else { UDP };
+        let mut packets = segments(&plain(protocol, payload(6 * 1000, 3)), 1000);
+        let len = packets[position].len();
+        packets[position][at % len] ^= 1 << bit;
+        let damaged = packets[position].clone();
+        let mut merger = Merger::new(true, true);
+        let mut bytes = packets.concat();
+        let (mut start, mut unsound) = (0, 0);
+        for packet in &packets {
+            // Damage to the lengths is found before.
+            let Ok(header) = Ipv4Header::parse(packet) else { return Ok(()) };
+            if header.total_len != packet.len() { return Ok(()) };
+            unsound += usize::from(merger.add(&mut bytes, start..start + packet.len(), &header) == Taken::Unsound);
+            start += packet.len();
+        }
+        prop_assert_eq!(unsound, 1);
+        let alone = merger.items().iter().filter(|item| item.packets() == 1);
+        let mut found = alone.map(|item| bytes[item.each().next().unwrap()].to_vec());
+        let untouched = damaged.clone();
+        let as_it_came = |packet: Vec<u8>| {
+            packet == untouched || (is_sound(&damaged[..20]) && packet == aged(&damaged))
+        };
+        prop_assert!(found.any(as_it_came));
+    }
+}
+
+#[test]
+fn a_train_of_segments_is_one_write() {
+    for (protocol, udp, writes) in [(TCP, false, 1), (UDP, true, 1), (UDP, false, 40)] {
+        let whole = plain(protocol, payload(40 * 1420, 1));
+        let packets = segments(&whole, 1420);
+        assert_eq!(merged(&packets, udp).1, writes, "protocol {protocol}");
+    }
+    // What ends a train is in it; what follows begins another one.
+    let mut first = plain(TCP, payload(3 * 1000, 1));
+    first.flags = 0x18;
+    let mut second = first.clone();
+    second.sequence = first.sequence.wrapping_add(3000);
+    second.id = first.id.wrapping_add(3);
+    let packets = [segments(&first, 1000), segments(&second, 1000)].concat();
+    assert_eq!(merged(&packets, true).1, 2);
+}
+
+#[test]
+fn many_flows_at_once_are_merged_each_for_itself() {
+    let trains: Vec<Vec<Vec<u8>>> =
+        (0..100).map(|flow| segments(&Plain { flow, ..plain(TCP, payload(4 * 1000, flow)) }, 1000)).collect();
+    let packets: Vec<Vec<u8>> =
+        (0..4).flat_map(|number| trains.iter().map(move |train| train[number].clone())).collect();
+    let (out, writes) = merged(&packets, true);
+    assert_eq!(out.len(), 400);
+    // Flows whose hashes meet merge less.
+    assert!(writes < 250, "{writes}");
+}
+
+#[test]
+fn a_packet_whose_time_is_over_is_not_written() {
+    for ttl in [0, 1] {
+        let mut packet = Plain { ttl, ..plain(UDP, payload(10, 0)) }.bytes();
+        let header = Ipv4Header::parse(&packet).unwrap();
+        let mut merger = Merger::new(true, true);
+        let at = 0..packet.len();
+        assert_eq!(merger.add(&mut packet, at, &header), Taken::Expired);
+        assert!(merger.items().is_empty());
+    }
+}
