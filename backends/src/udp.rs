@@ -29,6 +29,7 @@ pub mod vnet;
 
 mod datapath;
 mod egress;
+mod fair;
 mod ingress;
 mod sys;
 #[cfg(test)]

@@ -10,9 +10,19 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::counters::Counters;
 use super::egress::{Egress, Turn};
+use super::fair::Crowd;
 use super::forwarding::{Forwarding, Routing};
 use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
+
+/// What both directions work with.
+pub(super) struct Shared {
+    pub(super) tun: Arc<Tun>,
+    pub(super) wire: Arc<Wire>,
+    pub(super) routing: Arc<ArcSwap<Routing>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) crowd: Arc<Crowd>,
+}
 
 /// A running datapath: stops when it is dropped.
 pub(super) struct Datapath {
@@ -43,21 +53,19 @@ impl Datapath {
         }
         let routing = Arc::new(ArcSwap::from_pointee(Routing::new(forwarding)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let egress =
-            Egress::new(Arc::clone(tun), Arc::clone(&wire), Arc::clone(&routing), Arc::clone(counters));
-        let ingress =
-            Ingress::new(Arc::clone(tun), Arc::clone(&wire), Arc::clone(&routing), Arc::clone(counters));
+        let shared = Shared {
+            tun: Arc::clone(tun),
+            wire: Arc::clone(&wire),
+            routing: Arc::clone(&routing),
+            counters: Arc::clone(counters),
+            crowd: Arc::new(Crowd::new()),
+        };
+        let (mut egress, mut ingress) = (Egress::new(&shared), Ingress::new(&shared));
         let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
         let (device, halt) = (Arc::clone(tun), Arc::clone(&this.stop));
-        this.spawn("udp-egress", move || {
-            let mut egress = egress;
-            run(&device.queues()[0], &halt, || egress.turn())
-        })?;
+        this.spawn("udp-egress", move || run(device.queues(), &halt, || egress.turn()))?;
         let halt = Arc::clone(&this.stop);
-        this.spawn("udp-ingress", move || {
-            let mut ingress = ingress;
-            run(&*wire, &halt, || ingress.turn())
-        })?;
+        this.spawn("udp-ingress", move || run(&[wire], &halt, || ingress.turn()))?;
         Ok(this)
     }
 
@@ -98,15 +106,17 @@ impl Drop for Datapath {
 }
 
 /// Works until told to stop, and sleeps while there is nothing to do.
-fn run(source: impl AsFd, stop: &OwnedFd, mut turn: impl FnMut() -> io::Result<Turn>) -> io::Result<()> {
+fn run(sources: &[impl AsFd], stop: &OwnedFd, mut turn: impl FnMut() -> io::Result<Turn>) -> io::Result<()> {
     loop {
         match turn()? {
             Turn::More => continue,
             Turn::Drained | Turn::Idle => {}
         }
-        let mut sources = [PollFd::new(&source, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut sources, None) {
-            Ok(_) if !sources[1].revents().is_empty() => return Ok(()),
+        let all = sources.iter().map(AsFd::as_fd).chain([stop.as_fd()]);
+        let mut all: Vec<PollFd<'_>> =
+            all.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)).collect();
+        match poll(&mut all, None) {
+            Ok(_) if all.last().is_some_and(|stop| !stop.revents().is_empty()) => return Ok(()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

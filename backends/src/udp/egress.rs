@@ -10,6 +10,8 @@ use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::counters::Counters;
+use super::datapath::Shared;
+use super::fair::Crowd;
 use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
 use super::outbox::{Group, Outbox};
@@ -19,8 +21,12 @@ use super::sys::{Tun, Wire};
 use super::vnet::{self, Vnet};
 
 /// The device is read until so many bytes are to be sent, so many reads were made, or nothing is left.
-const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_BYTES: usize = 128 * 1024;
 const BATCH_READS: u32 = 256;
+/// Of these, a queue gets so much while others have packets, too.
+const SHARE: u32 = 2;
+/// Queues in which nothing was found are looked at only in each such turn, while others are busy.
+const LOOK: u32 = 4;
 /// The longest packet with its offload header.
 const LONGEST: usize = vnet::LEN + 65_535;
 /// How long packets to a peer go one by one after the kernel refused to segment them.
@@ -46,6 +52,10 @@ pub(super) struct Egress {
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
+    crowd: Arc<Crowd>,
+    /// The queues that had more than was taken.
+    busy: Vec<bool>,
+    turns: u32,
     room: Box<[u8]>,
     outbox: Outbox,
     limiter: Limiter,
@@ -55,17 +65,16 @@ pub(super) struct Egress {
 }
 
 impl Egress {
-    pub(super) fn new(
-        tun: Arc<Tun>,
-        wire: Arc<Wire>,
-        routing: Arc<ArcSwap<Routing>>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn new(shared: &Shared) -> Self {
+        let Shared { tun, wire, routing, counters, crowd } = shared;
         Self {
-            tun,
-            wire,
-            routing: Cache::new(routing),
-            counters,
+            busy: vec![false; tun.queues().len()],
+            turns: 0,
+            tun: Arc::clone(tun),
+            wire: Arc::clone(wire),
+            routing: Cache::new(Arc::clone(routing)),
+            counters: Arc::clone(counters),
+            crowd: Arc::clone(crowd),
             room: vec![0; LONGEST].into_boxed_slice(),
             outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
             limiter: Limiter::new(Instant::now()),
@@ -81,20 +90,17 @@ impl Egress {
     pub(super) fn turn(&mut self) -> io::Result<Turn> {
         let routing = Arc::clone(self.routing.load());
         self.outbox.clear();
+        let busy = self.busy.iter().filter(|busy| **busy).count();
+        let all = busy == 0 || self.turns.is_multiple_of(LOOK);
+        self.turns = self.turns.wrapping_add(1);
+        let share = if busy > 1 { SHARE } else { 1 };
+        let count = self.busy.len();
         let mut reads = 0;
-        let mut drained = false;
-        while self.outbox.bytes().len() < BATCH_BYTES && reads < BATCH_READS {
-            match self.read() {
-                Ok(len) => {
-                    reads += 1;
-                    self.packet(&routing, len);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    drained = true;
-                    break;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        for step in 0..count {
+            // Not always the same one first.
+            let queue = (self.turns as usize + step) % count;
+            if all || self.busy[queue] {
+                reads += self.queue(queue, &routing, share)?;
             }
         }
         if reads == 0 {
@@ -102,17 +108,41 @@ impl Egress {
         }
         self.counters.sent_reads.add(reads.into());
         self.flush(routing.port);
-        Ok(if drained { Turn::Drained } else { Turn::More })
+        Ok(if self.busy.contains(&true) { Turn::More } else { Turn::Drained })
+    }
+
+    /// Reads a queue until it is empty or has had its share; gives how many reads that took.
+    fn queue(&mut self, queue: usize, routing: &Routing, share: u32) -> io::Result<u32> {
+        let most = self.outbox.bytes().len() + BATCH_BYTES / share as usize;
+        let mut reads = 0;
+        let mut busy = true;
+        while self.outbox.bytes().len() < most && reads < BATCH_READS / share {
+            match self.read(queue) {
+                Ok(len) => {
+                    reads += 1;
+                    self.packet(routing, len);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    busy = false;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.busy[queue] = busy;
+        self.crowd.set_crowded(queue, busy);
+        Ok(reads)
     }
 
     /// Reads one packet so that it is preceded by an offload header; gives the length of both.
     #[inline]
-    fn read(&mut self) -> io::Result<usize> {
+    fn read(&mut self, queue: usize) -> io::Result<usize> {
         if self.tun.vnet {
-            return self.tun.read(0, &mut self.room);
+            return self.tun.read(queue, &mut self.room);
         }
         self.room[..vnet::LEN].fill(0);
-        Ok(self.tun.read(0, &mut self.room[vnet::LEN..])? + vnet::LEN)
+        Ok(self.tun.read(queue, &mut self.room[vnet::LEN..])? + vnet::LEN)
     }
 
     #[inline]
@@ -141,6 +171,7 @@ impl Egress {
             return self.complain(trouble, routing.address, &header, len);
         }
         age(packet);
+        self.crowd.count(header.src);
         if split(&vnet, &header, packet, &mut self.outbox.to(peer)).is_err() {
             counters.dropped_malformed.add(1);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::datapath::Datapath;
+use super::fair::QUEUES;
 use super::forwarding::Forwarding;
 use super::sys::Tun;
 use crate::name::Name;
@@ -46,7 +47,7 @@ impl Engine {
     /// Of the file `/dev/net/tun`, or EBUSY if another process holds the device.
     pub(crate) fn open(&mut self, name: Name) -> io::Result<()> {
         self.close(&name);
-        let tun = Arc::new(Tun::open(&name, 1, self.offload)?);
+        let tun = Arc::new(Tun::open(&name, QUEUES, self.offload)?);
         if self.offload && !tun.vnet {
             tracing::warn!(device = %name, "this kernel has no offloads for TUN devices: packets go one by one");
         }

@@ -10,7 +10,9 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Cache};
 
 use super::counters::Counters;
+use super::datapath::Shared;
 use super::egress::Turn;
+use super::fair::Crowd;
 use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
 use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
@@ -23,24 +25,22 @@ pub(super) struct Ingress {
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
+    crowd: Arc<Crowd>,
     receiver: Receiver,
     merger: Merger,
     limiter: Limiter,
 }
 
 impl Ingress {
-    pub(super) fn new(
-        tun: Arc<Tun>,
-        wire: Arc<Wire>,
-        routing: Arc<ArcSwap<Routing>>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn new(shared: &Shared) -> Self {
+        let Shared { tun, wire, routing, counters, crowd } = shared;
         let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
         Self {
-            tun,
-            wire,
-            routing: Cache::new(routing),
-            counters,
+            tun: Arc::clone(tun),
+            wire: Arc::clone(wire),
+            routing: Cache::new(Arc::clone(routing)),
+            counters: Arc::clone(counters),
+            crowd: Arc::clone(crowd),
             receiver: Receiver::new(),
             merger,
             limiter: Limiter::new(Instant::now()),
@@ -94,15 +94,20 @@ impl Ingress {
         let (_, bytes) = self.receiver.batch();
         let bytes = &*bytes;
         let (mut writes, mut refused) = (0, 0);
+        let queues = self.tun.queues().len();
         for item in self.merger.items() {
-            match write(&self.tun, item, bytes) {
+            let queue = match queues {
+                1 => 0,
+                _ => self.crowd.queue_for(item.destination(bytes), queues),
+            };
+            match write(&self.tun, queue, item, bytes) {
                 Ok(()) => writes += 1,
                 Err(error) => match error.raw_os_error() {
                     Some(EBADFD) => return Err(error),
                     // The device refuses the merged packet, but not what it was merged from.
                     Some(libc::EINVAL) if item.packets() > 1 => {
                         for range in item.each() {
-                            match write_one(&self.tun, &bytes[range]) {
+                            match write_one(&self.tun, queue, &bytes[range]) {
                                 Ok(()) => writes += 1,
                                 Err(_) => refused += 1,
                             }
@@ -157,9 +162,10 @@ fn take(
 }
 
 #[inline]
-fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
+fn write(tun: &Tun, queue: usize, item: &Item, bytes: &[u8]) -> io::Result<()> {
     if !tun.vnet {
-        return item.parts().iter().try_for_each(|part| tun.write(0, &[IoSlice::new(&bytes[part.clone()])]));
+        let one = |part: &Range<usize>| tun.write(queue, &[IoSlice::new(&bytes[part.clone()])]);
+        return item.parts().iter().try_for_each(one);
     }
     let mut head = [0; LONGEST_HEAD];
     let len = item.head(&mut head);
@@ -170,13 +176,13 @@ fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
         *slice = IoSlice::new(&bytes[part.clone()]);
         count += 1;
     }
-    tun.write(0, &parts[..count])
+    tun.write(queue, &parts[..count])
 }
 
-fn write_one(tun: &Tun, packet: &[u8]) -> io::Result<()> {
+fn write_one(tun: &Tun, queue: usize, packet: &[u8]) -> io::Result<()> {
     let head = Vnet::PLAIN.bytes();
     let parts = [IoSlice::new(&head), IoSlice::new(packet)];
-    tun.write(0, &parts[usize::from(!tun.vnet)..])
+    tun.write(queue, &parts[usize::from(!tun.vnet)..])
 }
 
 /// Tells the sender, through the device and the tunnel, that its packet's time to live is over.
@@ -195,7 +201,7 @@ fn complain(
     if !limiter.allows(Instant::now()) {
         return counters.icmp_limited.add(1);
     }
-    if write_one(tun, &room[..len]).is_ok() {
+    if write_one(tun, 0, &room[..len]).is_ok() {
         counters.icmp_errors.add(1);
     }
 }

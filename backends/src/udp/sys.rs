@@ -35,14 +35,19 @@ pub(super) struct Tun {
 impl Tun {
     /// Makes the device, or takes over one that nobody holds, in the network namespace of the thread.
     pub(super) fn open(name: &Name, queues: usize, offload: bool) -> io::Result<Self> {
-        let vnet = if offload { libc::IFF_VNET_HDR } else { 0 };
-        match Self::attach(name, queues, vnet) {
-            // An old or restricted kernel: packets one by one still work.
-            Err(error) if offload && error.raw_os_error() == Some(libc::EINVAL) => {
-                Self::attach(name, queues, 0)
+        let full = (queues, if offload { libc::IFF_VNET_HDR } else { 0 });
+        // A device that was left by somebody has one queue; an old or restricted kernel may have no more.
+        // Packets one by one work everywhere.
+        let mut outcome = Self::attach(name, full.0, full.1);
+        for (queues, vnet) in [(1, full.1), (1, 0)] {
+            match outcome {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && (queues, vnet) != full => {
+                    outcome = Self::attach(name, queues, vnet);
+                }
+                _ => break,
             }
-            outcome => outcome,
         }
+        outcome
     }
 
     fn attach(name: &Name, queues: usize, vnet: libc::c_int) -> io::Result<Self> {
