@@ -43,7 +43,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
     for round in stage.rounds(MOST_ROUNDS) {
         let [mut with, mut without] = [Vec::new(), Vec::new()];
         for pod in 0..PODS {
-            stage.check()?;
+            stage.progress.check()?;
             let container = |way: &str| format!("bench-{}-{round}-{pod}-{way}", std::process::id());
             // Neither is always the first.
             for plugin_now in [pod % 2 == 0, pod % 2 == 1] {
@@ -55,7 +55,9 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
             }
         }
         let (with, without) = (p50(with), p50(without));
-        stage.step(&format!("cni-add: round {round}: {with:.2} ms, delegates alone {without:.2} ms"))?;
+        stage
+            .progress
+            .step(&format!("cni-add: round {round}: {with:.2} ms, delegates alone {without:.2} ms"))?;
         difference.rounds.push(with - without);
         whole.rounds.push(with);
         alone.rounds.push(without);

@@ -27,14 +27,14 @@ struct Damage {
 /// Breaks one thing after the other and measures the silence of a ping between pods, and the time until the
 /// kernel is as it was.
 pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
-    stage.step("heal: two nodes with vxlan")?;
+    stage.progress.step("heal: two nodes with vxlan")?;
     let cluster = Cluster::small(stage, "vxlan")?;
     let pair = cluster.pair()?;
     let damages = tunnel_damages(&pair)?;
     by_commands(stage, record, &pair, &damages)?;
     drop((pair, cluster));
 
-    stage.step("heal: two nodes with host-gw")?;
+    stage.progress.step("heal: two nodes with host-gw")?;
     let cluster = Cluster::small(stage, "host-gw")?;
     let pair = cluster.pair()?;
     let route = format!("ip route del {}", pair.b.subnet()?);
@@ -70,14 +70,14 @@ fn by_commands(stage: &Stage, record: &mut Record, pair: &Pair, damages: &[Damag
     for Damage { name, command } in damages {
         let [mut silence, mut repair] = figures(name);
         for _ in stage.rounds(u32::MAX) {
-            stage.check()?;
+            stage.progress.check()?;
             let pinger = pair.pinger()?;
             let start = Instant::now();
             pair.a.show(command)?;
             repair.push_ms(time_to(&pair.a, &healthy, start).with_context(|| command.clone())?);
             pinger.wait_for_reply(PATIENCE).with_context(|| command.clone())?;
             // Half a second more: what the repair itself breaks counts, too.
-            stage.pause(Duration::from_millis(500))?;
+            stage.progress.pause(Duration::from_millis(500))?;
             silence.push_ms(pinger.finish()?.longest_gap.saturating_sub(INTERVAL));
         }
         tell(stage, name, &silence, &repair)?;
@@ -95,7 +95,7 @@ fn underlay(stage: &Stage, record: &mut Record, pair: &Pair) -> anyhow::Result<(
     for _ in stage.rounds(u32::MAX) {
         let pinger = pair.pinger()?;
         pair.a.node.link_down()?;
-        stage.pause(DOWN)?;
+        stage.progress.pause(DOWN)?;
         let start = Instant::now();
         let (answer, repaired) = std::thread::scope(|scope| {
             let answer = scope.spawn(|| pinger.wait_for_reply(PATIENCE).map(|()| start.elapsed()));
@@ -118,7 +118,7 @@ fn figures(name: &str) -> [Figure; 2] {
 
 fn tell(stage: &Stage, name: &str, silence: &Figure, repair: &Figure) -> anyhow::Result<()> {
     let list = |figure: &Figure| -> Vec<u64> { figure.rounds.iter().map(|&ms| ms as u64).collect() };
-    stage.step(&format!(
+    stage.progress.step(&format!(
         "heal: {name}: silence {:?} ms, kernel right after {:?} ms",
         list(silence),
         list(repair)

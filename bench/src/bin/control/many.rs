@@ -20,7 +20,7 @@ const IDLE_ROUNDS: u32 = 3;
 
 /// Measures both, and what the kernel alone needs for the same objects.
 pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
-    stage.step(&format!("start-5000: writing {PEERS} leases into a fresh etcd"))?;
+    stage.progress.step(&format!("start-5000: writing {PEERS} leases into a fresh etcd"))?;
     let cluster =
         Cluster::new(stage, r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#)?;
     cluster.write(&(0..PEERS).map(peer).collect::<Vec<_>>())?;
@@ -37,18 +37,20 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         let whole = time_to_whole(&member, file)?;
         complete.push_ms(whole);
         cpu.push_ms(used);
-        stage.pause(SETTLE)?;
+        stage.progress.pause(SETTLE)?;
         memory.rounds.push(resident_mib(pid)?);
-        stage.step(&format!(
+        stage.progress.step(&format!(
             "start-5000: round {round}: subnet file after {file:.0?}, whole after {whole:.0?}, CPU {used:.0?}, {:.1} MiB",
             memory.rounds.last().copied().unwrap_or_default()
         ))?;
         if round <= IDLE_ROUNDS {
             let (before, start) = (cpu_time(pid)?, Instant::now());
-            stage.pause(IDLE)?;
+            stage.progress.pause(IDLE)?;
             let spent = cpu_time(pid)?.saturating_sub(before);
             idle.rounds.push(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64());
-            stage.step(&format!("start-5000: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
+            stage
+                .progress
+                .step(&format!("start-5000: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
         }
         cluster.remove(member)?;
     }
@@ -56,7 +58,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
     for round in stage.rounds(u32::MAX) {
         kernel.push_ms(bare_kernel(&cluster)?);
         let last = kernel.rounds.last().copied().unwrap_or_default();
-        stage.step(&format!("start-5000: the kernel alone, round {round}: {last:.0} ms"))?;
+        stage.progress.step(&format!("start-5000: the kernel alone, round {round}: {last:.0} ms"))?;
     }
     [complete, kernel, cpu, memory, idle].iter().try_for_each(|figure| record.put(figure))
 }

@@ -31,9 +31,10 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         member.start_again()?;
         let second = member.time_to_subnet_file(SLOW)?;
         member.agent.wait_ready(PATIENCE)?;
-        stage.pause(SETTLE)?;
+        stage.progress.pause(SETTLE)?;
         let resident = resident_mib(member.agent.process().id())?;
         stage
+            .progress
             .step(&format!("start-2: round {round}: {first:.1?}, restart {second:.1?}, {resident:.1} MiB"))?;
         new.push_ms(first);
         again.push_ms(second);

@@ -17,7 +17,7 @@ const AFTER: Duration = Duration::from_secs(1);
 /// Restarts an agent under a ping between pods; there are two restarts of each kind in a round.
 pub(crate) fn loss(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
     for backend in ["vxlan", "host-gw"] {
-        stage.step(&format!("restart-loss: two nodes with {backend}"))?;
+        stage.progress.step(&format!("restart-loss: two nodes with {backend}"))?;
         let cluster = Cluster::small(stage, backend)?;
         let mut pair = cluster.pair()?;
         for (name, signal) in [("SIGTERM", Signal::TERM), ("SIGKILL", Signal::KILL)] {
@@ -25,12 +25,12 @@ pub(crate) fn loss(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
             let mut lost = Figure::new(format!("{title}: pings lost"), "", Limit::Each(0.0));
             let mut changes = Figure::new(format!("{title}: changes to the kernel"), "", Limit::Each(0.0));
             for _ in 0..2 * stage.rounds {
-                stage.check()?;
+                stage.progress.check()?;
                 let (pings, changed) = restart(stage, &mut pair, signal)?;
                 lost.rounds.push(pings as f64);
                 changes.rounds.push(changed as f64);
             }
-            stage.step(&format!("{title}: lost {:?}, changes {:?}", lost.rounds, changes.rounds))?;
+            stage.progress.step(&format!("{title}: lost {:?}, changes {:?}", lost.rounds, changes.rounds))?;
             record.put(&lost)?;
             record.put(&changes)?;
         }
@@ -46,7 +46,7 @@ fn restart(stage: &Stage, pair: &mut Pair, signal: Signal) -> anyhow::Result<(u6
     pair.a.agent.process().wait(PATIENCE)?;
     pair.a.start_again()?;
     pair.a.agent.wait_ready(PATIENCE)?;
-    stage.pause(AFTER)?;
+    stage.progress.pause(AFTER)?;
     let changes = monitor.finish(&pair.a.node)?;
     changes.iter().for_each(|change| eprintln!("          changed: {change}"));
     Ok((pinger.finish()?.lost, changes.len()))
@@ -81,7 +81,7 @@ pub(crate) fn stale(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
         member.start_again()?;
         member.agent.wait_ready(PATIENCE)?;
         let stale = kinds.iter().try_fold(0, |sum, kind| member.count(kind).map(|count| sum + count))?;
-        stage.step(&format!("stale-20: round {round}: {stale}"))?;
+        stage.progress.step(&format!("stale-20: round {round}: {stale}"))?;
         left.rounds.push(stale as f64);
     }
     record.put(&left)

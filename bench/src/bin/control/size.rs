@@ -17,7 +17,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
         let megabytes = bytes.len() as f64 / 1e6;
         let linkers = dynamic_linkers(&bytes).with_context(|| path.display().to_string())?;
-        stage.step(&format!("size: {name}: {megabytes:.2} MB, {linkers} dynamic linkers"))?;
+        stage.progress.step(&format!("size: {name}: {megabytes:.2} MB, {linkers} dynamic linkers"))?;
         let mut size = Figure::new(format!("size: {name}"), "MB", Limit::Median(limit));
         size.rounds.push(megabytes);
         let mut linked = Figure::new(format!("size: {name}: dynamic linkers"), "", Limit::Each(0.0));

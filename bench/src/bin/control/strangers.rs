@@ -25,15 +25,17 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
             ("0.0.0.0-0", foreign(92)),
             ("10.244.0.0-16", foreign(93)),
         ] {
-            stage.check()?;
+            stage.progress.check()?;
             cluster.write(&[(key.to_owned(), value)])?;
             // Whatever the agent says of it, it names it.
             pair.a.wait(&format!("{key} in the log"), || pair.a.agent.log().contains(key))?;
         }
-        stage.pause(Duration::from_secs(1))?;
+        stage.progress.pause(Duration::from_secs(1))?;
         let changes = monitor.finish(&pair.a.node)?;
         let pings = pinger.finish()?;
-        stage.step(&format!("bad-keys: round {round}: {} pings lost, changes {changes:?}", pings.lost))?;
+        stage
+            .progress
+            .step(&format!("bad-keys: round {round}: {} pings lost, changes {changes:?}", pings.lost))?;
         lost.rounds.push(pings.lost as f64);
         changed.rounds.push(changes.len() as f64);
     }

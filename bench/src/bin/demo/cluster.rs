@@ -6,12 +6,13 @@ use std::{fs, thread};
 
 use anyhow::{Context, anyhow, ensure};
 use backends::testing::{Agent, Fabric, Node, Pod, program};
+use bench::progress::Progress;
 use ipnet::IpNet;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::Backend;
 use crate::table::Table;
-use crate::{Backend, Stage};
 
 /// The network of all pods.
 pub(crate) const NETWORK: &str = "10.244.0.0/16";
@@ -40,17 +41,17 @@ pub(crate) struct Site {
 
 impl Cluster {
     /// Nodes with agents that are ready, still without pods.
-    pub(crate) fn start(backend: Backend, stage: &Stage) -> anyhow::Result<Self> {
+    pub(crate) fn start(backend: Backend, progress: &Progress) -> anyhow::Result<Self> {
         let flanneld = program("flanneld")?;
         program("flannel")?;
-        stage.step(&format!("{NODES} nodes on a switch, in namespaces"))?;
+        progress.step(&format!("{NODES} nodes on a switch, in namespaces"))?;
         let fabric = Fabric::new()?;
         for tool in [["ping", "-V"], ["iperf3", "-v"]] {
             fabric.switch().command(tool[0]).arg(tool[1]).ok()?;
         }
         let leases = lease_directory(backend)?;
         let nodes = (0..NODES).map(|_| fabric.node()).collect::<anyhow::Result<Vec<_>>>()?;
-        stage.step("an agent on each, all at once, leases in a directory")?;
+        progress.step("an agent on each, all at once, leases in a directory")?;
         let (flanneld, leases_in) = (&flanneld, &leases);
         let launch = |node| Site::launch(node, flanneld, leases_in);
         let sites: anyhow::Result<Vec<_>> = thread::scope(|scope| {
@@ -82,8 +83,8 @@ impl Cluster {
     }
 
     /// Pods on every node, attached by the CNI plugin, that reach each other.
-    pub(crate) fn attach_pods(&mut self, stage: &Stage) -> anyhow::Result<()> {
-        stage.step(&format!(
+    pub(crate) fn attach_pods(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        progress.step(&format!(
             "{PODS_PER_NODE} pods per node through the CNI chain flannel, bridge, host-local"
         ))?;
         let plugin = program("flannel")?;
@@ -96,10 +97,10 @@ impl Cluster {
         let attached = start.elapsed();
         for (_, from, _, to) in self.pairs() {
             let what = format!("{} to reach {}", from.address(), to.address());
-            stage.wait_for(&what, || from.namespace().reaches(to.address()))?;
+            progress.wait_for(&what, PATIENCE, || from.namespace().reaches(to.address()))?;
         }
         let each = attached.as_millis() / (NODES * PODS_PER_NODE) as u128;
-        stage.step(&format!("attached in {each} ms each; every pod reaches every pod of the other nodes"))
+        progress.step(&format!("attached in {each} ms each; every pod reaches every pod of the other nodes"))
     }
 
     /// All ordered pairs of pods on different nodes, each pod with its name.
@@ -122,8 +123,8 @@ impl Cluster {
     }
 
     /// Detaches the pods and ends the agents in good order.
-    pub(crate) fn stop(&mut self, stage: &Stage) -> anyhow::Result<()> {
-        stage.step("detaching the pods, stopping the agents")?;
+    pub(crate) fn stop(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        progress.step("detaching the pods, stopping the agents")?;
         for site in &mut self.sites {
             for mut pod in site.pods.drain(..) {
                 pod.detach()?;

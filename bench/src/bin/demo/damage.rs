@@ -2,11 +2,12 @@
 
 use anyhow::Context;
 use backends::testing::Pinger;
+use bench::progress::Progress;
 use ipnet::IpNet;
 
+use crate::Backend;
 use crate::cluster::{Cluster, NETWORK, PATIENCE};
 use crate::table::Table;
-use crate::{Backend, Stage};
 
 /// Something that goes wrong on a node.
 enum Damage {
@@ -20,12 +21,12 @@ enum Damage {
 
 /// Breaks one thing after another on the first node, each under a running ping from one of its pods to one
 /// of the second node, and says what was lost until it was mended.
-pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Table> {
+pub(crate) fn repair(cluster: &mut Cluster, progress: &Progress) -> anyhow::Result<Table> {
     let peer = cluster.sites[1].subnet;
     let mut table = Table::new(["damage on node1", "pings", "lost", "longest silence ms"]);
     for (what, damage) in damages(cluster.backend, peer) {
-        stage.step(&format!("  {what}"))?;
-        let pinger = start_pinger(cluster, stage)?;
+        progress.step(&format!("  {what}"))?;
+        let pinger = start_pinger(cluster, progress)?;
         let node = &cluster.sites[0].node;
         match damage {
             Damage::Ip(command) => node.namespace().ip(&command)?,
@@ -34,7 +35,8 @@ pub(crate) fn repair(cluster: &mut Cluster, stage: &Stage) -> anyhow::Result<Tab
         }
         let node = &cluster.sites[0].node;
         let route = if cluster.backend == Backend::Udp { NETWORK.parse()? } else { peer };
-        stage.wait_for(&format!("the route to {route} to come back"), || node.has_route(route))?;
+        let returns = format!("the route to {route} to come back");
+        progress.wait_for(&returns, PATIENCE, || node.has_route(route))?;
         pinger.wait_for_reply(PATIENCE).with_context(|| format!("after the damage {what:?}"))?;
         let pings = pinger.finish()?;
         let silence = pings.longest_gap.as_millis();
@@ -60,11 +62,11 @@ fn damages(backend: Backend, peer: IpNet) -> Vec<(String, Damage)> {
 }
 
 /// A ping that has run undisturbed for a moment.
-fn start_pinger(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Pinger> {
+fn start_pinger(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Pinger> {
     const UNDISTURBED: u64 = 30;
     let source = cluster.sites[0].pods.first().context("node1 has no pods")?;
     let target = cluster.sites[1].pods.first().context("node2 has no pods")?;
     let pinger = Pinger::start(source.namespace(), target.address())?;
-    stage.wait_for("answers before the damage", || Ok(pinger.received() >= UNDISTURBED))?;
+    progress.wait_for("answers before the damage", PATIENCE, || Ok(pinger.received() >= UNDISTURBED))?;
     Ok(pinger)
 }

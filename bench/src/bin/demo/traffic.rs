@@ -2,20 +2,20 @@
 
 use anyhow::Context;
 use backends::testing::Pod;
+use bench::progress::Progress;
 use serde_json::Value;
 
-use crate::Stage;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PATIENCE};
 use crate::table::Table;
 
 /// A matrix of mean round trips in milliseconds, of all pairs of pods on different nodes.
-pub(crate) fn round_trips(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Table> {
+pub(crate) fn round_trips(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Table> {
     let names: Vec<String> =
         cluster.sites.iter().flat_map(|site| site.named_pods().map(|(name, _)| name)).collect();
     let mut cells = vec![vec!["-".to_owned(); names.len()]; names.len()];
     let place = |name: &str| names.iter().position(|known| known == name).context("a pod without a name");
     for (from, source, to, target) in cluster.pairs() {
-        stage.check()?;
+        progress.check()?;
         cells[place(&from)?][place(&to)?] = format!("{:.3}", mean_round_trip(source, target)?);
     }
     let mut table = Table::new(["".to_owned()].into_iter().chain(names.clone()));
@@ -26,17 +26,17 @@ pub(crate) fn round_trips(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Ta
 }
 
 /// TCP throughput from the first pod of each node to the first pod of every other.
-pub(crate) fn throughput(cluster: &Cluster, stage: &Stage) -> anyhow::Result<Table> {
+pub(crate) fn throughput(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Table> {
     let mut rows = Vec::new();
     for server in &cluster.sites {
         let (to, target) = server.named_pods().next().context("a node without pods")?;
         let _server = target.command("iperf3").arg("-s").spawn()?;
-        stage.wait_for("iperf3 to listen", || {
+        progress.wait_for("iperf3 to listen", PATIENCE, || {
             let sockets = target.command("ss").args(["-Hltn", "sport", "=", ":5201"]).ok()?;
             Ok(!sockets.trim().is_empty())
         })?;
         for client in cluster.sites.iter().filter(|site| site.node.name() != server.node.name()) {
-            stage.check()?;
+            progress.check()?;
             let (from, source) = client.named_pods().next().context("a node without pods")?;
             let (rate, again) = tcp(source, target)?;
             rows.push([from, to.clone(), format!("{rate:.2}"), again.to_string()]);

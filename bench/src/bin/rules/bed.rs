@@ -56,7 +56,7 @@ impl Launch {
 impl Scene {
     /// A scene whose agent, the program `flanneld`, is ready and masquerades by the mechanism `mode`.
     pub(crate) fn new(stage: &Stage, flanneld: PathBuf, mode: &str) -> anyhow::Result<Self> {
-        stage.step(&format!("a node, a pod and a host outside; {mode}"))?;
+        stage.progress.step(&format!("a node, a pod and a host outside; {mode}"))?;
         let fabric = Fabric::new()?;
         let etcd = Etcd::on(&fabric)?;
         let config = format!(r#"{{"Network":"{NETWORK}","Backend":{{"Type":"vxlan"}}}}"#);

@@ -81,7 +81,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         let mut figures = QUANTITIES.map(|(_, words, unit, limit)| figure(words, unit, limit));
         for round in stage.rounds(ROUNDS) {
             let result = in_a_process(kind)?;
-            stage.step(&format!("{title}: round {round}: {result}"))?;
+            stage.progress.step(&format!("{title}: round {round}: {result}"))?;
             for (figure, (key, ..)) in figures.iter_mut().zip(QUANTITIES) {
                 figure.rounds.push(quantity(&result, key)?);
             }

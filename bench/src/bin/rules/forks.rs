@@ -11,9 +11,9 @@ use anyhow::{Context, ensure};
 use backends::testing::wait_for;
 use tempfile::TempDir;
 
+use crate::Stage;
 use crate::bed::{MODES, PATIENCE, Scene, look};
 use crate::figure::{Figure, Limit, Record};
-use crate::{Stage, pause};
 
 /// Rounds, of a minute each, that are enough.
 const ROUNDS: u32 = 3;
@@ -51,32 +51,34 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         scene.agent = scene.launch.start(&scene.node)?;
         let pid = scene.agent.process().id();
         // Readiness comes after the rules, but what is still to come belongs to the start, too.
-        pause(std::time::Duration::from_secs(2))?;
+        stage.progress.pause(std::time::Duration::from_secs(2))?;
         let (calls, children) = (watch.calls()?, children(pid)?);
         ensure!(
             !calls.is_empty() && children.faults > 0,
             "neither witness saw the programs of the start: {calls:?}"
         );
         start.rounds.push(calls.len() as f64);
-        stage.step(&format!("rules-forks: round {round}: at the start {}", calls.join(", ")))?;
+        stage.progress.step(&format!("rules-forks: round {round}: at the start {}", calls.join(", ")))?;
 
         let healthy = look(&mut nft)?;
         watch.forget()?;
         scene.show("iptables -t nat -F FLANNEL-POSTRTG")?;
         wait_for("the repair", PATIENCE, || look(&mut nft).is_ok_and(|found| found == healthy))?;
-        pause(std::time::Duration::from_secs(2))?;
+        stage.progress.pause(std::time::Duration::from_secs(2))?;
         let calls = watch.calls()?;
         repair.rounds.push(calls.len() as f64);
-        stage.step(&format!("rules-forks: round {round}: for a repair {}", calls.join(", ")))?;
+        stage.progress.step(&format!("rules-forks: round {round}: for a repair {}", calls.join(", ")))?;
 
         watch.forget()?;
         let before = self::children(pid)?;
-        pause(stage.idle)?;
+        stage.progress.pause(stage.idle)?;
         let (calls, after) = (watch.calls()?, self::children(pid)?);
         ensure!(after.alive == 0, "the agent has {} children", after.alive);
         idle.rounds.push(calls.len() as f64);
         faults.rounds.push((after.faults - before.faults) as f64);
-        stage.step(&format!("rules-forks: round {round}: {seconds} s without an event: {calls:?}"))?;
+        stage
+            .progress
+            .step(&format!("rules-forks: round {round}: {seconds} s without an event: {calls:?}"))?;
     }
     [start, repair, idle, faults].iter().try_for_each(|figure| record.put(figure))
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, anyhow, ensure};
 use backends::nft::{Nft, NftError, Ruleset};
 use backends::testing::wait_for;
 
+use crate::Stage;
 use crate::bed::{MODES, PATIENCE, Scene, look};
 use crate::figure::{Figure, Limit, Record};
-use crate::{Stage, check, pause};
 
 /// How long rules may be other than before.
 const LIMIT_MS: f64 = 200.0;
@@ -50,14 +50,14 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
             let title = format!("rules-heal: {name}: {damage}");
             let mut time = Figure::new(&title, "ms", Limit::Each(LIMIT_MS));
             for _ in stage.rounds(u32::MAX) {
-                pause(REST)?;
+                stage.progress.pause(REST)?;
                 wait_for("rules as before", PATIENCE, || look(&mut nft).is_ok_and(|found| found == healthy))?;
                 let command = command(&mut nft)?;
-                let healed = heal(&scene, &mut nft, &healthy, &command);
+                let healed = heal(stage, &scene, &mut nft, &healthy, &command);
                 time.push_ms(healed.with_context(|| format!("{command}; the log:\n{}", scene.agent.log()))?);
             }
             let rounds: Vec<u64> = time.rounds.iter().map(|&ms| ms as u64).collect();
-            stage.step(&format!("{title}: {rounds:?} ms"))?;
+            stage.progress.step(&format!("{title}: {rounds:?} ms"))?;
             record.put(&time)?;
         }
     }
@@ -67,13 +67,19 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
 /// Runs the command and looks at the rules all the time. The result is never too short: it counts from the
 /// beginning of the last look before the damage to the end of the first one that finds all as before. Where
 /// the damage came and went between two looks, it counts from the start of the command.
-fn heal(scene: &Scene, nft: &mut Nft, healthy: &Ruleset, command: &str) -> anyhow::Result<Duration> {
+fn heal(
+    stage: &Stage,
+    scene: &Scene,
+    nft: &mut Nft,
+    healthy: &Ruleset,
+    command: &str,
+) -> anyhow::Result<Duration> {
     let start = Instant::now();
     thread::scope(|scope| {
         let command = scope.spawn(|| scene.show(command));
         let (mut well, mut seen) = (start, false);
         loop {
-            check()?;
+            stage.progress.check()?;
             let (done, began) = (command.is_finished(), Instant::now());
             match look(nft) {
                 Ok(found) if found == *healthy && (seen || done) => break,

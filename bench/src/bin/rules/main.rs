@@ -12,21 +12,16 @@ mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backends::testing::program;
 use bench::figure::{self, Record};
+use bench::progress::{Output, Progress, watch_signals_during};
 use clap::{Parser, ValueEnum};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Where results are kept.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/rules.jsonl");
-
-/// Whether the user asked to stop.
-static STOPPED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Parser)]
 #[command(
@@ -76,7 +71,7 @@ enum Subject {
 
 /// What every measurement is given.
 struct Stage {
-    start: Instant,
+    progress: Progress,
     rounds: u32,
     restarts: u32,
     idle: Duration,
@@ -84,13 +79,6 @@ struct Stage {
 }
 
 impl Stage {
-    /// Prints a line of progress; an error once the user asked to stop, so that the guards clean up.
-    fn step(&self, text: &str) -> anyhow::Result<()> {
-        check()?;
-        eprintln!("{:6.1} s  {text}", self.start.elapsed().as_secs_f64());
-        Ok(())
-    }
-
     /// The rounds of a measurement that is taken at most `most` times.
     fn rounds(&self, most: u32) -> std::ops::RangeInclusive<u32> {
         1..=self.rounds.min(most)
@@ -100,22 +88,6 @@ impl Stage {
     fn flanneld(&self) -> PathBuf {
         self.programs.join("flanneld")
     }
-}
-
-/// An error once the user asked to stop.
-fn check() -> anyhow::Result<()> {
-    ensure!(!STOPPED.load(Ordering::Relaxed), "interrupted");
-    Ok(())
-}
-
-/// Sleeps, but not after the user asked to stop.
-fn pause(time: Duration) -> anyhow::Result<()> {
-    let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
-        check()?;
-        thread::sleep(left.min(Duration::from_millis(200)));
-    }
-    check()
 }
 
 fn main() -> ExitCode {
@@ -140,60 +112,19 @@ fn run(args: Args) -> anyhow::Result<()> {
         Some(programs) => programs,
         None => program("flanneld")?.parent().context("a program is in a directory")?.to_owned(),
     };
+    let flanneld = programs.join("flanneld");
+    ensure!(flanneld.is_file(), "no program {}: make release", flanneld.display());
+    let subjects = if args.only.is_empty() { Subject::value_variants().to_vec() } else { args.only };
+    let mut record = Record::open(&args.out, &programs)?;
     let Args { rounds, restarts, .. } = args;
     let idle = Duration::from_secs(args.idle);
-    let stage = Stage { start: Instant::now(), rounds, restarts, idle, programs };
-    ensure!(stage.flanneld().is_file(), "no program {}: make release", stage.flanneld().display());
-    let subjects = if args.only.is_empty() { Subject::value_variants().to_vec() } else { args.only };
-    let mut record = Record::open(&args.out, &stage.programs)?;
-    watch_signals()?;
-    measure(&stage, &subjects, &mut record)
-}
-
-/// Measures one subject after the other. One that can't be measured doesn't stop the others.
-fn measure(stage: &Stage, subjects: &[Subject], record: &mut Record) -> anyhow::Result<()> {
-    let mut failed = Vec::new();
-    for subject in subjects {
-        check()?;
-        record.begin()?;
-        let outcome = match subject {
-            Subject::Heal => heal::measure(stage, record),
-            Subject::Restart => restart::measure(stage, record),
-            Subject::Forks => forks::measure(stage, record),
-            Subject::Bulk => bulk::measure(stage, record),
-        };
-        if let Err(error) = outcome {
-            eprintln!("rules: {subject:?} could not be measured: {error:#}");
-            failed.push(format!("{subject:?}"));
-        }
-    }
-    eprintln!("\n{}", figure::table(record.lines()));
-    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
-    Ok(())
-}
-
-/// The first SIGINT, SIGTERM or SIGHUP asks to stop, a second one ends the process at once: the kernel then
-/// removes the namespaces, and only temporary files stay.
-fn watch_signals() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let guard = runtime.enter();
-    let [mut interrupt, mut terminate, mut hangup] =
-        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
-    drop(guard);
-    thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                    _ = hangup.recv() => {}
-                }
-                if STOPPED.swap(true, Ordering::Relaxed) {
-                    std::process::exit(1);
-                }
-                eprintln!("rules: stopping and removing everything; once more to end at once");
-            }
+    watch_signals_during("rules", Output::Error, move |progress| {
+        let stage = Stage { progress, rounds, restarts, idle, programs };
+        stage.progress.measure(&subjects, &mut record, |subject, record| match subject {
+            Subject::Heal => heal::measure(&stage, record),
+            Subject::Restart => restart::measure(&stage, record),
+            Subject::Forks => forks::measure(&stage, record),
+            Subject::Bulk => bulk::measure(&stage, record),
         })
-    });
-    Ok(())
+    })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bed::{MODES, Scene, look};
 use crate::figure::{Figure, Limit, Record};
-use crate::{Stage, pause, traffic};
+use crate::{Stage, traffic};
 
 /// Rounds, of many restarts each, that are enough.
 const ROUNDS: u32 = 3;
@@ -35,14 +35,16 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
                 for _ in 0..stage.restarts {
                     agent.kill()?;
                     *agent = launch.start(node)?;
-                    pause(LIFE)?;
+                    stage.progress.pause(LIFE)?;
                     changed += u32::from(look(&mut nft)? != before);
                 }
                 Ok(changed)
             };
             let (pod, outside) = (pod.namespace(), outside.namespace());
             let (changed, tally) = traffic::during(pod, outside, target, node.address(), restarts)?;
-            stage.step(&format!("{title}: round {round}: {tally:?}, rules changed {changed} times"))?;
+            stage
+                .progress
+                .step(&format!("{title}: round {round}: {tally:?}, rules changed {changed} times"))?;
             let counts =
                 [tally.lost, tally.strange, tally.answers_lost, changed.into(), tally.sent, tally.opened];
             figures.iter_mut().zip(counts).for_each(|(figure, count)| figure.rounds.push(count as f64));

@@ -9,13 +9,13 @@ use nix::unistd::Pid;
 
 /// User and system time of all threads of a process, those that have ended included: what `/proc/PID/stat`
 /// has as `utime` and `stime`, but not cut to 10 ms each.
-pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?)).and_then(clock_gettime);
     clock.map(Duration::from).with_context(|| format!("no CPU clock of process {pid}"))
 }
 
 /// Resident memory in MiB (`VmRSS`).
-pub(crate) fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
     let kib = text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));

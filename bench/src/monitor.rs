@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use backends::testing::{Node, Process};
 
-use crate::bed::PATIENCE;
+/// How long anything may take before it is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Routes and FDB entries that mark the beginning and the end in what the witnesses write; no agent has
 /// anything to do with them.
@@ -19,7 +20,7 @@ const END: Mark = Mark { route: "192.0.2.2", mac: "02:00:5e:00:02:02" };
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Two running witnesses; `cni0` must be there.
-pub(crate) struct Monitor {
+pub struct Monitor {
     witnesses: [(Process, PathBuf); 2],
 }
 
@@ -30,7 +31,7 @@ struct Mark {
 
 impl Monitor {
     /// Starts both and returns once both are known to hear and have nothing to tell.
-    pub(crate) fn start(node: &Node) -> anyhow::Result<Self> {
+    pub fn start(node: &Node) -> anyhow::Result<Self> {
         let spawn = |program: &str, args: &[&str]| -> anyhow::Result<(Process, PathBuf)> {
             let path = node.dir().join(format!("{program}-monitor"));
             let file = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
@@ -58,7 +59,7 @@ impl Monitor {
 
     /// Ends them and gives what was changed since the beginning: addresses and routes of all devices, links
     /// but those of pods, neighbours and FDB entries of tunnel devices. The rest the kernel itself changes.
-    pub(crate) fn finish(self, node: &Node) -> anyhow::Result<Vec<String>> {
+    pub fn finish(self, node: &Node) -> anyhow::Result<Vec<String>> {
         self.mark(node, &END)?;
         self.changes()
     }
