@@ -30,6 +30,13 @@ build: ## Builds all programs for development
 demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw or udp; root)
 	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
 
+bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1")
+	cargo build --locked --release -p bench --bin net
+	$(SUDO) $(if $(FLANNELD_GO),env FLANNELD_GO=$(FLANNELD_GO)) $(PROGRAMS:debug=release)/net $(ARGS)
+
+bench-quick: ## The same, but less of it, within two minutes after the build
+	@$(MAKE) bench ARGS="--quick $(ARGS)"
+
 bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")
 	cargo build -p bench
 	$(SUDO) $(PROGRAMS)/control $(ARGS)
@@ -100,4 +107,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci

@@ -27,6 +27,8 @@ pub struct Figure {
 pub enum Limit {
     /// The median must not be above.
     Median(f64),
+    /// The median must not be below.
+    AtLeast(f64),
     /// No round must be above.
     Each(f64),
     /// It is there for comparison.
@@ -64,6 +66,11 @@ impl Record {
         let file = file.with_context(|| format!("can't write {}: give another --out", path.display()))?;
         let common = conditions(programs)?;
         Ok(Self { file, common, load: String::new(), date: String::new(), lines: Vec::new() })
+    }
+
+    /// Adds a condition to all results; that named `setup` is shown under the table.
+    pub fn note(&mut self, key: &str, value: Value) {
+        self.common.insert(key.to_owned(), value);
     }
 
     /// Notes load and time at the start of a measurement.
@@ -153,6 +160,7 @@ fn row(line: &Value) -> [String; 7] {
     let limit = number("limit").map(|limit| match line["judged"].as_str() {
         Some("each") if limit == "0" => "0 in each round".to_owned(),
         Some("each") => format!("≤ {limit} in each round"),
+        Some("median-at-least") => format!("≥ {limit}"),
         _ => format!("≤ {limit}"),
     });
     let met = line["met"].as_bool().map(|met| if met { "yes" } else { "**no**" });
@@ -169,8 +177,9 @@ fn row(line: &Value) -> [String; 7] {
 
 fn condition(line: &Value) -> String {
     let text = |key: &str| line[key].as_str().unwrap_or("?").to_owned();
+    let setup = line["setup"].as_str().map(|setup| format!(", {setup}")).unwrap_or_default();
     format!(
-        "Linux {}, {} ({} CPUs), {}, temporary files on {}, {} programs, sources at {}, {}.  ",
+        "Linux {}, {} ({} CPUs), {}, temporary files on {}, {} programs, sources at {}{setup}, {}.  ",
         text("kernel"),
         text("cpu"),
         line["cores"],
@@ -200,16 +209,21 @@ fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
     let (min, max, median) = (sorted[0], sorted[sorted.len() - 1], median(&sorted));
     let (judged, limit, value) = match figure.limit {
         Limit::Median(limit) => (Some("median"), Some(limit), median),
+        Limit::AtLeast(limit) => (Some("median-at-least"), Some(limit), median),
         Limit::Each(limit) => (Some("each"), Some(limit), max),
         Limit::None => (None, None, median),
     };
+    let met = limit.map(|limit| match figure.limit {
+        Limit::AtLeast(_) => value >= limit,
+        Limit::Median(_) | Limit::Each(_) | Limit::None => value <= limit,
+    });
     let line = json!({
         "name": figure.name,
         "value": value,
         "unit": figure.unit,
         "limit": limit,
         "judged": judged,
-        "met": limit.map(|limit| value <= limit),
+        "met": met,
         "rounds": figure.rounds,
         "median": median,
         "min": min,
@@ -286,6 +300,8 @@ mod tests {
         assert_eq!(line(Limit::Median(2.0), &rounds)["met"], true);
         assert_eq!(line(Limit::Each(2.0), &rounds)["met"], false);
         assert_eq!(line(Limit::Each(9.0), &rounds)["value"], 9.0);
+        assert_eq!(line(Limit::AtLeast(2.0), &rounds)["met"], true);
+        assert_eq!(line(Limit::AtLeast(2.1), &rounds)["met"], false);
         assert_eq!(line(Limit::None, &rounds)["met"], Value::Null);
         assert_eq!(line(Limit::None, &[1.0, 2.0, 4.0, 100.0])["median"], 3.0);
     }

@@ -1,0 +1,197 @@
+//! Measures the ways from node to node side by side: the bare underlay, host-gw, vxlan, udp, and the udp
+//! backend of a Go flanneld, in turns within each round, so that what else the machine does hits all of them.
+//!
+//! All of it happens in network namespaces of this process; nothing is left behind, however it ends.
+
+mod bed;
+mod cost;
+mod flow;
+mod iperf;
+mod measure;
+mod plan;
+mod plot;
+mod results;
+mod trip;
+mod wire;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bench::figure::{self, Record};
+use bench::progress::{Output, Progress, watch_signals_during};
+use bench::release_programs;
+use clap::{Parser, ValueEnum};
+use serde_json::json;
+
+use bed::{Pair, Way};
+use plan::{Clock, Place, Step, Subject};
+use results::Results;
+
+/// What this program's results are kept in, ignored by git.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/net.jsonl");
+
+#[derive(Parser)]
+#[command(name = "net", about = "Measures the ways from node to node side by side, with the release agent")]
+struct Args {
+    /// Measure only this; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Subject>,
+    /// Measure only between these.
+    #[arg(long, value_enum)]
+    place: Option<Place>,
+    /// The ways to measure; by default all, and go-udp if FLANNELD_GO names a program.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    paths: Vec<Way>,
+    /// A few short measurements, within two minutes.
+    #[arg(long)]
+    quick: bool,
+    /// How often each measurement is taken.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// How long iperf3 sends, each time; pings take a part of that.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: Option<u32>,
+    /// The file to which results are appended, one JSON object a line.
+    #[arg(long, default_value = RESULTS)]
+    out: PathBuf,
+    /// The directory of the programs to measure; by default the release build beside this program.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Measure nothing: print the latest results in the file as a Markdown table.
+    #[arg(long)]
+    markdown: bool,
+    /// Measure nothing: draw the latest TCP results in the file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// What is measured, how often and how long.
+struct Job {
+    ways: Vec<Way>,
+    steps: Vec<Step>,
+    rounds: u32,
+    seconds: u32,
+    programs: PathBuf,
+    go: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("net: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    if args.markdown || args.svg.is_some() {
+        let lines = figure::read(&args.out)?;
+        if let Some(path) = &args.svg {
+            let drawing = plot::draw(&lines)?;
+            fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
+        }
+        return if args.markdown { figure::print(&lines) } else { Ok(()) };
+    }
+    ensure!(!cfg!(debug_assertions), "this is a development build, which says nothing: make bench");
+    let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
+    let ways = if args.paths.is_empty() {
+        let all = Way::value_variants().iter().copied();
+        all.filter(|&way| way != Way::GoUdp || go.is_some()).collect()
+    } else {
+        args.paths
+    };
+    ensure!(
+        !ways.contains(&Way::GoUdp) || go.is_some(),
+        "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
+    );
+    let programs = match args.programs {
+        Some(programs) => programs,
+        None => release_programs("net")?,
+    };
+    for program in ["flanneld", "flannel"].map(|name| programs.join(name)).iter().chain(&go) {
+        ensure!(program.is_file(), "no program {}: make release builds ours", program.display());
+    }
+    let steps = plan::steps(args.quick, &args.only, args.place);
+    ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
+    let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 5 });
+    let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
+    let job = Job { ways, steps, rounds, seconds, programs, go };
+    let mut record = Record::open(&args.out, &job.programs)?;
+    record.note("setup", json!(setup(&job)?));
+    watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
+}
+
+/// What of the conditions is particular to this program.
+fn setup(job: &Job) -> anyhow::Result<String> {
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion = congestion.context("the congestion control of TCP is unknown")?;
+    let nice = niceness()?;
+    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}", congestion.trim(), job.seconds))
+}
+
+/// At which niceness this program and all it starts run.
+fn niceness() -> anyhow::Result<i32> {
+    let stat = fs::read_to_string("/proc/self/stat").context("can't read /proc/self/stat")?;
+    // The 19th field; the second is in parentheses and may have blanks.
+    let fields = stat.rsplit_once(')').context("/proc/self/stat has no name")?.1;
+    fields
+        .split_whitespace()
+        .nth(16)
+        .and_then(|nice| nice.parse().ok())
+        .context("no niceness in /proc/self/stat")
+}
+
+/// Takes all measurements. One that can't be taken doesn't stop the others.
+fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Result<()> {
+    record.begin()?;
+    let mut failed = Vec::new();
+    let mut pairs = Vec::new();
+    for &way in &job.ways {
+        progress.step(&format!("two nodes with {way}"))?;
+        match Pair::new(way, job) {
+            Ok(pair) => pairs.push(pair),
+            Err(error) => failed.push(format!("{way}: {error:#}")),
+        }
+    }
+    let mut clock = Clock::start(job, &pairs);
+    let mut results = Results::default();
+    for round in 0..job.rounds {
+        for &step in &job.steps {
+            let mut turn: Vec<&mut Pair> = pairs.iter_mut().filter(|pair| step.suits(pair.way)).collect();
+            // None is always the first.
+            if round % 2 == 1 {
+                turn.reverse();
+            }
+            for pair in turn {
+                progress.check()?;
+                let outcome = measure::take(pair, step, Duration::from_secs(job.seconds.into()));
+                // Ctrl-C reaches iperf3, too.
+                progress.check()?;
+                clock.done(step);
+                let head =
+                    format!("round {}/{}, {}; {step}: {}", round + 1, job.rounds, clock.left(), pair.way);
+                match outcome {
+                    Ok(values) => {
+                        progress.step(&format!("{head}: {}", results::summary(&values)))?;
+                        results.add(step, pair.way, round, values);
+                    }
+                    Err(error) => {
+                        progress.step(&format!("{head}: could not be measured: {error:#}"))?;
+                        failed.push(format!("{step}: {}, round {}", pair.way, round + 1));
+                    }
+                }
+            }
+        }
+    }
+    for figure in results.figures() {
+        record.put(&figure)?;
+    }
+    eprintln!("\n{}", figure::table(record.lines()));
+    ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
+    Ok(())
+}
