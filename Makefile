@@ -37,6 +37,9 @@ bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) sid
 bench-quick: ## The same, but less of it, within two minutes after the build
 	@$(MAKE) bench ARGS="--quick $(ARGS)"
 
+bench-micro: ## Measures what is pure: from leases to changes, for several sizes of cluster
+	cargo bench --locked -p bench --bench pure -- $(ARGS)
+
 bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")
 	cargo build -p bench
 	$(SUDO) $(PROGRAMS)/control $(ARGS)
@@ -107,4 +110,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench bench-quick bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci

@@ -60,9 +60,8 @@ pub(crate) fn run(ends: [End<'_>; 2], time: Duration, args: &[&str]) -> anyhow::
         .stdout(Stdio::piped())
         .spawn()?;
     let said = listen(client.take_stdout().context("iperf3 has no output")?);
-    let ended = client.wait(time + AROUND);
-    drop(client);
-    let client = report("client", said).and_then(|report| ended.map(|_| report))?;
+    client.wait(time + AROUND)?;
+    let client = report("client", said)?;
     let server = server.finish()?;
     Ok(Report { client, server })
 }
@@ -100,7 +99,9 @@ struct Server {
 
 impl Server {
     fn start(end: End<'_>) -> anyhow::Result<Self> {
-        let command = end.namespace.command("iperf3").args(["-s", "-1", "-J", "-i0"]);
+        // Answers to datagrams have the address that was asked, which is not the first one of a node.
+        let address = end.address.to_string();
+        let command = end.namespace.command("iperf3").args(["-s", "-1", "-J", "-i0", "-B", &address]);
         let mut process = command.args(["-p", &PORT.1.to_string()]).stdout(Stdio::piped()).spawn()?;
         let said = Some(listen(process.take_stdout().context("iperf3 has no output")?));
         wait_for("iperf3 to listen", AROUND, || end.namespace.run(listens).unwrap_or(false))?;

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, anyhow, ensure};
 
 use crate::bed::Pair;
 use crate::cost::{Cost, Meter};
@@ -11,7 +11,10 @@ use crate::flow::{Flow, Pace};
 use crate::iperf::{self, Load, Stream};
 use crate::plan::{Place, Step, Subject};
 use crate::results::{Quantity, Value};
-use crate::trip;
+use crate::trip::{
+    self,
+    Pace::{Asleep, Awake},
+};
 use crate::wire::Segmented;
 
 /// Bytes of a small datagram.
@@ -22,10 +25,6 @@ const LIGHT: Pace = Pace { size: 1000, bursts: Some((5, Duration::from_millis(1)
 
 /// As many small datagrams as the kernel takes.
 const FLOOD: Pace = Pace { size: SMALL, bursts: None };
-
-/// Echo requests a second. Waking a CPU that fell asleep takes longer than all the rest of a round trip.
-const SLOWLY: u32 = 100;
-const BRISKLY: u32 = 500;
 
 /// How long a load runs before round trips are measured beside it.
 const WARM: Duration = Duration::from_millis(300);
@@ -40,20 +39,20 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
         Subject::Duplex => duplex(pair, place, time),
         Subject::Wire => wire(pair, place, time),
         Subject::Udp64 => udp(pair, place, time),
-        Subject::Idle => echo(pair, place, SLOWLY, trips),
-        Subject::Brisk => echo(pair, place, BRISKLY, trips),
+        Subject::Idle => echo(pair, place, Asleep, trips),
+        Subject::Awake => echo(pair, place, Awake, trips),
         Subject::Light => {
             let flow = Flow::start(pair.ends(place), LIGHT)?;
             thread::sleep(WARM);
-            let values = echo(pair, place, SLOWLY, trips)?;
+            let values = echo(pair, place, Asleep, trips)?;
             let moved = flow.finish()?;
             ensure!(moved.received > 0.5 * moved.offered, "of the light load arrived {moved:?}");
             Ok(values)
         }
         Subject::Loaded => {
-            let mut load = Load::start(pair.ends(place), WARM + trips * 2)?;
+            let mut load = Load::start(pair.ends(place), WARM + trips * 10)?;
             thread::sleep(WARM);
-            let values = echo(pair, place, SLOWLY, trips)?;
+            let values = echo(pair, place, Asleep, trips)?;
             load.still_runs()?;
             Ok(values)
         }
@@ -61,11 +60,12 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
     }
 }
 
-/// Round trips at `rate` echo requests a second.
-fn echo(pair: &Pair, place: Place, rate: u32, time: Duration) -> anyhow::Result<Vec<Value>> {
+/// Round trips by one ping.
+fn echo(pair: &Pair, place: Place, pace: trip::Pace, time: Duration) -> anyhow::Result<Vec<Value>> {
     let [from, to] = pair.ends(place);
-    let trips = trip::run(from.namespace, to.address, rate, time)?;
-    Ok(vec![Quantity::Trip.of(trips.mean), Quantity::Lost.of(trips.lost)])
+    let trips = trip::run(from.namespace, to.address, pace, time)?;
+    let mean = trips.mean.context("no echo request was answered")?;
+    Ok(vec![Quantity::Trip.of(mean), Quantity::Lost.of(trips.lost)])
 }
 
 /// TCP from the near end to the far end.
@@ -144,16 +144,23 @@ fn fair(pair: &Pair, time: Duration) -> anyhow::Result<Vec<Value>> {
     ensure!(from.namespace.reaches(to.address)?, "the other pod doesn't get through");
     let flow = Flow::start(pair.ends(Place::Pod), FLOOD)?;
     thread::sleep(WARM);
-    let trips = trip::run(from.namespace, to.address, SLOWLY, time)?;
+    let ping = || trip::run(from.namespace, to.address, Asleep, time);
+    // Two together ask about a hundred times a second.
+    let pings = thread::scope(|scope| [scope.spawn(ping), scope.spawn(ping)].map(|ping| ping.join()));
+    let [one, other] =
+        pings.map(|ping| ping.map_err(|_| anyhow!("a ping's thread panicked")).and_then(|trips| trips));
+    let (one, other) = (one?, other?);
     let moved = flow.finish()?;
     ensure!(moved.count > 0, "nothing of the flood arrived");
     check_tunnel(pair, before, moved.count * SMALL as u64, f64::INFINITY)?;
-    Ok(vec![
-        Quantity::Lost.of(trips.lost),
-        Quantity::Trip.of(trips.mean),
+    let mut values = vec![
+        Quantity::Lost.of((one.lost + other.lost) / 2.0),
         Quantity::Offered.of(moved.offered / 1e3),
         Quantity::Received.of(moved.received / 1e3),
-    ])
+    ];
+    // Where everything was lost there is no mean.
+    values.extend(one.mean.zip(other.mean).map(|(one, other)| Quantity::Trip.of((one + other) / 2.0)));
+    Ok(values)
 }
 
 /// An error unless what arrived went through the device of the way, at both ends, and little else did.

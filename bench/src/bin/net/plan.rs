@@ -21,10 +21,10 @@ pub(crate) enum Subject {
     Wire,
     /// UDP with 64 bytes a datagram, as fast as it goes.
     Udp64,
-    /// Round trip when nothing else goes on, at a pace that lets CPUs fall asleep in between.
+    /// Round trip when nothing else goes on; CPUs fall asleep in between.
     Idle,
-    /// Round trip when nothing else goes on, at a pace that keeps them awake.
-    Brisk,
+    /// Round trip when nothing else goes on, but ping keeps its CPU awake.
+    Awake,
     /// Round trip beside a light load.
     Light,
     /// Round trip beside a TCP stream that takes all it can get.
@@ -67,7 +67,7 @@ impl Step {
 impl Subject {
     /// Whether it is a round trip, for which less time gives enough of them.
     pub(crate) fn is_trip(self) -> bool {
-        matches!(self, Self::Idle | Self::Brisk | Self::Light | Self::Loaded)
+        matches!(self, Self::Idle | Self::Awake | Self::Light | Self::Loaded)
     }
 }
 
@@ -83,8 +83,8 @@ impl fmt::Display for Step {
             Subject::Duplex => "TCP both directions",
             Subject::Wire => "TCP wire-like",
             Subject::Udp64 => "UDP 64 B",
-            Subject::Idle => "round trip, idle, each 10 ms",
-            Subject::Brisk => "round trip, idle, each 2 ms",
+            Subject::Idle => "round trip, idle",
+            Subject::Awake => "round trip, idle, CPU awake",
             Subject::Light => "round trip, light load",
             Subject::Loaded => "round trip, heavy load",
             Subject::Fair => "beside a 64 B flood",
@@ -94,12 +94,12 @@ impl fmt::Display for Step {
 
 /// The measurements of one round, in their order.
 pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
-    use Subject::{Brisk, Duplex, Fair, Idle, Light, Loaded, Tcp1, Tcp4, Udp64, Wire};
+    use Subject::{Awake, Duplex, Fair, Idle, Light, Loaded, Tcp1, Tcp4, Udp64, Wire};
     let (pods, hosts): (&[Subject], &[Subject]) = if quick && only.is_empty() {
-        (&[Tcp1, Udp64, Idle, Brisk, Light], &[Tcp1])
+        (&[Tcp1, Udp64, Idle, Awake, Light], &[Tcp1])
     } else {
         (
-            &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Brisk, Light, Loaded, Fair],
+            &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair],
             &[Tcp1, Tcp4, Duplex, Udp64, Idle],
         )
     };

@@ -76,7 +76,7 @@ fn ratio_limit(step: Step, quantity: Quantity) -> Limit {
         (_, Subject::Tcp4, Quantity::Rate) => Limit::AtLeast(0.65),
         (_, Subject::Wire, Quantity::Rate) | (_, Subject::Udp64, Quantity::Received) => Limit::AtLeast(1.0),
         (Place::Pod, Subject::Tcp1, Quantity::TaskCost) => Limit::Median(1.6),
-        (Place::Pod, Subject::Idle | Subject::Brisk | Subject::Light, Quantity::Trip) => Limit::Median(5.0),
+        (Place::Pod, Subject::Idle | Subject::Awake | Subject::Light, Quantity::Trip) => Limit::Median(5.0),
         _ => Limit::None,
     }
 }
