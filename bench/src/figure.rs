@@ -126,12 +126,19 @@ pub fn print(lines: &[Value]) -> anyhow::Result<()> {
     write!(io::stdout(), "{}", table(lines)).context("can't write to the standard output")
 }
 
-/// A Markdown table that is a table for the eye, too; under it the conditions.
+/// A table of all figures; under it the conditions.
 pub fn table(lines: &[Value]) -> String {
     let titles = ["figure", "unit", "median", "range", "rounds", "limit", "met"].map(str::to_owned);
-    let rows: Vec<[String; 7]> = [titles].into_iter().chain(lines.iter().map(row)).collect();
-    let widths: Vec<usize> =
-        (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let rows = [titles].into_iter().chain(lines.iter().map(row)).map(Vec::from).collect::<Vec<_>>();
+    format!("{}\n{}", markdown(&rows), conditions_of(lines))
+}
+
+/// A Markdown table that is a table for the eye, too; the first row has the titles.
+pub fn markdown(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
         let cells: Vec<String> =
@@ -142,7 +149,12 @@ pub fn table(lines: &[Value]) -> String {
             text += &format!("| {} |\n", rules.join(" | "));
         }
     }
-    text += "\n";
+    text
+}
+
+/// What the figures were taken under, in lines of text.
+pub fn conditions_of(lines: &[Value]) -> String {
+    let mut text = String::new();
     let conditions: BTreeSet<String> = lines.iter().map(condition).collect();
     conditions.into_iter().for_each(|line| text += &format!("{line}\n"));
     let loads = lines.iter().filter_map(|line| line["load"].as_str()?.split(' ').next()?.parse::<f64>().ok());
@@ -157,22 +169,28 @@ pub fn table(lines: &[Value]) -> String {
 fn row(line: &Value) -> [String; 7] {
     let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
     let number = |key: &str| line[key].as_f64().map(short);
-    let limit = number("limit").map(|limit| match line["judged"].as_str() {
-        Some("each") if limit == "0" => "0 in each round".to_owned(),
-        Some("each") => format!("≤ {limit} in each round"),
-        Some("median-at-least") => format!("≥ {limit}"),
-        _ => format!("≤ {limit}"),
-    });
-    let met = line["met"].as_bool().map(|met| if met { "yes" } else { "**no**" });
+    let [limit, met] = judgement(line);
     [
         text("name"),
         text("unit"),
         number("median").unwrap_or_default(),
         format!("{} … {}", number("min").unwrap_or_default(), number("max").unwrap_or_default()),
         line["rounds"].as_array().map(Vec::len).unwrap_or_default().to_string(),
-        limit.unwrap_or_default(),
-        met.unwrap_or_default().to_owned(),
+        limit,
+        met,
     ]
+}
+
+/// The limit of a figure and whether it is met, both empty without one.
+pub fn judgement(line: &Value) -> [String; 2] {
+    let limit = line["limit"].as_f64().map(short).map(|limit| match line["judged"].as_str() {
+        Some("each") if limit == "0" => "0 in each round".to_owned(),
+        Some("each") => format!("≤ {limit} in each round"),
+        Some("median-at-least") => format!("≥ {limit}"),
+        _ => format!("≤ {limit}"),
+    });
+    let met = line["met"].as_bool().map(|met| if met { "yes" } else { "**no**" });
+    [limit.unwrap_or_default(), met.unwrap_or_default().to_owned()]
 }
 
 fn condition(line: &Value) -> String {
@@ -192,7 +210,7 @@ fn condition(line: &Value) -> String {
 }
 
 /// Few digits, and none that say nothing.
-fn short(number: f64) -> String {
+pub fn short(number: f64) -> String {
     let digits = match number.abs() {
         size if size >= 100.0 || number.fract() == 0.0 => 0,
         size if size >= 10.0 => 1,

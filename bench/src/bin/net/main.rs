@@ -11,10 +11,12 @@ mod measure;
 mod plan;
 mod plot;
 mod results;
+mod table;
 mod trip;
 mod wire;
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -95,7 +97,10 @@ fn run(args: Args) -> anyhow::Result<()> {
             let drawing = plot::draw(&lines)?;
             fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
         }
-        return if args.markdown { figure::print(&lines) } else { Ok(()) };
+        if args.markdown {
+            write!(io::stdout(), "{}", table::table(&lines)).context("can't write to the standard output")?;
+        }
+        return Ok(());
     }
     ensure!(!cfg!(debug_assertions), "this is a development build, which says nothing: make bench");
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
@@ -191,7 +196,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
     for figure in results.figures() {
         record.put(&figure)?;
     }
-    eprintln!("\n{}", figure::table(record.lines()));
+    eprintln!("\n{}", table::table(record.lines()));
     ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
     Ok(())
 }
