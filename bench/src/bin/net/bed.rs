@@ -104,6 +104,7 @@ impl Pair {
         let (directory, etcd, store) = match way {
             // Go flannel has no store in a directory.
             Way::GoUdp => {
+                fabric.switch().ip("route add 172.31.1.0/24 dev br0")?;
                 let etcd = Etcd::on(&fabric)?;
                 let endpoints = format!("--etcd-endpoints={}", etcd.endpoint());
                 let put = fabric.switch().command("etcdctl").env("ETCDCTL_API", "3");

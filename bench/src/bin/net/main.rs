@@ -32,8 +32,9 @@ use bed::{Pair, Way};
 use plan::{Clock, Place, Step, Subject};
 use results::Results;
 
-/// What this program's results are kept in, ignored by git.
+/// What this program's results are kept in, ignored by git; the quick ones are not to hide the others.
 const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/net.jsonl");
+const QUICK_RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/net-quick.jsonl");
 
 #[derive(Parser)]
 #[command(name = "net", about = "Measures the ways from node to node side by side, with the release agent")]
@@ -56,9 +57,10 @@ struct Args {
     /// How long iperf3 sends, each time; pings take a part of that.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: Option<u32>,
-    /// The file to which results are appended, one JSON object a line.
-    #[arg(long, default_value = RESULTS)]
-    out: PathBuf,
+    /// The file to which results are appended, one JSON object a line; by default net.jsonl in bench/results,
+    /// or net-quick.jsonl with --quick.
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// The directory of the programs to measure; by default the release build beside this program.
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -91,8 +93,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    let out = args.out.unwrap_or_else(|| if args.quick { QUICK_RESULTS } else { RESULTS }.into());
     if args.markdown || args.svg.is_some() {
-        let lines = figure::read(&args.out)?;
+        let lines = figure::read(&out)?;
         if let Some(path) = &args.svg {
             let drawing = plot::draw(&lines)?;
             fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
@@ -126,7 +129,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
     let job = Job { ways, steps, rounds, seconds, programs, go };
-    let mut record = Record::open(&args.out, &job.programs)?;
+    let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
 }

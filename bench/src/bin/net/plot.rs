@@ -75,12 +75,12 @@ const STYLE: &str = "<style>\n\
     .name { text-anchor: end; }\n\
     .one { fill: #0969da; }\n\
     .four { fill: #8cb8f0; }\n\
-    .range { stroke: #57606a; stroke-width: 1.5; }\n\
+    .range { stroke: #24292f; stroke-width: 1.5; }\n\
     @media (prefers-color-scheme: dark) {\n\
     text { fill: #d1d7e0; }\n\
     .one { fill: #4493f8; }\n\
     .four { fill: #2c5a93; }\n\
-    .range { stroke: #b1bac4; }\n\
+    .range { stroke: #f0f6fc; }\n\
     }\n\
     </style>\n";
 

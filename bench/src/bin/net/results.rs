@@ -1,4 +1,4 @@
-//! Collects what was measured, and makes figures of it: each way's own, and its ratio to vxlan in each round.
+//! Collects what was measured, and makes figures of it: each way's own, and in each round its ratio to vxlan.
 
 use std::collections::BTreeMap;
 
@@ -116,19 +116,28 @@ impl Results {
                 let rounds = rounds.values().copied().collect();
                 figures.push(Figure { rounds, ..Figure::new(format!("{what}: {way}"), unit, limit) });
             }
-            let Some(reference) = ways.get(&Way::Vxlan).filter(|_| quantity.compares()) else { continue };
-            for (&way, rounds) in ways.iter().filter(|(way, _)| **way != Way::Vxlan) {
-                let limit = if way == Way::Udp { ratio_limit(step, quantity) } else { Limit::None };
-                let ratio = |(round, value): (&u32, &f64)| Some(value / reference.get(round)?);
-                let rounds: Vec<f64> = rounds.iter().filter_map(ratio).collect();
+            if !quantity.compares() {
+                continue;
+            }
+            let others = ways.keys().filter(|way| **way != Way::Vxlan).map(|way| (*way, Way::Vxlan));
+            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]) {
+                let rounds = ratios(ways, way, reference);
                 if !rounds.is_empty() {
-                    figures
-                        .push(Figure { rounds, ..Figure::new(format!("{what}: {way} / vxlan"), "", limit) });
+                    let judged = (way, reference) == (Way::Udp, Way::Vxlan);
+                    let limit = if judged { ratio_limit(step, quantity) } else { Limit::None };
+                    let name = format!("{what}: {way} / {reference}");
+                    figures.push(Figure { rounds, ..Figure::new(name, "", limit) });
                 }
             }
         }
         figures
     }
+}
+
+/// One way's values by another's, of the rounds that have both.
+fn ratios(ways: &BTreeMap<Way, BTreeMap<u32, f64>>, way: Way, reference: Way) -> Vec<f64> {
+    let (Some(rounds), Some(reference)) = (ways.get(&way), ways.get(&reference)) else { return Vec::new() };
+    rounds.iter().filter_map(|(round, value)| Some(value / reference.get(round)?)).collect()
 }
 
 #[cfg(test)]

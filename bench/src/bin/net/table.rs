@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::bed::Way;
 
-/// A row for each thing that was measured: each way's median and range, then udp's ratio to vxlan.
+/// A row for each thing that was measured: each way's median and range, then udp's ratios.
 pub(crate) fn table(lines: &[Value]) -> String {
     let split = |line: &Value| -> Option<(String, String)> {
         let (what, whose) = line["name"].as_str()?.rsplit_once(": ")?;
@@ -22,7 +22,7 @@ pub(crate) fn table(lines: &[Value]) -> String {
     }
     let measured = |whose: &str| named.iter().any(|((_, one), _)| one == whose);
     let ways = Way::value_variants().iter().map(Way::to_string).filter(|way| measured(way));
-    let ratios = [RATIO.to_owned()].into_iter().filter(|ratio| measured(ratio));
+    let ratios = [JUDGED, "udp / go-udp"].map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
     let columns: Vec<String> = ways.chain(ratios).collect();
 
     let fixed = |before: [&str; 2], after: [&str; 2]| {
@@ -38,7 +38,7 @@ pub(crate) fn table(lines: &[Value]) -> String {
         let unit = columns.iter().find_map(|column| find(column)?["unit"].as_str()).unwrap_or_default();
         let cells = columns.iter().map(|column| find(column).map(cell).unwrap_or_default());
         // A limit is udp's, either of its own or as ratio.
-        let judged = [RATIO.to_owned(), Way::Udp.to_string()];
+        let judged = [JUDGED.to_owned(), Way::Udp.to_string()];
         let judged = judged.iter().filter_map(|whose| find(whose)).find(|line| !line["limit"].is_null());
         let judged = judged.map(judgement).unwrap_or_default();
         let begin = [what.to_owned(), unit.to_owned()];
@@ -48,7 +48,7 @@ pub(crate) fn table(lines: &[Value]) -> String {
 }
 
 /// The ratio that has limits, as it is named in figures.
-const RATIO: &str = "udp / vxlan";
+const JUDGED: &str = "udp / vxlan";
 
 /// Median and range.
 fn cell(line: &Value) -> String {
