@@ -1,8 +1,10 @@
 //! Micro-benchmarks of what is pure: how long decisions take, without the kernel.
 
+mod datapath;
 mod reconcile;
 
-// The udp backend's are to come here, a module each for routing, checksums, splitting and merging.
+/// Peers of a node.
+const SIZES: [u32; 3] = [100, 1000, 5000];
 
 fn main() {
     divan::main();

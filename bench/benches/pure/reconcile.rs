@@ -1,14 +1,15 @@
 //! From leases to changes of the kernel, for clusters of several sizes.
 
+use std::hint::black_box;
+
 use backends::backend::select;
 use backends::diff::diff;
 use backends::{KernelState, Node, Peers, Underlay};
-use divan::{Bencher, black_box};
+use divan::Bencher;
 use subnet::lease::parse_key;
 use subnet::{Lease, Leases, Mac, NetworkConfig, PublicAddrs};
 
-/// Peers of a node.
-const SIZES: [u32; 3] = [100, 1000, 5000];
+use crate::SIZES;
 
 /// A cluster as one of its nodes sees it.
 struct Cluster {
