@@ -78,7 +78,7 @@ pub(crate) struct Pair {
 /// A node and what is on it; what depends on another thing is dropped before it.
 pub(crate) struct Side {
     pub(crate) pods: Vec<Pod>,
-    agent: Option<Agent>,
+    pub(crate) agent: Option<Agent>,
     pub(crate) node: Node,
     own: IpAddr,
 }

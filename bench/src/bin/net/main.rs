@@ -5,6 +5,7 @@
 
 mod bed;
 mod cost;
+mod counted;
 mod flow;
 mod iperf;
 mod measure;
@@ -29,6 +30,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::json;
 
 use bed::{Pair, Way};
+use counted::Counted;
 use plan::{Clock, Place, Step, Subject};
 use results::Results;
 
@@ -177,6 +179,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
             }
             for pair in turn {
                 progress.check()?;
+                let counted = Counted::now(pair);
                 let outcome = measure::take(pair, step, Duration::from_secs(job.seconds.into()));
                 // Ctrl-C reaches iperf3, too.
                 progress.check()?;
@@ -185,7 +188,9 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
                     format!("round {}/{}, {}; {step}: {}", round + 1, job.rounds, clock.left(), pair.way);
                 match outcome {
                     Ok(values) => {
-                        progress.step(&format!("{head}: {}", results::summary(&values)))?;
+                        let counted = counted.and_then(|before| Some(Counted::now(pair)?.since(&before)));
+                        let counted = counted.map(|counted| format!(" ({counted})")).unwrap_or_default();
+                        progress.step(&format!("{head}: {}{counted}", results::summary(&values)))?;
                         results.add(step, pair.way, round, values);
                     }
                     Err(error) => {
