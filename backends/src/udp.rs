@@ -34,6 +34,7 @@ mod ingress;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;

@@ -1,19 +1,20 @@
 //! The threads that move packets, and what starts, changes and stops them.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::counters::Counters;
-use super::egress::{Egress, Turn};
+use super::egress::Egress;
 use super::fair::Crowd;
 use super::forwarding::{Forwarding, Routing};
 use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
+use super::worker::{self, Loan};
 
 /// What both directions work with.
 pub(super) struct Shared {
@@ -60,12 +61,13 @@ impl Datapath {
             counters: Arc::clone(counters),
             crowd: Arc::new(Crowd::new()),
         };
-        let (mut egress, mut ingress) = (Egress::new(&shared), Ingress::new(&shared));
+        let ingress = Ingress::new(&shared);
+        let egress = Arc::new(Loan::new(Egress::new(&shared))?);
         let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
+        let (device, lender, halt) = (Arc::clone(tun), Arc::clone(&egress), Arc::clone(&this.stop));
+        this.spawn("udp", move || worker::serve(&device, &wire, &lender, ingress, &halt))?;
         let (device, halt) = (Arc::clone(tun), Arc::clone(&this.stop));
-        this.spawn("udp-egress", move || run(device.queues(), &halt, || egress.turn()))?;
-        let halt = Arc::clone(&this.stop);
-        this.spawn("udp-ingress", move || run(&[wire], &halt, || ingress.turn()))?;
+        this.spawn("udp-help", move || worker::help(&device, &egress, &halt))?;
         Ok(this)
     }
 
@@ -101,24 +103,6 @@ impl Drop for Datapath {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
-        }
-    }
-}
-
-/// Works until told to stop, and sleeps while there is nothing to do.
-fn run(sources: &[impl AsFd], stop: &OwnedFd, mut turn: impl FnMut() -> io::Result<Turn>) -> io::Result<()> {
-    loop {
-        match turn()? {
-            Turn::More => continue,
-            Turn::Drained | Turn::Idle => {}
-        }
-        let all = sources.iter().map(AsFd::as_fd).chain([stop.as_fd()]);
-        let mut all: Vec<PollFd<'_>> =
-            all.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)).collect();
-        match poll(&mut all, None) {
-            Ok(_) if all.last().is_some_and(|stop| !stop.revents().is_empty()) => return Ok(()),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }

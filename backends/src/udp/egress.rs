@@ -22,11 +22,9 @@ use super::vnet::{self, Vnet};
 
 /// The device is read until so many bytes are to be sent, so many reads were made, or nothing is left.
 const BATCH_BYTES: usize = 128 * 1024;
-const BATCH_READS: u32 = 256;
+const BATCH_READS: u64 = 256;
 /// Of these, a queue gets so much while others have packets, too.
-const SHARE: u32 = 2;
-/// Queues in which nothing was found are looked at only in each such turn, while others are busy.
-const LOOK: u32 = 4;
+const SHARE: usize = 2;
 /// The longest packet with its offload header.
 const LONGEST: usize = vnet::LEN + 65_535;
 /// How long packets to a peer go one by one after the kernel refused to segment them.
@@ -36,25 +34,12 @@ const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How often the log is told of the same trouble.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a turn did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// There was nothing to do.
-    Idle,
-    /// There was something to do, and nothing is left.
-    Drained,
-    /// There may be more.
-    More,
-}
-
 pub(super) struct Egress {
     tun: Arc<Tun>,
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     crowd: Arc<Crowd>,
-    /// The queues that had more than was taken.
-    busy: Vec<bool>,
     turns: u32,
     room: Box<[u8]>,
     outbox: Outbox,
@@ -68,7 +53,6 @@ impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
         let Shared { tun, wire, routing, counters, crowd } = shared;
         Self {
-            busy: vec![false; tun.queues().len()],
             turns: 0,
             tun: Arc::clone(tun),
             wire: Arc::clone(wire),
@@ -83,43 +67,40 @@ impl Egress {
         }
     }
 
-    /// Sends a batch.
+    /// Sends a batch from the queues in `ready`, a bit each; gives the bytes read.
     ///
     /// # Errors
     /// The device is gone.
-    pub(super) fn turn(&mut self) -> io::Result<Turn> {
+    pub(super) fn turn(&mut self, ready: u32) -> io::Result<usize> {
         let routing = Arc::clone(self.routing.load());
         self.outbox.clear();
-        let busy = self.busy.iter().filter(|busy| **busy).count();
-        let all = busy == 0 || self.turns.is_multiple_of(LOOK);
+        let share = if ready.count_ones() > 1 { SHARE } else { 1 };
+        let count = self.tun.queues().len() as u32;
         self.turns = self.turns.wrapping_add(1);
-        let share = if busy > 1 { SHARE } else { 1 };
-        let count = self.busy.len();
-        let mut reads = 0;
+        let (mut reads, mut bytes) = (0, 0);
         for step in 0..count {
             // Not always the same one first.
-            let queue = (self.turns as usize + step) % count;
-            if all || self.busy[queue] {
-                reads += self.queue(queue, &routing, share)?;
+            let queue = (self.turns + step) % count;
+            if ready & (1 << queue) != 0 {
+                let (more_reads, more_bytes) = self.queue(queue, &routing, share)?;
+                reads += more_reads;
+                bytes += more_bytes;
             }
         }
-        if reads == 0 {
-            return Ok(Turn::Idle);
-        }
-        self.counters.sent_reads.add(reads.into());
+        self.counters.sent_reads.add(reads);
         self.flush(routing.port);
-        Ok(if self.busy.contains(&true) { Turn::More } else { Turn::Drained })
+        Ok(bytes)
     }
 
-    /// Reads a queue until it is empty or has had its share; gives how many reads that took.
-    fn queue(&mut self, queue: usize, routing: &Routing, share: u32) -> io::Result<u32> {
-        let most = self.outbox.bytes().len() + BATCH_BYTES / share as usize;
-        let mut reads = 0;
+    /// Reads a queue until it is empty or has had its share; gives the number of reads and the bytes.
+    fn queue(&mut self, queue: u32, routing: &Routing, share: usize) -> io::Result<(u64, usize)> {
+        let (mut reads, mut bytes) = (0, 0);
         let mut busy = true;
-        while self.outbox.bytes().len() < most && reads < BATCH_READS / share {
-            match self.read(queue) {
+        while bytes < BATCH_BYTES / share && reads < BATCH_READS / share as u64 {
+            match self.read(queue as usize) {
                 Ok(len) => {
                     reads += 1;
+                    bytes += len;
                     self.packet(routing, len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -130,9 +111,8 @@ impl Egress {
                 Err(error) => return Err(error),
             }
         }
-        self.busy[queue] = busy;
-        self.crowd.set_crowded(queue, busy);
-        Ok(reads)
+        self.crowd.set_crowded(queue as usize, busy);
+        Ok((reads, bytes))
     }
 
     /// Reads one packet so that it is preceded by an offload header; gives the length of both.

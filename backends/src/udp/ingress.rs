@@ -11,13 +11,12 @@ use arc_swap::{ArcSwap, Cache};
 
 use super::counters::Counters;
 use super::datapath::Shared;
-use super::egress::Turn;
 use super::fair::Crowd;
 use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
 use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
 use super::packet::Ipv4Header;
-use super::sys::{BATCH, Receiver, Tun, Wire};
+use super::sys::{Receiver, Tun, Wire};
 use super::vnet::Vnet;
 
 pub(super) struct Ingress {
@@ -47,18 +46,18 @@ impl Ingress {
         }
     }
 
-    /// Takes a batch.
+    /// Takes a batch; gives its bytes.
     ///
     /// # Errors
     /// The device is gone, or the socket can't be read any more.
-    pub(super) fn turn(&mut self) -> io::Result<Turn> {
+    pub(super) fn turn(&mut self) -> io::Result<usize> {
         match self.receiver.receive(&self.wire) {
             Ok(()) => {}
             Err(error) => {
                 return match error.raw_os_error() {
                     Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => Err(error),
                     // Others tell of a packet that was sent, and are told once.
-                    _ => Ok(Turn::Idle),
+                    _ => Ok(0),
                 };
             }
         }
@@ -83,11 +82,11 @@ impl Ingress {
                 start = next;
             }
         }
-        let full = datagrams.len() == BATCH;
+        let bytes = datagrams.iter().map(|datagram| datagram.len).sum();
         self.counters.received_datagrams.add(datagrams.len() as u64);
         tally.publish(&self.counters);
         self.write()?;
-        Ok(if full { Turn::More } else { Turn::Drained })
+        Ok(bytes)
     }
 
     fn write(&mut self) -> io::Result<()> {

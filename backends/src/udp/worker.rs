@@ -1,0 +1,259 @@
+//! Who works when: one thread for both directions while there is little to do, a second one to help while
+//! there is much.
+//!
+//! A packet that wakes a sleeping thread on a sleeping CPU waits longer for that than for everything else. So
+//! the answer to what comes in is sent by the thread that is awake already, and after work that is usually
+//! followed by more within some microseconds, the thread looks for it before it sleeps. With two threads from
+//! the start there would be four wake-ups in a round trip, so there are two. But a stream is faster with
+//! both directions at the same time: then the way out is lent to the other thread.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::egress::Egress;
+use super::ingress::Ingress;
+use super::sys::{Tun, Wire};
+
+/// So many bytes at once are a stream.
+const STREAM: usize = 32 * 1024;
+/// The helper gives back what it was lent after so long without work.
+const REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// How long to look for more before sleeping.
+const SPIN: Duration = Duration::from_micros(120);
+
+/// The way out, and who has it.
+pub(super) struct Loan {
+    egress: Mutex<Egress>,
+    /// The helper has it. Set by the lender, cleared by the helper.
+    lent: AtomicBool,
+    /// Wakes the helper.
+    lend: OwnedFd,
+    /// Wakes the lender.
+    back: OwnedFd,
+}
+
+impl Loan {
+    pub(super) fn new(egress: Egress) -> io::Result<Self> {
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Self { egress: Mutex::new(egress), lent: AtomicBool::new(false), lend: event()?, back: event()? })
+    }
+
+    fn turn(&self, ready: u32) -> io::Result<usize> {
+        self.egress.lock().unwrap_or_else(PoisonError::into_inner).turn(ready)
+    }
+
+    fn lend(&self) -> io::Result<()> {
+        self.lent.store(true, Ordering::Release);
+        Ok(ring(&self.lend)?)
+    }
+
+    fn give_back(&self) -> io::Result<()> {
+        self.lent.store(false, Ordering::Release);
+        Ok(ring(&self.back)?)
+    }
+}
+
+fn ring(event: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::io::write(event, &1u64.to_ne_bytes()).map(drop)
+}
+
+/// Forgets that it was rung.
+fn hush(event: &OwnedFd) {
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}
+
+/// The bits of the queues in which something is.
+fn ready(queues: &[PollFd<'_>]) -> u32 {
+    let bit = |(number, queue): (usize, &PollFd<'_>)| u32::from(!queue.revents().is_empty()) << number;
+    queues.iter().enumerate().map(bit).sum()
+}
+
+fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usize> {
+    loop {
+        match poll(files, timeout) {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// Works for both directions until told to stop.
+pub(super) fn serve(
+    tun: &Tun,
+    wire: &Wire,
+    egress: &Loan,
+    mut ingress: Ingress,
+    stop: &OwnedFd,
+) -> io::Result<()> {
+    const OWN: usize = 3;
+    let mut files: Vec<PollFd<'_>> = vec![
+        PollFd::new(stop, PollFlags::IN),
+        PollFd::new(&egress.back, PollFlags::IN),
+        PollFd::new(wire, PollFlags::IN),
+    ];
+    files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
+    let mut patience = Patience::new();
+    let mut looking: Option<(Moved, Instant)> = None;
+    loop {
+        let lent = egress.lent.load(Ordering::Acquire);
+        let watched = if lent { OWN } else { files.len() };
+        if wait(&mut files[..watched], looking.map(|_| &AT_ONCE))? == 0 {
+            if let Some((moved, since)) = looking {
+                if since.elapsed() < SPIN {
+                    // Others may have work for this CPU.
+                    thread::yield_now();
+                } else {
+                    patience.failed(moved);
+                    looking = None;
+                }
+            }
+            continue;
+        }
+        if !files[0].revents().is_empty() {
+            return Ok(());
+        }
+        if !files[1].revents().is_empty() {
+            hush(&egress.back);
+        }
+        if let Some((moved, _)) = looking.take() {
+            patience.succeeded(moved);
+        }
+        let mut came = 0;
+        if !files[2].revents().is_empty() {
+            came = ingress.turn()?;
+        }
+        let mut went = 0;
+        if !lent {
+            if came > 0 {
+                // What came in may have been answered already.
+                wait(&mut files[OWN..], Some(&AT_ONCE))?;
+            }
+            let ready = ready(&files[OWN..]);
+            if ready != 0 {
+                went = egress.turn(ready)?;
+            }
+            if came.max(went) >= STREAM {
+                egress.lend()?;
+            }
+        }
+        if let Some(moved) = Moved::of(came, went)
+            && patience.is_worth_it(moved)
+        {
+            looking = Some((moved, Instant::now()));
+        }
+    }
+}
+
+/// Works for the way out whenever it is lent, until told to stop.
+pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
+    const OWN: usize = 2;
+    let mut files: Vec<PollFd<'_>> =
+        vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.lend, PollFlags::IN)];
+    files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
+    let mut lent = false;
+    loop {
+        let (watched, timeout) = if lent { (files.len(), Some(&REST)) } else { (OWN, None) };
+        if wait(&mut files[..watched], timeout)? == 0 {
+            lent = false;
+            egress.give_back()?;
+            continue;
+        }
+        if !files[0].revents().is_empty() {
+            return Ok(());
+        }
+        if !files[1].revents().is_empty() {
+            hush(&egress.lend);
+            lent = true;
+        }
+        let ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
+        if ready != 0 {
+            egress.turn(ready)?;
+        }
+    }
+}
+
+/// Which way packets went last; what follows depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    Out,
+    In,
+    Both,
+}
+
+impl Moved {
+    fn of(came: usize, went: usize) -> Option<Self> {
+        match (came > 0, went > 0) {
+            (false, true) => Some(Self::Out),
+            (true, false) => Some(Self::In),
+            (true, true) => Some(Self::Both),
+            (false, false) => None,
+        }
+    }
+}
+
+/// Learns whether looking for more has been worth it lately: else the time is better spent asleep.
+#[derive(Debug)]
+struct Patience {
+    /// By what moved.
+    credit: [u8; 3],
+    skipped: [u8; 3],
+}
+
+impl Patience {
+    const MOST: u8 = 8;
+    /// Without credit, one try in so many.
+    const TRY: u8 = 32;
+
+    fn new() -> Self {
+        Self { credit: [2; 3], skipped: [0; 3] }
+    }
+
+    fn is_worth_it(&mut self, moved: Moved) -> bool {
+        if self.credit[moved as usize] > 0 {
+            return true;
+        }
+        let skipped = &mut self.skipped[moved as usize];
+        *skipped = (*skipped + 1) % Self::TRY;
+        *skipped == 0
+    }
+
+    fn succeeded(&mut self, moved: Moved) {
+        let credit = &mut self.credit[moved as usize];
+        *credit = Self::MOST.min(*credit + 2);
+    }
+
+    fn failed(&mut self, moved: Moved) {
+        let credit = &mut self.credit[moved as usize];
+        *credit = credit.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_kept_where_it_is_rewarded_and_lost_elsewhere() {
+        let mut patience = Patience::new();
+        let mut looked = [0; 2];
+        for _ in 0..320 {
+            if patience.is_worth_it(Moved::Out) {
+                looked[0] += 1;
+                patience.succeeded(Moved::Out);
+            }
+            if patience.is_worth_it(Moved::In) {
+                looked[1] += 1;
+                patience.failed(Moved::In);
+            }
+        }
+        assert_eq!(looked[0], 320);
+        assert!((10..=12).contains(&looked[1]), "{}", looked[1]);
+    }
+}
