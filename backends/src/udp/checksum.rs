@@ -6,20 +6,7 @@
 /// The sum of `data`, which begins at an even distance from the start of what is summed.
 #[inline]
 pub fn sum(data: &[u8]) -> u64 {
-    // Words of eight bytes with their carries: an addition and one of the carry each. Several sums side by
-    // side, since otherwise each addition waits for the one before.
-    let (blocks, rest) = data.as_chunks::<32>();
-    let [mut a, mut b, mut c, mut d] = [0u128; 4];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<8>();
-        a += u128::from(u64::from_ne_bytes(words[0]));
-        b += u128::from(u64::from_ne_bytes(words[1]));
-        c += u128::from(u64::from_ne_bytes(words[2]));
-        d += u128::from(u64::from_ne_bytes(words[3]));
-    }
-    let total = a + b + c + d;
-    // What is carried out of any multiple of 16 bits counts 1.
-    let total = (total as u64 & 0xffff_ffff) + (total as u64 >> 32) + (total >> 64) as u64;
+    let (total, rest) = wide::sum(data);
     let (words, rest) = rest.as_chunks::<4>();
     let tail: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let mut last = [0; 4];
@@ -55,6 +42,8 @@ pub fn finish(sum: u64) -> [u8; 2] {
 pub fn pseudo(addresses: &[u8; 8], protocol: u8, len: u16) -> u64 {
     sum(addresses) + word(protocol.into()) + word(len)
 }
+
+mod wide;
 
 #[cfg(test)]
 mod tests {

@@ -67,33 +67,36 @@ impl Egress {
         }
     }
 
-    /// Sends a batch from the queues in `ready`, a bit each; gives the bytes read.
+    /// Sends a batch from the queues in `ready`, a bit each; gives the bytes read, and the queues that have
+    /// more.
     ///
     /// # Errors
     /// The device is gone.
-    pub(super) fn turn(&mut self, ready: u32) -> io::Result<usize> {
+    pub(super) fn turn(&mut self, ready: u32) -> io::Result<(usize, u32)> {
         let routing = Arc::clone(self.routing.load());
         self.outbox.clear();
         let share = if ready.count_ones() > 1 { SHARE } else { 1 };
         let count = self.tun.queues().len() as u32;
         self.turns = self.turns.wrapping_add(1);
-        let (mut reads, mut bytes) = (0, 0);
+        let (mut reads, mut bytes, mut busy) = (0, 0, 0);
         for step in 0..count {
             // Not always the same one first.
             let queue = (self.turns + step) % count;
             if ready & (1 << queue) != 0 {
-                let (more_reads, more_bytes) = self.queue(queue, &routing, share)?;
-                reads += more_reads;
-                bytes += more_bytes;
+                let (new_reads, new_bytes, more) = self.queue(queue, &routing, share)?;
+                reads += new_reads;
+                bytes += new_bytes;
+                busy |= u32::from(more) << queue;
             }
         }
         self.counters.sent_reads.add(reads);
         self.flush(routing.port);
-        Ok(bytes)
+        Ok((bytes, busy))
     }
 
-    /// Reads a queue until it is empty or has had its share; gives the number of reads and the bytes.
-    fn queue(&mut self, queue: u32, routing: &Routing, share: usize) -> io::Result<(u64, usize)> {
+    /// Reads a queue until it is empty or has had its share; gives the number of reads, the bytes, and whether
+    /// there is more.
+    fn queue(&mut self, queue: u32, routing: &Routing, share: usize) -> io::Result<(u64, usize, bool)> {
         let (mut reads, mut bytes) = (0, 0);
         let mut busy = true;
         while bytes < BATCH_BYTES / share && reads < BATCH_READS / share as u64 {
@@ -112,7 +115,7 @@ impl Egress {
             }
         }
         self.crowd.set_crowded(queue as usize, busy);
-        Ok((reads, bytes))
+        Ok((reads, bytes, busy))
     }
 
     /// Reads one packet so that it is preceded by an offload header; gives the length of both.

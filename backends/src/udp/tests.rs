@@ -364,7 +364,9 @@ proptest! {
             unsound += usize::from(merger.add(&mut bytes, start..start + packet.len(), &header) == Taken::Unsound);
             start += packet.len();
         }
-        prop_assert_eq!(unsound, 1);
+        // A datagram may be shorter than its packet: the kernel has to judge that, too.
+        let in_length = !tcp && (24..26).contains(&(at % len));
+        prop_assert_eq!(unsound, usize::from(!in_length));
         let alone = merger.items().iter().filter(|item| item.packets() == 1);
         let mut found = alone.map(|item| bytes[item.each().next().unwrap()].to_vec());
         let untouched = damaged.clone();

@@ -25,6 +25,8 @@ const STREAM: usize = 32 * 1024;
 /// The helper gives back what it was lent after so long without work.
 const REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// So often a queue that is not empty is read again before the others are looked at.
+const TURNS: u32 = 4;
 /// How long to look for more before sleeping.
 const SPIN: Duration = Duration::from_micros(120);
 
@@ -45,7 +47,7 @@ impl Loan {
         Ok(Self { egress: Mutex::new(egress), lent: AtomicBool::new(false), lend: event()?, back: event()? })
     }
 
-    fn turn(&self, ready: u32) -> io::Result<usize> {
+    fn turn(&self, ready: u32) -> io::Result<(usize, u32)> {
         self.egress.lock().unwrap_or_else(PoisonError::into_inner).turn(ready)
     }
 
@@ -137,13 +139,15 @@ pub(super) fn serve(
             }
             let ready = ready(&files[OWN..]);
             if ready != 0 {
-                went = egress.turn(ready)?;
+                went = egress.turn(ready)?.0;
             }
             if came.max(went) >= STREAM {
                 egress.lend()?;
             }
         }
-        if let Some(moved) = Moved::of(came, went)
+        // Beside a stream, looking would only take the CPU from it.
+        if !lent
+            && let Some(moved) = Moved::of(came, went)
             && patience.is_worth_it(moved)
         {
             looking = Some((moved, Instant::now()));
@@ -172,9 +176,12 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
             hush(&egress.lend);
             lent = true;
         }
-        let ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
-        if ready != 0 {
-            egress.turn(ready)?;
+        let mut ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
+        for _ in 0..TURNS {
+            if ready == 0 {
+                break;
+            }
+            ready = egress.turn(ready)?.1;
         }
     }
 }
