@@ -94,9 +94,9 @@ pub fn select(network: &NetworkConfig) -> Result<Box<dyn Backend>, BackendError>
         },
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
             "wireguard" | "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
-                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\" or \"host-gw\""
+                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\", \"host-gw\" or \"udp\""
             ),
-            _ => format!("Backend.Type: {name:?} is no backend: use \"vxlan\" or \"host-gw\""),
+            _ => format!("Backend.Type: {name:?} is no backend: use \"vxlan\", \"host-gw\" or \"udp\""),
         })),
     }
 }

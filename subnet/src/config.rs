@@ -311,7 +311,7 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
     if !object.has("Backend") {
         return Ok(BackendConfig::Udp { port: DEFAULT_UDP_PORT, check_sources: true });
     }
-    let missing = "Backend: it has no Type: set it to \"vxlan\" or \"host-gw\"";
+    let missing = "Backend: it has no Type: set it to \"vxlan\", \"host-gw\" or \"udp\"";
     let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
     let kind = backend.get::<String>("Type")?.unwrap_or_default().to_lowercase();
     match kind.as_str() {
