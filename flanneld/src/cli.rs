@@ -58,6 +58,11 @@ pub(crate) struct UsageError(String);
 impl UsageError {
     /// The process's exit code for this error.
     pub(crate) const EXIT_CODE: u8 = 2;
+
+    /// The same for what could only be found later: by reading a file that an option names.
+    pub(crate) fn of(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
 }
 
 /// Reads the arguments (without the program's name) and the environment.
@@ -168,6 +173,14 @@ mod tests {
         ] {
             let text = parse(&[], &[(variable, value)]).unwrap_err().to_string();
             assert!(text.starts_with(&format!("{variable}={value:?}")) && text.contains(part), "{text}");
+        }
+        for (variable, value) in
+            [("FLANNELD_KUBE_API_URL", "ftp://a"), ("NODE_NAME", "Node 1"), ("NODE_NAME", "")]
+        {
+            let environment = [("NODE_NAME", "n1"), (variable, value)];
+            let environment = &environment[usize::from(variable == "NODE_NAME")..];
+            let text = parse(&["--kube-subnet-mgr"], environment).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("{variable}: ")) && text.contains(value), "{text}");
         }
     }
 

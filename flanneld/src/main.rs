@@ -32,26 +32,26 @@ use serve::{Health, Server};
 
 fn main() -> ExitCode {
     backends::memory::prepare();
-    let outcome = match cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
-        Ok(cli::Command::Print(print)) => print.print().map_err(Into::into),
-        Ok(cli::Command::Cleanup(options)) => {
-            log::start(options.verbosity);
-            cleanup::run(&options)
-        }
-        Ok(cli::Command::Run(options)) => {
-            log::start(options.verbosity);
-            start(*options)
-        }
-        Err(error) => {
-            eprintln!("flanneld: {error}");
-            return ExitCode::from(cli::UsageError::EXIT_CODE);
-        }
-    };
-    match outcome {
+    let command = cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name));
+    match command.map_err(Into::into).and_then(obey) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("flanneld: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<cli::UsageError>() { cli::UsageError::EXIT_CODE.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn obey(command: cli::Command) -> anyhow::Result<()> {
+    match command {
+        cli::Command::Print(print) => Ok(print.print()?),
+        cli::Command::Cleanup(options) => {
+            log::start(options.verbosity);
+            cleanup::run(&options)
+        }
+        cli::Command::Run(options) => {
+            log::start(options.verbosity);
+            start(*options)
         }
     }
 }
@@ -116,7 +116,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
                 live(hands, notices, &rules_moved, store, settings, health).await
             }
             StoreOptions::Kube(options) => {
-                live(hands, notices, &rules_moved, Kube::new(options).await?, settings, health).await
+                let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
+                live(hands, notices, &rules_moved, store, settings, health).await
             }
             StoreOptions::File(directory) => {
                 live(hands, notices, &rules_moved, Files::new(directory, margin), settings, health).await

@@ -58,6 +58,54 @@ pub struct KubeOptions {
     pub set_network_unavailable: bool,
 }
 
+/// An option that can't be used, whatever the API server says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{option}: {why}")]
+pub struct BadOption {
+    /// The flag with its hyphens, or the variable.
+    pub option: &'static str,
+    /// What is wrong with its value, without any secret, and what would do.
+    pub why: String,
+}
+
+impl KubeOptions {
+    /// Checks what can be checked without reading a file or asking anybody.
+    ///
+    /// # Errors
+    /// The first option that can't be used.
+    pub fn check(&self) -> Result<(), BadOption> {
+        Prefix::parse(&self.annotation_prefix)
+            .map_err(|why| BadOption { option: "--kube-annotation-prefix", why })?;
+        if let Some(url) = self.api_url.as_deref().filter(|url| !url.is_empty()) {
+            connection::address(url).map_err(|why| BadOption { option: "--kube-api-url", why })?;
+        }
+        let (name, pod) = self.place();
+        let names = name
+            .iter()
+            .map(|name| ("NODE_NAME", name))
+            .chain(pod.iter().flat_map(|(namespace, pod)| [("POD_NAMESPACE", namespace), ("POD_NAME", pod)]));
+        for (option, value) in names {
+            if !is_name(value) {
+                let why =
+                    format!("{value:?} is not a name in Kubernetes: small letters, digits, '-' and '.' only");
+                return Err(BadOption { option, why });
+            }
+        }
+        if name.is_none() && pod.is_none() {
+            let why = "this node's name is unknown: set NODE_NAME (from spec.nodeName), or POD_NAME and POD_NAMESPACE";
+            return Err(BadOption { option: "NODE_NAME", why: why.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// The names of the node and of the pod, as far as they are given.
+    fn place(&self) -> (Option<String>, Option<(String, String)>) {
+        let given = |text: &String| !text.is_empty();
+        let pod = self.pod.clone().filter(|(namespace, pod)| given(namespace) && given(pod));
+        (self.node_name.clone().filter(given), pod)
+    }
+}
+
 /// One node's end of a Kubernetes cluster.
 pub struct Kube {
     connection: Connection,
@@ -104,26 +152,9 @@ impl Kube {
     /// # Errors
     /// [`StoreError::Unusable`] naming the option or the file.
     pub async fn new(options: KubeOptions) -> Result<Self, StoreError> {
+        options.check().map_err(|error| StoreError::Unusable(error.to_string()))?;
         let prefix = Prefix::parse(&options.annotation_prefix).map_err(StoreError::Unusable)?;
-        let given = |text: &String| !text.is_empty();
-        let name = options.node_name.filter(given);
-        let pod = options.pod.filter(|(namespace, pod)| given(namespace) && given(pod));
-        let names = name
-            .iter()
-            .map(|name| ("NODE_NAME", name))
-            .chain(pod.iter().flat_map(|(namespace, pod)| [("POD_NAMESPACE", namespace), ("POD_NAME", pod)]));
-        for (variable, value) in names {
-            if !is_name(value) {
-                return Err(StoreError::Unusable(format!(
-                    "{variable}: {value:?} is not a name in Kubernetes: small letters, digits, '-' and '.' only"
-                )));
-            }
-        }
-        if name.is_none() && pod.is_none() {
-            return Err(StoreError::Unusable(
-                "this node's name is unknown: set NODE_NAME (from spec.nodeName), or POD_NAME and POD_NAMESPACE".into(),
-            ));
-        }
+        let (name, pod) = options.place();
         let connection = Connection::new(options.kubeconfig, options.api_url.as_deref()).await?;
         Ok(Self {
             described: match &name {

@@ -9,7 +9,7 @@ use subnet::Family;
 
 use super::UsageError;
 use super::flags::RunFlags;
-use super::grammar::{Origin, Setting, written};
+use super::grammar::{Origin, Setting, variable, written};
 use super::options::TrafficManager;
 use crate::interface::Selectors;
 
@@ -25,6 +25,13 @@ impl<'a> Source<'a> {
     pub(super) fn refuse(&self, flag: &str, value: &str, why: &str) -> UsageError {
         let origin = self.origin(flag).unwrap_or(Origin::Argument);
         UsageError(format!("{} {why}", written(flag, value, origin)))
+    }
+
+    /// The same where somebody else has checked the value and says so in words: of `--flag` or of a variable.
+    pub(super) fn name(&self, option: &str, why: &str) -> UsageError {
+        let from_environment = |flag: &&str| matches!(self.origin(flag), Some(Origin::Environment));
+        let variable = option.strip_prefix("--").filter(from_environment).map(variable);
+        UsageError(format!("{}: {why}", variable.as_deref().unwrap_or(option)))
     }
 
     fn origin(&self, flag: &str) -> Option<Origin> {
@@ -222,7 +229,8 @@ mod tests {
     use crate::log::Verbosity;
 
     fn parse(args: &[&str]) -> Result<Options, String> {
-        match crate::cli::parse(args.iter().map(OsString::from), |_| None) {
+        let environment = |name: &str| (name == "NODE_NAME").then(|| "n1".into());
+        match crate::cli::parse(args.iter().map(OsString::from), environment) {
             Ok(Command::Run(options)) => Ok(*options),
             Ok(other) => panic!("{other:?}"),
             Err(error) => Err(error.to_string()),
@@ -302,6 +310,10 @@ mod tests {
         assert_eq!((kube.api_url, kube.net_config_path.to_str()), (None, Some("/n")));
         assert_eq!(kube.annotation_prefix, "flannel.alpha.coreos.com");
         assert!(kube.set_network_unavailable);
+        let error = parse(&["--kube-subnet-mgr", "--kube-annotation-prefix=org"]).unwrap_err();
+        assert!(error.starts_with("--kube-annotation-prefix: \"org\" can't"), "{error}");
+        let error = parse(&["--kube-subnet-mgr", "--kube-api-url=https://root:hunter2@a"]).unwrap_err();
+        assert!(error.starts_with("--kube-api-url: \"a\" is not") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -226,7 +226,7 @@ fn store(
 ) -> Result<StoreOptions, UsageError> {
     let optional = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     if flags.kube_subnet_mgr {
-        return Ok(StoreOptions::Kube(KubeOptions {
+        let options = KubeOptions {
             node_name: place.node.clone(),
             pod: place.pod.clone(),
             kubeconfig: optional(&flags.kubeconfig_file),
@@ -234,7 +234,9 @@ fn store(
             annotation_prefix: flags.kube_annotation_prefix.clone(),
             net_config_path: PathBuf::from(&flags.net_config_path),
             set_network_unavailable: flags.set_node_network_unavailable,
-        }));
+        };
+        options.check().map_err(|error| source.name(error.option, &error.why))?;
+        return Ok(StoreOptions::Kube(options));
     }
     if let Some(directory) = check::lease_directory(&flags.lease_store, source)? {
         return Ok(StoreOptions::File(directory));

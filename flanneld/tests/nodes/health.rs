@@ -78,11 +78,17 @@ fn wrong_flags_end_with_code_2_and_no_secret_is_ever_logged() {
         (vec!["--ifce=eth0"], "--iface"),
         (vec!["--cni-conf=/etc/a"], "cni-conf"),
         (vec!["--subnet-lease-renew-margin=1440"], "1440"),
+        (vec!["--kube-subnet-mgr", "--kube-annotation-prefix=org"], "--kube-annotation-prefix: \"org\""),
+        (vec!["--kube-subnet-mgr", "--kube-api-url=https://a:sesame@b"], "--kube-api-url: \"b\""),
+        (vec!["--kube-subnet-mgr", "--kubeconfig-file=/nonexistent"], "--kubeconfig-file /nonexistent"),
+        (vec!["--kube-subnet-mgr", "--kubeconfig-file=/proc/version"], "--kubeconfig-file /proc/version"),
+        (vec!["--kube-subnet-mgr"], "give --kubeconfig-file or --kube-api-url"),
     ] {
-        let output = node.namespace().command(flanneld()).args(args).output().unwrap();
+        let command = node.namespace().command(flanneld()).env("NODE_NAME", "n1").args(args);
+        let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(2));
         let text = String::from_utf8(output.stderr).unwrap();
-        assert!(text.contains(part), "{text}");
+        assert!(text.contains(part) && !text.contains("sesame"), "{text}");
     }
     let a = cluster.start(node, &["--etcd-username=root", "--etcd-password=open-sesame", "-v=10"]);
     a.wait_for_log("configuration read");

@@ -52,11 +52,11 @@ impl Prefix {
     /// Completes the prefix as Flannel does.
     ///
     /// # Errors
-    /// A sentence with the prefix and the form that it needs.
+    /// What is wrong with the prefix, and the form that it needs.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "--kube-annotation-prefix: {text:?} can't begin an annotation: give a domain name and at most one slash \
+                "{text:?} can't begin an annotation: give a domain name and at most one slash \
                  after it, in lower case, for example \"flannel.alpha.coreos.com\" or \"example.org/blue\""
             )
         };

@@ -61,7 +61,8 @@ impl Connection {
     pub(super) async fn new(kubeconfig: Option<PathBuf>, url: Option<&str>) -> Result<Self, StoreError> {
         // A second provider elsewhere in the program would be as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let url = url.filter(|url| !url.is_empty()).map(address).transpose()?;
+        let url = url.filter(|url| !url.is_empty()).map(address).transpose();
+        let url = url.map_err(|why| StoreError::Unusable(format!("--kube-api-url: {why}")))?;
         let source = Source { kubeconfig, url };
         let config = source.config().await?;
         let described = format!("Kubernetes at {}", config.cluster_url);
@@ -277,13 +278,14 @@ fn client(config: Config) -> Result<Client, StoreError> {
 }
 
 /// `--kube-api-url`, checked.
-fn address(text: &str) -> Result<http::Uri, StoreError> {
+///
+/// # Errors
+/// What is wrong with it, without a password that may be in it, and the form that it needs.
+pub(super) fn address(text: &str) -> Result<http::Uri, String> {
     let wrong = || {
         // What stands before an @ may be a password.
         let shown = shortened(text.rsplit('@').next().unwrap_or_default());
-        StoreError::Unusable(format!(
-            "--kube-api-url: {shown:?} is not an address: give http://HOST:PORT or https://HOST:PORT"
-        ))
+        format!("{shown:?} is not an address: give http://HOST:PORT or https://HOST:PORT")
     };
     // Go takes an address without a scheme for http.
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -345,8 +347,8 @@ mod tests {
         assert_eq!(address("10.0.0.1:8080").unwrap().to_string(), "http://10.0.0.1:8080/");
         assert_eq!(address("https://[fd00::1]:6443").unwrap().to_string(), "https://[fd00::1]:6443/");
         for text in ["ftp://10.0.0.1", "http://", "https://root:hunter2@10.0.0.1", "a b"] {
-            let error = address(text).unwrap_err().to_string();
-            assert!(error.contains("--kube-api-url") && !error.contains("hunter2"), "{error}");
+            let error = address(text).unwrap_err();
+            assert!(error.contains("https://HOST:PORT") && !error.contains("hunter2"), "{error}");
         }
     }
 }
