@@ -53,6 +53,12 @@ bench-rules: ## Measures traffic rules: repair, restarts, programs run, very man
 	cargo build --locked --release -p bench --bin rules
 	$(SUDO) $(PROGRAMS:debug=release)/rules $(ARGS)
 
+bench-kube: ## Measures starts among 2 to 20,000 nodes of Kubernetes, heartbeats, pods that wait (root; ARGS="--only start-5000")
+	cargo build --locked --release -p flanneld
+	cargo build --locked --release -p cni-plugin
+	cargo build --locked --release -p bench --bin kube
+	$(SUDO) $(PROGRAMS:debug=release)/kube $(ARGS)
+
 test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
@@ -110,4 +116,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules test fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube test fmt clippy doc layers release image manifest-check ci

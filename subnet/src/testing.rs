@@ -5,6 +5,7 @@
 //! etcd. Everything is in memory and gone with the value.
 
 mod http;
+mod nodes;
 mod objects;
 
 use std::net::{SocketAddr, TcpListener};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+pub use nodes::{announced, fattened, node};
 use objects::Objects;
 
 /// What the server does wrong, and how it does the rest.
@@ -254,60 +256,4 @@ impl Shared {
         self.version.send_replace(version);
         result
     }
-}
-
-/// A node as kubelet registers it: with a subnet for each of `cidrs` and no annotation.
-pub fn node(name: &str, cidrs: &[&str]) -> Value {
-    let mut node = json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "uid": format!("uid-of-{name}"),
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"},
-        },
-        "spec": {},
-        "status": {"conditions": [{
-            "type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z",
-            "lastTransitionTime": "2026-01-01T00:00:00Z", "reason": "KubeletReady", "message": "kubelet is posting ready status",
-        }]},
-    });
-    if let Some(first) = cidrs.first() {
-        node["spec"] = json!({"podCIDR": first, "podCIDRs": cidrs});
-    }
-    node
-}
-
-/// Adds what a node in a real cluster has besides: the names of `images` images in its status, and who
-/// manages its fields. 40 images make about 10 KB.
-pub fn fattened(mut node: Value, images: usize) -> Value {
-    let list: Vec<Value> = (0..images)
-        .map(|image| {
-            let name = format!("registry.example.org/some/component-{image:03}");
-            let digest = format!("{image:064x}");
-            json!({"names": [format!("{name}@sha256:{digest}"), format!("{name}:v1.2.{image}")], "sizeBytes": 31_000_000 + image})
-        })
-        .collect();
-    node["status"]["images"] = Value::Array(list);
-    node["status"]["nodeInfo"] =
-        json!({"kernelVersion": "6.1.0", "osImage": "Debian GNU/Linux 12", "kubeletVersion": "v1.33.1"});
-    node["metadata"]["managedFields"] = json!([{
-        "manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
-        "fieldsV1": {"f:metadata": {"f:annotations": {".": {}, "f:volumes.kubernetes.io/controller-managed-attach-detach": {}},
-            "f:labels": {".": {}, "f:kubernetes.io/arch": {}, "f:kubernetes.io/hostname": {}, "f:kubernetes.io/os": {}}}},
-    }]);
-    node
-}
-
-/// What a Flannel agent adds to a node: the annotations of a vxlan node with this address and MAC.
-pub fn announced(mut node: Value, public: &str, mac: &str) -> Value {
-    let patch = json!({"metadata": {"annotations": {
-        "flannel.alpha.coreos.com/backend-data": format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#),
-        "flannel.alpha.coreos.com/backend-type": "vxlan",
-        "flannel.alpha.coreos.com/kube-subnet-manager": "true",
-        "flannel.alpha.coreos.com/public-ip": public,
-    }}});
-    objects::merge(&mut node, &patch);
-    node
 }
