@@ -302,6 +302,12 @@ pub(super) struct Objects<'a> {
 }
 
 impl Objects<'_> {
+    /// The same without status and managed fields, for who needs none of them. Before the first.
+    pub(super) fn without_bulk(mut self) -> Self {
+        self.splitter = self.splitter.without_bulk();
+        self
+    }
+
     /// The next object; `None` at the end. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {

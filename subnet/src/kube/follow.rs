@@ -2,6 +2,7 @@
 //! can't be continued. Heartbeats of nodes, which are most of what a watch brings, end at the table.
 
 use std::convert::Infallible;
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -111,7 +112,7 @@ impl Kube {
             }
         };
         let path = watch_path(&version);
-        let mut events = self.connection.watch(&path).await?;
+        let mut events = self.connection.watch(&path).await?.without_bulk();
         // Ends the trouble that there may have been.
         feed.snapshot(&place.table.leases());
         self.watch_all(&mut events, place, feed).await
@@ -127,8 +128,8 @@ impl Kube {
         let mut due: Option<Instant> = None;
         loop {
             let until = due.unwrap_or_else(|| Instant::now() + SILENCE);
-            let outcome = match timeout_at(until, self.event(events)).await {
-                Ok(Ok(event)) => match place.take(&event, self) {
+            let outcome = match timeout_at(until, self.json(events)).await {
+                Ok(Ok(event)) => match place.take(event, self) {
                     Ok(true) => {
                         due.get_or_insert_with(|| Instant::now() + TOGETHER);
                         Ok(())
@@ -150,27 +151,27 @@ impl Kube {
         }
     }
 
-    /// The next event of a watch, unless it is its end. May be dropped and called again.
-    pub(super) async fn event(&self, events: &mut Objects<'_>) -> Result<Event, Ended> {
-        let json = match events.next().await {
-            Ok(Some(json)) => json,
-            Ok(None) if events.rest().is_empty() => return Err(Ended::Closed),
-            Ok(None) => {
-                return Err(self.connection.away("it answers a watch with something else".into()).into());
-            }
+    /// The text of the next event of a watch. May be dropped and called again.
+    async fn json(&self, events: &mut Objects<'_>) -> Result<Vec<u8>, Ended> {
+        match events.next().await {
+            Ok(Some(json)) => Ok(json),
+            Ok(None) if events.rest().is_empty() => Err(Ended::Closed),
+            Ok(None) => Err(self.connection.away("it answers a watch with something else".into()).into()),
             Err(failure) => {
                 tracing::debug!(error = %failure.error, "a watch broke off");
-                return Err(Ended::Closed);
+                Err(Ended::Closed)
             }
-        };
-        let event = Event(json);
-        let (kind, object) =
-            event.parts().map_err(|error| self.connection.away(format!("an event: {error}")))?;
-        if kind != "ERROR" {
+        }
+    }
+
+    /// What an event says, unless it is the end of the watch.
+    fn event(&self, json: Vec<u8>) -> Result<Event, Ended> {
+        let event = Event::read(json).map_err(|error| self.connection.away(format!("an event: {error}")))?;
+        if event.kind != Kind::Error {
             return Ok(event);
         }
         // Nearly always: this version is too old. Whatever else it is, the same version won't do.
-        tracing::debug!(status = object, "a watch was ended");
+        tracing::debug!(status = %String::from_utf8_lossy(event.object()), "a watch was ended");
         Err(Ended::Outdated)
     }
 
@@ -197,7 +198,7 @@ impl Kube {
         let mut table = Table::default();
         let mut path = first;
         loop {
-            let mut objects = self.connection.list(&path).await?;
+            let mut objects = self.connection.list(&path).await?.without_bulk();
             while let Some(json) = objects.next_soon().await? {
                 let node = self.node(&json)?;
                 table.put(&node.metadata.name, node.entry(&self.prefix, families), Some(before));
@@ -235,15 +236,28 @@ impl Place {
     }
 
     /// Takes an event in; whether it changes any lease.
-    fn take(&mut self, event: &Event, kube: &Kube) -> Result<bool, Ended> {
-        let unreadable = |error: serde_json::Error| kube.connection.away(format!("an event: {error}"));
-        let (kind, object) = event.parts().map_err(unreadable)?;
-        let node: Node<'_> = serde_json::from_str(object).map_err(unreadable)?;
+    fn take(&mut self, json: Vec<u8>, kube: &Kube) -> Result<bool, Ended> {
+        #[derive(Deserialize)]
+        struct Watched<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: &'a str,
+            #[serde(borrow)]
+            object: Node<'a>,
+        }
+        let (kind, node) = match serde_json::from_slice::<Watched<'_>>(&json) {
+            Ok(Watched { kind, object }) if Kind::of(kind) != Kind::Error => (Kind::of(kind), object),
+            // Decoded as a node in one go, for nearly all are heartbeats. This one is something else.
+            outcome => {
+                let why = outcome.err().map(|error| format!("an event: {error}")).unwrap_or_default();
+                kube.event(json)?;
+                return Err(kube.connection.away(why).into());
+            }
+        };
         let name = node.metadata.name.as_ref();
         let news = match kind {
-            "ADDED" | "MODIFIED" => self.table.put(name, node.entry(&kube.prefix, kube.families()), None),
-            "DELETED" => self.table.remove(name),
-            _ => false,
+            Kind::Put => self.table.put(name, node.entry(&kube.prefix, kube.families()), None),
+            Kind::Deleted => self.table.remove(name),
+            Kind::Error | Kind::Other => false,
         };
         if !node.metadata.resource_version.is_empty() {
             self.version = Some(node.metadata.resource_version.to_string());
@@ -253,12 +267,38 @@ impl Place {
     }
 }
 
-/// An event of a watch, as it came.
-pub(super) struct Event(Vec<u8>);
+/// An event of a watch.
+pub(super) struct Event {
+    pub(super) kind: Kind,
+    json: Vec<u8>,
+    object: Range<usize>,
+}
+
+/// What an event says of its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It is like this now: `ADDED` or `MODIFIED`.
+    Put,
+    Deleted,
+    /// It is no object, but the reason why the watch ends.
+    Error,
+    /// A bookmark, or what is not known yet.
+    Other,
+}
+
+impl Kind {
+    fn of(text: &str) -> Self {
+        match text {
+            "ADDED" | "MODIFIED" => Self::Put,
+            "DELETED" => Self::Deleted,
+            "ERROR" => Self::Error,
+            _ => Self::Other,
+        }
+    }
+}
 
 impl Event {
-    /// Its type and its object.
-    pub(super) fn parts(&self) -> serde_json::Result<(&str, &str)> {
+    fn read(json: Vec<u8>) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         struct Parts<'a> {
             #[serde(borrow, rename = "type")]
@@ -266,8 +306,18 @@ impl Event {
             #[serde(borrow)]
             object: &'a RawValue,
         }
-        let parts: Parts<'_> = serde_json::from_slice(&self.0)?;
-        Ok((parts.kind, parts.object.get()))
+        let parts: Parts<'_> = serde_json::from_slice(&json)?;
+        let kind = Kind::of(parts.kind);
+        // Where in the text it is, so that the text need not be read again to find it.
+        let object = parts.object.get();
+        let from = object.as_ptr().addr() - json.as_ptr().addr();
+        let object = from..from + object.len();
+        Ok(Self { kind, json, object })
+    }
+
+    /// Its object, as it came.
+    pub(super) fn object(&self) -> &[u8] {
+        &self.json[self.object.clone()]
     }
 }
 
@@ -303,8 +353,8 @@ pub(super) fn encoded(text: &str) -> String {
 
 /// Waits for the next event of a watch for as long as a living one may be silent.
 pub(super) async fn heard(kube: &Kube, events: &mut Objects<'_>) -> Result<Event, Ended> {
-    match timeout(SILENCE, kube.event(events)).await {
-        Ok(event) => event,
+    match timeout(SILENCE, kube.json(events)).await {
+        Ok(json) => kube.event(json?),
         Err(_) => Err(Ended::Closed),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::annotations::changes;
-use super::follow::{Ended, heard};
+use super::follow::{Ended, Kind, heard};
 use super::node::Own;
 use super::own::{Basis, Seen};
 use super::{Held, Kube};
@@ -69,12 +69,10 @@ impl Kube {
         let mut events = self.watch_own(&version).await?;
         loop {
             let event = heard(self, &mut events).await?;
-            let (kind, object) =
-                event.parts().map_err(|error| self.connection.away(format!("an event: {error}")))?;
-            if !matches!(kind, "ADDED" | "MODIFIED") {
+            if event.kind != Kind::Put {
                 continue;
             }
-            let own = self.decode_own(object.as_bytes())?;
+            let own = self.decode_own(event.object())?;
             let held = self.held.lock().await.clone();
             let suspicious = held.as_ref().is_some_and(|held| self.judge(&own, held) != Verdict::Kept);
             if suspicious || self.is_unavailable(&own) {
@@ -196,12 +194,10 @@ impl Kube {
         let mut events = self.watch_own(&read.version).await?;
         loop {
             let event = heard(self, &mut events).await?;
-            let (kind, object) =
-                event.parts().map_err(|error| self.connection.away(format!("an event: {error}")))?;
-            let own = match kind {
-                "ADDED" | "MODIFIED" => Some(self.decode_own(object.as_bytes())?),
-                "DELETED" => None,
-                _ => continue,
+            let own = match event.kind {
+                Kind::Put => Some(self.decode_own(event.object())?),
+                Kind::Deleted => None,
+                Kind::Error | Kind::Other => continue,
             };
             if self.is_news(own.as_ref()) {
                 return Ok(());

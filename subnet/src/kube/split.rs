@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 /// Nothing that Kubernetes stores comes near to this; an answer that does is not Kubernetes'.
 const LARGEST: usize = 16 << 20;
+/// What is left of a node without its bulk has less than this.
+const USUAL: usize = 4 << 10;
 
 /// The text is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +26,10 @@ enum Form {
 #[derive(Debug)]
 pub(super) struct Splitter {
     form: Form,
+    /// Whether the bulk of each object is replaced by `null`.
+    drops_bulk: bool,
+    /// At which depth what is being left out began.
+    dropping: Option<usize>,
     depth: usize,
     in_string: bool,
     escaped: bool,
@@ -46,9 +52,18 @@ impl Splitter {
         Self::new(Form::List)
     }
 
+    /// Leaves out what makes most of a node and says nothing about leases, so that it need neither be kept
+    /// nor decoded: the status, and who manages which field.
+    pub(super) fn without_bulk(mut self) -> Self {
+        self.drops_bulk = true;
+        self
+    }
+
     fn new(form: Form) -> Self {
         Self {
             form,
+            drops_bulk: false,
+            dropping: None,
             depth: 0,
             in_string: false,
             escaped: false,
@@ -62,53 +77,126 @@ impl Splitter {
     /// Takes what has arrived.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Unintelligible> {
         let base = self.base();
-        // Where the part of `bytes` begins that belongs to the object being read.
-        let mut from = 0;
-        for (at, byte) in bytes.iter().enumerate() {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
-                self.keep(*byte, base);
-                continue;
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.depth > base && self.at_items() {
+                at += self.inside(&bytes[at..], base);
+            } else {
+                self.around(bytes[at], base)?;
+                at += 1;
             }
-            match byte {
-                b'"' => {
-                    self.in_string = true;
-                    self.keep(*byte, base);
-                }
-                b'{' | b'[' => {
-                    if self.depth == base && self.at_items() {
-                        from = at;
-                    }
-                    self.keep(*byte, base);
-                    self.depth += 1;
-                    self.in_items |= self.form == Form::List && self.depth == 2 && *byte == b'[';
-                }
-                b'}' | b']' => {
-                    self.depth = self.depth.checked_sub(1).ok_or(Unintelligible)?;
-                    if self.depth == base && self.at_items() {
-                        self.item.extend_from_slice(&bytes[from..=at]);
-                        self.done.push_back(std::mem::take(&mut self.item));
-                        from = at + 1;
-                        continue;
-                    }
-                    self.in_items &= self.depth >= 2;
-                    self.keep(*byte, base);
-                }
-                _ => self.keep(*byte, base),
-            }
-        }
-        if self.depth > base && self.at_items() {
-            self.item.extend_from_slice(&bytes[from..]);
         }
         match self.item.len().max(self.envelope.len()) {
             0..=LARGEST => Ok(()),
             _ => Err(Unintelligible),
         }
+    }
+
+    /// Takes what belongs to the object that is being read: how much that was. Nearly all that arrives comes
+    /// here, so it looks only for what ends a string or begins something.
+    fn inside(&mut self, bytes: &[u8], base: usize) -> usize {
+        // In a watch the object is a member of the event.
+        let members = base + 1 + usize::from(self.form == Form::Sequence);
+        let (mut at, mut kept) = (0, 0);
+        while at < bytes.len() {
+            if self.in_string {
+                at += self.string(&bytes[at..]);
+                continue;
+            }
+            let Some(next) = bytes[at..].iter().position(|byte| STRUCTURE[usize::from(*byte)]) else { break };
+            at += next + 1;
+            match bytes[at - 1] {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => {
+                    let bulk: Option<&[u8]> = match self.depth.checked_sub(members) {
+                        Some(0) => Some(b"\"status\""),
+                        Some(1) => Some(b"\"managedFields\""),
+                        _ => None,
+                    };
+                    if let Some(name) = bulk
+                        && self.drops_bulk
+                        && self.dropping.is_none()
+                    {
+                        self.item.extend_from_slice(&bytes[kept..at - 1]);
+                        kept = at - 1;
+                        if is_next(&self.item, name) {
+                            self.item.extend_from_slice(b"null");
+                            self.dropping = Some(self.depth);
+                        }
+                    }
+                    self.depth += 1;
+                }
+                _ => {
+                    self.depth -= 1;
+                    if self.dropping == Some(self.depth) {
+                        self.dropping = None;
+                        kept = at;
+                    } else if self.depth == base {
+                        self.item.extend_from_slice(&bytes[kept..at]);
+                        self.done.push_back(std::mem::take(&mut self.item));
+                        return at;
+                    }
+                }
+            }
+        }
+        if self.dropping.is_none() {
+            self.item.extend_from_slice(&bytes[kept..]);
+        }
+        bytes.len()
+    }
+
+    /// How much of this belongs to the string that is being read.
+    fn string(&mut self, bytes: &[u8]) -> usize {
+        let mut at = usize::from(std::mem::take(&mut self.escaped));
+        while let Some(next) = bytes[at..].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+            at += next + 1;
+            if bytes[at - 1] == b'"' {
+                self.in_string = false;
+                return at;
+            }
+            if at == bytes.len() {
+                self.escaped = true;
+                return at;
+            }
+            at += 1;
+        }
+        bytes.len()
+    }
+
+    /// Takes a byte that stands around the objects, or with which one begins.
+    fn around(&mut self, byte: u8, base: usize) -> Result<(), Unintelligible> {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            self.envelope.push(byte);
+            return Ok(());
+        }
+        let between = self.depth == base && self.at_items();
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => {
+                self.depth += 1;
+                if between {
+                    self.item.reserve(USUAL);
+                    self.item.push(byte);
+                    return Ok(());
+                }
+                self.in_items |= self.form == Form::List && self.depth == 2 && byte == b'[';
+            }
+            b'}' | b']' => {
+                self.depth = self.depth.checked_sub(1).ok_or(Unintelligible)?;
+                self.in_items &= self.depth >= 2;
+            }
+            b',' if between => return Ok(()),
+            _ if between && byte.is_ascii_whitespace() => return Ok(()),
+            _ => {}
+        }
+        self.envelope.push(byte);
+        Ok(())
     }
 
     /// The next object that is complete.
@@ -134,15 +222,25 @@ impl Splitter {
     fn at_items(&self) -> bool {
         self.form == Form::Sequence || self.in_items
     }
+}
 
-    fn keep(&mut self, byte: u8, base: usize) {
-        let between = self.depth == base && self.at_items() && (byte == b',' || byte.is_ascii_whitespace());
-        let inside =
-            self.at_items() && (self.depth > base || self.depth == base && matches!(byte, b'{' | b'['));
-        if !between && !inside {
-            self.envelope.push(byte);
-        }
+/// What begins or ends something outside of strings.
+const STRUCTURE: [bool; 256] = {
+    let mut structure = [false; 256];
+    let (all, mut index) = (*b"\"{}[]", 0);
+    while index < all.len() {
+        structure[all[index] as usize] = true;
+        index += 1;
     }
+    structure
+};
+
+/// Whether the value of the member with this name, in quotation marks, comes next.
+fn is_next(text: &[u8], name: &[u8]) -> bool {
+    let colon = text.trim_ascii_end().strip_suffix(b":");
+    let name = colon.and_then(|text| text.trim_ascii_end().strip_suffix(name));
+    // What ends like this inside of a name has a backslash before the quotation mark.
+    name.is_some_and(|text| matches!(text.trim_ascii_end().last(), Some(b'{' | b',')))
 }
 
 #[cfg(test)]
@@ -189,6 +287,32 @@ mod tests {
     }
 
     #[test]
+    fn the_bulk_of_each_object_is_left_out_and_nothing_else() {
+        let node = |fields: &str, status: &str| {
+            format!(
+                r#"{{"metadata":{{"managedFields":{fields},"status":{{"a":1}},"x\"status":{{"managedFields":[2]}}}},"status" : {status} ,"managedFields":[3],"x\"status":{{"b":[]}},"spec":{{"status":[1]}}}}"#
+            )
+        };
+        let bulk = r#"{"images":[{"names":["}\"]{"]}],"status":{}}"#;
+        let (whole, left) = (node(&format!("[{bulk},{{}}]"), bulk), node("null", "null"));
+        let list =
+            format!(r#"{{"metadata":{{"status":{{}}}},"status":{{"c":1}},"items":[{whole},{whole}]}}"#);
+        let events = format!(
+            "{{\"type\":\"ADDED\",\"object\":{whole}}}\n{{\"status\":{{}},\"object\":{{\"status\":\"Failure\"}}}}"
+        );
+        for piece in 1..list.len() {
+            let (items, envelope) = split(Splitter::list().without_bulk(), &list, piece);
+            assert_eq!(items, [left.as_str(), &left], "{piece}");
+            assert_eq!(envelope, r#"{"metadata":{"status":{}},"status":{"c":1},"items":[]}"#, "{piece}");
+            let (items, rest) = split(Splitter::sequence().without_bulk(), &events, piece);
+            let first = format!(r#"{{"type":"ADDED","object":{left}}}"#);
+            assert_eq!(items, [first.as_str(), r#"{"status":{},"object":{"status":"Failure"}}"#], "{piece}");
+            assert_eq!(rest, "");
+            assert_eq!(split(Splitter::list(), &list, piece).0, [whole.clone(), whole.clone()]);
+        }
+    }
+
+    #[test]
     fn an_endless_object_is_refused() {
         let mut splitter = Splitter::sequence();
         splitter.push(b"{\"a\":\"").unwrap();
@@ -199,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in "[\\[\\]{}\",:\\\\ a1\n]{0,60}", piece in 1usize..9) {
-            for mut splitter in [Splitter::list(), Splitter::sequence()] {
+            for mut splitter in [Splitter::list().without_bulk(), Splitter::sequence().without_bulk(), Splitter::list(), Splitter::sequence()] {
                 for piece in bytes.as_bytes().chunks(piece) {
                     let _ = splitter.push(piece);
                     while splitter.next().is_some() {}
