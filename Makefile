@@ -63,11 +63,22 @@ test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
 
+test-kube: ## Runs the Kubernetes suite over a real API server (KUBEBUILDER_ASSETS names a directory with it)
+	@for program in kube-apiserver etcd; do \
+		[ -x "$${KUBEBUILDER_ASSETS:-}/$$program" ] || { \
+			echo "make test-kube needs KUBEBUILDER_ASSETS: a directory with the programs kube-apiserver and etcd," \
+				"such as 'setup-envtest use -p path' prints" >&2; \
+			exit 1; \
+		}; \
+	done
+	cargo test -p subnet --features kube,testing --test kube-real
+
 fmt: ## Formats the code
 	cargo fmt --all
 
 clippy: ## Lints; a warning is an error
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy -p subnet --test kube-real --all-features -- -D warnings
 
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
@@ -116,4 +127,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube test fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube test test-kube fmt clippy doc layers release image manifest-check ci

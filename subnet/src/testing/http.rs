@@ -117,7 +117,14 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
             Some(node) => whole(200, node.to_string()),
             None => refuse(404, &format!("nodes {name:?} not found")),
         },
-        ("PATCH", ["api", "v1", "nodes", name, "status"]) => patch(name, &request, &shared),
+        ("POST", ["api", "v1", "nodes"]) => create(&request, &shared),
+        ("DELETE", ["api", "v1", "nodes", name]) => delete(name, &shared),
+        ("PATCH", ["api", "v1", "nodes", name]) => {
+            patch(name, &request, &shared, "application/merge-patch+json")
+        }
+        ("PATCH", ["api", "v1", "nodes", name, "status"]) => {
+            patch(name, &request, &shared, "application/strategic-merge-patch+json")
+        }
         ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
             match shared.objects().pod(&format!("{namespace}/{name}")) {
                 Some(pod) => whole(200, pod.to_string()),
@@ -137,8 +144,35 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
     }
 }
 
-fn patch(name: &str, request: &Request, shared: &Shared) -> Answer {
-    if request.content_type != "application/strategic-merge-patch+json" {
+fn create(request: &Request, shared: &Shared) -> Answer {
+    let Ok(node) = serde_json::from_str::<Value>(&request.body) else {
+        return refuse(400, "error decoding object");
+    };
+    let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    if shared.objects().get(&name).is_some() {
+        return refuse(409, &format!("nodes {name:?} already exists"));
+    }
+    shared.change(|objects| objects.put(node));
+    match shared.objects().get(&name) {
+        Some(node) => whole(201, node.to_string()),
+        None => refuse(500, "it is gone already"),
+    }
+}
+
+fn delete(name: &str, shared: &Shared) -> Answer {
+    let removed = shared.change(|objects| {
+        let node = objects.get(name);
+        objects.remove(name);
+        node
+    });
+    match removed {
+        Some(node) => whole(200, node.to_string()),
+        None => refuse(404, &format!("nodes {name:?} not found")),
+    }
+}
+
+fn patch(name: &str, request: &Request, shared: &Shared, form: &str) -> Answer {
+    if request.content_type != form {
         return refuse(415, "the body of the request was in an unknown format");
     }
     let Ok(patch) = serde_json::from_str::<Value>(&request.body) else {
