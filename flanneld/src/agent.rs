@@ -47,7 +47,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Time between attempts after failures, doubling up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// After so many changes at once, memory is given back.
+/// After so many changes at once, or news of so many leases, memory is given back.
 const BULK: usize = 1000;
 
 /// The conditions of readiness.

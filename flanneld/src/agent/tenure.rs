@@ -7,7 +7,7 @@ use backends::{Change, Kernel, Observed, Report};
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
-use super::{Agent, claim, condition};
+use super::{Agent, BULK, claim, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Starts to obtain a lease, if there is none and none is being obtained.
@@ -94,6 +94,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         // Whatever ended the pause: a snapshot that came meanwhile is seen here for the only time.
         if known.has_changed() {
             self.plan = None;
+            // Many leases in place of as many: what held the old ones lies about in pieces.
+            self.bulky |= known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
         }
         let known = known.clone();
         self.journal.store(known.trouble.as_deref());
