@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use bench::figure::{Figure, Limit, Record};
 use bench::monitor::Monitor;
 use bench::process::{cpu_time, resident_mib};
@@ -53,7 +53,7 @@ fn beats(
     let mut resident = Figure::new(format!("{title}: VmRSS after {BEATS}"), "MiB", memory);
     for round in stage.rounds(MOST_ROUNDS) {
         let monitor = Monitor::start(&member.node)?;
-        let (time, bytes) = round_of(stage, &cluster, &member, pid)?;
+        let (time, bytes) = round_of(stage, &cluster, &mut member, pid)?;
         let changes = monitor.finish(&member.node)?;
         changes.iter().for_each(|change| eprintln!("          changed: {change}"));
         cpu.rounds.push(time.as_secs_f64() * 1e3 / f64::from(BEATS));
@@ -70,7 +70,12 @@ fn beats(
 }
 
 /// CPU time of the agent, and bytes received, for all heartbeats of a round.
-fn round_of(stage: &Stage, cluster: &Cluster, member: &Member, pid: u32) -> anyhow::Result<(Duration, u64)> {
+fn round_of(
+    stage: &Stage,
+    cluster: &Cluster,
+    member: &mut Member,
+    pid: u32,
+) -> anyhow::Result<(Duration, u64)> {
     let name = |beat: u32| Peer::new((beat % u32::from(PEERS)) as u16).name();
     let least = cluster.api.node(&name(0)).map_or(0, |node| node.to_string().len());
     let (used, received, start) = (cpu_time(pid)?, member.received()?, Instant::now());
@@ -82,6 +87,9 @@ fn round_of(stage: &Stage, cluster: &Cluster, member: &Member, pid: u32) -> anyh
         thread::sleep((start + APART * (beat + 1)).saturating_duration_since(Instant::now()));
     }
     stage.progress.pause(Duration::from_secs(1))?;
+    if let Some(status) = member.agent.process().ended()? {
+        bail!("the agent has ended ({status}); its log:\n{}", member.agent.log());
+    }
     let (used, received) = (cpu_time(pid)?.saturating_sub(used), member.received()? - received);
     let expected = u64::from(BEATS) * least as u64;
     ensure!(
