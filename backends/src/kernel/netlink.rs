@@ -47,8 +47,16 @@ impl Netlink {
     /// # Errors
     /// [`KernelError::Netlink`] when no netlink socket can be had.
     pub fn open() -> Result<Self, KernelError> {
+        Self::open_with(Offload(true))
+    }
+
+    /// The same, with tunnels that do without offloads where that is said.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(offload: Offload) -> Result<Self, KernelError> {
         let conversation = Conversation::open().map_err(failed("opening a socket"))?;
-        Ok(Self { conversation, indexes: BTreeMap::new(), tunnels: Engine::new(Offload(true)) })
+        Ok(Self { conversation, indexes: BTreeMap::new(), tunnels: Engine::new(offload) })
     }
 
     /// What the datapaths of its tunnels count.

@@ -1,0 +1,224 @@
+//! Nodes with a tunnel each, made by the reconciler from leases, and what the kernel says about them.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::backend::select;
+use backends::kernel::netlink::Netlink;
+use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
+use backends::udp::counters::{Counter, Counters};
+use backends::udp::engine::Offload;
+use backends::{Backend, Kernel, KernelState, Node, Peers, Report, Scope, Underlay, converge};
+use subnet::lease::{encode_value, parse_key};
+use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
+
+/// Long enough for a machine that does something else; no test waits for it when all is well.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
+pub(crate) const TRUSTING: &str =
+    r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","CheckSources":false}}"#;
+
+/// A node with its end of the tunnel.
+pub(crate) struct Site {
+    kernel: Netlink,
+    network: NetworkConfig,
+    backend: Box<dyn Backend>,
+    pub(crate) node: Node,
+    own: Subnets,
+    /// The number of each peer, which its subnet has, and where it is reached.
+    pub(crate) peers: Vec<(u8, Ipv4Addr)>,
+    pub(crate) machine: Machine,
+}
+
+fn key(network: &NetworkConfig, number: u8) -> String {
+    let octets = match network.range(Family::V4).unwrap().network.addr() {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(_) => panic!("an IPv6 network"),
+    };
+    format!("{}.{}.{number}.0-24", octets[0], octets[1])
+}
+
+impl Site {
+    /// The next node of the fabric, without a tunnel as yet.
+    pub(crate) fn new(fabric: &Fabric, config: &str, offload: Offload) -> Self {
+        Self::on(fabric.node().unwrap(), config, offload)
+    }
+
+    pub(crate) fn on(machine: Machine, config: &str, offload: Offload) -> Self {
+        let network = NetworkConfig::parse(config).unwrap();
+        let mut kernel = machine.namespace().run(|| Netlink::open_with(offload).unwrap());
+        let host = kernel.observe(&KernelState::default(), &Scope::default()).unwrap().host;
+        let eth0 = host.link("eth0").unwrap();
+        let underlay = Underlay { index: eth0.index, name: eth0.name, mtu: eth0.mtu };
+        let public = PublicAddrs { v4: Some(machine.address()), v6: None };
+        let own = parse_key(&key(&network, machine.address().octets()[3])).unwrap();
+        Self {
+            kernel,
+            backend: select(&network).unwrap(),
+            network,
+            node: Node { underlay, public, local: public },
+            own,
+            peers: Vec::new(),
+            machine,
+        }
+    }
+
+    /// The kernel state that all leases ask for.
+    pub(crate) fn desired(&self) -> KernelState {
+        let mut all = Leases::default();
+        let mine = (self.number(), self.machine.address());
+        for (revision, (number, address)) in (1..).zip([mine].iter().chain(&self.peers)) {
+            let public = PublicAddrs { v4: Some(*address), v6: None };
+            let value = encode_value(&public, &self.backend.attachment(Mac([0; 6])));
+            all.insert_entry(&key(&self.network, *number), value.as_bytes(), revision);
+        }
+        let peers = Peers::choose(&self.network, &all.leases[&self.own], &all);
+        assert_eq!(peers.usable.len(), self.peers.len(), "every peer's lease is good");
+        self.backend.plan(&self.node, &self.own, Mac([0; 6]), &peers.usable)
+    }
+
+    /// Makes the kernel agree; failures are in the report.
+    pub(crate) fn try_converge(&mut self) -> Report {
+        let desired = self.desired();
+        let scope = Scope {
+            networks: self.network.networks().iter().collect(),
+            subnets: self.own.iter().collect(),
+            subnet_lens: vec![(Family::V4, 24)],
+            underlay: Some(self.node.underlay.index),
+            devices: self.backend.device().into_iter().collect(),
+        };
+        let (namespace, kernel) = (self.machine.namespace(), &mut self.kernel);
+        namespace.run(|| converge(kernel, &desired, &scope).unwrap())
+    }
+
+    /// Makes the kernel agree, and gives the words of what that took.
+    pub(crate) fn converge(&mut self) -> Vec<String> {
+        let report = self.try_converge();
+        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert!(report.settled, "{:?}", report.applied);
+        report.applied.iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        self.kernel.counters()
+    }
+
+    pub(crate) fn number(&self) -> u8 {
+        self.machine.address().octets()[3]
+    }
+
+    /// The address of its tunnel device.
+    pub(crate) fn tunnel_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.number(), 0)
+    }
+
+    /// A pod with the address that ends in 2.
+    pub(crate) fn pod(&self) -> Pod {
+        let address = format!("10.244.{}.2/24", self.number());
+        Pod::wired(&self.machine, address.parse().unwrap()).unwrap()
+    }
+
+    pub(crate) fn ip(&self, lines: &str) {
+        self.machine.namespace().ip(lines).unwrap();
+    }
+
+    pub(crate) fn show(&self, command: &str) -> String {
+        show(self.machine.namespace(), command)
+    }
+
+    pub(crate) fn wait_for(&self, what: &str, mut condition: impl FnMut(&Counters) -> bool) {
+        let counters = self.counters();
+        if let Err(error) = wait_for(what, LIMIT, || condition(&counters)) {
+            panic!("{error}; {counters}");
+        }
+    }
+}
+
+/// Output of a program in a namespace.
+pub(crate) fn show(namespace: &Namespace, command: &str) -> String {
+    let mut words = command.split(' ');
+    namespace.command(words.next().unwrap()).args(words).ok().unwrap()
+}
+
+/// Sites that all know each other, on one fabric, with a pod each.
+pub(crate) struct Cluster {
+    pub(crate) sites: Vec<Site>,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) fabric: Fabric,
+}
+
+impl Cluster {
+    pub(crate) fn new(count: usize, config: &str, offload: Offload) -> Self {
+        let fabric = Fabric::new().unwrap();
+        let mut sites: Vec<Site> = (0..count).map(|_| Site::new(&fabric, config, offload)).collect();
+        let all: Vec<_> = sites.iter().map(|site| (site.number(), site.machine.address())).collect();
+        for site in &mut sites {
+            site.peers = all.iter().filter(|(number, _)| *number != site.number()).copied().collect();
+            site.converge();
+            assert_eq!(site.converge(), Vec::<String>::new(), "what is right is left alone");
+        }
+        let pods = sites.iter().map(Site::pod).collect();
+        Self { sites, pods, fabric }
+    }
+
+    /// Both pods of a cluster of two reach each other.
+    pub(crate) fn assert_reaches(&self, when: &str) {
+        let (a, b) = (&self.pods[0], &self.pods[1]);
+        assert!(a.namespace().reaches(b.address()).unwrap(), "{when}: a → b");
+        assert!(b.namespace().reaches(a.address()).unwrap(), "{when}: b → a");
+    }
+
+    /// No kernel found a wrong checksum, nor did a datapath.
+    pub(crate) fn assert_sound(&self) {
+        let nodes = self.sites.iter().map(|site| site.machine.namespace());
+        for namespace in nodes.chain(self.pods.iter().map(Pod::namespace)) {
+            assert_eq!(checksum_errors(namespace), ChecksumErrors::default());
+        }
+        for site in &self.sites {
+            let counters = site.counters();
+            for counter in
+                [&counters.received_unsound, &counters.refused_malformed, &counters.dropped_malformed]
+            {
+                assert_eq!(counter.get(), 0, "{counters}");
+            }
+        }
+    }
+}
+
+/// The sum of a counter over sites.
+pub(crate) fn total<'a>(
+    sites: impl IntoIterator<Item = &'a Site>,
+    counter: impl Fn(&Counters) -> &Counter,
+) -> u64 {
+    sites.into_iter().map(|site| counter(&site.counters()).get()).sum()
+}
+
+/// Packets with wrong checksums that a kernel found, by protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChecksumErrors {
+    pub(crate) ip: u64,
+    pub(crate) icmp: u64,
+    pub(crate) tcp: u64,
+    pub(crate) udp: u64,
+}
+
+pub(crate) fn checksum_errors(namespace: &Namespace) -> ChecksumErrors {
+    let read =
+        |file: &str| namespace.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap());
+    let (snmp, netstat) = (read("snmp"), read("netstat"));
+    let of = |text: &str, protocol: &str| {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+        let (names, values) = (lines.next().unwrap().split(' '), lines.next().unwrap().split(' '));
+        let (_, value) = names.zip(values).find(|(name, _)| *name == "InCsumErrors").unwrap();
+        value.parse().unwrap()
+    };
+    ChecksumErrors {
+        ip: of(&netstat, "IpExt"),
+        icmp: of(&snmp, "Icmp"),
+        tcp: of(&snmp, "Tcp"),
+        udp: of(&snmp, "Udp"),
+    }
+}

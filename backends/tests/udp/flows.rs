@@ -1,0 +1,238 @@
+//! Traffic whose every byte is known beforehand: what arrives is compared, not hashed, so that a failure says
+//! where the first wrong byte is.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backends::testing::Namespace;
+
+use crate::bed::LIMIT;
+
+/// Reproducible numbers (splitmix64).
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number of the range.
+    pub(crate) fn within(&mut self, range: RangeInclusive<usize>) -> usize {
+        range.start() + self.next() as usize % (range.end() - range.start() + 1)
+    }
+
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_ne_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+const CHUNK: usize = 64 * 1024;
+
+fn send(mut to: &TcpStream, seed: u64, bytes: usize) {
+    let (mut numbers, mut sizes) = (Numbers(seed), Numbers(!seed));
+    let mut room = vec![0; CHUNK];
+    for _ in 0..bytes / CHUNK {
+        numbers.fill(&mut room);
+        let mut rest = &room[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(sizes.within(1..=CHUNK).min(rest.len()));
+            to.write_all(now).unwrap();
+            rest = later;
+        }
+    }
+    to.shutdown(Shutdown::Write).unwrap();
+}
+
+fn check(mut from: &TcpStream, seed: u64, bytes: usize) {
+    let mut numbers = Numbers(seed);
+    let (mut room, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+    for chunk in 0..bytes / CHUNK {
+        from.read_exact(&mut room).unwrap();
+        numbers.fill(&mut wanted);
+        let wrong = room.iter().zip(&wanted).position(|(found, wanted)| found != wanted);
+        assert_eq!(wrong, None, "wrong byte in chunk {chunk}");
+    }
+    assert_eq!(from.read(&mut room).unwrap(), 0, "more than was sent");
+}
+
+/// One TCP connection that carries so many bytes in each direction at once.
+pub(crate) fn exchange(a: &Namespace, b: &Namespace, to: IpAddr, bytes: usize) {
+    let listener = b.run(|| TcpListener::bind((to, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    let near = a.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
+    let (far, _) = listener.accept().unwrap();
+    for stream in [&near, &far] {
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| send(&near, 1, bytes));
+        scope.spawn(|| send(&far, 2, bytes));
+        scope.spawn(|| check(&near, 2, bytes));
+        check(&far, 1, bytes);
+    });
+}
+
+/// UDP flows between two namespaces.
+pub(crate) struct Datagrams {
+    sources: Vec<UdpSocket>,
+    sink: UdpSocket,
+    to: SocketAddr,
+}
+
+/// Flow, number, and bytes that follow from both.
+fn datagram(flow: usize, number: u32, room: &mut [u8]) {
+    Numbers((flow as u64) << 32 | u64::from(number)).fill(&mut room[8..]);
+    room[..4].copy_from_slice(&(flow as u32).to_be_bytes());
+    room[4..8].copy_from_slice(&number.to_be_bytes());
+}
+
+/// What arrived.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    /// Datagrams, without repetitions.
+    pub(crate) different: usize,
+    /// Datagrams that had arrived before.
+    pub(crate) repeated: usize,
+    /// Datagrams after which one with a smaller number came.
+    pub(crate) overtaking: usize,
+}
+
+impl Datagrams {
+    pub(crate) fn new(a: &Namespace, b: &Namespace, to: IpAddr, flows: usize) -> Self {
+        let sink = b.run(|| UdpSocket::bind((to, 0)).unwrap());
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&sink, 8 << 20).unwrap();
+        sink.set_read_timeout(Some(LIMIT)).unwrap();
+        let source = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let sources = a.run(|| (0..flows).map(|_| source()).collect());
+        let to = sink.local_addr().unwrap();
+        Self { sources, sink, to }
+    }
+
+    /// Sends `count` datagrams of random sizes in each flow, `window` at once, and checks that all of them
+    /// arrive as they were sent, each flow in its order.
+    pub(crate) fn run(&self, count: u32, sizes: RangeInclusive<usize>, window: usize) {
+        let total = self.sources.len() * count as usize;
+        let arrived = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| self.send(count, sizes, window, &arrived));
+            let mut next = vec![0; self.sources.len()];
+            for _ in 0..total {
+                let received = self.receive();
+                if received.is_none_or(|(flow, number)| number != next[flow]) {
+                    // The sender need not wait for the rest.
+                    arrived.store(usize::MAX, Ordering::Relaxed);
+                }
+                let (flow, number) = received.expect("every datagram arrives");
+                assert_eq!(number, next[flow], "order in flow {flow}");
+                next[flow] += 1;
+                arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// The same over a wire that does what it likes: what arrives is as it was sent.
+    pub(crate) fn run_over_a_bad_wire(
+        &self,
+        count: u32,
+        sizes: RangeInclusive<usize>,
+        window: usize,
+    ) -> Arrived {
+        let total = self.sources.len() * count as usize;
+        let (arrived, sent) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        // Silence means something only once all is sent.
+        self.sink.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut all: BTreeMap<(usize, u32), usize> = BTreeMap::new();
+        let mut newest = vec![0; self.sources.len()];
+        let mut outcome = Arrived::default();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                self.send_patiently(count, sizes, window, &arrived);
+                sent.store(1, Ordering::Relaxed);
+            });
+            loop {
+                let Some((flow, number)) = self.receive() else {
+                    if sent.load(Ordering::Relaxed) == 1 {
+                        break;
+                    }
+                    continue;
+                };
+                assert!(flow < newest.len() && number < count, "never sent: {flow} {number}");
+                let times = all.entry((flow, number)).or_default();
+                *times += 1;
+                outcome.repeated += usize::from(*times > 1);
+                outcome.overtaking += usize::from(number < newest[flow]);
+                newest[flow] = newest[flow].max(number);
+                arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        outcome.different = all.len();
+        assert!(outcome.different <= total);
+        outcome
+    }
+
+    fn send(&self, count: u32, sizes: RangeInclusive<usize>, window: usize, arrived: &AtomicUsize) {
+        let start = Instant::now();
+        self.send_while(count, sizes, |sent| {
+            while sent.saturating_sub(arrived.load(Ordering::Relaxed)) >= window {
+                assert!(start.elapsed() < LIMIT, "only {} of {sent} arrive", arrived.load(Ordering::Relaxed));
+                thread::sleep(Duration::from_micros(50));
+            }
+        });
+    }
+
+    /// Goes on after a while without those that will never arrive.
+    fn send_patiently(&self, count: u32, sizes: RangeInclusive<usize>, window: usize, arrived: &AtomicUsize) {
+        self.send_while(count, sizes, |sent| {
+            let start = Instant::now();
+            while sent.saturating_sub(arrived.load(Ordering::Relaxed)) >= window
+                && start.elapsed() < Duration::from_millis(2)
+            {
+                thread::sleep(Duration::from_micros(50));
+            }
+        });
+    }
+
+    fn send_while(&self, count: u32, sizes: RangeInclusive<usize>, wait: impl Fn(usize)) {
+        let mut numbers = Numbers(count.into());
+        let mut room = vec![0; *sizes.end()];
+        let mut sent = 0;
+        for number in 0..count {
+            for (flow, source) in self.sources.iter().enumerate() {
+                wait(sent);
+                let len = numbers.within(sizes.clone());
+                datagram(flow, number, &mut room[..len]);
+                source.send_to(&room[..len], self.to).unwrap();
+                sent += 1;
+            }
+        }
+    }
+
+    /// The next datagram, whose every byte was compared: flow and number. Nothing after silence.
+    fn receive(&self) -> Option<(usize, u32)> {
+        let mut room = vec![0; 65_536];
+        let len = match self.sink.recv(&mut room) {
+            Ok(len) => len,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(len >= 12, "{len} bytes were never sent");
+        let field = |at: usize| u32::from_be_bytes([room[at], room[at + 1], room[at + 2], room[at + 3]]);
+        let (flow, number) = (field(0) as usize, field(4));
+        let mut wanted = vec![0; len];
+        datagram(flow, number, &mut wanted);
+        assert!(room[..len] == wanted, "a byte of datagram {number} of flow {flow} is wrong");
+        Some((flow, number))
+    }
+}

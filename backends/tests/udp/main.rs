@@ -1,0 +1,9 @@
+//! The udp backend on the real kernel, made by the reconciler as the agent does it, in network namespaces.
+
+#![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
+
+mod bed;
+mod flows;
+mod packets;
+mod safety;
+mod traffic;

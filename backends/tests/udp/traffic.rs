@@ -1,0 +1,100 @@
+//! Everything that pods send arrives as it was sent, with offloads and without.
+
+use backends::testing::Pod;
+use backends::udp::engine::Offload;
+
+use crate::bed::{Cluster, UDP, show, total};
+use crate::flows::{Datagrams, exchange};
+
+const MEGABYTE: usize = 1 << 20;
+
+fn ping(from: &Pod, to: &Pod, size: &str) {
+    show(from.namespace(), &format!("ping -n -c3 -i0.05 -W5 -s {size} {}", to.address()));
+}
+
+fn everything_arrives(offload: Offload) {
+    let cluster = Cluster::new(2, UDP, offload);
+    cluster.assert_reaches("at first");
+    let (a, b) = (&cluster.pods[0], &cluster.pods[1]);
+    ping(a, b, "4000");
+    ping(b, a, "56");
+    exchange(a.namespace(), b.namespace(), b.address(), 16 * MEGABYTE);
+    Datagrams::new(b.namespace(), a.namespace(), a.address(), 4).run(100, 12..=1400, 100);
+    cluster.assert_sound();
+    let sites = &cluster.sites;
+    let (packets, reads) =
+        (total(sites, |counters| &counters.sent_packets), total(sites, |counters| &counters.sent_reads));
+    let (received, writes) = (
+        total(sites, |counters| &counters.received_packets),
+        total(sites, |counters| &counters.received_writes),
+    );
+    assert_eq!(received, packets, "nothing is lost on the way");
+    if offload == Offload(true) {
+        assert!(reads < packets && writes < received, "{}", sites[0].counters());
+    } else {
+        let others = total(sites, |counters| &counters.dropped_not_ipv4);
+        assert_eq!((reads, writes), (packets + others, received), "{}", sites[0].counters());
+    }
+}
+
+#[test]
+fn everything_arrives_in_both_directions() {
+    everything_arrives(Offload(true));
+}
+
+#[test]
+fn everything_arrives_on_a_kernel_without_offloads_for_devices() {
+    everything_arrives(Offload(false));
+}
+
+/// Most of them are sent in fragments, some are not.
+#[test]
+fn datagrams_of_every_size_keep_their_order() {
+    for offload in [Offload(true), Offload(false)] {
+        let cluster = Cluster::new(2, UDP, offload);
+        let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
+        Datagrams::new(a, b, cluster.pods[1].address(), 1).run(1000, 12..=20_000, 16);
+        Datagrams::new(b, a, cluster.pods[0].address(), 7).run(100, 12..=9000, 40);
+        cluster.assert_sound();
+    }
+}
+
+#[test]
+fn a_hundred_flows_at_once_keep_their_order() {
+    for offload in [Offload(true), Offload(false)] {
+        let cluster = Cluster::new(2, UDP, offload);
+        let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
+        let small = Datagrams::new(a, b, cluster.pods[1].address(), 100);
+        small.run(60, 12..=1400, 250);
+        // One length, as a kernel likes to merge it.
+        small.run(60, 1000..=1000, 250);
+        cluster.assert_sound();
+    }
+}
+
+#[test]
+fn three_nodes_talk_each_to_each_at_the_same_time() {
+    let cluster = Cluster::new(3, UDP, Offload(true));
+    let pods = &cluster.pods;
+    let ways = [(0, 1), (1, 2), (2, 0), (1, 0), (2, 1), (0, 2)];
+    for (from, to) in ways {
+        assert!(pods[from].namespace().reaches(pods[to].address()).unwrap(), "{from} → {to}");
+    }
+    std::thread::scope(|scope| {
+        for (from, to) in ways {
+            let (from, to) = (&pods[from], &pods[to]);
+            scope.spawn(|| {
+                Datagrams::new(from.namespace(), to.namespace(), to.address(), 8).run(100, 12..=1400, 60);
+            });
+        }
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            let (from, to) = (&pods[from], &pods[to]);
+            scope.spawn(|| exchange(from.namespace(), to.namespace(), to.address(), 2 * MEGABYTE));
+        }
+    });
+    cluster.assert_sound();
+    for site in &cluster.sites {
+        let counters = site.counters();
+        assert_eq!(counters.refused_stranger.get() + counters.refused_source.get(), 0, "{counters}");
+    }
+}
