@@ -39,15 +39,24 @@ impl Tun {
         // A device that was left by somebody has one queue; an old or restricted kernel may have no more.
         // Packets one by one work everywhere.
         let mut outcome = Self::attach(name, full.0, full.1);
+        let mut busy = false;
         for (queues, vnet) in [(1, full.1), (1, 0)] {
-            match outcome {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && (queues, vnet) != full => {
+            let errno = outcome.as_ref().err().and_then(io::Error::raw_os_error);
+            busy |= errno == Some(libc::EBUSY);
+            match errno {
+                Some(libc::EINVAL | libc::EBUSY) if (queues, vnet) != full => {
                     outcome = Self::attach(name, queues, vnet);
                 }
                 _ => break,
             }
         }
-        outcome
+        match outcome {
+            // It is there and has several queues: another process holds it.
+            Err(error) if busy && error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(io::Error::from_raw_os_error(libc::EBUSY))
+            }
+            outcome => outcome,
+        }
     }
 
     fn attach(name: &Name, queues: usize, vnet: libc::c_int) -> io::Result<Self> {
@@ -58,9 +67,11 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
             *to = from as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
         let mut files = Vec::with_capacity(queues);
-        for _ in 0..queues {
+        for number in 0..queues {
+            // Whoever opens a device with several queues joins it, even one that another process holds.
+            let alone = if queues > 1 && number == 0 { libc::IFF_TUN_EXCL } else { 0 };
+            request.ifr_ifru.ifru_flags = (flags | alone) as libc::c_short;
             let file =
                 rustix::fs::open(TUN_FILE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
             // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
