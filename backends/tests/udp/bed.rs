@@ -30,7 +30,7 @@ pub(crate) struct Site {
     own: Subnets,
     /// The number of each peer, which its subnet has, and where it is reached.
     pub(crate) peers: Vec<(u8, Ipv4Addr)>,
-    pub(crate) machine: Machine,
+    pub(crate) machine: Arc<Machine>,
 }
 
 fn key(network: &NetworkConfig, number: u8) -> String {
@@ -44,10 +44,11 @@ fn key(network: &NetworkConfig, number: u8) -> String {
 impl Site {
     /// The next node of the fabric, without a tunnel as yet.
     pub(crate) fn new(fabric: &Fabric, config: &str, offload: Offload) -> Self {
-        Self::on(fabric.node().unwrap(), config, offload)
+        Self::on(Arc::new(fabric.node().unwrap()), config, offload)
     }
 
-    pub(crate) fn on(machine: Machine, config: &str, offload: Offload) -> Self {
+    /// One more on a machine, as another process would be.
+    pub(crate) fn on(machine: Arc<Machine>, config: &str, offload: Offload) -> Self {
         let network = NetworkConfig::parse(config).unwrap();
         let mut kernel = machine.namespace().run(|| Netlink::open_with(offload).unwrap());
         let host = kernel.observe(&KernelState::default(), &Scope::default()).unwrap().host;

@@ -4,6 +4,7 @@
 
 mod bed;
 mod flows;
+mod heal;
 mod packets;
 mod safety;
 mod traffic;
