@@ -174,6 +174,11 @@ impl Netlink {
         // Router advertisements from inside the overlay must not configure the node. /proc/sys is
         // read-only in an unprivileged pod, where the setting is the runtime's business (contract K17).
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+        if link.identity == LinkIdentity::Tun {
+            // Its own address is the source of the errors that the datapath sends; without this the kernel
+            // takes them for forged.
+            let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/accept_local"), "1");
+        }
         if !patch.is_empty() {
             self.conversation.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
         }
