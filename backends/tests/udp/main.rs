@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod bed;
+mod errors;
 mod flows;
 mod heal;
 mod packets;
 mod safety;
 mod traffic;
+mod wire;

@@ -76,6 +76,14 @@ impl Packet {
         packet
     }
 
+    /// Adds data to a TCP segment.
+    pub(crate) fn append(&mut self, data: &[u8]) {
+        self.payload.extend(data);
+        self.payload[16..18].fill(0);
+        let sum = self.l4_checksum();
+        self.payload[16..18].copy_from_slice(&sum.to_be_bytes());
+    }
+
     /// An echo request.
     pub(crate) fn echo(src: Ipv4Addr, dst: Ipv4Addr, id: u16, data: &[u8]) -> Self {
         let mut payload = vec![8, 0, 0, 0];
