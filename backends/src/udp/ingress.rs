@@ -70,6 +70,7 @@ impl Ingress {
                 tally.strangers += 1;
                 continue;
             }
+            tally.malformed += u64::from(datagram.len == 0);
             let end = datagram.start + datagram.len;
             let mut start = datagram.start;
             while start < end {
