@@ -1,11 +1,12 @@
 //! Traffic whose every byte is known beforehand: what arrives is compared, not hashed, so that a failure says
 //! where the first wrong byte is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,15 +99,17 @@ fn datagram(flow: usize, number: u32, room: &mut [u8]) {
     room[4..8].copy_from_slice(&number.to_be_bytes());
 }
 
-/// What arrived.
+/// What became of datagrams on a bad wire.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Arrived {
-    /// Datagrams, without repetitions.
+    /// Datagrams that were sent.
+    pub(crate) sent: usize,
+    /// Of these so many arrived.
     pub(crate) different: usize,
     /// Datagrams that had arrived before.
     pub(crate) repeated: usize,
-    /// Datagrams after which one with a smaller number came.
-    pub(crate) overtaking: usize,
+    /// Datagrams that came after one with a larger number.
+    pub(crate) overtaken: usize,
 }
 
 impl Datagrams {
@@ -142,44 +145,71 @@ impl Datagrams {
         });
     }
 
-    /// The same over a wire that does what it likes: what arrives is as it was sent.
+    /// The same over a wire that does what it likes: what arrives is as it was sent. At the end, more is sent
+    /// until something of it arrives in each flow; on a wire that drops nothing, all has to arrive.
     pub(crate) fn run_over_a_bad_wire(
         &self,
         count: u32,
         sizes: RangeInclusive<usize>,
         window: usize,
+        drops: bool,
     ) -> Arrived {
-        let total = self.sources.len() * count as usize;
-        let (arrived, sent) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (arrived, sent) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        let open: Vec<AtomicBool> = self.sources.iter().map(|_| AtomicBool::new(true)).collect();
         // Silence means something only once all is sent.
-        self.sink.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        self.sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let mut all: BTreeMap<(usize, u32), usize> = BTreeMap::new();
         let mut newest = vec![0; self.sources.len()];
         let mut outcome = Arrived::default();
         thread::scope(|scope| {
             scope.spawn(|| {
                 self.send_patiently(count, sizes, window, &arrived);
-                sent.store(1, Ordering::Relaxed);
+                let more = self.send_more(count, &open);
+                sent.store(count as usize * self.sources.len() + more, Ordering::Relaxed);
             });
+            let start = Instant::now();
             loop {
                 let Some((flow, number)) = self.receive() else {
-                    if sent.load(Ordering::Relaxed) == 1 {
+                    let sent = sent.load(Ordering::Relaxed);
+                    let late = start.elapsed() > LIMIT;
+                    if all.len() == sent || (drops || late) && sent != usize::MAX {
                         break;
                     }
                     continue;
                 };
-                assert!(flow < newest.len() && number < count, "never sent: {flow} {number}");
                 let times = all.entry((flow, number)).or_default();
                 *times += 1;
                 outcome.repeated += usize::from(*times > 1);
-                outcome.overtaking += usize::from(number < newest[flow]);
+                outcome.overtaken += usize::from(number < newest[flow]);
                 newest[flow] = newest[flow].max(number);
+                if number >= count {
+                    open[flow].store(false, Ordering::Relaxed);
+                }
                 arrived.fetch_add(1, Ordering::Relaxed);
             }
         });
+        outcome.sent = sent.into_inner();
         outcome.different = all.len();
-        assert!(outcome.different <= total);
         outcome
+    }
+
+    /// Sends in each flow until it is closed; gives how many that took.
+    fn send_more(&self, first: u32, open: &[AtomicBool]) -> usize {
+        let (mut number, mut sent) = (first, 0);
+        while open.iter().any(|open| open.load(Ordering::Relaxed)) {
+            for (flow, source) in self.sources.iter().enumerate() {
+                if open[flow].load(Ordering::Relaxed) {
+                    let mut room = [0; 12];
+                    datagram(flow, number, &mut room);
+                    source.send_to(&room, self.to).unwrap();
+                    sent += 1;
+                }
+            }
+            number += 1;
+            assert!(number - first < 10_000, "nothing arrives any more");
+            thread::sleep(Duration::from_millis(5));
+        }
+        sent
     }
 
     fn send(&self, count: u32, sizes: RangeInclusive<usize>, window: usize, arrived: &AtomicUsize) {
@@ -194,12 +224,15 @@ impl Datagrams {
 
     /// Goes on after a while without those that will never arrive.
     fn send_patiently(&self, count: u32, sizes: RangeInclusive<usize>, window: usize, arrived: &AtomicUsize) {
+        let given_up = Cell::new(0);
         self.send_while(count, sizes, |sent| {
             let start = Instant::now();
-            while sent.saturating_sub(arrived.load(Ordering::Relaxed)) >= window
-                && start.elapsed() < Duration::from_millis(2)
-            {
+            let missing = || sent.saturating_sub(arrived.load(Ordering::Relaxed) + given_up.get());
+            while missing() >= window {
                 thread::sleep(Duration::from_micros(50));
+                if start.elapsed() > Duration::from_millis(5) {
+                    given_up.set(given_up.get() + missing());
+                }
             }
         });
     }

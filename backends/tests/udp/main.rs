@@ -7,6 +7,7 @@ mod errors;
 mod flows;
 mod heal;
 mod packets;
+mod relay;
 mod safety;
 mod traffic;
 mod wire;
