@@ -58,9 +58,11 @@ fn every_hop_of_a_way_through_the_tunnel_can_be_traced() {
         }
         assert!(ping(pod, far, 5).contains("ttl=60"));
         for (site, dropped, refused) in [(0, 1, 0), (1, 0, 1)] {
-            let counters = cluster.sites[site].counters();
-            let found = (counters.dropped_ttl.get(), counters.refused_ttl.get(), counters.icmp_errors.get());
-            assert_eq!(found, (dropped, refused, 1), "{counters}");
+            cluster.sites[site].wait_for("counters of the errors", |counters| {
+                let found =
+                    (counters.dropped_ttl.get(), counters.refused_ttl.get(), counters.icmp_errors.get());
+                found == (dropped, refused, 1)
+            });
         }
     }
 }
@@ -73,8 +75,9 @@ fn a_pod_hears_that_nobody_has_an_address() {
     assert!(text.contains("From 10.244.1.0 icmp_seq=1 Destination Net Unreachable"), "{text}");
     let stream = pod.run(|| std::net::TcpStream::connect_timeout(&([10, 244, 9, 9], 80).into(), LIMIT));
     assert_eq!(stream.unwrap_err().kind(), std::io::ErrorKind::NetworkUnreachable);
-    let counters = cluster.sites[0].counters();
-    assert_eq!((counters.dropped_no_peer.get(), counters.icmp_errors.get()), (2, 2), "{counters}");
+    cluster.sites[0].wait_for("counters of the errors", |counters| {
+        (counters.dropped_no_peer.get(), counters.icmp_errors.get()) == (2, 2)
+    });
 }
 
 #[test]
@@ -96,8 +99,9 @@ fn a_packet_too_long_for_the_tunnel_is_answered_with_its_mtu() {
             assert_eq!(answer.payload[8 + 4..8 + 6], packet.id.to_be_bytes(), "it quotes the packet");
             cluster.sites[0].ip("link set flannel0 mtu 9000");
         }
-        let counters = cluster.sites[0].counters();
-        assert_eq!((counters.dropped_too_long.get(), counters.icmp_errors.get()), (1, 1), "{counters}");
+        cluster.sites[0].wait_for("counters of the error", |counters| {
+            (counters.dropped_too_long.get(), counters.icmp_errors.get()) == (1, 1)
+        });
     }
 }
 
@@ -188,7 +192,6 @@ fn fragments_stay_where_they_were_among_whole_packets() {
             }
         }
         assert!(found == wanted);
-        let counters = wire.site.counters();
-        assert_eq!(counters.received_packets.get(), sent.len() as u64);
+        wire.site.wait_for("all", |counters| counters.received_packets.get() == sent.len() as u64);
     }
 }

@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 
-use backends::testing::Fabric;
+use backends::testing::{Fabric, wait_for};
 use backends::udp::engine::Offload;
 
-use crate::bed::{Cluster, Site, UDP, show};
+use crate::bed::{Cluster, LIMIT, Site, UDP, show};
 
 fn state(site: &Site) -> String {
     // Without its number, which is another one for a device that was made anew.
@@ -94,7 +94,11 @@ fn a_device_ends_with_its_process_and_is_made_anew_by_the_next() {
     site.converge();
     let machine = Arc::clone(&site.machine);
     drop(site);
-    assert!(!show(machine.namespace(), "ip -o link show").contains("flannel0"));
+    // A program that is being started elsewhere in this process may hold its files for a moment.
+    wait_for("the end of the device", LIMIT, || {
+        !show(machine.namespace(), "ip -o link show").contains("flannel0")
+    })
+    .unwrap();
     let mut site = Site::on(machine, UDP, Offload(true));
     assert_eq!(site.converge()[0], "link add flannel0 type tun mtu 1472");
 }
@@ -159,8 +163,9 @@ fn two_networks_with_two_ports_share_the_nodes() {
     cluster.assert_reaches("beside the second network");
     assert!(a.machine.namespace().reaches(there).unwrap());
     assert_eq!(cluster.sites.iter_mut().map(|site| site.converge().len()).sum::<usize>(), 0);
-    let counters = a.counters();
-    assert!(counters.sent_packets.get() > 0 && counters.received_packets.get() > 0, "{counters}");
+    a.wait_for("both directions", |counters| {
+        counters.sent_packets.get() > 0 && counters.received_packets.get() > 0
+    });
     drop((a, b));
     assert_eq!(cluster.sites.iter_mut().map(|site| site.converge().len()).sum::<usize>(), 0);
     cluster.assert_reaches("after the second network ended");

@@ -4,6 +4,7 @@
 
 mod bed;
 mod errors;
+mod fallback;
 mod flows;
 mod heal;
 mod packets;

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use backends::testing::{Fabric, Node as Machine, Pod};
+use backends::testing::{Fabric, Node as Machine, Pod, wait_for};
 use backends::udp::engine::Offload;
 
-use crate::bed::{Site, TRUSTING, UDP as CONFIG, checksum_errors, total};
+use crate::bed::{LIMIT, Site, TRUSTING, UDP as CONFIG, checksum_errors, total};
 use crate::flows::{Datagrams, Numbers, exchange};
 use crate::packets::UDP;
 use crate::wire::PORT;
@@ -196,11 +196,9 @@ fn a_good_relay_changes_nothing() {
     exchange(a.namespace(), b.namespace(), b.address(), 4 << 20);
     scene.datagrams(10).run(50, 12..=1400, 100);
     scene.relay.stop();
-    let (sent, received) = (
-        total(&scene.sites, |counters| &counters.sent_packets),
-        total(&scene.sites, |counters| &counters.received_packets),
-    );
-    assert_eq!(sent, received);
+    let sent = || total(&scene.sites, |counters| &counters.sent_packets);
+    let received = || total(&scene.sites, |counters| &counters.received_packets);
+    wait_for("the counters", LIMIT, || sent() == received()).unwrap();
 }
 
 #[test]
@@ -242,12 +240,23 @@ fn repeated_late_and_invented_datagrams_hurt_nobody() {
         let [repeated, late, invented] =
             [&done.repeated, &done.late, &done.invented].map(|counter| counter.load(Ordering::Relaxed));
         let counters = scene.sites.each_ref().map(Site::counters);
+        let seen = || {
+            counters
+                .iter()
+                .map(|all| {
+                    all.refused_malformed.get() + all.refused_source.get() + all.received_packets.get()
+                })
+                .sum::<u64>()
+        };
+        let wanted = || total(&scene.sites, |all| &all.sent_packets) + repeated + invented;
         let told = format!(
             "repeated {repeated}, late {late}, invented {invented}; {arrived:?}; {}; {}",
             counters[0], counters[1]
         );
         assert_eq!(arrived.different, arrived.sent, "{told}");
         assert!(arrived.repeated > 50 && arrived.overtaken > 0 && late > 100, "{told}");
+        wait_for("the last batch", LIMIT, || seen() == wanted())
+            .unwrap_or_else(|error| panic!("{error}: {told}"));
         let refused: u64 = counters
             .iter()
             .map(|counters| {

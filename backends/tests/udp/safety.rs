@@ -2,23 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use backends::testing::{Namespace, Pod};
+use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
 use backends::udp::engine::Offload;
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP};
 use crate::packets::Packet;
-use backends::testing::Fabric;
+use crate::wire::{PORT, v4};
 
-const PORT: u16 = 8285;
 /// Where the pod listens.
 const LISTENING: u16 = 7000;
-
-pub(crate) fn v4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => panic!("{address}"),
-    }
-}
 
 /// A node with a tunnel, a namespace that is its peer, and one that nobody knows.
 struct Scene {
@@ -27,7 +19,7 @@ struct Scene {
     listener: UdpSocket,
     peer: (Ipv4Addr, UdpSocket),
     stranger: (Ipv4Addr, UdpSocket),
-    _machines: Vec<backends::testing::Node>,
+    _machines: Vec<Machine>,
     _fabric: Fabric,
 }
 
@@ -87,7 +79,7 @@ fn nobody_but_a_peer_gets_in_and_a_peer_only_with_its_own_addresses() {
     scene.send(&scene.peer, scene.peer.0, "the peer itself");
     assert_eq!(scene.hear(), "the peer itself");
     assert_eq!((counters.refused_stranger.get(), counters.refused_source.get()), (1, 4));
-    assert_eq!(counters.received_packets.get(), 2, "{counters}");
+    scene.site.wait_for("two packets", |counters| counters.received_packets.get() == 2);
 }
 
 #[test]

@@ -1,0 +1,55 @@
+//! What the kernel refuses at once is sent packet by packet.
+
+use backends::testing::Pod;
+use backends::udp::engine::Offload;
+
+use crate::bed::{Cluster, UDP};
+use crate::flows::{Datagrams, exchange};
+
+/// The way to the peer carries less than the link: the kernel then refuses to segment (EMSGSIZE), but
+/// fragments single datagrams.
+#[test]
+fn packets_go_one_by_one_where_the_way_is_narrower_than_the_link() {
+    for offload in [Offload(true), Offload(false)] {
+        let cluster = Cluster::new(3, UDP, offload);
+        let pod = |number: usize| -> &Pod { &cluster.pods[number] };
+        let (narrow, wide) = (&cluster.sites[1], &cluster.sites[2]);
+        cluster.sites[0].ip(&format!("route add {} dev eth0 mtu 1300", narrow.machine.address()));
+        let send = |to: usize| Datagrams::new(pod(0).namespace(), pod(to).namespace(), pod(to).address(), 3);
+        // Many at once, of one length, so that they are one group.
+        send(1).run(200, 1400..=1400, 200);
+        let counters = cluster.sites[0].counters();
+        let (fallbacks, groups) = (counters.sent_fallbacks.get(), counters.sent_groups.get());
+        assert!(fallbacks > 0, "{counters}");
+        // The other peer's packets still go in groups.
+        send(2).run(200, 1400..=1400, 200);
+        cluster.sites[0]
+            .wait_for("groups", |counters| (1..600).contains(&(counters.sent_groups.get() - groups)));
+        assert_eq!(counters.sent_fallbacks.get(), fallbacks, "{counters}");
+        exchange(pod(0).namespace(), pod(1).namespace(), pod(1).address(), 1 << 20);
+        assert_eq!(counters.dropped_unsent.get(), 0, "{counters}");
+        wide.wait_for("all", |counters| counters.received_packets.get() >= 600);
+        cluster.assert_sound();
+    }
+}
+
+/// A link that shrinks before anybody tells the tunnel.
+#[test]
+fn packets_arrive_while_the_tunnel_does_not_know_that_its_link_shrank() {
+    let mut cluster = Cluster::new(2, UDP, Offload(true));
+    let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
+    exchange(a, b, cluster.pods[1].address(), 1 << 20);
+    for site in &cluster.sites {
+        site.machine.set_mtu(1350).unwrap();
+    }
+    exchange(a, b, cluster.pods[1].address(), 1 << 20);
+    let counters = cluster.sites[0].counters();
+    assert!(counters.sent_fallbacks.get() > 0, "{counters}");
+    for site in &mut cluster.sites {
+        site.node.underlay.mtu = 1350;
+        assert_eq!(site.converge()[0], "link set flannel0 mtu 1322");
+    }
+    let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
+    exchange(a, b, cluster.pods[1].address(), 1 << 20);
+    cluster.assert_sound();
+}
