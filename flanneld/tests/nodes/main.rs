@@ -11,4 +11,5 @@ mod masquerade;
 mod restart;
 mod strangers;
 mod swap;
+mod udp;
 mod underlay;
