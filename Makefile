@@ -59,6 +59,9 @@ bench-kube: ## Measures starts among 2 to 20,000 nodes of Kubernetes, heartbeats
 	cargo build --locked --release -p bench --bin kube
 	$(SUDO) $(PROGRAMS:debug=release)/kube $(ARGS)
 
+fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
+	cargo run -p bench --bin fuzz -- $(ARGS)
+
 test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
@@ -127,4 +130,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube test test-kube fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube fuzz test test-kube fmt clippy doc layers release image manifest-check ci

@@ -1,0 +1,206 @@
+//! From the peers to the device: what follows each other is merged, and what the kernel makes of it again is
+//! what came in.
+
+use std::collections::BTreeMap;
+
+use backends::udp::merge::{LONGEST_HEAD, Merger, Taken};
+use backends::udp::packet::Ipv4Header;
+
+use crate::model::{self, Header, Offload, TCP, UDP};
+use crate::packets::{Flow, Numbers, damage};
+
+/// Datagrams of some flows, in bursts and mixed.
+fn batch(numbers: &mut Numbers) -> Vec<Vec<u8>> {
+    let mut flows: Vec<Flow> =
+        (0..numbers.of(&[1, 3, 9, 150])).map(|number| Flow::new(number, numbers)).collect();
+    let mut packets = Vec::new();
+    let sizes = [0, 1, 7, 8, 40, 100, 100, 1000, 1420];
+    let most = numbers.of(&[10, 40, 40, 200]);
+    for _ in 0..numbers.below(40) {
+        let number = numbers.below(flows.len());
+        let len = numbers.of(&sizes);
+        for _ in 0..numbers.of(&[1, 1, 1, 3, 10, 70]) {
+            let flow = &mut flows[number];
+            let mut one = flow.clone();
+            let len = if numbers.one_in(30) { numbers.below(len + 1) } else { len };
+            match numbers.below(60) {
+                0 => one.place = 0x2000,
+                1 => one.place = 0x0010,
+                2 => one.ip_options = vec![1; 8],
+                3 => one.tos ^= 3,
+                4 => one.ttl = numbers.of(&[0, 1, 2, 9]),
+                5 => one.window ^= 1,
+                6 => one.acknowledged ^= 1,
+                7 => one.flags = numbers.next() as u8,
+                8 => one.flags |= 0x08,
+                9 => flow.place ^= 0x4000,
+                10 => one.sequence = numbers.next() as u32,
+                11 => flow.id = flow.id.wrapping_add(2),
+                12 => one.tcp_options.reverse(),
+                13 => one.ports[3] ^= 1,
+                14 => one.protocol = numbers.of(&[TCP, UDP, 1]),
+                _ => {}
+            }
+            flow.go_on(len);
+            let mut packet = one.packet(&numbers.bytes(len));
+            if one.protocol == UDP && numbers.one_in(20) {
+                packet[20 + one.ip_options.len() + 6..][..2].fill(0);
+            }
+            damage(&mut packet, numbers);
+            if numbers.one_in(40) {
+                packets.push(packet.clone());
+            }
+            packets.push(packet);
+        }
+        if packets.len() > most {
+            break;
+        }
+    }
+    packets
+}
+
+/// What is to become of a packet, by what a receiver checks.
+fn judge(packet: &[u8], header: Header) -> Taken {
+    let Header { head, total, fragment } = header;
+    if model::checksum(&[&packet[..head]]) != 0 {
+        return Taken::Unsound;
+    }
+    if packet[8] <= 1 {
+        return Taken::Expired;
+    }
+    if fragment || head != 20 {
+        return Taken::Sound;
+    }
+    let l4 = &packet[head..total];
+    let right = || model::l4_checksum(&packet[..total], head) == 0;
+    let sound = match packet[9] {
+        TCP => {
+            let len = l4.get(12).map_or(0, |offset| usize::from(offset >> 4) * 4);
+            (20..=l4.len()).contains(&len) && right()
+        }
+        UDP => l4.len() < 8 || usize::from(model::word(l4, 4)) != l4.len() || l4[6..8] == [0, 0] || right(),
+        _ => true,
+    };
+    if sound { Taken::Sound } else { Taken::Unsound }
+}
+
+/// A packet without what merging may change: identification where fragmenting is forbidden, and which of the
+/// two zeros of the sum a right checksum has.
+fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
+    let Some(Header { head, fragment, .. }) = model::header(&packet) else { return packet };
+    if model::checksum(&[&packet[..head]]) != 0 {
+        return packet;
+    }
+    if packet[6] & 0x40 != 0 {
+        packet[4..6].fill(0);
+    }
+    model::seal_header(&mut packet[..head]);
+    let whole = !fragment && packet[9] == TCP && packet.len() >= head + 20;
+    if whole && model::l4_checksum(&packet, head) == 0 {
+        model::seal(&mut packet, head);
+    }
+    packet
+}
+
+/// Whether two packets have to stay in order: they are of one flow, or one of them is a fragment or has
+/// options and the other one is between the same hosts.
+fn related(a: &[u8], b: &[u8]) -> bool {
+    let odd = |packet: &[u8]| packet[0] != 0x45 || model::word(packet, 6) & 0x3fff != 0;
+    let ports = |packet: &[u8]| packet.get(20..24).map(<[u8]>::to_vec);
+    a[9] == b[9] && a[12..20] == b[12..20] && (odd(a) || odd(b) || ports(a) == ports(b))
+}
+
+/// A batch of datagrams; gives how many, how many were taken, and how many of these were merged.
+pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
+    let mut numbers = Numbers(!seed);
+    let udp = !numbers.one_in(4);
+    let mut merger = Merger::new(!numbers.one_in(8), udp);
+    let (mut fed, mut taken, mut merged) = (0, 0, 0);
+    for _ in 0..=numbers.below(2) {
+        let packets = batch(&mut numbers);
+        merger.clear();
+        let mut bytes = packets.concat();
+        // What is to be written, and whether it has a place in an order.
+        let mut wanted: Vec<(Vec<u8>, bool)> = Vec::new();
+        let mut start = 0;
+        for packet in &packets {
+            let at = start;
+            start += packet.len();
+            let Ok(header) = Ipv4Header::parse(packet) else {
+                assert!(model::header(packet).is_none(), "a packet was refused");
+                continue;
+            };
+            let slow = model::header(packet).expect("a packet was taken");
+            let fate = judge(packet, slow);
+            assert_eq!(merger.add(&mut bytes, at..at + header.total_len, &header), fate, "{header:?}");
+            let mut packet = packet[..slow.total].to_vec();
+            match fate {
+                Taken::Expired => continue,
+                Taken::Unsound if model::checksum(&[&packet[..slow.head]]) != 0 => {}
+                Taken::Unsound | Taken::Sound => model::age(&mut packet),
+            }
+            wanted.push((packet, fate == Taken::Sound));
+        }
+        fed += packets.len() as u64;
+        taken += wanted.len() as u64;
+        merged += compare(&merger, &bytes, &wanted);
+    }
+    (fed, taken, merged)
+}
+
+/// What the kernel gets out of the items is what is wanted; gives how many packets were merged.
+fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
+    let mut found = Vec::new();
+    let mut merged = 0;
+    for item in merger.items() {
+        let mut room = [0; LONGEST_HEAD];
+        let len = item.head(&mut room);
+        let offload = Offload::parse(&room);
+        let mut packet = room[10..len].to_vec();
+        item.parts().iter().for_each(|part| packet.extend(&bytes[part.clone()]));
+        assert!(packet.len() <= 65_535 && item.parts().len() <= 128);
+        assert_eq!(item.destination(bytes).octets(), packet[16..20], "where it goes");
+        let each: Vec<&[u8]> = item.each().map(|range| &bytes[range]).collect();
+        if item.packets() == 1 {
+            assert!(offload.kind == 0 && offload.flags & 1 == 0 && packet == each[0]);
+            found.push(packet);
+            continue;
+        }
+        merged += item.packets() as u64;
+        let l4 = if packet[9] == TCP { usize::from(packet[32] >> 4) * 4 } else { 8 };
+        assert!(packet[9] == TCP || item.packets() <= 64);
+        assert_eq!((offload.flags, usize::from(offload.header_len), offload.from), (1, 20 + l4, 20));
+        assert_eq!(offload.at, if packet[9] == TCP { 16 } else { 6 });
+        assert_eq!(model::checksum(&[&packet[..20]]), 0);
+        // The kernel goes on from the sum of the pseudo header.
+        let at = 20 + usize::from(offload.at);
+        let mut pseudo = packet[12..20].to_vec();
+        pseudo.extend([0, packet[9]]);
+        pseudo.extend((packet.len() as u16 - 20).to_be_bytes());
+        assert_eq!(model::word(&packet, at), !model::checksum(&[&pseudo]));
+        let segments = model::segments(&offload, &packet).expect("the kernel takes it");
+        assert_eq!(segments.len(), each.len());
+        for (segment, received) in segments.iter().zip(each) {
+            assert!(comparable(segment.clone()) == comparable(received.to_vec()));
+        }
+        found.extend(segments);
+    }
+    assert_eq!(found.len(), wanted.len());
+    // Packets that look alike came in the order in which they are found.
+    let mut places: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
+    for (place, packet) in found.into_iter().enumerate().rev() {
+        places.entry(comparable(packet)).or_default().push(place);
+    }
+    let mut placed: BTreeMap<&[u8], Vec<(usize, &[u8])>> = BTreeMap::new();
+    for (packet, ordered) in wanted {
+        let alike = places.get_mut(&comparable(packet.clone())).expect("a packet is missing");
+        let place = alike.pop().expect("a packet is missing");
+        if *ordered {
+            let placed = placed.entry(&packet[12..20]).or_default();
+            let overtaken = placed.iter().any(|(earlier, other)| *earlier > place && related(other, packet));
+            assert!(!overtaken, "out of order: {:?}", model::header(packet));
+            placed.push((place, packet));
+        }
+    }
+    merged
+}

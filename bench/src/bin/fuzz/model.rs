@@ -1,0 +1,174 @@
+//! What has to come out, the slow and obvious way.
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// RFC 1071, byte pair by byte pair, over parts that begin at even places.
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+pub(crate) fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn put(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
+
+/// The checksum of TCP or UDP over what is there: 0 if a right one is in it.
+pub(crate) fn l4_checksum(packet: &[u8], head: usize) -> u16 {
+    let l4 = &packet[head..];
+    let mut pseudo = packet[12..20].to_vec();
+    pseudo.extend([0, packet[9]]);
+    pseudo.extend((l4.len() as u16).to_be_bytes());
+    checksum(&[&pseudo, l4])
+}
+
+/// Makes the checksum of the header anew.
+pub(crate) fn seal_header(header: &mut [u8]) {
+    put(header, 10, 0);
+    let sum = checksum(&[header]);
+    put(header, 10, sum);
+}
+
+/// Makes all checksums of a whole packet anew.
+pub(crate) fn seal(packet: &mut [u8], head: usize) {
+    seal_header(&mut packet[..head]);
+    let at = match packet[9] {
+        TCP => head + 16,
+        UDP => head + 6,
+        _ => return,
+    };
+    put(packet, at, 0);
+    let sum = match l4_checksum(packet, head) {
+        0 if packet[9] == UDP => 0xffff,
+        sum => sum,
+    };
+    put(packet, at, sum);
+}
+
+/// What a header says, if the packet is one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub(crate) head: usize,
+    pub(crate) total: usize,
+    pub(crate) fragment: bool,
+}
+
+pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
+    if bytes.len() < 20 || bytes[0] >> 4 != 4 {
+        return None;
+    }
+    let (head, total) = (usize::from(bytes[0] % 16) * 4, usize::from(word(bytes, 2)));
+    let fits = head >= 20 && head <= total && total <= bytes.len();
+    fits.then_some(Header { head, total, fragment: word(bytes, 6) & 0x3fff != 0 })
+}
+
+/// One hop less; the checksum changes as RFC 1624 says, whether it was right or not.
+pub(crate) fn age(packet: &mut [u8]) {
+    packet[8] -= 1;
+    let sum = u32::from(word(packet, 10)) + 0x100;
+    put(packet, 10, ((sum & 0xffff) + (sum >> 16)) as u16);
+}
+
+/// The offload header in front of a packet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Offload {
+    pub(crate) flags: u8,
+    pub(crate) kind: u8,
+    pub(crate) header_len: u16,
+    pub(crate) segment: u16,
+    pub(crate) from: u16,
+    pub(crate) at: u16,
+}
+
+impl Offload {
+    pub(crate) fn bytes(&self) -> [u8; 10] {
+        let mut bytes = [self.flags, self.kind, 0, 0, 0, 0, 0, 0, 0, 0];
+        let words = [self.header_len, self.segment, self.from, self.at];
+        for (place, word) in bytes[2..].chunks_mut(2).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            flags: bytes[0],
+            kind: bytes[1],
+            header_len: word(2),
+            segment: word(4),
+            from: word(6),
+            at: word(8),
+        }
+    }
+}
+
+/// The packets that one stands for; none where header and packet don't fit together.
+pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let Header { head, total, fragment } = header(packet)?;
+    let packet = &packet[..total];
+    let step = usize::from(offload.segment);
+    let l4 = match offload.kind & 0x7f {
+        0 if offload.flags & 1 == 0 => return Some(vec![packet.to_vec()]),
+        0 => {
+            let from = usize::from(offload.from);
+            let at = from + usize::from(offload.at);
+            if from < head || from % 2 != 0 || at + 2 > total {
+                return None;
+            }
+            let mut whole = packet.to_vec();
+            let sum = match checksum(&[&packet[from..]]) {
+                0 if packet[9] == UDP => 0xffff,
+                sum => sum,
+            };
+            put(&mut whole, at, sum);
+            return Some(vec![whole]);
+        }
+        1 if packet[9] == TCP && !fragment && step >= 8 && total >= head + 20 => {
+            usize::from(packet[head + 12] >> 4) * 4
+        }
+        5 if packet[9] == UDP && !fragment && step > 0 => 8,
+        _ => return None,
+    };
+    if l4 < 8 || packet[9] == TCP && l4 < 20 || head + l4 >= total {
+        return None;
+    }
+    let parts: Vec<&[u8]> = packet[head + l4..].chunks(step).collect();
+    let count = parts.len();
+    let segment = |(number, part): (usize, &&[u8])| {
+        let mut one = packet[..head + l4].to_vec();
+        one.extend(*part);
+        let len = one.len() as u16;
+        put(&mut one, 2, len);
+        put(&mut one, 4, word(packet, 4).wrapping_add(number as u16));
+        if packet[9] == TCP {
+            let first =
+                u32::from_be_bytes([packet[head + 4], packet[head + 5], packet[head + 6], packet[head + 7]]);
+            let sequence = first.wrapping_add((number * step) as u32);
+            one[head + 4..head + 8].copy_from_slice(&sequence.to_be_bytes());
+            if number + 1 < count {
+                one[head + 13] &= !0x09;
+            }
+            if number > 0 {
+                one[head + 13] &= !0x80;
+            }
+        } else {
+            put(&mut one, head + 4, len - head as u16);
+        }
+        seal(&mut one, head);
+        one
+    };
+    Some(parts.iter().enumerate().map(segment).collect())
+}

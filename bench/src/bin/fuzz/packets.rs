@@ -1,0 +1,154 @@
+//! Random packets: whole ones of a few flows, damaged ones, and bytes that are none.
+
+use crate::model::{self, TCP, UDP};
+
+/// Reproducible numbers (splitmix64).
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+
+    pub(crate) fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend(self.next().to_ne_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// What a flow's next packet looks like.
+#[derive(Clone, Debug)]
+pub(crate) struct Flow {
+    pub(crate) src: [u8; 4],
+    pub(crate) dst: [u8; 4],
+    pub(crate) ports: [u8; 4],
+    pub(crate) protocol: u8,
+    pub(crate) tos: u8,
+    pub(crate) ttl: u8,
+    pub(crate) id: u16,
+    pub(crate) place: u16,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledged: u32,
+    pub(crate) flags: u8,
+    pub(crate) window: u16,
+    pub(crate) ip_options: Vec<u8>,
+    pub(crate) tcp_options: Vec<u8>,
+}
+
+impl Flow {
+    /// One of `count` flows, some of which share their addresses.
+    pub(crate) fn new(number: usize, numbers: &mut Numbers) -> Self {
+        let words = numbers.of(&[0, 0, 0, 3, 10]);
+        Self {
+            src: [10, 244, 2, (number / 3) as u8],
+            dst: [10, 244, 1, (number / 5) as u8],
+            ports: [0x80, number as u8, 0x14, 0x51],
+            protocol: numbers.of(&[TCP, TCP, TCP, UDP, UDP, 1, 132]),
+            tos: numbers.of(&[0, 0, 0, 1, 2, 3, 0xb8]),
+            ttl: numbers.of(&[64, 64, 64, 255, 2, 63]),
+            id: numbers.next() as u16,
+            place: numbers.of(&[0x4000, 0x4000, 0]),
+            sequence: numbers.next() as u32,
+            acknowledged: numbers.next() as u32,
+            flags: 0x10,
+            window: numbers.next() as u16,
+            ip_options: Vec::new(),
+            tcp_options: numbers.bytes(4 * words),
+        }
+    }
+
+    /// A packet with right checksums.
+    pub(crate) fn packet(&self, payload: &[u8]) -> Vec<u8> {
+        let mut l4 = self.ports.to_vec();
+        match self.protocol {
+            TCP => {
+                l4.extend(self.sequence.to_be_bytes());
+                l4.extend(self.acknowledged.to_be_bytes());
+                l4.extend([((20 + self.tcp_options.len()) * 4) as u8, self.flags]);
+                l4.extend(self.window.to_be_bytes());
+                l4.extend([0; 4]);
+                l4.extend(&self.tcp_options);
+            }
+            UDP => {
+                l4.extend((8 + payload.len() as u16).to_be_bytes());
+                l4.extend([0; 2]);
+            }
+            _ => {}
+        }
+        l4.extend(payload);
+        let head = 20 + self.ip_options.len();
+        let mut packet = vec![0x40 | (head / 4) as u8, self.tos];
+        packet.extend(((head + l4.len()) as u16).to_be_bytes());
+        packet.extend(self.id.to_be_bytes());
+        packet.extend(self.place.to_be_bytes());
+        packet.extend([self.ttl, self.protocol, 0, 0]);
+        packet.extend(self.src);
+        packet.extend(self.dst);
+        packet.extend(&self.ip_options);
+        packet.extend(l4);
+        model::seal(&mut packet, head);
+        packet
+    }
+
+    /// The flow after a packet with so much payload.
+    pub(crate) fn go_on(&mut self, payload: usize) {
+        self.sequence = self.sequence.wrapping_add(payload as u32);
+        self.id = self.id.wrapping_add(1);
+    }
+}
+
+/// Damages a packet, or leaves it alone most of the time.
+pub(crate) fn damage(packet: &mut Vec<u8>, numbers: &mut Numbers) {
+    match numbers.below(40) {
+        0 => {
+            let at = numbers.below(packet.len());
+            packet[at] ^= numbers.next() as u8;
+        }
+        1 => packet.truncate(numbers.below(packet.len()).max(1)),
+        2 => packet.extend(numbers.bytes(7)),
+        3 => {
+            // Where the headers are.
+            for _ in 0..3 {
+                let at = numbers.below(packet.len().min(40));
+                packet[at] = numbers.next() as u8;
+            }
+        }
+        4 => {
+            // The same with a header that is right for what it says.
+            let at = numbers.below(packet.len().min(40));
+            packet[at] = numbers.next() as u8;
+            let head = usize::from(packet[0] & 0xf) * 4;
+            if (20..=packet.len()).contains(&head) {
+                model::seal_header(&mut packet[..head]);
+            }
+        }
+        5 => {
+            *packet = numbers.bytes(packet.len());
+            if numbers.one_in(2) {
+                packet[0] = 0x45;
+            }
+        }
+        _ => {}
+    }
+}
