@@ -111,11 +111,6 @@ impl Site {
         self.machine.address().octets()[3]
     }
 
-    /// The address of its tunnel device.
-    pub(crate) fn tunnel_address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, self.number(), 0)
-    }
-
     /// A pod with the address that ends in 2.
     pub(crate) fn pod(&self) -> Pod {
         let address = format!("10.244.{}.2/24", self.number());
@@ -148,7 +143,7 @@ pub(crate) fn show(namespace: &Namespace, command: &str) -> String {
 pub(crate) struct Cluster {
     pub(crate) sites: Vec<Site>,
     pub(crate) pods: Vec<Pod>,
-    pub(crate) fabric: Fabric,
+    _fabric: Fabric,
 }
 
 impl Cluster {
@@ -162,7 +157,7 @@ impl Cluster {
             assert_eq!(site.converge(), Vec::<String>::new(), "what is right is left alone");
         }
         let pods = sites.iter().map(Site::pod).collect();
-        Self { sites, pods, fabric }
+        Self { sites, pods, _fabric: fabric }
     }
 
     /// Both pods of a cluster of two reach each other.

@@ -171,7 +171,7 @@ fn fragments_stay_where_they_were_among_whole_packets() {
             // One in four as three fragments of 26 times 8 bytes.
             match numbers.within(0..=3) {
                 0 => sent.extend((0..).zip(whole.payload.chunks(208)).map(|(at, part)| {
-                    let place = at * 26 | if at < 2 { 0x2000 } else { 0 };
+                    let place = (at * 26) | if at < 2 { 0x2000 } else { 0 };
                     Packet { place, payload: part.to_vec(), ..whole.clone() }
                 })),
                 _ => sent.push(whole),

@@ -90,6 +90,8 @@ pub(crate) struct Datagrams {
     sources: Vec<UdpSocket>,
     sink: UdpSocket,
     to: SocketAddr,
+    /// Whether each datagram is answered.
+    pub(crate) answered: bool,
 }
 
 /// Flow, number, and bytes that follow from both.
@@ -120,7 +122,7 @@ impl Datagrams {
         let source = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let sources = a.run(|| (0..flows).map(|_| source()).collect());
         let to = sink.local_addr().unwrap();
-        Self { sources, sink, to }
+        Self { sources, sink, to, answered: false }
     }
 
     /// Sends `count` datagrams of random sizes in each flow, `window` at once, and checks that all of them
@@ -255,8 +257,8 @@ impl Datagrams {
     /// The next datagram, whose every byte was compared: flow and number. Nothing after silence.
     fn receive(&self) -> Option<(usize, u32)> {
         let mut room = vec![0; 65_536];
-        let len = match self.sink.recv(&mut room) {
-            Ok(len) => len,
+        let (len, from) = match self.sink.recv_from(&mut room) {
+            Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
             Err(error) => panic!("{error}"),
         };
@@ -266,6 +268,9 @@ impl Datagrams {
         let mut wanted = vec![0; len];
         datagram(flow, number, &mut wanted);
         assert!(room[..len] == wanted, "a byte of datagram {number} of flow {flow} is wrong");
+        if self.answered {
+            self.sink.send_to(b"yes", from).unwrap();
+        }
         Some((flow, number))
     }
 }

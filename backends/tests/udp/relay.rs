@@ -81,7 +81,7 @@ fn carry(socket: &UdpSocket, ends: [Ipv4Addr; 2], mischief: Mischief, done: &Don
     let mut waiting: VecDeque<(SocketAddr, Vec<u8>)> = VecDeque::new();
     let mut room = [0; 65_536];
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-    let send = |to: SocketAddr, bytes: &[u8]| drop(socket.send_to(bytes, to).unwrap());
+    let send = |to: SocketAddr, bytes: &[u8]| assert_eq!(socket.send_to(bytes, to).unwrap(), bytes.len());
     loop {
         let Ok((len, from)) = socket.recv_from(&mut room) else {
             waiting.drain(..).for_each(|(to, bytes)| send(to, &bytes));

@@ -73,6 +73,19 @@ fn a_hundred_flows_at_once_keep_their_order() {
     }
 }
 
+/// Answers are what a device with several queues goes by when it chooses one.
+#[test]
+fn flows_keep_their_order_while_answers_begin_to_come() {
+    let cluster = Cluster::new(2, UDP, Offload(true));
+    let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
+    for _ in 0..10 {
+        let mut flows = Datagrams::new(a, b, cluster.pods[1].address(), 20);
+        flows.answered = true;
+        flows.run(60, 12..=100, 250);
+    }
+    cluster.assert_sound();
+}
+
 #[test]
 fn three_nodes_talk_each_to_each_at_the_same_time() {
     let cluster = Cluster::new(3, UDP, Offload(true));
