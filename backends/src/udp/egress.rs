@@ -46,6 +46,8 @@ pub(super) struct Egress {
     limiter: Limiter,
     /// Peers whose packets go one by one, until then.
     distrusted: BTreeMap<Ipv4Addr, Instant>,
+    /// The MTU under which they were.
+    mtu: u16,
     told: Option<Instant>,
 }
 
@@ -63,6 +65,7 @@ impl Egress {
             outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
             limiter: Limiter::new(Instant::now()),
             distrusted: BTreeMap::new(),
+            mtu: 0,
             told: None,
         }
     }
@@ -74,6 +77,11 @@ impl Egress {
     /// The device is gone.
     pub(super) fn turn(&mut self, ready: u32) -> io::Result<(usize, u32)> {
         let routing = Arc::clone(self.routing.load());
+        if routing.mtu != self.mtu {
+            // What the kernel refused while the link changed, it may take now.
+            self.mtu = routing.mtu;
+            self.distrusted.clear();
+        }
         self.outbox.clear();
         let share = if ready.count_ones() > 1 { SHARE } else { 1 };
         let count = self.tun.queues().len() as u32;
