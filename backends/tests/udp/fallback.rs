@@ -49,7 +49,10 @@ fn packets_arrive_while_the_tunnel_does_not_know_that_its_link_shrank() {
         site.node.underlay.mtu = 1350;
         assert_eq!(site.converge()[0], "link set flannel0 mtu 1322");
     }
+    // Now that it knows, they go in groups again.
     let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
+    let fallbacks = counters.sent_fallbacks.get();
     exchange(a, b, cluster.pods[1].address(), 1 << 20);
+    assert_eq!(counters.sent_fallbacks.get(), fallbacks, "{counters}");
     cluster.assert_sound();
 }

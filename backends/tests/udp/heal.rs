@@ -7,6 +7,7 @@ use backends::testing::{Fabric, wait_for};
 use backends::udp::engine::Offload;
 
 use crate::bed::{Cluster, LIMIT, Site, UDP, show};
+use crate::flows::{Datagrams, exchange};
 
 fn state(site: &Site) -> String {
     // Without its number, which is another one for a device that was made anew.
@@ -72,6 +73,20 @@ fn the_mtu_follows_the_underlay() {
         }
         cluster.assert_reaches("after another MTU");
     }
+}
+
+#[test]
+fn the_narrowest_tunnel_that_there_can_be_carries_everything() {
+    let mut cluster = Cluster::new(2, UDP, Offload(true));
+    for site in &mut cluster.sites {
+        site.machine.set_mtu(68 + 28).unwrap();
+        site.node.underlay.mtu = 68 + 28;
+        site.converge();
+    }
+    let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
+    exchange(a, b, cluster.pods[1].address(), 1 << 16);
+    Datagrams::new(a, b, cluster.pods[1].address(), 3).run(20, 12..=40, 4);
+    cluster.assert_sound();
 }
 
 #[test]
