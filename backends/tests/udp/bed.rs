@@ -114,7 +114,12 @@ impl Site {
     /// A pod with the address that ends in 2.
     pub(crate) fn pod(&self) -> Pod {
         let address = format!("10.244.{}.2/24", self.number());
-        Pod::wired(&self.machine, address.parse().unwrap()).unwrap()
+        let pod = Pod::wired(&self.machine, address.parse().unwrap()).unwrap();
+        // A bridge takes a moment to let a new port in. Packets that wait for the pod's MAC meanwhile are lost
+        // when they are many.
+        let reached = || self.machine.namespace().reaches(pod.address()).unwrap();
+        wait_for("the pod on its bridge", LIMIT, reached).unwrap();
+        pod
     }
 
     pub(crate) fn ip(&self, lines: &str) {

@@ -140,7 +140,14 @@ impl Datagrams {
                     arrived.store(usize::MAX, Ordering::Relaxed);
                 }
                 let (flow, number) = received.expect("every datagram arrives");
-                assert_eq!(number, next[flow], "order in flow {flow}");
+                if number != next[flow] {
+                    self.sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                    let more: Vec<u32> = std::iter::from_fn(|| self.receive())
+                        .filter_map(|(other, number)| (other == flow).then_some(number))
+                        .take(20)
+                        .collect();
+                    panic!("flow {flow}: {number} instead of {}, and then {more:?}", next[flow]);
+                }
                 next[flow] += 1;
                 arrived.fetch_add(1, Ordering::Relaxed);
             }

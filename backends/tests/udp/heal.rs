@@ -115,7 +115,8 @@ fn a_device_ends_with_its_process_and_is_made_anew_by_the_next() {
     })
     .unwrap();
     let mut site = Site::on(machine, UDP, Offload(true));
-    assert_eq!(site.converge()[0], "link add flannel0 type tun mtu 1472");
+    assert_eq!(site.try_converge().applied[0].to_string(), "link add flannel0 type tun mtu 1472");
+    wait_for("the port of the one before", LIMIT, || site.try_converge().settled).unwrap();
 }
 
 #[test]
