@@ -29,8 +29,8 @@ pub mod vnet;
 
 mod datapath;
 mod egress;
-mod fair;
 mod ingress;
+mod steer;
 mod sys;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,6 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::counters::Counters;
 use super::egress::Egress;
-use super::fair::Crowd;
 use super::forwarding::{Forwarding, Routing};
 use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
@@ -22,7 +21,6 @@ pub(super) struct Shared {
     pub(super) wire: Arc<Wire>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
-    pub(super) crowd: Arc<Crowd>,
 }
 
 /// A running datapath: stops when it is dropped.
@@ -59,7 +57,6 @@ impl Datapath {
             wire: Arc::clone(&wire),
             routing: Arc::clone(&routing),
             counters: Arc::clone(counters),
-            crowd: Arc::new(Crowd::new()),
         };
         let ingress = Ingress::new(&shared);
         let egress = Arc::new(Loan::new(Egress::new(&shared))?);

@@ -11,7 +11,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::counters::Counters;
 use super::datapath::Shared;
-use super::fair::Crowd;
 use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
 use super::outbox::{Group, Outbox};
@@ -39,7 +38,6 @@ pub(super) struct Egress {
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
-    crowd: Arc<Crowd>,
     turns: u32,
     room: Box<[u8]>,
     outbox: Outbox,
@@ -53,14 +51,13 @@ pub(super) struct Egress {
 
 impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wire, routing, counters, crowd } = shared;
+        let Shared { tun, wire, routing, counters } = shared;
         Self {
             turns: 0,
             tun: Arc::clone(tun),
             wire: Arc::clone(wire),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
-            crowd: Arc::clone(crowd),
             room: vec![0; LONGEST].into_boxed_slice(),
             outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
             limiter: Limiter::new(Instant::now()),
@@ -122,7 +119,6 @@ impl Egress {
                 Err(error) => return Err(error),
             }
         }
-        self.crowd.set_crowded(queue as usize, busy);
         Ok((reads, bytes, busy))
     }
 
@@ -162,7 +158,6 @@ impl Egress {
             return self.complain(trouble, routing.address, &header, len);
         }
         age(packet);
-        self.crowd.count(header.src);
         if split(&vnet, &header, packet, &mut self.outbox.to(peer)).is_err() {
             counters.dropped_malformed.add(1);
         }
@@ -179,7 +174,7 @@ impl Egress {
         }
         let head = Vnet::PLAIN.bytes();
         let parts = [IoSlice::new(&head), IoSlice::new(&room[..reply])];
-        if self.tun.write(0, &parts[usize::from(!self.tun.vnet)..]).is_ok() {
+        if self.tun.write(&parts[usize::from(!self.tun.vnet)..]).is_ok() {
             self.counters.icmp_errors.add(1);
         }
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::datapath::Datapath;
-use super::fair::QUEUES;
 use super::forwarding::Forwarding;
+use super::steer::QUEUES;
 use super::sys::Tun;
 use crate::name::Name;
 
@@ -50,6 +50,13 @@ impl Engine {
         let tun = Arc::new(Tun::open(&name, QUEUES, self.offload)?);
         if self.offload && !tun.vnet {
             tracing::warn!(device = %name, "this kernel has no offloads for TUN devices: packets go one by one");
+        }
+        if let Some(why) = &tun.unsteered {
+            tracing::warn!(
+                device = %name,
+                "all pods share one queue of the device, so that a flood of one costs the others packets: the kernel \
+                 refuses the program that keeps them apart ({why}), for which it wants CAP_BPF"
+            );
         }
         self.tunnels.insert(name, Tunnel { datapath: None, tun, index: 0 });
         Ok(())

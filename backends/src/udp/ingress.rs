@@ -11,7 +11,6 @@ use arc_swap::{ArcSwap, Cache};
 
 use super::counters::Counters;
 use super::datapath::Shared;
-use super::fair::Crowd;
 use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
 use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
@@ -24,7 +23,6 @@ pub(super) struct Ingress {
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
-    crowd: Arc<Crowd>,
     receiver: Receiver,
     merger: Merger,
     limiter: Limiter,
@@ -32,14 +30,13 @@ pub(super) struct Ingress {
 
 impl Ingress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wire, routing, counters, crowd } = shared;
+        let Shared { tun, wire, routing, counters } = shared;
         let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
         Self {
             tun: Arc::clone(tun),
             wire: Arc::clone(wire),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
-            crowd: Arc::clone(crowd),
             receiver: Receiver::new(),
             merger,
             limiter: Limiter::new(Instant::now()),
@@ -94,20 +91,15 @@ impl Ingress {
         let (_, bytes) = self.receiver.batch();
         let bytes = &*bytes;
         let (mut writes, mut refused) = (0, 0);
-        let queues = self.tun.queues().len();
         for item in self.merger.items() {
-            let queue = match queues {
-                1 => 0,
-                _ => self.crowd.queue_for(item.destination(bytes), queues),
-            };
-            match write(&self.tun, queue, item, bytes) {
+            match write(&self.tun, item, bytes) {
                 Ok(()) => writes += 1,
                 Err(error) => match error.raw_os_error() {
                     Some(EBADFD) => return Err(error),
                     // The device refuses the merged packet, but not what it was merged from.
                     Some(libc::EINVAL) if item.packets() > 1 => {
                         for range in item.each() {
-                            match write_one(&self.tun, queue, &bytes[range]) {
+                            match write_one(&self.tun, &bytes[range]) {
                                 Ok(()) => writes += 1,
                                 Err(_) => refused += 1,
                             }
@@ -162,9 +154,9 @@ fn take(
 }
 
 #[inline]
-fn write(tun: &Tun, queue: usize, item: &Item, bytes: &[u8]) -> io::Result<()> {
+fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
     if !tun.vnet {
-        let one = |part: &Range<usize>| tun.write(queue, &[IoSlice::new(&bytes[part.clone()])]);
+        let one = |part: &Range<usize>| tun.write(&[IoSlice::new(&bytes[part.clone()])]);
         return item.parts().iter().try_for_each(one);
     }
     let mut head = [0; LONGEST_HEAD];
@@ -176,13 +168,13 @@ fn write(tun: &Tun, queue: usize, item: &Item, bytes: &[u8]) -> io::Result<()> {
         *slice = IoSlice::new(&bytes[part.clone()]);
         count += 1;
     }
-    tun.write(queue, &parts[..count])
+    tun.write(&parts[..count])
 }
 
-fn write_one(tun: &Tun, queue: usize, packet: &[u8]) -> io::Result<()> {
+fn write_one(tun: &Tun, packet: &[u8]) -> io::Result<()> {
     let head = Vnet::PLAIN.bytes();
     let parts = [IoSlice::new(&head), IoSlice::new(packet)];
-    tun.write(queue, &parts[usize::from(!tun.vnet)..])
+    tun.write(&parts[usize::from(!tun.vnet)..])
 }
 
 /// Tells the sender, through the device and the tunnel, that its packet's time to live is over.
@@ -201,7 +193,7 @@ fn complain(
     if !limiter.allows(Instant::now()) {
         return counters.icmp_limited.add(1);
     }
-    if write_one(tun, 0, &room[..len]).is_ok() {
+    if write_one(tun, &room[..len]).is_ok() {
         counters.icmp_errors.add(1);
     }
 }

@@ -3,7 +3,6 @@
 //!
 //! Payloads stay where they were received; only the headers of a merged packet are made anew.
 
-use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use super::checksum::{fold, pseudo, sum};
@@ -255,13 +254,6 @@ impl Item {
         self.closed = payload.len() < self.segment;
         self.next_id = id.wrapping_add(1);
         self.parts.push(payload);
-    }
-
-    /// Where it goes.
-    #[inline]
-    pub fn destination(&self, bytes: &[u8]) -> Ipv4Addr {
-        let start = self.parts.first().map_or(0, |part| part.start - self.head_len);
-        bytes[start + 16..].first_chunk::<4>().map_or(Ipv4Addr::UNSPECIFIED, |octets| Ipv4Addr::from(*octets))
     }
 
     /// How many packets it holds.

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::outbox::Group;
+use super::steer;
 use crate::name::Name;
 
 const TUN_FILE: &str = "/dev/net/tun";
@@ -30,6 +31,8 @@ pub(super) struct Tun {
     pub(super) vnet: bool,
     /// It takes merged UDP packets.
     pub(super) udp: bool,
+    /// Why it has one queue, though several were asked for.
+    pub(super) unsteered: Option<io::Error>,
 }
 
 impl Tun {
@@ -67,7 +70,8 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
             *to = from as libc::c_char;
         }
-        let mut files = Vec::with_capacity(queues);
+        let mut files: Vec<OwnedFd> = Vec::with_capacity(queues);
+        let mut unsteered = None;
         for number in 0..queues {
             // Whoever opens a device with several queues joins it, even one that another process holds.
             let alone = if queues > 1 && number == 0 { libc::IFF_TUN_EXCL } else { 0 };
@@ -76,9 +80,16 @@ impl Tun {
                 rustix::fs::open(TUN_FILE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
             // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
             check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+            if queues > 1 && number == 0 {
+                unsteered = steer::by_source(&file).err();
+            }
             files.push(file);
+            if unsteered.is_some() {
+                // Left alone, the kernel scatters a flow over the queues, and its order is lost.
+                break;
+            }
         }
-        let mut tun = Self { queues: files, vnet: vnet != 0, udp: false };
+        let mut tun = Self { queues: files, vnet: vnet != 0, udp: false, unsteered };
         if tun.vnet {
             let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
             tun.udp = tun.offload(tcp | TUN_F_USO).is_ok();
@@ -108,10 +119,11 @@ impl Tun {
         Ok(rustix::io::read(&self.queues[queue], room)?)
     }
 
-    /// One packet in parts, with its offload header if there is one.
+    /// One packet in parts, with its offload header if there is one. Through whichever queue makes no
+    /// difference.
     #[inline]
-    pub(super) fn write(&self, queue: usize, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        rustix::io::writev(&self.queues[queue], parts)?;
+    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        rustix::io::writev(&self.queues[0], parts)?;
         Ok(())
     }
 }
