@@ -159,7 +159,6 @@ fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
         let mut packet = room[10..len].to_vec();
         item.parts().iter().for_each(|part| packet.extend(&bytes[part.clone()]));
         assert!(packet.len() <= 65_535 && item.parts().len() <= 128);
-        assert_eq!(item.destination(bytes).octets(), packet[16..20], "where it goes");
         let each: Vec<&[u8]> = item.each().map(|range| &bytes[range]).collect();
         if item.packets() == 1 {
             assert!(offload.kind == 0 && offload.flags & 1 == 0 && packet == each[0]);
