@@ -27,6 +27,7 @@ pub mod packet;
 pub mod split;
 pub mod vnet;
 
+mod complaints;
 mod datapath;
 mod egress;
 mod ingress;

@@ -132,7 +132,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     // The kernel stays as it is, so that pods keep their network until the next agent takes over.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping; devices, routes and the subnet file stay in place");
+    tracing::info!("stopping; devices (but for that of udp), routes and the subnet file stay in place");
     drop(stop);
     if let Some(served) = served {
         let _ = served.await;

@@ -1,7 +1,7 @@
 //! From the device to the peers: reads what the kernel hands over, cuts it to packets, sends them in groups.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::complaints::Complaints;
 use super::counters::Counters;
 use super::datapath::Shared;
 use super::forwarding::Routing;
-use super::icmp::{self, Limiter, Trouble};
+use super::icmp::Trouble;
 use super::outbox::{Group, Outbox};
 use super::packet::{Ipv4Header, Malformed, age};
 use super::split::{largest, split};
@@ -41,7 +42,7 @@ pub(super) struct Egress {
     turns: u32,
     room: Box<[u8]>,
     outbox: Outbox,
-    limiter: Limiter,
+    complaints: Complaints,
     /// Peers whose packets go one by one, until then.
     distrusted: BTreeMap<Ipv4Addr, Instant>,
     /// The MTU under which they were.
@@ -60,7 +61,7 @@ impl Egress {
             counters: Arc::clone(counters),
             room: vec![0; LONGEST].into_boxed_slice(),
             outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
-            limiter: Limiter::new(Instant::now()),
+            complaints: Complaints::new(shared),
             distrusted: BTreeMap::new(),
             mtu: 0,
             told: None,
@@ -165,18 +166,7 @@ impl Egress {
 
     /// Tells the sender of the packet that was just read.
     fn complain(&mut self, trouble: Trouble, from: Ipv4Addr, header: &Ipv4Header, len: usize) {
-        let mut room = [0; icmp::LONGEST];
-        let Some(reply) = icmp::reply(trouble, from, header, &self.room[vnet::LEN..len], &mut room) else {
-            return;
-        };
-        if !self.limiter.allows(Instant::now()) {
-            return self.counters.icmp_limited.add(1);
-        }
-        let head = Vnet::PLAIN.bytes();
-        let parts = [IoSlice::new(&head), IoSlice::new(&room[..reply])];
-        if self.tun.write(&parts[usize::from(!self.tun.vnet)..]).is_ok() {
-            self.counters.icmp_errors.add(1);
-        }
+        self.complaints.send(trouble, from, header, &self.room[vnet::LEN..len]);
     }
 
     fn flush(&mut self, port: u16) {

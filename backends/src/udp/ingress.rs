@@ -5,18 +5,17 @@ use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
 
+use super::complaints::Complaints;
 use super::counters::Counters;
 use super::datapath::Shared;
 use super::forwarding::Routing;
-use super::icmp::{self, Limiter, Trouble};
+use super::icmp::Trouble;
 use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
 use super::packet::Ipv4Header;
 use super::sys::{Receiver, Tun, Wire};
-use super::vnet::Vnet;
 
 pub(super) struct Ingress {
     tun: Arc<Tun>,
@@ -25,7 +24,7 @@ pub(super) struct Ingress {
     counters: Arc<Counters>,
     receiver: Receiver,
     merger: Merger,
-    limiter: Limiter,
+    complaints: Complaints,
 }
 
 impl Ingress {
@@ -39,7 +38,7 @@ impl Ingress {
             counters: Arc::clone(counters),
             receiver: Receiver::new(),
             merger,
-            limiter: Limiter::new(Instant::now()),
+            complaints: Complaints::new(shared),
         }
     }
 
@@ -75,7 +74,7 @@ impl Ingress {
                 let expired = take(&mut self.merger, &routing, datagram.from, bytes, start..next, &mut tally);
                 if let Some(header) = expired {
                     let packet = &bytes[start..next];
-                    complain(&self.tun, &mut self.limiter, &self.counters, &routing, &header, packet);
+                    self.complaints.send(Trouble::TimeExceeded, routing.address, &header, packet);
                 }
                 start = next;
             }
@@ -99,7 +98,7 @@ impl Ingress {
                     // The device refuses the merged packet, but not what it was merged from.
                     Some(libc::EINVAL) if item.packets() > 1 => {
                         for range in item.each() {
-                            match write_one(&self.tun, &bytes[range]) {
+                            match self.tun.write_plain(&bytes[range]) {
                                 Ok(()) => writes += 1,
                                 Err(_) => refused += 1,
                             }
@@ -117,7 +116,7 @@ impl Ingress {
 }
 
 /// The device is gone (drivers/net/tun.c); libc has no name for it on all targets.
-pub(super) const EBADFD: i32 = 77;
+const EBADFD: i32 = 77;
 
 /// Checks the packet at `range` and hands it to the merger; gives its header if its sender is to be told
 /// that its time to live is over.
@@ -169,33 +168,6 @@ fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
         count += 1;
     }
     tun.write(&parts[..count])
-}
-
-fn write_one(tun: &Tun, packet: &[u8]) -> io::Result<()> {
-    let head = Vnet::PLAIN.bytes();
-    let parts = [IoSlice::new(&head), IoSlice::new(packet)];
-    tun.write(&parts[usize::from(!tun.vnet)..])
-}
-
-/// Tells the sender, through the device and the tunnel, that its packet's time to live is over.
-fn complain(
-    tun: &Tun,
-    limiter: &mut Limiter,
-    counters: &Counters,
-    routing: &Routing,
-    header: &Ipv4Header,
-    packet: &[u8],
-) {
-    let mut room = [0; icmp::LONGEST];
-    let Some(len) = icmp::reply(Trouble::TimeExceeded, routing.address, header, packet, &mut room) else {
-        return;
-    };
-    if !limiter.allows(Instant::now()) {
-        return counters.icmp_limited.add(1);
-    }
-    if write_one(tun, &room[..len]).is_ok() {
-        counters.icmp_errors.add(1);
-    }
 }
 
 /// What a batch adds to the counters.

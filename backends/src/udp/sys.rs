@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::outbox::Group;
 use super::steer;
+use super::vnet::Vnet;
 use crate::name::Name;
 
 const TUN_FILE: &str = "/dev/net/tun";
@@ -125,6 +126,13 @@ impl Tun {
     pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         rustix::io::writev(&self.queues[0], parts)?;
         Ok(())
+    }
+
+    /// One packet that is as it goes over a wire.
+    pub(super) fn write_plain(&self, packet: &[u8]) -> io::Result<()> {
+        let head = Vnet::PLAIN.bytes();
+        let parts = [IoSlice::new(&head), IoSlice::new(packet)];
+        self.write(&parts[usize::from(!self.vnet)..])
     }
 }
 
