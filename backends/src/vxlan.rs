@@ -116,8 +116,16 @@ mod tests {
     }
 
     fn vxlan(mtu: Option<u32>) -> Vxlan {
-        let config =
-            VxlanConfig { vni: 1, port: None, mtu, gbp: false, learning: false, direct_routing: false };
+        let config = VxlanConfig {
+            vni: 1,
+            port: None,
+            mtu,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+            checksum_offload: subnet::ChecksumOffload::Auto,
+            fallback: false,
+        };
         Vxlan::new(config).unwrap()
     }
 

@@ -63,6 +63,26 @@ pub struct VxlanConfig {
     pub learning: bool,
     /// Route directly to peers on the same link.
     pub direct_routing: bool,
+    /// `ChecksumOffload`, a key of ours: whether the kernel may leave checksums of encapsulated packets to
+    /// the network card.
+    #[serde(default)]
+    pub checksum_offload: ChecksumOffload,
+    /// `Fallback: "udp"`, a key of ours: a node whose kernel has no VXLAN takes the udp backend, and all
+    /// others reach it so. Go flannel ignores it.
+    #[serde(default)]
+    pub fallback: bool,
+}
+
+/// Who computes the checksums of packets that leave by a tunnel device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChecksumOffload {
+    /// The network card where the kernel is good at it: from Linux 5.7 on.
+    #[default]
+    Auto,
+    /// The network card.
+    On,
+    /// The kernel: slower, and right with network cards and hypervisors that are wrong.
+    Off,
 }
 
 /// `Backend` of the configuration.
@@ -356,7 +376,32 @@ fn vxlan(backend: &Object<'_>) -> Result<VxlanConfig, ConfigError> {
         gbp: flag("GBP")?,
         learning: flag("Learning")?,
         direct_routing: flag("DirectRouting")?,
+        checksum_offload: checksum_offload(backend)?,
+        fallback: fallback(backend)?,
     })
+}
+
+fn checksum_offload(backend: &Object<'_>) -> Result<ChecksumOffload, ConfigError> {
+    let text: Option<String> = backend.get("ChecksumOffload")?;
+    match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
+        None | Some("" | "auto") => Ok(ChecksumOffload::Auto),
+        Some("on") => Ok(ChecksumOffload::On),
+        Some("off") => Ok(ChecksumOffload::Off),
+        Some(other) => Err(ConfigError(format!(
+            "Backend.ChecksumOffload: {other:?} is none of \"auto\", \"on\" and \"off\""
+        ))),
+    }
+}
+
+fn fallback(backend: &Object<'_>) -> Result<bool, ConfigError> {
+    let text: Option<String> = backend.get("Fallback")?;
+    match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
+        None | Some("") => Ok(false),
+        Some("udp") => Ok(true),
+        Some(other) => Err(ConfigError(format!(
+            "Backend.Fallback: {other:?} can't stand in for vxlan: use \"udp\", or leave it out"
+        ))),
+    }
 }
 
 fn port(backend: &Object<'_>) -> Result<Option<u16>, ConfigError> {

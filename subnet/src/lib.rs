@@ -42,7 +42,7 @@ pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use config::{BackendConfig, ConfigError, NetworkConfig, Range, VxlanConfig};
+pub use config::{BackendConfig, ChecksumOffload, ConfigError, NetworkConfig, Range, VxlanConfig};
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};

@@ -176,6 +176,21 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Reads and checks the cluster's network configuration.
     fn network(&self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
+    /// Resolves when the configuration may be another one than [`network`](Self::network) read last, at
+    /// once if that is so already. May resolve for nothing; paces its own retries.
+    fn network_changed(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    /// Whether this node, which holds `held`, can go on in another network. It can always, where nodes
+    /// choose their subnets themselves.
+    ///
+    /// # Errors
+    /// A sentence with what stands in the way and the remedy.
+    fn admits(&self, _network: &NetworkConfig, _held: &Subnets) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Obtains this node's lease, the same one as before where possible, and publishes the attachment.
     ///
     /// In this order: the lease that this value holds already (so that a new public address moves it),

@@ -97,6 +97,14 @@ fn errors_name_key_value_and_remedy() {
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, ["VNI", "\"1\""]),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#, ["16777215", "9999999"]),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, ["65536", "65535"]),
+        (
+            r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","ChecksumOffload":"never"}}"#,
+            ["ChecksumOffload: \"never\"", "\"off\""],
+        ),
+        (
+            r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Fallback":"ipip"}}"#,
+            ["Fallback: \"ipip\"", "\"udp\""],
+        ),
         (r#"{"EnableIPv4":false}"#, ["EnableIPv4", "at least one"]),
         (
             r#"{"Network":"10.3.0.0/16","MasqueradeExcept":["192.168.0.1"]}"#,
