@@ -2,8 +2,12 @@
 //!
 //! A new backend is one file with a `plan` and an arm in [`select`].
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use ipnet::IpNet;
-use subnet::{Attachment, BackendConfig, Family, Mac, NetworkConfig, PublicAddrs};
+use subnet::{Attachment, BackendConfig, Family, Mac, NetworkConfig, PublicAddrs, Subnets};
 
 use crate::host_gw::HostGw;
 use crate::name::Name;
@@ -21,7 +25,12 @@ pub struct Node {
     pub public: PublicAddrs,
     /// The addresses of the external interface; different from `public` behind address translation.
     pub local: PublicAddrs,
+    /// The peers on this node's own links that answer there, by public address; empty where nobody asks.
+    pub direct: Direct,
 }
+
+/// Public addresses of peers that are reached without a router, and the device behind which they are.
+pub type Direct = Arc<BTreeMap<IpAddr, Name>>;
 
 /// The device that carries packets between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +48,81 @@ pub struct Underlay {
 #[error("{0}")]
 pub struct BackendError(pub String);
 
+/// The MAC of this node's tunnel device of each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Macs {
+    v4: Option<Mac>,
+    v6: Option<Mac>,
+}
+
+impl Macs {
+    /// That of one family.
+    pub fn get(&self, family: Family) -> Option<Mac> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    /// Sets that of one family.
+    pub fn set(&mut self, family: Family, mac: Mac) {
+        match family {
+            Family::V4 => self.v4 = Some(mac),
+            Family::V6 => self.v6 = Some(mac),
+        }
+    }
+}
+
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// This node's place in the underlay.
+    pub node: &'a Node,
+    /// Its pod subnets.
+    pub own: &'a Subnets,
+    /// Its tunnel devices' MACs.
+    pub macs: &'a Macs,
+    /// The peers to reach by the backend that makes the plan.
+    pub peers: &'a [Peer],
+    /// All peers: any of them may send by a way that this node has announced.
+    pub all: &'a [Peer],
+}
+
 /// A way for packets from node to node.
 pub trait Backend: Send + Sync {
+    /// What distinguishes its devices from another one's: of two with the same words, one takes the
+    /// other's place without anything being made anew.
+    fn words(&self) -> String;
+
     /// What this node announces to its peers.
-    fn attachment(&self, mac: Mac) -> Attachment;
+    fn attachment(&self, macs: &Macs) -> Attachment;
+
+    /// Whether it leads to peers that announce this.
+    fn reaches(&self, attachment: &Attachment) -> bool;
+
+    /// Whether it leads there if no other way does: Go flannel doesn't compare VNIs, for example.
+    fn might_reach(&self, _attachment: &Attachment) -> bool {
+        false
+    }
+
+    /// Whether it led to `subnet` in this state of the kernel, and to which MAC: good for a peer that has
+    /// moved on to something that this node doesn't know yet, and accepts what it accepted.
+    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac>;
 
     /// MTU of pods in bytes on an underlay of this MTU (contract §4).
     fn mtu(&self, underlay: u32) -> u32;
 
-    /// The tunnel device whose MAC identifies this node, if the backend has one.
-    fn device(&self) -> Option<Name>;
+    /// The tunnel devices whose MACs identify this node, if the backend has such.
+    fn devices(&self) -> Vec<(Family, Name)>;
 
     /// The numbers that tell this network from another on the same host; part of a derived MAC.
     fn seed(&self) -> u32 {
         0
+    }
+
+    /// Whether it wants to know which peers are on this node's own links ([`Node::direct`]).
+    fn asks_for_direct(&self) -> bool {
+        false
     }
 
     /// Whether this node can take part at all.
@@ -66,30 +136,26 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// The kernel state that reaches every peer.
-    fn plan(&self, node: &Node, own: &subnet::Subnets, mac: Mac, peers: &[Peer]) -> KernelState;
+    /// The kernel state that reaches the peers.
+    fn plan(&self, scene: Scene<'_>) -> KernelState;
 }
 
-/// The backend that the configuration asks for.
+/// The backend that the configuration of this network asks for.
 ///
 /// # Errors
 /// [`BackendError`] naming what is not available in this release and what is.
-pub fn select(network: &NetworkConfig) -> Result<Box<dyn Backend>, BackendError> {
-    if network.range(Family::V6).is_some() {
-        return Err(BackendError(
-            "EnableIPv6: true is not available in this release, which carries IPv4 only: set EnableIPv6 to false".into(),
-        ));
-    }
-    match &network.backend {
-        BackendConfig::Vxlan(config) if config.direct_routing => Err(BackendError(
-            "Backend.DirectRouting: true is not available in this release: leave it out; every peer is then reached \
-             through VXLAN, which works between nodes with and without DirectRouting"
-                .into(),
+pub fn select(config: &BackendConfig, network: &NetworkConfig) -> Result<Arc<dyn Backend>, BackendError> {
+    let families: Vec<Family> = network.ranges().map(|range| Family::of(range.network.addr())).collect();
+    match config {
+        BackendConfig::Vxlan(config) => {
+            Ok(Arc::new(Vxlan::new(config.clone(), &families)?.on_kernel(&kernel_release())))
+        }
+        BackendConfig::HostGw => Ok(Arc::new(HostGw)),
+        BackendConfig::Udp { .. } if families.contains(&Family::V6) => Err(BackendError(
+            "Backend.Type: \"udp\" carries IPv4 only: use \"vxlan\" or \"host-gw\", or set EnableIPv6 to false".into(),
         )),
-        BackendConfig::Vxlan(config) => Ok(Box::new(Vxlan::new(config.clone())?)),
-        BackendConfig::HostGw => Ok(Box::new(HostGw)),
         BackendConfig::Udp { port, check_sources } => match network.range(Family::V4).map(|range| range.network) {
-            Some(IpNet::V4(range)) => Ok(Box::new(Udp::new(*port, *check_sources, range)?)),
+            Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, range)?)),
             _ => Err(BackendError("Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into())),
         },
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
@@ -101,7 +167,12 @@ pub fn select(network: &NetworkConfig) -> Result<Box<dyn Backend>, BackendError>
     }
 }
 
-/// The MAC of a tunnel device: that of the living device, else the one that our lease announces, else one
+/// The release of the running kernel, such as `6.1.0-13-amd64`.
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+/// The MAC of a tunnel device: that of the living one, else the one that our lease announces, else one
 /// that follows from what makes this node's place in this network unique, so that it is the same again
 /// after a reboot. Never from the machine alone: containers and cloned disks share that.
 pub fn choose_mac(
@@ -110,9 +181,14 @@ pub fn choose_mac(
     seed: u32,
     node: &str,
     public: &PublicAddrs,
+    family: Family,
 ) -> Mac {
     living.or(announced).filter(|mac| mac.is_unicast()).unwrap_or_else(|| {
-        Mac::derived(&[&seed.to_be_bytes(), node.as_bytes(), public.to_string().as_bytes()])
+        let (seed, public) = (seed.to_be_bytes(), public.get(family).map(|addr| addr.to_string()));
+        let public = public.unwrap_or_default();
+        let parts: [&[u8]; 4] = [&seed, node.as_bytes(), public.as_bytes(), b"v6"];
+        // The two devices of a node are told apart, though nothing depends on it.
+        Mac::derived(if family == Family::V6 { &parts } else { &parts[..3] })
     })
 }
 
@@ -122,7 +198,7 @@ mod tests {
 
     fn refused(config: &str) -> String {
         let network = NetworkConfig::parse(&format!(r#"{{"Network":"10.1.0.0/16",{config}}}"#)).unwrap();
-        select(&network).err().unwrap().to_string()
+        select(&network.backend, &network).err().unwrap().to_string()
     }
 
     #[test]
@@ -130,15 +206,14 @@ mod tests {
         for (config, part) in [
             (r#""Backend":{"Type":"wireguard"}"#, "\"wireguard\" is a backend of Go flannel"),
             (r#""Backend":{"Type":"vxlann"}"#, "\"vxlann\" is no backend"),
-            (r#""Backend":{"Type":"vxlan","DirectRouting":true}"#, "DirectRouting"),
-            (r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}"#, "EnableIPv6"),
+            (r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"udp"}"#, "IPv4 only"),
+            (
+                r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}"#,
+                "VNI: 10000",
+            ),
         ] {
             let text = refused(config);
-            assert!(
-                text.contains(part)
-                    && (text.contains("host-gw") || text.contains("leave it out") || text.contains("false")),
-                "{text}"
-            );
+            assert!(text.contains(part) && (text.contains("host-gw") || text.contains("9999")), "{text}");
         }
     }
 
@@ -146,13 +221,17 @@ mod tests {
     fn a_living_device_keeps_its_mac_and_a_new_one_is_the_same_after_a_reboot() {
         let (living, announced) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
         let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-        assert_eq!(choose_mac(Some(living), Some(announced), 1, "a", &public), living);
-        assert_eq!(choose_mac(None, Some(announced), 1, "a", &public), announced);
-        let derived = choose_mac(None, None, 1, "a", &public);
-        assert_eq!(derived, choose_mac(None, None, 1, "a", &public));
+        let mac = |living, announced, seed, name, public: &PublicAddrs| {
+            choose_mac(living, announced, seed, name, public, Family::V4)
+        };
+        assert_eq!(mac(Some(living), Some(announced), 1, "a", &public), living);
+        assert_eq!(mac(None, Some(announced), 1, "a", &public), announced);
+        let derived = mac(None, None, 1, "a", &public);
+        assert_eq!(derived, mac(None, None, 1, "a", &public));
         let other = PublicAddrs { v4: Some("192.0.2.2".parse().unwrap()), v6: None };
-        assert_ne!(derived, choose_mac(None, None, 1, "a", &other));
-        assert_ne!(derived, choose_mac(None, None, 2, "a", &public));
-        assert_ne!(derived, choose_mac(None, None, 1, "b", &public));
+        assert_ne!(derived, mac(None, None, 1, "a", &other));
+        assert_ne!(derived, mac(None, None, 2, "a", &public));
+        assert_ne!(derived, mac(None, None, 1, "b", &public));
+        assert_ne!(derived, choose_mac(None, None, 1, "a", &public, Family::V6));
     }
 }

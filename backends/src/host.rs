@@ -68,6 +68,8 @@ pub struct Way {
     pub link: u32,
     /// The source address that they get.
     pub source: Option<IpAddr>,
+    /// The router that they are given to, if there is one.
+    pub gateway: Option<IpAddr>,
 }
 
 /// A bridge that serves a subnet which this node doesn't hold any more.

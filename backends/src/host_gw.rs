@@ -1,8 +1,9 @@
 //! The `host-gw` backend: a plain route to each peer's subnet through the peer itself (contract §5.2).
 
-use subnet::{Attachment, Mac, Subnets};
+use ipnet::IpNet;
+use subnet::{Attachment, Family, Mac};
 
-use crate::backend::{Backend, BackendError, Node};
+use crate::backend::{Backend, BackendError, Macs, Node, Scene};
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Route};
@@ -12,34 +13,47 @@ use crate::state::{KernelState, Route};
 pub struct HostGw;
 
 impl Backend for HostGw {
-    fn attachment(&self, _mac: Mac) -> Attachment {
+    fn words(&self) -> String {
+        "host-gw".into()
+    }
+
+    fn attachment(&self, _macs: &Macs) -> Attachment {
         Attachment::HostGw
+    }
+
+    fn reaches(&self, attachment: &Attachment) -> bool {
+        *attachment == Attachment::HostGw
+    }
+
+    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+        let route = before.routes.get(&subnet).filter(|route| !route.onlink && route.via.is_some());
+        route.map(|_| Mac([0; 6]))
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
         underlay
     }
 
-    fn device(&self) -> Option<Name> {
-        None
+    fn devices(&self) -> Vec<(Family, Name)> {
+        Vec::new()
     }
 
     fn check(&self, node: &Node) -> Result<(), BackendError> {
-        if node.public.v4 == node.local.v4 {
+        if node.public == node.local {
             return Ok(());
         }
         Err(BackendError(format!(
             "host-gw can't cross address translation: the public address {} is not the one of {}, {}: leave --public-ip \
-             out, or use the vxlan backend",
+             and --public-ipv6 out, or use the vxlan backend",
             node.public, node.underlay.name, node.local
         )))
     }
 
-    fn plan(&self, node: &Node, _own: &Subnets, _mac: Mac, peers: &[Peer]) -> KernelState {
-        let dev = Some(node.underlay.name);
+    fn plan(&self, scene: Scene<'_>) -> KernelState {
+        let dev = Some(scene.node.underlay.name);
         let route = |peer: &Peer| Route { via: Some(peer.public), dev, ..Route::ours(peer.subnet) };
         KernelState {
-            routes: peers.iter().map(|peer| (peer.subnet, route(peer))).collect(),
+            routes: scene.peers.iter().map(|peer| (peer.subnet, route(peer))).collect(),
             ..KernelState::default()
         }
     }
@@ -49,12 +63,12 @@ impl Backend for HostGw {
 mod tests {
     use super::*;
     use crate::backend::Underlay;
-    use subnet::PublicAddrs;
+    use subnet::{PublicAddrs, Subnets};
 
     fn node(public: &str) -> Node {
         let addrs = |text: &str| PublicAddrs { v4: Some(text.parse().unwrap()), v6: None };
         let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu: 1500 };
-        Node { underlay, public: addrs(public), local: addrs("192.0.2.1") }
+        Node { underlay, public: addrs(public), local: addrs("192.0.2.1"), direct: Default::default() }
     }
 
     #[test]
@@ -63,8 +77,10 @@ mod tests {
             subnet: "10.244.2.0/24".parse().unwrap(),
             public: "192.0.2.2".parse().unwrap(),
             mac: Mac([0; 6]),
+            way: 0,
         };
-        let state = HostGw.plan(&node("192.0.2.1"), &Subnets::default(), Mac([0; 6]), &[peer]);
+        let (node, own, macs) = (node("192.0.2.1"), Subnets::default(), Macs::default());
+        let state = HostGw.plan(Scene { node: &node, own: &own, macs: &macs, peers: &[peer], all: &[peer] });
         let words: Vec<String> = state.routes.values().map(ToString::to_string).collect();
         assert_eq!(words, ["10.244.2.0/24 via 192.0.2.2 dev eth0 proto 70"]);
     }

@@ -4,6 +4,7 @@
 pub mod fake;
 pub mod netlink;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use ipnet::IpNet;
 use tokio::sync::Notify;
 
+use crate::backend::Direct;
 use crate::host::{HostView, Way};
 use crate::name::Name;
 use crate::state::{Change, KernelState, LinkIdentity, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
@@ -136,6 +138,9 @@ pub struct Interest {
     pub scope: Scope,
     /// No external interface is known: any link, address or default route may change that.
     pub choosing: bool,
+    /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
+    /// any of them, routes of others matter too.
+    pub neighbours: Arc<BTreeMap<IpAddr, bool>>,
 }
 
 /// Whether a device has the name and kind of one that a backend of Flannel makes, ours or Go flannel's. Its
@@ -177,6 +182,13 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// [`KernelError`] when there is no way, or the kernel can't be asked.
     fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError>;
+
+    /// Which of these addresses are on links of this host and answer there, with the device. One of whom
+    /// nothing is known stays as it was `before`, and is asked.
+    ///
+    /// # Errors
+    /// [`KernelError::Netlink`] when the kernel can't be asked.
+    fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError>;
 }
 
 /// The kernel's notifications.

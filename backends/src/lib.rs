@@ -27,13 +27,15 @@ pub mod testing;
 pub mod traffic;
 pub mod udp;
 pub mod vxlan;
+pub mod ways;
 
-pub use backend::{Backend, BackendError, Node, Underlay};
+pub use backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
 pub use firewall::{Firewall, FirewallError, FirewallReport};
 pub use host::HostView;
 pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
-pub use peers::{Peer, Peers};
+pub use peers::{Outlook, Peer, Peers};
 pub use reconcile::{Fights, Report, converge};
 pub use state::{Change, KernelState};
 pub use traffic::{Masquerade, Traffic};
+pub use ways::Ways;

@@ -11,6 +11,9 @@ use subnet::lease::format_key;
 use subnet::net::{bits_of, overlap};
 use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, Subnets};
 
+use crate::state::KernelState;
+use crate::ways::Ways;
+
 /// One family of a peer that can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -20,6 +23,8 @@ pub struct Peer {
     pub public: IpAddr,
     /// The MAC of its VXLAN tunnel endpoint; zero for other backends.
     pub mac: Mac,
+    /// Which of this node's ways leads to it ([`Ways::reaching`]).
+    pub way: u8,
 }
 
 /// The outcome of looking through all leases.
@@ -29,11 +34,29 @@ pub struct Peers {
     pub usable: Vec<Peer>,
     /// The leases that were left out, by their key, with the reason.
     pub skipped: BTreeMap<String, String>,
+    /// How many of the usable ones announce something that this node doesn't know, and are reached as before.
+    pub kept: usize,
+}
+
+/// From what this node looks at the leases.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'a> {
+    /// The cluster's configuration.
+    pub network: &'a NetworkConfig,
+    /// Networks of earlier configurations, in which leases may still be.
+    pub former: &'a [IpNet],
+    /// This node's lease.
+    pub own: &'a Lease,
+    /// The ways that this node has.
+    pub ways: &'a Ways,
+    /// What it last wanted of the kernel.
+    pub before: &'a KernelState,
 }
 
 impl Peers {
-    /// Looks through `all` with the eyes of the node that holds `own`.
-    pub fn choose(network: &NetworkConfig, own: &Lease, all: &Leases) -> Self {
+    /// Looks through `all` from this node.
+    pub fn choose(outlook: Outlook<'_>, all: &Leases) -> Self {
+        let Outlook { network, own, .. } = outlook;
         let mut peers = Self::default();
         for (key, malformed) in &all.malformed {
             peers.skipped.insert(key.clone(), malformed.why.clone());
@@ -51,8 +74,11 @@ impl Peers {
                 let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
                     continue;
                 };
-                match examine(range.network, own, lease, family, subnet, &mut taken) {
-                    Ok(peer) => peers.usable.push(peer),
+                match examine(outlook, range.network, lease, subnet, &mut taken) {
+                    Ok((peer, kept)) => {
+                        peers.usable.push(peer);
+                        peers.kept += usize::from(kept);
+                    }
                     Err(why) => {
                         let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
                         peers.skip(&lease.subnets, why);
@@ -97,15 +123,19 @@ impl Taken {
     }
 }
 
+/// The peer, and whether it is only reached as before.
 fn examine(
+    outlook: Outlook<'_>,
     network: IpNet,
-    own: &Lease,
     lease: &Lease,
-    family: Family,
     subnet: IpNet,
     taken: &mut Taken,
-) -> Result<Peer, String> {
-    if lease.attachment.type_name() != own.attachment.type_name() {
+) -> Result<(Peer, bool), String> {
+    let Outlook { former, own, ways, before, .. } = outlook;
+    let family = Family::of(subnet.addr());
+    let announced = ways.reaching(&lease.attachment);
+    let kept = if announced.is_none() { ways.reached(&lease.attachment, before, subnet) } else { None };
+    let Some(way) = announced.or(kept.map(|_| 0)) else {
         let name = |attachment: &Attachment| match attachment.type_name() {
             "" => "udp".to_owned(),
             name => name.to_owned(),
@@ -115,8 +145,8 @@ fn examine(
             name(&lease.attachment),
             name(&own.attachment)
         ));
-    }
-    if !network.contains(&subnet) {
+    };
+    if !network.contains(&subnet) && !former.iter().any(|former| former.contains(&subnet)) {
         return Err(format!("it lies outside the network {network}"));
     }
     if let Some(mine) = own.subnets.get(family).filter(|mine| overlap(*mine, subnet)) {
@@ -134,12 +164,15 @@ fn examine(
             "its public address {public} is this node's own: an old lease of this node, or a node with a duplicate address"
         ));
     }
-    let mac = match lease.attachment {
-        Attachment::Vxlan { .. } => vtep(own, lease, family, public, taken)?,
-        Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) => Mac([0; 6]),
+    let mac = match (&lease.attachment, kept) {
+        (_, Some(mac)) => mac,
+        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(way) => {
+            vtep(own, lease, family, public, taken)?
+        }
+        (_, None) => Mac([0; 6]),
     };
     taken.subnets.insert((family, bits_of(subnet.network())), subnet);
-    Ok(Peer { subnet, public, mac })
+    Ok((Peer { subnet, public, mac, way }, kept.is_some()))
 }
 
 /// The peer's tunnel endpoint. The forwarding database has one entry for a MAC, so two nodes can't share one.
@@ -198,6 +231,12 @@ mod tests {
         (own, all)
     }
 
+    fn choose(network: &NetworkConfig, own: &Lease, all: &Leases) -> Peers {
+        let ways = Ways::new(&network.backend, network).unwrap();
+        let before = KernelState::default();
+        Peers::choose(Outlook { network, former: &[], own, ways: &ways, before: &before }, all)
+    }
+
     fn subnets(peers: &Peers) -> Vec<String> {
         peers.usable.iter().map(|peer| peer.subnet.to_string()).collect()
     }
@@ -222,7 +261,7 @@ mod tests {
             ("10.244.16.0-24", r#"{"PublicIP":"192.0.2.16","BackendType":"vxlan"}"#.into(), 4),
             ("10.244.17.0-24", value("192.0.2.17", 17).replace("02:00", "03:00"), 4),
         ]);
-        let peers = Peers::choose(&network(), &own, &all);
+        let peers = choose(&network(), &own, &all);
         assert_eq!(subnets(&peers), ["10.244.2.0/24", "10.244.3.0/24"]);
         assert_eq!(peers.skipped.len(), 14);
         for (key, part) in [
@@ -251,7 +290,7 @@ mod tests {
             ("10.244.4.0-23", value("192.0.2.2", 2), 9),
             ("10.244.5.0-25", value("192.0.2.3", 3), 8),
         ]);
-        assert_eq!(subnets(&Peers::choose(&network(), &own, &all)), ["10.244.5.0/25"]);
+        assert_eq!(subnets(&choose(&network(), &own, &all)), ["10.244.5.0/25"]);
     }
 
     #[test]
@@ -260,7 +299,7 @@ mod tests {
             ("10.244.4.0-24", value("192.0.2.2", 2), 2),
             ("10.244.5.0-24", value("192.0.2.2", 2), 3),
         ]);
-        assert_eq!(Peers::choose(&network(), &own, &all).usable.len(), 2);
+        assert_eq!(choose(&network(), &own, &all).usable.len(), 2);
     }
 
     #[test]
@@ -279,7 +318,7 @@ mod tests {
             3,
         );
         let own = all.leases.values().next().unwrap().clone();
-        let peers = Peers::choose(&network, &own, &all);
+        let peers = choose(&network, &own, &all);
         assert_eq!(subnets(&peers), ["10.244.2.0/24", "10.244.3.0/24"]);
         assert_eq!(peers.skipped["10.244.3.0-24&fd00:244:0:3::-64"], "IPv6: it has no public address");
     }
@@ -305,7 +344,7 @@ mod tests {
                 entries.iter().map(|(key, value, created)| (key.as_str(), value.clone(), *created)).collect();
             let (own, all) = cluster(&entries);
             let network = network();
-            let peers = Peers::choose(&network, &own, &all);
+            let peers = choose(&network, &own, &all);
             for (index, peer) in peers.usable.iter().enumerate() {
                 prop_assert!(network.ranges().all(|range| range.network.contains(&peer.subnet)));
                 prop_assert!(own.subnets.iter().all(|mine| !overlap(mine, peer.subnet)));
@@ -316,7 +355,7 @@ mod tests {
             let mut with_good = all.clone();
             let good = "10.244.250.0-24";
             with_good.insert_entry(good, value("198.51.100.1", 0xfe).as_bytes(), 0);
-            let after = Peers::choose(&network, &own, &with_good);
+            let after = choose(&network, &own, &with_good);
             prop_assert!(!after.skipped.contains_key(good), "{:?}", after.skipped);
         }
     }

@@ -101,6 +101,9 @@ pub struct LinkSettings {
     pub local: IpAddr,
     /// Learns peers from their frames.
     pub learning: bool,
+    /// Leaves checksums to the device underneath (`tx-checksum-ip-generic`); when wanted: `None` takes any,
+    /// and when found: `None` was not asked for.
+    pub tx_checksum: Option<bool>,
 }
 
 /// A route of the main table.
@@ -173,6 +176,8 @@ pub struct LinkPatch {
     pub local: Option<IpAddr>,
     /// See [`LinkSettings::learning`].
     pub learning: Option<bool>,
+    /// See [`LinkSettings::tx_checksum`].
+    pub tx_checksum: Option<bool>,
 }
 
 impl Route {
@@ -205,7 +210,7 @@ impl LinkSettings {
     /// Those of a device that has neither MAC nor device underneath.
     pub fn plain(mtu: u32) -> Self {
         let local = Ipv4Addr::UNSPECIFIED.into();
-        Self { up: true, mtu, mac: Mac([0; 6]), lower: 0, local, learning: false }
+        Self { up: true, mtu, mac: Mac([0; 6]), lower: 0, local, learning: false, tx_checksum: None }
     }
 
     /// What has to change for `self` to become `want`.
@@ -220,6 +225,7 @@ impl LinkSettings {
             lower: differing(self.lower, want.lower),
             local: differing(self.local, want.local),
             learning: differing(self.learning, want.learning),
+            tx_checksum: want.tx_checksum.filter(|_| self.tx_checksum != want.tx_checksum),
         }
     }
 
@@ -231,6 +237,7 @@ impl LinkSettings {
         self.lower = patch.lower.unwrap_or(self.lower);
         self.local = patch.local.unwrap_or(self.local);
         self.learning = patch.learning.unwrap_or(self.learning);
+        self.tx_checksum = patch.tx_checksum.or(self.tx_checksum);
     }
 }
 
@@ -260,6 +267,27 @@ impl KernelState {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Takes in what `other` has besides; where both have something, `self` stays as it is.
+    pub fn join(&mut self, other: Self) {
+        fn add<K: Ord, V>(to: &mut BTreeMap<K, V>, from: BTreeMap<K, V>) {
+            if to.is_empty() {
+                *to = from;
+                return;
+            }
+            for (key, value) in from {
+                to.entry(key).or_insert(value);
+            }
+        }
+        add(&mut self.links, other.links);
+        add(&mut self.forwarding, other.forwarding);
+        add(&mut self.fdb, other.fdb);
+        add(&mut self.neighbours, other.neighbours);
+        add(&mut self.routes, other.routes);
+        self.addresses.extend(other.addresses);
+        self.surplus.extend(other.surplus);
+        self.blackholes.extend(other.blackholes);
     }
 
     /// Makes one change to the value, without the side effects that a kernel has.
@@ -371,6 +399,9 @@ impl fmt::Display for LinkPatch {
         }
         if let Some(learning) = self.learning {
             f.write_str(if learning { " learning" } else { " nolearning" })?;
+        }
+        if let Some(on) = self.tx_checksum {
+            write!(f, " tx-checksum-ip-generic {}", if on { "on" } else { "off" })?;
         }
         Ok(())
     }

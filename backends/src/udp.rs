@@ -42,9 +42,9 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use subnet::net::host;
-use subnet::{Attachment, Family, Mac, Subnets};
+use subnet::{Attachment, Family, Mac};
 
-use crate::backend::{Backend, BackendError, Node};
+use crate::backend::{Backend, BackendError, Macs, Node, Scene};
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route};
@@ -90,16 +90,29 @@ impl Udp {
 }
 
 impl Backend for Udp {
-    fn attachment(&self, _mac: Mac) -> Attachment {
+    fn words(&self) -> String {
+        format!("udp port {}", self.port)
+    }
+
+    fn attachment(&self, _macs: &Macs) -> Attachment {
         Attachment::Udp
+    }
+
+    fn reaches(&self, attachment: &Attachment) -> bool {
+        *attachment == Attachment::Udp
+    }
+
+    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+        let forwarding = before.forwarding.get(&self.device)?;
+        forwarding.peers.iter().any(|(known, _)| IpNet::V4(*known) == subnet).then_some(Mac([0; 6]))
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
         underlay.saturating_sub(OVERHEAD)
     }
 
-    fn device(&self) -> Option<Name> {
-        Some(self.device)
+    fn devices(&self) -> Vec<(Family, Name)> {
+        vec![(Family::V4, self.device)]
     }
 
     fn check(&self, node: &Node) -> Result<(), BackendError> {
@@ -112,7 +125,8 @@ impl Backend for Udp {
         }
     }
 
-    fn plan(&self, node: &Node, own: &Subnets, _mac: Mac, peers: &[Peer]) -> KernelState {
+    fn plan(&self, scene: Scene<'_>) -> KernelState {
+        let Scene { node, own, all, .. } = scene;
         let mut state = KernelState::default();
         let (Some(IpAddr::V4(local)), Some(subnet)) = (node.local.get(Family::V4), own.v4) else {
             return state;
@@ -121,8 +135,9 @@ impl Backend for Udp {
         let settings = LinkSettings::plain(self.mtu(node.underlay.mtu));
         state.links.insert(dev, Link { identity: LinkIdentity::Tun, settings });
         state.addresses.insert((dev, host(subnet.network().into())));
-        state.forwarding.insert(dev, Arc::new(self.forwarding(node, local, subnet, peers)));
-        // The whole network: packets for nobody are answered by the datapath.
+        state.forwarding.insert(dev, Arc::new(self.forwarding(node, local, subnet, all)));
+        // The whole network: packets for nobody are answered by the datapath. Peers that are reached in
+        // another way have routes of their own, which are better.
         let network = self.network.into();
         state.routes.insert(network, Route { dev: Some(dev), ..Route::ours(network) });
         state
@@ -133,12 +148,12 @@ impl Backend for Udp {
 mod plan_tests {
     use super::*;
     use crate::backend::Underlay;
-    use subnet::PublicAddrs;
+    use subnet::{PublicAddrs, Subnets};
 
     fn node() -> Node {
         let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
         let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu: 1500 };
-        Node { underlay, public, local: public }
+        Node { underlay, public, local: public, direct: Default::default() }
     }
 
     #[test]
@@ -147,10 +162,12 @@ mod plan_tests {
             subnet: "10.244.2.0/24".parse().unwrap(),
             public: "192.0.2.2".parse().unwrap(),
             mac: Mac([0; 6]),
+            way: 0,
         };
-        let own = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
+        let own: Subnets = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
         let udp = Udp::new(8285, true, "10.244.0.0/16".parse().unwrap()).unwrap();
-        let state = udp.plan(&node(), &own, Mac([0; 6]), &[peer]);
+        let (node, macs) = (node(), Macs::default());
+        let state = udp.plan(Scene { node: &node, own: &own, macs: &macs, peers: &[peer], all: &[peer] });
         let words: Vec<String> =
             crate::diff::diff(&state, &KernelState::default()).iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -167,6 +184,6 @@ mod plan_tests {
     #[test]
     fn another_port_has_another_device() {
         let udp = Udp::new(8286, true, "10.244.0.0/16".parse().unwrap()).unwrap();
-        assert_eq!(udp.device().unwrap().as_str(), "flannel8286");
+        assert_eq!(udp.devices()[0].1.as_str(), "flannel8286");
     }
 }

@@ -8,56 +8,143 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use subnet::net::host;
-use subnet::{Attachment, Family, Mac, Subnets, Vtep, VxlanConfig};
+use subnet::{Attachment, ChecksumOffload, Family, Mac, Vtep, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Node, Underlay};
+use crate::backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
 
-/// Outer IPv4, UDP and VXLAN header and the inner Ethernet header, in bytes (RFC 7348 §5).
-const OVERHEAD: u32 = 20 + 8 + 8 + 14;
+/// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
+const LEAST_V6: u32 = 1280;
 
 /// The backend with its configuration.
 #[derive(Clone, Debug)]
 pub struct Vxlan {
     config: VxlanConfig,
-    device: Name,
+    /// The device of each enabled family, IPv4 first.
+    devices: Vec<(Family, Name)>,
+    /// What is wanted of `tx-checksum-ip-generic`; `None` leaves it to whoever sets it.
+    tx_checksum: Option<bool>,
+}
+
+/// Outer IP, UDP and VXLAN header and the inner Ethernet header, in bytes (RFC 7348 §5).
+const fn overhead(family: Family) -> u32 {
+    let ip = match family {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    };
+    ip + 8 + 8 + 14
 }
 
 impl Vxlan {
-    /// The backend for this configuration.
+    /// The backend for this configuration and these families.
     ///
     /// # Errors
     /// [`BackendError`] when the VNI doesn't fit into a device name.
-    pub fn new(config: VxlanConfig) -> Result<Self, BackendError> {
-        let device = format!("flannel.{}", config.vni).parse().map_err(|error: crate::name::BadName| {
-            BackendError(format!("Backend.VNI: {}: {error}", config.vni))
-        })?;
-        Ok(Self { config, device })
+    pub fn new(config: VxlanConfig, families: &[Family]) -> Result<Self, BackendError> {
+        let name = |family| match family {
+            Family::V4 => format!("flannel.{}", config.vni),
+            Family::V6 => format!("flannel-v6.{}", config.vni),
+        };
+        let device = |family: &Family| {
+            let name = name(*family).parse().map_err(|_| {
+                BackendError(format!(
+                    "Backend.VNI: {} makes the device name {} too long: use at most {}",
+                    config.vni,
+                    name(*family),
+                    if *family == Family::V6 { 9999 } else { 9_999_999 }
+                ))
+            })?;
+            Ok((*family, name))
+        };
+        let devices = families.iter().map(device).collect::<Result<_, BackendError>>()?;
+        let tx_checksum = match config.checksum_offload {
+            ChecksumOffload::Auto => None,
+            ChecksumOffload::On => Some(true),
+            ChecksumOffload::Off => Some(false),
+        };
+        Ok(Self { config, devices, tx_checksum })
+    }
+
+    /// The same on a kernel of this release: those before 5.7 compute wrong checksums of packets that are
+    /// translated twice (fixed by ea64d8d6c675), so nothing is left to the network card there.
+    #[must_use]
+    pub fn on_kernel(mut self, release: &str) -> Self {
+        let mut numbers =
+            release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
+        let version = (numbers.next().flatten(), numbers.next().flatten());
+        if let (ChecksumOffload::Auto, (Some(major), Some(minor))) = (self.config.checksum_offload, version)
+            && (major, minor) < (5, 7)
+        {
+            self.tx_checksum = Some(false);
+        }
+        self
+    }
+
+    fn device(&self, family: Family) -> Option<Name> {
+        self.devices.iter().find(|(of, _)| *of == family).map(|(_, name)| *name)
+    }
+
+    /// MTU of the device of one family. The kernel accepts no more than what the device underneath has
+    /// room for, and pods that believe in more would lose their large packets.
+    fn device_mtu(&self, family: Family, underlay: u32) -> u32 {
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead(family))
     }
 
     fn link(&self, node: &Node, local: IpAddr, mac: Mac) -> Link {
         let VxlanConfig { vni, port, gbp, learning, .. } = self.config;
         let family = Family::of(local);
-        let mtu = self.mtu(node.underlay.mtu);
-        Link {
-            identity: LinkIdentity::Vxlan(VxlanIdentity { vni, port, gbp, family, foreign_modes: false }),
-            settings: LinkSettings { up: true, mtu, mac, lower: node.underlay.index, local, learning },
-        }
+        let settings = LinkSettings {
+            up: true,
+            mtu: self.device_mtu(family, node.underlay.mtu),
+            mac,
+            lower: node.underlay.index,
+            local,
+            learning,
+            tx_checksum: self.tx_checksum,
+        };
+        let identity = VxlanIdentity { vni, port, gbp, family, foreign_modes: false };
+        Link { identity: LinkIdentity::Vxlan(identity), settings }
     }
 }
 
 impl Backend for Vxlan {
-    fn attachment(&self, mac: Mac) -> Attachment {
-        Attachment::Vxlan { v4: Some(Vtep { vni: self.config.vni, mac }), v6: None }
+    fn words(&self) -> String {
+        let VxlanConfig { vni, port, gbp, .. } = self.config;
+        let port = port.map_or_else(String::new, |port| format!(" port {port}"));
+        format!("vxlan VNI {vni}{port}{}", if gbp { " with GBP" } else { "" })
+    }
+
+    fn attachment(&self, macs: &Macs) -> Attachment {
+        let vtep = |family| {
+            let mac = self.device(family).and_then(|_| macs.get(family))?;
+            Some(Vtep { vni: self.config.vni, mac })
+        };
+        Attachment::Vxlan { v4: vtep(Family::V4), v6: vtep(Family::V6) }
+    }
+
+    fn reaches(&self, attachment: &Attachment) -> bool {
+        Family::BOTH
+            .iter()
+            .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.vni == self.config.vni))
+    }
+
+    fn might_reach(&self, attachment: &Attachment) -> bool {
+        matches!(attachment, Attachment::Vxlan { .. })
+    }
+
+    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+        let device = self.device(Family::of(subnet.addr()))?;
+        before.neighbours.get(&(device, subnet.network())).copied()
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
-        // The kernel accepts no more than what the device underneath has room for, and pods that believe
-        // in more would lose their large packets.
-        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(OVERHEAD)
+        // A pod has one MTU for both families.
+        let all = self.devices.iter().map(|(family, _)| self.device_mtu(*family, underlay));
+        all.min().unwrap_or(underlay)
     }
 
     fn remark(&self, node: &Node) -> Option<String> {
@@ -66,41 +153,74 @@ impl Backend for Vxlan {
         Some(format!("Backend.MTU is {wanted}, but {name} carries {mtu} bytes: using {mtu}"))
     }
 
-    fn device(&self) -> Option<Name> {
-        Some(self.device)
+    fn devices(&self) -> Vec<(Family, Name)> {
+        self.devices.clone()
     }
 
     fn seed(&self) -> u32 {
         self.config.vni
     }
 
-    fn check(&self, node: &Node) -> Result<(), BackendError> {
-        match node.public.v4 {
-            Some(_) => Ok(()),
-            None => Err(BackendError(format!(
-                "vxlan needs a public IPv4 address and {} has none: choose another interface with --iface",
-                node.underlay.name
-            ))),
-        }
+    fn asks_for_direct(&self) -> bool {
+        self.config.direct_routing
     }
 
-    fn plan(&self, node: &Node, own: &Subnets, mac: Mac, peers: &[Peer]) -> KernelState {
+    fn check(&self, node: &Node) -> Result<(), BackendError> {
+        let Underlay { name, mtu, .. } = node.underlay;
+        for (family, _) in &self.devices {
+            if node.public.get(*family).is_none() {
+                return Err(BackendError(format!(
+                    "vxlan needs a public {family} address and {name} has none: choose another interface with --iface"
+                )));
+            }
+            let room = self.device_mtu(*family, mtu);
+            if *family == Family::V6 && room < LEAST_V6 {
+                return Err(BackendError(format!(
+                    "IPv6 needs an MTU of {LEAST_V6} bytes and vxlan leaves {room} of the {} of {name}: raise that (or \
+                     Backend.MTU) to {}, or set EnableIPv6 to false",
+                    self.config.mtu.unwrap_or(mtu).min(mtu),
+                    LEAST_V6 + overhead(Family::V6)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(&self, scene: Scene<'_>) -> KernelState {
+        let Scene { node, own, macs, peers, .. } = scene;
         let mut state = KernelState::default();
-        let Some(local) = node.public.get(Family::V4) else { return state };
-        let dev = self.device;
-        state.links.insert(dev, self.link(node, local, mac));
-        state.addresses.extend(own.iter().map(|subnet| (dev, host(subnet.network()))));
+        for (family, dev) in &self.devices {
+            let (Some(local), Some(mac)) = (node.public.get(*family), macs.get(*family)) else { continue };
+            state.links.insert(*dev, self.link(node, local, mac));
+            state.addresses.extend(own.get(*family).map(|subnet| (*dev, host(subnet.network()))));
+        }
+        let [v4, v6] =
+            Family::BOTH.map(|family| self.device(family).filter(|dev| state.links.contains_key(dev)));
+        let direct = |peer: &Peer| {
+            if self.config.direct_routing { node.direct.get(&peer.public).copied() } else { None }
+        };
+        let tunnelled = || {
+            peers.iter().filter_map(|peer| {
+                let dev = if peer.public.is_ipv4() { v4 } else { v6 };
+                Some((peer, dev.filter(|_| direct(peer).is_none())?))
+            })
+        };
         // Collected and not inserted one by one: that fills the nodes of the maps, which saves a third of
         // their memory.
-        state.fdb = peers.iter().map(|peer| ((dev, peer.mac), peer.public)).collect();
-        state.neighbours = peers.iter().map(|peer| ((dev, peer.subnet.network()), peer.mac)).collect();
-        let route = |peer: &Peer| Route {
+        state.fdb = tunnelled().map(|(peer, dev)| ((dev, peer.mac), peer.public)).collect();
+        state.neighbours = tunnelled().map(|(peer, dev)| ((dev, peer.subnet.network()), peer.mac)).collect();
+        let through = |(peer, dev): (&Peer, Name)| Route {
             via: Some(peer.subnet.network()),
             dev: Some(dev),
             onlink: true,
             ..Route::ours(peer.subnet)
         };
-        state.routes = peers.iter().map(|peer| (peer.subnet, route(peer))).collect();
+        let beside = |peer: &Peer| {
+            let dev = Some(direct(peer)?);
+            Some(Route { via: Some(peer.public), dev, ..Route::ours(peer.subnet) })
+        };
+        let routes = tunnelled().map(through).chain(peers.iter().filter_map(beside));
+        state.routes = routes.map(|route| (route.dst, route)).collect();
         state
     }
 }
@@ -111,35 +231,56 @@ mod tests {
     use subnet::PublicAddrs;
 
     fn node(mtu: u32) -> Node {
-        let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-        Node { underlay: Underlay { index: 7, name: "eth0".parse().unwrap(), mtu }, public, local: public }
+        let public =
+            PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) };
+        let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu };
+        Node { underlay, public, local: public, direct: Default::default() }
     }
 
-    fn vxlan(mtu: Option<u32>) -> Vxlan {
-        let config = VxlanConfig {
+    fn config(mtu: Option<u32>) -> VxlanConfig {
+        VxlanConfig {
             vni: 1,
             port: None,
             mtu,
             gbp: false,
             learning: false,
             direct_routing: false,
-            checksum_offload: subnet::ChecksumOffload::Auto,
+            checksum_offload: ChecksumOffload::Auto,
             fallback: false,
-        };
-        Vxlan::new(config).unwrap()
+        }
+    }
+
+    fn vxlan(mtu: Option<u32>) -> Vxlan {
+        Vxlan::new(config(mtu), &[Family::V4]).unwrap()
+    }
+
+    fn macs() -> Macs {
+        let mut macs = Macs::default();
+        macs.set(Family::V4, Mac([2, 0, 0, 0, 0, 1]));
+        macs.set(Family::V6, Mac([2, 6, 0, 0, 0, 1]));
+        macs
+    }
+
+    fn peer(subnet: &str, public: &str, last: u8) -> Peer {
+        Peer {
+            subnet: subnet.parse().unwrap(),
+            public: public.parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, last]),
+            way: 0,
+        }
+    }
+
+    fn words(backend: &Vxlan, node: &Node, own: &[&str], peers: &[Peer]) -> Vec<String> {
+        let own = own.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+        let state = backend.plan(Scene { node, own: &own, macs: &macs(), peers, all: peers });
+        crate::diff::diff(&state, &KernelState::default()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_peer_is_a_route_a_neighbour_and_a_forwarding_entry() {
-        let mac = Mac([2, 0, 0, 0, 0, 2]);
-        let peer =
-            Peer { subnet: "10.244.2.0/24".parse().unwrap(), public: "192.0.2.2".parse().unwrap(), mac };
-        let own = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
-        let state = vxlan(None).plan(&node(1500), &own, Mac([2, 0, 0, 0, 0, 1]), &[peer]);
-        let words: Vec<String> =
-            crate::diff::diff(&state, &KernelState::default()).iter().map(ToString::to_string).collect();
+        let peers = [peer("10.244.2.0/24", "192.0.2.2", 2)];
         assert_eq!(
-            words,
+            words(&vxlan(None), &node(1500), &["10.244.1.0/24"], &peers),
             [
                 "link add flannel.1 type vxlan id 1 local 192.0.2.1 mtu 1450 address 02:00:00:00:00:01",
                 "address add 10.244.1.0/32 dev flannel.1",
@@ -151,15 +292,70 @@ mod tests {
     }
 
     #[test]
+    fn each_family_has_a_device_of_its_own_over_its_own_underlay() {
+        let both = Vxlan::new(config(None), &Family::BOTH).unwrap();
+        let peers = [peer("10.244.2.0/24", "192.0.2.2", 2), peer("fd00:0:0:2::/64", "2001:db8::2", 3)];
+        assert_eq!(
+            words(&both, &node(1500), &["10.244.1.0/24", "fd00:0:0:1::/64"], &peers),
+            [
+                "link add flannel-v6.1 type vxlan id 1 local 2001:db8::1 mtu 1430 address 02:06:00:00:00:01",
+                "link add flannel.1 type vxlan id 1 local 192.0.2.1 mtu 1450 address 02:00:00:00:00:01",
+                "address add fd00:0:0:1::/128 dev flannel-v6.1",
+                "address add 10.244.1.0/32 dev flannel.1",
+                "fdb replace 02:00:00:00:00:03 dst 2001:db8::2 dev flannel-v6.1",
+                "fdb replace 02:00:00:00:00:02 dst 192.0.2.2 dev flannel.1",
+                "neigh replace fd00:0:0:2:: lladdr 02:00:00:00:00:03 dev flannel-v6.1",
+                "neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1",
+                "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 70",
+                "route replace fd00:0:0:2::/64 via fd00:0:0:2:: dev flannel-v6.1 onlink proto 70",
+            ]
+        );
+        assert_eq!((both.mtu(1500), vxlan(None).mtu(1500)), (1430, 1450));
+        assert!(both.check(&node(1350)).is_ok());
+        let error = both.check(&node(1349)).unwrap_err().to_string();
+        assert!(error.contains("1279 of the 1349 of eth0") && error.contains("1350"), "{error}");
+    }
+
+    #[test]
+    fn a_peer_on_a_link_of_this_node_is_reached_without_a_tunnel_if_that_is_wanted() {
+        let direct = Vxlan::new(VxlanConfig { direct_routing: true, ..config(None) }, &[Family::V4]).unwrap();
+        let mut node = node(1500);
+        node.direct = std::sync::Arc::new([("192.0.2.2".parse().unwrap(), "eth0".parse().unwrap())].into());
+        let peers = [peer("10.244.2.0/24", "192.0.2.2", 2), peer("10.244.3.0/24", "198.51.100.3", 3)];
+        let all = words(&direct, &node, &["10.244.1.0/24"], &peers);
+        assert!(
+            all.contains(&"route replace 10.244.2.0/24 via 192.0.2.2 dev eth0 proto 70".to_owned()),
+            "{all:?}"
+        );
+        assert!(
+            all.iter()
+                .any(|line| line.starts_with("route replace 10.244.3.0/24 via 10.244.3.0 dev flannel.1"))
+        );
+        assert!(!all.iter().any(|line| line.starts_with("fdb") && line.contains("192.0.2.2")), "{all:?}");
+        assert!(words(&vxlan(None), &node, &[], &peers).iter().any(|line| line.contains("via 10.244.2.0")));
+    }
+
+    #[test]
+    fn old_kernels_compute_checksums_themselves() {
+        for (release, expected) in [
+            ("5.6.19-arch1", Some(false)),
+            ("4.19.0", Some(false)),
+            ("5.7.0", None),
+            ("6.18", None),
+            ("?", None),
+        ] {
+            assert_eq!(vxlan(None).on_kernel(release).tx_checksum, expected, "{release}");
+        }
+        let on = VxlanConfig { checksum_offload: ChecksumOffload::On, ..config(None) };
+        assert_eq!(Vxlan::new(on, &[Family::V4]).unwrap().on_kernel("4.19.0").tx_checksum, Some(true));
+    }
+
+    #[test]
     fn the_mtu_follows_the_underlay_or_the_configuration_within_what_the_underlay_carries() {
-        let device_mtu = |config, underlay| {
-            let state = vxlan(config).plan(&node(underlay), &Subnets::default(), Mac([2; 6]), &[]);
-            state.links.values().next().unwrap().settings.mtu
-        };
-        assert_eq!(device_mtu(None, 1500), 1450);
-        assert_eq!(device_mtu(None, 9000), 8950);
-        assert_eq!(device_mtu(Some(1400), 1500), 1350);
-        assert_eq!(device_mtu(Some(9000), 1500), 1450);
+        assert_eq!(vxlan(None).mtu(1500), 1450);
+        assert_eq!(vxlan(None).mtu(9000), 8950);
+        assert_eq!(vxlan(Some(1400)).mtu(1500), 1350);
+        assert_eq!(vxlan(Some(9000)).mtu(1500), 1450);
         assert!(vxlan(Some(9000)).remark(&node(1500)).unwrap().contains("9000"));
         assert_eq!(vxlan(Some(1400)).remark(&node(1500)), None);
     }

@@ -4,9 +4,11 @@
 //! [`turn`](Agent::turn): look, plan, converge, write `subnet.env`. Nothing here ends the process but a
 //! broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
 
+mod change;
 mod claim;
 mod files;
 mod journal;
+mod plan;
 mod recall;
 mod rules;
 mod tenure;
@@ -15,26 +17,27 @@ mod tests;
 mod underlay;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use backends::backend::Direct;
 use backends::kernel::{Interest, Notices, Observed};
-use backends::{Firewall, Kernel, KernelError, KernelState, Peers, Report, Scope, converge};
+use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Report, Ways, converge};
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
 use subnet::store::random_below;
-use subnet::{Family, Feed, Known, Lease, LeaseStore, Loss, Mac, NetworkConfig, Subnets};
+use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::interface::{External, Selectors};
 use crate::serve::Health;
+use change::Change;
 use claim::Identity;
 use journal::Journal;
 use recall::Keeper;
 use rules::Rules;
 use tenure::{Task, stranded};
-use underlay::node;
 
 /// The kernel is compared with the leases this often although nothing was heard of it.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -125,53 +128,57 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
         }
         let store = Arc::new(store);
-        let mut hands = hands;
-        loop {
-            let saved = Saved::read(&settings.state_file, &store.describe());
-            let (network, backend, saved) = claim::configuration(&*store, saved, &health).await;
-            let mut settings = settings.clone();
-            if saved.is_none() {
-                let given = claim::node_public(&*store, &health).await;
-                settings.selectors.public.v4 = given.v4.or(settings.selectors.public.v4);
-                settings.selectors.public.v6 = given.v6.or(settings.selectors.public.v6);
-            }
-            let previous = Previous::read(&settings.subnet_file);
-            let former: Vec<_> = previous.networks.iter().collect();
-            let (feed, known) = Feed::channel();
-            let agent = Agent {
-                hands: Some(hands),
-                store: Arc::clone(&store),
-                identity: Identity { name: settings.identity.clone(), backend, living: None },
-                settings,
-                health: health.clone(),
-                interest: &interest,
-                moved: &moved,
-                rules_moved,
-                network,
-                previous,
-                feed,
-                known,
-                external: None,
-                lease: None,
-                plan: None,
-                claiming: None,
-                following: None,
-                holding: None,
-                reconnecting: None,
-                announcing: None,
-                lost: Vec::new(),
-                contested: None,
-                sound: false,
-                bulky: false,
-                rules: Rules::new(former),
-                keeper: Keeper::default(),
-                journal: Journal::default(),
-            };
-            match agent.recalling(saved).live().await {
-                End::Broken(error) => return error,
-                End::Reconfigured(free) => hands = free,
-            }
+        let saved = Saved::read(&settings.state_file, &store.describe());
+        let (network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
+        if let Some(saved) = saved {
+            // Peers may announce what this node announced before it was restarted with something else.
+            ways.remember(&saved.former, &network);
+            ways.remember(&[saved.network.backend], &network);
         }
+        let mut settings = settings;
+        let given = settings.selectors.public;
+        if recalled.is_none() {
+            settings.selectors.public = or(claim::node_public(&*store, &health).await, given);
+        }
+        let previous = Previous::read(&settings.subnet_file);
+        let former: Vec<_> = previous.networks.iter().collect();
+        let (feed, known) = Feed::channel();
+        let agent = Agent {
+            hands: Some(hands),
+            store,
+            identity: Identity { name: settings.identity.clone(), macs: Macs::default() },
+            settings,
+            given,
+            health,
+            interest: &interest,
+            moved: &moved,
+            rules_moved,
+            network,
+            ways,
+            change: Change::default(),
+            previous,
+            feed,
+            known,
+            external: None,
+            lease: None,
+            plan: None,
+            direct: Direct::default(),
+            expiry: None,
+            claiming: None,
+            claimed: None,
+            following: None,
+            holding: None,
+            reconnecting: None,
+            announcing: None,
+            lost: Vec::new(),
+            contested: None,
+            sound: false,
+            bulky: false,
+            rules: Rules::new(former),
+            keeper: Keeper::default(),
+            journal: Journal::default(),
+        };
+        agent.recalling(recalled).live().await
     };
     tokio::select! {
         error = notices.run(&interest, &moved) => error,
@@ -179,16 +186,26 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
     }
 }
 
+/// What the store says about this node's public addresses, and what the operator's flags say otherwise.
+fn or(store: PublicAddrs, flags: PublicAddrs) -> PublicAddrs {
+    PublicAddrs { v4: store.v4.or(flags.v4), v6: store.v6.or(flags.v6) }
+}
+
 struct Agent<'a, K, S> {
     /// Absent only while a blocking thread works with them.
     hands: Option<Hands<K>>,
     store: Arc<S>,
     settings: Settings,
+    /// The public addresses of the operator's flags.
+    given: PublicAddrs,
     health: Health,
     interest: &'a Mutex<Interest>,
     moved: &'a Notify,
     rules_moved: &'a Notify,
     network: NetworkConfig,
+    /// How peers are reached.
+    ways: Ways,
+    change: Change,
     identity: Identity,
     /// What the run before this one had, until its leftovers are swept.
     previous: Previous,
@@ -197,7 +214,13 @@ struct Agent<'a, K, S> {
     external: Option<External>,
     lease: Option<Lease>,
     plan: Option<Arc<KernelState>>,
+    /// The peers on this node's own links, where somebody wants to know.
+    direct: Direct,
+    /// When the next way that nobody uses any more is given up.
+    expiry: Option<Instant>,
     claiming: Option<Task<Lease>>,
+    /// What was published last, or is being published.
+    claimed: Option<(PublicAddrs, Attachment)>,
     following: Option<Task<std::convert::Infallible>>,
     holding: Option<Task<Loss>>,
     /// Waits for the store, while this node runs on what was saved.
@@ -216,16 +239,9 @@ struct Agent<'a, K, S> {
     journal: Journal,
 }
 
-/// Why an agent's life ends.
-enum End<K> {
-    /// The kernel can't be read, or its notifications fail.
-    Broken(KernelError),
-    /// The configuration is another one than the saved one that it began with.
-    Reconfigured(Hands<K>),
-}
-
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
-    async fn live(mut self) -> End<K> {
+    /// Ends when the kernel can't be read.
+    async fn live(mut self) -> KernelError {
         let mut failures = 0;
         loop {
             self.health.beat();
@@ -240,8 +256,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                     failures = (failures + 1).min(5);
                     wait
                 }
-                Turn::Broken(error) => return End::Broken(error),
+                Turn::Broken(error) => return error,
             };
+            let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
+            let wait = [self.keeper.again, expiry].into_iter().flatten().fold(wait, Duration::min);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
                 () = self.rules_moved.notified() => {
@@ -251,14 +269,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Ok(()) = self.known.changed() => self.known.mark_changed(),
                 lease = Task::of(&mut self.claiming) => self.leased(lease),
                 loss = Task::of(&mut self.holding) => self.lost(loss),
-                network = Task::of(&mut self.reconnecting) => {
-                    if network != self.network {
-                        tracing::warn!("the configuration has changed while the store was away; starting over with it");
-                        return End::Reconfigured(self.hands.take().expect("no work is under way between turns"));
-                    }
-                    self.start_claim();
-                }
-                () = sleep(wait.min(self.keeper.again.unwrap_or(wait))) => {}
+                network = Task::of(&mut self.reconnecting) => self.reconnected(network),
+                news = self.change.news.next() => self.told(news),
+                () = sleep(wait) => {}
             }
         }
     }
@@ -271,11 +284,16 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Err(error) => return Turn::Broken(error),
             }
         }
+        self.try_candidate();
         self.claim();
         self.hear();
         let mut outcome = Turn::Done;
-        // An interface that turns out to have changed meanwhile changes the plan.
+        // An interface that turns out to have changed meanwhile changes the plan, and so does a
+        // configuration that the kernel refuses.
         for _ in 0..3 {
+            if let Err(error) = self.find_direct().await {
+                return Turn::Broken(error);
+            }
             let Some(plan) = self.plan() else { return Turn::Done };
             let report = match self.converge(plan).await {
                 Ok(report) => report,
@@ -283,14 +301,16 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             };
             self.bulky |= report.applied.len() >= BULK;
             outcome = self.judge(&report);
+            let retry = self.judge_change(&report);
             self.mend_bridges(&report.observed).await;
             let before = self.external.clone();
             self.choose(&report.observed);
-            if self.external == before {
+            if self.external == before && !retry {
                 break;
             }
             self.claim();
         }
+        self.announce();
         if self.sound {
             // Before pods may start: none of them shall be seen by an address that it should not have.
             if !self.keep_rules().await {
@@ -338,40 +358,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         Ok(report)
     }
 
+    fn interest(&self) -> MutexGuard<'_, Interest> {
+        self.interest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set_interest(&self, change: impl FnOnce(&mut Interest)) {
-        change(&mut self.interest.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn scope(&self) -> Scope {
-        let own = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
-        let lens = self.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));
-        let old_lens =
-            self.previous.subnets.iter().map(|subnet| (Family::of(subnet.addr()), subnet.prefix_len()));
-        Scope {
-            networks: self.network.networks().iter().chain(self.previous.networks.iter()).collect(),
-            subnets: own.iter().chain(self.previous.subnets.iter()).collect(),
-            subnet_lens: lens.chain(old_lens).collect(),
-            underlay: self.external.as_ref().map(|external| external.index),
-            devices: self.identity.backend.device().into_iter().collect(),
-        }
-    }
-
-    /// What the kernel should contain; `None` while that can't be known.
-    fn plan(&mut self) -> Option<Arc<KernelState>> {
-        if let Some(plan) = &self.plan {
-            return Some(Arc::clone(plan));
-        }
-        let (lease, external) = (self.lease.as_ref()?, self.external.as_ref()?);
-        let all = self.known.borrow().leases.clone()?;
-        let peers = Peers::choose(&self.network, lease, &all);
-        self.journal.peers(&peers);
-        let announced = || lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac);
-        let mac = self.identity.living.or_else(announced).unwrap_or(Mac([0; 6]));
-        let mut state = self.identity.backend.plan(&node(external), &lease.subnets, mac, &peers.usable);
-        // Packets for pods that don't exist end here instead of circling by the default route.
-        state.blackholes.extend(lease.subnets.iter());
-        self.plan = Some(Arc::new(state));
-        self.plan.clone()
+        change(&mut self.interest());
     }
 
     /// What a run of the reconciler means for readiness and for the next turn.

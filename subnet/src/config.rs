@@ -106,6 +106,9 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
+    /// What stands in for VXLAN where a kernel has none (`Backend.Fallback`).
+    pub const FALLBACK: Self = Self::Udp { port: DEFAULT_UDP_PORT, check_sources: true };
+
     /// The type's name as leases and logs spell it.
     pub fn name(&self) -> &str {
         match self {

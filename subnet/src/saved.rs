@@ -6,7 +6,7 @@ use std::path::Path;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::config::NetworkConfig;
+use crate::config::{BackendConfig, NetworkConfig};
 use crate::env_file::write_atomically;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::net::Subnets;
@@ -16,6 +16,8 @@ use crate::net::Subnets;
 pub struct Saved {
     /// The network's configuration.
     pub network: NetworkConfig,
+    /// Backends of earlier configurations that peers still announced.
+    pub former: Vec<BackendConfig>,
     /// The subnets that this node held.
     pub own: Subnets,
     /// The leases of all nodes, the own one included. Entries that were malformed are not kept.
@@ -28,6 +30,8 @@ struct File {
     version: u32,
     store: String,
     network: NetworkConfig,
+    #[serde(default)]
+    former: Vec<BackendConfig>,
     own: Key,
     leases: Vec<Entry>,
 }
@@ -66,6 +70,7 @@ impl Saved {
             version: VERSION,
             store: store.to_owned(),
             network: self.network.clone(),
+            former: self.former.clone(),
             own: (&self.own).into(),
             leases: self.leases.leases.iter().map(entry).collect(),
         };
@@ -90,7 +95,12 @@ impl Saved {
             leases.leases.insert(subnets, Lease { subnets, public, attachment, created });
         }
         let own: Subnets = file.own.into();
-        leases.leases.contains_key(&own).then_some(Self { network: file.network, own, leases })
+        leases.leases.contains_key(&own).then_some(Self {
+            network: file.network,
+            former: file.former,
+            own,
+            leases,
+        })
     }
 }
 
@@ -113,7 +123,7 @@ mod tests {
         let own = *leases.leases.keys().next().unwrap();
         let network =
             NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
-        Saved { network, own, leases }
+        Saved { network, former: vec![BackendConfig::HostGw], own, leases }
     }
 
     #[test]

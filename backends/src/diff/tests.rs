@@ -46,7 +46,8 @@ fn links(actual: bool) -> impl Strategy<Value = Link> {
         if actual { prop_oneof![4 => vxlan_or_tun, 1 => other].boxed() } else { vxlan_or_tun.boxed() };
     (identity, any::<bool>(), 1400u32..1402, macs(), 1u32..3, addrs(), any::<bool>()).prop_map(
         move |(identity, up, mtu, mac, lower, local, learning)| {
-            let settings = LinkSettings { up: up || !actual, mtu, mac, lower, local, learning };
+            let settings =
+                LinkSettings { up: up || !actual, mtu, mac, lower, local, learning, tx_checksum: None };
             Link { identity, settings }
         },
     )
@@ -213,6 +214,7 @@ fn a_new_route_comes_before_the_stale_one_and_the_stale_device_goes_last() {
             lower: 1,
             local: Ipv4Addr::LOCALHOST.into(),
             learning: false,
+            tx_checksum: None,
         },
     };
     let route = |third: u8, dev: &str| {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Kernel, KernelError, Observed, Scope};
+use crate::backend::Direct;
 use crate::host::{HostView, Way};
 use crate::state::{Change, KernelState, LinkIdentity};
 
@@ -20,7 +21,8 @@ pub struct FakeKernel {
     pub host: HostView,
     /// The answers of [`Kernel::way_to`].
     pub ways: BTreeMap<IpAddr, Way>,
-    /// Objects (by [`Change::object`]) whose changes fail with this errno.
+    /// Objects (by [`Change::object`], or "vxlan" for the making of such devices) whose changes fail with
+    /// this errno.
     pub failing: BTreeMap<&'static str, i32>,
     /// All changes made so far.
     pub log: Vec<String>,
@@ -63,7 +65,10 @@ impl Kernel for FakeKernel {
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
         let mut failures = Vec::new();
         for (index, change) in changes.iter().enumerate() {
-            if let Some(errno) = self.failing.get(change.object()) {
+            let vxlan =
+                matches!(change, Change::AddLink(_, link) if matches!(link.identity, LinkIdentity::Vxlan(_)));
+            let kind = self.failing.get("vxlan").filter(|_| vxlan);
+            if let Some(errno) = kind.or_else(|| self.failing.get(change.object())) {
                 let source = io::Error::from_raw_os_error(*errno);
                 failures.push((
                     index,
@@ -83,6 +88,10 @@ impl Kernel for FakeKernel {
             source: io::Error::from_raw_os_error(101),
         })
     }
+
+    fn direct(&mut self, addrs: &[IpAddr], _before: &Direct) -> Result<Direct, KernelError> {
+        Ok(direct(self, addrs))
+    }
 }
 
 /// A fake kernel that the test and the agent both hold.
@@ -101,6 +110,15 @@ impl SharedKernel {
     }
 }
 
+/// Those that are reached without a gateway, as if all of them answered.
+fn direct(kernel: &FakeKernel, addrs: &[IpAddr]) -> Direct {
+    let device = |addr: &IpAddr| {
+        let way = kernel.ways.get(addr).filter(|way| way.gateway.is_none())?;
+        Some((*addr, kernel.host.links.get(&way.link)?.name))
+    };
+    Arc::new(addrs.iter().filter_map(device).collect())
+}
+
 impl Kernel for SharedKernel {
     fn observe(&mut self, desired: &KernelState, scope: &Scope) -> Result<Observed, KernelError> {
         self.lock().observe(desired, scope)
@@ -112,5 +130,9 @@ impl Kernel for SharedKernel {
 
     fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
         self.lock().way_to(addr)
+    }
+
+    fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {
+        self.lock().direct(addrs, before)
     }
 }

@@ -2,12 +2,11 @@
 
 use std::hint::black_box;
 
-use backends::backend::select;
 use backends::diff::diff;
-use backends::{KernelState, Node, Peers, Underlay};
+use backends::{KernelState, Macs, Node, Outlook, Peers, Scene, Underlay, Ways};
 use divan::Bencher;
 use subnet::lease::parse_key;
-use subnet::{Lease, Leases, Mac, NetworkConfig, PublicAddrs};
+use subnet::{Family, Lease, Leases, Mac, NetworkConfig, PublicAddrs};
 
 use crate::SIZES;
 
@@ -16,6 +15,7 @@ struct Cluster {
     network: NetworkConfig,
     own: Lease,
     all: Leases,
+    ways: Ways,
 }
 
 impl Cluster {
@@ -33,19 +33,25 @@ impl Cluster {
             all.insert_entry(&key, value.as_bytes(), u64::from(number));
         }
         let own = all.leases[&parse_key("10.0.1.0-24").expect("it is a key")].clone();
-        Self { network, own, all }
+        let ways = Ways::new(&network.backend, &network).expect("vxlan is there");
+        Self { network, own, all, ways }
     }
 
     fn peers(&self) -> Peers {
-        Peers::choose(&self.network, &self.own, &self.all)
+        let before = KernelState::default();
+        let Self { network, own, ways, .. } = self;
+        Peers::choose(Outlook { network, former: &[], own, ways, before: &before }, &self.all)
     }
 
     fn plan(&self, peers: &Peers) -> KernelState {
-        let backend = select(&self.network).expect("vxlan is there");
         let public = PublicAddrs { v4: self.own.public.v4, v6: None };
         let name = "eth0".parse().expect("it is a name");
-        let node = Node { underlay: Underlay { index: 2, name, mtu: 1500 }, public, local: public };
-        backend.plan(&node, &self.own.subnets, Mac([2, 0, 0, 0, 0, 1]), &peers.usable)
+        let underlay = Underlay { index: 2, name, mtu: 1500 };
+        let node = Node { underlay, public, local: public, direct: Default::default() };
+        let mut macs = Macs::default();
+        macs.set(Family::V4, Mac([2, 0, 0, 0, 0, 1]));
+        let all = &peers.usable;
+        self.ways.plan(Scene { node: &node, own: &self.own.subnets, macs: &macs, peers: all, all })
     }
 
     /// What there should be, for so many peers.

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::Backend;
-use backends::backend::{choose_mac, select};
+use backends::backend::choose_mac;
+use backends::{Macs, Ways};
 use subnet::saved::Saved;
-use subnet::{
-    Attachment, Claim, Family, Lease, LeaseStore, Mac, NetworkConfig, PublicAddrs, StoreError, Subnets,
-};
+use subnet::{Claim, Lease, LeaseStore, NetworkConfig, PublicAddrs, StoreError, Subnets};
 use tokio::time::{sleep, timeout};
 
 use super::{RETRY, condition};
@@ -24,17 +22,26 @@ const SAVED_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Identity {
     /// The node's name or its machine's id.
     pub(super) name: String,
-    pub(super) backend: Arc<dyn Backend>,
-    /// The MAC of the tunnel device: that of the living one at first, then the announced one.
-    pub(super) living: Option<Mac>,
+    /// The MAC of each tunnel device: that of the living one at first, then the announced one.
+    pub(super) macs: Macs,
 }
 
 impl Identity {
-    /// What to announce, given the lease that this node holds already.
-    fn attachment(&self, known: Option<&Lease>, public: &PublicAddrs) -> Attachment {
-        let announced = known.and_then(|lease| lease.attachment.vtep(Family::V4)).map(|vtep| vtep.mac);
-        let mac = choose_mac(self.living, announced, self.backend.seed(), &self.name, public);
-        self.backend.attachment(mac)
+    /// The MAC of each tunnel device of any way, given the lease that this node holds already.
+    pub(super) fn macs(&self, ways: &Ways, known: Option<&Lease>, public: &PublicAddrs) -> Macs {
+        let mut macs = Macs::default();
+        for backend in ways.backends() {
+            for (family, _) in backend.devices() {
+                let announced = known.and_then(|lease| lease.attachment.vtep(family)).map(|vtep| vtep.mac);
+                // One MAC for all devices of a family: peers that follow a change of the VNI late can't miss.
+                if macs.get(family).is_none() {
+                    let living = self.macs.get(family);
+                    let mac = choose_mac(living, announced, backend.seed(), &self.name, public, family);
+                    macs.set(family, mac);
+                }
+            }
+        }
+        macs
     }
 }
 
@@ -47,7 +54,7 @@ pub(super) async fn configuration<S: LeaseStore>(
     store: &S,
     saved: Option<Saved>,
     health: &Health,
-) -> (NetworkConfig, Arc<dyn Backend>, Option<Saved>) {
+) -> (NetworkConfig, Ways, Option<Saved>) {
     let mut said = String::new();
     loop {
         health.beat();
@@ -58,21 +65,22 @@ pub(super) async fn configuration<S: LeaseStore>(
             None => store.network().await,
         };
         let why = match answer {
-            Ok(network) => match select(&network) {
-                Ok(backend) => {
+            Ok(network) => match Ways::new(&network.backend, &network) {
+                Ok(ways) => {
                     health.set(condition::CONFIGURATION, Ok(()));
                     let networks = network.networks();
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
-                    return (network, Arc::from(backend), None);
+                    return (network, ways, None);
                 }
                 Err(error) => format!("network configuration: {error}"),
             },
             Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
-                let usable = saved.clone().and_then(|saved| Some((select(&saved.network).ok()?, saved)));
-                if let Some((backend, saved)) = usable {
+                let ways =
+                    |saved: Saved| Some((Ways::new(&saved.network.backend, &saved.network).ok()?, saved));
+                if let Some((ways, saved)) = saved.clone().and_then(ways) {
                     tracing::warn!("{error}");
                     health.set(condition::CONFIGURATION, Ok(()));
-                    return (saved.network.clone(), Arc::from(backend), Some(saved));
+                    return (saved.network.clone(), ways, Some(saved));
                 }
                 error.to_string()
             }
@@ -98,7 +106,7 @@ async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError>
 pub(super) async fn reconnected<S: LeaseStore>(store: &S) -> NetworkConfig {
     loop {
         match answered(store).await {
-            Ok(network) if select(&network).is_ok() => return network,
+            Ok(network) if Ways::new(&network.backend, &network).is_ok() => return network,
             Ok(_) => tracing::debug!("the configuration can't be carried out; keeping the saved one"),
             Err(error) => tracing::debug!(%error, "the store is still away"),
         }
@@ -132,11 +140,12 @@ pub(super) async fn obtain<S: LeaseStore>(
     store: Arc<S>,
     network: NetworkConfig,
     identity: Identity,
+    ways: Ways,
     public: PublicAddrs,
     previous: Subnets,
     health: Health,
 ) -> Lease {
-    let attach = |known: Option<&Lease>| identity.attachment(known, &public);
+    let attach = |known: Option<&Lease>| ways.current().attachment(&identity.macs(&ways, known, &public));
     let mut said = String::new();
     let mut pause = RETRY.0;
     loop {

@@ -18,7 +18,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let env = SubnetEnv {
             networks: self.network.networks(),
             subnets: lease.subnets,
-            mtu: self.identity.backend.mtu(external.mtu),
+            mtu: self.ways.mtu(external.mtu),
             ip_masq: self.settings.traffic.masquerade,
         };
         let written = env.write(&self.settings.subnet_file);

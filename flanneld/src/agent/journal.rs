@@ -5,8 +5,9 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
+use backends::backend::Direct;
 use backends::host::StaleBridge;
-use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report};
+use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report, Ways};
 use subnet::env_file::SubnetEnv;
 use subnet::{Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
@@ -30,6 +31,8 @@ pub(super) struct Journal {
     cni_conf: Option<String>,
     kept: Option<String>,
     fights: Fights,
+    ways: Option<String>,
+    kept_peers: usize,
     ready: bool,
 }
 
@@ -95,8 +98,39 @@ impl Journal {
         if self.usable != Some(usable) || self.skipped.len() != skipped {
             info!(usable, skipped, "peers");
         }
+        if peers.kept > 0 && peers.kept != self.kept_peers {
+            info!(
+                "{} peers announce a backend that this node's configuration doesn't know yet: they are reached as before",
+                peers.kept
+            );
+        }
+        self.kept_peers = peers.kept;
         self.usable = Some(usable);
         self.skipped.clone_from(&peers.skipped);
+    }
+
+    /// How peers are reached, when it is not as simple as it usually is.
+    pub(super) fn ways(&mut self, ways: &Ways) {
+        let now = ways.to_string();
+        let before = self.ways.replace(now.clone());
+        if before.is_some_and(|before| before != now) {
+            info!("this node has {now}");
+        }
+    }
+
+    /// Peers that are reached without a tunnel from now on, or no more.
+    pub(super) fn direct(&mut self, before: &Direct, now: &Direct) {
+        let came: Vec<String> =
+            now.keys().filter(|addr| !before.contains_key(addr)).map(ToString::to_string).collect();
+        let went: Vec<String> =
+            before.keys().filter(|addr| !now.contains_key(addr)).map(ToString::to_string).collect();
+        for (which, what) in [(came, "reached directly"), (went, "no longer reached directly")] {
+            match which.len() {
+                0 => {}
+                few if few <= LISTED => info!("{what}: {}", which.join(", ")),
+                many => info!("{many} peers are {what}"),
+            }
+        }
     }
 
     pub(super) fn report(&mut self, report: &Report, now: Instant) {

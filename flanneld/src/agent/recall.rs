@@ -23,6 +23,13 @@ pub(super) struct Keeper {
     pub(super) again: Option<Duration>,
 }
 
+impl Keeper {
+    /// What is kept besides leases is out of date.
+    pub(super) fn stale(&mut self) {
+        self.kept = None;
+    }
+}
+
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// The agent with the lease and the peers of an earlier run, until the store answers.
     pub(super) fn recalling(mut self, saved: Option<Saved>) -> Self {
@@ -60,7 +67,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         let (path, store) = (self.settings.state_file.clone(), self.store.describe());
         let (network, own, all) = (self.network.clone(), lease.subnets, Arc::clone(&leases));
-        let write = move || Saved { network, own, leases: (*all).clone() }.write(&path, &store);
+        let former = self.ways.former();
+        let write = move || Saved { network, former, own, leases: (*all).clone() }.write(&path, &store);
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
         self.bulky |= leases.leases.len() >= BULK;

@@ -27,6 +27,12 @@ impl Rules {
         self.sound = None;
     }
 
+    /// They have to be made anew, in place of those for other networks.
+    pub(super) fn renew(&mut self, former: impl IntoIterator<Item = IpNet>) {
+        self.former.extend(former);
+        self.due();
+    }
+
     fn are_due(&self) -> bool {
         // A little less than the pause of the loop, so that no turn comes just too early.
         const AGE: Duration = RESYNC.saturating_sub(Duration::from_secs(10));

@@ -7,6 +7,7 @@ use backends::{Change, Kernel, Observed, Report};
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
+use super::change::News;
 use super::{Agent, BULK, claim, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -24,10 +25,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             None if self.lost.is_empty() => self.previous.subnets,
             None => Subnets::default(),
         };
+        self.claimed = Some((external.public, self.ways.current().attachment(&self.macs())));
         self.claiming = Some(Task::spawn(claim::obtain(
             Arc::clone(&self.store),
             self.network.clone(),
             self.identity.clone(),
+            self.ways.clone(),
             external.public,
             previous,
             self.health.clone(),
@@ -37,8 +40,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     pub(super) fn leased(&mut self, lease: Lease) {
         let old = self.lease.as_ref().map(|old| old.subnets).or(self.lost.last().copied());
         self.journal.leased(&lease, old);
-        self.identity.living =
-            lease.attachment.vtep(Family::V4).map(|vtep| vtep.mac).or(self.identity.living);
+        for family in Family::BOTH {
+            if let Some(vtep) = lease.attachment.vtep(family) {
+                self.identity.macs.set(family, vtep.mac);
+            }
+        }
         self.lease = Some(lease);
         self.plan = None;
         self.rules.due();
@@ -54,6 +60,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.holding.is_none() {
             let store = Arc::clone(&self.store);
             self.holding = Some(Task::spawn(async move { store.hold().await }));
+        }
+        if !self.change.news.is_heard() {
+            self.change.news = News::of(&self.store);
         }
     }
 

@@ -10,7 +10,7 @@ use backends::kernel::Interest;
 use backends::kernel::fake::{FakeKernel, SharedKernel};
 use backends::{FirewallError, FirewallReport, Traffic};
 use subnet::memory::Cluster;
-use subnet::{Attachment, Mac, PublicAddrs, Vtep};
+use subnet::{Attachment, Family, Mac, PublicAddrs, Vtep};
 use tokio::task::JoinHandle;
 
 use super::*;

@@ -220,7 +220,7 @@ fn the_way_to_an_address_gives_the_interface_and_the_ipv4_source() {
         .map(|external| summary(&external))
         .map_err(|error| error.to_string())
     };
-    let way = |link, source: Option<&str>| Way { link, source: source.map(ip) };
+    let way = |link, source: Option<&str>| Way { link, source: source.map(ip), gateway: None };
     let to_v4 = way(3, Some("192.168.3.8"));
     assert_eq!(reach("192.0.2.1", to_v4, V4).as_deref(), Ok("eth1: 192.168.3.8"));
     assert_eq!(reach("192.0.2.1", to_v4, DUAL).as_deref(), Ok("eth1: 192.168.3.8 and fd00:3::7"));
@@ -343,7 +343,7 @@ proptest! {
     ) {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let selectors = selectors(&args);
-        let way = Way { link: way.0, source: way.1.map(ip) };
+        let way = Way { link: way.0, source: way.1.map(ip), gateway: None };
         let answer = choose(&selectors, &host, |_| Ok(way), families);
         prop_assert_eq!(&answer, &choose(&selectors, &host, |_| Ok(way), families));
         match answer {

@@ -67,7 +67,10 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
             controller,
             addresses: Vec::new(),
         },
-        tunnel: Link { identity, settings: LinkSettings { up, mtu, mac, lower, local, learning } },
+        tunnel: Link {
+            identity,
+            settings: LinkSettings { up, mtu, mac, lower, local, learning, tx_checksum: None },
+        },
     })
 }
 
@@ -198,7 +201,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     Some(RouteFacts { route, link, blackhole })
 }
 
-fn ip(addr: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn ip(addr: &RouteAddress) -> Option<IpAddr> {
     match addr {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
@@ -209,8 +212,8 @@ fn ip(addr: &RouteAddress) -> Option<IpAddr> {
 /// An entry of the neighbour table or of a device's FDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NeighbourFacts {
-    /// A neighbour (ARP, NDP).
-    Neighbour { link: u32, ip: IpAddr, mac: Mac, permanent: bool },
+    /// A neighbour (ARP, NDP). `answers` is unknown while the kernel asks for the first time.
+    Neighbour { link: u32, ip: IpAddr, mac: Mac, permanent: bool, answers: Option<bool> },
     /// A forwarding entry that was configured, not learned. `dst` is unspecified where the entry says
     /// more than a destination, which ours never do.
     Fdb { link: u32, mac: Mac, dst: IpAddr },
@@ -247,7 +250,13 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<NeighbourFacts> {
         return None;
     }
     let permanent = state == u16::from(NeighbourState::Permanent);
-    Some(NeighbourFacts::Neighbour { link, ip: dst?, mac: mac.unwrap_or(Mac([0; 6])), permanent })
+    let is = |one: NeighbourState| state & u16::from(one) != 0;
+    let answers = match () {
+        () if is(NeighbourState::Failed) => Some(false),
+        () if state == 0 || is(NeighbourState::Incomplete) => None,
+        () => Some(true),
+    };
+    Some(NeighbourFacts::Neighbour { link, ip: dst?, mac: mac.unwrap_or(Mac([0; 6])), permanent, answers })
 }
 
 fn neighbour_ip(addr: &NeighbourAddress) -> Option<IpAddr> {

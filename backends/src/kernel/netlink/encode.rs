@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::address::{AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -87,7 +87,7 @@ fn new_vxlan(name: &str, link: &Link) -> io::Result<LinkMessage> {
 
 /// `RTM_NEWLINK` for an existing index: the only message that changes a tunnel's own properties.
 fn patched(index: u32, patch: &LinkPatch) -> LinkMessage {
-    let LinkPatch { up, mtu, mac, lower, local, learning } = *patch;
+    let LinkPatch { up, mtu, mac, lower, local, learning, .. } = *patch;
     let mut builder: LinkMessageBuilder<LinkVxlan> = if is_tunnel_patch(patch) {
         LinkMessageBuilder::new_with_info_kind(InfoKind::Vxlan)
     } else {
@@ -125,7 +125,7 @@ fn is_tunnel_patch(patch: &LinkPatch) -> bool {
 /// A patch as the kernel takes it: it refuses an MTU together with a tunnel's own properties
 /// (drivers/net/vxlan/vxlan_core.c, `vxlan_nl2conf`), and may need the new device underneath for the MTU.
 pub(super) fn steps(patch: &LinkPatch) -> impl Iterator<Item = LinkPatch> + use<> {
-    let LinkPatch { up, mtu, mac, lower, local, learning } = *patch;
+    let LinkPatch { up, mtu, mac, lower, local, learning, .. } = *patch;
     let tunnel = LinkPatch { lower, local, learning, ..LinkPatch::default() };
     let device = LinkPatch { up, mtu, mac, ..LinkPatch::default() };
     [tunnel, device].into_iter().filter(|step| !step.is_empty())
@@ -134,8 +134,21 @@ pub(super) fn steps(patch: &LinkPatch) -> impl Iterator<Item = LinkPatch> + use<
 fn address(index: u32, addr: IpAddr, len: u8) -> AddressMessage {
     match addr {
         IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, len).build(),
-        IpAddr::V6(v6) => AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, len).build(),
+        IpAddr::V6(v6) => {
+            let mut message = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, len).build();
+            // Leases say that nobody else has it, so it need not wait a second to be usable.
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message
+        }
     }
+}
+
+/// Asks the kernel to find out whether a neighbour answers (`NTF_USE`).
+pub(super) fn solicitation(index: u32, ip: IpAddr) -> Request {
+    let mut message = neighbour(index, ip, None);
+    message.header.state = NeighbourState::None;
+    message.header.flags = NeighbourFlags::Use;
+    (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
 }
 
 fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {

@@ -62,9 +62,10 @@ impl Interest {
     fn new_link(&self, facts: &decode::LinkFacts) -> bool {
         if let Some(want) = self.desired.links.get(&facts.host.name) {
             let have = &facts.tunnel;
+            // Notifications don't say what became of offloads, so any of them may be about that.
             return self.own(facts.host.index).is_none()
                 || !(want.identity.accepts(&have.identity) || want.identity.takes_over(&have.identity))
-                || have.settings != want.settings;
+                || !have.settings.patch_to(&want.settings).is_empty();
         }
         if self.scope.underlay == Some(facts.host.index) {
             return self.host.links.get(&facts.host.index).is_none_or(|known| {
@@ -88,12 +89,15 @@ impl Interest {
 
     fn new_entry(&self, entry: NeighbourFacts) -> bool {
         match entry {
-            NeighbourFacts::Neighbour { link, ip, mac, permanent } => {
-                self.own(link).is_some_and(|name| match self.desired.neighbours.get(&(name, ip)) {
+            NeighbourFacts::Neighbour { link, ip, mac, permanent, answers } => match self.own(link) {
+                Some(name) => match self.desired.neighbours.get(&(name, ip)) {
                     Some(want) => !permanent || *want != mac,
                     None => permanent,
-                })
-            }
+                },
+                None => {
+                    answers.is_some_and(|now| self.neighbours.get(&ip).is_some_and(|known| *known != now))
+                }
+            },
             NeighbourFacts::Fdb { link, mac, dst } => {
                 self.own(link).is_some_and(|name| self.desired.fdb.get(&(name, mac)) != Some(&dst))
             }
@@ -110,6 +114,13 @@ impl Interest {
             return self.desired.blackholes.contains(&route.dst) != new;
         }
         if route.dst.prefix_len() == 0 {
+            return true;
+        }
+        // A way to a peer that somebody else made decides whether it is direct.
+        if !self.neighbours.is_empty()
+            && !self.scope.networks.iter().any(|network| network.contains(&route.dst))
+            && self.neighbours.keys().any(|addr| route.dst.contains(addr))
+        {
             return true;
         }
         let own_device = link.is_some_and(|link| self.own(link).is_some());

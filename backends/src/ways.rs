@@ -1,0 +1,260 @@
+//! The backends of one node at a time: the one that it announces, and those by which peers are still
+//! reached that announce something else.
+//!
+//! A cluster changes its backend node by node. Each peer is reached the way that it announces, and each node
+//! goes on accepting what it announced before for as long as a peer may send it: until some time after the
+//! last one has left that way itself.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use subnet::{Attachment, BackendConfig, Family, Mac, NetworkConfig};
+
+use crate::backend::{Backend, BackendError, Scene, select};
+use crate::name::Name;
+use crate::peers::Peers;
+use crate::state::KernelState;
+
+/// How long a way stays after the last peer has left it.
+pub const LINGER: Duration = Duration::from_secs(30);
+
+/// More than this many changes at once are no migration.
+const MOST: usize = 8;
+
+/// The ways from this node to others, best first.
+#[derive(Clone)]
+pub struct Ways {
+    /// The first is the one that this node announces.
+    all: Vec<Way>,
+    /// Not in use, and taken up as soon as a peer announces what they lead to.
+    standby: Vec<Way>,
+    /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
+    stand_in: Option<BackendConfig>,
+}
+
+#[derive(Clone)]
+struct Way {
+    config: BackendConfig,
+    backend: Arc<dyn Backend>,
+    /// Since when no peer has been reached by it.
+    idle: Option<Instant>,
+}
+
+impl Way {
+    fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
+        Ok(Self { config: config.clone(), backend: select(config, network)?, idle: None })
+    }
+}
+
+impl Ways {
+    /// One way, and what else its configuration allows.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the configuration can't be carried out.
+    pub fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
+        let mut ways = Self { all: vec![Way::new(config, network)?], standby: Vec::new(), stand_in: None };
+        if let BackendConfig::Vxlan(vxlan) = config
+            && vxlan.fallback
+        {
+            ways.remember(&[BackendConfig::FALLBACK], network);
+        }
+        Ok(ways)
+    }
+
+    /// The backend that this node announces.
+    pub fn current(&self) -> &dyn Backend {
+        &*self.all[0].backend
+    }
+
+    /// All backends in use, the announced one first.
+    pub fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
+        self.all.iter().map(|way| &*way.backend)
+    }
+
+    /// The tunnel devices of all ways, also of those held ready.
+    pub fn devices(&self) -> impl Iterator<Item = Name> {
+        self.devices_by_family().into_iter().map(|(_, name)| name)
+    }
+
+    /// The same with their families.
+    pub fn devices_by_family(&self) -> Vec<(Family, Name)> {
+        self.all.iter().chain(&self.standby).flat_map(|way| way.backend.devices()).collect()
+    }
+
+    /// MTU of pods in bytes on an underlay of this MTU: every way carries it.
+    pub fn mtu(&self, underlay: u32) -> u32 {
+        self.backends().map(|backend| backend.mtu(underlay)).min().unwrap_or(underlay)
+    }
+
+    /// Whether any way depends on which peers are on this node's own links.
+    pub fn ask_for_direct(&self) -> bool {
+        self.backends().any(Backend::asks_for_direct)
+    }
+
+    /// The configurations that are in use besides the announced one.
+    pub fn former(&self) -> Vec<BackendConfig> {
+        self.all[1..].iter().map(|way| way.config.clone()).collect()
+    }
+
+    /// Holds ways of an earlier time ready, for peers that still announce them.
+    pub fn remember(&mut self, configs: &[BackendConfig], network: &NetworkConfig) {
+        for config in configs {
+            let Ok(way) = Way::new(config, network) else { continue };
+            let words = way.backend.words();
+            let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
+            if !known && self.standby.len() < MOST {
+                self.standby.push(way);
+            }
+        }
+    }
+
+    /// Announces another backend from now on, and keeps the one before for those who need it.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the configuration can't be carried out; nothing has changed then.
+    pub fn switch(&mut self, config: &BackendConfig, network: &NetworkConfig) -> Result<(), BackendError> {
+        let mut next = Self::new(config, network)?;
+        let words = next.current().words();
+        for way in &self.all {
+            // What an earlier way knows of the network, it has to learn anew.
+            if way.backend.words() != words
+                && next.all.len() < MOST
+                && let Ok(again) = Way::new(&way.config, network)
+            {
+                next.all.push(Way { idle: way.idle, ..again });
+            }
+        }
+        let standby: Vec<BackendConfig> = self.standby.iter().map(|way| way.config.clone()).collect();
+        next.remember(&standby, network);
+        *self = next;
+        Ok(())
+    }
+
+    /// Announces the fallback instead of what the configuration asks for and the kernel doesn't have.
+    /// Says whether there is one.
+    ///
+    /// # Errors
+    /// [`BackendError`] when it can't be carried out.
+    pub fn fall_back(&mut self, network: &NetworkConfig) -> Result<bool, BackendError> {
+        if !self.has_fallback() {
+            return Ok(false);
+        }
+        let instead = Way::new(&BackendConfig::FALLBACK, network)?;
+        let words = instead.backend.words();
+        self.standby.retain(|way| way.backend.words() != words);
+        self.all.retain(|way| way.backend.words() != words);
+        self.stand_in = Some(std::mem::replace(&mut self.all[0], instead).config);
+        Ok(true)
+    }
+
+    /// The way to peers that announce this.
+    pub fn reaching(&self, attachment: &Attachment) -> Option<u8> {
+        let exact = self.backends().position(|backend| backend.reaches(attachment));
+        let any = || self.backends().position(|backend| backend.might_reach(attachment));
+        let stand_in = || match (&self.stand_in, attachment) {
+            (Some(BackendConfig::Vxlan(_)), Attachment::Vxlan { .. }) => Some(0),
+            _ => None,
+        };
+        exact.or_else(any).or_else(stand_in).and_then(|index| u8::try_from(index).ok())
+    }
+
+    /// Whether this node reached `subnet` by what it announces, and to which MAC, if its node has moved on
+    /// to another backend of ours. That node accepts it, because this one still announces it.
+    pub(crate) fn reached(
+        &self,
+        attachment: &Attachment,
+        before: &KernelState,
+        subnet: IpNet,
+    ) -> Option<Mac> {
+        match attachment {
+            Attachment::Foreign(_) => None,
+            _ => self.current().reached(before, subnet),
+        }
+    }
+
+    /// Whether the way leads to VXLAN tunnel endpoints.
+    pub(crate) fn leads_to_vteps(&self, way: u8) -> bool {
+        self.all.get(usize::from(way)).is_some_and(|way| matches!(way.config, BackendConfig::Vxlan(_)))
+    }
+
+    /// Takes up the ways that a peer asks for and that are held ready. Says whether there was any.
+    pub fn take_up<'a>(&mut self, announced: impl Iterator<Item = &'a Attachment>) -> bool {
+        if self.standby.is_empty() {
+            return false;
+        }
+        let before = self.all.len();
+        for attachment in announced {
+            if self.backends().any(|backend| backend.reaches(attachment)) {
+                continue;
+            }
+            if let Some(index) = self.standby.iter().position(|way| way.backend.reaches(attachment)) {
+                let way = self.standby.remove(index);
+                self.all.push(way);
+            }
+        }
+        self.all.len() > before
+    }
+
+    /// Gives up the ways that no peer has been reached by for [`LINGER`]. Says whether there was any, and
+    /// when to ask again.
+    pub fn give_up(&mut self, peers: &Peers, now: Instant) -> (bool, Option<Instant>) {
+        let before = self.all.len();
+        let (mut index, mut next) = (0u8, None);
+        let mut gone = Vec::new();
+        self.all.retain_mut(|way| {
+            let number = index;
+            index += 1;
+            if number == 0 || peers.usable.iter().any(|peer| peer.way == number) {
+                way.idle = None;
+                return true;
+            }
+            let end = *way.idle.get_or_insert(now) + LINGER;
+            if end <= now {
+                gone.push(Way { idle: None, ..way.clone() });
+                return false;
+            }
+            next = Some(next.map_or(end, |next: Instant| next.min(end)));
+            true
+        });
+        // Somebody may come back to it.
+        for way in gone {
+            if matches!(way.config, BackendConfig::Udp { .. }) && self.has_fallback() {
+                self.standby.push(way);
+            }
+        }
+        (self.all.len() < before, next)
+    }
+
+    fn has_fallback(&self) -> bool {
+        matches!(&self.all[0].config, BackendConfig::Vxlan(vxlan) if vxlan.fallback)
+    }
+
+    /// The kernel state that reaches every peer, each in its way.
+    pub fn plan(&self, scene: Scene<'_>) -> KernelState {
+        if let [only] = self.all.as_slice() {
+            return only.backend.plan(scene);
+        }
+        let mut state = KernelState::default();
+        for (way, number) in self.all.iter().zip(0u8..) {
+            let peers: Vec<_> = scene.peers.iter().filter(|peer| peer.way == number).copied().collect();
+            state.join(way.backend.plan(Scene { peers: &peers, ..scene }));
+        }
+        state
+    }
+}
+
+impl fmt::Debug for Ways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.backends().map(Backend::words)).finish()
+    }
+}
+
+impl fmt::Display for Ways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.current().words())?;
+        let former: Vec<String> = self.backends().skip(1).map(Backend::words).collect();
+        if former.is_empty() { Ok(()) } else { write!(f, " and still {}", former.join(", ")) }
+    }
+}

@@ -1,0 +1,314 @@
+//! Changes of the configuration and of this node's own addresses, carried out while packets flow.
+//!
+//! A new configuration is checked as far as that is possible, then tried: devices first, while the node still
+//! announces what it did. Only what the kernel takes is announced. Otherwise the old one stays, and why is
+//! said in the log and in readiness.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::{Kernel, KernelError, Report, Ways};
+use ipnet::IpNet;
+use subnet::{Family, LeaseStore, NetworkConfig, PublicAddrs, StoreError};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::tenure::Task;
+use super::underlay::node;
+use super::{Agent, or};
+
+/// Time between attempts to read what is known to have changed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is being changed.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) news: News,
+    /// A configuration that is to be tried with every turn until it is carried out or there is another.
+    candidate: Option<NetworkConfig>,
+    /// Why it was refused last.
+    refused: Option<String>,
+    /// What to go back to if the kernel doesn't take the configuration that is being tried.
+    trial: Option<(NetworkConfig, Ways)>,
+    /// The networks of earlier configurations: what is in them is ours to change.
+    pub(super) former: Vec<IpNet>,
+    /// This node's subnets of earlier configurations.
+    pub(super) left: Vec<IpNet>,
+    /// The lease has to be taken again: the network is another one.
+    pub(super) reclaim: bool,
+}
+
+/// Something that was decided elsewhere.
+pub(super) enum Told {
+    /// The configuration was read again, or can't be used.
+    Configuration(Box<Result<NetworkConfig, String>>),
+    /// The public addresses that the store gives to this node.
+    Public(PublicAddrs),
+}
+
+/// What is heard of others' decisions, from tasks that end with it.
+#[derive(Default)]
+pub(super) struct News {
+    told: Option<mpsc::Receiver<Told>>,
+    _tasks: Vec<Task<()>>,
+}
+
+impl News {
+    /// Begins to listen.
+    pub(super) fn of<S: LeaseStore>(store: &Arc<S>) -> Self {
+        let (tell, told) = mpsc::channel(1);
+        let configuration = watch_configuration(Arc::clone(store), tell.clone());
+        let public = watch_public(Arc::clone(store), tell);
+        Self { told: Some(told), _tasks: vec![Task::spawn(configuration), Task::spawn(public)] }
+    }
+
+    pub(super) fn is_heard(&self) -> bool {
+        self.told.is_some()
+    }
+
+    pub(super) async fn next(&mut self) -> Told {
+        if let Some(told) = &mut self.told
+            && let Some(news) = told.recv().await
+        {
+            return news;
+        }
+        std::future::pending().await
+    }
+}
+
+async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
+    loop {
+        let read = loop {
+            match store.network().await {
+                Ok(network) => break Ok(network),
+                Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
+                    tracing::debug!(%error, "the configuration can't be read again yet");
+                    sleep(AGAIN).await;
+                }
+                Err(error) => break Err(error.to_string()),
+            }
+        };
+        if tell.send(Told::Configuration(Box::new(read))).await.is_err() {
+            return;
+        }
+        store.network_changed().await;
+    }
+}
+
+async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
+    loop {
+        let public = loop {
+            match store.node_public().await {
+                Ok(public) => break public,
+                Err(error) => {
+                    tracing::debug!(%error, "what the store says about this node can't be read yet")
+                }
+            }
+            sleep(AGAIN).await;
+        };
+        if tell.send(Told::Public(public)).await.is_err() {
+            return;
+        }
+        store.stirred().await;
+    }
+}
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// Takes in what was decided elsewhere.
+    pub(super) fn told(&mut self, news: Told) {
+        match news {
+            Told::Configuration(read) => match *read {
+                Ok(network) if network == self.network => {
+                    self.change.candidate = None;
+                    self.accept();
+                }
+                Ok(network) => self.change.candidate = Some(network),
+                Err(why) => {
+                    self.change.candidate = None;
+                    self.refuse(why);
+                }
+            },
+            Told::Public(public) => {
+                let public = or(public, self.given);
+                if self.settings.selectors.public != public {
+                    tracing::info!(%public, "the store gives this node other public addresses");
+                    self.settings.selectors.public = public;
+                    // Chosen anew with the next look at the host.
+                    self.moved.notify_one();
+                }
+            }
+        }
+    }
+
+    /// The store answers after this node began with what was saved.
+    pub(super) fn reconnected(&mut self, network: NetworkConfig) {
+        if network != self.network {
+            tracing::warn!("the configuration has changed while the store was away");
+            self.change.candidate = Some(network);
+        }
+        self.start_claim();
+    }
+
+    /// Tries the configuration that was read last, if it is not the one in force.
+    pub(super) fn try_candidate(&mut self) {
+        let Some(next) = self.change.candidate.clone().filter(|_| self.change.trial.is_none()) else {
+            return;
+        };
+        match self.ready_for(&next) {
+            Ok(ways) => self.begin(next, ways),
+            Err(why) => self.refuse(why),
+        }
+    }
+
+    /// What this node would do with another configuration.
+    fn ready_for(&mut self, next: &NetworkConfig) -> Result<Ways, String> {
+        let ways = if self.sound && self.lease.is_some() {
+            let mut ways = self.ways.clone();
+            ways.switch(&next.backend, next).map(|()| ways)
+        } else {
+            // What doesn't work is not kept.
+            Ways::new(&next.backend, next)
+        };
+        let ways = ways.map_err(|error| format!("network configuration: {error}"))?;
+        if let Some(lease) = &self.lease {
+            self.store.admits(next, &lease.subnets)?;
+            if let Some(subnet) = must_move(&self.network, next, &lease.subnets) {
+                return Err(format!(
+                    "this node's subnet {subnet} is not one of the network that is now configured, and its pods can't \
+                     move: drain the node and restart flanneld on it, or let the network contain {subnet}"
+                ));
+            }
+        }
+        let host = Arc::clone(&self.interest().host);
+        let external = self.suitable(&host, next)?;
+        ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
+        Ok(ways)
+    }
+
+    fn begin(&mut self, next: NetworkConfig, ways: Ways) {
+        tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed");
+        let before = std::mem::replace(&mut self.network, next);
+        let old = std::mem::replace(&mut self.ways, ways);
+        self.change.former.retain(|known| before.networks().iter().all(|network| network != *known));
+        self.change.former.extend(before.networks().iter());
+        if let Some(lease) = &self.lease {
+            let enabled = |subnet: &IpNet| self.network.range(Family::of(subnet.addr())).is_some();
+            self.change.left.extend(lease.subnets.iter().filter(|subnet| !enabled(subnet)));
+        }
+        self.rules.renew(before.networks().iter());
+        self.change.reclaim |= before.networks() != self.network.networks();
+        if self.lease.is_none() {
+            self.claiming = None;
+        } else if self.sound {
+            self.change.trial = Some((before, old));
+        }
+        self.health.note("backend", Vec::new());
+        self.external = self.external.take().and_then(|_| {
+            let host = Arc::clone(&self.interest().host);
+            let network = self.network.clone();
+            self.suitable(&host, &network).ok()
+        });
+        self.plan = None;
+        if self.change.trial.is_none() {
+            self.change.candidate = None;
+            self.accept();
+        }
+    }
+
+    /// Decides on what is being tried: says whether there has to be another plan at once.
+    pub(super) fn judge_change(&mut self, report: &Report) -> bool {
+        if let Some(why) = report.failed.iter().find(|error| lacks_vxlan(error)).map(ToString::to_string)
+            && self.fall_back(&why)
+        {
+            return true;
+        }
+        let Some((network, ways)) = self.change.trial.take() else { return false };
+        if let Some(trouble) = report.failed.iter().find(|error| error.concerns_node()) {
+            let why = trouble.to_string();
+            self.network = network;
+            self.ways = ways;
+            self.plan = None;
+            self.change.reclaim = false;
+            self.change.candidate = None;
+            self.refuse(format!("the kernel does not take it: {why}"));
+            return true;
+        }
+        self.change.candidate = None;
+        self.keeper.stale();
+        self.accept();
+        false
+    }
+
+    /// Takes the backend that the configuration allows instead of VXLAN. Says whether it does.
+    fn fall_back(&mut self, why: &str) -> bool {
+        match self.ways.fall_back(&self.network) {
+            Ok(true) => {
+                let what = self.ways.current().words();
+                let text =
+                    format!("{why}; this node runs on {what} instead (Backend.Fallback), which is slower");
+                tracing::warn!("{text}");
+                self.health.note("backend", vec![text]);
+                self.plan = None;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::error!("Backend.Fallback: {error}");
+                false
+            }
+        }
+    }
+
+    /// Publishes what peers need, if it is not what was published last.
+    pub(super) fn announce(&mut self) {
+        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
+        if self.change.trial.is_some() || self.reconnecting.is_some() || self.contested.is_some() {
+            return;
+        }
+        let wanted = (external.public, self.ways.current().attachment(&self.macs()));
+        let so = (lease.public, lease.attachment.clone()) == wanted || self.claimed.as_ref() == Some(&wanted);
+        if !so || self.change.reclaim {
+            self.change.reclaim = false;
+            self.start_claim();
+        }
+    }
+
+    fn refuse(&mut self, why: String) {
+        if self.change.refused.as_ref() != Some(&why) {
+            let (networks, backend) = (self.network.networks(), self.ways.current().words());
+            tracing::error!(
+                "the configuration has changed and can't be followed: {why}; {networks} with {backend} stays"
+            );
+            self.health.note("configuration", vec![format!("the new configuration is not in force: {why}")]);
+            self.change.refused = Some(why);
+        }
+    }
+
+    fn accept(&mut self) {
+        self.change.refused = None;
+        self.health.note("configuration", Vec::new());
+    }
+}
+
+/// The subnet of this node that the next network has no room for although its family stays.
+fn must_move(before: &NetworkConfig, next: &NetworkConfig, own: &subnet::Subnets) -> Option<IpNet> {
+    own.iter().find(|subnet| {
+        let family = Family::of(subnet.addr());
+        let allowed =
+            |network: &NetworkConfig| network.range(family).is_none_or(|range| range.allows(*subnet));
+        allowed(before) && !allowed(next)
+    })
+}
+
+/// Whether the kernel says that it can't make VXLAN devices at all.
+fn lacks_vxlan(error: &KernelError) -> bool {
+    match error {
+        KernelError::Refused { change, source, .. } => {
+            source.kind() == io::ErrorKind::Unsupported
+                && change.starts_with("link add")
+                && change.contains("vxlan")
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,124 @@
+//! What the kernel should contain, from everything that is known.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use backends::backend::Direct;
+use backends::{Kernel, KernelError, KernelState, Macs, Outlook, Peers, Scene, Scope};
+use subnet::{Family, LeaseStore, Leases};
+use tokio::time::Instant;
+
+use super::Agent;
+use super::underlay::node;
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    pub(super) fn scope(&self) -> Scope {
+        let own = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+        let lens = self.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));
+        let old_lens =
+            self.previous.subnets.iter().map(|subnet| (Family::of(subnet.addr()), subnet.prefix_len()));
+        let networks = self.network.networks().iter().chain(self.previous.networks.iter());
+        Scope {
+            networks: networks.chain(self.change.former.iter().copied()).collect(),
+            subnets: own
+                .iter()
+                .chain(self.previous.subnets.iter())
+                .chain(self.change.left.iter().copied())
+                .collect(),
+            subnet_lens: lens.chain(old_lens).collect(),
+            underlay: self.external.as_ref().map(|external| external.index),
+            devices: self.ways.devices().collect(),
+        }
+    }
+
+    /// What the kernel should contain; `None` while that can't be known.
+    pub(super) fn plan(&mut self) -> Option<Arc<KernelState>> {
+        if self.expiry.is_some_and(|at| at <= Instant::now()) {
+            self.plan = None;
+        }
+        if let Some(plan) = &self.plan {
+            return Some(Arc::clone(plan));
+        }
+        let (lease, external) = (self.lease.clone()?, self.external.clone()?);
+        let all = self.known.borrow().leases.clone()?;
+        self.ways.take_up(announced_by_others(&all, &lease));
+        let peers = self.peers(&all);
+        self.journal.peers(&peers);
+        self.journal.ways(&self.ways);
+        let node = backends::Node { direct: Arc::clone(&self.direct), ..node(&external) };
+        let (own, macs) = (lease.subnets, self.macs());
+        let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
+        let mut state = self.ways.plan(scene);
+        // Packets for pods that don't exist end here instead of circling by the default route.
+        state.blackholes.extend(lease.subnets.iter());
+        self.plan = Some(Arc::new(state));
+        self.plan.clone()
+    }
+
+    /// The peers, each with the way to it. Ways that nobody needs any more are given up.
+    fn peers(&mut self, all: &Leases) -> Peers {
+        let before = Arc::clone(&self.interest().desired);
+        loop {
+            let lease = self.lease.as_ref().expect("there is a plan only with a lease");
+            let outlook = Outlook {
+                network: &self.network,
+                former: &self.change.former,
+                own: lease,
+                ways: &self.ways,
+                before: &before,
+            };
+            let peers = Peers::choose(outlook, all);
+            let (given_up, next) = self.ways.give_up(&peers, Instant::now().into_std());
+            self.expiry = next.map(Instant::from_std);
+            if !given_up {
+                return peers;
+            }
+            // What is kept for a restart says less from now on.
+            self.keeper.stale();
+        }
+    }
+
+    /// The MAC of each tunnel device of any way.
+    pub(super) fn macs(&self) -> Macs {
+        let public = self.external.as_ref().map(|external| external.public).unwrap_or_default();
+        self.identity.macs(&self.ways, self.lease.as_ref(), &public)
+    }
+
+    /// Finds out which peers are on this node's own links, if the backend wants to know.
+    pub(super) async fn find_direct(&mut self) -> Result<(), KernelError> {
+        let addrs: Vec<IpAddr> = match self.known.borrow().leases.as_ref() {
+            Some(all) if self.ways.ask_for_direct() => {
+                let own = self.external.as_ref().map(|external| external.public).unwrap_or_default();
+                let publics = all
+                    .leases
+                    .values()
+                    .flat_map(|lease| Family::BOTH.into_iter().filter_map(|family| lease.public.get(family)));
+                publics.filter(|addr| own.get(Family::of(*addr)) != Some(*addr)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let found = if addrs.is_empty() {
+            Direct::default()
+        } else {
+            let (before, asked) = (Arc::clone(&self.direct), addrs.clone());
+            self.with_hands(move |hands| hands.kernel.direct(&asked, &before)).await?
+        };
+        let watched: BTreeMap<IpAddr, bool> =
+            addrs.iter().map(|addr| (*addr, found.contains_key(addr))).collect();
+        self.set_interest(|interest| interest.neighbours = Arc::new(watched));
+        if *found != *self.direct {
+            self.journal.direct(&self.direct, &found);
+            self.direct = found;
+            self.plan = None;
+        }
+        Ok(())
+    }
+}
+
+fn announced_by_others<'a>(
+    all: &'a Leases,
+    own: &'a subnet::Lease,
+) -> impl Iterator<Item = &'a subnet::Attachment> {
+    all.leases.values().filter(|lease| lease.subnets != own.subnets).map(|lease| &lease.attachment)
+}
