@@ -2,6 +2,7 @@
 
 mod acquire;
 mod client;
+mod configured;
 mod follow;
 mod hold;
 mod keys;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases};
+use crate::pace::Backoff;
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
 use client::Connection;
 use keys::Keys;
@@ -75,6 +77,9 @@ pub struct Etcd {
     listed: Mutex<Option<Listing>>,
     /// The etcd leases granted to this process, latest first.
     grants: Mutex<VecDeque<i64>>,
+    /// The revision as of which the configuration was read last, and the pace at which watching it fails.
+    configured: Mutex<Option<i64>>,
+    config_pace: Mutex<Backoff>,
     /// Whether `follow` has begun and so needs no listing any more.
     following: AtomicBool,
 }
@@ -112,6 +117,8 @@ impl Etcd {
             moved: Notify::new(),
             listed: Mutex::new(None),
             grants: Mutex::default(),
+            configured: Mutex::new(None),
+            config_pace: Mutex::new(Backoff::watching()),
             following: AtomicBool::new(false),
         })
     }
@@ -138,9 +145,15 @@ impl LeaseStore for Etcd {
             .connection
             .call(|mut client| async move { client.get(self.keys.config(), None).await })
             .await?;
+        let revision = answer.header().map(|header| header.revision());
+        *self.configured.lock().unwrap_or_else(PoisonError::into_inner) = revision;
         let Some(kv) = answer.kvs().first() else { return Err(StoreError::NoConfig { at }) };
         let json = String::from_utf8_lossy(kv.value());
         NetworkConfig::parse(&json).map_err(|source| StoreError::BadConfig { at, source })
+    }
+
+    async fn network_changed(&self) {
+        self.watch_config().await;
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {

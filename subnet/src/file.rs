@@ -227,8 +227,12 @@ impl LeaseStore for Files {
     }
 
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
-        let (at, json) = self.directory.config()?;
+        let (at, json) = self.directory.read_config()?;
         NetworkConfig::parse(&json).map_err(|source| StoreError::BadConfig { at, source })
+    }
+
+    async fn network_changed(&self) {
+        self.directory.config.changed().await;
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {

@@ -29,6 +29,7 @@ use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease};
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
+use crate::watched::Watched;
 use annotations::Prefix;
 use connection::Connection;
 use own::{Seen, is_name};
@@ -114,7 +115,7 @@ pub struct Kube {
     name: OnceCell<String>,
     pod: Option<(String, String)>,
     prefix: Prefix,
-    net_config_path: PathBuf,
+    net_config: Watched,
     set_network_unavailable: bool,
     /// What this node announces. Locked while it is being written, so that `hold` can tell our own
     /// writing from others'.
@@ -165,7 +166,7 @@ impl Kube {
             name: OnceCell::new_with(name),
             pod,
             prefix,
-            net_config_path: options.net_config_path,
+            net_config: Watched::new(options.net_config_path),
             set_network_unavailable: options.set_network_unavailable,
             held: tokio::sync::Mutex::new(None),
             moved: Notify::new(),
@@ -227,8 +228,8 @@ impl LeaseStore for Kube {
     }
 
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
-        let at = self.net_config_path.display().to_string();
-        let json = match std::fs::read(&self.net_config_path) {
+        let at = self.net_config.path().display().to_string();
+        let json = match self.net_config.read() {
             Ok(json) => String::from_utf8_lossy(&json).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoConfig { at }),
             Err(error) => return Err(StoreError::Unusable(format!("{at}: {error}"))),
@@ -239,6 +240,10 @@ impl LeaseStore for Kube {
         };
         self.remember_families(&parse(Subnets::default())?);
         parse(self.hint().await)
+    }
+
+    async fn network_changed(&self) {
+        self.net_config.changed().await;
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {

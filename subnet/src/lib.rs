@@ -41,6 +41,8 @@ pub mod saved;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "file", feature = "kube"))]
+mod watched;
 
 pub use config::{BackendConfig, ChecksumOffload, ConfigError, NetworkConfig, Range, VxlanConfig};
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};

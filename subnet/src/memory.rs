@@ -16,7 +16,7 @@ pub struct Cluster(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: Mutex<String>,
+    config: watch::Sender<String>,
     leases: watch::Sender<Leases>,
     /// What `trouble` was called with last; while it is set the store does not answer.
     trouble: watch::Sender<Option<String>>,
@@ -26,7 +26,7 @@ impl Cluster {
     /// A cluster with this `net-conf.json` and no lease.
     pub fn new(config: &str) -> Self {
         Self(Arc::new(Inner {
-            config: Mutex::new(config.to_owned()),
+            config: watch::Sender::new(config.to_owned()),
             leases: watch::Sender::new(Leases::default()),
             trouble: watch::Sender::new(None),
         }))
@@ -34,12 +34,17 @@ impl Cluster {
 
     /// A node's view of this cluster.
     pub fn node(&self) -> Memory {
-        Memory { cluster: self.clone(), held: Mutex::new(None) }
+        Memory { cluster: self.clone(), held: Mutex::new(None), configured: Mutex::new(None) }
     }
 
     /// Changes the leases by hand, as an operator or another node would.
     pub fn edit(&self, change: impl FnOnce(&mut Leases)) {
         self.0.leases.send_modify(change);
+    }
+
+    /// Changes the configuration, as an operator would.
+    pub fn configure(&self, config: &str) {
+        self.0.config.send_replace(config.to_owned());
     }
 
     /// All leases at this moment.
@@ -67,6 +72,8 @@ impl Cluster {
 pub struct Memory {
     cluster: Cluster,
     held: Mutex<Option<Lease>>,
+    /// The configuration as it was read last.
+    configured: Mutex<Option<String>>,
 }
 
 impl Memory {
@@ -82,8 +89,16 @@ impl LeaseStore for Memory {
 
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
         self.cluster.answering()?;
-        let config = self.cluster.0.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = self.cluster.0.config.borrow().clone();
+        *self.configured.lock().unwrap_or_else(PoisonError::into_inner) = Some(config.clone());
         NetworkConfig::parse(&config).map_err(|source| StoreError::BadConfig { at: "memory".into(), source })
+    }
+
+    async fn network_changed(&self) {
+        let last = self.configured.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut config = self.cluster.0.config.subscribe();
+        // The sender lives as long as the cluster, of which this is a part.
+        let _ = config.wait_for(|config| Some(config) != last.as_ref()).await;
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {

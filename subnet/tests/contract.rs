@@ -3,6 +3,8 @@
 
 #[path = "contract/bed.rs"]
 mod bed;
+#[path = "contract/configuration.rs"]
+mod configuration;
 #[path = "contract/etcd_access.rs"]
 mod etcd_access;
 #[path = "contract/etcd_only.rs"]
@@ -20,14 +22,25 @@ mod sentences;
 
 /// A test of each name for each kind of store.
 macro_rules! stores {
-    ($kind:ident: $bed:ty; $($sentence:ident)*) => {
+    ($kind:ident: $bed:ty, $place:ident; $($sentence:ident)*) => {
         mod $kind {
             $(
                 #[tokio::test]
                 async fn $sentence() {
-                    crate::sentences::$sentence::<$bed>().await;
+                    crate::$place::$sentence::<$bed>().await;
                 }
             )*
+        }
+    };
+}
+
+/// What every store says about its configuration while it changes.
+macro_rules! configured {
+    ($kind:ident: $bed:ty) => {
+        stores! { $kind: $bed, configuration;
+            a_configuration_that_changes_is_noticed
+            a_configuration_that_goes_and_comes_is_noticed
+            leases_that_change_are_no_configuration
         }
     };
 }
@@ -35,7 +48,7 @@ macro_rules! stores {
 /// What every store fulfils, and what only those do that keep time.
 macro_rules! contract {
     ($kind:ident: $bed:ty $(, $more:ident)*) => {
-        stores! { $kind: $bed;
+        stores! { $kind: $bed, sentences;
             a_snapshot_is_never_partial
             an_expired_lease_disappears
             the_same_node_gets_the_same_subnet
@@ -61,6 +74,10 @@ macro_rules! contract {
         }
     };
 }
+
+configured! { memory_configured: crate::bed::InMemory }
+configured! { file_configured: crate::bed::InFiles }
+configured! { etcd_configured: crate::bed::InEtcd }
 
 contract! { memory: crate::bed::InMemory }
 contract! { file: crate::bed::InFiles,

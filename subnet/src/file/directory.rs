@@ -14,6 +14,7 @@ use crate::env_file::write_atomically;
 use crate::lease::{Leases, Malformed, format_key, parse_key};
 use crate::net::Subnets;
 use crate::store::{StoreError, random_below};
+use crate::watched::Watched;
 
 /// Whoever has the lock needs milliseconds; after this long something is wrong.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
@@ -22,7 +23,10 @@ const LONGEST: u64 = 64 << 10;
 
 /// The directory that the operator named.
 #[derive(Debug)]
-pub(super) struct Directory(PathBuf);
+pub(super) struct Directory {
+    root: PathBuf,
+    pub(super) config: Watched,
+}
 
 /// Access to the leases while the lock is held.
 pub(super) struct Locked<'a> {
@@ -45,32 +49,32 @@ pub(super) struct Table {
 
 impl Directory {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self { config: Watched::new(path.join("config.json")), root: path }
     }
 
     pub(super) fn described(&self) -> String {
-        format!("the directory {}", self.0.display())
+        format!("the directory {}", self.root.display())
     }
 
     pub(super) fn root(&self) -> &Path {
-        &self.0
+        &self.root
     }
 
     pub(super) fn leases(&self) -> PathBuf {
-        self.0.join("subnets")
+        self.root.join("subnets")
     }
 
     /// The configuration, and where it is.
-    pub(super) fn config(&self) -> Result<(String, String), StoreError> {
-        let path = self.0.join("config.json");
+    pub(super) fn read_config(&self) -> Result<(String, String), StoreError> {
+        let path = self.config.path();
         let at = path.display().to_string();
-        match fs::read(&path) {
+        match self.config.read() {
             Ok(json) => Ok((at, String::from_utf8_lossy(&json).into_owned())),
-            Err(error) if error.kind() == ErrorKind::NotFound => match self.0.is_dir() {
+            Err(error) if error.kind() == ErrorKind::NotFound => match self.root.is_dir() {
                 true => Err(StoreError::NoConfig { at }),
                 false => Err(self.absent()),
             },
-            Err(error) => Err(self.failed(&path, &error)),
+            Err(error) => Err(self.failed(path, &error)),
         }
     }
 
@@ -81,7 +85,7 @@ impl Directory {
         if leases.is_dir() {
             return Ok(());
         }
-        if !self.0.join("config.json").exists() {
+        if !self.config.path().exists() {
             return Err(self.absent());
         }
         match fs::create_dir(&leases) {
@@ -113,7 +117,7 @@ impl Directory {
         attempt: fn(&File) -> Result<(), TryLockError>,
         work: impl FnOnce(&Locked<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let path = self.0.join(".lock");
+        let path = self.root.join(".lock");
         let deadline = Instant::now() + LOCK_WITHIN;
         loop {
             self.prepare()?;
@@ -138,7 +142,7 @@ impl Directory {
     }
 
     fn absent(&self) -> StoreError {
-        self.unreachable(if self.0.is_dir() {
+        self.unreachable(if self.root.is_dir() {
             "it has neither config.json nor subnets: write the configuration, or mount its file system".into()
         } else {
             "it does not exist: create it, or mount its file system".into()

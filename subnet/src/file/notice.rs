@@ -1,22 +1,17 @@
 //! Noticing that the directory has changed: by inotify, and on network file systems also by looking.
 
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use super::directory::Directory;
 use crate::store::StoreError;
-
-/// inotify does not see what other machines do; Go flannel has no such store, so the interval is ours.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Changes that come this close together are one.
-const SETTLE: Duration = Duration::from_millis(20);
+use crate::watched::{LOOK_EVERY, SETTLE, events, every, is_remote};
 
 /// Waits for changes of the leases in one directory.
 pub(super) struct Notice<'a> {
@@ -68,15 +63,9 @@ impl<'a> Notice<'a> {
     /// [`StoreError::Unreachable`] when the directory was moved, deleted or unmounted: a new notice is
     /// needed then.
     pub(super) async fn changed(&mut self, only: Option<&str>) -> Result<(), StoreError> {
-        let look = async {
-            match self.every {
-                Some(every) => sleep(every).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             heard = self.hear(only) => heard?,
-            () = look => return Ok(()),
+            () = every(self.every) => return Ok(()),
         }
         sleep(SETTLE).await;
         match self.drain(None)? {
@@ -99,23 +88,15 @@ impl<'a> Notice<'a> {
 
     /// Reads all events that are there.
     fn drain(&self, only: Option<&str>) -> Result<Heard, StoreError> {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = Reader::new(self.inotify.get_ref(), &mut buffer);
         let mut all = Heard::Nothing;
-        loop {
-            let event = match reader.next() {
-                Ok(event) => event,
-                Err(Errno::AGAIN) => return Ok(all),
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(self.directory.failed(Path::new("inotify"), &error.into())),
-            };
-            let name = event.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-            match self.meaning(event.wd(), event.events(), &name, only) {
+        let read =
+            events(self.inotify.get_ref(), |watch, what, name| match self.meaning(watch, what, name, only) {
                 Heard::Nothing => {}
                 Heard::Change if all == Heard::Gone => {}
                 heard => all = heard,
-            }
-        }
+            });
+        read.map_err(|error| self.directory.failed(Path::new("inotify"), &error.into()))?;
+        Ok(all)
     }
 
     fn meaning(&self, watch: i32, events: ReadFlags, name: &str, only: Option<&str>) -> Heard {
@@ -136,33 +117,6 @@ impl<'a> Notice<'a> {
     }
 }
 
-/// Whether other machines may change what is here.
-fn is_remote(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| is_remote_magic(found.f_type as u32))
-}
-
-/// By the magic numbers of statfs(2) and linux/magic.h.
-fn is_remote_magic(magic: u32) -> bool {
-    const REMOTE: [u32; 15] = [
-        0x0000_6969, // NFS
-        0xff53_4d42, // CIFS
-        0xfe53_4d42, // SMB2 and newer
-        0x0000_517b, // SMB
-        0x6573_5546, // FUSE: GlusterFS, SSHFS, virtiofs and others
-        0x0102_1997, // 9P
-        0x00c3_6400, // Ceph
-        0x5346_414f, // AFS
-        0x6b41_4653, // kAFS
-        0x7375_7245, // Coda
-        0x7461_636f, // OCFS2
-        0x0116_1970, // GFS2
-        0x0bd0_0bd0, // Lustre
-        0x4750_4653, // GPFS
-        0x786f_4256, // VirtualBox shared folders
-    ];
-    REMOTE.contains(&magic)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,14 +126,6 @@ mod tests {
         std::fs::create_dir(place.path().join("subnets")).unwrap();
         let directory = Directory::new(place.path().to_owned());
         (place, directory)
-    }
-
-    #[test]
-    fn network_file_systems_are_told_from_local_ones() {
-        assert!(is_remote_magic(0x6969) && is_remote_magic(0xff53_4d42));
-        for path in ["/proc", "/dev", "/"] {
-            assert!(!is_remote(Path::new(path)), "{path}");
-        }
     }
 
     #[tokio::test]

@@ -33,6 +33,9 @@ pub(crate) trait Bed: Sized {
 
     async fn read(&self, key: &str) -> Option<Entry>;
 
+    /// Writes the configuration anew, or removes it.
+    async fn configure(&self, config: Option<&str>);
+
     /// Makes the store unreachable for the nodes.
     async fn cut(&self);
 
@@ -107,6 +110,10 @@ impl Bed for InMemory {
         let lease = leases.leases.values().find(|lease| format_key(&lease.subnets).unwrap() == key)?;
         let value = encode_value(&lease.public, &lease.attachment);
         Some(Entry { version: value.clone(), value, ttl: None })
+    }
+
+    async fn configure(&self, config: Option<&str>) {
+        self.0.configure(config.unwrap_or_default());
     }
 
     async fn cut(&self) {
@@ -205,6 +212,14 @@ impl Bed for InEtcd {
         Some(Entry { value, ttl, version: kv.mod_revision().to_string() })
     }
 
+    async fn configure(&self, config: Option<&str>) {
+        let (mut client, key) = (self.client.clone(), format!("{}/config", self.prefix));
+        match config {
+            Some(config) => drop(client.put(key, config, None).await.unwrap()),
+            None => drop(client.delete(key, None).await.unwrap()),
+        }
+    }
+
     async fn cut(&self) {
         self.proxy.cut().await;
     }
@@ -272,6 +287,14 @@ impl Bed for InFiles {
         let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
         let expires = json.and_then(|json| json["Expires"].as_u64());
         Some(Entry { value, version, ttl: expires.map(|at| Duration::from_secs(at.saturating_sub(now))) })
+    }
+
+    async fn configure(&self, config: Option<&str>) {
+        let path = self.path.join("config.json");
+        match config {
+            Some(config) => std::fs::write(path, config).unwrap(),
+            None => std::fs::remove_file(path).unwrap(),
+        }
     }
 
     async fn cut(&self) {

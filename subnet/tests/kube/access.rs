@@ -4,7 +4,7 @@ use subnet::kube::{Kube, KubeOptions};
 use subnet::testing::{Refusal, node};
 use subnet::{Family, LeaseStore, StoreError};
 
-use crate::bed::{Bed, Follower, MAC, VXLAN, acquire, acquire_v4, public, vxlan};
+use crate::bed::{Bed, DUAL, Follower, MAC, VXLAN, acquire, acquire_v4, public, soon, vxlan};
 
 async fn refused(options: KubeOptions) -> String {
     let error = Kube::new(options).await.unwrap_err();
@@ -195,4 +195,22 @@ async fn something_else_than_an_api_server_is_recognised() {
     let mut follower = Follower::of(&store);
     follower.until("trouble", |known| known.trouble.is_some()).await;
     assert!(follower.known.borrow().leases.is_none());
+}
+
+#[tokio::test]
+async fn a_configuration_that_changes_is_noticed() {
+    let bed = Bed::new(VXLAN);
+    bed.server.put_node(node("n1", &["10.244.3.0/24"]));
+    let store = bed.store("n1").await;
+    store.network().await.unwrap();
+    bed.write("unrelated", "x");
+    bed.write("net-conf.json", VXLAN);
+    bed.write("net-conf.json", DUAL);
+    soon("the change", store.network_changed()).await;
+    assert_eq!(store.network().await.unwrap().ranges().count(), 2);
+    tokio::join!(soon("the next change", store.network_changed()), async {
+        tokio::task::yield_now().await;
+        bed.write("net-conf.json", VXLAN);
+    });
+    assert_eq!(store.network().await.unwrap().ranges().count(), 1);
 }
