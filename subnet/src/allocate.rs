@@ -8,19 +8,24 @@ use ipnet::IpNet;
 /// that start at once from racing for the same one while low subnets still fill up first.
 const CANDIDATES: usize = 100;
 
-/// Picks one free subnet of each enabled family, with `random` choosing among the first hundred.
+/// Completes `kept` with a free subnet of each enabled family that it has none of, with `random` choosing
+/// among the first hundred.
 ///
 /// `random` is given the number of candidates, at least 1, and returns an index below it.
 /// `None` when a family has no free subnet left.
 pub fn allocate(
     config: &NetworkConfig,
+    kept: Subnets,
     taken: impl IntoIterator<Item = Subnets>,
     mut random: impl FnMut(usize) -> usize,
 ) -> Option<Subnets> {
     let taken: Vec<Subnets> = taken.into_iter().collect();
-    let mut picked = Subnets::default();
+    let mut picked = kept;
     for range in config.ranges() {
         let family = Family::of(range.network.addr());
+        if kept.get(family).is_some() {
+            continue;
+        }
         let candidates = free(range, taken.iter().filter_map(|subnets| subnets.get(family)));
         let index = random(candidates.len().max(1));
         picked.set(*candidates.get(index)?);
@@ -67,6 +72,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const NONE: Subnets = Subnets { v4: None, v6: None };
+
     fn config(json: &str) -> NetworkConfig {
         NetworkConfig::parse(json).unwrap()
     }
@@ -79,10 +86,10 @@ mod tests {
     fn the_lowest_free_subnets_are_candidates() {
         let config = config(r#"{"Network":"10.3.0.0/16"}"#);
         let taken = ["10.3.1.0/24", "10.3.2.128/25", "10.3.4.0/23"].map(subnets);
-        assert_eq!(allocate(&config, taken, |_| 0), Some(subnets("10.3.3.0/24")));
-        assert_eq!(allocate(&config, taken, |_| 1), Some(subnets("10.3.6.0/24")));
+        assert_eq!(allocate(&config, NONE, taken, |_| 0), Some(subnets("10.3.3.0/24")));
+        assert_eq!(allocate(&config, NONE, taken, |_| 1), Some(subnets("10.3.6.0/24")));
         let mut among = 0;
-        allocate(&config, taken, |count| {
+        allocate(&config, NONE, taken, |count| {
             among = count;
             count - 1
         });
@@ -92,28 +99,30 @@ mod tests {
     #[test]
     fn a_full_network_gives_nothing() {
         let config = config(r#"{"Network":"10.3.0.0/24"}"#);
-        assert_eq!(allocate(&config, ["10.3.0.0/16"].map(subnets), |_| 0), None);
-        assert_eq!(allocate(&config, ["10.3.0.64/26", "10.3.0.128/25"].map(subnets), |_| 0), None);
+        assert_eq!(allocate(&config, NONE, ["10.3.0.0/16"].map(subnets), |_| 0), None);
+        assert_eq!(allocate(&config, NONE, ["10.3.0.64/26", "10.3.0.128/25"].map(subnets), |_| 0), None);
     }
 
     #[test]
     fn bounds_in_the_wrong_order_give_nothing() {
         let config = config(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.5.0"}"#);
-        assert_eq!(allocate(&config, [], |_| 0), None);
+        assert_eq!(allocate(&config, NONE, [], |_| 0), None);
     }
 
     #[test]
     fn both_families_are_picked_independently() {
         let config = config(r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
-        let picked = allocate(&config, [subnets("10.3.1.0/24")], |_| 0).unwrap();
+        let picked = allocate(&config, NONE, [subnets("10.3.1.0/24")], |_| 0).unwrap();
         assert_eq!(picked.to_string(), "10.3.2.0/24 and fc00:0:0:1::/64");
+        let picked = allocate(&config, subnets("10.3.77.0/24"), [picked], |_| 0).unwrap();
+        assert_eq!(picked.to_string(), "10.3.77.0/24 and fc00:0:0:2::/64");
     }
 
     #[test]
     fn the_last_subnet_of_the_address_space_is_no_problem() {
         let config = config(r#"{"Network":"255.255.255.0/24","SubnetMin":"255.255.255.192"}"#);
-        assert_eq!(allocate(&config, [], |_| 0), Some(subnets("255.255.255.192/26")));
-        assert_eq!(allocate(&config, [subnets("255.255.255.255/32")], |_| 0), None);
+        assert_eq!(allocate(&config, NONE, [], |_| 0), Some(subnets("255.255.255.192/26")));
+        assert_eq!(allocate(&config, NONE, [subnets("255.255.255.255/32")], |_| 0), None);
     }
 
     /// The slow and obvious way: try every step against every taken prefix.

@@ -1,9 +1,11 @@
 //! What a claim means, for every store alike: which subnets a node takes, and whether it still has them.
 
+use ipnet::IpNet;
+
 use crate::allocate::allocate;
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases};
-use crate::net::Subnets;
+use crate::net::{Family, Subnets, overlap};
 use crate::store::{Claim, Loss, StoreError, random_below};
 
 /// What has become of the lease that a node holds, seen from the store.
@@ -22,44 +24,81 @@ pub(crate) fn judge(mine: &Lease, now: Option<&Lease>) -> Verdict {
     match now {
         None => Verdict::Deleted,
         Some(now) if now.public == mine.public && now.attachment == mine.attachment => Verdict::Kept,
-        Some(now) if now.public.v4 == mine.public.v4 => {
+        Some(now) if now.public.same_node(&mine.public) => {
             Verdict::Lost(Loss::Contested { subnets: mine.subnets, public: mine.public })
         }
         Some(now) => Verdict::Lost(Loss::Taken { subnets: mine.subnets, holder: now.public }),
     }
 }
 
-/// The subnets to claim, in the order of [`LeaseStore::acquire`], with the lease that the node holds
-/// already. `None` when nothing is free.
+/// What a node should claim.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) subnets: Subnets,
+    /// The lease that the node has already, whatever becomes of it.
+    pub(crate) known: Option<Lease>,
+    /// Whether the claim takes the place of `known`, which has other subnets and then must go in the same
+    /// step. Otherwise such a lease ends by itself: pods may still use what the network has moved away from.
+    pub(crate) replaces: bool,
+}
+
+/// The subnets to claim, in the order of [`LeaseStore::acquire`], each family for itself. `None` when
+/// nothing is free.
+///
+/// [`LeaseStore::acquire`]: crate::store::LeaseStore::acquire
 pub(crate) fn choose(
     network: &NetworkConfig,
     claim: &Claim<'_>,
     held: Option<&Lease>,
     leases: &Leases,
-) -> Option<(Subnets, Option<Lease>)> {
+) -> Option<Choice> {
     let held = held.and_then(|held| {
         leases.leases.get(&held.subnets).filter(|now| judge(held, Some(now)) == Verdict::Kept)
     });
-    let known = held.or_else(|| leases.by_public(&claim.public)).cloned();
-    if let Some(known) = known.as_ref().filter(|known| fits(network, known, leases)) {
-        return Some((known.subnets, Some(known.clone())));
+    let candidates = held.into_iter().chain(leases.by_public(&claim.public));
+    // The first of those of which most can be kept.
+    let known = candidates.min_by_key(|known| {
+        let keep = keepable(network, known, leases);
+        (keep != known.subnets || !network.allows(&keep), std::cmp::Reverse(keep.iter().count()))
+    });
+    let mut subnets = known.map(|known| keepable(network, known, leases)).unwrap_or_default();
+    let keeps = !subnets.is_empty();
+    for range in network.ranges() {
+        let family = Family::of(range.network.addr());
+        let free = |wanted: &IpNet| {
+            let taken = || leases.taken().filter_map(|taken| taken.get(family));
+            range.allows(*wanted) && !taken().any(|taken| overlap(taken, *wanted))
+        };
+        if let (None, Some(previous)) = (subnets.get(family), claim.previous.get(family).filter(free)) {
+            subnets.set(previous);
+        }
     }
-    let free = |wanted: &Subnets| !leases.taken().any(|taken| taken.overlaps(wanted));
-    if !claim.previous.is_empty() && network.allows(&claim.previous) && free(&claim.previous) {
-        return Some((claim.previous, known));
-    }
-    // A lease of ours that no longer fits goes away with this; its place is used if there is no other.
-    let others = leases.taken().filter(|taken| known.as_ref().is_none_or(|known| known.subnets != *taken));
-    let subnets =
-        allocate(network, leases.taken(), random_below).or_else(|| allocate(network, others, random_below));
-    subnets.map(|subnets| (subnets, known))
+    // The place of a lease that does not fit any more is used if there is no other.
+    let others = || leases.taken().filter(|taken| known.is_none_or(|known| known.subnets != *taken));
+    let subnets = allocate(network, subnets, leases.taken(), random_below)
+        .or_else(|| allocate(network, subnets, others(), random_below))?;
+    // One that the network allows was not kept because an older one has its place.
+    let usurped =
+        |known: &Lease| network.ranges().any(|range| known.subnets.iter().any(|subnet| range.allows(subnet)));
+    let replaces = known.is_some_and(|known| {
+        known.subnets != subnets && (keeps || usurped(known) || known.subnets.overlaps(&subnets))
+    });
+    Some(Choice { subnets, known: known.cloned(), replaces })
 }
 
-/// Whether a node may keep the lease that it has: the network allows it, and no older lease overlaps it.
-fn fits(network: &NetworkConfig, known: &Lease, leases: &Leases) -> bool {
-    let older = |other: &&Lease| other.created < known.created && network.allows(&other.subnets);
-    network.allows(&known.subnets)
-        && !leases.leases.values().filter(older).any(|other| other.subnets.overlaps(&known.subnets))
+/// Those subnets that a node may keep of a lease that it has: the network allows them, and no older lease
+/// of another node overlaps them.
+fn keepable(network: &NetworkConfig, known: &Lease, leases: &Leases) -> Subnets {
+    let allowed = |subnet: IpNet| {
+        let range = network.range(Family::of(subnet.addr()))?;
+        range.allows(subnet).then_some(subnet)
+    };
+    let older = |other: &&Lease| other.created < known.created && !other.public.same_node(&known.public);
+    let usurped = |subnet: &IpNet| {
+        let older = leases.leases.values().filter(older);
+        older.flat_map(|other| other.subnets.iter()).filter_map(allowed).any(|other| overlap(other, *subnet))
+    };
+    known.subnets.iter().filter_map(allowed).filter(|subnet| !usurped(subnet)).collect()
 }
 
 /// Who stands in the way of putting a lease back that is not there any more.
@@ -76,13 +115,26 @@ pub(crate) fn exhausted(network: &NetworkConfig) -> StoreError {
     StoreError::Exhausted { network: network.networks().to_string(), len }
 }
 
-/// The error for a node that can't be recognised again: Flannel's stores know nodes by IPv4 address.
+/// Refuses a node that could not be recognised again: Flannel's stores know nodes by their IPv4 address,
+/// and by IPv6 only where there is no IPv4.
 #[cfg(any(feature = "etcd", feature = "file"))]
-pub(crate) fn require_ipv4(public: &crate::net::PublicAddrs, store: &str) -> Result<(), StoreError> {
-    match public.v4 {
+pub(crate) fn require_public(
+    network: &NetworkConfig,
+    public: &crate::net::PublicAddrs,
+    store: &str,
+) -> Result<(), StoreError> {
+    let (family, flag) = match network.range(Family::V4) {
+        Some(_) => (Family::V4, "--public-ip"),
+        None => (Family::V6, "--public-ipv6"),
+    };
+    match public.get(family) {
         Some(_) => Ok(()),
         None => Err(StoreError::Unusable(format!(
-            "{store} recognises a node by its public IPv4 address and this node has none: give one with --public-ip or --iface"
+            "{store} recognises a node by its public {family} address and this node has none: give one with {flag} or --iface"
         ))),
     }
 }
+
+#[cfg(test)]
+#[path = "claim/tests.rs"]
+mod tests;

@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep};
 
-use crate::claim::{Verdict, choose, exhausted, judge, require_ipv4, rival};
+use crate::claim::{Choice, Verdict, choose, exhausted, judge, require_public, rival};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
@@ -203,16 +203,19 @@ impl Files {
     ) -> Result<Lease, StoreError> {
         let (table, now) = (directory.list_and_sweep()?, SystemTime::now());
         let chosen = choose(network, claim, held, &table.leases);
-        let Some((subnets, known)) = chosen else { return Err(exhausted(network)) };
+        let Some(Choice { subnets, known, replaces }) = chosen else { return Err(exhausted(network)) };
         let attachment = (claim.attach)(known.as_ref());
         let (same, replaced) = match known {
             Some(known) if known.subnets == subnets => (Some(known), None),
-            other => (None, other),
+            other => (None, other.filter(|_| replaces)),
         };
         let created = same.as_ref().map_or_else(|| table.next_created(now), |known| known.created);
         let lease = Lease { subnets, public: claim.public, attachment, created };
         let key = directory.key(&subnets)?;
-        let reserved = same.is_some() && directory.read(&key)?.is_some_and(|entry| entry.expires.is_none());
+        // A reservation stays one, also under a new name.
+        let before = same.as_ref().or(replaced.as_ref()).map(|lease| directory.key(&lease.subnets));
+        let before = before.transpose()?.map(|key| directory.read(&key)).transpose()?.flatten();
+        let reserved = before.is_some_and(|entry| entry.expires.is_none());
         directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now))))?;
         if let Some(old) = replaced {
             directory.remove(&directory.key(&old.subnets)?)?;
@@ -236,7 +239,7 @@ impl LeaseStore for Files {
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {
-        require_ipv4(&claim.public, "the file store")?;
+        require_public(network, &claim.public, "the file store")?;
         let mut held = self.held.lock().await;
         let taken = self.directory.alone(|directory| self.take(directory, network, claim, held.as_ref()));
         let lease = taken.await?;

@@ -124,13 +124,10 @@ impl Leases {
         }
     }
 
-    /// The first lease, in the order of subnets, that announces `public`'s IPv4 address: how Flannel
-    /// recognises a node (contract K8). A node without IPv4 is recognised by its IPv6 address.
-    pub fn by_public(&self, public: &PublicAddrs) -> Option<&Lease> {
-        self.leases.values().find(|lease| match public.v4 {
-            Some(v4) => lease.public.v4 == Some(v4),
-            None => public.v6.is_some() && lease.public.v6 == public.v6,
-        })
+    /// The leases of the node with these addresses, in the order of subnets. It has more than one after
+    /// the network was moved, until the old one expires.
+    pub fn by_public(&self, public: &PublicAddrs) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter(|lease| lease.public.same_node(public))
     }
 
     /// Every subnet that somebody holds, readable or not.
@@ -193,7 +190,8 @@ mod tests {
             leases.insert_entry(key, format!(r#"{{"PublicIP":"{public}"}}"#).as_bytes(), 0);
         }
         let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-        assert_eq!(leases.by_public(&public).unwrap().subnets.to_string(), "10.5.3.0/24");
-        assert_eq!(leases.by_public(&PublicAddrs::default()), None);
+        let found: Vec<String> = leases.by_public(&public).map(|lease| lease.subnets.to_string()).collect();
+        assert_eq!(found, ["10.5.3.0/24", "10.5.9.0/24"]);
+        assert_eq!(leases.by_public(&PublicAddrs::default()).count(), 0);
     }
 }

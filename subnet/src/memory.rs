@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::claim::{Verdict, choose, exhausted, judge, rival};
+use crate::claim::{Choice, Verdict, choose, exhausted, judge, rival};
 use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease, Leases};
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
@@ -106,9 +106,10 @@ impl LeaseStore for Memory {
         let held = self.held().clone();
         let mut result = Err(exhausted(network));
         self.cluster.0.leases.send_modify(|leases| {
-            let Some((subnets, known)) = choose(network, claim, held.as_ref(), leases) else { return };
+            let Some(choice) = choose(network, claim, held.as_ref(), leases) else { return };
+            let Choice { subnets, known, replaces } = choice;
             let attachment: Attachment = (claim.attach)(known.as_ref());
-            if let Some(old) = known.as_ref().filter(|old| old.subnets != subnets) {
+            if let Some(old) = known.as_ref().filter(|_| replaces) {
                 leases.leases.remove(&old.subnets);
             }
             let created = known.filter(|old| old.subnets == subnets).map_or_else(

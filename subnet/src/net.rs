@@ -122,6 +122,17 @@ impl PublicAddrs {
     }
 }
 
+impl PublicAddrs {
+    /// Whether these are of the same node: by IPv4, as Flannel recognises nodes (contract K8), and by IPv6
+    /// where not both have IPv4.
+    pub fn same_node(&self, other: &Self) -> bool {
+        match (self.v4, other.v4) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.v6.is_some() && self.v6 == other.v6,
+        }
+    }
+}
+
 impl FromIterator<IpAddr> for PublicAddrs {
     fn from_iter<I: IntoIterator<Item = IpAddr>>(addrs: I) -> Self {
         let mut public = Self::default();
@@ -184,6 +195,17 @@ mod tests {
         assert!(!overlap(net("10.1.2.0/24"), net("10.1.3.0/24")));
         assert!(!overlap(net("0.0.0.0/0"), net("fd00::/8")));
         assert!(overlap(net("0.0.0.0/0"), net("10.1.3.0/24")));
+    }
+
+    #[test]
+    fn nodes_are_told_apart_by_ipv4_and_without_it_by_ipv6() {
+        let public =
+            |text: &str| text.split_whitespace().map(|addr| addr.parse::<IpAddr>().unwrap()).collect();
+        let same = |one: &str, other: &str| PublicAddrs::same_node(&public(one), &public(other));
+        assert!(same("192.0.2.1 2001:db8::1", "192.0.2.1 2001:db8::2"));
+        assert!(!same("192.0.2.1 2001:db8::1", "192.0.2.2 2001:db8::1"));
+        assert!(same("2001:db8::1", "192.0.2.2 2001:db8::1") && same("2001:db8::1", "2001:db8::1"));
+        assert!(!same("2001:db8::1", "2001:db8::2") && !same("192.0.2.1", "2001:db8::1") && !same("", ""));
     }
 
     #[test]

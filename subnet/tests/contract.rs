@@ -19,6 +19,8 @@ mod nodes;
 mod proxy;
 #[path = "contract/sentences.rs"]
 mod sentences;
+#[path = "contract/shapes.rs"]
+mod shapes;
 
 /// A test of each name for each kind of store.
 macro_rules! stores {
@@ -64,7 +66,7 @@ macro_rules! contract {
             acquiring_again_republishes_under_the_eyes_of_hold
             a_new_public_address_moves_the_lease
             the_previous_subnet_is_taken_again
-            an_own_lease_that_no_longer_fits_is_replaced
+            an_own_lease_that_fits_in_part_is_replaced
             a_full_network_says_so
             malformed_entries_disturb_nobody
             an_own_lease_that_was_damaged_is_restored
@@ -74,6 +76,28 @@ macro_rules! contract {
         }
     };
 }
+
+/// What every store does with leases of one family and of both.
+macro_rules! shaped {
+    ($kind:ident: $bed:ty $(, $more:ident)*) => {
+        stores! { $kind: $bed, shapes;
+            a_v6_only_lease_is_obtained_and_found_again
+            a_v6_only_lease_is_put_back_and_lost_like_any_other
+            a_v6_only_lease_expires
+            ipv6_added_or_removed_keeps_the_ipv4_subnet_and_nobody_sees_the_node_missing_or_twice
+            a_family_added_while_a_node_is_away_is_added_to_its_lease
+            nodes_that_all_gain_ipv6_at_once_keep_ipv4_and_never_share
+            a_network_that_grows_keeps_the_lease
+            a_network_that_moves_gives_a_new_subnet_and_leaves_the_old_lease
+            a_v4_only_peer_and_a_dual_peer_live_side_by_side
+            $($more)*
+        }
+    };
+}
+
+shaped! { memory_shaped: crate::bed::InMemory }
+shaped! { file_shaped: crate::bed::InFiles, a_reservation_that_gains_a_family_stays_one }
+shaped! { etcd_shaped: crate::bed::InEtcd, a_reservation_that_gains_a_family_stays_one }
 
 configured! { memory_configured: crate::bed::InMemory }
 configured! { file_configured: crate::bed::InFiles }

@@ -8,7 +8,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, Txn
 use tokio::time::Instant;
 
 use super::{Etcd, Held, Listing};
-use crate::claim::{choose, exhausted, require_ipv4};
+use crate::claim::{Choice, choose, exhausted, require_public};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::store::{Claim, LEASE_TTL, StoreError, random_below};
@@ -29,7 +29,7 @@ impl Etcd {
         network: &NetworkConfig,
         claim: &Claim<'_>,
     ) -> Result<Lease, StoreError> {
-        require_ipv4(&claim.public, "etcd")?;
+        require_public(network, &claim.public, "etcd")?;
         let mut held = self.held.lock().await;
         let mut grant = None;
         let outcome = self.race(network, claim, held.as_ref(), &mut grant).await;
@@ -78,7 +78,7 @@ impl Etcd {
         grant: &mut Option<Grant>,
     ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
         let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
-        let Some((subnets, known)) = chosen else { return Err(exhausted(network)) };
+        let Some(Choice { subnets, known, replaces }) = chosen else { return Err(exhausted(network)) };
         let mut current = None;
         if let Some(known) = &known {
             let kv = self.read(&self.keys.lease(&known.subnets)?).await?;
@@ -89,13 +89,17 @@ impl Etcd {
         }
         let attachment = (claim.attach)(known.as_ref());
         let mut lease = Lease { subnets, public: claim.public, attachment, created: 0 };
-        let replaced = known.filter(|known| known.subnets != subnets);
-        let written = match (&current, &replaced) {
-            (Some(kv), None) => {
+        let same = known.as_ref().is_some_and(|known| known.subnets == subnets);
+        let replaced = known.filter(|_| replaces);
+        let written = match &current {
+            Some(kv) if same => {
                 lease.created = kv.create_revision().unsigned_abs();
                 self.rewrite(lease, kv.mod_revision(), kv.lease() == 0, grant).await?
             }
-            (old, _) => self.create(lease, old.as_ref(), listing.revision, grant).await?,
+            current => {
+                let old = current.as_ref().filter(|_| replaces);
+                self.create(lease, old, listing.revision, grant).await?
+            }
         };
         Ok(written.map(|held| (held, replaced)))
     }
@@ -121,7 +125,8 @@ impl Etcd {
     }
 
     /// Writes a lease to a key that nobody has, after a listing of revision `listed`, and deletes `old`,
-    /// both in one transaction: there is no moment without any, as there is in Go flannel.
+    /// both in one transaction: there is no moment without any, as there is in Go flannel. A reservation
+    /// stays one under its new name.
     pub(super) async fn create(
         &self,
         mut lease: Lease,
@@ -130,7 +135,8 @@ impl Etcd {
         grant: &mut Option<Grant>,
     ) -> Result<Option<Held>, StoreError> {
         let key = self.keys.lease(&lease.subnets)?;
-        let granted = self.granted(grant).await?;
+        let reservation = old.is_some_and(|old| old.lease() == 0);
+        let granted = if reservation { None } else { Some(self.granted(grant).await?) };
         let mut compares = vec![Compare::version(key.as_str(), CompareOp::Equal, 0)];
         let mut changes = Vec::new();
         if let Some(old) = old {
@@ -139,21 +145,27 @@ impl Etcd {
             // that the new one shares with it.
             changes.push(TxnOp::delete(old.key(), None));
         }
-        changes.push(put(&key, &lease, Some(granted)));
+        changes.push(put(&key, &lease, granted));
         let Some(revision) = self.transact(compares, changes).await? else {
-            *grant = Some(granted);
+            *grant = granted;
             return Ok(None);
         };
         lease.created = revision.unsigned_abs();
 
         // The transaction guards one key. A key with another length, or with the same IPv4 subnet and
         // another IPv6 one, may have been created since the listing and overlap: the younger gives way.
+        // A lease that took the place of another stays until the next round moves it, keeping what it can:
+        // peers never see a node of theirs without any.
         if self.older_rival(&lease, listed).await? {
-            let ours = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
-            self.transact(vec![ours], vec![TxnOp::delete(key, None)]).await?;
+            if old.is_none() {
+                let ours = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
+                if self.transact(vec![ours], vec![TxnOp::delete(key, None)]).await?.is_some() {
+                    *grant = granted;
+                }
+            }
             return Ok(None);
         }
-        Ok(Some(Held { lease, revision, expires: Some(granted.expires) }))
+        Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
     async fn older_rival(&self, lease: &Lease, listed: i64) -> Result<bool, StoreError> {

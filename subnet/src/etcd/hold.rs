@@ -135,6 +135,14 @@ impl Etcd {
         if listing.leases.leases.contains_key(&held.lease.subnets) {
             return Ok(Found::Restored); // whoever it was: its key is to be judged
         }
+        // A move of ours of which the answer never came.
+        let public = held.lease.public;
+        let moved =
+            listing.leases.by_public(&public).find(|lease| lease.subnets.overlaps(&held.lease.subnets));
+        if let Some(moved) = moved {
+            *held = Held { lease: moved.clone(), revision: 0, expires: None };
+            return Ok(Found::Restored);
+        }
         if let Some(loss) = rival(&held.lease, &listing.leases) {
             return Ok(Found::Lost(loss));
         }

@@ -60,7 +60,7 @@ impl Keys {
         match format_key(subnets) {
             Some(key) => Ok(format!("{}{key}", self.subnets)),
             None => Err(StoreError::Unusable(format!(
-                "etcd can't keep the lease of {subnets}: its keys need an IPv4 subnet, so set EnableIPv4 and Network"
+                "etcd can't keep the lease of {subnets}: enable a family with EnableIPv4 or EnableIPv6"
             ))),
         }
     }
@@ -102,6 +102,7 @@ mod tests {
         assert!("/n/subnets" < keys.first() && "/n/subnetsX" > keys.end().as_str());
         assert_eq!(keys.name(key.as_bytes()), key.strip_prefix("/n/subnets/").unwrap());
         let v6_only = ["fd00::/64".parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
-        assert!(keys.lease(&v6_only).unwrap_err().to_string().contains("EnableIPv4"));
+        assert_eq!(keys.lease(&v6_only).unwrap(), "/n/subnets/0.0.0.0-0&fd00::-64");
+        assert!(keys.lease(&Subnets::default()).unwrap_err().to_string().contains("EnableIPv4"));
     }
 }

@@ -183,7 +183,7 @@ impl Locked<'_> {
     pub(super) fn key(&self, subnets: &Subnets) -> Result<String, StoreError> {
         format_key(subnets).ok_or_else(|| {
             StoreError::Unusable(format!(
-                "the file store can't keep the lease of {subnets}: its names need an IPv4 subnet, so set EnableIPv4 and Network"
+                "the file store can't keep the lease of {subnets}: enable a family with EnableIPv4 or EnableIPv6"
             ))
         })
     }

@@ -21,11 +21,14 @@ impl From<String> for DecodeError {
     }
 }
 
-/// `10.5.52.0-24`, or `10.5.52.0-24&fd00:52::-64` with both families. `None` without an IPv4 subnet,
-/// because Flannel has no usable form for IPv6 alone.
+/// `10.5.52.0-24`, `10.5.52.0-24&fd00:52::-64` with both families, or `0.0.0.0-0&fd00:52::-64` with IPv6
+/// alone, as Go flannel would write it. `None` without any subnet.
 pub fn format_key(subnets: &Subnets) -> Option<String> {
-    let v4 = subnets.v4?;
-    let first = format!("{}-{}", v4.network(), v4.prefix_len());
+    let first = match (subnets.v4, subnets.v6) {
+        (None, None) => return None,
+        (None, Some(_)) => "0.0.0.0-0".to_owned(),
+        (Some(v4), _) => format!("{}-{}", v4.network(), v4.prefix_len()),
+    };
     Some(match subnets.v6 {
         None => first,
         Some(v6) => format!("{first}&{}-{}", v6.network(), v6.prefix_len()),
@@ -53,7 +56,9 @@ pub fn parse_key(key: &str) -> Option<Subnets> {
             Some(Ipv6Net::new(addr.parse::<Ipv6Addr>().ok()?, prefix_len(len, 127)?).ok()?.trunc())
         }
     };
-    Some(Subnets { v4: Some(v4.trunc()), v6 })
+    // No node has all of IPv4: beside an IPv6 subnet this means that there is no IPv4 one.
+    let none = v6.is_some() && v4.prefix_len() == 0;
+    Some(Subnets { v4: (!none).then(|| v4.trunc()), v6 })
 }
 
 fn prefix_len(text: &str, most: u8) -> Option<u8> {
@@ -222,10 +227,15 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_both_shapes_round_trip_and_all_others_are_refused() {
-        for key in ["10.12.13.0-24", "10.12.13.0-24&fd00:12:13::-56", "0.0.0.0-0"] {
+    fn keys_of_all_shapes_round_trip_and_all_others_are_refused() {
+        for key in
+            ["10.12.13.0-24", "10.12.13.0-24&fd00:12:13::-56", "0.0.0.0-0", "0.0.0.0-0&fd00:10:244:1::-64"]
+        {
             assert_eq!(format_key(&parse_key(key).unwrap()).unwrap(), key);
         }
+        assert_eq!(parse_key("0.0.0.0-0&fd00:10:244:1::-64").unwrap().to_string(), "fd00:10:244:1::/64");
+        assert_eq!(parse_key("0.0.0.0-0").unwrap().to_string(), "0.0.0.0/0");
+        assert_eq!(format_key(&Subnets::default()), None);
         for key in [
             "10",
             "10.12.13.0",
@@ -254,8 +264,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_round_trip(v4: u32, len in 0u8..32, v6: Option<u128>, len6 in 0u8..128) {
-            let mut subnets: Subnets = [IpNet::new(Ipv4Addr::from(v4).into(), len).unwrap()].into_iter().collect();
+        fn keys_round_trip(v4: Option<u32>, len in 0u8..32, v6: Option<u128>, len6 in 0u8..128) {
+            prop_assume!(v4.is_some() && (v6.is_none() || len > 0) || v4.is_none() && v6.is_some());
+            let v4 = v4.map(|v4| IpNet::new(Ipv4Addr::from(v4).into(), len).unwrap());
+            let mut subnets: Subnets = v4.into_iter().collect();
             if let Some(v6) = v6 {
                 subnets.set(IpNet::new(Ipv6Addr::from(v6).into(), len6).unwrap());
             }

@@ -48,11 +48,36 @@ async fn a_dual_stack_key_is_that_of_go_flannel() {
 }
 
 #[tokio::test]
-async fn a_network_without_ipv4_is_refused_with_the_reason() {
-    let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
-    let bed = InEtcd::new(Some(config)).await;
-    let error = acquire(&bed.node(), config, 1).await.unwrap_err();
-    assert!(error.to_string().contains("EnableIPv4"), "{error}");
+async fn a_lease_that_gains_a_family_moves_in_one_revision() {
+    let config = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let node = bed.node();
+    let old = acquire(&node, CONFIG, 1).await.unwrap();
+    let new = acquire(&node, config, 1).await.unwrap();
+    let mut client = bed.client.clone();
+    for (revision, names) in [(new.created - 1, [1, 0]), (new.created, [0, 1])] {
+        for (lease, count) in [&old, &new].into_iter().zip(names) {
+            let then = etcd_client::GetOptions::new().with_revision(revision as i64);
+            let found = client.get(bed.key(&key(lease)), Some(then)).await.unwrap();
+            assert_eq!(found.kvs().len(), count, "{lease} at {revision}");
+        }
+    }
+}
+
+/// As after a move of which the answer was lost.
+#[tokio::test]
+async fn an_own_lease_that_moved_unnoticed_is_held_under_its_new_key() {
+    let bed = InEtcd::new(Some(CONFIG)).await;
+    let node = Arc::new(bed.node());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let moved = format!("{}&fd00:3:0:7::-64", key(&lease));
+    bed.put(&moved, &value(1), Some(HOUR / 2)).await;
+    bed.delete(&key(&lease)).await;
+    let holding = hold(&node);
+    let renewed = |entry: &super::bed::Entry| entry.ttl.is_some_and(|ttl| ttl > HOUR);
+    until(async || bed.read(&moved).await.filter(renewed)).await;
+    assert_eq!(bed.read(&key(&lease)).await, None);
+    assert!(!holding.ended());
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Claims, and watching what a store says.
 
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use subnet::{Attachment, Claim, Feed, Known, Lease, LeaseStore, Leases, NetworkConfig, PublicAddrs};
+use subnet::{Attachment, Claim, Family, Feed, Known, Lease, LeaseStore, Leases, NetworkConfig, PublicAddrs};
 use subnet::{StoreError, Subnets, Vtep};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,6 +19,16 @@ pub(crate) fn public(number: u16) -> PublicAddrs {
     PublicAddrs { v4: Some(Ipv4Addr::new(192, 0, high, low)), v6: None }
 }
 
+/// The same of a node without IPv4.
+pub(crate) fn public_v6(number: u16) -> PublicAddrs {
+    PublicAddrs { v4: None, v6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number)) }
+}
+
+/// The same of a node with both.
+pub(crate) fn public_with_v6(number: u16) -> PublicAddrs {
+    PublicAddrs { v4: public(number).v4, v6: public_v6(number).v6 }
+}
+
 /// A VXLAN endpoint whose MAC address ends with this number.
 pub(crate) fn vxlan(number: u16) -> Attachment {
     let [high, low] = number.to_be_bytes();
@@ -28,7 +38,12 @@ pub(crate) fn vxlan(number: u16) -> Attachment {
 
 /// The value of such a node's lease.
 pub(crate) fn value(number: u16) -> String {
-    subnet::lease::encode_value(&public(number), &vxlan(number))
+    value_of(public(number), number)
+}
+
+/// The value of the lease of a node with these addresses.
+pub(crate) fn value_of(public: PublicAddrs, number: u16) -> String {
+    subnet::lease::encode_value(&public, &vxlan(number))
 }
 
 pub(crate) fn network(config: &str) -> NetworkConfig {
@@ -44,7 +59,7 @@ pub(crate) fn key(lease: &Lease) -> String {
     subnet::lease::format_key(&lease.subnets).unwrap()
 }
 
-/// Acquires as the node with this number.
+/// Acquires as the node with this number, which has an IPv6 address only where there is no IPv4.
 pub(crate) async fn acquire(store: &impl LeaseStore, config: &str, number: u16) -> Result<Lease, StoreError> {
     acquire_after(store, config, number, Subnets::default()).await
 }
@@ -57,8 +72,10 @@ pub(crate) async fn acquire_after(
     previous: Subnets,
 ) -> Result<Lease, StoreError> {
     let attach = |_: Option<&Lease>| vxlan(number);
-    let claim = Claim { public: public(number), previous, attach: &attach };
-    within(store.acquire(&network(config), &claim)).await
+    let network = network(config);
+    let public = if network.range(Family::V4).is_some() { public(number) } else { public_v6(number) };
+    let claim = Claim { public, previous, attach: &attach };
+    within(store.acquire(&network, &claim)).await
 }
 
 /// Waits for something that must happen.
@@ -123,6 +140,12 @@ impl Follower {
     pub(crate) async fn until(&mut self, condition: impl Fn(&Known) -> bool) -> Known {
         let found = within(self.known.wait_for(|known| condition(known))).await;
         found.expect("the store still follows").clone()
+    }
+
+    /// The next state, whatever it is.
+    pub(crate) async fn next(&mut self) -> Known {
+        self.known.changed().await.expect("the store still follows");
+        self.known.borrow_and_update().clone()
     }
 
     pub(crate) async fn leases(&mut self, condition: impl Fn(&Leases) -> bool) -> Arc<Leases> {

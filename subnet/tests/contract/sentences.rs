@@ -60,7 +60,7 @@ pub(crate) async fn the_same_node_gets_the_same_subnet<B: Bed>() {
 }
 
 pub(crate) async fn two_claims_never_share<B: Bed>() {
-    for config in [CONFIG, DUAL] {
+    for config in [CONFIG, DUAL, super::shapes::V6] {
         let bed = B::new(Some(config)).await;
         let mut nodes = tokio::task::JoinSet::new();
         for number in 0..30 {
@@ -257,13 +257,14 @@ pub(crate) async fn the_previous_subnet_is_taken_again<B: Bed>() {
     assert_eq!(lease.subnets, previous);
 }
 
-pub(crate) async fn an_own_lease_that_no_longer_fits_is_replaced<B: Bed>() {
+pub(crate) async fn an_own_lease_that_fits_in_part_is_replaced<B: Bed>() {
     let bed = B::new(Some(CONFIG)).await;
-    bed.put("10.9.7.0-24", &value(1), None).await;
+    let old = "10.3.7.0-24&fd00:3:0:7::-64";
+    bed.put(old, &value(1), None).await;
     let node = bed.node();
     let lease = acquire(&node, CONFIG, 1).await.unwrap();
-    assert!(network(CONFIG).allows(&lease.subnets), "{lease}");
-    assert_eq!(bed.read("10.9.7.0-24").await, None);
+    assert_eq!(lease.subnets, subnets("10.3.7.0/24"));
+    assert_eq!(bed.read(old).await, None);
     // The listing of `acquire`, which `follow` begins with, knows it too.
     let mut follower = Follower::of(Arc::new(node));
     let now = follower.until(|known| known.leases.is_some()).await.leases.unwrap();
