@@ -335,10 +335,9 @@ impl Kernel for Netlink {
         let names: BTreeMap<u32, Name> = self.indexes.iter().map(|(name, index)| (*index, *name)).collect();
         let mut beside: Vec<(IpAddr, u32)> = Vec::new();
         for addr in addrs {
-            match self.way_to(*addr) {
-                Ok(Way { link, gateway: None, .. }) => beside.push((*addr, link)),
-                // A router, or no way at all.
-                Ok(_) | Err(_) => {}
+            // Otherwise there is a router, or no way at all.
+            if let Ok(Way { link, gateway: None, .. }) = self.way_to(*addr) {
+                beside.push((*addr, link));
             }
         }
         let links: BTreeSet<u32> = beside.iter().map(|(_, link)| *link).collect();
