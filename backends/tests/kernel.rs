@@ -5,11 +5,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backends::backend::select;
 use backends::kernel::netlink::{Listener, Netlink};
 use backends::kernel::{Interest, Notices};
 use backends::testing::{Fabric, Node as Machine, Pod};
-use backends::{Backend, Change, Kernel, KernelState, Node, Peers, Report, Scope, Underlay, converge};
+use backends::{
+    Change, Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
+};
 use subnet::lease::parse_key;
 use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
 
@@ -21,27 +22,29 @@ struct Agent<'m> {
     machine: &'m Machine,
     kernel: Netlink,
     network: NetworkConfig,
-    backend: Box<dyn Backend>,
+    ways: Ways,
     node: Node,
     own: Subnets,
-    mac: Mac,
+    macs: Macs,
 }
 
 fn key(number: u8) -> String {
     format!("10.244.{number}.0-24")
 }
 
-fn mac(number: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, number])
+fn macs(number: u8) -> Macs {
+    let mut macs = Macs::default();
+    macs.set(Family::V4, Mac([2, 0, 0, 0, 0, number]));
+    macs
 }
 
 /// The leases of nodes 1 to `count`.
 fn leases(network: &NetworkConfig, count: u8) -> Leases {
-    let backend = select(network).unwrap();
+    let ways = Ways::new(&network.backend, network).unwrap();
     let mut all = Leases::default();
     for number in 1..=count {
         let public = PublicAddrs { v4: Some([172, 31, 0, number].into()), v6: None };
-        let value = subnet::lease::encode_value(&public, &backend.attachment(mac(number)));
+        let value = subnet::lease::encode_value(&public, &ways.current().attachment(&macs(number)));
         all.insert_entry(&key(number), value.as_bytes(), u64::from(number));
     }
     all
@@ -58,15 +61,16 @@ impl<'m> Agent<'m> {
         Self {
             machine,
             kernel,
-            backend: select(&network).unwrap(),
+            ways: Ways::new(&network.backend, &network).unwrap(),
             network,
             node: Node {
                 underlay: Underlay { index: eth0.index, name: eth0.name, mtu: eth0.mtu },
                 public,
                 local: public,
+                direct: Arc::default(),
             },
             own: parse_key(&key(number)).unwrap(),
-            mac: mac(number),
+            macs: macs(number),
         }
     }
 
@@ -76,13 +80,16 @@ impl<'m> Agent<'m> {
             subnets: self.own.iter().collect(),
             subnet_lens: vec![(Family::V4, 24)],
             underlay: Some(self.node.underlay.index),
-            devices: self.backend.device().into_iter().collect(),
+            devices: self.ways.devices().collect(),
         }
     }
 
     fn desired(&self, all: &Leases) -> KernelState {
-        let peers = Peers::choose(&self.network, &all.leases[&self.own], all);
-        self.backend.plan(&self.node, &self.own, self.mac, &peers.usable)
+        let Self { network, ways, node, own, macs, .. } = self;
+        let before = KernelState::default();
+        let outlook = Outlook { network, former: &[], own: &all.leases[own], ways, before: &before };
+        let peers = Peers::choose(outlook, all).usable;
+        ways.plan(Scene { node, own, macs, peers: &peers, all: &peers })
     }
 
     /// Converges as the agent does: on whatever thread, with the sockets opened inside the namespace.
@@ -323,7 +330,7 @@ fn one_refused_change_does_not_keep_the_others_from_being_made() {
     let stray = PublicAddrs { v4: Some([192, 0, 2, 7].into()), v6: None };
     all.insert_entry(
         &key(7),
-        subnet::lease::encode_value(&stray, &agent.backend.attachment(mac(7))).as_bytes(),
+        subnet::lease::encode_value(&stray, &agent.ways.current().attachment(&macs(7))).as_bytes(),
         7,
     );
     let desired = agent.desired(&all);

@@ -5,14 +5,15 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::backend::select;
 use backends::kernel::netlink::Netlink;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
 use backends::udp::counters::{Counter, Counters};
 use backends::udp::engine::Offload;
-use backends::{Backend, Kernel, KernelState, Node, Peers, Report, Scope, Underlay, converge};
+use backends::{
+    Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
+};
 use subnet::lease::{encode_value, parse_key};
-use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
+use subnet::{Family, Leases, NetworkConfig, PublicAddrs, Subnets};
 
 /// Long enough for a machine that does something else; no test waits for it when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -25,7 +26,7 @@ pub(crate) const TRUSTING: &str =
 pub(crate) struct Site {
     kernel: Netlink,
     network: NetworkConfig,
-    backend: Box<dyn Backend>,
+    ways: Ways,
     pub(crate) node: Node,
     own: Subnets,
     /// The number of each peer, which its subnet has, and where it is reached.
@@ -58,9 +59,9 @@ impl Site {
         let own = parse_key(&key(&network, machine.address().octets()[3])).unwrap();
         Self {
             kernel,
-            backend: select(&network).unwrap(),
+            ways: Ways::new(&network.backend, &network).unwrap(),
             network,
-            node: Node { underlay, public, local: public },
+            node: Node { underlay, public, local: public, direct: Arc::default() },
             own,
             peers: Vec::new(),
             machine,
@@ -73,12 +74,15 @@ impl Site {
         let mine = (self.number(), self.machine.address());
         for (revision, (number, address)) in (1..).zip([mine].iter().chain(&self.peers)) {
             let public = PublicAddrs { v4: Some(*address), v6: None };
-            let value = encode_value(&public, &self.backend.attachment(Mac([0; 6])));
+            let value = encode_value(&public, &self.ways.current().attachment(&Macs::default()));
             all.insert_entry(&key(&self.network, *number), value.as_bytes(), revision);
         }
-        let peers = Peers::choose(&self.network, &all.leases[&self.own], &all);
-        assert_eq!(peers.usable.len(), self.peers.len(), "every peer's lease is good");
-        self.backend.plan(&self.node, &self.own, Mac([0; 6]), &peers.usable)
+        let Self { network, ways, node, own, .. } = self;
+        let before = KernelState::default();
+        let outlook = Outlook { network, former: &[], own: &all.leases[own], ways, before: &before };
+        let peers = Peers::choose(outlook, &all).usable;
+        assert_eq!(peers.len(), self.peers.len(), "every peer's lease is good");
+        ways.plan(Scene { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
     }
 
     /// Makes the kernel agree; failures are in the report.
@@ -89,7 +93,7 @@ impl Site {
             subnets: self.own.iter().collect(),
             subnet_lens: vec![(Family::V4, 24)],
             underlay: Some(self.node.underlay.index),
-            devices: self.backend.device().into_iter().collect(),
+            devices: self.ways.devices().collect(),
         };
         let (namespace, kernel) = (self.machine.namespace(), &mut self.kernel);
         namespace.run(|| converge(kernel, &desired, &scope).unwrap())

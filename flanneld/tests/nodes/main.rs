@@ -7,6 +7,7 @@ mod cleanup;
 mod heal;
 mod health;
 mod kube;
+mod live;
 mod masquerade;
 mod restart;
 mod strangers;

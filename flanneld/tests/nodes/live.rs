@@ -1,0 +1,96 @@
+//! The configuration changes while packets flow.
+
+use std::time::Duration;
+
+use backends::testing::{Pinger, Pod};
+
+use crate::bed::{Cluster, HOST_GW, Member, VXLAN};
+
+const CONFIG: &str = "/coreos.com/network/config";
+const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
+/// A way that nobody uses any more is given up after 30 s.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything that flanneld makes on a node, without numbers that differ from device to device.
+fn everything(member: &Member) -> String {
+    let mut lines = vec![member.show("nft list ruleset")];
+    for command in [
+        "ip -4 route show",
+        "ip -6 route show proto 70",
+        "ip -o -d link show type vxlan",
+        "ip -o -d link show type tun",
+        "ip -o addr show",
+        "ip neigh show nud permanent",
+        "bridge fdb show",
+    ] {
+        let mut of_one: Vec<String> = member.show(command).lines().map(without_numbers).collect();
+        of_one.sort();
+        lines.append(&mut of_one);
+    }
+    lines.join("\n")
+}
+
+fn without_numbers(line: &str) -> String {
+    let (number, rest) = line.split_once(": ").unwrap_or(("", line));
+    if number.bytes().all(|byte| byte.is_ascii_digit()) {
+        rest.trim().to_owned()
+    } else {
+        line.trim().to_owned()
+    }
+}
+
+/// Echo requests from every pod to every other.
+fn pings(pods: &[Pod]) -> Vec<Pinger> {
+    let mut all = Vec::new();
+    for (index, from) in pods.iter().enumerate() {
+        for (_, to) in pods.iter().enumerate().filter(|(other, _)| *other != index) {
+            let pinger = Pinger::start(from.namespace(), to.address()).unwrap();
+            all.push(pinger);
+        }
+    }
+    for pinger in &all {
+        pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
+    }
+    all
+}
+
+fn lost(pings: Vec<Pinger>) -> u64 {
+    pings.into_iter().map(|pinger| pinger.finish().unwrap().lost).sum()
+}
+
+#[test]
+fn the_backend_changes_three_times_and_no_packet_is_lost() {
+    let cluster = Cluster::new(VXLAN);
+    let members = [cluster.join(), cluster.join(), cluster.join()];
+    let pods: Vec<Pod> = members.iter().map(Member::pod).collect();
+    let pings = pings(&pods);
+    let fresh: Vec<String> = members.iter().map(everything).collect();
+    for (config, announced, device) in [
+        (HOST_GW, r#""BackendType":"host-gw""#, "dev eth0 proto 70"),
+        (UDP, r#""PublicIPv6":null}"#, "10.244.0.0/16 dev flannel0"),
+        (VXLAN, r#""BackendType":"vxlan""#, "dev flannel.1 proto 70 onlink"),
+    ] {
+        cluster.put(CONFIG, config);
+        for member in &members {
+            member.wait("every node's announcement", || {
+                cluster.leases().iter().all(|(_, value)| value.contains(announced))
+            });
+            member.wait(device, || {
+                let routes = member.show("ip route");
+                let wanted = routes.matches(device).count();
+                wanted == if device.contains("/16") { 1 } else { 2 }
+            });
+        }
+    }
+    for (member, fresh) in members.iter().zip(&fresh) {
+        let end = std::time::Instant::now() + PATIENCE;
+        while everything(member) != *fresh {
+            if std::time::Instant::now() >= end {
+                assert_eq!(everything(member), *fresh, "{}", member.agent.log());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+    let logs = members.iter().map(|member| member.agent.log()).collect::<Vec<_>>().join("\n---\n");
+    assert_eq!(lost(pings), 0, "{logs}");
+}
