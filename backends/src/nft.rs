@@ -31,7 +31,7 @@ mod model;
 mod set;
 mod socket;
 mod steps;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::BTreeSet;
 use std::io;

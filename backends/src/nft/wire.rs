@@ -5,7 +5,7 @@ use super::abi::NFNETLINK_V0;
 /// A netlink message's own header.
 pub(super) const HEADER: usize = 16;
 
-/// The `nfgenmsg` that every message of the netfilter subsystems begins with.
+/// The `nfgenmsg` that every message of the netfilter subsystems begins with; `genlmsghdr` is as long.
 const GENERIC: usize = 4;
 
 /// What a message header says besides the length.
@@ -22,17 +22,17 @@ pub(super) struct Head {
 
 /// Messages one after another in one buffer.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     bytes: Vec<u8>,
     too_long: bool,
 }
 
 impl Writer {
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
@@ -46,14 +46,27 @@ impl Writer {
     }
 
     pub(super) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
+        let [high, low] = head.resource.to_be_bytes();
+        let own = [head.family, NFNETLINK_V0, high, low];
+        self.message_with(head.kind, head.flags, head.sequence, own, body);
+    }
+
+    /// A message of any subsystem whose own header has four bytes.
+    pub(crate) fn message_with(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        sequence: u32,
+        own: [u8; GENERIC],
+        body: impl FnOnce(&mut Self),
+    ) {
         let start = self.bytes.len();
         self.bytes.extend([0; 4]);
-        self.bytes.extend(head.kind.to_ne_bytes());
-        self.bytes.extend(head.flags.to_ne_bytes());
-        self.bytes.extend(head.sequence.to_ne_bytes());
+        self.bytes.extend(kind.to_ne_bytes());
+        self.bytes.extend(flags.to_ne_bytes());
+        self.bytes.extend(sequence.to_ne_bytes());
         self.bytes.extend([0; 4]);
-        self.bytes.extend([head.family, NFNETLINK_V0]);
-        self.bytes.extend(head.resource.to_be_bytes());
+        self.bytes.extend(own);
         body(self);
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -66,7 +79,7 @@ impl Writer {
         field.copy_from_slice(&flags.to_ne_bytes());
     }
 
-    pub(super) fn bytes_attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn bytes_attribute(&mut self, kind: u16, value: &[u8]) {
         let start = self.open(kind);
         self.bytes.extend(value);
         self.close(start);
@@ -81,14 +94,14 @@ impl Writer {
         self.bytes_attribute(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn string(&mut self, kind: u16, value: &str) {
+    pub(crate) fn string(&mut self, kind: u16, value: &str) {
         let start = self.open(kind);
         self.bytes.extend(value.as_bytes());
         self.bytes.push(0);
         self.close(start);
     }
 
-    pub(super) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         const NLA_F_NESTED: u16 = 0x8000;
         let start = self.open(kind | NLA_F_NESTED);
         body(self);
@@ -118,14 +131,14 @@ impl Writer {
 
 /// A received message.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
     pub(super) flags: u16,
-    pub(super) sequence: u32,
+    pub(crate) sequence: u32,
     /// The socket that asked for what the message tells.
     pub(super) port: u32,
     /// Everything behind the netlink header.
-    pub(super) payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
@@ -133,13 +146,13 @@ impl<'a> Message<'a> {
         self.payload.first().copied().unwrap_or_default()
     }
 
-    pub(super) fn attributes(&self) -> &'a [u8] {
+    pub(crate) fn attributes(&self) -> &'a [u8] {
         self.payload.get(GENERIC..).unwrap_or_default()
     }
 }
 
 /// The messages of one datagram, up to the first that is cut off.
-pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = native_u32(datagram, 0)? as usize;
         let message = Message {
@@ -155,7 +168,7 @@ pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Message<'_>>
 }
 
 /// The attributes in `bytes` as kind and value, up to the first that is cut off.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const NLA_TYPE_MASK: u16 = 0x3fff;
     std::iter::from_fn(move || {
         let head: [u8; 4] = *bytes.first_chunk()?;
@@ -167,7 +180,7 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The value of the first attribute of `kind`.
-pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
@@ -179,18 +192,18 @@ pub(super) fn find_u64(bytes: &[u8], kind: u16) -> Option<u64> {
     find(bytes, kind)?.try_into().ok().map(u64::from_be_bytes)
 }
 
-pub(super) fn find_string(bytes: &[u8], kind: u16) -> Option<String> {
+pub(crate) fn find_string(bytes: &[u8], kind: u16) -> Option<String> {
     find(bytes, kind).map(string)
 }
 
 /// The text up to the first zero byte.
-pub(super) fn string(bytes: &[u8]) -> String {
+pub(crate) fn string(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// An integer of a netlink header, which is in the host's order.
-pub(super) fn native_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(crate) fn native_u32(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
