@@ -34,7 +34,7 @@ pub use agent::Agent;
 pub use etcd::Etcd;
 pub use fabric::{Fabric, Node, NodeOptions};
 pub use namespace::Namespace;
-pub use ping::{Pinger, Pings};
+pub use ping::{PingOptions, Pinger, Pings};
 pub use pod::Pod;
 pub use process::{NsCommand, Process};
 pub use rustix::process::Signal;

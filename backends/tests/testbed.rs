@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use backends::testing::{Etcd, Fabric, Namespace, NodeOptions, Pinger, Pod, Process, Signal, wait_for};
+use backends::testing::{
+    Etcd, Fabric, Namespace, NodeOptions, PingOptions, Pinger, Pod, Process, Signal, wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -164,6 +166,66 @@ fn wired_pods_reach_each_other_on_a_node_and_across_nodes_with_routes() {
     one.namespace().ip(&format!("route add 10.244.2.0/24 via {}", two.address())).unwrap();
     two.namespace().ip(&format!("route add 10.244.1.0/24 via {}", one.address())).unwrap();
     assert!(a.namespace().reaches(c.address()).unwrap());
+}
+
+#[test]
+fn pods_wired_with_both_families_reach_each_other_and_the_world_in_both() {
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let nets = |v4: &str, v6: &str| [v4.parse().unwrap(), v6.parse().unwrap()];
+    let a = Pod::wired_with(&node, &nets("10.244.1.2/24", "fd00:1::2/64")).unwrap();
+    let b = Pod::wired_with(&node, &nets("10.244.1.3/24", "fd00:1::3/64")).unwrap();
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        for net in to.addresses() {
+            assert!(from.namespace().reaches(net.addr()).unwrap(), "{net}");
+        }
+        for target in [IpAddr::from(node.address()), node.address_v6().into()] {
+            assert!(from.namespace().reaches(target).unwrap(), "{target}");
+        }
+    }
+    let only_v6 = Pod::wired_with(&node, &["fd00:1::4/64".parse().unwrap()]).unwrap();
+    assert!(only_v6.namespace().reaches(a.addresses()[1].addr()).unwrap());
+    assert!(!only_v6.namespace().reaches(a.address()).unwrap());
+}
+
+#[test]
+fn a_pod_is_not_wired_with_no_address_or_two_of_a_family() {
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let two = ["10.244.1.2/24".parse().unwrap(), "10.244.1.3/24".parse().unwrap()];
+    for addresses in [&two[..], &[]] {
+        let error = Pod::wired_with(&node, addresses).unwrap_err().to_string();
+        assert!(error.contains("one of each family"), "{error}");
+    }
+}
+
+#[test]
+fn pings_that_may_not_be_divided_pass_up_to_the_mtu_and_get_lost_beyond_it() {
+    let fabric = Fabric::new().unwrap();
+    let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
+    for (target, headers) in [(IpAddr::from(two.address()), 28), (two.address_v6().into(), 48)] {
+        let start = |size, dont_fragment| {
+            Pinger::start_with(one.namespace(), target, PingOptions { size, dont_fragment }).unwrap()
+        };
+        for (size, dont_fragment) in [(1500 - headers, true), (1501 - headers, false), (16, false)] {
+            let pinger = start(size, dont_fragment);
+            wait_for("ten answers", PATIENCE, || pinger.received() >= 10).unwrap();
+            let pings = pinger.finish().unwrap();
+            assert_eq!(pings.lost, 0, "{target}, {size} bytes: {pings:?}");
+        }
+        let pinger = start(1501 - headers, true);
+        pinger.wait_for_loss(PATIENCE).unwrap();
+        let pings = pinger.finish().unwrap();
+        assert!(pings.received == 0 && pings.lost > 0 && pings.sent == pings.lost, "{target}: {pings:?}");
+    }
+    assert!(
+        Pinger::start_with(
+            one.namespace(),
+            two.address().into(),
+            PingOptions { size: 8, dont_fragment: false }
+        )
+        .is_err()
+    );
 }
 
 #[test]

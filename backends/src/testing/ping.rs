@@ -39,14 +39,40 @@ pub struct Pings {
     pub mean: Duration,
 }
 
+/// What may differ from ping to ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PingOptions {
+    /// Bytes of payload, at least 16. The packet has 28 more with IPv4, 48 more with IPv6.
+    pub size: u16,
+    /// Whether requests that are too long for their path get lost; else the system may divide them.
+    pub dont_fragment: bool,
+}
+
+impl Default for PingOptions {
+    fn default() -> Self {
+        Self { size: 56, dont_fragment: false }
+    }
+}
+
 impl Pinger {
     /// Starts to ping `target` from inside `namespace`.
     pub fn start(namespace: &Namespace, target: IpAddr) -> anyhow::Result<Self> {
-        let mut process = namespace
+        Self::start_with(namespace, target, PingOptions::default())
+    }
+
+    /// The same with requests that differ from the ordinary.
+    pub fn start_with(namespace: &Namespace, target: IpAddr, options: PingOptions) -> anyhow::Result<Self> {
+        let PingOptions { size, dont_fragment } = options;
+        ensure!(size >= 16, "ping measures no round trips with {size} bytes of payload: give it 16 or more");
+        let mut command = namespace
             .command("ping")
-            .args(["-n", "-D", "-O", "-i", INTERVAL, &target.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()?;
+            .args(["-n", "-D", "-O", "-i", INTERVAL, "-s", &size.to_string()])
+            .stdout(Stdio::piped());
+        if dont_fragment {
+            // It complains of every request that is too long for the first link.
+            command = command.args(["-M", "do"]).stderr(Stdio::null());
+        }
+        let mut process = command.arg(target.to_string()).spawn()?;
         let output = process.take_stdout().context("ping has no output")?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let shared = Arc::clone(&seen);
@@ -67,6 +93,12 @@ impl Pinger {
     pub fn wait_for_reply(&self, limit: Duration) -> anyhow::Result<()> {
         let before = self.received();
         wait_for("an answer to ping", limit, || self.received() > before)
+    }
+
+    /// Waits for one more request that has no answer yet when the next one goes out.
+    pub fn wait_for_loss(&self, limit: Duration) -> anyhow::Result<()> {
+        let before = lock(&self.seen).unanswered;
+        wait_for("a ping without answer", limit, || lock(&self.seen).unanswered > before)
     }
 
     /// Waits until `time` has passed without an answer.
@@ -94,6 +126,7 @@ impl Pinger {
 #[derive(Default)]
 struct Seen {
     replies: Vec<Reply>,
+    unanswered: u64,
     transmitted: Option<u64>,
 }
 
@@ -108,6 +141,8 @@ impl Seen {
     fn line(&mut self, line: &str) {
         if let Some(reply) = self.reply(line) {
             self.replies.push(reply);
+        } else if line.contains("] no answer yet for ") {
+            self.unanswered += 1;
         } else if let Some((count, _)) = line.split_once(" packets transmitted") {
             self.transmitted = count.parse().ok();
         }

@@ -1,5 +1,6 @@
 //! Pods: namespaces behind a node, attached by the CNI plugins or by hand.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use subnet::Family;
 use subnet::env_file::gateway;
 use tempfile::TempDir;
 
@@ -76,24 +78,42 @@ impl Pod {
     /// The bridge is made with the first pod and has the first address of the pod's subnet, which is the
     /// pod's default gateway. The MTU is 1450, what VXLAN leaves of 1500.
     pub fn wired(node: &Node, address: IpNet) -> anyhow::Result<Self> {
+        Self::wired_with(node, &[address])
+    }
+
+    /// The same with one address of either family, or of both.
+    pub fn wired_with(node: &Node, addresses: &[IpNet]) -> anyhow::Result<Self> {
+        let families: BTreeSet<Family> = addresses.iter().map(|net| Family::of(net.addr())).collect();
+        ensure!(
+            !addresses.is_empty() && families.len() == addresses.len(),
+            "a pod can't be wired with {addresses:?}: give one address, or one of each family"
+        );
         let namespace = Namespace::new()?;
-        let (port, gateway) = (format!("pod{}", next_number()), gateway(address));
+        let port = format!("pod{}", next_number());
         let host = node.namespace();
         if !host.command("ip").args(["link", "show", "cni0"]).output()?.status.success() {
             host.ip("link add cni0 mtu 1450 type bridge mcast_snooping 0\nlink set cni0 up")?;
         }
+        let (mut outside, mut inside) = (String::new(), String::new());
+        for address in addresses {
+            let gateway = gateway(*address);
+            let (nodad, all) = match address {
+                IpNet::V4(_) => ("", "0.0.0.0/0"),
+                IpNet::V6(_) => (" nodad", "::/0"),
+            };
+            outside += &format!("addr replace {gateway}/{} dev cni0{nodad}\n", address.prefix_len());
+            inside += &format!("addr add {address} dev eth0{nodad}\nroute add {all} via {gateway}\n");
+        }
         host.ip(&format!(
-            "addr replace {gateway}/{} dev cni0\n\
+            "{outside}\
              link add {port} mtu 1450 type veth peer name eth0 mtu 1450 netns {}\n\
              link set {port} master cni0 up",
-            address.prefix_len(),
             namespace.path().display()
         ))?;
         namespace.sysctl("ipv6/conf/all/accept_dad", "0")?;
         namespace.sysctl("ipv6/conf/eth0/accept_dad", "0")?;
-        namespace
-            .ip(&format!("link set eth0 up\naddr add {address} dev eth0\nroute add default via {gateway}"))?;
-        Ok(Self { namespace, addresses: vec![address], attached: None, _node: node.shared() })
+        namespace.ip(&format!("link set eth0 up\n{inside}"))?;
+        Ok(Self { namespace, addresses: addresses.to_vec(), attached: None, _node: node.shared() })
     }
 
     /// The pod's first address.
