@@ -11,6 +11,9 @@
 //!     pod namespace                          pod namespace
 //! ```
 //!
+//! A second bridge, br1 with 172.31.1.254/24 and fd31:0:0:1::fe/64, comes with the first node that is asked
+//! for on the other side of a router.
+//!
 //! Nothing here has a name outside of this process: a namespace lives as long as one of its threads, so all
 //! of it is gone when the process ends, however it ends. The programs `ip`, `ping` and the CNI plugins of the
 //! distribution build and probe the bed, because what is under test must not be its own witness.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use std::{env, fs, thread};
 
 use backends::testing::{
-    Etcd, Fabric, Namespace, NodeOptions, PingOptions, Pinger, Pod, Process, Signal, wait_for,
+    Etcd, Fabric, Namespace, Node, NodeOptions, PingOptions, Pinger, Pod, Process, Signal, wait_for,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,6 +135,66 @@ fn a_node_has_default_routes_and_gets_them_back_with_its_link() {
     node.link_up().unwrap();
     assert!(node.has_route(v4).unwrap() && node.has_route(v6).unwrap());
     assert!(node.namespace().reaches(fabric.address().into()).unwrap());
+}
+
+#[test]
+fn a_readdressed_node_is_reached_at_its_new_addresses_only_and_keeps_its_default_routes() {
+    let fabric = Fabric::new().unwrap();
+    let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
+    let old = [IpAddr::from(two.address()), two.address_v6().into()];
+    let (v4, v6) = ("172.31.0.77".parse().unwrap(), "fd31::77".parse().unwrap());
+    two.readdress(v4, v6).unwrap();
+    assert_eq!((two.address(), two.address_v6()), (v4, v6));
+    let check = || {
+        for (old, new) in old.into_iter().zip([IpAddr::from(v4), v6.into()]) {
+            assert!(one.namespace().reaches(new).unwrap(), "{new}");
+            assert!(!one.namespace().reaches(old).unwrap(), "{old}");
+        }
+        for default in ["0.0.0.0/0", "::/0"] {
+            assert!(two.has_route(default.parse().unwrap()).unwrap(), "{default}");
+        }
+        let addresses = two.namespace().command("ip").args(["-o", "address", "show", "dev", "eth0"]).ok();
+        assert_eq!(addresses.unwrap().matches(" scope global ").count(), 2);
+    };
+    check();
+    // It can lose and regain them, and one family can stay as it is.
+    two.link_down().unwrap();
+    two.link_up().unwrap();
+    two.readdress("172.31.0.78".parse().unwrap(), v6).unwrap();
+    two.readdress(v4, v6).unwrap();
+    check();
+    let error = two.readdress("172.31.1.77".parse().unwrap(), v6).unwrap_err().to_string();
+    assert!(error.contains("172.31.0.0/24"), "{error}");
+}
+
+#[test]
+fn a_remote_node_is_reached_through_a_router_and_is_no_next_hop() {
+    let fabric = Fabric::new().unwrap();
+    let near = fabric.node().unwrap();
+    let (remote, other) = (fabric.remote_node().unwrap(), fabric.remote_node().unwrap());
+    assert_eq!(remote.address().to_string(), "172.31.1.2");
+    assert_eq!(other.address_v6().to_string(), "fd31:0:0:1::3");
+    for from in [&near, &other] {
+        for target in [IpAddr::from(remote.address()), remote.address_v6().into(), fabric.address().into()] {
+            assert!(from.namespace().reaches(target).unwrap(), "{} to {target}", from.name());
+        }
+    }
+    let way = |from: &Node, to: IpAddr| {
+        from.namespace().command("ip").args(["route", "get", &to.to_string()]).ok().unwrap()
+    };
+    assert!(way(&near, remote.address().into()).contains(" via 172.31.0.254 "));
+    assert!(way(&near, remote.address_v6().into()).contains(" via fd31::fe "));
+    assert!(way(&remote, near.address().into()).contains(" via 172.31.1.254 "));
+    assert!(!way(&remote, other.address().into()).contains(" via "));
+    for (subnet, hop) in
+        [("10.244.2.0/24", IpAddr::from(remote.address())), ("fd00:2::/64", remote.address_v6().into())]
+    {
+        let route = format!("route add {subnet} via {hop}");
+        assert!(near.namespace().ip(&route).is_err(), "{route}");
+        assert!(other.namespace().ip(&route).is_ok(), "{route}");
+    }
+    remote.readdress("172.31.1.77".parse().unwrap(), "fd31:0:0:1::77".parse().unwrap()).unwrap();
+    assert!(near.namespace().reaches(remote.address().into()).unwrap());
 }
 
 #[test]
