@@ -18,11 +18,11 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::timeout;
 
 use crate::config::NetworkConfig;
@@ -122,12 +122,15 @@ pub struct Kube {
     held: tokio::sync::Mutex<Option<Held>>,
     /// Wakes `hold` when `acquire` has changed `held`.
     moved: Notify,
-    /// The families that the network configuration enables: bit 0 IPv4, bit 1 IPv6.
-    families: AtomicU8,
-    /// The podCIDRs that this node was last seen with.
+    /// The families that are in force: those of the network for which a lease was obtained last. Until
+    /// then those of the configuration that was read last, or both.
+    families: watch::Sender<&'static [Family]>,
+    /// The podCIDRs that this node was last seen with; it has none for a moment when it is registered again.
     given: Mutex<Subnets>,
     /// What was read last about this node, for `stirred`.
     seen: Mutex<Seen>,
+    /// Tells all who wait in `stirred` what one of them has found out.
+    stirs: Notify,
     /// Whether the node's network was said to be available.
     announced: AtomicBool,
     /// What was complained about last.
@@ -142,6 +145,8 @@ struct Held {
     subnets: Subnets,
     public: PublicAddrs,
     attachment: Attachment,
+    /// The families that the network had.
+    families: &'static [Family],
     /// What it was decided on.
     basis: own::Basis,
 }
@@ -170,9 +175,10 @@ impl Kube {
             set_network_unavailable: options.set_network_unavailable,
             held: tokio::sync::Mutex::new(None),
             moved: Notify::new(),
-            families: AtomicU8::new(0b11),
+            families: watch::Sender::new(&Family::BOTH),
             given: Mutex::new(Subnets::default()),
             seen: Mutex::new(Seen::default()),
+            stirs: Notify::new(),
             announced: AtomicBool::new(false),
             complained: Mutex::new(String::new()),
             reported: tokio::sync::Mutex::new(None),
@@ -183,18 +189,14 @@ impl Kube {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember_families(&self, network: &NetworkConfig) {
-        let bit = |family, bit| if network.range(family).is_some() { bit } else { 0 };
-        self.families.store(bit(Family::V4, 0b01) | bit(Family::V6, 0b10), Ordering::Release);
+    /// Puts the families of a network in force. Who follows reads all nodes again if they are others.
+    fn enforce_families(&self, network: &NetworkConfig) {
+        let now = families_of(network);
+        self.families.send_if_modified(|families| std::mem::replace(families, now) != now);
     }
 
-    /// The enabled families; both as long as no configuration was read.
     fn families(&self) -> &'static [Family] {
-        match self.families.load(Ordering::Acquire) {
-            0b01 => &[Family::V4],
-            0b10 => &[Family::V6],
-            _ => &Family::BOTH,
-        }
+        *self.families.borrow()
     }
 
     fn given(&self) -> MutexGuard<'_, Subnets> {
@@ -210,9 +212,16 @@ impl Kube {
         }
         let read = timeout(HINT_WITHIN, self.read_own()).await;
         let own = read.ok().and_then(Result::ok).and_then(|read| read.own);
-        let subnets = own.and_then(|own| own.subnets.ok()).unwrap_or_default();
-        *self.given() = subnets;
-        subnets
+        own.and_then(|own| own.subnets.ok()).unwrap_or_default()
+    }
+}
+
+/// The families that a network has.
+fn families_of(network: &NetworkConfig) -> &'static [Family] {
+    match (network.range(Family::V4), network.range(Family::V6)) {
+        (Some(_), None) => &[Family::V4],
+        (None, Some(_)) => &[Family::V6],
+        _ => &Family::BOTH,
     }
 }
 
@@ -238,12 +247,20 @@ impl LeaseStore for Kube {
             NetworkConfig::parse_given_subnets(&json, &own)
                 .map_err(|source| StoreError::BadConfig { at: at.clone(), source })
         };
-        self.remember_families(&parse(Subnets::default())?);
+        let network = parse(Subnets::default())?;
+        // While a lease is held nothing changes before somebody wants it to: reading is not deciding.
+        if self.held.try_lock().is_ok_and(|held| held.is_none()) {
+            self.enforce_families(&network);
+        }
         parse(self.hint().await)
     }
 
     async fn network_changed(&self) {
         self.net_config.changed().await;
+    }
+
+    fn admits(&self, network: &NetworkConfig, held: &Subnets) -> Result<(), String> {
+        self.examine(network, held)
     }
 
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {

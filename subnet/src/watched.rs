@@ -57,11 +57,14 @@ impl Watched {
     /// Resolves when a reader would find something else than [`read`](Self::read) did, or if nothing was
     /// read yet.
     pub(crate) async fn changed(&self) {
+        // As of now: who else reads meanwhile takes nothing away.
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut backoff = Backoff::watching();
         loop {
             // Watched first, so that nothing is missed between looking and watching.
             let watch = Watch::new(&self.path);
-            if self.differs() {
+            let now = fs::read(&self.path).map_err(|error| error.kind());
+            if last.as_ref() != Some(&now) {
                 return;
             }
             match watch {
@@ -79,11 +82,6 @@ impl Watched {
                 }
             }
         }
-    }
-
-    fn differs(&self) -> bool {
-        let now = fs::read(&self.path).map_err(|error| error.kind());
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).as_ref() != Some(&now)
     }
 }
 

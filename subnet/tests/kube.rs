@@ -17,6 +17,8 @@ mod crowd;
 mod follow;
 #[path = "kube/hold.rs"]
 mod hold;
+#[path = "kube/live.rs"]
+mod live;
 #[path = "kube/ready.rs"]
 mod ready;
 #[path = "kube/real.rs"]

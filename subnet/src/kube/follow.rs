@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Kube;
 use super::connection::{Failure, Objects};
 use super::node::Node;
 use super::table::Table;
+use crate::net::Family;
 use crate::pace::Backoff;
 use crate::store::{Feed, random_below};
 
@@ -54,6 +56,8 @@ pub(super) enum Ended {
     Closed,
     /// It can't be continued.
     Outdated,
+    /// Other families are in force now.
+    Refamilied,
     /// The store failed.
     Failed(Failure),
 }
@@ -67,10 +71,11 @@ impl From<Failure> for Ended {
 impl Kube {
     pub(super) async fn feed(&self, feed: &Feed) -> Infallible {
         let mut place = Place { table: Table::default(), version: None, least: Least::AtHand };
+        let mut families = self.families.subscribe();
         let (mut backoff, mut busy) = (Backoff::watching(), Backoff::new(BUSY.0, BUSY.1));
         loop {
             let begun = Instant::now();
-            let ended = match self.list_and_watch(&mut place, feed).await {
+            let ended = match self.list_and_watch(&mut place, &mut families, feed).await {
                 Ok(never) => match never {},
                 Err(ended) => ended,
             };
@@ -79,6 +84,11 @@ impl Kube {
             match ended {
                 Ended::Closed => {}
                 Ended::Outdated => place.outdated(),
+                // Nothing has failed, and somebody waits for it.
+                Ended::Refamilied => {
+                    place.outdated();
+                    continue;
+                }
                 Ended::Failed(failure) => {
                     feed.trouble(&failure.error);
                     if matches!(failure.status, 429 | 500..) {
@@ -91,10 +101,16 @@ impl Kube {
         }
     }
 
-    async fn list_and_watch(&self, place: &mut Place, feed: &Feed) -> Result<Infallible, Ended> {
+    async fn list_and_watch(
+        &self,
+        place: &mut Place,
+        families: &mut Receiver<&'static [Family]>,
+        feed: &Feed,
+    ) -> Result<Infallible, Ended> {
         let version = match &place.version {
             Some(version) => version.clone(),
             None => {
+                families.mark_unchanged();
                 let listed = self.list(&place.table, &place.least).await;
                 let (table, version) = match listed {
                     Ok(listed) => listed,
@@ -115,7 +131,10 @@ impl Kube {
         let mut events = self.connection.watch(&path).await?.without_bulk();
         // Ends the trouble that there may have been.
         feed.snapshot(&place.table.leases());
-        self.watch_all(&mut events, place, feed).await
+        tokio::select! {
+            ended = self.watch_all(&mut events, place, feed) => ended,
+            _ = families.changed() => Err(Ended::Refamilied),
+        }
     }
 
     async fn watch_all(

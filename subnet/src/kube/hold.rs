@@ -171,6 +171,16 @@ impl Kube {
 
     /// Waits until something was decided about this node that was not known when it was last asked about.
     pub(super) async fn wait_until_stirred(&self) {
+        let told = self.stirs.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        tokio::select! {
+            () = self.find_news() => self.stirs.notify_waiters(),
+            () = told => {}
+        }
+    }
+
+    async fn find_news(&self) {
         let mut backoff = Backoff::watching();
         loop {
             let begun = Instant::now();
@@ -179,7 +189,7 @@ impl Kube {
                 Err(Ended::Failed(failure)) => {
                     tracing::debug!(error = %failure.error, "the own node can't be watched; trying again");
                 }
-                Err(Ended::Closed | Ended::Outdated) => {}
+                Err(Ended::Closed | Ended::Outdated | Ended::Refamilied) => {}
             }
             backoff.reset_if_sound(begun);
             backoff.wait().await;

@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::annotations::{CHANGING, Names, TYPE, Wanted, address, changes, needs_two_steps, patch, wanted};
 use super::connection::{Failure, Objects};
 use super::follow::{NODES, encoded, watch_path};
 use super::node::Own;
-use super::{Held, Kube};
-use crate::config::NetworkConfig;
+use super::{Held, Kube, families_of};
+use crate::config::{NetworkConfig, Range};
 use crate::lease::Lease;
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::store::{Claim, StoreError};
@@ -98,19 +99,53 @@ impl Kube {
     /// Reads the own node. By a list, because a list has a version from which to watch also where there
     /// is no such node.
     pub(super) async fn read_own(&self) -> Result<Read, Failure> {
+        self.read_own_for(self.families()).await
+    }
+
+    async fn read_own_for(&self, families: &[Family]) -> Result<Read, Failure> {
         let selector = self.selector().await?;
         let mut objects = self.connection.list(&format!("{NODES}?{selector}")).await?;
         let (mut own, mut announced) = (None, None);
         while let Some(json) = objects.next_soon().await? {
             own = Some(self.decode_own(&json)?);
-            announced = Own::announced(&json, &self.prefix, self.families());
+            announced = Own::announced(&json, &self.prefix, families);
         }
         Ok(Read { own, announced, version: self.page(&objects)?.version })
     }
 
     pub(super) fn decode_own(&self, json: &[u8]) -> Result<Own, Failure> {
-        Own::decode(json, &self.prefix)
-            .map_err(|error| self.connection.away(format!("a node that can't be read: {error}")))
+        let own = Own::decode(json, &self.prefix)
+            .map_err(|error| self.connection.away(format!("a node that can't be read: {error}")))?;
+        if let Ok(subnets) = own.subnets.as_ref()
+            && !subnets.is_empty()
+        {
+            *self.given() = *subnets;
+        }
+        Ok(own)
+    }
+
+    /// Whether this node, with these subnets, can take part in another network: what Kubernetes gave it has
+    /// to be in there, for nobody can give it anything else while it lives.
+    pub(super) fn examine(&self, network: &NetworkConfig, held: &Subnets) -> Result<(), String> {
+        let name = self.name.get().map(String::as_str).unwrap_or_default();
+        let (given, families) = (*self.given(), self.families());
+        for range in network.ranges() {
+            let family = Family::of(range.network.addr());
+            match held.get(family).or(given.get(family)) {
+                Some(subnet) => contained(name, range, subnet)?,
+                // It does without one already.
+                None if families.contains(&family) => {}
+                None => {
+                    return Err(format!(
+                        "node {name:?} has no {family} podCIDR: kube-controller-manager has to run with an {family} range \
+                         in --cluster-cidr too, for example {}, and the node to be registered again after that; until \
+                         then leave Enable{} as it was",
+                        range.network, family,
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Watches the own node.
@@ -124,11 +159,14 @@ impl Kube {
         network: &NetworkConfig,
         claim: &Claim<'_>,
     ) -> Result<Lease, StoreError> {
-        self.remember_families(network);
         let mut held = self.held.lock().await;
+        if held.is_none() {
+            self.enforce_families(network);
+        }
+        let families = families_of(network);
         self.seen().claim = None;
         let name = self.name().await?;
-        let read = self.read_own().await?;
+        let read = self.read_own_for(families).await?;
         self.seen().claim = Seen::of(read.own.as_ref()).claim;
         let Some(own) = read.own else {
             return Err(StoreError::Unusable(format!(
@@ -136,7 +174,6 @@ impl Kube {
                  NODE_NAME has to be the name under which it does so"
             )));
         };
-        *self.given() = own.subnets.clone().unwrap_or_default();
         let subnets = match own_subnets(name, &own, network) {
             Ok(subnets) => subnets,
             Err(why) => {
@@ -145,19 +182,20 @@ impl Kube {
             }
         };
         let attachment = (claim.attach)(read.announced.as_ref());
-        let new =
-            Held { subnets, public: claim.public, attachment: attachment.clone(), basis: Basis::of(&own) };
+        let (public, basis) = (claim.public, Basis::of(&own));
+        let new = Held { subnets, public, attachment: attachment.clone(), families, basis };
         let wanted =
             self.wanted(&own, &new).map_err(|why| StoreError::Unusable(format!("node {name:?}: {why}")))?;
         self.publish(&own, &wanted).await?;
+        self.enforce_families(network);
         *held = Some(new);
         self.moved.notify_one();
-        Ok(Lease { subnets, public: claim.public, attachment, created: own.created })
+        Ok(Lease { subnets, public, attachment, created: own.created })
     }
 
     /// The annotations that the own node has to have.
     pub(super) fn wanted(&self, own: &Own, held: &Held) -> Result<Wanted, String> {
-        let enabled = |family| self.families().contains(&family);
+        let enabled = |family| held.families.contains(&family);
         wanted(&own.annotations, &held.public, &held.attachment, enabled)
     }
 
@@ -247,6 +285,19 @@ pub(super) fn is_name(text: &str) -> bool {
         && text.contains(|c: char| c.is_ascii_alphanumeric())
 }
 
+/// Refuses a subnet that is outside of the network.
+fn contained(name: &str, range: &Range, subnet: IpNet) -> Result<(), String> {
+    if range.network.contains(&subnet) {
+        return Ok(());
+    }
+    let key = if subnet.addr().is_ipv4() { "Network" } else { "IPv6Network" };
+    Err(format!(
+        "node {name:?}: its podCIDR {subnet} is not in {} ({key} of net-conf.json): make {key} the same as \
+         --cluster-cidr of kube-controller-manager",
+        range.network
+    ))
+}
+
 /// The subnets of the enabled families that Kubernetes gave to this node.
 ///
 /// # Errors
@@ -257,14 +308,7 @@ fn own_subnets(name: &str, own: &Own, network: &NetworkConfig) -> Result<Subnets
     for range in network.ranges() {
         let family = Family::of(range.network.addr());
         let Some(subnet) = given.get(family) else { continue };
-        if !range.network.contains(&subnet) {
-            let key = if family == Family::V4 { "Network" } else { "IPv6Network" };
-            return Err(format!(
-                "node {name:?}: its podCIDR {subnet} is not in {} ({key} of net-conf.json): make {key} the same as \
-                 --cluster-cidr of kube-controller-manager",
-                range.network
-            ));
-        }
+        contained(name, range, subnet)?;
         subnets.set(subnet);
     }
     if !subnets.is_empty() {
