@@ -2,9 +2,9 @@
 
 mod decode;
 mod encode;
-#[cfg_attr(not(test), expect(dead_code, reason = "no backend turns checksum offload off yet"))]
 mod ethtool;
 mod listen;
+mod refusal;
 mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch};
 use crate::udp::counters::Counters;
 use crate::udp::engine::{Engine, Offload};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
+use ethtool::Ethtool;
+use refusal::{errno, record};
 use socket::{Conversation, Request};
 
 pub use listen::Listener;
@@ -42,6 +44,9 @@ pub struct Netlink {
     indexes: BTreeMap<Name, u32>,
     /// The tunnels that live in this process.
     tunnels: Engine,
+    ethtool: Ethtool,
+    /// Something was said about offloads that can't be set.
+    complained: bool,
 }
 
 impl Netlink {
@@ -59,7 +64,13 @@ impl Netlink {
     /// As [`Self::open`].
     pub fn open_with(offload: Offload) -> Result<Self, KernelError> {
         let conversation = Conversation::open().map_err(failed("opening a socket"))?;
-        Ok(Self { conversation, indexes: BTreeMap::new(), tunnels: Engine::new(offload) })
+        Ok(Self {
+            conversation,
+            indexes: BTreeMap::new(),
+            tunnels: Engine::new(offload),
+            ethtool: Ethtool::new(),
+            complained: false,
+        })
     }
 
     /// What the datapaths of its tunnels count.
@@ -152,6 +163,18 @@ impl Netlink {
         Ok(all)
     }
 
+    /// What is set of a device's offloads. What can't be known or set is not worth a node's readiness: it
+    /// counts as being as `wanted`, and is said once.
+    fn tx_checksum(&mut self, name: &Name, index: u32, wanted: bool) -> bool {
+        self.ethtool.tx_checksum(index).unwrap_or_else(|error| {
+            if !self.complained && error.raw_os_error() != Some(errno::ENODEV) {
+                self.complained = true;
+                tracing::warn!("the checksum offload of {name} can't be read, so it stays as it is: {error}");
+            }
+            wanted
+        })
+    }
+
     fn index_of(&mut self, name: &Name) -> io::Result<u32> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
@@ -185,6 +208,8 @@ impl Netlink {
         if !patch.is_empty() {
             self.conversation.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
         }
+        // The next round says so if it can't be had.
+        let _ = link.settings.tx_checksum.map(|on| self.ethtool.set_tx_checksum(index, on));
         Ok(())
     }
 
@@ -201,7 +226,8 @@ impl Netlink {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 encode::steps(patch).try_for_each(|step| {
                     self.conversation.change(encode::request(&Change::SetLink(*name, step), index)?)
-                })
+                })?;
+                patch.tx_checksum.map_or(Ok(()), |on| self.ethtool.set_tx_checksum(index, on))
             }
             _ => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
@@ -235,6 +261,8 @@ impl Kernel for Netlink {
                         .map(|net| (name, net)),
                 );
                 let mut tunnel = link.tunnel;
+                let checksum = desired.links.get(&name).and_then(|want| want.settings.tx_checksum);
+                tunnel.settings.tx_checksum = checksum.map(|wanted| self.tx_checksum(&name, index, wanted));
                 if tunnel.identity == LinkIdentity::Other("tun".to_owned())
                     && self.tunnels.holds(&name, index)
                 {
@@ -380,112 +408,6 @@ impl Netlink {
         for (offset, error) in self.conversation.changes(requests) {
             record(changes, failures, positions[offset], Err(error));
         }
-    }
-}
-
-/// Files a failed change, unless the kernel only says that things are so already.
-fn record(
-    changes: &[Change],
-    failures: &mut Vec<(usize, KernelError)>,
-    position: usize,
-    outcome: io::Result<()>,
-) {
-    let change = &changes[position];
-    if let Err(source) = outcome
-        && !already_so(change, &source)
-    {
-        let source = explained(change, source);
-        let refused = KernelError::Refused { object: change.object(), change: change.to_string(), source };
-        failures.push((position, refused));
-    }
-}
-
-/// What the kernel means where its errno alone leaves an operator in the dark, and what to do.
-fn explained(change: &Change, error: io::Error) -> io::Error {
-    let remedy = match (change, error.raw_os_error()) {
-        (_, Some(errno::EPERM)) => "flanneld needs CAP_NET_ADMIN in this network namespace",
-        (Change::AddLink(name, Link { identity: LinkIdentity::Tun, .. }), Some(number)) => {
-            return io::Error::new(error.kind(), tun_remedy(name, number, &error));
-        }
-        (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
-            let words = format!(
-                "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port",
-                forwarding.local
-            );
-            return io::Error::new(error.kind(), words);
-        }
-        (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
-            "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
-             linux-modules-extra-raspi), or use the host-gw backend"
-        }
-        (Change::AddLink(..), Some(errno::EEXIST)) => {
-            "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
-             Backend.VNI or Backend.Port"
-        }
-        (Change::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
-            "the next hop is on no link of this host: host-gw needs all nodes on one link, vxlan does not"
-        }
-        _ => return error,
-    };
-    io::Error::new(error.kind(), format!("{error}: {remedy}"))
-}
-
-/// Why a TUN device can't be made, and what to do.
-fn tun_remedy(name: &Name, number: i32, error: &io::Error) -> String {
-    let remedy = match number {
-        errno::EBUSY => format!(
-            "another process holds {name}: stop it (another flanneld?), or give this network another Backend.Port"
-        ),
-        errno::ENOENT | errno::ENODEV | errno::ENXIO => {
-            "there is no /dev/net/tun: load the module tun, and mount /dev/net/tun into the container"
-                .to_owned()
-        }
-        errno::EACCES | errno::EPERM => {
-            "/dev/net/tun can't be used: flanneld needs CAP_NET_ADMIN, and the container needs the device \
-             (a privileged one, or a device plugin)"
-                .to_owned()
-        }
-        errno::EINVAL => format!("{name} is no TUN device with one queue: delete it (ip link del {name})"),
-        _ => "the udp backend needs a TUN device".to_owned(),
-    };
-    format!("{error}: {remedy}")
-}
-
-mod errno {
-    pub(super) const EPERM: i32 = 1;
-    pub(super) const ENOENT: i32 = 2;
-    pub(super) const ESRCH: i32 = 3;
-    pub(super) const ENXIO: i32 = 6;
-    pub(super) const EACCES: i32 = 13;
-    pub(super) const EBUSY: i32 = 16;
-    pub(super) const EEXIST: i32 = 17;
-    pub(super) const ENODEV: i32 = 19;
-    pub(super) const EINVAL: i32 = 22;
-    pub(super) const EOPNOTSUPP: i32 = 95;
-    pub(super) const EADDRINUSE: i32 = 98;
-    pub(super) const EADDRNOTAVAIL: i32 = 99;
-    pub(super) const ENETUNREACH: i32 = 101;
-}
-
-fn already_so(change: &Change, error: &io::Error) -> bool {
-    let Some(number) = error.raw_os_error() else { return false };
-    match change {
-        Change::AddAddress(..) | Change::AddBlackhole(..) => number == errno::EEXIST,
-        Change::DelLink(..)
-        | Change::DelAddress(..)
-        | Change::DelFdb(..)
-        | Change::DelNeighbour(..)
-        | Change::DelRoute(..)
-        | Change::DelBlackhole(..) => {
-            matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
-        }
-        Change::AddLink(..)
-        | Change::SetLink(..)
-        | Change::SetForwarding(..)
-        | Change::DelForwarding(..)
-        | Change::SetFdb(..)
-        | Change::SetNeighbour(..)
-        | Change::SetRoute(..) => false,
     }
 }
 

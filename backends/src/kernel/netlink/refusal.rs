@@ -1,0 +1,113 @@
+//! What a refusal of the kernel means, and what an operator can do about it.
+
+use std::io;
+
+use crate::kernel::KernelError;
+use crate::name::Name;
+use crate::state::{Change, Link, LinkIdentity};
+
+/// Files a failed change, unless the kernel only says that things are so already.
+pub(super) fn record(
+    changes: &[Change],
+    failures: &mut Vec<(usize, KernelError)>,
+    position: usize,
+    outcome: io::Result<()>,
+) {
+    let change = &changes[position];
+    if let Err(source) = outcome
+        && !already_so(change, &source)
+    {
+        let source = explained(change, source);
+        let refused = KernelError::Refused { object: change.object(), change: change.to_string(), source };
+        failures.push((position, refused));
+    }
+}
+
+/// What the kernel means where its errno alone leaves an operator in the dark, and what to do.
+fn explained(change: &Change, error: io::Error) -> io::Error {
+    let remedy = match (change, error.raw_os_error()) {
+        (_, Some(errno::EPERM)) => "flanneld needs CAP_NET_ADMIN in this network namespace",
+        (Change::AddLink(name, Link { identity: LinkIdentity::Tun, .. }), Some(number)) => {
+            return io::Error::new(error.kind(), tun_remedy(name, number, &error));
+        }
+        (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
+            let words = format!(
+                "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port",
+                forwarding.local
+            );
+            return io::Error::new(error.kind(), words);
+        }
+        (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
+            "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
+             linux-modules-extra-raspi), or use the host-gw backend"
+        }
+        (Change::AddLink(..), Some(errno::EEXIST)) => {
+            "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
+             Backend.VNI or Backend.Port"
+        }
+        (Change::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
+            "the next hop is on no link of this host: host-gw needs all nodes on one link, vxlan does not"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {remedy}"))
+}
+
+/// Why a TUN device can't be made, and what to do.
+fn tun_remedy(name: &Name, number: i32, error: &io::Error) -> String {
+    let remedy = match number {
+        errno::EBUSY => format!(
+            "another process holds {name}: stop it (another flanneld?), or give this network another Backend.Port"
+        ),
+        errno::ENOENT | errno::ENODEV | errno::ENXIO => {
+            "there is no /dev/net/tun: load the module tun, and mount /dev/net/tun into the container"
+                .to_owned()
+        }
+        errno::EACCES | errno::EPERM => {
+            "/dev/net/tun can't be used: flanneld needs CAP_NET_ADMIN, and the container needs the device \
+             (a privileged one, or a device plugin)"
+                .to_owned()
+        }
+        errno::EINVAL => format!("{name} is no TUN device with one queue: delete it (ip link del {name})"),
+        _ => "the udp backend needs a TUN device".to_owned(),
+    };
+    format!("{error}: {remedy}")
+}
+
+pub(super) mod errno {
+    pub(in super::super) const EPERM: i32 = 1;
+    pub(in super::super) const ENOENT: i32 = 2;
+    pub(in super::super) const ESRCH: i32 = 3;
+    pub(in super::super) const ENXIO: i32 = 6;
+    pub(in super::super) const EACCES: i32 = 13;
+    pub(in super::super) const EBUSY: i32 = 16;
+    pub(in super::super) const EEXIST: i32 = 17;
+    pub(in super::super) const ENODEV: i32 = 19;
+    pub(in super::super) const EINVAL: i32 = 22;
+    pub(in super::super) const EOPNOTSUPP: i32 = 95;
+    pub(in super::super) const EADDRINUSE: i32 = 98;
+    pub(in super::super) const EADDRNOTAVAIL: i32 = 99;
+    pub(in super::super) const ENETUNREACH: i32 = 101;
+}
+
+fn already_so(change: &Change, error: &io::Error) -> bool {
+    let Some(number) = error.raw_os_error() else { return false };
+    match change {
+        Change::AddAddress(..) | Change::AddBlackhole(..) => number == errno::EEXIST,
+        Change::DelLink(..)
+        | Change::DelAddress(..)
+        | Change::DelFdb(..)
+        | Change::DelNeighbour(..)
+        | Change::DelRoute(..)
+        | Change::DelBlackhole(..) => {
+            matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
+        }
+        Change::AddLink(..)
+        | Change::SetLink(..)
+        | Change::SetForwarding(..)
+        | Change::DelForwarding(..)
+        | Change::SetFdb(..)
+        | Change::SetNeighbour(..)
+        | Change::SetRoute(..) => false,
+    }
+}
