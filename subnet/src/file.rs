@@ -217,7 +217,9 @@ impl Files {
         let before = before.transpose()?.map(|key| directory.read(&key)).transpose()?.flatten();
         let reserved = before.is_some_and(|entry| entry.expires.is_none());
         directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now))))?;
-        if let Some(old) = replaced {
+        // With what a move left behind that was interrupted right here.
+        let own = table.leases.by_public(&claim.public).filter(|own| own.subnets.overlaps(&subnets));
+        for old in replaced.iter().chain(own).filter(|old| old.subnets != subnets) {
             directory.remove(&directory.key(&old.subnets)?)?;
         }
         Ok(lease)

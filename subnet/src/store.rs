@@ -62,7 +62,7 @@ pub enum StoreError {
         /// Prefix length of the subnets.
         len: u8,
     },
-    /// This node can't take part, e.g. because it has no IPv4 address to be recognised by.
+    /// This node can't take part, e.g. because it has no public address to be recognised by.
     #[error("{0}")]
     Unusable(String),
 }
@@ -194,8 +194,11 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Obtains this node's lease, the same one as before where possible, and publishes the attachment.
     ///
     /// In this order: the lease that this value holds already (so that a new public address moves it),
-    /// the lease with the same public address, the claim's previous subnets, a free subnet. Races with
-    /// other nodes are resolved inside. Called again, it republishes.
+    /// the lease with the same public address, the claim's previous subnets, a free subnet; each family for
+    /// itself, so that one that is added or removed leaves the other alone. The lease then moves in one
+    /// step: whoever follows never sees the node without a lease or with both. A lease of which the network
+    /// allows nothing any more is left to expire, for pods may still use it. Races with other nodes are
+    /// resolved inside. Called again, it republishes.
     fn acquire(
         &self,
         network: &NetworkConfig,

@@ -218,3 +218,16 @@ async fn an_empty_directory_is_taken_for_a_missing_mount() {
     acquire(&*node, CONFIG, 1).await.unwrap();
     follower.leases(|leases| leases.leases.len() == 1).await;
 }
+
+#[tokio::test]
+async fn a_move_that_was_interrupted_between_its_two_files_is_finished() {
+    let bed = InFiles::new(Some(CONFIG)).await;
+    let (old, new) = ("10.3.7.0-24", "10.3.7.0-24&fd00:3:0:7::-64");
+    let both = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
+    bed.put(old, &value(1), Some(Duration::from_secs(3600))).await;
+    bed.put(new, &value(1), Some(Duration::from_secs(3600))).await;
+    bed.put("10.3.8.0-24", &value(2), None).await;
+    assert_eq!(key(&acquire(&bed.node(), both, 1).await.unwrap()), new);
+    assert_eq!(bed.read(old).await, None);
+    assert!(bed.read("10.3.8.0-24").await.is_some());
+}
