@@ -84,16 +84,18 @@ pub struct StaleBridge {
 }
 
 impl HostView {
-    /// The bridges that carry the gateway address of another subnet of `network` than `own`: what the
-    /// bridge plugin leaves when a node gets another subnet, and then refuses to add pods to.
-    pub fn stale_bridges(&self, network: &NetworkConfig, own: Subnets) -> Vec<StaleBridge> {
+    /// The bridges that carry the gateway address of another subnet of `network` than `own`, or of one that
+    /// this node has left: what the bridge plugin leaves when a node gets another subnet, and then refuses
+    /// to add pods to.
+    pub fn stale_bridges(&self, network: &NetworkConfig, own: Subnets, left: &[IpNet]) -> Vec<StaleBridge> {
         let stale = |net: &IpNet| {
             let subnet = net.trunc();
             net.addr() == gateway(subnet)
                 && own.get(Family::of(net.addr())) != Some(subnet)
-                && network
-                    .ranges()
-                    .any(|range| range.network.contains(&subnet) && range.subnet_len == subnet.prefix_len())
+                && (left.contains(&subnet)
+                    || network.ranges().any(|range| {
+                        range.network.contains(&subnet) && range.subnet_len == subnet.prefix_len()
+                    }))
         };
         let mut found = Vec::new();
         for link in self.links.values().filter(|link| link.bridge) {

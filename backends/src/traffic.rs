@@ -18,6 +18,8 @@ pub struct Traffic {
     pub network: IpNet,
     /// This node's subnet.
     pub subnet: IpNet,
+    /// Networks of earlier configurations in which there still are pods, with this node's subnet in them.
+    pub others: Vec<(IpNet, Option<IpNet>)>,
     /// Masquerade pods that leave the network (`--ip-masq`); `None` installs nothing of the kind.
     pub masquerade: Option<Masquerade>,
     /// Accept what is forwarded from and to the network (`--iptables-forward-rules`).
@@ -89,15 +91,30 @@ impl Traffic {
             rule(&[Match::From(network), Match::To(subnet)], Verdict::Return),
             rule(&[Match::NotFrom(network), Match::To(subnet)], Verdict::Return),
         ];
+        // A cluster that moves from one network to another is one network as long as that takes.
+        for (other, own) in &self.others {
+            rules.extend(own.map(|own| rule(&[Match::To(own)], Verdict::Return)));
+            rules.push(rule(&[Match::From(*other), Match::To(network)], Verdict::Return));
+            rules.push(rule(&[Match::From(network), Match::To(*other)], Verdict::Return));
+            rules.push(rule(&[Match::From(*other), Match::To(*other)], Verdict::Return));
+        }
         let except = masquerade.except.iter().filter(|net| Family::of(net.addr()) == self.family());
-        rules.extend(except.map(|net| rule(&[Match::From(network), Match::To(*net)], Verdict::Return)));
-        rules.push(rule(
-            &[Match::From(network), Match::NotTo(multicast(self.family()))],
-            Verdict::Masquerade { fully_random },
-        ));
+        let all = || self.networks().flat_map(|network| except.clone().map(move |net| (network, *net)));
+        rules.extend(
+            all().map(|(network, net)| rule(&[Match::From(network), Match::To(net)], Verdict::Return)),
+        );
+        let multicast = Match::NotTo(multicast(self.family()));
+        let verdict = Verdict::Masquerade { fully_random };
+        rules.extend(self.networks().map(|network| rule(&[Match::From(network), multicast], verdict)));
+        rules.extend(
+            self.networks().map(|network| rule(&[Match::NotFrom(network), Match::To(network)], verdict)),
+        );
         rules
-            .push(rule(&[Match::NotFrom(network), Match::To(network)], Verdict::Masquerade { fully_random }));
-        rules
+    }
+
+    /// The network, and those that are being left.
+    fn networks(&self) -> impl Iterator<Item = IpNet> {
+        [self.network].into_iter().chain(self.others.iter().map(|(network, _)| *network))
     }
 
     /// The rules for packets that pass through this node.
@@ -106,7 +123,7 @@ impl Traffic {
             return Vec::new();
         }
         let rule = |one| Rule { matches: vec![one], verdict: Verdict::Accept };
-        vec![rule(Match::From(self.network)), rule(Match::To(self.network))]
+        self.networks().flat_map(|network| [rule(Match::From(network)), rule(Match::To(network))]).collect()
     }
 }
 
@@ -130,7 +147,7 @@ mod tests {
     fn traffic(network: &str, subnet: &str) -> Traffic {
         let except = vec![net("192.168.0.0/16"), net("fd99::/16")];
         let masquerade = Some(Masquerade { fully_random: true, except });
-        Traffic { network: net(network), subnet: net(subnet), masquerade, forward: true }
+        Traffic { network: net(network), subnet: net(subnet), others: Vec::new(), masquerade, forward: true }
     }
 
     /// The obvious reading of a list of rules.
@@ -193,6 +210,32 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn pods_of_a_network_that_is_being_left_see_each_other_and_the_others_as_before() {
+        let others = vec![(net("10.99.0.0/16"), Some(net("10.99.1.0/24")))];
+        let rules = Traffic { others, ..traffic("10.244.0.0/16", "10.244.1.0/24") };
+        let rules = (rules.postrouting(), rules.forward());
+        let (old, old_remote, new, new_remote, outside) =
+            ("10.99.1.5", "10.99.2.5", "10.244.1.5", "10.244.2.5", "203.0.113.9");
+        for (from, to, masqueraded) in [
+            (old, old_remote, false),
+            (old, new_remote, false),
+            (old_remote, new, false),
+            (new, old_remote, false),
+            (outside, old, false),
+            (old, outside, true),
+            (new, outside, true),
+            (outside, old_remote, true),
+            (outside, new_remote, true),
+            (old, "192.168.3.4", false),
+        ] {
+            let verdict = decide(&rules.0, 0, from, to);
+            assert_eq!(matches!(verdict, Some(Verdict::Masquerade { .. })), masqueraded, "{from} → {to}");
+        }
+        assert_eq!(decide(&rules.1, 0, old, outside), Some(Verdict::Accept));
+        assert_eq!(decide(&rules.1, 0, outside, new), Some(Verdict::Accept));
     }
 
     #[test]

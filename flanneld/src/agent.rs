@@ -130,10 +130,12 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let store = Arc::new(store);
         let saved = Saved::read(&settings.state_file, &store.describe());
         let (network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
+        let mut change = Change::default();
         if let Some(saved) = saved {
             // Peers may announce what this node announced before it was restarted with something else.
             ways.remember(&saved.former, &network);
-            ways.remember(&[saved.network.backend], &network);
+            ways.remember(std::slice::from_ref(&saved.network.backend), &network);
+            change.former.extend(saved.network.networks().iter());
         }
         let mut settings = settings;
         let given = settings.selectors.public;
@@ -155,7 +157,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             rules_moved,
             network,
             ways,
-            change: Change::default(),
+            change,
             previous,
             feed,
             known,
@@ -303,6 +305,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             outcome = self.judge(&report);
             let retry = self.judge_change(&report);
             self.mend_bridges(&report.observed).await;
+            self.judge_left(&report.observed);
             let before = self.external.clone();
             self.choose(&report.observed);
             if self.external == before && !retry {

@@ -85,7 +85,13 @@ mod tests {
     fn traffic(network: &str) -> Traffic {
         let network: IpNet = network.parse().unwrap();
         let subnet = IpNet::new(network.network(), 24).unwrap();
-        Traffic { network, subnet, masquerade: Some(traffic::Masquerade::default()), forward: true }
+        Traffic {
+            network,
+            subnet,
+            others: Vec::new(),
+            masquerade: Some(traffic::Masquerade::default()),
+            forward: true,
+        }
     }
 
     #[test]

@@ -141,6 +141,7 @@ mod tests {
         Traffic {
             network: "10.42.0.0/16".parse().unwrap(),
             subnet: "10.42.1.0/24".parse().unwrap(),
+            others: Vec::new(),
             masquerade: Some(Masquerade { fully_random: true, except: Vec::new() }),
             forward: true,
         }

@@ -8,9 +8,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Kernel, KernelError, Report, Ways};
+use backends::kernel::Observed;
+use backends::{Kernel, KernelError, Name, Report, Ways};
 use ipnet::IpNet;
-use subnet::{Family, LeaseStore, NetworkConfig, PublicAddrs, StoreError};
+use subnet::net::overlap;
+use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -33,10 +35,14 @@ pub(super) struct Change {
     trial: Option<(NetworkConfig, Ways)>,
     /// The networks of earlier configurations: what is in them is ours to change.
     pub(super) former: Vec<IpNet>,
-    /// This node's subnets of earlier configurations.
+    /// Those of them in which there are leases.
+    others: Vec<IpNet>,
+    /// This node's subnets of earlier configurations, as long as pods are in them.
     pub(super) left: Vec<IpNet>,
     /// The lease has to be taken again: the network is another one.
     pub(super) reclaim: bool,
+    /// Devices of configurations that were given up: nobody else removes them.
+    pub(super) stray: Vec<Name>,
 }
 
 /// Something that was decided elsewhere.
@@ -173,10 +179,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let ways = ways.map_err(|error| format!("network configuration: {error}"))?;
         if let Some(lease) = &self.lease {
             self.store.admits(next, &lease.subnets)?;
-            if let Some(subnet) = must_move(&self.network, next, &lease.subnets) {
+            if let Some(subnet) = must_shrink(&self.network, next, &lease.subnets) {
                 return Err(format!(
-                    "this node's subnet {subnet} is not one of the network that is now configured, and its pods can't \
-                     move: drain the node and restart flanneld on it, or let the network contain {subnet}"
+                    "SubnetLen, SubnetMin and SubnetMax leave no room for this node's subnet {subnet}, which its pods \
+                     use: give them back their values, or drain the node and restart flanneld on it"
                 ));
             }
         }
@@ -192,10 +198,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let old = std::mem::replace(&mut self.ways, ways);
         self.change.former.retain(|known| before.networks().iter().all(|network| network != *known));
         self.change.former.extend(before.networks().iter());
-        if let Some(lease) = &self.lease {
-            let enabled = |subnet: &IpNet| self.network.range(Family::of(subnet.addr())).is_some();
-            self.change.left.extend(lease.subnets.iter().filter(|subnet| !enabled(subnet)));
-        }
         self.rules.renew(before.networks().iter());
         self.change.reclaim |= before.networks() != self.network.networks();
         if self.lease.is_none() {
@@ -226,11 +228,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let Some((network, ways)) = self.change.trial.take() else { return false };
         if let Some(trouble) = report.failed.iter().find(|error| error.concerns_node()) {
             let why = trouble.to_string();
+            self.change.stray.extend(self.ways.devices());
             self.network = network;
             self.ways = ways;
             self.plan = None;
             self.change.reclaim = false;
             self.change.candidate = None;
+            self.rules.due();
             self.refuse(format!("the kernel does not take it: {why}"));
             return true;
         }
@@ -258,6 +262,42 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 false
             }
         }
+    }
+
+    /// This node has other subnets than `before`: pods stay in those for a while.
+    pub(super) fn leave(&mut self, before: Subnets) {
+        let now = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+        let gone: Vec<IpNet> = before.iter().filter(|subnet| !now.iter().any(|now| now == *subnet)).collect();
+        self.change.left.retain(|subnet| !now.iter().any(|now| now == *subnet) && !gone.contains(subnet));
+        self.change.left.extend(gone);
+    }
+
+    /// Forgets the subnets of earlier networks in which there are no pods any more, and names the others.
+    pub(super) fn judge_left(&mut self, observed: &Observed) {
+        let used = |subnet: &IpNet| {
+            observed.host.links.values().find(|link| {
+                !observed.state.links.contains_key(&link.name)
+                    && link.addresses.iter().any(|address| subnet.contains(&address.net.addr()))
+            })
+        };
+        let mut notes = Vec::new();
+        let before = self.change.left.len();
+        self.change.left.retain(|subnet| match used(subnet) {
+            Some(link) => {
+                notes.push(format!(
+                    "{subnet} is of an earlier network and its pods keep it: new pods can only be added once {} is \
+                     empty, so drain this node",
+                    link.name
+                ));
+                true
+            }
+            None => false,
+        });
+        if self.change.left.len() < before {
+            self.plan = None;
+            self.rules.due();
+        }
+        self.health.note("network", notes);
     }
 
     /// Publishes what peers need, if it is not what was published last.
@@ -291,14 +331,40 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 }
 
-/// The subnet of this node that the next network has no room for although its family stays.
-fn must_move(before: &NetworkConfig, next: &NetworkConfig, own: &subnet::Subnets) -> Option<IpNet> {
+/// The subnet of this node that lies in the next network and that it may not have there. One that lies outside
+/// is another matter: the node then has two, for as long as pods are in the old one.
+fn must_shrink(before: &NetworkConfig, next: &NetworkConfig, own: &Subnets) -> Option<IpNet> {
     own.iter().find(|subnet| {
-        let family = Family::of(subnet.addr());
-        let allowed =
-            |network: &NetworkConfig| network.range(family).is_none_or(|range| range.allows(*subnet));
-        allowed(before) && !allowed(next)
+        let range = |network: &'_ NetworkConfig| network.range(Family::of(subnet.addr())).copied();
+        let was_allowed = range(before).is_none_or(|range| range.allows(*subnet));
+        was_allowed
+            && range(next).is_some_and(|range| range.network.contains(subnet) && !range.allows(*subnet))
     })
+}
+
+impl Change {
+    /// Finds out in which former networks there still are leases. Says whether that is news.
+    pub(super) fn find_others(&mut self, network: &NetworkConfig, all: &Leases) -> bool {
+        let outside = |former: &IpNet| network.ranges().all(|range| !overlap(range.network, *former));
+        let inhabited = |former: &IpNet| {
+            all.leases.keys().any(|subnets| subnets.iter().any(|subnet| former.contains(&subnet)))
+        };
+        let others = if self.former.is_empty() {
+            Vec::new()
+        } else {
+            self.former.iter().copied().filter(|former| outside(former) && inhabited(former)).collect()
+        };
+        let news = self.others != others;
+        self.others = others;
+        news
+    }
+
+    /// The networks that the cluster is leaving, with this node's subnet in each.
+    pub(super) fn others(&self, family: Family) -> Vec<(IpNet, Option<IpNet>)> {
+        let of_family = self.others.iter().filter(|network| Family::of(network.addr()) == family);
+        let own = |network: &IpNet| self.left.iter().copied().find(|subnet| network.contains(subnet));
+        of_family.map(|network| (*network, own(network))).collect()
+    }
 }
 
 /// Whether the kernel says that it can't make VXLAN devices at all.

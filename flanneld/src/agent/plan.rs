@@ -28,7 +28,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 .collect(),
             subnet_lens: lens.chain(old_lens).collect(),
             underlay: self.external.as_ref().map(|external| external.index),
-            devices: self.ways.devices().collect(),
+            devices: self.ways.devices().chain(self.change.stray.iter().copied()).collect(),
         }
     }
 
@@ -42,6 +42,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         let (lease, external) = (self.lease.clone()?, self.external.clone()?);
         let all = self.known.borrow().leases.clone()?;
+        if self.change.find_others(&self.network, &all) {
+            self.rules.due();
+        }
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);
         self.journal.peers(&peers);
@@ -51,7 +54,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
         let mut state = self.ways.plan(scene);
         // Packets for pods that don't exist end here instead of circling by the default route.
-        state.blackholes.extend(lease.subnets.iter());
+        state.blackholes.extend(lease.subnets.iter().chain(self.change.left.iter().copied()));
         self.plan = Some(Arc::new(state));
         self.plan.clone()
     }

@@ -75,7 +75,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let of_family = |family| {
             let (range, subnet) = (self.network.range(family)?, lease.subnets.get(family)?);
             let (masquerade, forward) = (masquerade.clone(), settings.forward);
-            Some(Traffic { network: range.network, subnet, masquerade, forward })
+            let others = self.change.others(family);
+            Some(Traffic { network: range.network, subnet, others, masquerade, forward })
         };
         Family::BOTH.into_iter().filter_map(of_family).collect()
     }

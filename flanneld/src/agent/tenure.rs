@@ -45,7 +45,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 self.identity.macs.set(family, vtep.mac);
             }
         }
-        self.lease = Some(lease);
+        if let Some(before) = self.lease.replace(lease) {
+            self.leave(before.subnets);
+        }
         self.plan = None;
         self.rules.due();
         self.health.note("store", Vec::new());
@@ -84,8 +86,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// adding pods. A bridge with pods on it is only named: they use the address.
     pub(super) async fn mend_bridges(&mut self, observed: &Observed) {
         let Some(own) = self.lease.as_ref().map(|lease| lease.subnets) else { return };
-        let (idle, busy): (Vec<StaleBridge>, Vec<StaleBridge>) =
-            observed.host.stale_bridges(&self.network, own).into_iter().partition(|bridge| bridge.ports == 0);
+        let (idle, busy): (Vec<StaleBridge>, Vec<StaleBridge>) = observed
+            .host
+            .stale_bridges(&self.network, own, &self.change.left)
+            .into_iter()
+            .partition(|bridge| bridge.ports == 0);
         self.journal.busy_bridges(&busy, &own);
         let changes: Vec<Change> =
             idle.iter().map(|bridge| Change::DelAddress(bridge.name, bridge.net)).collect();

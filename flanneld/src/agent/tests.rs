@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
+mod change;
+
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 /// Notifications that the test makes.
@@ -87,10 +89,19 @@ impl Bed {
     }
 
     fn with(cluster: Cluster, kernel: FakeKernel) -> Self {
-        let (kernel, bell) = (SharedKernel::new(kernel), Arc::new(Notify::new()));
-        let health = Health::new(LIVENESS, condition::ALL);
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("cni-conf.json"), "{}").unwrap();
+        Self::on(cluster, SharedKernel::new(kernel), directory)
+    }
+
+    /// Another agent on the same host, after the first has ended.
+    fn restarted(self) -> Self {
+        Self::on(self.cluster, self.kernel, self.directory)
+    }
+
+    fn on(cluster: Cluster, kernel: SharedKernel, directory: tempfile::TempDir) -> Self {
+        let bell = Arc::new(Notify::new());
+        let health = Health::new(LIVENESS, condition::ALL);
         let settings = Settings {
             selectors: Selectors::default(),
             subnet_file: directory.path().join("subnet.env"),
