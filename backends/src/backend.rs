@@ -109,6 +109,17 @@ pub trait Backend: Send + Sync {
     /// moved on to something that this node doesn't know yet, and accepts what it accepted.
     fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac>;
 
+    /// The same with devices of other names, to make room for a backend that needs these; `None` if that is
+    /// never so.
+    fn aside(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
+
+    /// VNI and UDP port of its tunnel endpoints, if it has such.
+    fn vtep(&self) -> Option<(u32, u16)> {
+        None
+    }
+
     /// MTU of pods in bytes on an underlay of this MTU (contract §4).
     fn mtu(&self, underlay: u32) -> u32;
 

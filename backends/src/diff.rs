@@ -10,11 +10,17 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::name::Name;
-use crate::state::{Change, KernelState, PROTOCOL_KERNEL};
+use crate::state::{Change, KernelState, Link, LinkIdentity, PROTOCOL_KERNEL};
 
 /// The changes that turn `actual` into `desired`, in the order in which they are to be made.
 pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
-    let mut changes = Vec::new();
+    let mut changes = renames(desired, actual);
+    let renamed = (!changes.is_empty()).then(|| {
+        let mut actual = actual.clone();
+        changes.iter().for_each(|change| actual.apply(change));
+        actual
+    });
+    let actual = renamed.as_ref().unwrap_or(actual);
 
     let mut rebuilt: BTreeSet<Name> = BTreeSet::new();
     for (name, want) in &desired.links {
@@ -106,6 +112,28 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     }
     changes.extend(actual.links.keys().filter(|name| stale_link(name)).map(|name| Change::DelLink(*name)));
     changes
+}
+
+/// Devices that are wanted under another name, because another one is to have theirs: they live on, with the
+/// packets that they carry.
+fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+    let missing = desired.links.iter().filter(|(name, _)| !actual.links.contains_key(name));
+    let rename = |(to, want): (&Name, &Link)| {
+        let unwelcome = |name: &Name, have: &Link| {
+            desired.links.get(name).is_some_and(|other| {
+                !other.identity.accepts(&have.identity) && !other.identity.takes_over(&have.identity)
+            })
+        };
+        let vxlan = matches!(want.identity, LinkIdentity::Vxlan(_));
+        let (from, _) = actual
+            .links
+            .iter()
+            .find(|(name, have)| vxlan && want.identity.accepts(&have.identity) && unwelcome(name, have))?;
+        Some((*from, *to))
+    };
+    let mut done = BTreeSet::new();
+    let pairs = missing.filter_map(rename).filter(|(from, _)| done.insert(*from));
+    pairs.map(|(from, to)| Change::RenameLink(from, to)).collect()
 }
 
 /// Whether the host itself has an address in `dst`: replacing the kernel's own route would cut off what

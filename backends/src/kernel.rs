@@ -150,7 +150,7 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     match identity {
         LinkIdentity::Vxlan(_) => {
             let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
-            number.is_some_and(is_number)
+            number.is_some_and(is_number) || crate::vxlan::ASIDE.iter().any(|aside| name.starts_with(aside))
         }
         LinkIdentity::Tun => true,
         LinkIdentity::Other(kind) if kind == "tun" => name.strip_prefix("flannel").is_some_and(is_number),

@@ -133,7 +133,7 @@ fn examine(
 ) -> Result<(Peer, bool), String> {
     let Outlook { former, own, ways, before, .. } = outlook;
     let family = Family::of(subnet.addr());
-    let announced = ways.reaching(&lease.attachment);
+    let announced = ways.reaching(lease);
     let kept = if announced.is_none() { ways.reached(&lease.attachment, before, subnet) } else { None };
     let Some(way) = announced.or(kept.map(|_| 0)) else {
         let name = |attachment: &Attachment| match attachment.type_name() {

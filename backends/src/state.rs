@@ -130,6 +130,8 @@ pub struct Route {
 pub enum Change {
     /// Removes a device with all that hangs on it.
     DelLink(Name),
+    /// Gives a device another name, with all that hangs on it.
+    RenameLink(Name, Name),
     /// Makes a device. A TUN device that nobody holds is taken over.
     AddLink(Name, Link),
     /// Corrects the settings of a device: only those that differ, since setting a MAC to the same value
@@ -252,7 +254,7 @@ impl Change {
     /// The kind of object, for counting.
     pub fn object(&self) -> &'static str {
         match self {
-            Self::DelLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
+            Self::DelLink(..) | Self::RenameLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
             Self::SetForwarding(..) | Self::DelForwarding(..) => "forwarding",
             Self::AddAddress(..) | Self::DelAddress(..) => "address",
             Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
@@ -294,6 +296,7 @@ impl KernelState {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::DelLink(name) => self.drop_link(name),
+            Change::RenameLink(from, to) => self.rename_link(*from, *to),
             Change::AddLink(name, link) => {
                 self.drop_link(name);
                 self.links.insert(*name, link.clone());
@@ -342,6 +345,22 @@ impl KernelState {
                 self.blackholes.remove(dst);
             }
         }
+    }
+
+    /// Renames a device and, like the kernel, everything on it.
+    fn rename_link(&mut self, from: Name, to: Name) {
+        fn moved<K: Ord, V>(map: &mut BTreeMap<K, V>, key: impl Fn(K) -> K) {
+            *map = std::mem::take(map).into_iter().map(|(old, value)| (key(old), value)).collect();
+        }
+        let name = |name: Name| if name == from { to } else { name };
+        let route = |route: Route| Route { dev: route.dev.map(name), ..route };
+        moved(&mut self.links, name);
+        moved(&mut self.forwarding, name);
+        moved(&mut self.fdb, |(dev, mac)| (name(dev), mac));
+        moved(&mut self.neighbours, |(dev, ip)| (name(dev), ip));
+        self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
+        self.routes.values_mut().for_each(|one| *one = route(*one));
+        self.surplus = self.surplus.iter().map(|one| route(*one)).collect();
     }
 
     /// Removes a device and, like the kernel, everything on it.
@@ -412,6 +431,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DelLink(name) => write!(f, "link del {name}"),
+            Self::RenameLink(from, to) => write!(f, "link set {from} name {to}"),
             Self::AddLink(name, link) => match &link.identity {
                 LinkIdentity::Vxlan(VxlanIdentity { vni, .. }) => {
                     let LinkSettings { mtu, mac, local, .. } = link.settings;

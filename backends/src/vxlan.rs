@@ -7,6 +7,7 @@
 //! ```
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::net::host;
@@ -19,6 +20,12 @@ use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanId
 
 /// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
 const LEAST_V6: u32 = 1280;
+
+/// The port that the kernel takes where none is configured.
+pub(crate) const USUAL_PORT: u16 = 8472;
+
+/// How the names of devices begin that have made room for one with another port.
+pub(crate) const ASIDE: [&str; 2] = ["flo.", "flo6."];
 
 /// The backend with its configuration.
 #[derive(Clone, Debug)]
@@ -84,6 +91,10 @@ impl Vxlan {
         self
     }
 
+    fn port(&self) -> u16 {
+        self.config.port.unwrap_or(USUAL_PORT)
+    }
+
     fn device(&self, family: Family) -> Option<Name> {
         self.devices.iter().find(|(of, _)| *of == family).map(|(_, name)| *name)
     }
@@ -113,23 +124,22 @@ impl Vxlan {
 
 impl Backend for Vxlan {
     fn words(&self) -> String {
-        let VxlanConfig { vni, port, gbp, .. } = self.config;
-        let port = port.map_or_else(String::new, |port| format!(" port {port}"));
-        format!("vxlan VNI {vni}{port}{}", if gbp { " with GBP" } else { "" })
+        let VxlanConfig { vni, gbp, .. } = self.config;
+        format!("vxlan VNI {vni} port {}{}", self.port(), if gbp { " with GBP" } else { "" })
     }
 
     fn attachment(&self, macs: &Macs) -> Attachment {
         let vtep = |family| {
             let mac = self.device(family).and_then(|_| macs.get(family))?;
-            Some(Vtep { vni: self.config.vni, mac })
+            Some(Vtep { vni: self.config.vni, mac, port: None })
         };
         Attachment::Vxlan { v4: vtep(Family::V4), v6: vtep(Family::V6) }
     }
 
     fn reaches(&self, attachment: &Attachment) -> bool {
-        Family::BOTH
-            .iter()
-            .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.vni == self.config.vni))
+        let is_ours =
+            |vtep: Vtep| vtep.vni == self.config.vni && vtep.port.is_none_or(|port| port == self.port());
+        Family::BOTH.iter().any(|family| attachment.vtep(*family).is_some_and(is_ours))
     }
 
     fn might_reach(&self, attachment: &Attachment) -> bool {
@@ -139,6 +149,24 @@ impl Backend for Vxlan {
     fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let device = self.device(Family::of(subnet.addr()))?;
         before.neighbours.get(&(device, subnet.network())).copied()
+    }
+
+    fn aside(&self) -> Option<Arc<dyn Backend>> {
+        let name = |family| match family {
+            Family::V4 => format!("{}{:x}.{:x}", ASIDE[0], self.config.vni, self.port()),
+            Family::V6 => format!("{}{:x}.{:x}", ASIDE[1], self.config.vni, self.port()),
+        };
+        let mut aside = self.clone();
+        // Any port would do for what has the usual one, and so would the device that takes its place.
+        aside.config.port = Some(self.port());
+        for (family, device) in &mut aside.devices {
+            *device = name(*family).parse().ok()?;
+        }
+        Some(Arc::new(aside))
+    }
+
+    fn vtep(&self) -> Option<(u32, u16)> {
+        Some((self.config.vni, self.port()))
     }
 
     fn mtu(&self, underlay: u32) -> u32 {

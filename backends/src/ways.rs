@@ -5,17 +5,19 @@
 //! goes on accepting what it announced before for as long as a peer may send it: until some time after the
 //! last one has left that way itself.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use subnet::{Attachment, BackendConfig, Family, Mac, NetworkConfig};
+use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Scene, select};
+use crate::backend::{Backend, BackendError, Macs, Scene, select};
 use crate::name::Name;
 use crate::peers::Peers;
 use crate::state::KernelState;
+use crate::vxlan::USUAL_PORT;
 
 /// How long a way stays after the last peer has left it.
 pub const LINGER: Duration = Duration::from_secs(30);
@@ -32,6 +34,19 @@ pub struct Ways {
     standby: Vec<Way>,
     /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
     stand_in: Option<BackendConfig>,
+    ports: Ports,
+}
+
+/// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
+/// that have both say the new one, and whoever has never said so is taken to be at the old one.
+#[derive(Clone, Debug, Default)]
+struct Ports {
+    /// The leases whose nodes have said the current port.
+    moved: BTreeSet<Subnets>,
+    /// When this node was started: it may have missed what others said before.
+    born: Option<Instant>,
+    /// Whether this node says its port.
+    said: bool,
 }
 
 #[derive(Clone)]
@@ -48,13 +63,25 @@ impl Way {
     }
 }
 
+impl Way {
+    /// The same with devices that are in nobody's way.
+    fn aside(self) -> Option<Self> {
+        Some(Self { backend: self.backend.aside()?, ..self })
+    }
+}
+
 impl Ways {
     /// One way, and what else its configuration allows.
     ///
     /// # Errors
     /// [`BackendError`] when the configuration can't be carried out.
     pub fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
-        let mut ways = Self { all: vec![Way::new(config, network)?], standby: Vec::new(), stand_in: None };
+        let mut ways = Self {
+            all: vec![Way::new(config, network)?],
+            standby: Vec::new(),
+            stand_in: None,
+            ports: Ports::default(),
+        };
         if let BackendConfig::Vxlan(vxlan) = config
             && vxlan.fallback
         {
@@ -104,7 +131,13 @@ impl Ways {
             let Ok(way) = Way::new(config, network) else { continue };
             let words = way.backend.words();
             let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
-            if !known && self.standby.len() < MOST {
+            if known || self.standby.len() >= MOST {
+                continue;
+            }
+            // Nobody's lease tells whether it is needed.
+            if self.is_rival(&*way.backend) {
+                self.all.extend(way.aside());
+            } else {
                 self.standby.push(way);
             }
         }
@@ -115,19 +148,30 @@ impl Ways {
     /// # Errors
     /// [`BackendError`] when the configuration can't be carried out; nothing has changed then.
     pub fn switch(&mut self, config: &BackendConfig, network: &NetworkConfig) -> Result<(), BackendError> {
-        let mut next = Self::new(config, network)?;
-        let words = next.current().words();
+        let mut next = Self::new(&self.explicit(config), network)?;
+        let (words, devices) = (next.current().words(), next.current().devices());
         for way in &self.all {
+            if way.backend.words() == words || next.all.len() >= MOST {
+                continue;
+            }
             // What an earlier way knows of the network, it has to learn anew.
-            if way.backend.words() != words
-                && next.all.len() < MOST
-                && let Ok(again) = Way::new(&way.config, network)
-            {
-                next.all.push(Way { idle: way.idle, ..again });
+            let Ok(again) = Way::new(&way.config, network) else { continue };
+            let again = Way { idle: way.idle, ..again };
+            if !again.backend.devices().iter().any(|device| devices.contains(device)) {
+                next.all.push(again);
+            } else if next.is_rival(&*again.backend) {
+                next.all.extend(again.aside());
+            } else {
+                return Err(BackendError(
+                    "Backend.GBP can't change while packets flow, since the kernel has one device for a VNI and a \
+                     port: give it back its value, or change Backend.VNI or Backend.Port with it"
+                        .into(),
+                ));
             }
         }
         let standby: Vec<BackendConfig> = self.standby.iter().map(|way| way.config.clone()).collect();
         next.remember(&standby, network);
+        next.ports.born = self.ports.born;
         *self = next;
         Ok(())
     }
@@ -149,8 +193,18 @@ impl Ways {
         Ok(true)
     }
 
-    /// The way to peers that announce this.
-    pub fn reaching(&self, attachment: &Attachment) -> Option<u8> {
+    /// The way to the node that has this lease.
+    pub fn reaching(&self, lease: &Lease) -> Option<u8> {
+        let attachment = &lease.attachment;
+        let says_port = Family::BOTH
+            .iter()
+            .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.port.is_some()));
+        if !says_port && self.current().reaches(attachment) && !self.ports.moved.contains(&lease.subnets) {
+            let rival = self.backends().position(|backend| self.is_rival(backend));
+            if let Some(rival) = rival.and_then(|index| u8::try_from(index).ok()) {
+                return Some(rival);
+            }
+        }
         let exact = self.backends().position(|backend| backend.reaches(attachment));
         let any = || self.backends().position(|backend| backend.might_reach(attachment));
         let stand_in = || match (&self.stand_in, attachment) {
@@ -158,6 +212,66 @@ impl Ways {
             _ => None,
         };
         exact.or_else(any).or_else(stand_in).and_then(|index| u8::try_from(index).ok())
+    }
+
+    /// What this node announces.
+    pub fn attachment(&self, macs: &Macs) -> Attachment {
+        let mut attachment = self.current().attachment(macs);
+        if let (Attachment::Vxlan { v4, v6 }, Some((_, port))) = (&mut attachment, self.current().vtep())
+            && self.ports.said
+        {
+            for vtep in v4.iter_mut().chain(v6) {
+                vtep.port = Some(port);
+            }
+        }
+        attachment
+    }
+
+    /// Takes in what leases say about ports. Says when to ask again.
+    pub fn hear_ports(&mut self, all: &Leases, own: &Subnets, now: Instant) -> Option<Instant> {
+        let listens_until = *self.ports.born.get_or_insert(now) + 2 * LINGER;
+        let changing = self.backends().any(|backend| self.is_rival(backend));
+        let Some((_, port)) = self.current().vtep() else {
+            self.ports.said = false;
+            return None;
+        };
+        let mut others_say = false;
+        for (subnets, lease) in all.leases.iter().filter(|(subnets, _)| *subnets != own) {
+            let said = Family::BOTH.iter().find_map(|family| lease.attachment.vtep(*family)?.port);
+            others_say |= said.is_some();
+            if changing && said == Some(port) {
+                self.ports.moved.insert(*subnets);
+            }
+        }
+        if !changing {
+            self.ports.moved.clear();
+        }
+        // A node that comes while others change tells them that it is there already.
+        let listens = others_say && now < listens_until;
+        self.ports.said = changing || listens;
+        (listens && !changing).then_some(listens_until)
+    }
+
+    /// Whether this backend has the VNI of the current one and another port.
+    fn is_rival(&self, backend: &dyn Backend) -> bool {
+        match (self.current().vtep(), backend.vtep()) {
+            (Some((vni, port)), Some((other_vni, other_port))) => vni == other_vni && port != other_port,
+            _ => false,
+        }
+    }
+
+    /// The configuration with its port, where there is a device of another one that would do otherwise.
+    fn explicit(&self, config: &BackendConfig) -> BackendConfig {
+        match config {
+            BackendConfig::Vxlan(vxlan) if vxlan.port.is_none() => {
+                let port = self
+                    .backends()
+                    .filter_map(Backend::vtep)
+                    .any(|(vni, port)| vni == vxlan.vni && port != USUAL_PORT);
+                BackendConfig::Vxlan(VxlanConfig { port: port.then_some(USUAL_PORT), ..vxlan.clone() })
+            }
+            other => other.clone(),
+        }
     }
 
     /// Whether this node reached `subnet` by what it announces, and to which MAC, if its node has moved on

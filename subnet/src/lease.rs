@@ -70,6 +70,8 @@ pub struct Vtep {
     pub vni: u32,
     /// Address of the endpoint's device: the destination of inner frames.
     pub mac: Mac,
+    /// UDP port, said only while a cluster changes its port: an addition of ours that Go flannel passes over.
+    pub port: Option<u16>,
 }
 
 /// Every lease in the cluster as of one moment; never a part of them.

@@ -217,6 +217,13 @@ impl Netlink {
         let index = device(change).and_then(|name| self.indexes.get(&name).copied());
         match change {
             Change::AddLink(name, link) => self.add_link(name, link),
+            Change::RenameLink(from, to) => {
+                let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
+                self.conversation.change(encode::request(change, index)?)?;
+                self.indexes.remove(from);
+                self.indexes.insert(*to, index);
+                Ok(())
+            }
             Change::SetForwarding(name, forwarding) => self.tunnels.set(name, forwarding),
             Change::DelForwarding(name) => {
                 self.tunnels.stop(name);
@@ -415,6 +422,7 @@ impl Netlink {
 fn device(change: &Change) -> Option<Name> {
     match change {
         Change::DelLink(name)
+        | Change::RenameLink(name, _)
         | Change::AddLink(name, _)
         | Change::SetLink(name, _)
         | Change::SetForwarding(name, _)

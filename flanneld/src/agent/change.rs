@@ -306,7 +306,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.change.trial.is_some() || self.reconnecting.is_some() || self.contested.is_some() {
             return;
         }
-        let wanted = (external.public, self.ways.current().attachment(&self.macs()));
+        let wanted = (external.public, self.ways.attachment(&self.macs()));
         let so = (lease.public, lease.attachment.clone()) == wanted || self.claimed.as_ref() == Some(&wanted);
         if !so || self.change.reclaim {
             self.change.reclaim = false;

@@ -145,7 +145,7 @@ pub(super) async fn obtain<S: LeaseStore>(
     previous: Subnets,
     health: Health,
 ) -> Lease {
-    let attach = |known: Option<&Lease>| ways.current().attachment(&identity.macs(&ways, known, &public));
+    let attach = |known: Option<&Lease>| ways.attachment(&identity.macs(&ways, known, &public));
     let mut said = String::new();
     let mut pause = RETRY.0;
     loop {

@@ -62,8 +62,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// The peers, each with the way to it. Ways that nobody needs any more are given up.
     fn peers(&mut self, all: &Leases) -> Peers {
         let before = Arc::clone(&self.interest().desired);
+        let now = Instant::now().into_std();
         loop {
             let lease = self.lease.as_ref().expect("there is a plan only with a lease");
+            let ask_again = self.ways.hear_ports(all, &lease.subnets, now);
             let outlook = Outlook {
                 network: &self.network,
                 former: &self.change.former,
@@ -72,8 +74,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 before: &before,
             };
             let peers = Peers::choose(outlook, all);
-            let (given_up, next) = self.ways.give_up(&peers, Instant::now().into_std());
-            self.expiry = next.map(Instant::from_std);
+            let (given_up, next) = self.ways.give_up(&peers, now);
+            self.expiry = [next, ask_again].into_iter().flatten().min().map(Instant::from_std);
             if !given_up {
                 return peers;
             }

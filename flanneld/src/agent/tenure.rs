@@ -25,7 +25,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             None if self.lost.is_empty() => self.previous.subnets,
             None => Subnets::default(),
         };
-        self.claimed = Some((external.public, self.ways.current().attachment(&self.macs())));
+        self.claimed = Some((external.public, self.ways.attachment(&self.macs())));
         self.claiming = Some(Task::spawn(claim::obtain(
             Arc::clone(&self.store),
             self.network.clone(),

@@ -144,7 +144,7 @@ impl Bed {
     fn peer(&self, number: u8) {
         let subnets: Subnets = [format!("10.244.{number}.0/24").parse().unwrap()].into_iter().collect();
         let public = PublicAddrs { v4: Some([192, 0, 2, number].into()), v6: None };
-        let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, number]) };
+        let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, number]), port: None };
         let attachment = Attachment::Vxlan { v4: Some(vtep), v6: None };
         let lease = Lease { subnets, public, attachment, created: u64::from(number) };
         self.cluster.edit(|all| drop(all.leases.insert(subnets, lease)));
@@ -309,7 +309,8 @@ async fn a_lease_given_away_is_replaced_and_one_that_is_fought_over_is_left_alon
     assert_eq!(bed.cluster.leases().leases[&mine.subnets].public.v4, Some([192, 0, 2, 200].into()));
 
     let mine = bed.cluster.leases().leases.into_values().find(|lease| lease.public == mine.public).unwrap();
-    let foreign = Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac: Mac([2, 9, 9, 9, 9, 9]) }), v6: None };
+    let foreign =
+        Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac: Mac([2, 9, 9, 9, 9, 9]), port: None }), v6: None };
     bed.cluster.edit(|all| all.leases.get_mut(&mine.subnets).unwrap().attachment = foreign.clone());
     bed.until("the reason", |bed| bed.reasons().contains("same public address")).await;
     sleep(Duration::from_secs(7200)).await;

@@ -94,3 +94,41 @@ fn the_backend_changes_three_times_and_no_packet_is_lost() {
     let logs = members.iter().map(|member| member.agent.log()).collect::<Vec<_>>().join("\n---\n");
     assert_eq!(lost(pings), 0, "{logs}");
 }
+
+#[test]
+fn the_port_changes_and_no_packet_is_lost() {
+    let cluster = Cluster::new(VXLAN);
+    let members = [cluster.join(), cluster.join(), cluster.join()];
+    let pods: Vec<Pod> = members.iter().map(Member::pod).collect();
+    let pings = pings(&pods);
+    let port = |member: &Member| {
+        let link = member.show("ip -d link show flannel.1");
+        link.split_once("dstport ").unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    let mut said = false;
+    for (config, wanted) in [(&*VXLAN.replace("vxlan\"", "vxlan\",\"Port\":4789"), "4789"), (VXLAN, "8472")] {
+        cluster.put(CONFIG, config);
+        for member in &members {
+            member.wait("the new port", || port(member) == wanted);
+        }
+        said |= cluster.leases().iter().any(|(_, value)| value.contains("\"Port\":4789"));
+        for member in &members {
+            let end = std::time::Instant::now() + PATIENCE;
+            while member.show("ip -o link show type vxlan").lines().count() > 1 {
+                assert!(std::time::Instant::now() < end, "{}", member.agent.log());
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+        member_values_are_plain(&cluster, &members[0]);
+    }
+    assert!(said, "who changes the port says so");
+    let logs = members.iter().map(|member| member.agent.log()).collect::<Vec<_>>().join("\n---\n");
+    assert_eq!(lost(pings), 0, "{logs}");
+}
+
+/// Afterwards leases are again as Go flannel writes them.
+fn member_values_are_plain(cluster: &Cluster, member: &Member) {
+    member.wait("leases without a port", || {
+        cluster.leases().iter().all(|(_, value)| value.contains(r#""BackendData":{"VNI":1,"VtepMAC":"#))
+    });
+}

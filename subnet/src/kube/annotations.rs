@@ -109,9 +109,10 @@ pub(super) fn wanted(
     for family in Family::BOTH {
         let names = Names::of(family);
         let data = match attachment {
-            Attachment::Vxlan { .. } => attachment
-                .vtep(family)
-                .map(|vtep| format!("{{\"VNI\":{},\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)),
+            Attachment::Vxlan { .. } => attachment.vtep(family).map(|vtep| {
+                let port = vtep.port.map_or_else(String::new, |port| format!("\"Port\":{port},"));
+                format!("{{\"VNI\":{},{port}\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)
+            }),
             // Go writes IPv4's also where there is no IPv4.
             Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) if family == Family::V4 => {
                 Some("null".to_owned())
@@ -204,7 +205,7 @@ mod tests {
     }
 
     fn vxlan(v4: Option<&str>, v6: Option<&str>) -> Attachment {
-        let vtep = |mac: &str| Vtep { vni: 1, mac: mac.parse().unwrap() };
+        let vtep = |mac: &str| Vtep { vni: 1, mac: mac.parse().unwrap(), port: None };
         Attachment::Vxlan { v4: v4.map(vtep), v6: v6.map(vtep) }
     }
 

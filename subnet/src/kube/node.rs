@@ -188,7 +188,8 @@ fn read_vtep(text: &str) -> Result<Option<Vtep>, String> {
     let vni = data.get::<u32>("VNI")?.unwrap_or(0);
     let mac = data.get::<String>("VtepMAC")?.ok_or("it has no VtepMAC")?;
     let mac = mac.parse().map_err(|error| format!("VtepMAC: {error}"))?;
-    Ok(Some(Vtep { vni, mac }))
+    let port = data.get::<u16>("Port")?.filter(|port| *port != 0);
+    Ok(Some(Vtep { vni, mac, port }))
 }
 
 /// What is kept of a node that Flannel manages: about 150 bytes.

@@ -86,13 +86,15 @@ struct Value<'a> {
 struct VtepData {
     #[serde(rename = "VNI")]
     vni: u32,
+    #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
     #[serde(rename = "VtepMAC")]
     mac: String,
 }
 
 impl From<Vtep> for VtepData {
     fn from(vtep: Vtep) -> Self {
-        Self { vni: vtep.vni, mac: vtep.mac.to_string() }
+        Self { vni: vtep.vni, port: vtep.port, mac: vtep.mac.to_string() }
     }
 }
 
@@ -155,7 +157,8 @@ fn vtep(object: &Object<'_>, key: &str) -> Result<Option<Vtep>, DecodeError> {
         return Err(DecodeError(format!("{key}: it has no VtepMAC")));
     };
     let mac: Mac = mac.parse().map_err(|error| format!("{key}.VtepMAC: {error}"))?;
-    Ok(Some(Vtep { vni, mac }))
+    let port = data.get::<u16>("Port")?.filter(|port| *port != 0);
+    Ok(Some(Vtep { vni, mac, port }))
 }
 
 #[cfg(test)]
@@ -169,7 +172,7 @@ mod tests {
     }
 
     fn vtep(text: &str) -> Vtep {
-        Vtep { vni: 1, mac: text.parse().unwrap() }
+        Vtep { vni: 1, mac: text.parse().unwrap(), port: None }
     }
 
     #[test]
@@ -278,9 +281,10 @@ mod tests {
         }
 
         #[test]
-        fn values_round_trip(v4: u32, v6: Option<u128>, mac: [u8; 6], vni: u32) {
+        fn values_round_trip(v4: u32, v6: Option<u128>, mac: [u8; 6], vni: u32, port: Option<u16>) {
+            let port = port.map(|port| port | 1);
             let public = PublicAddrs { v4: Some(Ipv4Addr::from(v4 | 1)), v6: v6.map(|v6| Ipv6Addr::from(v6 | 1)) };
-            let data = Some(Vtep { vni, mac: Mac(mac) });
+            let data = Some(Vtep { vni, mac: Mac(mac), port });
             for attachment in [Attachment::Udp, Attachment::HostGw, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }] {
                 let value = encode_value(&public, &attachment);
                 prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));

@@ -33,7 +33,7 @@ pub(crate) fn public_with_v6(number: u16) -> PublicAddrs {
 pub(crate) fn vxlan(number: u16) -> Attachment {
     let [high, low] = number.to_be_bytes();
     let mac = format!("02:00:00:00:{high:02x}:{low:02x}").parse().unwrap();
-    Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac }), v6: None }
+    Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac, port: None }), v6: None }
 }
 
 /// The value of such a node's lease.

@@ -25,7 +25,7 @@ pub(crate) fn public(v4: &str, v6: &str) -> PublicAddrs {
 }
 
 pub(crate) fn vxlan(v4: &str, v6: &str) -> Attachment {
-    let vtep = |mac: &str| mac.parse().ok().map(|mac| Vtep { vni: 1, mac });
+    let vtep = |mac: &str| mac.parse().ok().map(|mac| Vtep { vni: 1, mac, port: None });
     Attachment::Vxlan { v4: vtep(v4), v6: vtep(v6) }
 }
 

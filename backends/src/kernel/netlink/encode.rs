@@ -26,6 +26,10 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
     use RouteNetlinkMessage as Message;
     Ok(match change {
         Change::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
+        Change::RenameLink(_, to) => {
+            let message = LinkUnspec::new_with_index(index).name(to.to_string()).build();
+            (Message::NewLink(message), 0)
+        }
         Change::AddLink(name, link) => (Message::NewLink(new_vxlan(name.as_str(), link)?), ADD),
         Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
         Change::SetForwarding(..) | Change::DelForwarding(_) => {

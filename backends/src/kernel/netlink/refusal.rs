@@ -37,6 +37,10 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             );
             return io::Error::new(error.kind(), words);
         }
+        (Change::RenameLink(..), Some(errno::EBUSY)) => {
+            "this kernel can't rename a device that is up (Linux 6.2 and later can), so the port can't change without an \
+             interruption: restart flanneld on all nodes with the new configuration"
+        }
         (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
              linux-modules-extra-raspi), or use the host-gw backend"
@@ -103,6 +107,7 @@ fn already_so(change: &Change, error: &io::Error) -> bool {
             matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
         }
         Change::AddLink(..)
+        | Change::RenameLink(..)
         | Change::SetLink(..)
         | Change::SetForwarding(..)
         | Change::DelForwarding(..)
