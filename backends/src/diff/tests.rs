@@ -124,6 +124,10 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
 /// `desired` as a kernel shows it that had `actual` before: where any port will do, the one that is
 /// there, and the kernel's own routes where they are in the way or nobody's business.
 fn expected(desired: &KernelState, actual: &KernelState) -> KernelState {
+    // Devices that are renamed live on.
+    let mut renamed = actual.clone();
+    renames(desired, actual).iter().for_each(|change| renamed.apply(change));
+    let actual = &renamed;
     let mut expected = desired.clone();
     for (name, link) in &mut expected.links {
         if let LinkIdentity::Vxlan(want) = &mut link.identity {
