@@ -4,12 +4,14 @@
 
 mod bed;
 mod cleanup;
+mod families;
 mod heal;
 mod health;
 mod kube;
 mod live;
 mod masquerade;
 mod restart;
+mod site;
 mod strangers;
 mod swap;
 mod udp;
