@@ -79,7 +79,8 @@ pub struct Vtep {
 pub struct Leases {
     /// The leases that could be read.
     pub leases: BTreeMap<Subnets, Lease>,
-    /// The entries that could not, by their key: reported, and never a reason to touch another lease.
+    /// The entries that could not, or not in both families, by their key: reported, and never a reason to
+    /// touch another lease or the other family.
     pub malformed: BTreeMap<String, Malformed>,
 }
 
@@ -102,9 +103,14 @@ impl Leases {
                 return;
             }
         };
-        match decode_value(value) {
-            Ok((public, attachment)) => {
+        match wire::decode_for(value, Some(&subnets)) {
+            Ok((public, attachment, wrong)) => {
                 self.leases.insert(subnets, Lease { subnets, public, attachment, created });
+                if let Some(error) = wrong {
+                    // The lease has the subnets.
+                    let malformed = Malformed { why: error.to_string(), subnets: None };
+                    self.malformed.insert(key.to_owned(), malformed);
+                }
             }
             Err(error) => {
                 let malformed = Malformed { why: error.to_string(), subnets: Some(subnets) };
@@ -181,6 +187,42 @@ mod tests {
         leases.remove_entry("nonsense");
         leases.remove_entry("10.5.1.0-24");
         assert_eq!(leases, Leases::default());
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_family_leaves_the_other_one_usable() {
+        let data = |mac: &str| format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        let (good, bad) = (data("c6:d2:32:6f:8f:44"), data("zz"));
+        let value = |v4: &str, v6: &str| {
+            format!(
+                r#"{{"PublicIP":"192.0.2.1","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":{v4},"BackendV6Data":{v6}}}"#
+            )
+        };
+        for (v4, v6, usable) in
+            [(&good, &bad, Some(Family::V4)), (&bad, &good, Some(Family::V6)), (&bad, &bad, None)]
+        {
+            let mut leases = Leases::default();
+            let key = "10.5.1.0-24&fd00:5:1::-64";
+            leases.insert_entry(key, value(v4, v6).as_bytes(), 1);
+            assert_eq!(leases.leases.len(), usize::from(usable.is_some()));
+            for lease in leases.leases.values() {
+                for family in Family::BOTH {
+                    let (public, vtep) = (lease.public.get(family), lease.attachment.vtep(family));
+                    assert_eq!(
+                        (public.is_some(), vtep.is_some()),
+                        (usable == Some(family), usable == Some(family))
+                    );
+                }
+            }
+            assert!(leases.malformed[key].why.contains("\"zz\""), "{}", leases.malformed[key].why);
+            assert_eq!(leases.taken().count(), 1);
+            leases.remove_entry(key);
+            assert_eq!(leases, Leases::default());
+        }
+        // Of a family in which there is no subnet nothing is needed.
+        let mut leases = Leases::default();
+        leases.insert_entry("10.5.1.0-24", value(&good, &bad).as_bytes(), 1);
+        assert_eq!(leases.leases.len(), 1);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Attachment, Vtep};
 use crate::gojson::{self, Object, shortened};
 use crate::mac::Mac;
-use crate::net::{PublicAddrs, Subnets};
+use crate::net::{Family, PublicAddrs, Subnets};
 
 /// A lease's value can't be used; the text says which member and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,24 +118,58 @@ pub fn encode_value(public: &PublicAddrs, attachment: &Attachment) -> String {
 /// # Errors
 /// [`DecodeError`] naming the member and its value.
 pub fn decode_value(value: &[u8]) -> Result<(PublicAddrs, Attachment), DecodeError> {
+    match decode_for(value, None)? {
+        (public, attachment, None) => Ok((public, attachment)),
+        (_, _, Some(wrong)) => Err(wrong),
+    }
+}
+
+/// Reads what concerns these families, or both: what is wrong with one of them costs the other nothing, and
+/// is handed back if there is another one that is right.
+pub(super) fn decode_for(
+    value: &[u8],
+    subnets: Option<&Subnets>,
+) -> Result<(PublicAddrs, Attachment, Option<DecodeError>), DecodeError> {
     let text = std::str::from_utf8(value).map_err(|error| format!("not UTF-8: {error}"))?;
     let object = Object::parse(text)?;
-    let v4: Option<Ipv4Addr> = address(object.get_non_null("PublicIP")?, "PublicIP", "IPv4")?;
-    let v6: Option<Ipv6Addr> = address(object.get("PublicIPv6")?, "PublicIPv6", "IPv6")?;
+    let kind: String = object.get("BackendType")?.unwrap_or_default();
+    let is_vxlan = kind.eq_ignore_ascii_case("vxlan");
+    let data = |key| if is_vxlan { vtep(&object, key) } else { Ok(None) };
+    let v4 = object
+        .get_non_null("PublicIP")
+        .map_err(DecodeError::from)
+        .and_then(|text| address::<Ipv4Addr>(text, "PublicIP", "IPv4"))
+        .and_then(|addr| Ok((addr, data("BackendData")?)));
+    let v6 = object
+        .get("PublicIPv6")
+        .map_err(DecodeError::from)
+        .and_then(|text| address::<Ipv6Addr>(text, "PublicIPv6", "IPv6"))
+        .and_then(|addr| Ok((addr, data("BackendV6Data")?)));
+    let has = |family| subnets.is_none_or(|subnets| subnets.get(family).is_some());
+    let some_is_right = has(Family::V4) && v4.is_ok() || has(Family::V6) && v6.is_ok();
+    let mut wrong = None;
+    let (v4, v4_data) = v4.unwrap_or_else(|error| {
+        wrong = Some(error);
+        (None, None)
+    });
+    let (v6, v6_data) = v6.unwrap_or_else(|error| {
+        wrong.get_or_insert(error);
+        (None, None)
+    });
+    if let Some(error) = wrong.take_if(|_| !some_is_right) {
+        return Err(error);
+    }
     let public = PublicAddrs {
         v4: v4.filter(|addr| !addr.is_unspecified()),
         v6: v6.filter(|addr| !addr.is_unspecified()),
     };
-    let kind: String = object.get("BackendType")?.unwrap_or_default();
     let attachment = match kind.to_ascii_lowercase().as_str() {
         "" | "udp" => Attachment::Udp,
         "host-gw" => Attachment::HostGw,
-        "vxlan" => {
-            Attachment::Vxlan { v4: vtep(&object, "BackendData")?, v6: vtep(&object, "BackendV6Data")? }
-        }
+        "vxlan" => Attachment::Vxlan { v4: v4_data, v6: v6_data },
         _ => Attachment::Foreign(shortened(&kind).into()),
     };
-    Ok((public, attachment))
+    Ok((public, attachment, wrong))
 }
 
 fn address<T: std::str::FromStr>(
