@@ -19,12 +19,13 @@ use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, Rou
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::RouteMessageBuilder;
 use subnet::Family;
+use subnet::net::host;
 
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::backend::Direct;
 use crate::host::{DefaultRoute, HostView, Way};
 use crate::name::Name;
-use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch};
+use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, Route};
 use crate::udp::counters::Counters;
 use crate::udp::engine::{Engine, Offload};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
@@ -412,10 +413,57 @@ impl Netlink {
         failures: &mut Vec<(usize, KernelError)>,
     ) {
         let (positions, requests) = std::mem::take(pending);
+        let mut enabled: Option<Name> = None;
         for (offset, error) in self.conversation.changes(requests) {
-            record(changes, failures, positions[offset], Err(error));
+            let position = positions[offset];
+            let change = &changes[position];
+            if let Change::AddAddress(name, net) = change
+                && net.addr().is_ipv6()
+                && error.raw_os_error() == Some(errno::EACCES)
+                && enable_ipv6(name)
+            {
+                enabled = Some(*name);
+            }
+            let outcome = match change {
+                // What comes after the address was refused for the same reason.
+                _ if enabled.is_some() && device(change) == enabled => self.repeat(change),
+                Change::SetRoute(route) if may_lack_way_to_hop(route, &error) => {
+                    self.set_route_with_way(route)
+                }
+                _ => Err(error),
+            };
+            record(changes, failures, position, outcome);
         }
     }
+
+    fn repeat(&mut self, change: &Change) -> io::Result<()> {
+        let index = device(change).and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
+        self.conversation.change(encode::request(change, index)?)
+    }
+
+    /// Sets a route after one to its next hop alone, which goes again: without that, nothing could take
+    /// the place of a route by another device in one step.
+    fn set_route_with_way(&mut self, route: &Route) -> io::Result<()> {
+        let Some(hop) = route.via else { return Err(io::Error::from_raw_os_error(errno::EINVAL)) };
+        let way = Route { dev: route.dev, ..Route::ours(host(hop)) };
+        self.repeat(&Change::SetRoute(way))?;
+        let outcome = self.repeat(&Change::SetRoute(*route));
+        self.repeat(&Change::DelRoute(way))?;
+        outcome
+    }
+}
+
+/// Makes a device take IPv6 addresses where the host's default, or somebody later, keeps it from that. Says
+/// whether it could.
+fn enable_ipv6(name: &Name) -> bool {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "0").is_ok()
+}
+
+/// The kernel takes no next hop of IPv6 to which it knows a way by another device than the route's, except
+/// the default route, not even with `onlink` (net/ipv6/route.c, `ip6_route_check_nh_onlink`). Our next hops
+/// are in the very subnets to which routes are to be replaced.
+fn may_lack_way_to_hop(route: &Route, error: &io::Error) -> bool {
+    route.onlink && route.dst.addr().is_ipv6() && error.raw_os_error() == Some(errno::EINVAL)
 }
 
 /// The device that a change names.

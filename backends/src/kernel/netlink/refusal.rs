@@ -49,6 +49,13 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
              Backend.VNI or Backend.Port"
         }
+        (Change::AddAddress(name, net), Some(errno::EACCES)) if net.addr().is_ipv6() => {
+            let words = format!(
+                "{error}: IPv6 is disabled on {name} and flanneld can't write below /proc/sys: set \
+                 net.ipv6.conf.default.disable_ipv6 and net/ipv6/conf/{name}/disable_ipv6 to 0 with sysctl"
+            );
+            return io::Error::new(error.kind(), words);
+        }
         (Change::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
             "the next hop is on no link of this host: host-gw needs all nodes on one link, vxlan does not"
         }
