@@ -7,6 +7,7 @@ mod cleanup;
 mod families;
 mod heal;
 mod health;
+mod independent;
 mod kube;
 mod live;
 mod masquerade;
