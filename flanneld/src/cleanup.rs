@@ -104,7 +104,7 @@ fn scope(kernel: &mut Netlink, previous: &Previous) -> anyhow::Result<Scope> {
     }
     // Every device named like ours is looked at; whether it is ours, its kind and its addresses tell.
     let host = kernel.observe(&KernelState::default(), &Scope::default())?.host;
-    let named = host.links.values().map(|link| link.name).filter(|name| name.as_str().starts_with("flannel"));
+    let named = host.links.values().map(|link| link.name).filter(|name| name.as_str().starts_with("fl"));
     let candidates = Scope { devices: named.collect(), networks: scope.networks.clone(), ..Scope::default() };
     let state = kernel.observe(&KernelState::default(), &candidates)?.state;
     for (name, link) in &state.links {

@@ -42,8 +42,9 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
              interruption: restart flanneld on all nodes with the new configuration"
         }
         (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
-            "this kernel can't make VXLAN devices: load the module vxlan (Ubuntu for Raspberry Pi has it in the package \
-             linux-modules-extra-raspi), or use the host-gw backend"
+            "this kernel can't make VXLAN devices: load the module vxlan (modprobe vxlan; Ubuntu for Raspberry Pi has it in \
+             the package linux-modules-extra-raspi, OpenWrt in kmod-vxlan), use the host-gw backend, or allow this node \
+             the udp backend with Backend.Fallback: \"udp\""
         }
         (Change::AddLink(..), Some(errno::EEXIST)) => {
             "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
