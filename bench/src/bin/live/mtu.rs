@@ -1,0 +1,121 @@
+//! The underlay's MTU is lowered and raised again under requests that need the whole of it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use backends::testing::{PingOptions, Pod};
+use subnet::Family;
+
+use crate::bed::{Cluster, Member, config};
+use crate::pings::Mesh;
+use crate::{AFTER, Stage};
+use bench::figure::{Figure, Limit, Record};
+
+/// 1,400 bytes with the headers of ICMP and IPv4: more than pods may send while the underlay carries 1,400.
+/// They are sent as applications do: with DF, until the sender has learnt the MTU of the path.
+const REQUEST: PingOptions = PingOptions { size: 1372, dont_fragment: false };
+/// What VXLAN needs of each packet.
+const OVERHEAD: u32 = 50;
+/// How long new pods may still get the old MTU.
+const LIMIT_MS: f64 = 1000.0;
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Figures of one change of the MTU.
+struct Figures {
+    mtu: u32,
+    /// Of the worst pair of pods.
+    most: Figure,
+    lost: Figure,
+    file: Figure,
+    device: Figure,
+}
+
+impl Figures {
+    fn new(mtu: u32, verb: &str, most: f64) -> Self {
+        let figure =
+            |what: &str, unit, limit| Figure::new(format!("mtu: {verb} to {mtu}: {what}"), unit, limit);
+        Self {
+            mtu,
+            most: figure("pings lost from one pod to one other", "", Limit::Each(most)),
+            lost: figure("pings lost in six directions", "", Limit::None),
+            file: figure("until every subnet.env has it", "ms", Limit::Each(LIMIT_MS)),
+            device: figure("until every flannel.1 has it", "ms", Limit::Each(LIMIT_MS)),
+        }
+    }
+}
+
+/// Lowers and raises it.
+pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+    stage.progress.step("mtu: three nodes with vxlan")?;
+    let cluster = Cluster::new(stage, &config("vxlan", &[Family::V4]), 3)?;
+    let pods = cluster.pods(&[Family::V4])?;
+    let mut changes = [Figures::new(1400, "lowered", 1.0), Figures::new(1500, "raised", 0.0)];
+    for round in stage.rounds(u32::MAX) {
+        // What pods have learnt of their paths would last for ten minutes.
+        forget_paths(&pods)?;
+        for figures in &mut changes {
+            let mesh = Mesh::start_with(&pods, Family::V4, REQUEST)?.undisturbed()?;
+            let (file, device) = change(stage, &cluster, figures.mtu)?;
+            mesh.again();
+            stage.progress.pause(AFTER)?;
+            let tally = mesh.finish()?;
+            stage.progress.step(&format!(
+                "mtu: round {round}: {}: {} lost, {} at most by one pair; subnet.env after {file:.0?}, flannel.1 after {device:.0?}",
+                figures.mtu,
+                tally.lost(),
+                tally.most_lost()
+            ))?;
+            figures.most.rounds.push(tally.most_lost() as f64);
+            figures.lost.rounds.push(tally.lost() as f64);
+            figures.file.push_ms(file);
+            figures.device.push_ms(device);
+        }
+    }
+    for Figures { most, lost, file, device, .. } in changes {
+        stage.put(record, &[most, lost, file, device])?;
+    }
+    Ok(())
+}
+
+fn forget_paths(pods: &[Pod]) -> anyhow::Result<()> {
+    pods.iter().try_for_each(|pod| pod.command("ip").args(["route", "flush", "cache"]).ok().map(drop))
+}
+
+/// Changes it on all nodes at once: a node drops packets that are longer than what its own device carries, and
+/// nothing on earth can keep others from sending them. Gives the time until all files and all devices follow.
+fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duration, Duration)> {
+    let start = Instant::now();
+    let of_one = |member: &Member| -> anyhow::Result<(Duration, Duration)> {
+        member.node.set_mtu(mtu)?;
+        let (mut file, mut device) = (None, None);
+        while file.is_none() || device.is_none() {
+            stage.progress.check()?;
+            if file.is_none() && member.agent.subnet_env()?.mtu == Some(mtu - OVERHEAD) {
+                file = Some(start.elapsed());
+            }
+            let wanted = format!(" mtu {} ", mtu - OVERHEAD);
+            if device.is_none() && member.show("ip -o link show flannel.1")?.contains(&wanted) {
+                device = Some(start.elapsed());
+            }
+            anyhow::ensure!(
+                start.elapsed() < crate::bed::PATIENCE,
+                "the MTU is not followed\n{}",
+                cluster.logs()
+            );
+            thread::sleep(INTERVAL);
+        }
+        file.zip(device).context("the loop ends with both")
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            cluster.members.iter().map(|member| scope.spawn(move || of_one(member))).collect();
+        let mut slowest = (Duration::ZERO, Duration::ZERO);
+        for thread in threads {
+            let (file, device) = thread.join().map_err(|_| anyhow!("the change of the MTU panicked"))??;
+            slowest = (slowest.0.max(file), slowest.1.max(device));
+        }
+        Ok(slowest)
+    })
+}
