@@ -1,13 +1,16 @@
 //! The underlay's MTU is lowered and raised again under requests that need the whole of it.
 
+use std::fs::File;
+use std::io::Write;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
-use backends::testing::{PingOptions, Pod};
+use anyhow::{Context, anyhow, ensure};
+use backends::testing::{PingOptions, Pod, Process};
 use subnet::Family;
 
-use crate::bed::{Cluster, Member, config};
+use crate::bed::{Cluster, Member, PATIENCE, config};
 use crate::pings::Mesh;
 use crate::{AFTER, Stage};
 use bench::figure::{Figure, Limit, Record};
@@ -19,6 +22,8 @@ const REQUEST: PingOptions = PingOptions { size: 1372, dont_fragment: false };
 const OVERHEAD: u32 = 50;
 /// How long new pods may still get the old MTU.
 const LIMIT_MS: f64 = 1000.0;
+/// Until every `ip` waits for orders.
+const HANDS_UP: Duration = Duration::from_millis(200);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(2);
 
@@ -83,12 +88,13 @@ fn forget_paths(pods: &[Pod]) -> anyhow::Result<()> {
     pods.iter().try_for_each(|pod| pod.command("ip").args(["route", "flush", "cache"]).ok().map(drop))
 }
 
-/// Changes it on all nodes at once: a node drops packets that are longer than what its own device carries, and
-/// nothing on earth can keep others from sending them. Gives the time until all files and all devices follow.
+/// Changes it on all nodes and gives the time until all files and all devices follow.
 fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duration, Duration)> {
+    let mut hands = cluster.members.iter().map(Hand::new).collect::<anyhow::Result<Vec<_>>>()?;
+    stage.progress.pause(HANDS_UP)?;
     let start = Instant::now();
+    hands.iter_mut().try_for_each(|hand| hand.set_mtu(mtu))?;
     let of_one = |member: &Member| -> anyhow::Result<(Duration, Duration)> {
-        member.node.set_mtu(mtu)?;
         let (mut file, mut device) = (None, None);
         while file.is_none() || device.is_none() {
             stage.progress.check()?;
@@ -99,11 +105,7 @@ fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duratio
             if device.is_none() && member.show("ip -o link show flannel.1")?.contains(&wanted) {
                 device = Some(start.elapsed());
             }
-            anyhow::ensure!(
-                start.elapsed() < crate::bed::PATIENCE,
-                "the MTU is not followed\n{}",
-                cluster.logs()
-            );
+            ensure!(start.elapsed() < PATIENCE, "the MTU is not followed\n{}", cluster.logs());
             thread::sleep(INTERVAL);
         }
         file.zip(device).context("the loop ends with both")
@@ -113,9 +115,35 @@ fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duratio
             cluster.members.iter().map(|member| scope.spawn(move || of_one(member))).collect();
         let mut slowest = (Duration::ZERO, Duration::ZERO);
         for thread in threads {
-            let (file, device) = thread.join().map_err(|_| anyhow!("the change of the MTU panicked"))??;
+            let (file, device) = thread.join().map_err(|_| anyhow!("the watch of the MTU panicked"))??;
             slowest = (slowest.0.max(file), slowest.1.max(device));
         }
         Ok(slowest)
     })
+}
+
+/// An `ip` on a node that waits for its orders. All nodes have to change within a fraction of a millisecond:
+/// a veth drops what is longer than its own MTU, and what others send meanwhile would be lost, whatever
+/// agents do.
+struct Hand {
+    orders: File,
+    _ip: Process,
+}
+
+impl Hand {
+    fn new(member: &Member) -> anyhow::Result<Self> {
+        let path = member.node.dir().join("orders");
+        if !path.exists() {
+            let made = Command::new("mkfifo").arg(&path).status().context("mkfifo is in coreutils")?;
+            ensure!(made.success(), "no pipe {}", path.display());
+        }
+        // To open it for reading, too, means not to wait for the reader.
+        let orders = File::options().read(true).write(true).open(&path)?;
+        let ip = member.node.namespace().command("ip").arg("-batch").arg(&path).spawn()?;
+        Ok(Self { orders, _ip: ip })
+    }
+
+    fn set_mtu(&mut self, mtu: u32) -> anyhow::Result<()> {
+        writeln!(self.orders, "link set eth0 mtu {mtu}").context("can't give an order to ip")
+    }
 }
