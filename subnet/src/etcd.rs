@@ -167,6 +167,10 @@ impl LeaseStore for Etcd {
     async fn follow(&self, feed: &Feed) -> Infallible {
         self.feed(feed).await
     }
+
+    fn readdressed(&self) {
+        self.connection.readdressed();
+    }
 }
 
 #[cfg(test)]

@@ -212,6 +212,10 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Feeds complete snapshots, the own lease included, until dropped; paces its own retries.
     fn follow(&self, feed: &Feed) -> impl Future<Output = Infallible> + Send;
 
+    /// This node's own addresses have changed: connections from the old ones, on which nothing is heard any
+    /// more, are given up at once.
+    fn readdressed(&self) {}
+
     /// Resolves when somebody has decided something about this node that [`acquire`](Self::acquire) or
     /// [`node_public`](Self::node_public) have not seen yet, so that they are worth calling again at
     /// once. Never, where nobody decides about nodes.

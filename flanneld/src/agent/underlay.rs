@@ -77,6 +77,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             // Nobody knows how far it got.
             self.change.reclaim = self.lease.is_some();
         }
+        let local = self.external.as_ref().map(|old| old.addr);
+        if self.claimed.is_some() && local != Some(external.addr) {
+            self.store.readdressed();
+        }
         self.external = Some(external);
         self.plan = None;
     }

@@ -1,6 +1,7 @@
 //! The external interface goes down, changes and disappears, and the agent follows.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::bed::{Cluster, VXLAN};
 
@@ -43,6 +44,23 @@ fn a_new_address_of_the_underlay_is_published_and_peers_follow() {
     assert_eq!(a.subnet(), subnet);
     a.wait("echoes between pods", || pod_a.namespace().reaches(pod_b.address()).unwrap());
     assert!(a.show("ip -d link show flannel.1").contains("local 172.31.0.77"));
+}
+
+#[test]
+fn an_address_that_the_store_was_reached_from_may_go() {
+    /// Less than a request waits for an answer.
+    const SOON: Duration = Duration::from_secs(5);
+    let cluster = Cluster::new(VXLAN);
+    let (a, b) = (cluster.join(), cluster.join());
+    let fdb = |member: &crate::bed::Member| member.show("bridge fdb show dev flannel.1");
+    for (changed, other, last) in [(&a, &b, 77), (&b, &a, 78)] {
+        other.wait("the peer", || fdb(other).contains(&format!("dst {} ", changed.node.address())));
+        let start = Instant::now();
+        changed.node.readdress([172, 31, 0, last].into(), changed.node.address_v6()).unwrap();
+        other.wait("the new address", || fdb(other).contains(&format!("dst 172.31.0.{last} ")));
+        // The second time it is heard of by the node that was the first to change.
+        assert!(start.elapsed() < SOON, "{:?}: {}", start.elapsed(), changed.agent.log());
+    }
 }
 
 #[test]

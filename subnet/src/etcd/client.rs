@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use super::EtcdOptions;
@@ -30,10 +30,14 @@ pub(super) struct Connection {
     /// The store in words, without secrets.
     pub(super) described: String,
     state: Mutex<State>,
+    /// Counts how often this node's addresses have changed.
+    moves: watch::Sender<u64>,
 }
 
 struct State {
     client: Option<Client>,
+    /// The addresses that the client connected from were the latest at this count.
+    moves: u64,
     /// Counts the clients, so that a late failure of an old one does not end a new one.
     generation: u64,
     /// Which endpoint is in use.
@@ -60,14 +64,26 @@ impl Connection {
             tls.load()?;
         }
         let user = options.username.clone().filter(|name| !name.is_empty());
-        let state = State { client: None, generation: 0, endpoint: random_below(endpoints.len()) };
+        let state = State { client: None, moves: 0, generation: 0, endpoint: random_below(endpoints.len()) };
         Ok(Self {
             described: format!("etcd at {}", endpoints.join(",")),
             endpoints,
             tls,
             user: user.map(|name| (name, options.password.clone().unwrap_or_default())),
             state: Mutex::new(state),
+            moves: watch::Sender::new(0),
         })
+    }
+
+    /// This node has other addresses: nothing that is sent from an old one is answered any more, which TCP
+    /// would find out after a quarter of an hour. What is under way fails or is sent again at once.
+    pub(super) fn readdressed(&self) {
+        self.moves.send_modify(|moves| *moves += 1);
+    }
+
+    /// Hears of every change of addresses from now on.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// Sends one request, to each endpoint in turn until one answers. It may be carried out twice.
@@ -75,10 +91,15 @@ impl Connection {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        let mut moves = self.moves();
         let mut tries = self.endpoints.len();
         loop {
             tries -= 1;
             match self.once(&request).await {
+                Err(StoreError::Unreachable { .. }) if moves.has_changed().unwrap_or(false) => {
+                    moves.mark_unchanged();
+                    tries = self.endpoints.len();
+                }
                 Err(StoreError::Unreachable { .. }) if tries > 0 => {}
                 outcome => return outcome,
             }
@@ -90,14 +111,22 @@ impl Connection {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let (client, generation) = self.client().await?;
-        let error = match timeout(ANSWER_WITHIN, request(client)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.meaning(&error),
-            Err(_) => self.silent(),
+        let mut moves = self.moves();
+        let answer = async {
+            let (client, generation) = self.client().await?;
+            let error = match timeout(ANSWER_WITHIN, request(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => self.meaning(&error),
+                Err(_) => self.silent(),
+            };
+            self.failed(generation).await;
+            Err(error)
         };
-        self.failed(generation).await;
-        Err(error)
+        tokio::select! {
+            biased;
+            outcome = answer => outcome,
+            _ = moves.changed() => Err(self.unreachable("this node's addresses have changed".into())),
+        }
     }
 
     /// The error for a server that keeps quiet.
@@ -115,6 +144,11 @@ impl Connection {
 
     async fn client(&self) -> Result<(Client, u64), StoreError> {
         let mut state = self.state.lock().await;
+        let moves = *self.moves.borrow();
+        if state.moves != moves {
+            state.client = None;
+            state.moves = moves;
+        }
         if let Some(client) = &state.client {
             return Ok((client.clone(), state.generation));
         }

@@ -28,10 +28,10 @@ impl Etcd {
     async fn heard_of_config(&self) -> Result<(), Ended> {
         let configured = *self.configured.lock().unwrap_or_else(PoisonError::into_inner);
         let from = configured.ok_or(Ended::Outdated)? + 1;
-        let mut stream = self.watch(self.keys.config(), WatchOptions::new(), from).await?;
+        let mut watch = self.watch(self.keys.config(), WatchOptions::new(), from).await?;
         loop {
             // Reports of progress have no events.
-            if !self.heard(&mut stream).await?.events().is_empty() {
+            if !self.heard(&mut watch).await?.events().is_empty() {
                 return Ok(());
             }
         }

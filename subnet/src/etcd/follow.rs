@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use etcd_client::{EventType, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::{Etcd, Listing};
@@ -18,6 +19,13 @@ const PAGE: i64 = 500;
 /// etcd reports progress on an idle watch every 10 minutes by default; silence for this long makes us
 /// look for ourselves.
 const SILENCE: Duration = Duration::from_secs(30 * 60);
+
+/// A watch, and what may cut it off.
+pub(super) struct Watch {
+    stream: WatchStream,
+    /// This node's addresses.
+    moves: watch::Receiver<u64>,
+}
 
 /// Why a watch ended.
 pub(super) enum Ended {
@@ -109,12 +117,12 @@ impl Etcd {
     /// Applies what happens after the listing until the watch ends.
     async fn watch_all(&self, mut listing: Listing, feed: &Feed) -> Ended {
         let range = WatchOptions::new().with_range(self.keys.end());
-        let mut stream = match self.watch(self.keys.first(), range, listing.revision + 1).await {
-            Ok(stream) => stream,
+        let mut watch = match self.watch(self.keys.first(), range, listing.revision + 1).await {
+            Ok(watch) => watch,
             Err(error) => return error.into(),
         };
         loop {
-            let mut next = self.heard(&mut stream).await;
+            let mut next = self.heard(&mut watch).await;
             // Whatever else is here already belongs into the same snapshot.
             let ended = loop {
                 match next {
@@ -123,7 +131,7 @@ impl Etcd {
                 }
                 next = tokio::select! {
                     biased;
-                    more = self.heard(&mut stream) => more,
+                    more = self.heard(&mut watch) => more,
                     () = std::future::ready(()) => break None,
                 };
             };
@@ -155,19 +163,28 @@ impl Etcd {
         key: &str,
         options: WatchOptions,
         from: i64,
-    ) -> Result<WatchStream, StoreError> {
+    ) -> Result<Watch, StoreError> {
         let options = options.with_start_revision(from).with_progress_notify();
-        self.connection
+        // Before it begins, so that no change is missed.
+        let moves = self.connection.moves();
+        let stream = self
+            .connection
             .call(|mut client| {
                 let options = options.clone();
                 async move { client.watch(key, Some(options)).await }
             })
-            .await
+            .await?;
+        Ok(Watch { stream, moves })
     }
 
     /// The next response of a watch, unless it is its end.
-    pub(super) async fn heard(&self, stream: &mut WatchStream) -> Result<WatchResponse, Ended> {
-        let response = match timeout(SILENCE, stream.message()).await {
+    pub(super) async fn heard(&self, watch: &mut Watch) -> Result<WatchResponse, Ended> {
+        let message = tokio::select! {
+            biased;
+            message = timeout(SILENCE, watch.stream.message()) => message,
+            _ = watch.moves.changed() => return Err(Ended::Outdated),
+        };
+        let response = match message {
             Ok(Ok(Some(response))) => response,
             Ok(Ok(None)) => return Err(self.connection.unreachable("the watch was closed".into()).into()),
             Ok(Err(error)) => return Err(self.connection.meaning(&error).into()),

@@ -159,12 +159,12 @@ impl Etcd {
     /// Renews the lease in time, until somebody else changes its key or this node moves to another.
     async fn watch_own(&self, mut held: Held) -> Result<(), Ended> {
         let key = self.keys.lease(&held.lease.subnets)?;
-        let mut stream = self.watch(&key, WatchOptions::new(), held.revision + 1).await?;
+        let mut watch = self.watch(&key, WatchOptions::new(), held.revision + 1).await?;
         let mut again = Backoff::new(RENEW_AGAIN.0, RENEW_AGAIN.1);
         let mut due = self.due(&held);
         loop {
             tokio::select! {
-                response = self.heard(&mut stream) => {
+                response = self.heard(&mut watch) => {
                     let newest = response?.events().iter().filter_map(|event| event.kv()).map(KeyValue::mod_revision).max();
                     // Locked, so that a writing of our own is known before it is heard of.
                     let known = self.held.lock().await.as_ref().map(|held| held.revision);
