@@ -59,6 +59,11 @@ bench-kube: ## Measures starts among 2 to 20,000 nodes of Kubernetes, heartbeats
 	cargo build --locked --release -p bench --bin kube
 	$(SUDO) $(PROGRAMS:debug=release)/kube $(ARGS)
 
+bench-live: ## Measures changes without a restart: backend, IPv6 added, MTU, addresses, one family (root; ARGS="--only mtu")
+	cargo build --locked --release -p flanneld
+	cargo build --locked -p bench --bin live
+	$(SUDO) $(PROGRAMS)/live $(ARGS)
+
 fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
 	cargo run -p bench --bin fuzz -- $(ARGS)
 
@@ -130,4 +135,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube fuzz test test-kube fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-kube fmt clippy doc layers release image manifest-check ci
