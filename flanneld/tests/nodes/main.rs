@@ -4,6 +4,7 @@
 
 mod bed;
 mod cleanup;
+mod direct;
 mod families;
 mod heal;
 mod health;
