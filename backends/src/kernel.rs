@@ -27,6 +27,8 @@ pub enum KernelError {
     Refused {
         /// The kind of object, see [`Change::object`].
         object: &'static str,
+        /// The device that it is about.
+        device: Option<Name>,
         /// The change in the words of `ip`.
         change: String,
         /// The kernel's errno.
@@ -48,11 +50,16 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether the node itself is not as it should be, rather than the way to one peer.
-    pub fn concerns_node(&self) -> bool {
+    /// Whether the node itself is not as it should be, rather than the way to some peers. `own` are the
+    /// devices by which this node announces that it is reached: what else it has, it has for peers.
+    pub fn concerns_node(&self, own: &[Name]) -> bool {
         match self {
-            Self::Refused { object, .. } => matches!(*object, "link" | "address" | "forwarding"),
-            Self::NoDevice(_) | Self::Netlink { .. } => true,
+            Self::Refused { object, device, .. } => {
+                matches!(*object, "link" | "address" | "forwarding")
+                    && device.is_none_or(|device| own.contains(&device))
+            }
+            Self::NoDevice(name) => own.contains(name),
+            Self::Netlink { .. } => true,
         }
     }
 }

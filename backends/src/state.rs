@@ -265,6 +265,28 @@ impl Change {
     }
 }
 
+impl Change {
+    /// The device that it names.
+    pub fn device(&self) -> Option<Name> {
+        match self {
+            Self::DelLink(name)
+            | Self::RenameLink(name, _)
+            | Self::AddLink(name, _)
+            | Self::SetLink(name, _)
+            | Self::SetForwarding(name, _)
+            | Self::DelForwarding(name)
+            | Self::AddAddress(name, _)
+            | Self::DelAddress(name, _)
+            | Self::SetFdb(name, ..)
+            | Self::DelFdb(name, _)
+            | Self::SetNeighbour(name, ..)
+            | Self::DelNeighbour(name, _) => Some(*name),
+            Self::SetRoute(route) | Self::DelRoute(route) => route.dev,
+            Self::AddBlackhole(_) | Self::DelBlackhole(_) => None,
+        }
+    }
+}
+
 impl KernelState {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {

@@ -85,6 +85,8 @@ impl Ways {
         if let BackendConfig::Vxlan(vxlan) = config
             && vxlan.fallback
         {
+            Way::new(&BackendConfig::FALLBACK, network)
+                .map_err(|error| BackendError(format!("Backend.Fallback: {error}")))?;
             ways.remember(&[BackendConfig::FALLBACK], network);
         }
         Ok(ways)

@@ -70,9 +70,10 @@ impl Kernel for FakeKernel {
             let kind = self.failing.get("vxlan").filter(|_| vxlan);
             if let Some(errno) = kind.or_else(|| self.failing.get(change.object())) {
                 let source = io::Error::from_raw_os_error(*errno);
+                let (object, device) = (change.object(), change.device());
                 failures.push((
                     index,
-                    KernelError::Refused { object: change.object(), change: change.to_string(), source },
+                    KernelError::Refused { object, device, change: change.to_string(), source },
                 ));
                 continue;
             }

@@ -215,7 +215,7 @@ impl Netlink {
     }
 
     fn change_link(&mut self, change: &Change) -> io::Result<()> {
-        let index = device(change).and_then(|name| self.indexes.get(&name).copied());
+        let index = change.device().and_then(|name| self.indexes.get(&name).copied());
         match change {
             Change::AddLink(name, link) => self.add_link(name, link),
             Change::RenameLink(from, to) => {
@@ -239,7 +239,7 @@ impl Netlink {
             }
             _ => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
-                if let Some(name) = device(change) {
+                if let Some(name) = change.device() {
                     self.tunnels.close(&name);
                 }
                 self.indexes.retain(|_, known| *known != index);
@@ -313,7 +313,7 @@ impl Kernel for Netlink {
         let mut missing: BTreeSet<Name> = BTreeSet::new();
         for (position, change) in changes.iter().enumerate() {
             let is_link = matches!(change.object(), "link" | "forwarding");
-            let index = device(change).map(|name| (name, self.indexes.get(&name).copied()));
+            let index = change.device().map(|name| (name, self.indexes.get(&name).copied()));
             let outcome = match index {
                 _ if is_link => {
                     self.send(changes, &mut pending, &mut failures);
@@ -370,7 +370,7 @@ impl Netlink {
             }
             let outcome = match change {
                 // What comes after the address was refused for the same reason.
-                _ if enabled.is_some() && device(change) == enabled => self.repeat(change),
+                _ if enabled.is_some() && change.device() == enabled => self.repeat(change),
                 Change::SetRoute(route) if may_lack_way_to_hop(route, &error) => {
                     self.set_route_with_way(route)
                 }
@@ -381,7 +381,7 @@ impl Netlink {
     }
 
     fn repeat(&mut self, change: &Change) -> io::Result<()> {
-        let index = device(change).and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
+        let index = change.device().and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
         self.conversation.change(encode::request(change, index)?)
     }
 
@@ -408,26 +408,6 @@ fn enable_ipv6(name: &Name) -> bool {
 /// are in the very subnets to which routes are to be replaced.
 fn may_lack_way_to_hop(route: &Route, error: &io::Error) -> bool {
     route.onlink && route.dst.addr().is_ipv6() && error.raw_os_error() == Some(errno::EINVAL)
-}
-
-/// The device that a change names.
-fn device(change: &Change) -> Option<Name> {
-    match change {
-        Change::DelLink(name)
-        | Change::RenameLink(name, _)
-        | Change::AddLink(name, _)
-        | Change::SetLink(name, _)
-        | Change::SetForwarding(name, _)
-        | Change::DelForwarding(name)
-        | Change::AddAddress(name, _)
-        | Change::DelAddress(name, _)
-        | Change::SetFdb(name, ..)
-        | Change::DelFdb(name, _)
-        | Change::SetNeighbour(name, ..)
-        | Change::DelNeighbour(name, _) => Some(*name),
-        Change::SetRoute(route) | Change::DelRoute(route) => route.dev,
-        Change::AddBlackhole(_) | Change::DelBlackhole(_) => None,
-    }
 }
 
 /// Files routes: of those to one destination the kernel uses the first one.

@@ -213,35 +213,44 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         });
         self.plan = None;
         if self.change.trial.is_none() {
-            self.change.candidate = None;
+            self.tried();
             self.accept();
         }
     }
 
     /// Decides on what is being tried: says whether there has to be another plan at once.
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
-        if let Some(why) = report.failed.iter().find(|error| lacks_vxlan(error)).map(ToString::to_string)
+        let own: Vec<Name> = self.ways.current().devices().into_iter().map(|(_, name)| name).collect();
+        let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
+        if let Some(why) = troubles.clone().find(|error| lacks_vxlan(error)).map(ToString::to_string)
             && self.fall_back(&why)
         {
             return true;
         }
         let Some((network, ways)) = self.change.trial.take() else { return false };
-        if let Some(trouble) = report.failed.iter().find(|error| error.concerns_node()) {
+        if let Some(trouble) = troubles.next() {
             let why = trouble.to_string();
             self.change.stray.extend(self.ways.devices());
+            self.tried();
             self.network = network;
             self.ways = ways;
             self.plan = None;
             self.change.reclaim = false;
-            self.change.candidate = None;
             self.rules.due();
             self.refuse(format!("the kernel does not take it: {why}"));
             return true;
         }
-        self.change.candidate = None;
+        self.tried();
         self.keeper.stale();
         self.accept();
         false
+    }
+
+    /// The configuration in force was tried: it is no candidate any more, unless there is another by now.
+    fn tried(&mut self) {
+        if self.change.candidate.as_ref() == Some(&self.network) {
+            self.change.candidate = None;
+        }
     }
 
     /// Takes the backend that the configuration allows instead of VXLAN. Says whether it does.

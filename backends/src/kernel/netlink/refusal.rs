@@ -18,7 +18,8 @@ pub(super) fn record(
         && !already_so(change, &source)
     {
         let source = explained(change, source);
-        let refused = KernelError::Refused { object: change.object(), change: change.to_string(), source };
+        let (object, device) = (change.object(), change.device());
+        let refused = KernelError::Refused { object, device, change: change.to_string(), source };
         failures.push((position, refused));
     }
 }

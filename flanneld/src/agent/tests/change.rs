@@ -236,3 +236,29 @@ async fn the_network_moves_and_both_are_routed_until_the_pods_of_the_old_one_are
     bed.bell.notify_one();
     bed.until("nothing left to say", |bed| bed.health.all().1.is_empty()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_way_that_only_others_need_and_that_cannot_be_made_does_not_make_this_node_unready() {
+    let bed = Bed::new(FALLBACK);
+    bed.peer(77);
+    bed.ready().await;
+    bed.kernel.lock().failing.insert("forwarding", 2);
+    announce(&bed, 78, Attachment::Udp);
+    bed.until("the device", |bed| devices(bed).contains(&"flannel0".to_owned())).await;
+    sleep(Duration::from_secs(120)).await;
+    assert!(bed.health.ready().is_ok(), "{}", bed.reasons());
+    assert!(via(&bed, "10.244.77.0/24").contains("dev flannel.1"));
+    bed.kernel.lock().failing.clear();
+    bed.until("the datapath", |bed| bed.kernel.lock().state.forwarding.len() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_that_could_not_work_is_refused_before_it_is_needed() {
+    let config =
+        FALLBACK.replace("\"Backend\"", "\"EnableIPv6\":true,\"IPv6Network\":\"fd00::/48\",\"Backend\"");
+    let bed = Bed::new(&config);
+    bed.until("the reason", |bed| {
+        bed.reasons().contains("Backend.Fallback: Backend.Type: \\\"udp\\\" carries IPv4 only")
+    })
+    .await;
+}
