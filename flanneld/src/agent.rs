@@ -129,9 +129,14 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         }
         let store = Arc::new(store);
         let saved = Saved::read(&settings.state_file, &store.describe());
-        let (network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
+        let (mut network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
         let mut change = Change::default();
         if let Some(saved) = saved {
+            if recalled.is_none()
+                && let Some(before) = Change::since_restart(&saved, &network, &*store)
+            {
+                (change, network, ways) = before;
+            }
             // Peers may announce what this node announced before it was restarted with something else.
             ways.remember(&saved.former, &network);
             ways.remember(std::slice::from_ref(&saved.network.backend), &network);
@@ -261,7 +266,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Turn::Broken(error) => return error,
             };
             let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
-            let wait = [self.keeper.again, expiry].into_iter().flatten().fold(wait, Duration::min);
+            let held = self.change.held(self.sound && self.lease.is_some());
+            let wait = [self.keeper.again, expiry, held].into_iter().flatten().fold(wait, Duration::min);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
                 () = self.rules_moved.notified() => {

@@ -12,9 +12,10 @@ use backends::kernel::Observed;
 use backends::{Kernel, KernelError, Name, Report, Ways};
 use ipnet::IpNet;
 use subnet::net::overlap;
+use subnet::saved::Saved;
 use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::tenure::Task;
 use super::underlay::node;
@@ -23,12 +24,17 @@ use super::{Agent, or};
 /// Time between attempts to read what is known to have changed.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a node may take to run as it did before its restart, if it is to run otherwise now.
+const AS_BEFORE: Duration = Duration::from_secs(5);
+
 /// What is being changed.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) news: News,
     /// A configuration that is to be tried with every turn until it is carried out or there is another.
     candidate: Option<NetworkConfig>,
+    /// Until when it waits for this node to run as before its restart.
+    hold: Option<Instant>,
     /// Why it was refused last.
     refused: Option<String>,
     /// What to go back to if the kernel doesn't take the configuration that is being tried.
@@ -120,6 +126,42 @@ async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
     }
 }
 
+impl Change {
+    /// A node that was restarted with another configuration goes on as before at first, and then follows the
+    /// change like one that was never away: peers send what they were told last, and are told something
+    /// else only when this node can take it. Gives what to start with, if there is something to go on with.
+    pub(super) fn since_restart<S: LeaseStore>(
+        saved: &Saved,
+        now: &NetworkConfig,
+        store: &S,
+    ) -> Option<(Self, NetworkConfig, Ways)> {
+        let stays =
+            must_shrink(&saved.network, now, &saved.own).is_none() && store.admits(now, &saved.own).is_ok();
+        if saved.network == *now || !stays {
+            return None;
+        }
+        let mut ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
+        // Peers may have followed already.
+        ways.remember(std::slice::from_ref(&now.backend), &saved.network);
+        tracing::info!(
+            "this is another configuration than before the restart: it comes into force after that one"
+        );
+        let change =
+            Self { candidate: Some(now.clone()), hold: Some(Instant::now() + AS_BEFORE), ..Self::default() };
+        Some((change, saved.network.clone(), ways))
+    }
+
+    /// How long to wait at most before something has to be tried that was found at the start.
+    pub(super) fn held(&mut self, sound: bool) -> Option<Duration> {
+        let until = self.hold?;
+        let left = if sound { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+        if left.is_zero() {
+            self.hold = None;
+        }
+        Some(left)
+    }
+}
+
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Takes in what was decided elsewhere.
     pub(super) fn told(&mut self, news: Told) {
@@ -158,7 +200,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// Tries the configuration that was read last, if it is not the one in force.
     pub(super) fn try_candidate(&mut self) {
-        let Some(next) = self.change.candidate.clone().filter(|_| self.change.trial.is_none()) else {
+        let free = self.change.trial.is_none() && self.change.hold.is_none();
+        let Some(next) = self.change.candidate.clone().filter(|_| free) else {
             return;
         };
         match self.ready_for(&next) {
@@ -211,6 +254,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             let network = self.network.clone();
             self.suitable(&host, &network).ok()
         });
+        if self.external.is_none() {
+            // The next turn looks for one, and may come late.
+            self.moved.notify_one();
+        }
         self.plan = None;
         if self.change.trial.is_none() {
             self.tried();
