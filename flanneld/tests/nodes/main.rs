@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod bed;
+mod changes;
 mod cleanup;
 mod direct;
 mod families;
@@ -12,6 +13,8 @@ mod independent;
 mod kube;
 mod live;
 mod masquerade;
+mod offload;
+mod own;
 mod restart;
 mod site;
 mod strangers;
