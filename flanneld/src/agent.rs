@@ -130,8 +130,9 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let store = Arc::new(store);
         let saved = Saved::read(&settings.state_file, &store.describe());
         let (mut network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
-        let mut change = Change::default();
+        let (mut change, mut settings) = (Change::default(), settings);
         if let Some(saved) = saved {
+            settings.selectors.stay = saved.leases.leases.get(&saved.own).and_then(|lease| lease.public.v6);
             if recalled.is_none()
                 && let Some(before) = Change::since_restart(&saved, &network, &*store)
             {
@@ -142,7 +143,6 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             ways.remember(std::slice::from_ref(&saved.network.backend), &network);
             change.former.extend(saved.network.networks().iter());
         }
-        let mut settings = settings;
         let given = settings.selectors.public;
         if recalled.is_none() {
             settings.selectors.public = or(claim::node_public(&*store, &health).await, given);

@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use backends::host::{HostAddr, HostLink, HostView, Way};
 use backends::name::Name;
@@ -27,6 +27,9 @@ pub(crate) struct Selectors {
     pub(crate) can_reach: Option<IpAddr>,
     /// The addresses to announce instead of the interface's.
     pub(crate) public: PublicAddrs,
+    /// The IPv6 address that was chosen before. The kernel lists the newest address first, and one that
+    /// comes besides is no reason to move.
+    pub(crate) stay: Option<Ipv6Addr>,
 }
 
 /// The interface that carries the traffic between nodes.
@@ -81,7 +84,7 @@ pub(crate) fn choose(
     mut route_to: impl FnMut(IpAddr) -> Result<Way, String>,
     families: &[Family],
 ) -> Result<External, NoInterface> {
-    let choice = Choice { host, families, public: &selectors.public };
+    let choice = Choice { host, families, public: &selectors.public, stay: selectors.stay };
     let mut tried = Vec::new();
     for attempt in attempts(selectors, families) {
         let found = match attempt {
@@ -144,6 +147,7 @@ struct Choice<'a> {
     host: &'a HostView,
     families: &'a [Family],
     public: &'a PublicAddrs,
+    stay: Option<Ipv6Addr>,
 }
 
 impl Choice<'_> {
@@ -263,7 +267,7 @@ impl Choice<'_> {
         let mut addrs = Vec::new();
         for &family in self.families {
             let fixed = fixed.iter().copied().find(|addr| Family::of(*addr) == family);
-            let best = || usable(link, family).into_iter().next();
+            let best = || self.best(link, family);
             let addr = fixed.or_else(best).ok_or_else(|| format!("{name} has no usable {family} address"))?;
             addrs.push(addr);
         }
@@ -278,6 +282,16 @@ impl Choice<'_> {
         })
     }
 
+    /// The best address of a family; of equals the one that was chosen before, or else the first.
+    fn best(self, link: &HostLink, family: Family) -> Option<IpAddr> {
+        let all = ranked(link, family);
+        let first = *all.first()?;
+        let stays = |own: &&&HostAddr| {
+            Some(own.net.addr()) == self.stay.map(IpAddr::V6) && rank(own, first) == Ordering::Equal
+        };
+        Some(all.iter().find(stays).map_or(first, |own| *own).net.addr())
+    }
+
     fn link(&self, index: u32) -> Result<&HostLink, String> {
         self.host.links.get(&index).ok_or_else(|| format!("{} is gone", self.shown(index)))
     }
@@ -289,13 +303,17 @@ impl Choice<'_> {
 
 /// The addresses of one family that other nodes may send to, best first. Equals keep the kernel's order.
 fn usable(link: &HostLink, family: Family) -> Vec<IpAddr> {
+    ranked(link, family).into_iter().map(|own| own.net.addr()).collect()
+}
+
+fn ranked(link: &HostLink, family: Family) -> Vec<&HostAddr> {
     let mut found: Vec<&HostAddr> = link
         .addresses
         .iter()
         .filter(|own| Family::of(own.net.addr()) == family && !own.deprecated && is_unicast(own.net.addr()))
         .collect();
     found.sort_by(|a, b| rank(a, b));
-    found.into_iter().map(|own| own.net.addr()).collect()
+    found
 }
 
 fn rank(a: &HostAddr, b: &HostAddr) -> Ordering {

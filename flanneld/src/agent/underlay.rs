@@ -81,6 +81,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.claimed.is_some() && local != Some(external.addr) {
             self.store.readdressed();
         }
+        if self.settings.selectors.public.v6.is_none() {
+            self.settings.selectors.stay = external.addr.v6.or(self.settings.selectors.stay);
+        }
         self.external = Some(external);
         self.plan = None;
     }

@@ -71,7 +71,7 @@ pub(super) fn selectors(flags: &RunFlags, source: &Source<'_>) -> Result<Selecto
         "" => None,
         text => Some(address("iface-can-reach", text, source)?),
     };
-    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public })
+    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public, stay: None })
 }
 
 /// Where to serve health, if anywhere.

@@ -363,3 +363,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_ipv6_address_that_comes_besides_is_no_reason_to_move() {
+    let view = |addresses: &[HostAddr]| {
+        let mut eth0 = link(2, "eth0", &["10.0.2.15/24"]);
+        eth0.addresses.extend_from_slice(addresses);
+        host([eth0], &[(Family::V4, Some(2)), (Family::V6, Some(2))])
+    };
+    let stay = |last: &str, addresses: &[HostAddr]| {
+        let selectors = Selectors { stay: last.parse().ok(), ..Selectors::default() };
+        choose(&selectors, &view(addresses), no_route, DUAL).unwrap().addr.v6.unwrap().to_string()
+    };
+    let (new, old) = (addr("fd00::99/64"), addr("fd00::1/64"));
+    assert_eq!(stay("", &[new, old]), "fd00::99", "the kernel's order, as Flannel has it");
+    assert_eq!(stay("fd00::1", &[new, old]), "fd00::1");
+    assert_eq!(stay("fd00::1", &[new]), "fd00::99", "it is gone");
+    assert_eq!(stay("fd00::1", &[new, HostAddr { deprecated: true, ..old }]), "fd00::99");
+    assert_eq!(stay("fd00::1", &[new, HostAddr { permanent: false, ..old }]), "fd00::99", "a better one");
+}
