@@ -288,4 +288,8 @@ impl LeaseStore for Kube {
     async fn node_public(&self) -> Result<PublicAddrs, StoreError> {
         self.read_public().await
     }
+
+    fn readdressed(&self) {
+        self.connection.readdressed();
+    }
 }

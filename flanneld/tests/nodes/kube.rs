@@ -1,6 +1,7 @@
 //! Agents that keep their leases in Kubernetes, with a scripted API server in place of a real one.
 
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use backends::testing::Fabric;
 use subnet::testing::{ApiServer, node};
@@ -85,6 +86,23 @@ fn nodes_with_nothing_but_an_api_server_carry_their_pods_packets() {
     a.wait("the overwritten address", || a.show("bridge fdb show dev flannel.1").contains("172.31.0.77"));
     cluster.api.delete_node(&b.node.name());
     a.wait("the end of the peer", || !a.node.has_route(b.subnet()).unwrap());
+}
+
+#[test]
+fn an_address_that_the_api_server_was_reached_from_may_go() {
+    /// Less than a request waits for an answer, and than a watch may be silent.
+    const SOON: Duration = Duration::from_secs(10);
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let fdb = |member: &Member| member.show("bridge fdb show dev flannel.1");
+    for (changed, other, last) in [(&a, &b, 77), (&b, &a, 78)] {
+        other.wait("the peer", || fdb(other).contains(&format!("dst {} ", changed.node.address())));
+        let start = Instant::now();
+        changed.node.readdress([172, 31, 0, last].into(), changed.node.address_v6()).unwrap();
+        other.wait("the new address", || fdb(other).contains(&format!("dst 172.31.0.{last} ")));
+        // The second time it is heard of by the node that was the first to change.
+        assert!(start.elapsed() < SOON, "{:?}: {}", start.elapsed(), changed.agent.log());
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use super::split::Splitter;
@@ -44,7 +44,10 @@ pub(super) struct Connection {
     source: Source,
     /// The store in words.
     pub(super) described: String,
-    client: Mutex<Option<Client>>,
+    /// And how often this node's addresses had changed when it was made.
+    client: Mutex<Option<(u64, Client)>>,
+    /// Counts how often they have changed.
+    moves: watch::Sender<u64>,
 }
 
 /// What is known about the way to the API server.
@@ -66,8 +69,15 @@ impl Connection {
         let source = Source { kubeconfig, url };
         let config = source.config().await?;
         let described = format!("Kubernetes at {}", config.cluster_url);
-        let client = Mutex::new(Some(client(config)?));
-        Ok(Self { source, described: described.trim_end_matches('/').to_owned(), client })
+        let client = Mutex::new(Some((0, client(config)?)));
+        let described = described.trim_end_matches('/').to_owned();
+        Ok(Self { source, described, client, moves: watch::Sender::new(0) })
+    }
+
+    /// This node has other addresses: nothing is heard any more on connections from the old ones. What is
+    /// under way on them fails at once.
+    pub(super) fn readdressed(&self) {
+        self.moves.send_modify(|moves| *moves += 1);
     }
 
     /// Reads one object.
@@ -91,14 +101,16 @@ impl Connection {
 
     /// Begins to read a list.
     pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
+        let moves = self.moves.subscribe();
         let body = self.send(Method::GET, path, None).await?;
-        Ok(Objects { connection: self, body, splitter: Splitter::list() })
+        Ok(Objects { connection: self, body, splitter: Splitter::list(), moves })
     }
 
     /// Begins to watch.
     pub(super) async fn watch(&self, path: &str) -> Result<Objects<'_>, Failure> {
+        let moves = self.moves.subscribe();
         let body = self.send(Method::GET, path, None).await?;
-        Ok(Objects { connection: self, body, splitter: Splitter::sequence() })
+        Ok(Objects { connection: self, body, splitter: Splitter::sequence(), moves })
     }
 
     async fn send(
@@ -117,8 +129,14 @@ impl Connection {
             }
         };
         let request = request.body(body).map_err(|error| self.away(error.to_string()))?;
+        let mut moves = self.moves.subscribe();
         let client = self.client().await?;
-        let answer = match timeout(ANSWER_WITHIN, client.send(request)).await {
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(ANSWER_WITHIN, client.send(request)) => answer,
+            _ = moves.changed() => return Err(self.moved()),
+        };
+        let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(self.meaning(&error)),
             Err(_) => return Err(self.away(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
@@ -137,12 +155,15 @@ impl Connection {
 
     async fn client(&self) -> Result<Client, Failure> {
         let mut current = self.client.lock().await;
-        if let Some(client) = &*current {
+        let moves = *self.moves.borrow();
+        if let Some((made, client)) = &*current
+            && *made == moves
+        {
             return Ok(client.clone());
         }
         let new = async { client(self.source.config().await?) };
         let new = new.await.map_err(|error: StoreError| Failure { status: 0, error })?;
-        *current = Some(new.clone());
+        *current = Some((moves, new.clone()));
         Ok(new)
     }
 
@@ -202,6 +223,10 @@ impl Connection {
     /// The failure of a request that got no answer.
     pub(super) fn away(&self, why: String) -> Failure {
         Failure { status: 0, error: StoreError::Unreachable { store: self.described.clone(), why } }
+    }
+
+    fn moved(&self) -> Failure {
+        self.away("this node's addresses have changed".into())
     }
 
     fn meaning(&self, error: &kube::Error) -> Failure {
@@ -299,6 +324,8 @@ pub(super) struct Objects<'a> {
     connection: &'a Connection,
     body: Body,
     splitter: Splitter,
+    /// This node's addresses.
+    moves: watch::Receiver<u64>,
 }
 
 impl Objects<'_> {
@@ -314,7 +341,12 @@ impl Objects<'_> {
             if let Some(object) = self.splitter.next() {
                 return Ok(Some(object));
             }
-            let frame = match self.body.frame().await {
+            let frame = tokio::select! {
+                biased;
+                frame = self.body.frame() => frame,
+                _ = self.moves.changed() => return Err(self.connection.moved()),
+            };
+            let frame = match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Err(self.connection.meaning(&error)),
