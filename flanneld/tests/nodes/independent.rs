@@ -261,9 +261,7 @@ fn an_ipv6_address_that_comes_besides_moves_nobody_not_even_after_a_restart() {
         let site = Site::new(kind, &config(&[Family::V6], VXLAN));
         let mut a = site.join();
         let (subnets, own) = (a.subnets(), a.node.address_v6().to_string());
-        let state = a.node.dir().read_dir().unwrap().map(|entry| entry.unwrap().path());
-        let state = state.into_iter().find(|path| path.to_string_lossy().ends_with(".state.json")).unwrap();
-        a.wait("the lease in what is kept", || std::fs::read_to_string(&state).unwrap().contains(&own));
+        a.wait("the lease in what is kept", || a.kept().contains(&own));
         a.ip("addr add fd31::99/64 dev eth0 nodad");
         for _ in 0..2 {
             a.agent.terminate(LIMIT).unwrap();

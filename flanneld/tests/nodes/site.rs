@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use backends::testing::{Etcd, Fabric, Node, Pinger, Pod};
+use backends::testing::{Etcd, Fabric, Node, Pinger, Pod, wait_for};
 use ipnet::IpNet;
 use subnet::Family;
 use subnet::testing::{ApiServer, node as node_object};
@@ -217,6 +217,13 @@ impl Site {
 }
 
 impl Member {
+    /// What the agent keeps for a restart; nothing before it has kept anything.
+    pub(crate) fn kept(&self) -> String {
+        let files = fs::read_dir(self.node.dir()).unwrap().map(|entry| entry.unwrap().path());
+        let kept = files.into_iter().find(|path| path.to_string_lossy().ends_with(".state.json"));
+        kept.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
+    }
+
     /// This node's subnets, IPv4 first.
     pub(crate) fn subnets(&self) -> Vec<IpNet> {
         self.agent.subnet_env().unwrap().subnets.iter().collect()
@@ -265,6 +272,9 @@ pub(crate) fn pings_of(pods: &[&Pod], families: &[Family]) -> Vec<Pinger> {
         for (_, to) in pods.iter().enumerate().filter(|(other, _)| *other != index) {
             let addresses = to.addresses().iter().map(IpNet::addr);
             for address in addresses.filter(|address| families.contains(&Family::of(*address))) {
+                // A node that is ready may be news to its peers.
+                let what = format!("the first echo from {from:?} to {address}");
+                wait_for(&what, LIMIT, || from.namespace().reaches(address).unwrap()).unwrap();
                 all.push(Pinger::start(from.namespace(), address).unwrap());
             }
         }
