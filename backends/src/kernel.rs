@@ -145,6 +145,8 @@ pub struct Interest {
     pub scope: Scope,
     /// No external interface is known: any link, address or default route may change that.
     pub choosing: bool,
+    /// It is waited for a bridge to lose its last port.
+    pub draining: bool,
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,

@@ -145,6 +145,15 @@ impl Ways {
         }
     }
 
+    /// Holds a way ready that this node will announce itself, for peers that announce it already. Another
+    /// port needs none: those peers listen at the old one for as long as this node is there.
+    pub fn expect(&mut self, config: &BackendConfig, network: &NetworkConfig) {
+        let rival = Way::new(config, network).is_ok_and(|way| self.is_rival(&*way.backend));
+        if !rival {
+            self.remember(std::slice::from_ref(config), network);
+        }
+    }
+
     /// Announces another backend from now on, and keeps the one before for those who need it.
     ///
     /// # Errors

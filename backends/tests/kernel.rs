@@ -360,6 +360,7 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
     });
     let interest = Mutex::new(Interest {
         neighbours: Arc::default(),
+        draining: false,
         desired: Arc::clone(&desired),
         host: Arc::new(host),
         scope: agent.scope(),

@@ -169,6 +169,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             external: None,
             lease: None,
             plan: None,
+            found: Arc::default(),
             direct: Direct::default(),
             expiry: None,
             claiming: None,
@@ -221,6 +222,8 @@ struct Agent<'a, K, S> {
     external: Option<External>,
     lease: Option<Lease>,
     plan: Option<Arc<KernelState>>,
+    /// What an earlier run left in the kernel, until there is a plan.
+    found: Arc<KernelState>,
     /// The peers on this node's own links, where somebody wants to know.
     direct: Direct,
     /// When the next way that nobody uses any more is given up.
@@ -288,7 +291,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     async fn turn(&mut self) -> Turn {
         if self.external.is_none() {
             match self.look().await {
-                Ok(observed) => self.choose(&observed),
+                Ok(observed) => {
+                    self.choose(&observed);
+                    self.found = Arc::new(observed.state);
+                }
                 Err(error) => return Turn::Broken(error),
             }
         }

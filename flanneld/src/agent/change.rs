@@ -142,7 +142,7 @@ impl Change {
         }
         let mut ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
         // Peers may have followed already.
-        ways.remember(std::slice::from_ref(&now.backend), &saved.network);
+        ways.expect(&now.backend, &saved.network);
         tracing::info!(
             "this is another configuration than before the restart: it comes into force after that one"
         );
@@ -349,6 +349,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             None => false,
         });
+        let draining = !self.change.left.is_empty();
+        self.set_interest(|interest| interest.draining = draining);
         if self.change.left.len() < before {
             self.plan = None;
             self.rules.due();

@@ -61,7 +61,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// The peers, each with the way to it. Ways that nobody needs any more are given up.
     fn peers(&mut self, all: &Leases) -> Peers {
-        let before = Arc::clone(&self.interest().desired);
+        let mut before = Arc::clone(&self.interest().desired);
+        if before.is_empty() {
+            before = std::mem::take(&mut self.found);
+        }
         let now = Instant::now().into_std();
         loop {
             let lease = self.lease.as_ref().expect("there is a plan only with a lease");

@@ -13,6 +13,7 @@ use crate::site::{Kind, Site, answered, config, logs, lost, pings, pings_of};
 const V4: &[Family] = &[Family::V4];
 const VXLAN: &str = r#"{"Type":"vxlan"}"#;
 const VNI_2: &str = r#"{"Type":"vxlan","VNI":2}"#;
+const PORT: &str = r#"{"Type":"vxlan","Port":4789}"#;
 const MTU_1400: &str = r#"{"Type":"vxlan","MTU":1400}"#;
 const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
 
@@ -194,11 +195,10 @@ fn refuses(kind: Kind) {
         (config(V4, r#"{"Type":"vxlan","VNI":10000000}"#), "Backend.VNI: 10000000"),
         (config(&Family::BOTH, VXLAN), "IPv6"),
         (config(&[Family::V6], VXLAN), "IPv6"),
-        (
-            config(V4, VXLAN).replace("10.244.0.0/16", "10.99.0.0/16"),
-            if kind == Kind::Kube { "10.99.0.0/16" } else { "drain" },
-        ),
     ];
+    if kind == Kind::Kube {
+        bad.push((config(V4, VXLAN).replace("10.244.0.0/16", "10.99.0.0/16"), "10.99.0.0/16"));
+    }
     if kind != Kind::Kube {
         // With Kubernetes somebody else divides the network.
         let len = |len: u8| good.replace("\"Backend\"", &format!("\"SubnetLen\":{len},\"Backend\""));
@@ -263,6 +263,8 @@ fn migrations() -> Vec<(String, String)> {
         (config(&Family::BOTH, VXLAN), config(&Family::BOTH, HOST_GW)),
         (config(&Family::BOTH, HOST_GW), config(&Family::BOTH, VNI_2)),
         (config(&Family::BOTH, VXLAN), config(V4, VXLAN)),
+        (config(V4, VXLAN), config(V4, PORT)),
+        (config(&Family::BOTH, PORT), config(&Family::BOTH, VXLAN)),
         (config(V4, VXLAN), config(V4, r#"{"Type":"udp"}"#)),
         (config(V4, r#"{"Type":"udp"}"#), config(V4, HOST_GW)),
     ]
@@ -337,13 +339,4 @@ fn a_node_that_cannot_run_any_more_as_before_its_restart_takes_the_new_configura
     member.wait("IPv4 alone", || !subnet_env(member).contains("IPV6"));
     assert!(member.is_ready());
     scene.assert_nothing_lost(pings, "IPv4");
-}
-
-#[test]
-fn a_port_that_no_lease_tells_is_in_use_when_all_nodes_know_it() {
-    let scene = Scene::new(Kind::Kube, &config(V4, VXLAN), &[]);
-    let pings = scene.pings();
-    scene.site.configure(&config(V4, r#"{"Type":"vxlan","Port":4789}"#));
-    scene.wait("the port", |member| member.try_show("ip -d link show flannel.1").contains("dstport 4789 "));
-    answered(&pings);
 }

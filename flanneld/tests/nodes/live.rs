@@ -132,3 +132,37 @@ fn member_values_are_plain(cluster: &Cluster, member: &Member) {
         cluster.leases().iter().all(|(_, value)| value.contains(r#""BackendData":{"VNI":1,"VtepMAC":"#))
     });
 }
+
+#[test]
+fn the_network_moves_and_pods_of_the_old_one_lose_no_packet() {
+    let cluster = Cluster::new(VXLAN);
+    let members = [cluster.join_with(&["--ip-masq"]), cluster.join_with(&["--ip-masq"])];
+    let pods: Vec<Pod> = members.iter().map(Member::pod).collect();
+    let pings = pings(&pods);
+    cluster.put(CONFIG, &VXLAN.replace("10.244", "10.99"));
+    for member in &members {
+        member.wait("a subnet of the new network", || member.subnet().to_string().starts_with("10.99."));
+        member.wait("routes to both subnets of the other node", || {
+            let routes = member.show("ip route show proto 70");
+            routes.matches("10.99.").count() > 1 && routes.matches("10.244.").count() > 1
+        });
+    }
+    for member in &members {
+        member.wait("rules for both", || {
+            let rules = member.show("nft list table ip flannel-ipv4");
+            rules.contains("10.99.0.0/16") && rules.contains("10.244.0.0/16")
+        });
+        let notes = member.agent.get("/readyz?verbose").unwrap().1;
+        assert!(notes.contains("drain this node"), "{notes}");
+    }
+    assert_eq!(cluster.leases().len(), 4, "the old leases end by themselves");
+    let logs = members.iter().map(|member| member.agent.log()).collect::<Vec<_>>().join("\n---\n");
+    assert_eq!(lost(pings), 0, "{logs}");
+    // A node without pods has nothing to wait for.
+    let member = &members[0];
+    drop(pods);
+    member.wait("the end of the old network here", || {
+        let notes = member.agent.get("/readyz?verbose").unwrap().1;
+        !notes.contains("drain this node") && !member.show("ip addr show cni0").contains("10.244.")
+    });
+}

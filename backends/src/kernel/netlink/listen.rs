@@ -36,7 +36,7 @@ impl Interest {
             Message::NewLink(link) => decode::link(link).is_some_and(|facts| self.new_link(&facts)),
             Message::DelLink(link) => decode::link(link).is_some_and(|facts| {
                 let underlay = self.scope.underlay == Some(facts.host.index);
-                underlay || self.desired.links.contains_key(&facts.host.name)
+                self.draining || underlay || self.desired.links.contains_key(&facts.host.name)
             }),
             Message::NewAddress(address) => decode::address(address)
                 .is_some_and(|(index, address)| self.address(index, address.net, true)),
