@@ -61,8 +61,13 @@ impl Peers {
         for (key, malformed) in &all.malformed {
             peers.skipped.insert(key.clone(), malformed.why.clone());
         }
-        let mut claims: Vec<&Lease> =
-            all.leases.values().filter(|lease| lease.subnets != own.subnets).collect();
+        // What this node had before a family came or went is its own as well.
+        let is_own = |lease: &Lease| {
+            lease.subnets == own.subnets
+                || lease.public.same_node(&own.public)
+                    && lease.subnets.iter().any(|subnet| own.subnets.iter().any(|mine| mine == subnet))
+        };
+        let mut claims: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(lease)).collect();
         // Of leases that overlap, one with the right length beats one with a wrong length, and of two
         // with the right length the older one is right.
         let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));

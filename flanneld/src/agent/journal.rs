@@ -56,6 +56,9 @@ impl Journal {
     pub(super) fn leased(&mut self, lease: &Lease, old: Option<Subnets>) {
         let (subnet, public) = (lease.subnets, lease.public);
         match old {
+            Some(old) if old.iter().all(|kept| subnet.iter().any(|now| now == kept)) && old != subnet => {
+                info!(%subnet, was = %old, "lease held, with a subnet of another family");
+            }
             Some(old) if old != subnet => {
                 warn!(%subnet, was = %old, "this node has another subnet than before")
             }

@@ -93,6 +93,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.identity.macs(&self.ways, self.lease.as_ref(), &public)
     }
 
+    /// Has the kernel's notifications compared with what is known of these addresses.
+    fn watch_neighbours(&self, addrs: &[IpAddr], direct: &Direct) {
+        let watched: BTreeMap<IpAddr, bool> =
+            addrs.iter().map(|addr| (*addr, direct.contains_key(addr))).collect();
+        self.set_interest(|interest| interest.neighbours = Arc::new(watched));
+    }
+
     /// Finds out which peers are on this node's own links, if the backend wants to know.
     pub(super) async fn find_direct(&mut self) -> Result<(), KernelError> {
         let addrs: Vec<IpAddr> = match self.known.borrow().leases.as_ref() {
@@ -106,15 +113,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             _ => Vec::new(),
         };
+        // Before asking: the answer may be there before this is back.
+        self.watch_neighbours(&addrs, &self.direct);
         let found = if addrs.is_empty() {
             Direct::default()
         } else {
             let (before, asked) = (Arc::clone(&self.direct), addrs.clone());
             self.with_hands(move |hands| hands.kernel.direct(&asked, &before)).await?
         };
-        let watched: BTreeMap<IpAddr, bool> =
-            addrs.iter().map(|addr| (*addr, found.contains_key(addr))).collect();
-        self.set_interest(|interest| interest.neighbours = Arc::new(watched));
+        self.watch_neighbours(&addrs, &found);
         if *found != *self.direct {
             self.journal.direct(&self.direct, &found);
             self.direct = found;
