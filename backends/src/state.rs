@@ -263,9 +263,21 @@ impl Change {
             Self::AddBlackhole(..) | Self::DelBlackhole(..) => "blackhole",
         }
     }
-}
 
-impl Change {
+    /// Whether something goes away.
+    pub fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::DelLink(..)
+                | Self::DelForwarding(..)
+                | Self::DelAddress(..)
+                | Self::DelFdb(..)
+                | Self::DelNeighbour(..)
+                | Self::DelRoute(..)
+                | Self::DelBlackhole(..)
+        )
+    }
+
     /// The device that it names.
     pub fn device(&self) -> Option<Name> {
         match self {

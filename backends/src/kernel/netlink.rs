@@ -311,7 +311,15 @@ impl Kernel for Netlink {
         let mut failures = Vec::new();
         let mut pending: (Vec<usize>, Vec<Request>) = Default::default();
         let mut missing: BTreeSet<Name> = BTreeSet::new();
+        let mut rerouted = false;
         for (position, change) in changes.iter().enumerate() {
+            // Such a route may need a second attempt, and what it leaves must not go before.
+            if rerouted && change.is_removal() {
+                self.send(changes, &mut pending, &mut failures);
+                rerouted = false;
+            }
+            rerouted |=
+                matches!(change, Change::SetRoute(route) if route.onlink && route.dst.addr().is_ipv6());
             let is_link = matches!(change.object(), "link" | "forwarding");
             let index = change.device().map(|name| (name, self.indexes.get(&name).copied()));
             let outcome = match index {
