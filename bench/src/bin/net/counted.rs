@@ -20,6 +20,12 @@ impl Counted {
         Some(Self([near?, far?]))
     }
 
+    /// Packets that the datapaths found to be wrong.
+    pub(crate) fn unsound(&self) -> u64 {
+        let of = |name: &str| self.0.iter().filter_map(|end| end.get(name)).sum::<u64>();
+        of("received_unsound") + of("refused_malformed")
+    }
+
     /// What happened since, in a few words.
     pub(crate) fn since(&self, before: &Self) -> String {
         let of = |end: usize, name: &str| {

@@ -12,6 +12,7 @@ mod measure;
 mod plan;
 mod plot;
 mod results;
+mod soak;
 mod table;
 mod trip;
 mod wire;

@@ -11,6 +11,7 @@ use crate::flow::{Flow, Pace};
 use crate::iperf::{self, Load, Stream};
 use crate::plan::{Place, Step, Subject};
 use crate::results::{Quantity, Value};
+use crate::soak;
 use crate::trip::{
     self,
     Pace::{Asleep, Awake},
@@ -57,6 +58,7 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
             Ok(values)
         }
         Subject::Fair => fair(pair, time),
+        Subject::Soak => soak(pair, place),
     }
 }
 
@@ -160,6 +162,14 @@ fn fair(pair: &Pair, time: Duration) -> anyhow::Result<Vec<Value>> {
     ];
     // Where everything was lost there is no mean.
     values.extend(one.mean.zip(other.mean).map(|(one, other)| Quantity::Trip.of((one + other) / 2.0)));
+    Ok(values)
+}
+
+/// Much of everything; what it moved went the right way.
+fn soak(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> {
+    let before = pair.carried()?;
+    let values = soak::take(pair, place)?;
+    check_tunnel(pair, before, soak::BYTES, f64::INFINITY)?;
     Ok(values)
 }
 

@@ -31,6 +31,8 @@ pub(crate) enum Subject {
     Loaded,
     /// Another pod's ping beside a flood of small datagrams.
     Fair,
+    /// 10 GB and ten million datagrams, every byte compared; only where it is named.
+    Soak,
 }
 
 /// Between what it is measured.
@@ -59,7 +61,11 @@ impl Step {
     fn time(self, seconds: u32) -> Duration {
         /// To start programs, connect, and end.
         const AROUND: Duration = Duration::from_millis(300);
-        let whole = Duration::from_secs(seconds.into());
+        let whole = if self.subject == Subject::Soak {
+            Duration::from_secs(120)
+        } else {
+            Duration::from_secs(seconds.into())
+        };
         AROUND + if self.subject.is_trip() { whole * 3 / 5 } else { whole }
     }
 }
@@ -88,15 +94,18 @@ impl fmt::Display for Step {
             Subject::Light => "round trip, light load",
             Subject::Loaded => "round trip, heavy load",
             Subject::Fair => "beside a 64 B flood",
+            Subject::Soak => "every byte compared",
         })
     }
 }
 
 /// The measurements of one round, in their order.
 pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
-    use Subject::{Awake, Duplex, Fair, Idle, Light, Loaded, Tcp1, Tcp4, Udp64, Wire};
+    use Subject::{Awake, Duplex, Fair, Idle, Light, Loaded, Soak, Tcp1, Tcp4, Udp64, Wire};
     let (pods, hosts): (&[Subject], &[Subject]) = if quick && only.is_empty() {
         (&[Tcp1, Udp64, Idle, Awake, Light], &[Tcp1])
+    } else if only.contains(&Soak) {
+        (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Soak], &[Soak])
     } else {
         (
             &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair],

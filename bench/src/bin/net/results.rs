@@ -20,6 +20,10 @@ pub(crate) enum Quantity {
     TaskCost,
     MachineCost,
     Again,
+    Volume,
+    Arrived,
+    Corrupt,
+    ChecksumErrors,
 }
 
 /// A measured value.
@@ -48,12 +52,26 @@ impl Quantity {
             Self::TaskCost => (", CPU of tasks", "s/GB"),
             Self::MachineCost => (", CPU of the machine", "s/GB"),
             Self::Again => (", retransmits", ""),
+            Self::Volume => (", stream", "GB"),
+            Self::Arrived => (", datagrams", "million"),
+            Self::Corrupt => (", corrupt", ""),
+            Self::ChecksumErrors => (", wrong checksums", ""),
         }
     }
 
     /// Whether a ratio of it says something.
     fn compares(self) -> bool {
-        !matches!(self, Self::Disordered | Self::Lost | Self::Again | Self::Offered)
+        !matches!(
+            self,
+            Self::Disordered
+                | Self::Lost
+                | Self::Again
+                | Self::Offered
+                | Self::Volume
+                | Self::Arrived
+                | Self::Corrupt
+                | Self::ChecksumErrors
+        )
     }
 }
 
@@ -85,7 +103,8 @@ fn ratio_limit(step: Step, quantity: Quantity) -> Limit {
 fn limit(step: Step, quantity: Quantity) -> Limit {
     match (step.subject, quantity) {
         (Subject::Fair, Quantity::Lost) => Limit::Median(1.0),
-        (Subject::Udp64, Quantity::Disordered) => Limit::Each(0.0),
+        (Subject::Udp64 | Subject::Soak, Quantity::Disordered)
+        | (Subject::Soak, Quantity::Corrupt | Quantity::ChecksumErrors) => Limit::Each(0.0),
         _ => Limit::None,
     }
 }
