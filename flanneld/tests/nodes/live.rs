@@ -102,8 +102,10 @@ fn the_port_changes_and_no_packet_is_lost() {
     let pods: Vec<Pod> = members.iter().map(Member::pod).collect();
     let pings = pings(&pods);
     let port = |member: &Member| {
-        let link = member.show("ip -d link show flannel.1");
-        link.split_once("dstport ").unwrap().1.split(' ').next().unwrap().to_owned()
+        // For a moment there is none: the old one has made room, and the new one is not there yet.
+        let link = member.try_show("ip -d link show flannel.1");
+        let after = link.split_once("dstport ").and_then(|(_, after)| after.split(' ').next());
+        after.unwrap_or_default().to_owned()
     };
     let mut said = false;
     for (config, wanted) in [(&*VXLAN.replace("vxlan\"", "vxlan\",\"Port\":4789"), "4789"), (VXLAN, "8472")] {
