@@ -12,7 +12,7 @@ const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that flanneld makes on a node, without numbers that differ from device to device.
-fn everything(member: &Member) -> String {
+pub(crate) fn everything(member: &Member) -> String {
     let mut lines = vec![member.show("nft list ruleset")];
     for command in [
         "ip -4 route show",

@@ -7,6 +7,7 @@ mod changes;
 mod cleanup;
 mod direct;
 mod families;
+mod hasty;
 mod heal;
 mod health;
 mod independent;
