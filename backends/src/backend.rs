@@ -156,19 +156,33 @@ pub trait Backend: Send + Sync {
 /// # Errors
 /// [`BackendError`] naming what is not available in this release and what is.
 pub fn select(config: &BackendConfig, network: &NetworkConfig) -> Result<Arc<dyn Backend>, BackendError> {
+    if matches!(config, BackendConfig::Udp { .. }) && network.range(Family::V6).is_some() {
+        return Err(BackendError(
+            "Backend.Type: \"udp\" carries IPv4 only: use \"vxlan\" or \"host-gw\", or set EnableIPv6 to false".into(),
+        ));
+    }
+    carrying(config, network)
+}
+
+/// The backend for as much of this network as it can carry: enough for what is on its way out.
+pub(crate) fn carrying(
+    config: &BackendConfig,
+    network: &NetworkConfig,
+) -> Result<Arc<dyn Backend>, BackendError> {
     let families: Vec<Family> = network.ranges().map(|range| Family::of(range.network.addr())).collect();
     match config {
         BackendConfig::Vxlan(config) => {
             Ok(Arc::new(Vxlan::new(config.clone(), &families)?.on_kernel(&kernel_release())))
         }
         BackendConfig::HostGw => Ok(Arc::new(HostGw)),
-        BackendConfig::Udp { .. } if families.contains(&Family::V6) => Err(BackendError(
-            "Backend.Type: \"udp\" carries IPv4 only: use \"vxlan\" or \"host-gw\", or set EnableIPv6 to false".into(),
-        )),
-        BackendConfig::Udp { port, check_sources } => match network.range(Family::V4).map(|range| range.network) {
-            Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, range)?)),
-            _ => Err(BackendError("Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into())),
-        },
+        BackendConfig::Udp { port, check_sources } => {
+            match network.range(Family::V4).map(|range| range.network) {
+                Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, range)?)),
+                _ => Err(BackendError(
+                    "Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into(),
+                )),
+            }
+        }
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
             "wireguard" | "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
                 "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\", \"host-gw\" or \"udp\""

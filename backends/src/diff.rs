@@ -114,13 +114,24 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     changes
 }
 
-/// Devices that are wanted under another name, because another one is to have theirs: they live on, with the
-/// packets that they carry.
+/// Devices that are wanted under another name: because another one is to have theirs, or because they are
+/// what is wanted there. They live on, with the packets that they carry.
 fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+    let mut all = renames_at_once(desired, actual);
+    if !all.is_empty() {
+        // A name that became free may be another one's.
+        let mut renamed = actual.clone();
+        all.iter().for_each(|change| renamed.apply(change));
+        all.append(&mut renames_at_once(desired, &renamed));
+    }
+    all
+}
+
+fn renames_at_once(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     let missing = desired.links.iter().filter(|(name, _)| !actual.links.contains_key(name));
     let rename = |(to, want): (&Name, &Link)| {
         let unwelcome = |name: &Name, have: &Link| {
-            desired.links.get(name).is_some_and(|other| {
+            desired.links.get(name).is_none_or(|other| {
                 !other.identity.accepts(&have.identity) && !other.identity.takes_over(&have.identity)
             })
         };

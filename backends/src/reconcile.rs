@@ -74,6 +74,11 @@ impl Fights {
     /// Larger repairs are not somebody meddling with one object.
     const MOST: usize = 64;
 
+    /// Begins anew: what is wanted has changed, so what is changed says nothing about others.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// Counts the changes of one run and returns those that are being fought over, each once a minute.
     pub fn record(&mut self, applied: &[Change], now: Instant) -> Vec<String> {
         if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {

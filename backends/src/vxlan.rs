@@ -148,7 +148,10 @@ impl Backend for Vxlan {
 
     fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let device = self.device(Family::of(subnet.addr()))?;
-        before.neighbours.get(&(device, subnet.network())).copied()
+        let tunnelled = before.neighbours.get(&(device, subnet.network())).copied();
+        // Without a tunnel no MAC was needed, and none is as long as that is so.
+        let direct = || before.routes.get(&subnet).filter(|route| !route.onlink && route.via.is_some());
+        tunnelled.or_else(|| direct().filter(|_| self.config.direct_routing).map(|_| Mac([0; 6])))
     }
 
     fn aside(&self) -> Option<Arc<dyn Backend>> {
@@ -230,7 +233,8 @@ impl Backend for Vxlan {
         let tunnelled = || {
             peers.iter().filter_map(|peer| {
                 let dev = if peer.public.is_ipv4() { v4 } else { v6 };
-                Some((peer, dev.filter(|_| direct(peer).is_none())?))
+                let known = peer.mac != Mac([0; 6]);
+                Some((peer, dev.filter(|_| known && direct(peer).is_none())?))
             })
         };
         // Collected and not inserted one by one: that fills the nodes of the maps, which saves a third of

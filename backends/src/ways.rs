@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Macs, Scene, select};
+use crate::backend::{Backend, BackendError, Macs, Scene, carrying, select};
 use crate::name::Name;
 use crate::peers::Peers;
 use crate::state::KernelState;
@@ -166,8 +166,8 @@ impl Ways {
                 continue;
             }
             // What an earlier way knows of the network, it has to learn anew.
-            let Ok(again) = Way::new(&way.config, network) else { continue };
-            let again = Way { idle: way.idle, ..again };
+            let Ok(backend) = carrying(&way.config, network) else { continue };
+            let again = Way { config: way.config.clone(), backend, idle: way.idle };
             if !again.backend.devices().iter().any(|device| devices.contains(device)) {
                 next.all.push(again);
             } else if next.is_rival(&*again.backend) {

@@ -363,6 +363,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     async fn converge(&mut self, plan: Arc<KernelState>) -> Result<Report, KernelError> {
         let scope = self.scope();
+        if !Arc::ptr_eq(&self.interest().desired, &plan) {
+            self.journal.replanned();
+        }
         // Before the changes: their echo has to be recognised as what is wanted.
         self.set_interest(|interest| {
             interest.desired = Arc::clone(&plan);

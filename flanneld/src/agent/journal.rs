@@ -56,8 +56,9 @@ impl Journal {
     pub(super) fn leased(&mut self, lease: &Lease, old: Option<Subnets>) {
         let (subnet, public) = (lease.subnets, lease.public);
         match old {
-            Some(old) if old.iter().all(|kept| subnet.iter().any(|now| now == kept)) && old != subnet => {
-                info!(%subnet, was = %old, "lease held, with a subnet of another family");
+            // A family came or went.
+            Some(old) if old != subnet && old.iter().any(|kept| subnet.iter().any(|now| now == kept)) => {
+                info!(%subnet, was = %old, "lease held, of other families than before");
             }
             Some(old) if old != subnet => {
                 warn!(%subnet, was = %old, "this node has another subnet than before")
@@ -110,6 +111,11 @@ impl Journal {
         self.kept_peers = peers.kept;
         self.usable = Some(usable);
         self.skipped.clone_from(&peers.skipped);
+    }
+
+    /// Something else is wanted of the kernel than before.
+    pub(super) fn replanned(&mut self) {
+        self.fights.forget();
     }
 
     /// How peers are reached, when it is not as simple as it usually is.
