@@ -61,9 +61,7 @@ impl Way {
     fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
         Ok(Self { config: config.clone(), backend: select(config, network)?, idle: None })
     }
-}
 
-impl Way {
     /// The same with devices that are in nobody's way.
     fn aside(self) -> Option<Self> {
         Some(Self { backend: self.backend.aside()?, ..self })
@@ -100,6 +98,11 @@ impl Ways {
     /// All backends in use, the announced one first.
     pub fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
         self.all.iter().map(|way| &*way.backend)
+    }
+
+    /// The tunnel devices of the backend that this node announces.
+    pub fn own_devices(&self) -> Vec<Name> {
+        self.current().devices().into_iter().map(|(_, name)| name).collect()
     }
 
     /// The tunnel devices of all ways, also of those held ready.

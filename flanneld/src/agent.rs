@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use backends::backend::Direct;
 use backends::kernel::{Interest, Notices, Observed};
-use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Name, Report, Ways, converge};
+use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Report, Ways, converge};
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
 use subnet::store::random_below;
@@ -387,7 +387,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// What a run of the reconciler means for readiness and for the next turn.
     fn judge(&mut self, report: &Report) -> Turn {
         self.journal.report(report, Instant::now().into_std());
-        let own: Vec<Name> = self.ways.current().devices().into_iter().map(|(_, name)| name).collect();
+        let own = self.ways.own_devices();
         let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
         self.health.set(condition::KERNEL, trouble.map_or(Ok(()), |error| Err(error.to_string())));
         let stranded: Vec<String> =

@@ -267,7 +267,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// Decides on what is being tried: says whether there has to be another plan at once.
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
-        let own: Vec<Name> = self.ways.current().devices().into_iter().map(|(_, name)| name).collect();
+        let own = self.ways.own_devices();
         let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
         if let Some(why) = troubles.clone().find(|error| lacks_vxlan(error)).map(ToString::to_string)
             && self.fall_back(&why)
