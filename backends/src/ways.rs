@@ -5,7 +5,7 @@
 //! goes on accepting what it announced before for as long as a peer may send it: until some time after the
 //! last one has left that way itself.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,11 +38,14 @@ pub struct Ways {
 }
 
 /// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
-/// that have both say the new one, and whoever has never said so is taken to be at the old one.
+/// that have both say the new one, and whoever has never said any is taken to be at the old one.
 #[derive(Clone, Debug, Default)]
 struct Ports {
-    /// The leases whose nodes have said the current port.
-    moved: BTreeSet<Subnets>,
+    /// What nodes have said last since the change began, by their leases.
+    at: BTreeMap<Subnets, u16>,
+    /// The port before the change, where those are that have said nothing; unknown if this node was started
+    /// since.
+    before: Option<u16>,
     /// When this node was started: it may have missed what others said before.
     born: Option<Instant>,
     /// Whether this node says its port.
@@ -185,7 +188,15 @@ impl Ways {
         }
         let standby: Vec<BackendConfig> = self.standby.iter().map(|way| way.config.clone()).collect();
         next.remember(&standby, network);
-        next.ports.born = self.ports.born;
+        let born = self.ports.born;
+        if next.is_changing() {
+            // A port may change again, and back, before everybody has heard of the first time.
+            let goes_on = self.is_changing() && next.vni() == self.vni();
+            let known = if goes_on { std::mem::take(&mut self.ports) } else { Ports::default() };
+            let newest = || if goes_on { self.rival_port() } else { next.rival_port() };
+            next.ports = Ports { before: known.before.or_else(newest), ..known };
+        }
+        next.ports.born = born;
         *self = next;
         Ok(())
     }
@@ -213,10 +224,12 @@ impl Ways {
         let says_port = Family::BOTH
             .iter()
             .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.port.is_some()));
-        if !says_port && self.current().reaches(attachment) && !self.ports.moved.contains(&lease.subnets) {
-            let rival = self.backends().position(|backend| self.is_rival(backend));
-            if let Some(rival) = rival.and_then(|index| u8::try_from(index).ok()) {
-                return Some(rival);
+        if !says_port && self.current().reaches(attachment) {
+            let known = self.ports.at.get(&lease.subnets).copied().or(self.ports.before);
+            let vtep = self.vni().zip(known.or_else(|| self.rival_port()));
+            let there = self.backends().position(|backend| vtep.is_some() && backend.vtep() == vtep);
+            if let Some(way) = there.and_then(|index| u8::try_from(index).ok()) {
+                return Some(way);
             }
         }
         let exact = self.backends().position(|backend| backend.reaches(attachment));
@@ -244,26 +257,46 @@ impl Ways {
     /// Takes in what leases say about ports. Says when to ask again.
     pub fn hear_ports(&mut self, all: &Leases, own: &Subnets, now: Instant) -> Option<Instant> {
         let listens_until = *self.ports.born.get_or_insert(now) + 2 * LINGER;
-        let changing = self.backends().any(|backend| self.is_rival(backend));
-        let Some((_, port)) = self.current().vtep() else {
+        let changing = self.is_changing();
+        if !changing {
+            self.ports.at.clear();
+            self.ports.before = None;
+        }
+        if self.port().is_none() {
             self.ports.said = false;
             return None;
-        };
+        }
         let mut others_say = false;
         for (subnets, lease) in all.leases.iter().filter(|(subnets, _)| *subnets != own) {
             let said = Family::BOTH.iter().find_map(|family| lease.attachment.vtep(*family)?.port);
             others_say |= said.is_some();
-            if changing && said == Some(port) {
-                self.ports.moved.insert(*subnets);
+            if let Some(port) = said.filter(|_| changing) {
+                self.ports.at.insert(*subnets, port);
             }
-        }
-        if !changing {
-            self.ports.moved.clear();
         }
         // A node that comes while others change tells them that it is there already.
         let listens = others_say && now < listens_until;
         self.ports.said = changing || listens;
         (listens && !changing).then_some(listens_until)
+    }
+
+    /// The announced port, if the announced backend has one.
+    fn port(&self) -> Option<u16> {
+        self.current().vtep().map(|(_, port)| port)
+    }
+
+    fn vni(&self) -> Option<u32> {
+        self.current().vtep().map(|(vni, _)| vni)
+    }
+
+    /// The newest of the ports that differ from the announced one.
+    fn rival_port(&self) -> Option<u16> {
+        self.backends().find(|backend| self.is_rival(*backend))?.vtep().map(|(_, port)| port)
+    }
+
+    /// Whether there is a way by another port.
+    fn is_changing(&self) -> bool {
+        self.rival_port().is_some()
     }
 
     /// Whether this backend has the VNI of the current one and another port.

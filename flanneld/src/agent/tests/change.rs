@@ -1,5 +1,7 @@
 //! Configurations that change while the agent runs.
 
+use backends::state::LinkIdentity;
+
 use super::*;
 
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
@@ -176,6 +178,53 @@ async fn after_a_restart_with_another_configuration_peers_with_the_old_one_are_r
     assert_eq!(own(&bed).attachment, Attachment::HostGw);
     announce(&bed, 77, Attachment::HostGw);
     bed.until("its end", |bed| devices(bed).is_empty()).await;
+}
+
+/// The VXLAN port by which a subnet is reached.
+fn port_to(bed: &Bed, subnet: &str) -> Option<u16> {
+    let kernel = bed.kernel.lock();
+    let dev = kernel.state.routes.get(&subnet.parse().unwrap())?.dev?;
+    match &kernel.state.links.get(&dev)?.identity {
+        LinkIdentity::Vxlan(identity) => identity.port.or(Some(8472)),
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_changes_back_leaves_peers_where_they_are() {
+    const MOVED: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789}}"#;
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.peer(78);
+    bed.ready().await;
+    bed.cluster.configure(MOVED);
+    bed.until("two devices", |bed| devices(bed).len() == 2).await;
+    let says = |number: u8, port| {
+        let mut attachment = own(&bed).attachment;
+        let Attachment::Vxlan { v4: Some(vtep), .. } = &mut attachment else { panic!("{attachment:?}") };
+        *vtep = Vtep { mac: Mac([2, 0, 0, 0, 0, number]), port, ..*vtep };
+        announce(&bed, number, attachment);
+    };
+    says(78, Some(4789));
+    bed.until("the new port", |bed| port_to(bed, "10.244.78.0/24") == Some(4789)).await;
+    assert_eq!(port_to(&bed, "10.244.77.0/24"), Some(8472), "this one has not heard of it");
+    bed.cluster.configure(CONFIG);
+    bed.until("the own port again", |bed| says_port(bed) == Some(8472)).await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(port_to(&bed, "10.244.77.0/24"), Some(8472), "it has never left");
+    assert_eq!(port_to(&bed, "10.244.78.0/24"), Some(4789));
+    says(78, None);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(port_to(&bed, "10.244.78.0/24"), Some(4789), "where it said last that it is");
+    says(78, Some(8472));
+    bed.until("the old port", |bed| port_to(bed, "10.244.78.0/24") == Some(8472)).await;
+    bed.until("the end of it", |bed| devices(bed) == ["flannel.1"]).await;
+    assert_eq!(port_to(&bed, "10.244.77.0/24"), Some(8472));
+}
+
+/// The port that this node says it has.
+fn says_port(bed: &Bed) -> Option<u16> {
+    own(bed).attachment.vtep(Family::V4)?.port
 }
 
 #[tokio::test(start_paused = true)]
