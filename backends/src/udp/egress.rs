@@ -42,12 +42,26 @@ pub(super) struct Egress {
     turns: u32,
     room: Box<[u8]>,
     outbox: Outbox,
+    /// The queues that had more after the last turn.
+    more: u32,
+    /// A group waits in the outbox for what they have.
+    held: bool,
     complaints: Complaints,
     /// Peers whose packets go one by one, until then.
     distrusted: BTreeMap<Ipv4Addr, Instant>,
     /// The MTU under which they were.
     mtu: u16,
     told: Option<Instant>,
+}
+
+/// What a turn has read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Went {
+    pub(super) bytes: usize,
+    /// Packets, merged ones counting as one.
+    pub(super) reads: u64,
+    /// The queues that may have more, a bit each.
+    pub(super) more: u32,
 }
 
 impl Egress {
@@ -60,7 +74,9 @@ impl Egress {
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
             room: vec![0; LONGEST].into_boxed_slice(),
-            outbox: Outbox::with_capacity(BATCH_BYTES + 2 * LONGEST),
+            outbox: Outbox::with_capacity(BATCH_BYTES + 4 * LONGEST),
+            more: 0,
+            held: false,
             complaints: Complaints::new(shared),
             distrusted: BTreeMap::new(),
             mtu: 0,
@@ -68,36 +84,45 @@ impl Egress {
         }
     }
 
-    /// Sends a batch from the queues in `ready`, a bit each; gives the bytes read, and the queues that have
-    /// more.
+    /// Sends a batch from the queues in `ready`, a bit each, and those that had more last time. As long as some
+    /// have, the last group may wait for the next turn, which has to follow at once.
     ///
     /// # Errors
     /// The device is gone.
-    pub(super) fn turn(&mut self, ready: u32) -> io::Result<(usize, u32)> {
+    pub(super) fn turn(&mut self, ready: u32) -> io::Result<Went> {
         let routing = Arc::clone(self.routing.load());
         if routing.mtu != self.mtu {
             // What the kernel refused while the link changed, it may take now.
             self.mtu = routing.mtu;
             self.distrusted.clear();
         }
-        self.outbox.clear();
+        if !self.held {
+            self.outbox.clear();
+        }
+        let ready = ready | self.more;
         let share = if ready.count_ones() > 1 { SHARE } else { 1 };
         let count = self.tun.queues().len() as u32;
         self.turns = self.turns.wrapping_add(1);
-        let (mut reads, mut bytes, mut busy) = (0, 0, 0);
+        let mut went = Went::default();
         for step in 0..count {
             // Not always the same one first.
             let queue = (self.turns + step) % count;
             if ready & (1 << queue) != 0 {
-                let (new_reads, new_bytes, more) = self.queue(queue, &routing, share)?;
-                reads += new_reads;
-                bytes += new_bytes;
-                busy |= u32::from(more) << queue;
+                let (reads, bytes, more) = self.queue(queue, &routing, share)?;
+                went.reads += reads;
+                went.bytes += bytes;
+                went.more |= u32::from(more) << queue;
             }
         }
-        self.counters.sent_reads.add(reads);
+        self.counters.sent_reads.add(went.reads);
+        self.more = went.more;
+        // A send costs about as much for few packets as for many.
+        self.held = went.more != 0 && self.outbox.hold_back();
         self.flush(routing.port);
-        Ok((bytes, busy))
+        if self.held {
+            self.outbox.resume();
+        }
+        Ok(went)
     }
 
     /// Reads a queue until it is empty or has had its share; gives the number of reads, the bytes, and whether

@@ -54,6 +54,31 @@ impl Outbox {
         &self.groups[..self.count]
     }
 
+    /// Keeps the last group back if it may still grow, and with it its packets. Says whether it does. Not the
+    /// only one, so that something is sent in any case.
+    pub fn hold_back(&mut self) -> bool {
+        let last = self.groups[..self.count].last();
+        // Few scattered packets are not worth the trouble.
+        let may_grow = last.is_some_and(|last| !last.closed && last.extents.len() == 1);
+        if !may_grow || self.count < 2 {
+            return false;
+        }
+        self.count -= 1;
+        self.packets -= usize::from(self.groups[self.count].packets);
+        true
+    }
+
+    /// Empties it except for the group that was held back.
+    pub fn resume(&mut self) {
+        let held = self.count;
+        self.groups.swap(0, held);
+        let group = &mut self.groups[0];
+        let extent = std::mem::replace(&mut group.extents[0], 0..0);
+        group.extents[0] = 0..extent.len();
+        (self.used, self.count, self.packets) = (extent.len(), 1, group.packets.into());
+        self.bytes.copy_within(extent, 0);
+    }
+
     /// What the groups' extents are parts of.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.used]
@@ -164,6 +189,26 @@ mod tests {
             lens(&outbox),
             [(1, 100, vec![100, 100, 60]), (2, 50, vec![50]), (1, 60, vec![60]), (2, 70, vec![70, 70])]
         );
+    }
+
+    #[test]
+    fn a_group_that_may_grow_is_held_back_and_goes_on() {
+        let mut outbox = Outbox::default();
+        let fill = |outbox: &mut Outbox, bytes: std::ops::Range<u8>| {
+            bytes.for_each(|byte| outbox.to(Ipv4Addr::new(192, 0, 2, 1)).room(1000).fill(byte));
+        };
+        fill(&mut outbox, 0..70);
+        assert!(outbox.hold_back());
+        assert_eq!((outbox.groups().len(), outbox.packets()), (1, 64));
+        outbox.resume();
+        fill(&mut outbox, 70..100);
+        assert_eq!((outbox.groups().len(), outbox.packets()), (1, 36));
+        let group = &outbox.groups()[0];
+        assert!(group.each().zip(64..).all(|(range, byte)| outbox.bytes()[range] == [byte; 1000]));
+        assert!(!outbox.hold_back(), "it is all there is");
+        outbox.to(Ipv4Addr::new(192, 0, 2, 2)).room(10).fill(0);
+        outbox.to(Ipv4Addr::new(192, 0, 2, 2)).room(9).fill(0);
+        assert!(!outbox.hold_back(), "it can't grow");
     }
 
     proptest! {

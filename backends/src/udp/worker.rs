@@ -16,18 +16,20 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::egress::Egress;
+use super::egress::{Egress, Went};
 use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
 
 /// So many bytes at once are a stream.
 const STREAM: usize = 32 * 1024;
+/// So many packets at once are a flood.
+const FLOOD: u64 = 8;
 /// The helper gives back what it was lent after so long without work.
 const REST: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// So often a queue that is not empty is read again before the others are looked at.
 const TURNS: u32 = 4;
-/// How long the helper lets a stream gather. The kernel adds up to 50 µs (`PR_SET_TIMERSLACK`).
+/// How long a stream or a flood is let gather. The kernel adds up to 50 µs (`PR_SET_TIMERSLACK`).
 const NAP: Duration = Duration::from_micros(30);
 /// How long to look for more before sleeping.
 const SPIN: Duration = Duration::from_micros(120);
@@ -49,7 +51,7 @@ impl Loan {
         Ok(Self { egress: Mutex::new(egress), lent: AtomicBool::new(false), lend: event()?, back: event()? })
     }
 
-    fn turn(&self, ready: u32) -> io::Result<(usize, u32)> {
+    fn turn(&self, ready: u32) -> io::Result<Went> {
         self.egress.lock().unwrap_or_else(PoisonError::into_inner).turn(ready)
     }
 
@@ -105,10 +107,12 @@ pub(super) fn serve(
     files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
     let mut patience = Patience::new();
     let mut looking: Option<(Moved, Instant)> = None;
+    let mut more = 0;
     loop {
         let lent = egress.lent.load(Ordering::Acquire);
         let watched = if lent { OWN } else { files.len() };
-        if wait(&mut files[..watched], looking.map(|_| &AT_ONCE))? == 0 {
+        let timeout = (looking.is_some() || more != 0).then_some(&AT_ONCE);
+        if wait(&mut files[..watched], timeout)? == 0 && more == 0 {
             if let Some((moved, since)) = looking {
                 if since.elapsed() < SPIN {
                     // Others may have work for this CPU.
@@ -133,23 +137,29 @@ pub(super) fn serve(
         if !files[2].revents().is_empty() {
             came = ingress.turn()?;
         }
-        let mut went = 0;
+        let mut went = Went::default();
         if !lent {
             if came > 0 {
                 // What came in may have been answered already.
                 wait(&mut files[OWN..], Some(&AT_ONCE))?;
             }
             let ready = ready(&files[OWN..]);
-            if ready != 0 {
-                went = egress.turn(ready)?.0;
+            if ready | more != 0 {
+                went = egress.turn(ready)?;
             }
-            if came.max(went) >= STREAM {
+            more = went.more;
+            if came.max(went.bytes) >= STREAM {
+                more = 0;
                 egress.lend()?;
+            } else if went.reads >= FLOOD && more == 0 {
+                // With a few packets a send, and a look at all queues for each, a CPU is soon full.
+                thread::sleep(NAP);
+                continue;
             }
         }
         // Beside a stream, looking would only take the CPU from it.
         if !lent
-            && let Some(moved) = Moved::of(came, went)
+            && let Some(moved) = Moved::of(came, went.bytes)
             && patience.is_worth_it(moved)
         {
             looking = Some((moved, Instant::now()));
@@ -163,10 +173,14 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
     let mut files: Vec<PollFd<'_>> =
         vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.lend, PollFlags::IN)];
     files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
-    let mut lent = false;
+    let (mut lent, mut more) = (false, 0);
     loop {
-        let (watched, timeout) = if lent { (files.len(), Some(&REST)) } else { (OWN, None) };
-        if wait(&mut files[..watched], timeout)? == 0 {
+        let (watched, timeout) = match (lent, more) {
+            (false, _) => (OWN, None),
+            (true, 0) => (files.len(), Some(&REST)),
+            (true, _) => (files.len(), Some(&AT_ONCE)),
+        };
+        if wait(&mut files[..watched], timeout)? == 0 && more == 0 {
             lent = false;
             egress.give_back()?;
             continue;
@@ -174,20 +188,23 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
         if !files[0].revents().is_empty() {
             return Ok(());
         }
+        let mut ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
         if !files[1].revents().is_empty() {
             hush(&egress.lend);
             lent = true;
+            // What the lender has begun is to be finished.
+            more = egress.turn(ready)?.more;
+            continue;
         }
-        let mut ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
         for _ in 0..TURNS {
-            if ready == 0 {
-                break;
-            }
-            let (bytes, more) = egress.turn(ready)?;
-            if more == 0 && bytes >= STREAM {
+            let went = egress.turn(ready)?;
+            more = went.more;
+            if more == 0 && (went.bytes >= STREAM || went.reads >= FLOOD) {
                 // More is on its way. With some of it together, and nobody to be woken for each piece, a
                 // stream costs less.
                 thread::sleep(NAP);
+            } else if more == 0 {
+                break;
             } else {
                 ready = more;
             }
