@@ -175,9 +175,9 @@ pub(crate) fn carrying(
             Ok(Arc::new(Vxlan::new(config.clone(), &families)?.on_kernel(&kernel_release())))
         }
         BackendConfig::HostGw => Ok(Arc::new(HostGw)),
-        BackendConfig::Udp { port, check_sources } => {
+        BackendConfig::Udp { port, check_sources, workers } => {
             match network.range(Family::V4).map(|range| range.network) {
-                Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, range)?)),
+                Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, *workers, range)?)),
                 _ => Err(BackendError(
                     "Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into(),
                 )),

@@ -60,18 +60,19 @@ const USUAL_PORT: u16 = 8285;
 pub struct Udp {
     port: u16,
     check_sources: bool,
+    workers: u8,
     network: Ipv4Net,
     device: Name,
 }
 
 impl Udp {
     /// The backend for this port, for packets of this network.
-    pub fn new(port: u16, check_sources: bool, network: Ipv4Net) -> Result<Self, BackendError> {
+    pub fn new(port: u16, check_sources: bool, workers: u8, network: Ipv4Net) -> Result<Self, BackendError> {
         let number = if port == USUAL_PORT { 0 } else { port };
         let device = format!("flannel{number}")
             .parse()
             .map_err(|error: crate::name::BadName| BackendError(format!("Backend.Port: {port}: {error}")))?;
-        Ok(Self { port, check_sources, network, device })
+        Ok(Self { port, check_sources, workers, network, device })
     }
 
     fn forwarding(&self, node: &Node, local: Ipv4Addr, own: Ipv4Net, peers: &[Peer]) -> Forwarding {
@@ -84,6 +85,7 @@ impl Udp {
             address: own.network(),
             mtu: self.mtu(node.underlay.mtu).try_into().unwrap_or(u16::MAX),
             check_sources: self.check_sources,
+            workers: self.workers,
             peers: peers.iter().filter_map(peer).collect(),
         }
     }
@@ -165,7 +167,7 @@ mod plan_tests {
             way: 0,
         };
         let own: Subnets = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
-        let udp = Udp::new(8285, true, "10.244.0.0/16".parse().unwrap()).unwrap();
+        let udp = Udp::new(8285, true, 1, "10.244.0.0/16".parse().unwrap()).unwrap();
         let (node, macs) = (node(), Macs::default());
         let state = udp.plan(Scene { node: &node, own: &own, macs: &macs, peers: &[peer], all: &[peer] });
         let words: Vec<String> =
@@ -183,7 +185,7 @@ mod plan_tests {
 
     #[test]
     fn another_port_has_another_device() {
-        let udp = Udp::new(8286, true, "10.244.0.0/16".parse().unwrap()).unwrap();
+        let udp = Udp::new(8286, true, 1, "10.244.0.0/16".parse().unwrap()).unwrap();
         assert_eq!(udp.devices()[0].1.as_str(), "flannel8286");
     }
 }

@@ -100,6 +100,9 @@ pub enum BackendConfig {
         /// where address translation changes the senders.
         #[serde(default = "yes")]
         check_sources: bool,
+        /// `Workers`, a key of ours: threads for each direction, each with pods and a source port of its own.
+        #[serde(default = "one")]
+        workers: u8,
     },
     /// A type of Go flannel that this release doesn't have, or one that nobody has.
     Unknown(String),
@@ -107,7 +110,7 @@ pub enum BackendConfig {
 
 impl BackendConfig {
     /// What stands in for VXLAN where a kernel has none (`Backend.Fallback`).
-    pub const FALLBACK: Self = Self::Udp { port: DEFAULT_UDP_PORT, check_sources: true };
+    pub const FALLBACK: Self = Self::Udp { port: DEFAULT_UDP_PORT, check_sources: true, workers: 1 };
 
     /// The type's name as leases and logs spell it.
     pub fn name(&self) -> &str {
@@ -332,7 +335,7 @@ fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
 
 fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
     if !object.has("Backend") {
-        return Ok(BackendConfig::Udp { port: DEFAULT_UDP_PORT, check_sources: true });
+        return Ok(BackendConfig::FALLBACK);
     }
     let missing = "Backend: it has no Type: set it to \"vxlan\", \"host-gw\" or \"udp\"";
     let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
@@ -344,6 +347,7 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
         "udp" => Ok(BackendConfig::Udp {
             port: port(&backend)?.unwrap_or(DEFAULT_UDP_PORT),
             check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
+            workers: workers(&backend)?,
         }),
         _ => Ok(BackendConfig::Unknown(kind)),
     }
@@ -351,6 +355,20 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
 
 fn yes() -> bool {
     true
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn workers(backend: &Object<'_>) -> Result<u8, ConfigError> {
+    let workers = backend.get::<i64>("Workers")?.unwrap_or(1);
+    match u8::try_from(workers) {
+        Ok(workers @ 1..=8) => Ok(workers),
+        _ => Err(ConfigError(format!(
+            "Backend.Workers: {workers} can't be used: give 1 to 8, since the device has eight queues"
+        ))),
+    }
 }
 
 /// Port of the `udp` backend (contract §13).

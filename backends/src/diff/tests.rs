@@ -60,6 +60,7 @@ fn forwardings() -> impl Strategy<Value = Arc<Forwarding>> {
             address: Ipv4Addr::new(10, 1, 0, 0),
             mtu: 1472,
             check_sources: true,
+            workers: 1,
             peers: vec![("10.1.2.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, peer))],
         })
     })

@@ -1,6 +1,7 @@
 //! The threads that move packets, and what starts, changes and stops them.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -15,9 +16,11 @@ use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
 use super::worker::{self, Loan};
 
-/// What both directions work with.
+/// What both directions of a worker work with.
 pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
+    /// Those of its queues that are read here.
+    pub(super) queues: Range<u32>,
     pub(super) wire: Arc<Wire>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
@@ -42,30 +45,43 @@ impl Datapath {
         counters: &Arc<Counters>,
         offload: bool,
     ) -> io::Result<Self> {
-        let wire = Arc::new(Wire::bind(forwarding.local, offload)?);
-        if !wire.has_whole_buffer() {
-            tracing::warn!(
-                bytes = wire.receive_buffer,
-                "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, or \
-                 set net.core.rmem_max to 8388608"
-            );
-        }
         let routing = Arc::new(ArcSwap::from_pointee(Routing::new(forwarding)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let shared = Shared {
-            tun: Arc::clone(tun),
-            wire: Arc::clone(&wire),
-            routing: Arc::clone(&routing),
-            counters: Arc::clone(counters),
-        };
-        let ingress = Ingress::new(&shared);
-        let egress = Arc::new(Loan::new(Egress::new(&shared))?);
         let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
-        let (device, lender, halt) = (Arc::clone(tun), Arc::clone(&egress), Arc::clone(&this.stop));
-        this.spawn("udp", move || worker::serve(&device, &wire, &lender, ingress, &halt))?;
-        let (device, halt) = (Arc::clone(tun), Arc::clone(&this.stop));
-        this.spawn("udp-help", move || worker::help(&device, &egress, &halt))?;
+        let workers = u32::from(forwarding.workers.max(1));
+        for number in 0..workers {
+            let mut wire = Wire::bind(forwarding.local, offload, workers > 1)?;
+            if number > 0 {
+                wire.send_apart(*forwarding.local.ip())?;
+            } else if !wire.has_whole_buffer() {
+                tracing::warn!(
+                    bytes = wire.receive_buffer,
+                    "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, \
+                     or set net.core.rmem_max to 8388608"
+                );
+            }
+            let shared = Shared {
+                tun: Arc::clone(tun),
+                queues: share(tun.queues().len() as u32, number, workers),
+                wire: Arc::new(wire),
+                routing: Arc::clone(&this.routing),
+                counters: Arc::clone(counters),
+            };
+            this.work(number, &shared)?;
+        }
         Ok(this)
+    }
+
+    /// Starts the threads of a worker.
+    fn work(&mut self, number: u32, shared: &Shared) -> io::Result<()> {
+        let ingress = Ingress::new(shared);
+        let egress = Arc::new(Loan::new(Egress::new(shared), shared.queues.clone())?);
+        let suffix = if number > 0 { format!("-{number}") } else { String::new() };
+        let (tun, wire, lender) = (Arc::clone(&shared.tun), Arc::clone(&shared.wire), Arc::clone(&egress));
+        let stop = Arc::clone(&self.stop);
+        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &wire, &lender, ingress, &stop))?;
+        let (tun, stop) = (Arc::clone(&shared.tun), Arc::clone(&self.stop));
+        self.spawn(&format!("udp-help{suffix}"), move || worker::help(&tun, &egress, &stop))
     }
 
     fn spawn(
@@ -88,11 +104,22 @@ impl Datapath {
         self.threads.iter().all(|thread| !thread.is_finished()).then_some(&self.forwarding)
     }
 
-    /// Does something else from the next batch on. Not for another local address.
+    /// Whether it can do this without being started anew.
+    pub(super) fn may_become(&self, forwarding: &Forwarding) -> bool {
+        let needed = |other: &Forwarding| (other.local, other.workers);
+        self.forwarding().is_some_and(|have| needed(have) == needed(forwarding))
+    }
+
+    /// Does something else from the next batch on. Only what it [may become](Self::may_become).
     pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
         self.routing.store(Arc::new(Routing::new(forwarding)));
         self.forwarding = Arc::clone(forwarding);
     }
+}
+
+/// The queues of one of several workers. A single one is the first worker's, which has the usual port.
+fn share(queues: u32, number: u32, workers: u32) -> Range<u32> {
+    (queues * number).div_ceil(workers)..(queues * (number + 1)).div_ceil(workers)
 }
 
 impl Drop for Datapath {
@@ -101,5 +128,19 @@ impl Drop for Datapath {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_has_one_worker() {
+        for (queues, workers) in (0..10).flat_map(|queues| (1..=8).map(move |workers| (queues, workers))) {
+            let all: Vec<u32> = (0..workers).flat_map(|number| share(queues, number, workers)).collect();
+            assert_eq!(all, Vec::from_iter(0..queues), "{queues} queues, {workers} workers");
+        }
+        assert_eq!((share(8, 1, 3), share(1, 0, 8)), (3..6, 0..1));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ const QUIET: Duration = Duration::from_secs(60);
 
 pub(super) struct Egress {
     tun: Arc<Tun>,
+    /// The queues of the device to read.
+    queues: Range<u32>,
     wire: Arc<Wire>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
@@ -66,10 +69,11 @@ pub(super) struct Went {
 
 impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wire, routing, counters } = shared;
+        let Shared { tun, queues, wire, routing, counters } = shared;
         Self {
             turns: 0,
             tun: Arc::clone(tun),
+            queues: queues.clone(),
             wire: Arc::clone(wire),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
@@ -101,12 +105,13 @@ impl Egress {
         }
         let ready = ready | self.more;
         let share = if ready.count_ones() > 1 { SHARE } else { 1 };
-        let count = self.tun.queues().len() as u32;
+        let Range { start: first, end } = self.queues;
+        let count = end - first;
         self.turns = self.turns.wrapping_add(1);
         let mut went = Went::default();
         for step in 0..count {
             // Not always the same one first.
-            let queue = (self.turns + step) % count;
+            let queue = first + self.turns.wrapping_add(step) % count;
             if ready & (1 << queue) != 0 {
                 let (reads, bytes, more) = self.queue(queue, &routing, share)?;
                 went.reads += reads;
@@ -300,6 +305,6 @@ impl Egress {
     }
 
     fn wait(&self) {
-        let _ = poll(&mut [PollFd::new(&*self.wire, PollFlags::OUT)], Some(&PATIENCE));
+        let _ = poll(&mut [PollFd::new(self.wire.sender(), PollFlags::OUT)], Some(&PATIENCE));
     }
 }

@@ -16,6 +16,8 @@ pub struct Forwarding {
     pub mtu: u16,
     /// Takes datagrams from peers only, and packets only from the sender's own subnet or address.
     pub check_sources: bool,
+    /// Threads for each direction.
+    pub workers: u8,
     /// Subnet and public address of each peer; no two subnets overlap.
     pub peers: Vec<(Ipv4Net, Ipv4Addr)>,
 }
@@ -100,6 +102,7 @@ mod tests {
             address: "10.244.1.0".parse().unwrap(),
             mtu: 1472,
             check_sources: true,
+            workers: 1,
             peers,
         }
     }

@@ -29,7 +29,7 @@ pub(super) struct Ingress {
 
 impl Ingress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wire, routing, counters } = shared;
+        let Shared { tun, wire, routing, counters, .. } = shared;
         let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
         Self {
             tun: Arc::clone(tun),

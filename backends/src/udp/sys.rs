@@ -143,21 +143,21 @@ const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: Socket,
+    /// Sends instead, from a port of its own.
+    sender: Option<Socket>,
     /// What the kernel granted of the buffer that was asked for, in bytes.
     pub(super) receive_buffer: usize,
 }
 
 impl Wire {
-    /// A socket of the network namespace of the thread.
-    pub(super) fn bind(local: SocketAddrV4, offload: bool) -> io::Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_nonblocking(true)?;
-        for (forced, plain) in
-            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-        {
-            if set(&socket, libc::SOL_SOCKET, forced, BUFFER as libc::c_int).is_err() {
-                set(&socket, libc::SOL_SOCKET, plain, BUFFER as libc::c_int)?;
-            }
+    /// A socket of the network namespace of the thread. Several may share the address; then the kernel keeps
+    /// what comes from one port of one peer together.
+    pub(super) fn bind(local: SocketAddrV4, offload: bool, shared: bool) -> io::Result<Self> {
+        let socket = open()?;
+        buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
+        buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
+        if shared {
+            set(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
         if offload {
             // A kernel before 5.0 gives datagrams one by one.
@@ -166,7 +166,22 @@ impl Wire {
         socket.bind(&local.into())?;
         // The kernel says twice what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size()? / 2;
-        Ok(Self { socket, receive_buffer })
+        Ok(Self { socket, sender: None, receive_buffer })
+    }
+
+    /// Sends from another port of the address from now on, so that peers and switches can tell what is sent
+    /// here from what others send.
+    pub(super) fn send_apart(&mut self, local: Ipv4Addr) -> io::Result<()> {
+        let sender = open()?;
+        buffer(&sender, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
+        sender.bind(&SocketAddrV4::new(local, 0).into())?;
+        self.sender = Some(sender);
+        Ok(())
+    }
+
+    /// What it sends from.
+    pub(super) fn sender(&self) -> &Socket {
+        self.sender.as_ref().unwrap_or(&self.socket)
     }
 
     pub(super) fn has_whole_buffer(&self) -> bool {
@@ -207,14 +222,19 @@ impl Wire {
         // SAFETY: every message points into `addresses`, `parts` and `controls`, which live until the call
         // returns and did not move since; the parts point into `bytes`, which the kernel only reads.
         let sent = check(unsafe {
-            libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as libc::c_uint, 0)
+            libc::sendmmsg(
+                self.sender().as_raw_fd(),
+                messages.as_mut_ptr(),
+                messages.len() as libc::c_uint,
+                0,
+            )
         })?;
         Ok(sent as usize)
     }
 
     /// Sends one datagram.
     pub(super) fn send_one(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
-        self.socket.send_to(bytes, &to.into()).map(drop)
+        self.sender().send_to(bytes, &to.into()).map(drop)
     }
 }
 
@@ -334,6 +354,18 @@ fn address(to: Ipv4Addr, port: u16) -> libc::sockaddr_in {
         sin_addr: libc::in_addr { s_addr: to.to_bits().to_be() },
         sin_zero: [0; 8],
     }
+}
+
+fn open() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Asks for a buffer, if need be within the limits of the host.
+fn buffer(socket: &Socket, forced: libc::c_int, plain: libc::c_int) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, forced, BUFFER as libc::c_int)
+        .or_else(|_| set(socket, libc::SOL_SOCKET, plain, BUFFER as libc::c_int))
 }
 
 fn set(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {

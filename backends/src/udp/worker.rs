@@ -8,6 +8,7 @@
 //! both directions at the same time: then the way out is lent to the other thread.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -36,6 +37,8 @@ const SPIN: Duration = Duration::from_micros(120);
 
 /// The way out, and who has it.
 pub(super) struct Loan {
+    /// The queues of the device that it begins at.
+    queues: Range<u32>,
     egress: Mutex<Egress>,
     /// The helper has it. Set by the lender, cleared by the helper.
     lent: AtomicBool,
@@ -46,9 +49,27 @@ pub(super) struct Loan {
 }
 
 impl Loan {
-    pub(super) fn new(egress: Egress) -> io::Result<Self> {
+    pub(super) fn new(egress: Egress, queues: Range<u32>) -> io::Result<Self> {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        Ok(Self { egress: Mutex::new(egress), lent: AtomicBool::new(false), lend: event()?, back: event()? })
+        Ok(Self {
+            queues,
+            egress: Mutex::new(egress),
+            lent: AtomicBool::new(false),
+            lend: event()?,
+            back: event()?,
+        })
+    }
+
+    /// To be polled, in order.
+    fn files<'a>(&self, tun: &'a Tun) -> impl Iterator<Item = PollFd<'a>> {
+        let queues = &tun.queues()[self.queues.start as usize..self.queues.end as usize];
+        queues.iter().map(|queue| PollFd::new(queue, PollFlags::IN))
+    }
+
+    /// The bits of the queues in which something is.
+    fn ready(&self, queues: &[PollFd<'_>]) -> u32 {
+        let bit = |(number, queue): (u32, &PollFd<'_>)| u32::from(!queue.revents().is_empty()) << number;
+        self.queues.clone().zip(queues).map(bit).sum()
     }
 
     fn turn(&self, ready: u32) -> io::Result<Went> {
@@ -75,12 +96,6 @@ fn hush(event: &OwnedFd) {
     let _ = rustix::io::read(event, &mut [0; 8]);
 }
 
-/// The bits of the queues in which something is.
-fn ready(queues: &[PollFd<'_>]) -> u32 {
-    let bit = |(number, queue): (usize, &PollFd<'_>)| u32::from(!queue.revents().is_empty()) << number;
-    queues.iter().enumerate().map(bit).sum()
-}
-
 fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usize> {
     loop {
         match poll(files, timeout) {
@@ -104,7 +119,7 @@ pub(super) fn serve(
         PollFd::new(&egress.back, PollFlags::IN),
         PollFd::new(wire, PollFlags::IN),
     ];
-    files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
+    files.extend(egress.files(tun));
     let mut patience = Patience::new();
     let mut looking: Option<(Moved, Instant)> = None;
     let mut more = 0;
@@ -143,7 +158,7 @@ pub(super) fn serve(
                 // What came in may have been answered already.
                 wait(&mut files[OWN..], Some(&AT_ONCE))?;
             }
-            let ready = ready(&files[OWN..]);
+            let ready = egress.ready(&files[OWN..]);
             if ready | more != 0 {
                 went = egress.turn(ready)?;
             }
@@ -172,7 +187,7 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
     const OWN: usize = 2;
     let mut files: Vec<PollFd<'_>> =
         vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.lend, PollFlags::IN)];
-    files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
+    files.extend(egress.files(tun));
     let (mut lent, mut more) = (false, 0);
     loop {
         let (watched, timeout) = match (lent, more) {
@@ -188,7 +203,7 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
         if !files[0].revents().is_empty() {
             return Ok(());
         }
-        let mut ready = if watched > OWN { ready(&files[OWN..]) } else { 0 };
+        let mut ready = if watched > OWN { egress.ready(&files[OWN..]) } else { 0 };
         if !files[1].revents().is_empty() {
             hush(&egress.lend);
             lent = true;

@@ -85,6 +85,13 @@ impl Site {
         ways.plan(Scene { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
     }
 
+    /// Takes another configuration, and makes the kernel agree.
+    pub(crate) fn configure(&mut self, config: &str) {
+        self.network = NetworkConfig::parse(config).unwrap();
+        self.ways = Ways::new(&self.network.backend, &self.network).unwrap();
+        self.converge();
+    }
+
     /// Makes the kernel agree; failures are in the report.
     pub(crate) fn try_converge(&mut self) -> Report {
         let desired = self.desired();

@@ -12,3 +12,4 @@ mod relay;
 mod safety;
 mod traffic;
 mod wire;
+mod workers;

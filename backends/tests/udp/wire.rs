@@ -25,7 +25,7 @@ pub(crate) struct Wire {
     pub(crate) site: Site,
     pub(crate) pod: Pod,
     pub(crate) socket: UdpSocket,
-    _machine: Machine,
+    pub(crate) machine: Machine,
     _fabric: Fabric,
 }
 
@@ -38,8 +38,12 @@ pub(crate) fn v4(address: IpAddr) -> Ipv4Addr {
 
 impl Wire {
     pub(crate) fn new(offload: Offload) -> Self {
+        Self::with(CONFIG, offload)
+    }
+
+    pub(crate) fn with(config: &str, offload: Offload) -> Self {
         let fabric = Fabric::new().unwrap();
-        let mut site = Site::new(&fabric, CONFIG, offload);
+        let mut site = Site::new(&fabric, config, offload);
         let machine = fabric.node().unwrap();
         let at = (machine.address(), PORT);
         let socket = machine.namespace().run(|| UdpSocket::bind(at).unwrap());
@@ -48,7 +52,7 @@ impl Wire {
         site.peers = vec![(2, machine.address())];
         site.converge();
         let pod = site.pod();
-        Self { site, pod, socket, _machine: machine, _fabric: fabric }
+        Self { site, pod, socket, machine, _fabric: fabric }
     }
 
     pub(crate) fn near(&self) -> Ipv4Addr {

@@ -47,6 +47,7 @@ fn lookup(bencher: Bencher<'_, '_>, peers: u32) {
         address: Ipv4Addr::from_bits(base),
         mtu: 1472,
         check_sources: true,
+        workers: 1,
         peers: (0..peers).map(peer).collect(),
     });
     let spread = |number: u32| number.wrapping_mul(0x9e37_79b9) % (peers << 8);

@@ -18,7 +18,7 @@ fn defaults_are_flannels_in_any_letter_case() {
     assert_eq!(range.subnet_len, 24);
     assert_eq!(range.min, "10.3.1.0".parse::<IpAddr>().unwrap());
     assert_eq!(range.max, "10.3.255.0".parse::<IpAddr>().unwrap());
-    assert_eq!(config.backend, BackendConfig::Udp { port: 8285, check_sources: true });
+    assert_eq!(config.backend, BackendConfig::Udp { port: 8285, check_sources: true, workers: 1 });
     assert_eq!(config.range(Family::V6), None);
 
     let config = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
@@ -105,6 +105,8 @@ fn errors_name_key_value_and_remedy() {
             r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Fallback":"ipip"}}"#,
             ["Fallback: \"ipip\"", "\"udp\""],
         ),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Workers":9}}"#, ["Workers: 9", "1 to 8"]),
+        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Workers":0}}"#, ["Workers: 0", "1 to 8"]),
         (r#"{"EnableIPv4":false}"#, ["EnableIPv4", "at least one"]),
         (
             r#"{"Network":"10.3.0.0/16","MasqueradeExcept":["192.168.0.1"]}"#,

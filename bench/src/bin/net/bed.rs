@@ -100,7 +100,11 @@ impl Pair {
             let [near, far] = [near, far].map(Side::bare);
             return Ok(Self { way, near, far, _stores: (None, None), _fabric: fabric });
         };
-        let config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend } }).to_string();
+        let mut config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend } });
+        if way == Way::Udp {
+            config["Backend"]["Workers"] = job.workers.into();
+        }
+        let config = config.to_string();
         let (directory, etcd, store) = match way {
             // Go flannel has no store in a directory.
             Way::GoUdp => {

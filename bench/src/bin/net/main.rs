@@ -51,6 +51,9 @@ struct Args {
     /// The ways to measure; by default all, and go-udp if FLANNELD_GO names a program.
     #[arg(long, value_enum, value_delimiter = ',')]
     paths: Vec<Way>,
+    /// Threads of the udp backend for each direction (Backend.Workers).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    workers: u8,
     /// A few short measurements, within two minutes.
     #[arg(long)]
     quick: bool,
@@ -81,6 +84,7 @@ struct Job {
     steps: Vec<Step>,
     rounds: u32,
     seconds: u32,
+    workers: u8,
     programs: PathBuf,
     go: Option<PathBuf>,
 }
@@ -131,7 +135,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
     let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
-    let job = Job { ways, steps, rounds, seconds, programs, go };
+    let job = Job { ways, steps, rounds, seconds, workers: args.workers, programs, go };
     let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
@@ -142,7 +146,8 @@ fn setup(job: &Job) -> anyhow::Result<String> {
     let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let congestion = congestion.context("the congestion control of TCP is unknown")?;
     let nice = niceness()?;
-    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}", congestion.trim(), job.seconds))
+    let workers = if job.workers > 1 { format!(", {} workers", job.workers) } else { String::new() };
+    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}{workers}", congestion.trim(), job.seconds))
 }
 
 /// At which niceness this program and all it starts run.
