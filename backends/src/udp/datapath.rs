@@ -18,7 +18,8 @@ use super::worker::{self, Loan};
 /// What both directions work with.
 pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
-    pub(super) wire: Arc<Wire>,
+    /// One for each family.
+    pub(super) wires: Arc<[Wire]>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -35,15 +36,16 @@ impl Datapath {
     /// Starts moving packets.
     ///
     /// # Errors
-    /// The socket can't be bound, or a thread can't be had.
+    /// A socket can't be bound, or a thread can't be had.
     pub(super) fn start(
         tun: &Arc<Tun>,
         forwarding: &Arc<Forwarding>,
         counters: &Arc<Counters>,
         offload: bool,
     ) -> io::Result<Self> {
-        let wire = Arc::new(Wire::bind(forwarding.local, offload)?);
-        if !wire.has_whole_buffer() {
+        let wires = forwarding.sockets().map(|socket| Wire::bind(socket, offload));
+        let wires: Arc<[Wire]> = wires.collect::<io::Result<_>>()?;
+        if let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer()) {
             tracing::warn!(
                 bytes = wire.receive_buffer,
                 "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, or \
@@ -54,7 +56,7 @@ impl Datapath {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let shared = Shared {
             tun: Arc::clone(tun),
-            wire: Arc::clone(&wire),
+            wires: Arc::clone(&wires),
             routing: Arc::clone(&routing),
             counters: Arc::clone(counters),
         };
@@ -62,7 +64,7 @@ impl Datapath {
         let egress = Arc::new(Loan::new(Egress::new(&shared))?);
         let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
         let (device, lender, halt) = (Arc::clone(tun), Arc::clone(&egress), Arc::clone(&this.stop));
-        this.spawn("udp", move || worker::serve(&device, &wire, &lender, ingress, &halt))?;
+        this.spawn("udp", move || worker::serve(&device, &wires, &lender, ingress, &halt))?;
         let (device, halt) = (Arc::clone(tun), Arc::clone(&this.stop));
         this.spawn("udp-help", move || worker::help(&device, &egress, &halt))?;
         Ok(this)
@@ -88,7 +90,7 @@ impl Datapath {
         self.threads.iter().all(|thread| !thread.is_finished()).then_some(&self.forwarding)
     }
 
-    /// Does something else from the next batch on. Not for another local address.
+    /// Does something else from the next batch on. Not for other sockets.
     pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
         self.routing.store(Arc::new(Routing::new(forwarding)));
         self.forwarding = Arc::clone(forwarding);

@@ -91,7 +91,9 @@ impl Engine {
     pub(crate) fn set(&mut self, name: &Name, forwarding: &Arc<Forwarding>) -> io::Result<()> {
         let tunnel = self.tunnels.get_mut(name).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
         match &mut tunnel.datapath {
-            Some(datapath) if datapath.forwarding().is_some_and(|have| have.local == forwarding.local) => {
+            Some(datapath)
+                if datapath.forwarding().is_some_and(|have| have.sockets().eq(forwarding.sockets())) =>
+            {
                 datapath.set(forwarding);
             }
             datapath => {

@@ -75,7 +75,7 @@ fn hush(event: &OwnedFd) {
     let _ = rustix::io::read(event, &mut [0; 8]);
 }
 
-/// The bits of the queues in which something is.
+/// The bits of the queues or sockets in which something is.
 fn ready(queues: &[PollFd<'_>]) -> u32 {
     let bit = |(number, queue): (usize, &PollFd<'_>)| u32::from(!queue.revents().is_empty()) << number;
     queues.iter().enumerate().map(bit).sum()
@@ -93,24 +93,23 @@ fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usiz
 /// Works for both directions until told to stop.
 pub(super) fn serve(
     tun: &Tun,
-    wire: &Wire,
+    wires: &[Wire],
     egress: &Loan,
     mut ingress: Ingress,
     stop: &OwnedFd,
 ) -> io::Result<()> {
-    const OWN: usize = 3;
-    let mut files: Vec<PollFd<'_>> = vec![
-        PollFd::new(stop, PollFlags::IN),
-        PollFd::new(&egress.back, PollFlags::IN),
-        PollFd::new(wire, PollFlags::IN),
-    ];
+    const FIRST: usize = 2;
+    let own = FIRST + wires.len();
+    let mut files: Vec<PollFd<'_>> =
+        vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.back, PollFlags::IN)];
+    files.extend(wires.iter().map(|wire| PollFd::new(wire, PollFlags::IN)));
     files.extend(tun.queues().iter().map(|queue| PollFd::new(queue, PollFlags::IN)));
     let mut patience = Patience::new();
     let mut looking: Option<(Moved, Instant)> = None;
     let mut more = 0;
     loop {
         let lent = egress.lent.load(Ordering::Acquire);
-        let watched = if lent { OWN } else { files.len() };
+        let watched = if lent { own } else { files.len() };
         let timeout = (looking.is_some() || more != 0).then_some(&AT_ONCE);
         if wait(&mut files[..watched], timeout)? == 0 && more == 0 {
             if let Some((moved, since)) = looking {
@@ -134,16 +133,17 @@ pub(super) fn serve(
             patience.succeeded(moved);
         }
         let mut came = 0;
-        if !files[2].revents().is_empty() {
-            came = ingress.turn()?;
+        let heard = ready(&files[FIRST..own]);
+        if heard != 0 {
+            came = ingress.turn(heard)?;
         }
         let mut went = Went::default();
         if !lent {
             if came > 0 {
                 // What came in may have been answered already.
-                wait(&mut files[OWN..], Some(&AT_ONCE))?;
+                wait(&mut files[own..], Some(&AT_ONCE))?;
             }
-            let ready = ready(&files[OWN..]);
+            let ready = ready(&files[own..]);
             if ready | more != 0 {
                 went = egress.turn(ready)?;
             }
