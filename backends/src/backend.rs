@@ -16,6 +16,9 @@ use crate::state::KernelState;
 use crate::udp::Udp;
 use crate::vxlan::Vxlan;
 
+/// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
+pub(crate) const LEAST_V6: u32 = 1280;
+
 /// This node's place in the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -156,19 +159,6 @@ pub trait Backend: Send + Sync {
 /// # Errors
 /// [`BackendError`] naming what is not available in this release and what is.
 pub fn select(config: &BackendConfig, network: &NetworkConfig) -> Result<Arc<dyn Backend>, BackendError> {
-    if matches!(config, BackendConfig::Udp { .. }) && network.range(Family::V6).is_some() {
-        return Err(BackendError(
-            "Backend.Type: \"udp\" carries IPv4 only: use \"vxlan\" or \"host-gw\", or set EnableIPv6 to false".into(),
-        ));
-    }
-    carrying(config, network)
-}
-
-/// The backend for as much of this network as it can carry: enough for what is on its way out.
-pub(crate) fn carrying(
-    config: &BackendConfig,
-    network: &NetworkConfig,
-) -> Result<Arc<dyn Backend>, BackendError> {
     let families: Vec<Family> = network.ranges().map(|range| Family::of(range.network.addr())).collect();
     match config {
         BackendConfig::Vxlan(config) => {
@@ -176,12 +166,8 @@ pub(crate) fn carrying(
         }
         BackendConfig::HostGw => Ok(Arc::new(HostGw)),
         BackendConfig::Udp { port, check_sources, workers } => {
-            match network.range(Family::V4).map(|range| range.network) {
-                Some(IpNet::V4(range)) => Ok(Arc::new(Udp::new(*port, *check_sources, *workers, range)?)),
-                _ => Err(BackendError(
-                    "Backend.Type: \"udp\" carries IPv4 only: set Network and EnableIPv4".into(),
-                )),
-            }
+            let networks = network.ranges().map(|range| range.network).collect();
+            Ok(Arc::new(Udp::new(*port, *check_sources, *workers, networks)?))
         }
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
             "wireguard" | "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
@@ -231,7 +217,6 @@ mod tests {
         for (config, part) in [
             (r#""Backend":{"Type":"wireguard"}"#, "\"wireguard\" is a backend of Go flannel"),
             (r#""Backend":{"Type":"vxlann"}"#, "\"vxlann\" is no backend"),
-            (r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"udp"}"#, "IPv4 only"),
             (
                 r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}"#,
                 "VNI: 10000",

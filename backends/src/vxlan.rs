@@ -13,13 +13,10 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, ChecksumOffload, Family, Mac, Vtep, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
+use crate::backend::{Backend, BackendError, LEAST_V6, Macs, Node, Scene, Underlay};
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
-
-/// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
-const LEAST_V6: u32 = 1280;
 
 /// The port that the kernel takes where none is configured.
 pub(crate) const USUAL_PORT: u16 = 8472;

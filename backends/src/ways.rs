@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
 
-use crate::backend::{Backend, BackendError, Macs, Scene, carrying, select};
+use crate::backend::{Backend, BackendError, Macs, Scene, select};
 use crate::name::Name;
 use crate::peers::Peers;
 use crate::state::KernelState;
@@ -172,7 +172,7 @@ impl Ways {
                 continue;
             }
             // What an earlier way knows of the network, it has to learn anew.
-            let Ok(backend) = carrying(&way.config, network) else { continue };
+            let Ok(backend) = select(&way.config, network) else { continue };
             let again = Way { config: way.config.clone(), backend, idle: way.idle };
             if !again.backend.devices().iter().any(|device| devices.contains(device)) {
                 next.all.push(again);

@@ -1,10 +1,10 @@
 //! Properties of `diff` over random states: whatever there is, the changes lead to what is wanted.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
-use subnet::{Family, Mac};
+use subnet::{Family, Mac, PublicAddrs};
 
 use super::*;
 use crate::kernel::fake::FakeKernel;
@@ -56,12 +56,13 @@ fn links(actual: bool) -> impl Strategy<Value = Link> {
 fn forwardings() -> impl Strategy<Value = Arc<Forwarding>> {
     (8285u16..8287, 0u8..3).prop_map(|(port, peer)| {
         Arc::new(Forwarding {
-            local: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port),
-            address: Ipv4Addr::new(10, 1, 0, 0),
+            local: PublicAddrs { v4: Some([192, 0, 2, 1].into()), v6: None },
+            port,
+            addresses: PublicAddrs { v4: Some([10, 1, 0, 0].into()), v6: None },
             mtu: 1472,
             check_sources: true,
             workers: 1,
-            peers: vec![("10.1.2.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, peer))],
+            peers: vec![("10.1.2.0/24".parse().unwrap(), [192, 0, 2, peer].into())],
         })
     })
 }

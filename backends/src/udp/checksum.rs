@@ -36,11 +36,11 @@ pub fn finish(sum: u64) -> [u8; 2] {
     (!fold(sum)).to_ne_bytes()
 }
 
-/// The sum of the pseudo header of TCP and UDP over IPv4 (RFC 9293 §3.1, RFC 768): the two addresses as they
-/// lie in the packet, the protocol, and the length of header and payload.
+/// The sum of the pseudo header of TCP and UDP (RFC 9293 §3.1, RFC 768, RFC 8200 §8.1): that of the two
+/// addresses, the protocol, and the length of header and payload.
 #[inline]
-pub fn pseudo(addresses: &[u8; 8], protocol: u8, len: u16) -> u64 {
-    sum(addresses) + word(protocol.into()) + word(len)
+pub fn pseudo(addresses: u64, protocol: u8, len: u16) -> u64 {
+    addresses + word(protocol.into()) + word(len)
 }
 
 mod wide;

@@ -1,13 +1,15 @@
 //! Tells senders about their packets: ICMP errors through the device, not too many.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use subnet::Family;
+
 use super::counters::Counters;
 use super::datapath::Shared;
+use super::forwarding::Routing;
 use super::icmp::{self, Limiter, Trouble};
-use super::packet::Ipv4Header;
+use super::packet::Header;
 use super::sys::Tun;
 
 pub(super) struct Complaints {
@@ -26,8 +28,9 @@ impl Complaints {
     }
 
     /// Tells the sender of `packet`, unless none may be told.
-    pub(super) fn send(&mut self, trouble: Trouble, from: Ipv4Addr, header: &Ipv4Header, packet: &[u8]) {
+    pub(super) fn send(&mut self, trouble: Trouble, routing: &Routing, header: &Header, packet: &[u8]) {
         let mut room = [0; icmp::LONGEST];
+        let Some(from) = routing.addresses.get(Family::of(header.src)) else { return };
         let Some(len) = icmp::reply(trouble, from, header, packet, &mut room) else { return };
         if !self.limiter.allows(Instant::now()) {
             return self.counters.icmp_limited.add(1);

@@ -35,8 +35,9 @@ counters! {
     dropped_ttl,
     /// Packets that are too long and may not be fragmented.
     dropped_too_long,
-    /// Packets from the device that are no IPv4 packets, such as router solicitations.
-    dropped_not_ipv4,
+    /// Packets from the device that no tunnel carries: of a family that the network doesn't have, and of IPv6
+    /// those that stay on their link, such as router solicitations.
+    dropped_not_carried,
     /// Packets from the device that are malformed.
     dropped_malformed,
     /// Packets that the kernel refused to send.
@@ -59,7 +60,7 @@ counters! {
     refused_stranger,
     /// Packets whose source is not the sender's subnet or address.
     refused_source,
-    /// Datagrams that are no IPv4 packets.
+    /// Datagrams that are no packets of the family that carried them.
     refused_malformed,
     /// Packets whose time to live was over.
     refused_ttl,

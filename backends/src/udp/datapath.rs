@@ -21,7 +21,8 @@ pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
     /// Those of its queues that are read here.
     pub(super) queues: Range<u32>,
-    pub(super) wire: Arc<Wire>,
+    /// One for each family.
+    pub(super) wires: Arc<[Wire]>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -38,7 +39,7 @@ impl Datapath {
     /// Starts moving packets.
     ///
     /// # Errors
-    /// The socket can't be bound, or a thread can't be had.
+    /// A socket can't be bound, or a thread can't be had.
     pub(super) fn start(
         tun: &Arc<Tun>,
         forwarding: &Arc<Forwarding>,
@@ -50,10 +51,14 @@ impl Datapath {
         let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
         let workers = u32::from(forwarding.workers.max(1));
         for number in 0..workers {
-            let mut wire = Wire::bind(forwarding.local, offload, workers > 1)?;
-            if number > 0 {
-                wire.send_apart(*forwarding.local.ip())?;
-            } else if !wire.has_whole_buffer() {
+            let wire = |local| {
+                let wire = Wire::bind(local, offload, workers > 1)?;
+                if number > 0 { wire.sending_apart(local) } else { Ok(wire) }
+            };
+            let wires: Arc<[Wire]> = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
+            if number == 0
+                && let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer())
+            {
                 tracing::warn!(
                     bytes = wire.receive_buffer,
                     "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, \
@@ -63,7 +68,7 @@ impl Datapath {
             let shared = Shared {
                 tun: Arc::clone(tun),
                 queues: share(tun.queues().len() as u32, number, workers),
-                wire: Arc::new(wire),
+                wires,
                 routing: Arc::clone(&this.routing),
                 counters: Arc::clone(counters),
             };
@@ -77,9 +82,9 @@ impl Datapath {
         let ingress = Ingress::new(shared);
         let egress = Arc::new(Loan::new(Egress::new(shared), shared.queues.clone())?);
         let suffix = if number > 0 { format!("-{number}") } else { String::new() };
-        let (tun, wire, lender) = (Arc::clone(&shared.tun), Arc::clone(&shared.wire), Arc::clone(&egress));
+        let (tun, wires, lender) = (Arc::clone(&shared.tun), Arc::clone(&shared.wires), Arc::clone(&egress));
         let stop = Arc::clone(&self.stop);
-        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &wire, &lender, ingress, &stop))?;
+        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &wires, &lender, ingress, &stop))?;
         let (tun, stop) = (Arc::clone(&shared.tun), Arc::clone(&self.stop));
         self.spawn(&format!("udp-help{suffix}"), move || worker::help(&tun, &egress, &stop))
     }
@@ -106,8 +111,10 @@ impl Datapath {
 
     /// Whether it can do this without being started anew.
     pub(super) fn may_become(&self, forwarding: &Forwarding) -> bool {
-        let needed = |other: &Forwarding| (other.local, other.workers);
-        self.forwarding().is_some_and(|have| needed(have) == needed(forwarding))
+        let like = |have: &Arc<Forwarding>| {
+            have.sockets().eq(forwarding.sockets()) && have.workers == forwarding.workers
+        };
+        self.forwarding().is_some_and(like)
     }
 
     /// Does something else from the next batch on. Only what it [may become](Self::may_become).

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use subnet::Family;
 
 use super::complaints::Complaints;
 use super::counters::Counters;
@@ -16,7 +17,7 @@ use super::datapath::Shared;
 use super::forwarding::Routing;
 use super::icmp::Trouble;
 use super::outbox::{Group, Outbox};
-use super::packet::{Ipv4Header, Malformed, age};
+use super::packet::{Header, Malformed, V6_HEADER, age};
 use super::split::{largest, split};
 use super::sys::{Tun, Wire};
 use super::vnet::{self, Vnet};
@@ -26,8 +27,8 @@ const BATCH_BYTES: usize = 128 * 1024;
 const BATCH_READS: u64 = 256;
 /// Of these, a queue gets so much while others have packets, too.
 const SHARE: usize = 2;
-/// The longest packet with its offload header.
-const LONGEST: usize = vnet::LEN + 65_535;
+/// The longest packet with its offload header; IPv6 doesn't count its own header.
+const LONGEST: usize = vnet::LEN + V6_HEADER + 65_535;
 /// How long packets to a peer go one by one after the kernel refused to segment them.
 const DISTRUST: Duration = Duration::from_secs(300);
 /// How long the kernel may take to make room in the buffer of the socket.
@@ -39,7 +40,7 @@ pub(super) struct Egress {
     tun: Arc<Tun>,
     /// The queues of the device to read.
     queues: Range<u32>,
-    wire: Arc<Wire>,
+    wires: Arc<[Wire]>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     turns: u32,
@@ -51,7 +52,7 @@ pub(super) struct Egress {
     held: bool,
     complaints: Complaints,
     /// Peers whose packets go one by one, until then.
-    distrusted: BTreeMap<Ipv4Addr, Instant>,
+    distrusted: BTreeMap<IpAddr, Instant>,
     /// The MTU under which they were.
     mtu: u16,
     told: Option<Instant>,
@@ -69,12 +70,12 @@ pub(super) struct Went {
 
 impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, queues, wire, routing, counters } = shared;
+        let Shared { tun, queues, wires, routing, counters } = shared;
         Self {
             turns: 0,
             tun: Arc::clone(tun),
             queues: queues.clone(),
-            wire: Arc::clone(wire),
+            wires: Arc::clone(wires),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
             room: vec![0; LONGEST].into_boxed_slice(),
@@ -170,23 +171,28 @@ impl Egress {
             return counters.dropped_malformed.add(1);
         };
         let vnet = Vnet::parse(head);
-        let header = match Ipv4Header::parse(packet) {
+        let header = match Header::parse(packet) {
             Ok(header) => header,
-            Err(Malformed::Version) => return counters.dropped_not_ipv4.add(1),
+            Err(Malformed::Version) => return counters.dropped_not_carried.add(1),
             Err(_) => return counters.dropped_malformed.add(1),
         };
+        if stays_on_link(header.src) {
+            return counters.dropped_not_carried.add(1);
+        }
         let Some(peer) = routing.peer_of(header.dst) else {
+            if stays_on_link(header.dst) || routing.addresses.get(Family::of(header.dst)).is_none() {
+                return counters.dropped_not_carried.add(1);
+            }
             counters.dropped_no_peer.add(1);
-            return self.complain(Trouble::NetUnreachable, routing.address, &header, len);
+            return self.complain(Trouble::NetUnreachable, routing, &header, len);
         };
         if header.ttl <= 1 {
             counters.dropped_ttl.add(1);
-            return self.complain(Trouble::TimeExceeded, routing.address, &header, len);
+            return self.complain(Trouble::TimeExceeded, routing, &header, len);
         }
         if header.dont_fragment && largest(&vnet, &header, packet) > routing.mtu.into() {
             counters.dropped_too_long.add(1);
-            let trouble = Trouble::FragmentationNeeded(routing.mtu);
-            return self.complain(trouble, routing.address, &header, len);
+            return self.complain(Trouble::TooBig(routing.mtu), routing, &header, len);
         }
         age(packet);
         if split(&vnet, &header, packet, &mut self.outbox.to(peer)).is_err() {
@@ -195,27 +201,39 @@ impl Egress {
     }
 
     /// Tells the sender of the packet that was just read.
-    fn complain(&mut self, trouble: Trouble, from: Ipv4Addr, header: &Ipv4Header, len: usize) {
-        self.complaints.send(trouble, from, header, &self.room[vnet::LEN..len]);
+    fn complain(&mut self, trouble: Trouble, routing: &Routing, header: &Header, len: usize) {
+        self.complaints.send(trouble, routing, header, &self.room[vnet::LEN..len]);
+    }
+
+    /// The socket for packets to this peer.
+    fn wire(&self, to: IpAddr) -> Option<&Wire> {
+        self.wires.iter().find(|wire| wire.reaches(to))
     }
 
     fn flush(&mut self, port: u16) {
         let mut from = 0;
         while from < self.outbox.groups().len() {
             let groups = &self.outbox.groups()[from..];
-            let trusted = groups.iter().take_while(|group| !self.distrusts(group)).count();
+            let Some(wire) = self.wire(groups[0].to) else {
+                // Its peers went before it.
+                self.counters.dropped_unsent.add(groups[0].packets.into());
+                from += 1;
+                continue;
+            };
+            let together = |group: &&Group| wire.reaches(group.to) && !self.distrusts(group);
+            let trusted = groups.iter().take_while(together).count();
             if trusted == 0 {
                 self.send_singly(from, port);
                 from += 1;
                 continue;
             }
-            match self.wire.send(port, self.outbox.bytes(), &groups[..trusted]) {
+            match wire.send(port, self.outbox.bytes(), &groups[..trusted]) {
                 Ok(sent) => {
                     groups[..sent].iter().for_each(|group| self.count(group));
                     from += sent;
                 }
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => self.wait(),
+                    Some(libc::EAGAIN | libc::EINTR) => wait(wire),
                     Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO) if groups[0].packets > 1 => {
                         self.distrust(groups[0].to, &error);
                         self.send_singly(from, port);
@@ -243,7 +261,7 @@ impl Egress {
         group.packets > 1 && !self.distrusted.is_empty() && self.distrusted.contains_key(&group.to)
     }
 
-    fn distrust(&mut self, peer: Ipv4Addr, error: &io::Error) {
+    fn distrust(&mut self, peer: IpAddr, error: &io::Error) {
         let now = Instant::now();
         self.distrusted.retain(|_, until| *until > now);
         self.distrusted.insert(peer, now + DISTRUST);
@@ -258,15 +276,16 @@ impl Egress {
 
     fn send_singly(&mut self, index: usize, port: u16) {
         let group = &self.outbox.groups()[index];
+        let Some(wire) = self.wire(group.to) else { return };
         self.counters.sent_fallbacks.add(1);
-        let to = SocketAddrV4::new(group.to, port);
+        let to = SocketAddr::new(group.to, port);
         let mut trouble = None;
         for range in group.each() {
             let packet = &self.outbox.bytes()[range];
             let outcome = loop {
-                match self.wire.send_one(to, packet) {
+                match wire.send_one(to, packet) {
                     Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
-                        self.wait();
+                        wait(wire);
                     }
                     outcome => break outcome,
                 }
@@ -290,7 +309,7 @@ impl Egress {
         }
     }
 
-    fn tell(&mut self, peer: Ipv4Addr, error: &io::Error) {
+    fn tell(&mut self, peer: IpAddr, error: &io::Error) {
         if self.may_tell(Instant::now()) {
             tracing::warn!(%peer, "packets can't be sent and are dropped: {error}");
         }
@@ -303,8 +322,17 @@ impl Egress {
         }
         may
     }
+}
 
-    fn wait(&self) {
-        let _ = poll(&mut [PollFd::new(self.wire.sender(), PollFlags::OUT)], Some(&PATIENCE));
+fn wait(wire: &Wire) {
+    let _ = poll(&mut [PollFd::new(wire.sender(), PollFlags::OUT)], Some(&PATIENCE));
+}
+
+/// Whether packets from or to this address never leave their link: what IPv6 says to neighbours and groups.
+#[inline]
+fn stays_on_link(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => v6.is_multicast() || v6.is_unspecified() || v6.is_unicast_link_local(),
     }
 }

@@ -1,92 +1,151 @@
 //! Which peer a packet goes to, and which packets are taken from whom.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use subnet::{Family, PublicAddrs};
 
 /// What a datapath is to do: a value that the reconciler compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarding {
-    /// Where datagrams come in and go out. Peers have the same port.
-    pub local: SocketAddrV4,
-    /// Source of ICMP errors: the address of the device.
-    pub address: Ipv4Addr,
+    /// Where datagrams of each family come in and go out.
+    pub local: PublicAddrs,
+    /// UDP port, the same one for peers.
+    pub port: u16,
+    /// Sources of ICMP errors: the addresses of the device.
+    pub addresses: PublicAddrs,
     /// The longest packet in bytes.
     pub mtu: u16,
     /// Takes datagrams from peers only, and packets only from the sender's own subnet or address.
     pub check_sources: bool,
     /// Threads for each direction.
     pub workers: u8,
-    /// Subnet and public address of each peer; no two subnets overlap.
-    pub peers: Vec<(Ipv4Net, Ipv4Addr)>,
+    /// Subnet and public address, of one family, of each peer; no two subnets overlap.
+    pub peers: Vec<(IpNet, IpAddr)>,
+}
+
+impl Forwarding {
+    /// The addresses of its sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> {
+        let socket = |family: &Family| Some(SocketAddr::new(self.local.get(*family)?, self.port));
+        Family::BOTH.iter().filter_map(socket)
+    }
 }
 
 impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "local {} mtu {} peers {}", self.local, self.mtu, self.peers.len())
+        let sockets: Vec<String> = self.sockets().map(|socket| socket.to_string()).collect();
+        write!(f, "local {} mtu {} peers {}", sockets.join(" and "), self.mtu, self.peers.len())
     }
 }
 
 /// A [`Forwarding`] made ready for lookups.
 #[derive(Debug)]
 pub struct Routing {
-    /// See [`Forwarding::address`].
-    pub address: Ipv4Addr,
+    /// See [`Forwarding::addresses`].
+    pub addresses: PublicAddrs,
     /// See [`Forwarding::mtu`].
     pub mtu: u16,
     /// The port of all peers.
     pub port: u16,
     /// See [`Forwarding::check_sources`].
     pub check_sources: bool,
-    ranges: Vec<Range>,
+    v4: Table<u32>,
+    v6: Table<u128>,
+}
+
+/// The peers of one family, whose addresses are such numbers.
+#[derive(Debug)]
+struct Table<Bits> {
+    ranges: Vec<Range<Bits>>,
     /// The public addresses of all peers, sorted.
-    publics: Vec<u32>,
+    publics: Vec<Bits>,
 }
 
 /// The addresses of one peer.
 #[derive(Clone, Copy, Debug)]
-struct Range {
-    first: u32,
-    last: u32,
-    public: Ipv4Addr,
+struct Range<Bits> {
+    first: Bits,
+    last: Bits,
+    public: Bits,
+}
+
+impl<Bits: Ord + Copy> Table<Bits> {
+    fn new(ranges: impl Iterator<Item = Range<Bits>>) -> Self {
+        let mut ranges: Vec<Range<Bits>> = ranges.collect();
+        ranges.sort_unstable_by_key(|range| range.first);
+        let mut publics: Vec<Bits> = ranges.iter().map(|range| range.public).collect();
+        publics.sort_unstable();
+        publics.dedup();
+        Self { ranges, publics }
+    }
+
+    #[inline]
+    fn peer_of(&self, address: Bits) -> Option<Bits> {
+        let after = self.ranges.partition_point(|range| range.first <= address);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        (address <= range.last).then_some(range.public)
+    }
+
+    #[inline]
+    fn knows(&self, sender: Bits) -> bool {
+        self.publics.binary_search(&sender).is_ok()
+    }
 }
 
 impl Routing {
     /// The lookup tables of `forwarding`.
     pub fn new(forwarding: &Forwarding) -> Self {
-        let range = |&(subnet, public): &(Ipv4Net, Ipv4Addr)| Range {
-            first: subnet.network().to_bits(),
-            last: subnet.broadcast().to_bits(),
-            public,
+        let v4 = |(subnet, public): &(IpNet, IpAddr)| match (subnet, public) {
+            (IpNet::V4(subnet), IpAddr::V4(public)) => Some(Range {
+                first: subnet.network().to_bits(),
+                last: subnet.broadcast().to_bits(),
+                public: public.to_bits(),
+            }),
+            _ => None,
         };
-        let mut ranges: Vec<Range> = forwarding.peers.iter().map(range).collect();
-        ranges.sort_unstable_by_key(|range| range.first);
-        let mut publics: Vec<u32> = ranges.iter().map(|range| range.public.to_bits()).collect();
-        publics.sort_unstable();
-        publics.dedup();
-        let Forwarding { local, address, mtu, check_sources, .. } = *forwarding;
-        Self { address, mtu, port: local.port(), check_sources, ranges, publics }
+        let v6 = |(subnet, public): &(IpNet, IpAddr)| match (subnet, public) {
+            (IpNet::V6(subnet), IpAddr::V6(public)) => Some(Range {
+                first: subnet.network().to_bits(),
+                last: subnet.broadcast().to_bits(),
+                public: public.to_bits(),
+            }),
+            _ => None,
+        };
+        let Forwarding { port, addresses, mtu, check_sources, ref peers, .. } = *forwarding;
+        Self {
+            addresses,
+            mtu,
+            port,
+            check_sources,
+            v4: Table::new(peers.iter().filter_map(v4)),
+            v6: Table::new(peers.iter().filter_map(v6)),
+        }
     }
 
-    /// The peer that has this address.
+    /// The peer that has this address, by its public address of the same family.
     #[inline]
-    pub fn peer_of(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
-        let bits = address.to_bits();
-        let after = self.ranges.partition_point(|range| range.first <= bits);
-        let range = self.ranges.get(after.checked_sub(1)?)?;
-        (bits <= range.last).then_some(range.public)
+    pub fn peer_of(&self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(v4) => self.v4.peer_of(v4.to_bits()).map(|bits| IpAddr::V4(bits.into())),
+            IpAddr::V6(v6) => self.v6.peer_of(v6.to_bits()).map(|bits| IpAddr::V6(bits.into())),
+        }
     }
 
     /// Whether datagrams from this address are taken.
     #[inline]
-    pub fn knows(&self, sender: Ipv4Addr) -> bool {
-        !self.check_sources || self.publics.binary_search(&sender.to_bits()).is_ok()
+    pub fn knows(&self, sender: IpAddr) -> bool {
+        !self.check_sources
+            || match sender {
+                IpAddr::V4(v4) => self.v4.knows(v4.to_bits()),
+                IpAddr::V6(v6) => self.v6.knows(v6.to_bits()),
+            }
     }
 
     /// Whether `sender` may send packets from `source`.
     #[inline]
-    pub fn owns(&self, sender: Ipv4Addr, source: Ipv4Addr) -> bool {
+    pub fn owns(&self, sender: IpAddr, source: IpAddr) -> bool {
         !self.check_sources || source == sender || self.peer_of(source) == Some(sender)
     }
 }
@@ -95,11 +154,15 @@ impl Routing {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+    use subnet::net::{addr_of, bits_of};
 
-    fn forwarding(peers: Vec<(Ipv4Net, Ipv4Addr)>) -> Forwarding {
+    fn forwarding(peers: Vec<(IpNet, IpAddr)>) -> Forwarding {
+        let addresses = |all: [&str; 2]| all.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect();
         Forwarding {
-            local: "192.0.2.1:8285".parse().unwrap(),
-            address: "10.244.1.0".parse().unwrap(),
+            local: addresses(["192.0.2.1", "2001:db8::1"]),
+            port: 8285,
+            addresses: addresses(["10.244.1.0", "fd00:0:0:1::"]),
             mtu: 1472,
             check_sources: true,
             workers: 1,
@@ -109,49 +172,81 @@ mod tests {
 
     #[test]
     fn a_peer_may_send_from_its_subnet_and_from_its_address_only() {
-        let (peer, other): (Ipv4Addr, Ipv4Addr) =
-            ("192.0.2.2".parse().unwrap(), "192.0.2.3".parse().unwrap());
-        let peers = vec![("10.244.2.0/24".parse().unwrap(), peer), ("10.244.3.0/24".parse().unwrap(), other)];
-        let mut forwarding = forwarding(peers);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let peers = [
+            ("10.244.2.0/24", "192.0.2.2"),
+            ("fd00:0:0:2::/64", "2001:db8::2"),
+            ("10.244.3.0/24", "192.0.2.3"),
+            ("fd00:0:0:3::/64", "2001:db8::3"),
+        ];
+        let peers = peers.map(|(subnet, public)| (subnet.parse().unwrap(), address(public)));
+        let mut forwarding = forwarding(peers.to_vec());
+        assert_eq!(forwarding.to_string(), "local 192.0.2.1:8285 and [2001:db8::1]:8285 mtu 1472 peers 4");
         let routing = Routing::new(&forwarding);
-        assert!(routing.knows(peer) && !routing.knows("192.0.2.4".parse().unwrap()));
-        for (source, allowed) in [
-            ("10.244.2.7", true),
-            ("192.0.2.2", true),
-            ("10.244.3.7", false),
-            ("192.0.2.3", false),
-            ("1.1.1.1", false),
+        for (family, sources) in [
+            (0, [("10.244.2.7", true), ("192.0.2.2", true), ("10.244.3.7", false), ("fd00:0:0:2::7", false)]),
+            (
+                1,
+                [
+                    ("fd00:0:0:2::7", true),
+                    ("2001:db8::2", true),
+                    ("fd00:0:0:3::7", false),
+                    ("10.244.2.7", false),
+                ],
+            ),
+            (0, [("192.0.2.3", false), ("1.1.1.1", false), ("2001:db8::2", false), ("::", false)]),
+            (
+                1,
+                [
+                    ("2001:db8::3", false),
+                    ("2001::1", false),
+                    ("192.0.2.2", false),
+                    ("::ffff:192.0.2.2", false),
+                ],
+            ),
         ] {
-            assert_eq!(routing.owns(peer, source.parse().unwrap()), allowed, "{source}");
+            let (peer, stranger) = [("192.0.2.2", "192.0.2.4"), ("2001:db8::2", "2001:db8::4")][family];
+            assert!(routing.knows(address(peer)) && !routing.knows(address(stranger)));
+            for (source, allowed) in sources {
+                assert_eq!(routing.owns(address(peer), address(source)), allowed, "{source} from {peer}");
+            }
         }
         forwarding.check_sources = false;
         let routing = Routing::new(&forwarding);
-        assert!(routing.knows("192.0.2.4".parse().unwrap()));
-        assert!(routing.owns(peer, "1.1.1.1".parse().unwrap()));
+        assert!(routing.knows(address("192.0.2.4")) && routing.knows(address("2001:db8::4")));
+        assert!(routing.owns(address("192.0.2.2"), address("1.1.1.1")));
     }
 
     proptest! {
         #[test]
         fn a_lookup_is_a_search_of_the_whole_list(
             subnets in prop::collection::btree_map(0u32..64, (20u8..=30, 1u8..9), 0..40),
-            addresses in prop::collection::vec(0u32..(70 << 12), 100),
+            addresses in prop::collection::vec(0u32..(70 << 12), 100), v6 in any::<bool>(),
         ) {
-            let base = Ipv4Addr::new(10, 244, 0, 0).to_bits();
-            let peers: Vec<(Ipv4Net, Ipv4Addr)> = subnets
+            // The same numbers in either family, at the end of the address that counts.
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            let base = match family {
+                Family::V4 => u128::from(Ipv4Addr::new(10, 244, 0, 0).to_bits()),
+                Family::V6 => 0xfd00 << 112,
+            };
+            let shift = if v6 { 64 } else { 0 };
+            let unused = family.bits() - 32 - shift;
+            let peers: Vec<(IpNet, IpAddr)> = subnets
                 .into_iter()
                 .rev()
                 .map(|(number, (len, public))| {
-                    let net = Ipv4Net::new((base + (number << 12)).into(), len).unwrap();
-                    (net, Ipv4Addr::new(192, 0, 2, public))
+                    let first = addr_of(family, base + (u128::from(number) << (12 + shift)));
+                    let public = addr_of(family, (0x2001 << (family.bits() - 16)) + u128::from(public));
+                    (IpNet::new(first, len + unused).unwrap(), public)
                 })
                 .collect();
             let routing = Routing::new(&forwarding(peers.clone()));
             let edges = peers.iter().flat_map(|(net, _)| {
-                let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
+                let (first, last) = (bits_of(net.network()), bits_of(net.broadcast()));
                 [first - 1, first, last, last + 1]
             });
-            for bits in addresses.iter().map(|offset| base + offset).chain(edges) {
-                let address = Ipv4Addr::from(bits);
+            for bits in addresses.iter().map(|offset| base + (u128::from(*offset) << shift)).chain(edges) {
+                let address = addr_of(family, bits);
                 let slow = peers.iter().find(|(net, _)| net.contains(&address)).map(|(_, public)| *public);
                 prop_assert_eq!(routing.peer_of(address), slow);
             }

@@ -1,13 +1,10 @@
-//! ICMP errors about packets that can't be carried (RFC 792, RFC 1812 §4.3).
+//! ICMP errors about packets that can't be carried (RFC 792, RFC 1812 §4.3, RFC 4443).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use pnet::packet::icmp::{self, IcmpPacket, MutableIcmpPacket};
-use pnet::packet::ip::IpNextHeaderProtocols;
-use pnet::packet::ipv4::{Ipv4Flags, MutableIpv4Packet};
-
-use super::packet::{ICMP, Ipv4Header, PLAIN_HEADER, seal};
+use super::checksum::{finish, pseudo, sum};
+use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, address_sum, seal};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,72 +12,123 @@ pub enum Trouble {
     /// No peer has the destination.
     NetUnreachable,
     /// The packet may not be fragmented, and is longer than this.
-    FragmentationNeeded(u16),
+    TooBig(u16),
     /// Its time to live is over.
     TimeExceeded,
 }
 
-/// Type, code, and the field that is only used by "fragmentation needed" (RFC 1191 §4).
-const HEADER: usize = 8;
-/// Bytes of the offending packet after its header.
+impl Trouble {
+    /// Type, code, and what else is in the header.
+    fn v4(self) -> [u8; ICMP_HEADER] {
+        match self {
+            Self::NetUnreachable => [3, 0, 0, 0, 0, 0, 0, 0],
+            // RFC 1191 §4.
+            Self::TooBig(mtu) => [3, 4, 0, 0, 0, 0, mtu.to_be_bytes()[0], mtu.to_be_bytes()[1]],
+            Self::TimeExceeded => [11, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+
+    fn v6(self) -> [u8; ICMP_HEADER] {
+        match self {
+            Self::NetUnreachable => [1, 0, 0, 0, 0, 0, 0, 0],
+            Self::TooBig(mtu) => [2, 0, 0, 0, 0, 0, mtu.to_be_bytes()[0], mtu.to_be_bytes()[1]],
+            Self::TimeExceeded => [3, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+}
+
+const ICMP_HEADER: usize = 8;
+/// Bytes of the offending packet after its header, in IPv4.
 const QUOTED: usize = 8;
 const TTL: u8 = 64;
 /// Echo request and reply, timestamp, information, address mask: messages that are no errors.
 const QUERIES: [u8; 9] = [0, 8, 9, 10, 13, 14, 15, 16, 17];
+/// From here on, messages of ICMPv6 are no errors; but a redirect is as bad.
+const FIRST_INFORMATIONAL: u8 = 128;
+const REDIRECT: u8 = 137;
 
-/// The longest reply.
-pub const LONGEST: usize = PLAIN_HEADER + HEADER + 60 + QUOTED;
+/// The longest reply: what every link with IPv6 carries (RFC 4443 §2.4).
+pub const LONGEST: usize = 1280;
 
 /// Writes the error about `packet` into `reply`, and gives its length; `None` where none may be sent
-/// (RFC 1812 §4.3.2.7): about errors, about later fragments, to or about groups of hosts.
+/// (RFC 1812 §4.3.2.7, RFC 4443 §2.4): about errors, about later fragments, to or about groups of hosts.
 pub fn reply(
     trouble: Trouble,
-    from: Ipv4Addr,
-    header: &Ipv4Header,
+    from: IpAddr,
+    header: &Header,
     packet: &[u8],
     reply: &mut [u8; LONGEST],
 ) -> Option<usize> {
-    let single = |addr: Ipv4Addr| {
-        !(addr.is_unspecified() || addr.is_loopback() || addr.is_broadcast() || addr.is_multicast())
-    };
-    if header.later_fragment || !single(header.src) || !single(header.dst) {
-        return None;
+    // Of a later fragment, nobody knows what is in it.
+    let (protocol, at) = header.transport(packet)?;
+    let kind = packet.get(at);
+    match (from, header.src, header.dst) {
+        (IpAddr::V4(from), IpAddr::V4(src), IpAddr::V4(dst)) if single(src) && single(dst) => {
+            let error = protocol == ICMP && kind.is_none_or(|kind| !QUERIES.contains(kind));
+            (!error).then(|| v4(trouble, (from, src), header, packet, reply))
+        }
+        (IpAddr::V6(from), IpAddr::V6(src), IpAddr::V6(dst))
+            if !(src.is_unspecified() || src.is_loopback() || src.is_multicast() || dst.is_multicast()) =>
+        {
+            let error = protocol == ICMPV6
+                && kind.is_none_or(|kind| *kind < FIRST_INFORMATIONAL || *kind == REDIRECT);
+            (!error).then(|| v6(trouble, (from, src), header, packet, reply))
+        }
+        _ => None,
     }
-    if header.protocol == ICMP && packet.get(header.header_len).is_none_or(|kind| !QUERIES.contains(kind)) {
-        return None;
-    }
+}
+
+fn single(addr: Ipv4Addr) -> bool {
+    !(addr.is_unspecified() || addr.is_loopback() || addr.is_broadcast() || addr.is_multicast())
+}
+
+fn v4(
+    trouble: Trouble,
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    header: &Header,
+    packet: &[u8],
+    reply: &mut [u8; LONGEST],
+) -> usize {
     let quoted = &packet[..header.total_len.min(header.header_len + QUOTED)];
-    let len = PLAIN_HEADER + HEADER + quoted.len();
-    let reply = &mut reply[..len];
-    reply.fill(0);
-    let (ip, message) = reply.split_at_mut(PLAIN_HEADER);
-    {
-        let mut ip = MutableIpv4Packet::new(ip)?;
-        ip.set_version(4);
-        ip.set_header_length(5);
-        // Network control (RFC 1812 §4.3.2.5).
-        ip.set_dscp(0x30);
-        ip.set_total_length(len as u16);
-        ip.set_flags(Ipv4Flags::DontFragment);
-        ip.set_ttl(TTL);
-        ip.set_next_level_protocol(IpNextHeaderProtocols::Icmp);
-        ip.set_source(from);
-        ip.set_destination(header.src);
-    }
+    let len = V4_HEADER + ICMP_HEADER + quoted.len();
+    let (ip, message) = reply[..len].split_at_mut(V4_HEADER);
+    ip.fill(0);
+    // Network control (RFC 1812 §4.3.2.5).
+    (ip[0], ip[1]) = (0x45, 0xc0);
+    ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    // Don't fragment.
+    (ip[6], ip[8], ip[9]) = (0x40, TTL, ICMP);
+    ip[12..16].copy_from_slice(&from.octets());
+    ip[16..20].copy_from_slice(&to.octets());
     seal(ip);
-    let (kind, code, mtu) = match trouble {
-        Trouble::NetUnreachable => (3, 0, 0),
-        Trouble::FragmentationNeeded(mtu) => (3, 4, mtu),
-        Trouble::TimeExceeded => (11, 0, 0),
-    };
-    message[HEADER..].copy_from_slice(quoted);
-    message[6..HEADER].copy_from_slice(&mtu.to_be_bytes());
-    let mut message = MutableIcmpPacket::new(message)?;
-    message.set_icmp_type(icmp::IcmpType(kind));
-    message.set_icmp_code(icmp::IcmpCode(code));
-    let checksum = icmp::checksum(&IcmpPacket::new(pnet::packet::Packet::packet(&message))?);
-    message.set_checksum(checksum);
-    Some(len)
+    message[..ICMP_HEADER].copy_from_slice(&trouble.v4());
+    message[ICMP_HEADER..].copy_from_slice(quoted);
+    let checksum = finish(sum(message));
+    message[2..4].copy_from_slice(&checksum);
+    len
+}
+
+fn v6(
+    trouble: Trouble,
+    (from, to): (Ipv6Addr, Ipv6Addr),
+    header: &Header,
+    packet: &[u8],
+    reply: &mut [u8; LONGEST],
+) -> usize {
+    let quoted = &packet[..header.total_len.min(LONGEST - V6_HEADER - ICMP_HEADER)];
+    let len = ICMP_HEADER + quoted.len();
+    let (ip, message) = reply[..V6_HEADER + len].split_at_mut(V6_HEADER);
+    ip.fill(0);
+    ip[0] = 0x60;
+    ip[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+    (ip[6], ip[7]) = (ICMPV6, TTL);
+    ip[8..24].copy_from_slice(&from.octets());
+    ip[24..].copy_from_slice(&to.octets());
+    message[..ICMP_HEADER].copy_from_slice(&trouble.v6());
+    message[ICMP_HEADER..].copy_from_slice(quoted);
+    let checksum = finish(pseudo(address_sum(ip), ICMPV6, len as u16) + sum(message));
+    message[2..4].copy_from_slice(&checksum);
+    V6_HEADER + len
 }
 
 /// Keeps errors from becoming a flood of their own: so many at once, and so many a second on average.
@@ -118,7 +166,8 @@ mod tests {
     use super::super::packet::{TCP, UDP, is_sound};
     use super::*;
 
-    const FROM: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 0);
+    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 0));
+    const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0));
 
     fn packet(protocol: u8, edit: impl Fn(&mut [u8])) -> Vec<u8> {
         let mut packet = vec![0u8; 60];
@@ -134,8 +183,9 @@ mod tests {
 
     fn answer(trouble: Trouble, packet: &[u8]) -> Option<Vec<u8>> {
         let mut room = [0xaa; LONGEST];
-        let header = Ipv4Header::parse(packet).unwrap();
-        reply(trouble, FROM, &header, packet, &mut room).map(|len| room[..len].to_vec())
+        let header = Header::parse(packet).unwrap();
+        let from = if header.is_v6() { FROM_V6 } else { FROM };
+        reply(trouble, from, &header, packet, &mut room).map(|len| room[..len].to_vec())
     }
 
     #[test]
@@ -143,12 +193,12 @@ mod tests {
         let offending = packet(UDP, |_| ());
         for (trouble, kind, code, mtu) in [
             (Trouble::NetUnreachable, 3, 0, [0, 0]),
-            (Trouble::FragmentationNeeded(1372), 3, 4, [0x05, 0x5c]),
+            (Trouble::TooBig(1372), 3, 4, [0x05, 0x5c]),
             (Trouble::TimeExceeded, 11, 0, [0, 0]),
         ] {
             let answer = answer(trouble, &offending).unwrap();
-            let header = Ipv4Header::parse(&answer).unwrap();
-            assert_eq!((header.src, header.dst), (FROM, Ipv4Addr::new(10, 244, 1, 5)));
+            let header = Header::parse(&answer).unwrap();
+            assert_eq!((header.src, header.dst), (FROM, Ipv4Addr::new(10, 244, 1, 5).into()));
             assert_eq!((header.total_len, header.protocol), (answer.len(), ICMP));
             assert!(is_sound(&answer[..20]));
             assert_eq!((answer[20], answer[21], [answer[26], answer[27]]), (kind, code, mtu));
@@ -167,6 +217,75 @@ mod tests {
             packet(UDP, |packet| packet[7] = 1),
             packet(UDP, |packet| packet[16] = 224),
             packet(UDP, |packet| packet[12..16].fill(0)),
+        ] {
+            assert_eq!(answer(Trouble::TimeExceeded, &silent), None);
+        }
+    }
+
+    const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 5);
+
+    fn packet_v6(protocol: u8, payload: usize, edit: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut packet = vec![0u8; 40 + payload];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+        (packet[6], packet[7]) = (protocol, 1);
+        packet[8..24].copy_from_slice(&POD.octets());
+        packet[24..40].copy_from_slice(&Ipv6Addr::new(0xfd00, 0, 0, 9, 0, 0, 0, 9).octets());
+        packet[40..].iter_mut().zip((1..=250).cycle()).for_each(|(byte, number)| *byte = number);
+        edit(&mut packet);
+        packet
+    }
+
+    #[test]
+    fn an_error_of_ipv6_quotes_as_much_as_every_link_carries() {
+        for (payload, quoted) in [(0, 40), (33, 73), (1192, 1232), (1193, 1232), (9000, 1232)] {
+            let offending = packet_v6(UDP, payload, |_| ());
+            for (trouble, kind, mtu) in [
+                (Trouble::NetUnreachable, 1, [0; 4]),
+                (Trouble::TooBig(1452), 2, [0, 0, 0x05, 0xac]),
+                (Trouble::TimeExceeded, 3, [0; 4]),
+            ] {
+                let answer = answer(trouble, &offending).unwrap();
+                let header = Header::parse(&answer).unwrap();
+                assert_eq!((header.src, header.dst), (FROM_V6, POD.into()));
+                assert_eq!((header.total_len, header.protocol), (answer.len(), ICMPV6));
+                assert_eq!((answer[40], answer[41], &answer[44..48]), (kind, 0, &mtu[..]));
+                assert_eq!(answer[48..], offending[..quoted]);
+                let message = pnet::packet::icmpv6::Icmpv6Packet::new(&answer[40..]).unwrap();
+                let IpAddr::V6(from) = FROM_V6 else { unreachable!() };
+                assert_eq!(message.get_checksum(), pnet::packet::icmpv6::checksum(&message, &from, &POD));
+            }
+        }
+    }
+
+    #[test]
+    fn there_is_no_error_of_ipv6_about_an_error_a_later_fragment_or_a_group() {
+        let hidden = |kind: u8| {
+            packet_v6(0, 24, |packet| {
+                packet[40..48].copy_from_slice(&[ICMPV6, 0, 1, 4, 0, 0, 0, 0]);
+                packet[48] = kind;
+            })
+        };
+        let fragment = |place: u8| {
+            packet_v6(44, 24, |packet| packet[40..48].copy_from_slice(&[UDP, 0, 0, place, 0, 0, 0, 0]))
+        };
+        for told in [
+            packet_v6(TCP, 20, |_| ()),
+            packet_v6(ICMPV6, 20, |packet| packet[40] = 128),
+            hidden(129),
+            fragment(1),
+        ] {
+            assert!(answer(Trouble::TimeExceeded, &told).is_some());
+        }
+        for silent in [
+            packet_v6(ICMPV6, 20, |packet| packet[40] = 1),
+            packet_v6(ICMPV6, 20, |packet| packet[40] = 137),
+            packet_v6(ICMPV6, 0, |_| ()),
+            hidden(3),
+            fragment(8),
+            packet_v6(UDP, 20, |packet| packet[8..24].fill(0)),
+            packet_v6(UDP, 20, |packet| packet[8] = 0xff),
+            packet_v6(UDP, 20, |packet| packet[24] = 0xff),
         ] {
             assert_eq!(answer(Trouble::TimeExceeded, &silent), None);
         }

@@ -2,7 +2,7 @@
 //! each other at once.
 
 use std::io::{self, IoSlice};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use super::datapath::Shared;
 use super::forwarding::Routing;
 use super::icmp::Trouble;
 use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
-use super::packet::Ipv4Header;
+use super::packet::Header;
 use super::sys::{Receiver, Tun, Wire};
 
 pub(super) struct Ingress {
     tun: Arc<Tun>,
-    wire: Arc<Wire>,
+    wires: Arc<[Wire]>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     receiver: Receiver,
@@ -29,11 +29,11 @@ pub(super) struct Ingress {
 
 impl Ingress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wire, routing, counters, .. } = shared;
+        let Shared { tun, wires, routing, counters, .. } = shared;
         let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
         Self {
             tun: Arc::clone(tun),
-            wire: Arc::clone(wire),
+            wires: Arc::clone(wires),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
             receiver: Receiver::new(),
@@ -42,12 +42,20 @@ impl Ingress {
         }
     }
 
-    /// Takes a batch; gives its bytes.
+    /// Takes a batch from each socket in `ready`, a bit each; gives their bytes.
     ///
     /// # Errors
-    /// The device is gone, or the socket can't be read any more.
-    pub(super) fn turn(&mut self) -> io::Result<usize> {
-        match self.receiver.receive(&self.wire) {
+    /// The device is gone, or a socket can't be read any more.
+    pub(super) fn turn(&mut self, ready: u32) -> io::Result<usize> {
+        let mut bytes = 0;
+        for number in (0..self.wires.len()).filter(|number| ready & (1 << number) != 0) {
+            bytes += self.batch(number)?;
+        }
+        Ok(bytes)
+    }
+
+    fn batch(&mut self, number: usize) -> io::Result<usize> {
+        match self.receiver.receive(&self.wires[number]) {
             Ok(()) => {}
             Err(error) => {
                 return match error.raw_os_error() {
@@ -74,7 +82,7 @@ impl Ingress {
                 let expired = take(&mut self.merger, &routing, datagram.from, bytes, start..next, &mut tally);
                 if let Some(header) = expired {
                     let packet = &bytes[start..next];
-                    self.complaints.send(Trouble::TimeExceeded, routing.address, &header, packet);
+                    self.complaints.send(Trouble::TimeExceeded, &routing, &header, packet);
                 }
                 start = next;
             }
@@ -124,14 +132,17 @@ const EBADFD: i32 = 77;
 fn take(
     merger: &mut Merger,
     routing: &Routing,
-    sender: Ipv4Addr,
+    sender: IpAddr,
     bytes: &mut [u8],
     range: Range<usize>,
     tally: &mut Tally,
-) -> Option<Ipv4Header> {
-    let Ok(header) = Ipv4Header::parse(&bytes[range.clone()]) else {
-        tally.malformed += 1;
-        return None;
+) -> Option<Header> {
+    let header = match Header::parse(&bytes[range.clone()]) {
+        Ok(header) if header.is_v6() == sender.is_ipv6() => header,
+        _ => {
+            tally.malformed += 1;
+            return None;
+        }
     };
     if !routing.owns(sender, header.src) {
         tally.sources += 1;

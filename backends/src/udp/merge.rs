@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use super::checksum::{fold, pseudo, sum};
-use super::packet::{Ipv4Header, PLAIN_HEADER, TCP, UDP, age, is_sound, seal};
-use super::split::{LEAST_SEGMENT, addresses};
+use super::packet::{Header, TCP, UDP, V4_HEADER, V6_HEADER, address_sum, addresses, age, is_v6, seal};
+use super::split::LEAST_SEGMENT;
 use super::vnet::{self, Gso, Vnet};
 
 const TCP_HEADER: usize = 20;
@@ -20,9 +20,9 @@ const MOST_TCP: usize = MOST_PARTS;
 const MOST_BYTES: usize = 65_535;
 /// Flows that can be merged at the same time; a power of 2.
 const FLOWS: usize = 128;
-const HEAD: usize = PLAIN_HEADER + 60;
+const HEAD: usize = V6_HEADER + 60;
 
-/// The longest headers of an item: offload header, IPv4 without options, TCP with all options.
+/// The longest headers of an item: offload header, IPv6 without extension headers, TCP with all options.
 pub const LONGEST_HEAD: usize = vnet::LEN + HEAD;
 /// The most parts an item has.
 pub const MOST_PARTS: usize = 128;
@@ -87,9 +87,9 @@ impl Merger {
 
     /// Takes the packet at `at` of `bytes`, whose header this is, and takes one hop from its time to live.
     #[inline]
-    pub fn add(&mut self, bytes: &mut [u8], at: Range<usize>, header: &Ipv4Header) -> Taken {
+    pub fn add(&mut self, bytes: &mut [u8], at: Range<usize>, header: &Header) -> Taken {
         let packet = &mut bytes[at.clone()];
-        if !is_sound(&packet[..header.header_len]) {
+        if !header.is_sound(packet) {
             self.alone(at, false);
             return Taken::Unsound;
         }
@@ -98,17 +98,19 @@ impl Merger {
         }
         age(packet);
         let packet = &*packet;
-        match header.protocol {
-            _ if header.fragment || header.header_len != PLAIN_HEADER => {
-                // What follows must not overtake it by joining what is before it.
-                let addresses = &packet[12..20];
-                let open = self.items[..self.count].iter_mut().filter(|item| !item.closed);
-                open.filter(|item| item.head[12..20] == *addresses).for_each(|item| item.closed = true);
-                self.alone(at, false);
-                Taken::Sound
-            }
-            TCP => self.tcp(at, packet, header),
-            UDP => self.udp(at, packet, header),
+        if header.fragment || header.extended {
+            // What follows must not overtake it by joining what is before it.
+            let open = self.items[..self.count].iter_mut().filter(|item| !item.closed);
+            open.filter(|item| item.is_between(packet)).for_each(|item| item.closed = true);
+            self.alone(at, false);
+            return Taken::Sound;
+        }
+        // The same code for both families, each with the numbers of its own header.
+        match (header.protocol, header.is_v6()) {
+            (TCP, false) => self.tcp::<V4_HEADER>(at, packet, header),
+            (TCP, true) => self.tcp::<V6_HEADER>(at, packet, header),
+            (UDP, false) => self.udp::<V4_HEADER>(at, packet, header),
+            (UDP, true) => self.udp::<V6_HEADER>(at, packet, header),
             _ => {
                 self.alone(at, false);
                 Taken::Sound
@@ -116,29 +118,29 @@ impl Merger {
         }
     }
 
-    fn tcp(&mut self, at: Range<usize>, packet: &[u8], header: &Ipv4Header) -> Taken {
-        let l4 = &packet[PLAIN_HEADER..];
+    fn tcp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Taken {
+        let l4 = &packet[IP..];
         let l4_len = l4.get(12).map_or(0, |offset| usize::from(offset >> 4) * 4);
         if l4_len < TCP_HEADER || l4_len > l4.len() || !is_right(packet, l4, TCP) {
             self.alone(at, false);
             return Taken::Unsound;
         }
         let payload = l4.len() - l4_len;
-        let place = slot(packet);
+        let place = slot::<IP>(packet);
         if !self.tcp || l4[13] & !PSH != ACK || payload == 0 {
             self.newest[place] = 0;
             self.alone(at, true);
             return Taken::Sound;
         }
-        let head_len = PLAIN_HEADER + l4_len;
+        let head_len = IP + l4_len;
         let sequence = u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]);
         let push = l4[13] & PSH != 0;
         let item = match self.newest(place, |item| {
             item.next_sequence == sequence
-                && item.fits(packet, header, head_len, payload, MOST_TCP)
-                && item.head[28..33] == packet[28..33]
-                && item.head[34..36] == packet[34..36]
-                && item.head[38..head_len] == packet[38..head_len]
+                && item.fits::<IP>(packet, header, head_len, payload, MOST_TCP)
+                && item.head[IP + 8..IP + 13] == packet[IP + 8..IP + 13]
+                && item.head[IP + 14..IP + 16] == packet[IP + 14..IP + 16]
+                && item.head[IP + 18..head_len] == packet[IP + 18..head_len]
         }) {
             Some(item) => item,
             // Nothing is won with such small ones.
@@ -156,8 +158,8 @@ impl Merger {
         Taken::Sound
     }
 
-    fn udp(&mut self, at: Range<usize>, packet: &[u8], header: &Ipv4Header) -> Taken {
-        let l4 = &packet[PLAIN_HEADER..];
+    fn udp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Taken {
+        let l4 = &packet[IP..];
         let len = l4.get(4..6).map_or(0, |len| usize::from(u16::from_be_bytes([len[0], len[1]])));
         let odd = len != l4.len() || len < UDP_HEADER;
         let unchecked = odd || l4[6..8] == [0, 0];
@@ -165,19 +167,20 @@ impl Merger {
             self.alone(at, false);
             return Taken::Unsound;
         }
-        let place = slot(packet);
+        let place = slot::<IP>(packet);
         if !self.udp || unchecked || len == UDP_HEADER {
             self.newest[place] = 0;
             self.alone(at, !unchecked);
             return Taken::Sound;
         }
-        const HEAD_LEN: usize = PLAIN_HEADER + UDP_HEADER;
+        let head_len = IP + UDP_HEADER;
         let payload = len - UDP_HEADER;
-        let item = match self.newest(place, |item| item.fits(packet, header, HEAD_LEN, payload, MOST_UDP)) {
-            Some(item) => item,
-            None => self.open(place, &packet[..HEAD_LEN], payload),
-        };
-        item.join(at.start + HEAD_LEN..at.end, header.id);
+        let item =
+            match self.newest(place, |item| item.fits::<IP>(packet, header, head_len, payload, MOST_UDP)) {
+                Some(item) => item,
+                None => self.open(place, &packet[..head_len], payload),
+            };
+        item.join(at.start + head_len..at.end, header.id);
         Taken::Sound
     }
 
@@ -236,16 +239,33 @@ impl Item {
 
     /// What TCP and UDP have in common: the same flow, an IP header that follows, room for the payload.
     #[inline]
-    fn fits(&self, packet: &[u8], header: &Ipv4Header, head_len: usize, payload: usize, most: usize) -> bool {
+    fn fits<const IP: usize>(
+        &self,
+        packet: &[u8],
+        header: &Header,
+        head_len: usize,
+        payload: usize,
+        most: usize,
+    ) -> bool {
         !self.closed
             && self.head_len == head_len
             && payload <= self.segment
             && self.parts.len() < most
             && head_len + self.payload + payload <= MOST_BYTES
             && (header.dont_fragment || header.id == self.next_id)
-            && self.head[..2] == packet[..2]
-            && self.head[6..10] == packet[6..10]
-            && self.head[12..24] == packet[12..24]
+            && if IP == V6_HEADER {
+                // All but the length.
+                self.head[..4] == packet[..4] && self.head[6..IP + 4] == packet[6..IP + 4]
+            } else {
+                self.head[..2] == packet[..2]
+                    && self.head[6..10] == packet[6..10]
+                    && self.head[12..IP + 4] == packet[12..IP + 4]
+            }
+    }
+
+    /// Whether it is of the same two hosts as the packet.
+    fn is_between(&self, packet: &[u8]) -> bool {
+        is_v6(&self.head) == is_v6(packet) && addresses(&self.head) == addresses(packet)
     }
 
     #[inline]
@@ -285,16 +305,21 @@ impl Item {
 
     /// Turns the headers of the first packet into those of all.
     fn merged(&self, head: &mut [u8]) -> Vnet {
-        let protocol = head[9];
-        let l4_len = (head.len() - PLAIN_HEADER + self.payload) as u16;
-        head[2..4].copy_from_slice(&(l4_len + PLAIN_HEADER as u16).to_be_bytes());
-        seal(&mut head[..PLAIN_HEADER]);
+        let v6 = is_v6(head);
+        let (ip_len, protocol) = if v6 { (V6_HEADER, head[6]) } else { (V4_HEADER, head[9]) };
+        let l4_len = (head.len() - ip_len + self.payload) as u16;
+        if v6 {
+            head[4..6].copy_from_slice(&l4_len.to_be_bytes());
+        } else {
+            head[2..4].copy_from_slice(&(l4_len + V4_HEADER as u16).to_be_bytes());
+            seal(&mut head[..V4_HEADER]);
+        }
         // The kernel makes the checksums of the segments, beginning with this sum.
-        let partial = fold(pseudo(&addresses(head), protocol, l4_len)).to_ne_bytes();
-        let l4 = &mut head[PLAIN_HEADER..];
+        let partial = fold(pseudo(address_sum(head), protocol, l4_len)).to_ne_bytes();
+        let l4 = &mut head[ip_len..];
         let (gso, checksum_at) = if protocol == TCP {
             l4[13] |= u8::from(self.push) * PSH;
-            (Gso::TcpV4, 16)
+            (if v6 { Gso::TcpV6 } else { Gso::TcpV4 }, 16)
         } else {
             l4[4..6].copy_from_slice(&l4_len.to_be_bytes());
             (Gso::Udp, 6)
@@ -306,7 +331,7 @@ impl Item {
             gso,
             header_len: head.len() as u16,
             segment: self.segment as u16,
-            checksum_from: PLAIN_HEADER as u16,
+            checksum_from: ip_len as u16,
             checksum_at: checksum_at as u16,
         }
     }
@@ -315,15 +340,22 @@ impl Item {
 /// Whether the checksum of a TCP segment or UDP datagram is right.
 #[inline]
 fn is_right(packet: &[u8], l4: &[u8], protocol: u8) -> bool {
-    fold(pseudo(&addresses(packet), protocol, l4.len() as u16) + sum(l4)) == 0xffff
+    fold(pseudo(address_sum(packet), protocol, l4.len() as u16) + sum(l4)) == 0xffff
 }
 
 /// The place of a packet's flow among the newest: a hash of addresses, ports and protocol. Two flows in one
 /// place only merge less, because an item is compared before anything joins it.
 #[inline]
-fn slot(packet: &[u8]) -> usize {
+fn slot<const IP: usize>(packet: &[u8]) -> usize {
     let field =
         |at: usize| packet[at..].first_chunk().map_or(0, |bytes| u64::from(u32::from_ne_bytes(*bytes)));
-    let key = (field(12) << 32 | field(16)) ^ field(20).rotate_left(17) ^ u64::from(packet[9]);
+    let (networks, hosts, protocol) = if IP == V6_HEADER {
+        // Networks are mostly the same ones, so they are added: that moves all flows alike.
+        let networks = (field(8) ^ field(12)) << 32 | (field(24) ^ field(28));
+        (networks, (field(16) ^ field(20)) << 32 | (field(32) ^ field(36)), packet[6])
+    } else {
+        (0, field(12) << 32 | field(16), packet[9])
+    };
+    let key = (hosts ^ field(IP).rotate_left(17) ^ u64::from(protocol)).wrapping_add(networks);
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - FLOWS.trailing_zeros())) as usize
 }

@@ -1,14 +1,14 @@
 //! Packets on their way out, in groups that the kernel takes with one call each: packets of one length to
 //! one peer, the last of which may be shorter (`UDP_SEGMENT`, Documentation/networking/segmentation-offloads).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use super::split::Sink;
 
 /// Packets in a group (`UDP_MAX_SEGMENTS` of kernels before 6.9).
 const MOST_PACKETS: u16 = 64;
-/// Bytes in a group: the payload of the largest UDP datagram over IPv4.
+/// Bytes in a group: the payload of the largest UDP datagram over IPv4; IPv6 has room for 20 more.
 const MOST_BYTES: usize = 65_507;
 /// So many groups back, an open one is looked for.
 const WINDOW: usize = 32;
@@ -17,7 +17,7 @@ const WINDOW: usize = 32;
 #[derive(Debug)]
 pub struct Group {
     /// The peer.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// Bytes of each packet but the last.
     pub segment: u16,
     /// How many packets.
@@ -45,7 +45,7 @@ impl Outbox {
     }
 
     /// A sink for packets to `peer`.
-    pub fn to(&mut self, peer: Ipv4Addr) -> Towards<'_> {
+    pub fn to(&mut self, peer: IpAddr) -> Towards<'_> {
         Towards { outbox: self, peer }
     }
 
@@ -94,7 +94,7 @@ impl Outbox {
         (self.used, self.count, self.packets) = (0, 0, 0);
     }
 
-    fn place(&mut self, to: Ipv4Addr, len: usize) -> Range<usize> {
+    fn place(&mut self, to: IpAddr, len: usize) -> Range<usize> {
         let range = self.used..self.used + len;
         if range.end > self.bytes.len() {
             self.bytes.resize(range.end.next_power_of_two(), 0);
@@ -112,7 +112,7 @@ impl Outbox {
         range
     }
 
-    fn open(&mut self, to: Ipv4Addr, range: &Range<usize>) {
+    fn open(&mut self, to: IpAddr, range: &Range<usize>) {
         let segment = range.len() as u16;
         if self.count == self.groups.len() {
             self.groups.push(Group { to, segment, packets: 0, extents: Vec::new(), bytes: 0, closed: false });
@@ -157,7 +157,7 @@ impl Group {
 /// A sink for packets to one peer.
 pub struct Towards<'a> {
     outbox: &'a mut Outbox,
-    peer: Ipv4Addr,
+    peer: IpAddr,
 }
 
 impl Sink for Towards<'_> {
@@ -174,16 +174,28 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// A peer of either family.
+    fn peer(number: u8) -> IpAddr {
+        match number % 2 {
+            0 => [192, 0, 2, number].into(),
+            _ => [0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()].into(),
+        }
+    }
+
     fn lens(outbox: &Outbox) -> Vec<(u8, u16, Vec<usize>)> {
+        let number = |to: IpAddr| match to {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(v6) => v6.octets()[15],
+        };
         let lens = |group: &Group| group.each().map(|range| range.len()).collect();
-        outbox.groups().iter().map(|group| (group.to.octets()[3], group.segment, lens(group))).collect()
+        outbox.groups().iter().map(|group| (number(group.to), group.segment, lens(group))).collect()
     }
 
     #[test]
     fn a_shorter_packet_ends_a_group_and_a_longer_one_begins_another() {
         let mut outbox = Outbox::default();
-        for (peer, len) in [(1, 100), (2, 50), (1, 100), (1, 60), (1, 60), (2, 70), (2, 70)] {
-            outbox.to(Ipv4Addr::new(192, 0, 2, peer)).room(len).fill(peer);
+        for (number, len) in [(1, 100), (2, 50), (1, 100), (1, 60), (1, 60), (2, 70), (2, 70)] {
+            outbox.to(peer(number)).room(len).fill(number);
         }
         assert_eq!(
             lens(&outbox),
@@ -195,7 +207,7 @@ mod tests {
     fn a_group_that_may_grow_is_held_back_and_goes_on() {
         let mut outbox = Outbox::default();
         let fill = |outbox: &mut Outbox, bytes: std::ops::Range<u8>| {
-            bytes.for_each(|byte| outbox.to(Ipv4Addr::new(192, 0, 2, 1)).room(1000).fill(byte));
+            bytes.for_each(|byte| outbox.to(peer(1)).room(1000).fill(byte));
         };
         fill(&mut outbox, 0..70);
         assert!(outbox.hold_back());
@@ -206,8 +218,8 @@ mod tests {
         let group = &outbox.groups()[0];
         assert!(group.each().zip(64..).all(|(range, byte)| outbox.bytes()[range] == [byte; 1000]));
         assert!(!outbox.hold_back(), "it is all there is");
-        outbox.to(Ipv4Addr::new(192, 0, 2, 2)).room(10).fill(0);
-        outbox.to(Ipv4Addr::new(192, 0, 2, 2)).room(9).fill(0);
+        outbox.to(peer(2)).room(10).fill(0);
+        outbox.to(peer(2)).room(9).fill(0);
         assert!(!outbox.hold_back(), "it can't grow");
     }
 
@@ -221,10 +233,10 @@ mod tests {
             let mut outbox = Outbox::with_capacity(1000);
             for round in 0..2 {
                 outbox.clear();
-                let mut wanted: BTreeMap<Ipv4Addr, Vec<Vec<u8>>> = BTreeMap::new();
+                let mut wanted: BTreeMap<IpAddr, Vec<Vec<u8>>> = BTreeMap::new();
                 let mut number = round;
-                for (peer, len, times) in &packets {
-                    let peer = Ipv4Addr::new(192, 0, 2, *peer);
+                for (to, len, times) in &packets {
+                    let peer = peer(*to);
                     for _ in 0..*times {
                         number += 1;
                         let mut sink = outbox.to(peer);
@@ -234,7 +246,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(outbox.packets(), number - round);
-                let mut found: BTreeMap<Ipv4Addr, Vec<Vec<u8>>> = BTreeMap::new();
+                let mut found: BTreeMap<IpAddr, Vec<Vec<u8>>> = BTreeMap::new();
                 for group in outbox.groups() {
                     let all: Vec<_> = group.each().map(|range| outbox.bytes()[range].to_vec()).collect();
                     prop_assert_eq!(all.len(), usize::from(group.packets));

@@ -2,7 +2,7 @@
 //! complete checksums, as the peer's kernel gets them from a device without any offload.
 
 use super::checksum::{finish, fold, pseudo, sum, word};
-use super::packet::{Ipv4Header, TCP, UDP};
+use super::packet::{Header, TCP, UDP, V6_HEADER, address_sum};
 use super::vnet::{Gso, Vnet};
 
 /// Where packets go.
@@ -29,27 +29,47 @@ pub(super) const LEAST_SEGMENT: usize = 8;
 /// # Errors
 /// [`Unfit`], before anything is handed over.
 #[inline]
-pub fn split(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+pub fn split(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
     let packet = packet.get(..header.total_len).ok_or(Unfit)?;
     match vnet.gso {
         Gso::None => whole(vnet, header, packet, sink),
-        Gso::TcpV4 if header.protocol == TCP && !header.fragment => tcp(vnet, header, packet, sink),
-        Gso::Udp if header.protocol == UDP && !header.fragment => udp(vnet, header, packet, sink),
+        Gso::TcpV4 if !header.is_v6() => tcp(vnet, header, packet, sink),
+        Gso::TcpV6 if header.is_v6() => tcp(vnet, header, packet, sink),
+        Gso::Udp => udp(vnet, header, packet, sink),
         _ => Err(Unfit),
     }
 }
 
 /// The largest packet that [`split`] would make.
-pub fn largest(vnet: &Vnet, header: &Ipv4Header, packet: &[u8]) -> usize {
+pub fn largest(vnet: &Vnet, header: &Header, packet: &[u8]) -> usize {
+    let at = transport_at(vnet, header);
     let l4 = match vnet.gso {
         Gso::None | Gso::Other(_) => return header.total_len,
         Gso::Udp => UDP_HEADER,
-        Gso::TcpV4 => packet.get(header.header_len + 12).map_or(0, |offset| usize::from(offset >> 4) * 4),
+        Gso::TcpV4 | Gso::TcpV6 => packet.get(at + 12).map_or(0, |offset| usize::from(offset >> 4) * 4),
     };
-    header.total_len.min(header.header_len + l4 + usize::from(vnet.segment))
+    header.total_len.min(at + l4 + usize::from(vnet.segment))
 }
 
-fn whole(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+/// Where the header of TCP or UDP begins: behind extension headers, where the kernel lets the checksum begin.
+#[inline]
+fn transport_at(vnet: &Vnet, header: &Header) -> usize {
+    let extended = header.is_v6() && header.extended && vnet.needs_checksum;
+    if extended { vnet.checksum_from.into() } else { header.header_len }
+}
+
+/// The same where it is sure that this protocol's header is there.
+#[inline]
+fn transport(vnet: &Vnet, header: &Header, packet: &[u8], protocol: u8) -> Result<usize, Unfit> {
+    let at = transport_at(vnet, header);
+    let there = match header.is_v6() && header.extended {
+        false => header.protocol == protocol,
+        true => header.transport(packet) == Some((protocol, at)),
+    };
+    if there && !header.fragment { Ok(at) } else { Err(Unfit) }
+}
+
+fn whole(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
     if !vnet.needs_checksum {
         sink.room(packet.len()).copy_from_slice(packet);
         return Ok(());
@@ -61,7 +81,9 @@ fn whole(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) 
     }
     // The sum of the pseudo header is in the place of the checksum.
     let mut checksum = finish(sum(&packet[from..]));
-    if header.protocol == UDP && checksum == [0, 0] {
+    // The kernel doesn't say what is behind extension headers, but no other protocol has its checksum there.
+    let udp = header.protocol == UDP || header.is_v6() && header.extended && vnet.checksum_at == 6;
+    if udp && checksum == [0, 0] {
         checksum = [0xff, 0xff];
     }
     let room = sink.room(packet.len());
@@ -73,17 +95,34 @@ fn whole(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) 
 /// What all segments have in common.
 struct Template<'a> {
     headers: &'a [u8],
-    /// The IP header without total length, identification and checksum.
+    v6: bool,
+    /// The IPv4 header without total length, identification and checksum.
     ip_sum: u64,
     id: u16,
+    /// The sum of the pseudo header without its length.
+    pseudo: u64,
 }
 
 impl<'a> Template<'a> {
-    fn new(header: &Ipv4Header, packet: &'a [u8], l4_len: usize) -> Self {
+    /// For segments with `l4_len` bytes from the beginning of TCP's or UDP's header at `at`, whose checksum is
+    /// at `checksum` from there.
+    fn new(
+        header: &Header,
+        packet: &'a [u8],
+        protocol: u8,
+        (at, l4_len, checksum): (usize, usize, usize),
+    ) -> Self {
+        let v6 = header.is_v6();
         let ip = &packet[..header.header_len];
-        let ip_sum = sum(&ip[..2]) + sum(&ip[6..10]) + sum(&ip[12..]);
-        let headers = &packet[..header.header_len + l4_len];
-        Self { headers, ip_sum, id: header.id }
+        let ip_sum = if v6 { 0 } else { sum(&ip[..2]) + sum(&ip[6..10]) + sum(&ip[12..]) };
+        let pseudo = if v6 && header.extended {
+            // Routing headers and home addresses change it, and the kernel has left its sum.
+            let left = sum(&packet[at + checksum..at + checksum + 2]);
+            left + u64::from(!((packet.len() - at) as u16).to_be())
+        } else {
+            pseudo(address_sum(packet), protocol, 0)
+        };
+        Self { headers: &packet[..at + l4_len], v6, ip_sum, id: header.id, pseudo }
     }
 
     /// Writes the headers of the segment with this number and the payload, and mends the IP header.
@@ -92,7 +131,12 @@ impl<'a> Template<'a> {
         let (head, body) = room.split_at_mut(self.headers.len());
         body.copy_from_slice(payload);
         head.copy_from_slice(self.headers);
-        let len = (self.headers.len() + payload.len()) as u16;
+        let len = self.headers.len() + payload.len();
+        if self.v6 {
+            head[4..6].copy_from_slice(&((len - V6_HEADER) as u16).to_be_bytes());
+            return;
+        }
+        let len = len as u16;
         let id = self.id.wrapping_add(number as u16);
         head[2..4].copy_from_slice(&len.to_be_bytes());
         head[4..6].copy_from_slice(&id.to_be_bytes());
@@ -100,20 +144,19 @@ impl<'a> Template<'a> {
     }
 }
 
-fn tcp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
-    let (ip_len, step) = (header.header_len, usize::from(vnet.segment));
-    let l4 = packet[ip_len..].first_chunk::<TCP_HEADER>().ok_or(Unfit)?;
+fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    let (at, step) = (transport(vnet, header, packet, TCP)?, usize::from(vnet.segment));
+    let l4 = packet[at..].first_chunk::<TCP_HEADER>().ok_or(Unfit)?;
     let l4_len = usize::from(l4[12] >> 4) * 4;
-    if l4_len < TCP_HEADER || ip_len + l4_len >= packet.len() || step < LEAST_SEGMENT {
+    if l4_len < TCP_HEADER || at + l4_len >= packet.len() || step < LEAST_SEGMENT {
         return Err(Unfit);
     }
     let (sequence, flags) = (u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]), l4[13]);
-    let template = Template::new(header, packet, l4_len);
-    let options = &packet[ip_len..ip_len + l4_len];
+    let template = Template::new(header, packet, TCP, (at, l4_len, 16));
+    let options = &packet[at..at + l4_len];
     // Without sequence number, the word with the flags, and checksum.
     let tcp_sum = sum(&options[..4]) + sum(&options[8..12]) + sum(&options[14..16]) + sum(&options[18..]);
-    let addresses = addresses(packet);
-    let payload = &packet[ip_len + l4_len..];
+    let payload = &packet[at + l4_len..];
     let last = (payload.len() - 1) / step;
     for (number, part) in payload.chunks(step).enumerate() {
         let mut flags = flags;
@@ -124,13 +167,14 @@ fn tcp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) ->
             flags &= !CWR;
         }
         let sequence = sequence.wrapping_add((number * step) as u32);
-        let room = sink.room(ip_len + l4_len + part.len());
+        let room = sink.room(at + l4_len + part.len());
         template.write(number, part, room);
-        let l4 = &mut room[ip_len..];
+        let l4 = &mut room[at..];
         l4[4..8].copy_from_slice(&sequence.to_be_bytes());
         l4[13] = flags;
         let total = tcp_sum
-            + pseudo(&addresses, TCP, (l4_len + part.len()) as u16)
+            + template.pseudo
+            + word((l4_len + part.len()) as u16)
             + u64::from(sequence.to_be())
             + sum(&l4[12..14])
             + sum(part);
@@ -139,34 +183,25 @@ fn tcp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) ->
     Ok(())
 }
 
-fn udp(vnet: &Vnet, header: &Ipv4Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
-    let (ip_len, step) = (header.header_len, usize::from(vnet.segment));
-    if ip_len + UDP_HEADER >= packet.len() || step == 0 {
+fn udp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+    let (at, step) = (transport(vnet, header, packet, UDP)?, usize::from(vnet.segment));
+    if at + UDP_HEADER >= packet.len() || step == 0 {
         return Err(Unfit);
     }
-    let template = Template::new(header, packet, UDP_HEADER);
-    let addresses = addresses(packet);
-    let ports = sum(&packet[ip_len..ip_len + 4]);
-    for (number, part) in packet[ip_len + UDP_HEADER..].chunks(step).enumerate() {
+    let template = Template::new(header, packet, UDP, (at, UDP_HEADER, 6));
+    let ports = sum(&packet[at..at + 4]);
+    for (number, part) in packet[at + UDP_HEADER..].chunks(step).enumerate() {
         let len = (UDP_HEADER + part.len()) as u16;
-        let room = sink.room(ip_len + UDP_HEADER + part.len());
+        let room = sink.room(at + UDP_HEADER + part.len());
         template.write(number, part, room);
-        let l4 = &mut room[ip_len..];
+        let l4 = &mut room[at..];
         l4[4..6].copy_from_slice(&len.to_be_bytes());
-        // 0 would mean that there is no checksum.
-        let checksum = match fold(ports + word(len) + pseudo(&addresses, UDP, len) + sum(part)) {
+        // 0 would mean that there is no checksum. The length is in the header and in the pseudo header.
+        let checksum = match fold(ports + 2 * word(len) + template.pseudo + sum(part)) {
             0xffff => [0xff, 0xff],
             folded => (!folded).to_ne_bytes(),
         };
         l4[6..8].copy_from_slice(&checksum);
     }
     Ok(())
-}
-
-/// Source and destination as they lie in the packet.
-#[inline]
-pub(super) fn addresses(packet: &[u8]) -> [u8; 8] {
-    let mut addresses = [0; 8];
-    addresses.copy_from_slice(&packet[12..20]);
-    addresses
 }

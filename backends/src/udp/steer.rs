@@ -18,8 +18,9 @@ pub(super) const QUEUES: usize = 8;
 const TUNSETSTEERINGEBPF: libc::c_ulong = 0x8004_54e0;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
-/// Where the source address begins in an IPv4 packet.
+/// Where the source address of a packet has its last four bytes.
 const SOURCE: i32 = 12;
+const SOURCE_V6: i32 = 20;
 
 /// An instruction (include/uapi/linux/bpf.h, `struct bpf_insn`).
 #[repr(C)]
@@ -55,9 +56,15 @@ pub(super) fn by_source(file: &OwnedFd) -> io::Result<()> {
     let program = [
         // r6 = context, where the loads below look for it.
         instruction(0xbf, 0x16, 0),
-        // r0 = the four bytes at SOURCE, as a number.
+        // r0 = the first byte, of which the upper half is the version.
+        instruction(0x30, 0x00, 0),
+        instruction(0x77, 0x00, 4),
+        // Over the next two if it is 6.
+        Instruction { offset: 2, ..instruction(0x15, 0x00, 6) },
+        // r0 = the four bytes at SOURCE, as a number. Return it.
         instruction(0x20, 0x00, SOURCE),
-        // Return it.
+        instruction(0x95, 0x00, 0),
+        instruction(0x20, 0x00, SOURCE_V6),
         instruction(0x95, 0x00, 0),
     ];
     let license = c"Apache-2.0";

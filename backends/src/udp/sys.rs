@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -139,12 +139,13 @@ impl Tun {
 /// Both or neither (drivers/net/tun.c, `set_offload`). Since Linux 6.2.
 const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
 
-/// The socket that datagrams come from and go to.
+/// The socket that datagrams of one family come from and go to.
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: Socket,
     /// Sends instead, from a port of its own.
     sender: Option<Socket>,
+    v6: bool,
     /// What the kernel granted of the buffer that was asked for, in bytes.
     pub(super) receive_buffer: usize,
 }
@@ -152,8 +153,8 @@ pub(super) struct Wire {
 impl Wire {
     /// A socket of the network namespace of the thread. Several may share the address; then the kernel keeps
     /// what comes from one port of one peer together.
-    pub(super) fn bind(local: SocketAddrV4, offload: bool, shared: bool) -> io::Result<Self> {
-        let socket = open()?;
+    pub(super) fn bind(local: SocketAddr, offload: bool, shared: bool) -> io::Result<Self> {
+        let socket = open(local)?;
         buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
         buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
         if shared {
@@ -166,17 +167,17 @@ impl Wire {
         socket.bind(&local.into())?;
         // The kernel says twice what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size()? / 2;
-        Ok(Self { socket, sender: None, receive_buffer })
+        Ok(Self { socket, sender: None, v6: local.is_ipv6(), receive_buffer })
     }
 
-    /// Sends from another port of the address from now on, so that peers and switches can tell what is sent
+    /// The same, sending from another port of the address, so that peers and switches can tell what is sent
     /// here from what others send.
-    pub(super) fn send_apart(&mut self, local: Ipv4Addr) -> io::Result<()> {
-        let sender = open()?;
+    pub(super) fn sending_apart(self, mut local: SocketAddr) -> io::Result<Self> {
+        let sender = open(local)?;
         buffer(&sender, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
-        sender.bind(&SocketAddrV4::new(local, 0).into())?;
-        self.sender = Some(sender);
-        Ok(())
+        local.set_port(0);
+        sender.bind(&local.into())?;
+        Ok(Self { sender: Some(sender), ..self })
     }
 
     /// What it sends from.
@@ -184,11 +185,17 @@ impl Wire {
         self.sender.as_ref().unwrap_or(&self.socket)
     }
 
+    /// Whether it can send to this address.
+    #[inline]
+    pub(super) fn reaches(&self, to: IpAddr) -> bool {
+        self.v6 == to.is_ipv6()
+    }
+
     pub(super) fn has_whole_buffer(&self) -> bool {
         self.receive_buffer >= BUFFER
     }
 
-    /// Sends groups in one call; gives how many were sent, at least one. `bytes` is what their extents are
+    /// Sends groups to peers of its family in one call; gives how many were sent, at least one. `bytes` is what their extents are
     /// parts of.
     ///
     /// # Errors
@@ -198,7 +205,7 @@ impl Wire {
             let part = &bytes[extent.clone()];
             libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }
         };
-        let mut addresses: Vec<_> = groups.iter().map(|group| address(group.to, port)).collect();
+        let mut addresses: Vec<_> = groups.iter().map(|group| Address::new(group.to, port)).collect();
         let mut controls: Vec<_> = groups.iter().map(|group| SegmentControl::new(group.segment)).collect();
         let mut parts: Vec<_> = groups.iter().flat_map(|group| &group.extents).map(part).collect();
         let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(groups.len());
@@ -210,7 +217,7 @@ impl Wire {
             let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
             let header = &mut message.msg_hdr;
             header.msg_name = (&raw mut *address).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_namelen = address_len(self.v6);
             header.msg_iov = own.as_mut_ptr();
             header.msg_iovlen = own.len() as _;
             if group.packets > 1 {
@@ -233,7 +240,7 @@ impl Wire {
     }
 
     /// Sends one datagram.
-    pub(super) fn send_one(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn send_one(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         self.sender().send_to(bytes, &to.into()).map(drop)
     }
 }
@@ -272,7 +279,7 @@ pub(super) struct Receiver {
 /// What came in with one message: one datagram, or several of one length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Datagram {
-    pub(super) from: Ipv4Addr,
+    pub(super) from: IpAddr,
     /// Where it begins in the bytes of the receiver.
     pub(super) start: usize,
     pub(super) len: usize,
@@ -298,7 +305,7 @@ impl Receiver {
     pub(super) fn receive(&mut self, wire: &Wire) -> io::Result<()> {
         self.found.clear();
         // SAFETY: all-zero addresses and control messages are valid values of these plain C structures.
-        let (mut addresses, mut controls): ([libc::sockaddr_in; BATCH], [GroControl; BATCH]) =
+        let (mut addresses, mut controls): ([Address; BATCH], [GroControl; BATCH]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
         let mut parts = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         // SAFETY: as above.
@@ -307,7 +314,7 @@ impl Receiver {
             parts[number] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let header = &mut messages[number].msg_hdr;
             header.msg_name = (&raw mut addresses[number]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_namelen = address_len(wire.v6);
             header.msg_iov = &raw mut parts[number];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[number]).cast();
@@ -332,7 +339,7 @@ impl Receiver {
                 && control.header.cmsg_type == libc::UDP_GRO;
             let segment = if merged { usize::try_from(control.segment).unwrap_or(len) } else { len };
             self.found.push(Datagram {
-                from: Ipv4Addr::from_bits(u32::from_be(addresses[number].sin_addr.s_addr)),
+                from: addresses[number].ip(wire.v6),
                 start: number * ROOM,
                 len: len.min(ROOM),
                 segment: segment.max(1),
@@ -347,18 +354,65 @@ impl Receiver {
     }
 }
 
-fn address(to: Ipv4Addr, port: u16) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: port.to_be(),
-        sin_addr: libc::in_addr { s_addr: to.to_bits().to_be() },
-        sin_zero: [0; 8],
+/// An address of either family; all of it is initialized.
+#[repr(C)]
+#[derive(Clone, Copy)]
+union Address {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+/// What the kernel reads and writes of an [`Address`].
+fn address_len(v6: bool) -> libc::socklen_t {
+    let len = if v6 { size_of::<libc::sockaddr_in6>() } else { size_of::<libc::sockaddr_in>() };
+    len as libc::socklen_t
+}
+
+impl Address {
+    fn new(to: IpAddr, port: u16) -> Self {
+        // SAFETY: all-zero addresses are valid values of these plain C structures.
+        let mut address: Self = unsafe { mem::zeroed() };
+        match to {
+            IpAddr::V4(to) => {
+                address.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: port.to_be(),
+                    sin_addr: libc::in_addr { s_addr: to.to_bits().to_be() },
+                    sin_zero: [0; 8],
+                };
+            }
+            IpAddr::V6(to) => {
+                address.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: port.to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: to.octets() },
+                    sin6_scope_id: 0,
+                };
+            }
+        }
+        address
+    }
+
+    /// The host's address, as the kernel has written it for a socket of this family.
+    fn ip(&self, v6: bool) -> IpAddr {
+        if v6 {
+            // SAFETY: both structures are plain numbers, and all of the union was initialized.
+            IpAddr::V6(Ipv6Addr::from(unsafe { self.v6 }.sin6_addr.s6_addr))
+        } else {
+            // SAFETY: as above.
+            IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(unsafe { self.v4 }.sin_addr.s_addr)))
+        }
     }
 }
 
-fn open() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+/// A socket of the address' family.
+fn open(local: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     Ok(socket)
 }
 

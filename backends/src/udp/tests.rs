@@ -1,6 +1,7 @@
 //! Splitting and merging against slow obvious models, over random flows.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use pnet::packet::tcp::TcpPacket;
 use pnet::packet::udp::UdpPacket;
@@ -8,7 +9,7 @@ use pnet::packet::{ipv4, tcp, udp};
 use proptest::prelude::*;
 
 use super::merge::{LONGEST_HEAD, Merger, Taken};
-use super::packet::{ICMP, Ipv4Header, TCP, UDP, age, is_sound, seal};
+use super::packet::{Header, ICMP, TCP, UDP, address_sum, addresses, age, is_v6, seal};
 use super::split::{Sink, largest, split};
 use super::vnet::{self, Gso, Vnet};
 
@@ -26,8 +27,10 @@ impl Sink for Packets {
 /// A packet with right checksums.
 #[derive(Clone, Debug)]
 struct Plain {
+    v6: bool,
     flow: u8,
     protocol: u8,
+    /// Bytes of options, or of an extension header.
     options: usize,
     id: u16,
     place: u16,
@@ -50,22 +53,75 @@ impl Plain {
         }
     }
 
+    /// Both addresses.
+    fn hosts(&self) -> [IpAddr; 2] {
+        let (src, dst) = (self.flow / 2, self.flow / 4);
+        match self.v6 {
+            false => [[10, 244, 2, src].into(), [10, 244, 1, dst].into()],
+            true => {
+                [[0xfd00, 0, 0, 2, 0, 0, 0, src.into()].into(), [0xfd00, 0, 0, 1, 0, 0, 0, dst.into()].into()]
+            }
+        }
+    }
+
+    /// Bytes in front of TCP or UDP.
+    fn head(&self) -> usize {
+        self.options + if self.v6 { 40 } else { 20 }
+    }
+
     fn bytes(&self) -> Vec<u8> {
-        let head = 20 + self.options;
-        let mut bytes = vec![0; head + self.l4_len() + self.payload.len()];
+        let mut bytes = self.ip();
+        let l4 = self.l4();
+        if self.v6 {
+            let len = (self.options + l4.len()) as u16;
+            bytes[4..6].copy_from_slice(&len.to_be_bytes());
+        } else {
+            let len = (bytes.len() + l4.len()) as u16;
+            bytes[2..4].copy_from_slice(&len.to_be_bytes());
+            seal(&mut bytes);
+        }
+        bytes.extend(l4);
+        bytes
+    }
+
+    /// The IP header, without its length.
+    fn ip(&self) -> Vec<u8> {
+        let head = self.head();
+        let mut bytes = vec![0; head];
+        if self.v6 {
+            (bytes[0], bytes[1], bytes[6], bytes[7]) = (0x60, self.tos, self.protocol, self.ttl);
+            for (room, host) in bytes[8..40].chunks_mut(16).zip(self.hosts()) {
+                let IpAddr::V6(host) = host else { unreachable!() };
+                room.copy_from_slice(&host.octets());
+            }
+            if self.options > 0 {
+                // Destination options, filled by one that does nothing.
+                bytes[6] = 60;
+                let len = self.options as u8;
+                bytes[40..44].copy_from_slice(&[self.protocol, len / 8 - 1, 1, len - 4]);
+            } else if self.place != 0x4000 {
+                // There is no such field; fragments are told by a header of their own.
+                bytes[6] = 44;
+            }
+            return bytes;
+        }
         bytes[0] = 0x40 | (head / 4) as u8;
         bytes[1] = self.tos;
-        let len = bytes.len() as u16;
-        bytes[2..4].copy_from_slice(&len.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.id.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.place.to_be_bytes());
         (bytes[8], bytes[9]) = (self.ttl, self.protocol);
-        bytes[12..20].copy_from_slice(&[10, 244, 2, self.flow / 2, 10, 244, 1, self.flow / 4]);
+        for (room, host) in bytes[12..20].chunks_mut(4).zip(self.hosts()) {
+            let IpAddr::V4(host) = host else { unreachable!() };
+            room.copy_from_slice(&host.octets());
+        }
         // No-operation, which fills any room for options.
         bytes[20..head].fill(1);
-        seal(&mut bytes[..head]);
-        let (src, dst) = ([10, 244, 2, self.flow / 2].into(), [10, 244, 1, self.flow / 4].into());
-        let l4 = &mut bytes[head..];
+        bytes
+    }
+
+    fn l4(&self) -> Vec<u8> {
+        let mut room = vec![0; self.l4_len() + self.payload.len()];
+        let l4 = &mut room[..];
         l4[..4].copy_from_slice(&[0x80, self.flow, 0x14, 0x51]);
         let at = self.l4_len();
         l4[at..].copy_from_slice(&self.payload);
@@ -78,40 +134,51 @@ impl Plain {
                 l4[20..24].copy_from_slice(&[1, 1, 8, 10]);
                 l4[24..28].copy_from_slice(&stamp.to_be_bytes());
             }
-            let checksum = tcp::ipv4_checksum(&TcpPacket::new(l4).unwrap(), &src, &dst);
+            let checksum = l4_checksum(TCP, l4, self.hosts());
             l4[16..18].copy_from_slice(&checksum.to_be_bytes());
         } else {
             l4[4..6].copy_from_slice(&((at + self.payload.len()) as u16).to_be_bytes());
             // A computed 0 is sent as 0xffff; a flag stands for none at all.
             if self.flags & 1 == 0 {
-                let checksum = match udp::ipv4_checksum(&UdpPacket::new(l4).unwrap(), &src, &dst) {
-                    0 => 0xffff,
-                    other => other,
-                };
+                let checksum = l4_checksum(UDP, l4, self.hosts());
                 l4[6..8].copy_from_slice(&checksum.to_be_bytes());
             }
         }
-        bytes
+        room
     }
+}
+
+/// The right checksum, by pnet.
+fn l4_checksum(protocol: u8, l4: &[u8], hosts: [IpAddr; 2]) -> u16 {
+    let sum = match (protocol, hosts) {
+        (TCP, [IpAddr::V4(src), IpAddr::V4(dst)]) => {
+            return tcp::ipv4_checksum(&TcpPacket::new(l4).unwrap(), &src, &dst);
+        }
+        (TCP, [IpAddr::V6(src), IpAddr::V6(dst)]) => {
+            return tcp::ipv6_checksum(&TcpPacket::new(l4).unwrap(), &src, &dst);
+        }
+        (_, [IpAddr::V4(src), IpAddr::V4(dst)]) => {
+            udp::ipv4_checksum(&UdpPacket::new(l4).unwrap(), &src, &dst)
+        }
+        (_, [IpAddr::V6(src), IpAddr::V6(dst)]) => {
+            udp::ipv6_checksum(&UdpPacket::new(l4).unwrap(), &src, &dst)
+        }
+        _ => panic!("two families"),
+    };
+    if sum == 0 { 0xffff } else { sum }
 }
 
 /// All that a receiver looks at: IP checksum and that of TCP or UDP, by pnet.
 fn is_right(packet: &[u8]) -> bool {
-    let header = Ipv4Header::parse(packet).unwrap();
-    let ip = ipv4::Ipv4Packet::new(packet).unwrap();
-    let l4 = &packet[header.header_len..];
-    let right = match header.protocol {
-        TCP => {
-            let packet = TcpPacket::new(l4).unwrap();
-            packet.get_checksum() == tcp::ipv4_checksum(&packet, &header.src, &header.dst)
-        }
-        _ => {
-            let packet = UdpPacket::new(l4).unwrap();
-            let wanted = udp::ipv4_checksum(&packet, &header.src, &header.dst);
-            packet.get_checksum() == if wanted == 0 { 0xffff } else { wanted }
-        }
+    let header = Header::parse(packet).unwrap();
+    let (protocol, at) = header.transport(packet).unwrap();
+    let l4 = &packet[at..];
+    let found = if protocol == TCP { &l4[16..18] } else { &l4[6..8] };
+    let ip = header.is_v6() || {
+        let ip = ipv4::Ipv4Packet::new(packet).unwrap();
+        ip.get_checksum() == ipv4::checksum(&ip)
     };
-    right && ip.get_checksum() == ipv4::checksum(&ip)
+    ip && found == l4_checksum(protocol, l4, [header.src, header.dst]).to_be_bytes()
 }
 
 fn payload(len: usize, seed: u8) -> Vec<u8> {
@@ -120,6 +187,7 @@ fn payload(len: usize, seed: u8) -> Vec<u8> {
 
 fn plain(protocol: u8, payload: Vec<u8>) -> Plain {
     Plain {
+        v6: false,
         flow: 1,
         protocol,
         options: 0,
@@ -157,6 +225,13 @@ fn segments(whole: &Plain, step: usize) -> Vec<Vec<u8>> {
     whole.payload.chunks(step).enumerate().map(segment).collect()
 }
 
+/// Puts the sum of the pseudo header where the checksum of TCP or UDP belongs, as the kernel does.
+fn leave_open(packet: &mut [u8], protocol: u8, from: usize, at: usize) {
+    let l4_len = (packet.len() - from) as u16;
+    let sum = super::checksum::pseudo(address_sum(packet), protocol, l4_len);
+    packet[from + at..from + at + 2].copy_from_slice(&super::checksum::fold(sum).to_ne_bytes());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -164,19 +239,32 @@ proptest! {
     fn a_super_packet_becomes_the_segments_that_it_stands_for(
         tcp in any::<bool>(), len in 1usize..20_000, step in 8usize..1500, seed in any::<u8>(),
         flags in prop::sample::select(vec![0x10u8, 0x18, 0x19, 0x90, 0x50, 0x99]),
-        stamp in prop::option::of(any::<u32>()), options in prop::sample::select(vec![0usize, 4, 40]),
-        df in any::<bool>(),
+        stamp in prop::option::of(any::<u32>()), options in prop::sample::select(vec![0usize, 8, 40]),
+        df in any::<bool>(), v6 in any::<bool>(),
     ) {
         let protocol = if tcp { TCP } else { UDP };
         let mut whole = plain(protocol, payload(len, seed));
         whole.timestamp = stamp;
-        whole.options = options;
-        whole.place = if df { 0x4000 } else { 0 };
+        (whole.v6, whole.options) = (v6, options);
+        whole.place = if df || v6 { 0x4000 } else { 0 };
         whole.flags = if tcp { flags } else { 0 };
-        let bytes = whole.bytes();
-        let header = Ipv4Header::parse(&bytes).unwrap();
-        let gso = if tcp { Gso::TcpV4 } else { Gso::Udp };
-        let vnet = Vnet { gso, segment: step as u16, needs_checksum: true, ..Vnet::PLAIN };
+        let (mut bytes, at) = (whole.bytes(), whole.head());
+        let gso = match (tcp, v6) {
+            (true, false) => Gso::TcpV4,
+            (true, true) => Gso::TcpV6,
+            (false, _) => Gso::Udp,
+        };
+        let checksum_at = if tcp { 16 } else { 6 };
+        leave_open(&mut bytes, protocol, at, checksum_at);
+        let header = Header::parse(&bytes).unwrap();
+        let vnet = Vnet {
+            gso,
+            segment: step as u16,
+            needs_checksum: true,
+            checksum_from: at as u16,
+            checksum_at: checksum_at as u16,
+            ..Vnet::PLAIN
+        };
         let mut packets = Packets::default();
         prop_assert!(split(&vnet, &header, &bytes, &mut packets).is_ok());
         let wanted = segments(&whole, step);
@@ -186,15 +274,19 @@ proptest! {
     }
 
     #[test]
-    fn a_checksum_that_the_kernel_left_open_is_made(tcp in any::<bool>(), len in 0usize..3000, seed in any::<u8>()) {
+    fn a_checksum_that_the_kernel_left_open_is_made(
+        tcp in any::<bool>(), v6 in any::<bool>(), options in prop::sample::select(vec![0usize, 8]),
+        len in 0usize..3000, seed in any::<u8>(),
+    ) {
         let (protocol, at) = if tcp { (TCP, 16) } else { (UDP, 6) };
-        let right = plain(protocol, payload(len, seed)).bytes();
+        let whole = Plain { v6, options, ..plain(protocol, payload(len, seed)) };
+        let (right, from) = (whole.bytes(), whole.head());
         let mut open = right.clone();
-        let l4_len = (open.len() - 20) as u16;
-        let sum = super::checksum::pseudo(&super::split::addresses(&open), protocol, l4_len);
-        open[20 + at..22 + at].copy_from_slice(&super::checksum::fold(sum).to_ne_bytes());
-        let vnet = Vnet { needs_checksum: true, checksum_from: 20, checksum_at: at as u16, ..Vnet::PLAIN };
-        let header = Ipv4Header::parse(&open).unwrap();
+        leave_open(&mut open, protocol, from, at);
+        let vnet = Vnet {
+            needs_checksum: true, checksum_from: from as u16, checksum_at: at as u16, ..Vnet::PLAIN
+        };
+        let header = Header::parse(&open).unwrap();
         let mut packets = Packets::default();
         prop_assert!(split(&vnet, &header, &open, &mut packets).is_ok());
         prop_assert_eq!(&packets.0, &[right]);
@@ -202,13 +294,21 @@ proptest! {
 
     #[test]
     fn nothing_that_is_read_makes_it_panic(
-        head in any::<[u8; vnet::LEN]>(), bytes in prop::collection::vec(any::<u8>(), 0..200), version in any::<bool>(),
+        head in any::<[u8; vnet::LEN]>(), bytes in prop::collection::vec(any::<u8>(), 0..200),
+        version in prop::sample::select(vec![0u8, 4, 6]), gso in prop::option::of(any::<bool>()),
     ) {
-        let mut bytes = bytes;
-        if let (true, Some(first)) = (version, bytes.first_mut()) {
-            *first = 0x45;
+        let (mut head, mut bytes) = (head, bytes);
+        match (version, &mut bytes[..]) {
+            (4, [first, ..]) => *first = 0x45,
+            (6, [first, _, _, _, high, low, next, ..]) => {
+                (*first, *high, *low, *next) = (0x60, 0, *low % 170, [TCP, UDP, 0, 60, *next][usize::from(*next % 5)]);
+            }
+            _ => {}
         }
-        if let Ok(header) = Ipv4Header::parse(&bytes) {
+        if let Some(tcp) = gso {
+            head[1] = if tcp { 1 + 3 * u8::from(version == 6) } else { 5 };
+        }
+        if let Ok(header) = Header::parse(&bytes) {
             let vnet = Vnet::parse(&head);
             let _ = largest(&vnet, &header, &bytes);
             let _ = split(&vnet, &header, &bytes, &mut Packets::default());
@@ -228,7 +328,7 @@ fn written(merger: &Merger, bytes: &[u8]) -> Vec<Vec<u8>> {
         let vnet = Vnet::parse(room.first_chunk().unwrap());
         let mut packet = room[vnet::LEN..len].to_vec();
         item.parts().iter().for_each(|part| packet.extend(&bytes[part.clone()]));
-        let header = Ipv4Header::parse(&packet).unwrap();
+        let header = Header::parse(&packet).unwrap();
         assert_eq!(header.total_len, packet.len());
         assert_eq!(vnet.gso == Gso::None, item.packets() == 1);
         split(&vnet, &header, &packet, &mut all).unwrap();
@@ -246,7 +346,7 @@ fn merged(packets: &[Vec<u8>], udp: bool) -> (Vec<Vec<u8>>, usize) {
     let mut start = 0;
     for packet in packets {
         let at = start..start + packet.len();
-        let header = Ipv4Header::parse(packet).unwrap();
+        let header = Header::parse(packet).unwrap();
         merger.add(&mut bytes, at, &header);
         start += packet.len();
     }
@@ -260,14 +360,15 @@ fn aged(packet: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Addresses, protocol and ports; fragments are of all flows of their addresses, so they have none.
+/// Addresses and protocol; fragments are of all flows of their addresses, so they have no ports.
 fn stream(packet: &[u8]) -> Vec<u8> {
-    packet[12..20].iter().chain(&packet[9..10]).copied().collect()
+    let protocol = if is_v6(packet) { packet[6] } else { packet[9] };
+    addresses(packet).iter().copied().chain([protocol]).collect()
 }
 
 /// A packet without identification and checksum, which merging may change where fragmenting is forbidden.
 fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
-    if packet[6] & 0x40 != 0 {
+    if !is_v6(&packet) && packet[6] & 0x40 != 0 {
         packet[4..6].fill(0);
         packet[10..12].fill(0);
     }
@@ -278,7 +379,7 @@ fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
 fn step() -> impl Strategy<Value = (u8, u8, u16, u8, usize)> {
     let sizes = prop::sample::select(vec![0usize, 1, 100, 100, 100, 100, 1420, 1420]);
     // Flow, what is special, identification, a byte of payload, length.
-    (0u8..12, 0u8..40, 0u16..3, any::<u8>(), sizes)
+    (0u8..24, 0u8..40, 0u16..3, any::<u8>(), sizes)
 }
 
 proptest! {
@@ -294,7 +395,10 @@ proptest! {
         let mut packets = Vec::new();
         for (number, special, skip, seed, len) in steps {
             let protocol = [TCP, UDP, TCP, ICMP][usize::from(number % 4)];
-            let flow = flows.entry(number).or_insert_with(|| Plain { flow: number, ..plain(protocol, Vec::new()) });
+            let v6 = number >= 12;
+            let flow = flows
+                .entry(number)
+                .or_insert_with(|| Plain { v6, flow: number, ..plain(protocol, Vec::new()) });
             flow.payload = payload(len, seed);
             let mut one = flow.clone();
             match special {
@@ -308,7 +412,7 @@ proptest! {
                 7 => one.timestamp = Some(5),
                 8 => one.flags ^= 0x19,
                 9 => one.flags |= 0x40,
-                10 => flow.place ^= 0x4000,
+                10 if !v6 => flow.place ^= 0x4000,
                 11 => one.sequence ^= 0x100,
                 12 => flow.id = flow.id.wrapping_add(skip),
                 13 => one.timestamp = None,
@@ -337,7 +441,10 @@ proptest! {
         for (key, wanted) in wanted {
             let found = &found[&key];
             // Flows of one pair of addresses may pass each other, but no fragment and no flow itself.
-            let flow = |packet: &Vec<u8>| (packet[0], packet[6] & 0x3f, packet[7], packet[20..24].to_vec());
+            let flow = |packet: &Vec<u8>| match is_v6(packet) {
+                false => (packet[0], packet[6] & 0x3f, packet[7], packet[20..24].to_vec()),
+                true => (packet[0], packet[6], 0, packet[40..44].to_vec()),
+            };
             for name in wanted.iter().map(flow) {
                 let of = |all: &[Vec<u8>]| all.iter().filter(|one| flow(one) == name).cloned().collect::<Vec<_>>();
                 prop_assert_eq!(of(found), of(&wanted));
@@ -347,31 +454,35 @@ proptest! {
 
     #[test]
     fn a_damaged_packet_is_written_alone_as_it_came(
-        at in 0usize..1472, bit in 0u8..8, tcp in any::<bool>(), position in 0usize..6,
+        at in 0usize..1472, bit in 0u8..8, tcp in any::<bool>(), v6 in any::<bool>(), position in 0usize..6,
     ) {
         let protocol = if tcp { TCP } else { UDP };
-        let mut packets = segments(&plain(protocol, payload(6 * 1000, 3)), 1000);
+        let whole = Plain { v6, ..plain(protocol, payload(6 * 1000, 3)) };
+        let mut packets = segments(&whole, 1000);
         let len = packets[position].len();
-        packets[position][at % len] ^= 1 << bit;
+        // No checksum covers the beginning of an IPv6 header; another protocol is another packet.
+        let at = if v6 { 8 + at % (len - 8) } else { at % len };
+        packets[position][at] ^= 1 << bit;
         let damaged = packets[position].clone();
         let mut merger = Merger::new(true, true);
         let mut bytes = packets.concat();
         let (mut start, mut unsound) = (0, 0);
         for packet in &packets {
             // Damage to the lengths is found before.
-            let Ok(header) = Ipv4Header::parse(packet) else { return Ok(()) };
+            let Ok(header) = Header::parse(packet) else { return Ok(()) };
             if header.total_len != packet.len() { return Ok(()) };
             unsound += usize::from(merger.add(&mut bytes, start..start + packet.len(), &header) == Taken::Unsound);
             start += packet.len();
         }
         // A datagram may be shorter than its packet: the kernel has to judge that, too.
-        let in_length = !tcp && (24..26).contains(&(at % len));
+        let in_length = !tcp && (whole.head() + 4..whole.head() + 6).contains(&at);
         prop_assert_eq!(unsound, usize::from(!in_length));
         let alone = merger.items().iter().filter(|item| item.packets() == 1);
         let mut found = alone.map(|item| bytes[item.each().next().unwrap()].to_vec());
         let untouched = damaged.clone();
         let as_it_came = |packet: Vec<u8>| {
-            packet == untouched || (is_sound(&damaged[..20]) && packet == aged(&damaged))
+            packet == untouched
+                || (Header::parse(&damaged).unwrap().is_sound(&damaged) && packet == aged(&damaged))
         };
         prop_assert!(found.any(as_it_came));
     }
@@ -380,9 +491,11 @@ proptest! {
 #[test]
 fn a_train_of_segments_is_one_write() {
     for (protocol, udp, writes) in [(TCP, false, 1), (UDP, true, 1), (UDP, false, 40)] {
-        let whole = plain(protocol, payload(40 * 1420, 1));
-        let packets = segments(&whole, 1420);
-        assert_eq!(merged(&packets, udp).1, writes, "protocol {protocol}");
+        for v6 in [false, true] {
+            let whole = Plain { v6, ..plain(protocol, payload(40 * 1420, 1)) };
+            let packets = segments(&whole, 1420);
+            assert_eq!(merged(&packets, udp).1, writes, "protocol {protocol} IPv6 {v6}");
+        }
     }
     // What ends a train is in it; what follows begins another one.
     let mut first = plain(TCP, payload(3 * 1000, 1));
@@ -396,21 +509,23 @@ fn a_train_of_segments_is_one_write() {
 
 #[test]
 fn many_flows_at_once_are_merged_each_for_itself() {
-    let trains: Vec<Vec<Vec<u8>>> =
-        (0..100).map(|flow| segments(&Plain { flow, ..plain(TCP, payload(4 * 1000, flow)) }, 1000)).collect();
-    let packets: Vec<Vec<u8>> =
-        (0..4).flat_map(|number| trains.iter().map(move |train| train[number].clone())).collect();
-    let (out, writes) = merged(&packets, true);
-    assert_eq!(out.len(), 400);
-    // Flows whose hashes meet merge less.
-    assert!(writes < 250, "{writes}");
+    for v6 in [false, true] {
+        let train = |flow| segments(&Plain { v6, flow, ..plain(TCP, payload(4 * 1000, flow)) }, 1000);
+        let trains: Vec<Vec<Vec<u8>>> = (0..100).map(train).collect();
+        let packets: Vec<Vec<u8>> =
+            (0..4).flat_map(|number| trains.iter().map(move |train| train[number].clone())).collect();
+        let (out, writes) = merged(&packets, true);
+        assert_eq!(out.len(), 400);
+        // Flows whose hashes meet merge less.
+        assert!(writes < 250, "{writes}");
+    }
 }
 
 #[test]
 fn a_packet_whose_time_is_over_is_not_written() {
-    for ttl in [0, 1] {
-        let mut packet = Plain { ttl, ..plain(UDP, payload(10, 0)) }.bytes();
-        let header = Ipv4Header::parse(&packet).unwrap();
+    for (ttl, v6) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut packet = Plain { v6, ttl, ..plain(UDP, payload(10, 0)) }.bytes();
+        let header = Header::parse(&packet).unwrap();
         let mut merger = Merger::new(true, true);
         let at = 0..packet.len();
         assert_eq!(merger.add(&mut packet, at, &header), Taken::Expired);

@@ -14,6 +14,8 @@ pub enum Gso {
     None,
     /// Several TCP segments over IPv4.
     TcpV4,
+    /// Several TCP segments over IPv6.
+    TcpV6,
     /// Several UDP datagrams.
     Udp,
     /// Something that was not asked for.
@@ -58,6 +60,7 @@ impl Vnet {
         let gso = match bytes[1] & 0x7f {
             0 => Gso::None,
             1 => Gso::TcpV4,
+            4 => Gso::TcpV6,
             5 => Gso::Udp,
             other => Gso::Other(other),
         };
@@ -79,6 +82,7 @@ impl Vnet {
         bytes[1] = match self.gso {
             Gso::None => 0,
             Gso::TcpV4 => 1,
+            Gso::TcpV6 => 4,
             Gso::Udp => 5,
             Gso::Other(other) => other,
         };
@@ -96,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_header_is_the_same_after_a_round_trip() {
-        for gso in [Gso::None, Gso::TcpV4, Gso::Udp, Gso::Other(4)] {
+        for gso in [Gso::None, Gso::TcpV4, Gso::TcpV6, Gso::Udp, Gso::Other(3)] {
             let header = Vnet {
                 needs_checksum: true,
                 verified: gso == Gso::None,

@@ -68,8 +68,7 @@ impl Loan {
 
     /// The bits of the queues in which something is.
     fn ready(&self, queues: &[PollFd<'_>]) -> u32 {
-        let bit = |(number, queue): (u32, &PollFd<'_>)| u32::from(!queue.revents().is_empty()) << number;
-        self.queues.clone().zip(queues).map(bit).sum()
+        ready(queues) << self.queues.start
     }
 
     fn turn(&self, ready: u32) -> io::Result<Went> {
@@ -96,6 +95,12 @@ fn hush(event: &OwnedFd) {
     let _ = rustix::io::read(event, &mut [0; 8]);
 }
 
+/// The bits of the files in which something is.
+fn ready(files: &[PollFd<'_>]) -> u32 {
+    let bit = |(number, file): (usize, &PollFd<'_>)| u32::from(!file.revents().is_empty()) << number;
+    files.iter().enumerate().map(bit).sum()
+}
+
 fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usize> {
     loop {
         match poll(files, timeout) {
@@ -108,24 +113,23 @@ fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usiz
 /// Works for both directions until told to stop.
 pub(super) fn serve(
     tun: &Tun,
-    wire: &Wire,
+    wires: &[Wire],
     egress: &Loan,
     mut ingress: Ingress,
     stop: &OwnedFd,
 ) -> io::Result<()> {
-    const OWN: usize = 3;
-    let mut files: Vec<PollFd<'_>> = vec![
-        PollFd::new(stop, PollFlags::IN),
-        PollFd::new(&egress.back, PollFlags::IN),
-        PollFd::new(wire, PollFlags::IN),
-    ];
+    const FIRST: usize = 2;
+    let own = FIRST + wires.len();
+    let mut files: Vec<PollFd<'_>> =
+        vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.back, PollFlags::IN)];
+    files.extend(wires.iter().map(|wire| PollFd::new(wire, PollFlags::IN)));
     files.extend(egress.files(tun));
     let mut patience = Patience::new();
     let mut looking: Option<(Moved, Instant)> = None;
     let mut more = 0;
     loop {
         let lent = egress.lent.load(Ordering::Acquire);
-        let watched = if lent { OWN } else { files.len() };
+        let watched = if lent { own } else { files.len() };
         let timeout = (looking.is_some() || more != 0).then_some(&AT_ONCE);
         if wait(&mut files[..watched], timeout)? == 0 && more == 0 {
             if let Some((moved, since)) = looking {
@@ -149,16 +153,17 @@ pub(super) fn serve(
             patience.succeeded(moved);
         }
         let mut came = 0;
-        if !files[2].revents().is_empty() {
-            came = ingress.turn()?;
+        let heard = ready(&files[FIRST..own]);
+        if heard != 0 {
+            came = ingress.turn(heard)?;
         }
         let mut went = Went::default();
         if !lent {
             if came > 0 {
                 // What came in may have been answered already.
-                wait(&mut files[OWN..], Some(&AT_ONCE))?;
+                wait(&mut files[own..], Some(&AT_ONCE))?;
             }
-            let ready = egress.ready(&files[OWN..]);
+            let ready = egress.ready(&files[own..]);
             if ready | more != 0 {
                 went = egress.turn(ready)?;
             }

@@ -1,22 +1,23 @@
 //! The udp backend's work on packets: checksums, lookup, splitting and merging.
 
 use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 
 use backends::udp::checksum;
 use backends::udp::forwarding::{Forwarding, Routing};
 use backends::udp::merge::Merger;
 use backends::udp::outbox::Outbox;
-use backends::udp::packet::Ipv4Header;
+use backends::udp::packet::{Header, address_sum};
 use backends::udp::split::split;
 use backends::udp::vnet::{Gso, Vnet};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
+use subnet::PublicAddrs;
 
 use crate::SIZES;
 
-const PEER: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 2));
 
 /// IPv4 without options, and TCP with timestamps.
 const TCP_HEADERS: usize = 20 + 32;
@@ -40,19 +41,21 @@ fn lookup(bencher: Bencher<'_, '_>, peers: u32) {
     let base = Ipv4Addr::new(10, 0, 0, 0).to_bits();
     let peer = |number: u32| {
         let subnet = Ipv4Net::new(Ipv4Addr::from_bits(base + (number << 8)), 24).expect("24 is a length");
-        (subnet, Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 0).to_bits() + number))
+        let public = Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 0).to_bits() + number);
+        (IpNet::V4(subnet), IpAddr::V4(public))
     };
     let routing = Routing::new(&Forwarding {
-        local: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 8285),
-        address: Ipv4Addr::from_bits(base),
+        local: PublicAddrs { v4: Some(Ipv4Addr::new(192, 0, 2, 1)), v6: None },
+        port: 8285,
+        addresses: PublicAddrs { v4: Some(Ipv4Addr::from_bits(base)), v6: None },
         mtu: 1472,
         check_sources: true,
         workers: 1,
         peers: (0..peers).map(peer).collect(),
     });
     let spread = |number: u32| number.wrapping_mul(0x9e37_79b9) % (peers << 8);
-    let addresses: Vec<Ipv4Addr> =
-        (0..ADDRESSES).map(|number| Ipv4Addr::from_bits(base + spread(number))).collect();
+    let addresses: Vec<IpAddr> =
+        (0..ADDRESSES).map(|number| Ipv4Addr::from_bits(base + spread(number)).into()).collect();
     bencher
         .counter(ItemsCount::new(ADDRESSES))
         .bench_local(|| black_box(&addresses).iter().filter_map(|address| routing.peer_of(*address)).count());
@@ -86,7 +89,7 @@ fn split_it(bencher: Bencher<'_, '_>, vnet: Vnet, packet: &[u8], expected: usize
     let mut outbox = Outbox::with_capacity(1 << 17);
     bencher.counter(BytesCount::new(packet.len())).bench_local(|| {
         outbox.clear();
-        let header = Ipv4Header::parse(black_box(packet)).expect("it is well-formed");
+        let header = Header::parse(black_box(packet)).expect("it is well-formed");
         split(&vnet, &header, packet, &mut outbox.to(PEER)).expect("it fits");
         assert_eq!(outbox.packets(), expected);
     });
@@ -95,7 +98,7 @@ fn split_it(bencher: Bencher<'_, '_>, vnet: Vnet, packet: &[u8], expected: usize
 /// Merges what splitting `copies` of the packet gives.
 fn merge_it(bencher: Bencher<'_, '_>, vnet: Vnet, packet: &[u8], copies: usize) {
     let mut outbox = Outbox::with_capacity(1 << 17);
-    let header = Ipv4Header::parse(packet).expect("it is well-formed");
+    let header = Header::parse(packet).expect("it is well-formed");
     for _ in 0..copies {
         split(&vnet, &header, packet, &mut outbox.to(PEER)).expect("it fits");
     }
@@ -106,7 +109,7 @@ fn merge_it(bencher: Bencher<'_, '_>, vnet: Vnet, packet: &[u8], copies: usize) 
         merger.clear();
         let mut start = 0;
         while start < bytes.len() {
-            let header = Ipv4Header::parse(&bytes[start..]).expect("it is well-formed");
+            let header = Header::parse(&bytes[start..]).expect("it is well-formed");
             let end = start + header.total_len;
             merger.add(bytes, start..end, &header);
             start = end;
@@ -142,8 +145,7 @@ fn udp(len: usize) -> (Vnet, Vec<u8>) {
     packet[20..24].copy_from_slice(&[0x90, 0, 0x14, 0x51]);
     packet[24..26].copy_from_slice(&l4_len.to_be_bytes());
     // The kernel puts the sum of the pseudo header there.
-    let addresses = packet[12..20].first_chunk().copied().expect("the header is there");
-    let partial = checksum::fold(checksum::pseudo(&addresses, 17, l4_len));
+    let partial = checksum::fold(checksum::pseudo(address_sum(&packet), 17, l4_len));
     packet[26..28].copy_from_slice(&partial.to_ne_bytes());
     let vnet = Vnet { needs_checksum: true, checksum_from: 20, checksum_at: 6, ..Vnet::PLAIN };
     (vnet, packet)

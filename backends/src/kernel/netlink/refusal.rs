@@ -32,9 +32,10 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             return io::Error::new(error.kind(), tun_remedy(name, number, &error));
         }
         (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
+            let sockets: Vec<String> = forwarding.sockets().map(|socket| socket.to_string()).collect();
             let words = format!(
                 "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port",
-                forwarding.local
+                sockets.join(" or ")
             );
             return io::Error::new(error.kind(), words);
         }
