@@ -95,7 +95,7 @@ impl Pair {
     pub(crate) fn new(way: Way, job: &Job) -> anyhow::Result<Self> {
         let fabric = Fabric::new()?;
         let [near, far] = [fabric.node()?, fabric.node()?];
-        connect(&near, &far, way)?;
+        connect(&near, &far, way, job.mtu)?;
         let Some(backend) = way.backend() else {
             let [near, far] = [near, far].map(Side::bare);
             return Ok(Self { way, near, far, _stores: (None, None), _fabric: fabric });
@@ -201,7 +201,7 @@ fn pod_end(pod: &Pod) -> End<'_> {
 }
 
 /// A wire between the nodes in place of the switch, which would cost something of its own.
-fn connect(near: &Node, far: &Node, way: Way) -> anyhow::Result<()> {
+fn connect(near: &Node, far: &Node, way: Way, mtu: u32) -> anyhow::Result<()> {
     for node in [near, far] {
         if way == Way::GoUdp {
             // Its agents still need etcd, which is on the switch.
@@ -211,7 +211,7 @@ fn connect(near: &Node, far: &Node, way: Way) -> anyhow::Result<()> {
         }
     }
     near.namespace().ip(&format!(
-        "link add eth0 mtu 1500 type veth peer name eth0 mtu 1500 netns {}",
+        "link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
         far.namespace().path().display()
     ))?;
     for (node, host) in [(near, 1), (far, 2)] {

@@ -54,6 +54,9 @@ struct Args {
     /// Threads of the udp backend for each direction (Backend.Workers).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
+    /// MTU of the underlay, in bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_535))]
+    mtu: u32,
     /// A few short measurements, within two minutes.
     #[arg(long)]
     quick: bool,
@@ -85,6 +88,7 @@ struct Job {
     rounds: u32,
     seconds: u32,
     workers: u8,
+    mtu: u32,
     programs: PathBuf,
     go: Option<PathBuf>,
 }
@@ -135,7 +139,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
     let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
-    let job = Job { ways, steps, rounds, seconds, workers: args.workers, programs, go };
+    let job = Job { ways, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, programs, go };
     let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
@@ -147,7 +151,8 @@ fn setup(job: &Job) -> anyhow::Result<String> {
     let congestion = congestion.context("the congestion control of TCP is unknown")?;
     let nice = niceness()?;
     let workers = if job.workers > 1 { format!(", {} workers", job.workers) } else { String::new() };
-    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}{workers}", congestion.trim(), job.seconds))
+    let mtu = if job.mtu != 1500 { format!(", underlay of MTU {}", job.mtu) } else { String::new() };
+    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}{workers}{mtu}", congestion.trim(), job.seconds))
 }
 
 /// At which niceness this program and all it starts run.
