@@ -11,4 +11,5 @@ mod packets;
 mod relay;
 mod safety;
 mod traffic;
+mod v6;
 mod wire;
