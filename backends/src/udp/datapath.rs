@@ -19,7 +19,7 @@ use super::worker::{self, Loan};
 pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
     /// One for each family.
-    pub(super) wires: Arc<[Wire]>,
+    pub(super) wires: Arc<[Arc<Wire>]>,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -28,12 +28,13 @@ pub(super) struct Shared {
 pub(super) struct Datapath {
     forwarding: Arc<Forwarding>,
     routing: Arc<ArcSwap<Routing>>,
+    wires: Arc<[Arc<Wire>]>,
     stop: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Datapath {
-    /// Starts moving packets.
+    /// Starts moving packets, with those sockets that are `kept` and still wanted.
     ///
     /// # Errors
     /// A socket can't be bound, or a thread can't be had.
@@ -42,9 +43,13 @@ impl Datapath {
         forwarding: &Arc<Forwarding>,
         counters: &Arc<Counters>,
         offload: bool,
+        kept: &[Arc<Wire>],
     ) -> io::Result<Self> {
-        let wires = forwarding.sockets().map(|socket| Wire::bind(socket, offload));
-        let wires: Arc<[Wire]> = wires.collect::<io::Result<_>>()?;
+        let wire = |local| match kept.iter().find(|wire| wire.local == local) {
+            Some(wire) => Ok(Arc::clone(wire)),
+            None => Wire::bind(local, offload).map(Arc::new),
+        };
+        let wires: Arc<[Arc<Wire>]> = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
         if let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer()) {
             tracing::warn!(
                 bytes = wire.receive_buffer,
@@ -62,7 +67,13 @@ impl Datapath {
         };
         let ingress = Ingress::new(&shared);
         let egress = Arc::new(Loan::new(Egress::new(&shared))?);
-        let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
+        let mut this = Self {
+            forwarding: Arc::clone(forwarding),
+            routing,
+            wires: Arc::clone(&wires),
+            stop,
+            threads: Vec::new(),
+        };
         let (device, lender, halt) = (Arc::clone(tun), Arc::clone(&egress), Arc::clone(&this.stop));
         this.spawn("udp", move || worker::serve(&device, &wires, &lender, ingress, &halt))?;
         let (device, halt) = (Arc::clone(tun), Arc::clone(&this.stop));
@@ -88,6 +99,11 @@ impl Datapath {
     /// What it does; `None` once it has stopped by itself.
     pub(super) fn forwarding(&self) -> Option<&Arc<Forwarding>> {
         self.threads.iter().all(|thread| !thread.is_finished()).then_some(&self.forwarding)
+    }
+
+    /// Stops; gives its sockets, which go on taking what comes.
+    pub(super) fn stop(self) -> Arc<[Arc<Wire>]> {
+        Arc::clone(&self.wires)
     }
 
     /// Does something else from the next batch on. Not for other sockets.

@@ -37,7 +37,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 pub(super) struct Egress {
     tun: Arc<Tun>,
-    wires: Arc<[Wire]>,
+    wires: Arc<[Arc<Wire>]>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     turns: u32,
@@ -202,7 +202,7 @@ impl Egress {
 
     /// The socket for packets to this peer.
     fn wire(&self, to: IpAddr) -> Option<&Wire> {
-        self.wires.iter().find(|wire| wire.reaches(to))
+        self.wires.iter().map(|wire| &**wire).find(|wire| wire.reaches(to))
     }
 
     fn flush(&mut self, port: u16) {

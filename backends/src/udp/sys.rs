@@ -143,7 +143,7 @@ const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
 #[derive(Debug)]
 pub(super) struct Wire {
     socket: Socket,
-    v6: bool,
+    pub(super) local: SocketAddr,
     /// What the kernel granted of the buffer that was asked for, in bytes.
     pub(super) receive_buffer: usize,
 }
@@ -170,13 +170,13 @@ impl Wire {
         socket.bind(&local.into())?;
         // The kernel says twice what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size()? / 2;
-        Ok(Self { socket, v6: local.is_ipv6(), receive_buffer })
+        Ok(Self { socket, local, receive_buffer })
     }
 
     /// Whether it can send to this address.
     #[inline]
     pub(super) fn reaches(&self, to: IpAddr) -> bool {
-        self.v6 == to.is_ipv6()
+        self.local.is_ipv6() == to.is_ipv6()
     }
 
     pub(super) fn has_whole_buffer(&self) -> bool {
@@ -205,7 +205,7 @@ impl Wire {
             let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
             let header = &mut message.msg_hdr;
             header.msg_name = (&raw mut *address).cast();
-            header.msg_namelen = address_len(self.v6);
+            header.msg_namelen = address_len(self.local.is_ipv6());
             header.msg_iov = own.as_mut_ptr();
             header.msg_iovlen = own.len() as _;
             if group.packets > 1 {
@@ -287,6 +287,7 @@ impl Receiver {
     /// Takes what is there, up to [`BATCH`] messages; at least one.
     pub(super) fn receive(&mut self, wire: &Wire) -> io::Result<()> {
         self.found.clear();
+        let v6 = wire.local.is_ipv6();
         // SAFETY: all-zero addresses and control messages are valid values of these plain C structures.
         let (mut addresses, mut controls): ([Address; BATCH], [GroControl; BATCH]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
@@ -297,7 +298,7 @@ impl Receiver {
             parts[number] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let header = &mut messages[number].msg_hdr;
             header.msg_name = (&raw mut addresses[number]).cast();
-            header.msg_namelen = address_len(wire.v6);
+            header.msg_namelen = address_len(v6);
             header.msg_iov = &raw mut parts[number];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[number]).cast();
@@ -322,7 +323,7 @@ impl Receiver {
                 && control.header.cmsg_type == libc::UDP_GRO;
             let segment = if merged { usize::try_from(control.segment).unwrap_or(len) } else { len };
             self.found.push(Datagram {
-                from: addresses[number].ip(wire.v6),
+                from: addresses[number].ip(v6),
                 start: number * ROOM,
                 len: len.min(ROOM),
                 segment: segment.max(1),
