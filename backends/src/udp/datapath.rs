@@ -16,13 +16,15 @@ use super::ingress::Ingress;
 use super::sys::{Tun, Wire};
 use super::worker::{self, Loan};
 
+/// The sockets of a worker, one for each family.
+pub(super) type Wires = Arc<[Arc<Wire>]>;
+
 /// What both directions of a worker work with.
 pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
     /// Those of its queues that are read here.
     pub(super) queues: Range<u32>,
-    /// One for each family.
-    pub(super) wires: Arc<[Wire]>,
+    pub(super) wires: Wires,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -31,12 +33,14 @@ pub(super) struct Shared {
 pub(super) struct Datapath {
     forwarding: Arc<Forwarding>,
     routing: Arc<ArcSwap<Routing>>,
+    /// Of each worker.
+    wires: Vec<Wires>,
     stop: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Datapath {
-    /// Starts moving packets.
+    /// Starts moving packets, with those sockets that are `kept` and still wanted.
     ///
     /// # Errors
     /// A socket can't be bound, or a thread can't be had.
@@ -45,17 +49,29 @@ impl Datapath {
         forwarding: &Arc<Forwarding>,
         counters: &Arc<Counters>,
         offload: bool,
+        mut kept: Vec<Wires>,
     ) -> io::Result<Self> {
+        let workers = usize::from(forwarding.workers.max(1));
+        // Sockets that share an address and one that doesn't are not for each other.
+        if kept.len() != workers {
+            kept.clear();
+        }
         let routing = Arc::new(ArcSwap::from_pointee(Routing::new(forwarding)));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let mut this = Self { forwarding: Arc::clone(forwarding), routing, stop, threads: Vec::new() };
-        let workers = u32::from(forwarding.workers.max(1));
+        let mut this = Self {
+            forwarding: Arc::clone(forwarding),
+            routing,
+            wires: Vec::new(),
+            stop,
+            threads: Vec::new(),
+        };
         for number in 0..workers {
-            let wire = |local| {
-                let wire = Wire::bind(local, offload, workers > 1)?;
-                if number > 0 { wire.sending_apart(local) } else { Ok(wire) }
-            };
-            let wires: Arc<[Wire]> = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
+            let wire =
+                |local| match kept.get(number).and_then(|old| old.iter().find(|wire| wire.local == local)) {
+                    Some(wire) => Ok(Arc::clone(wire)),
+                    None => Wire::bind(local, offload, (workers > 1).then_some(number)).map(Arc::new),
+                };
+            let wires: Wires = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
             if number == 0
                 && let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer())
             {
@@ -65,9 +81,10 @@ impl Datapath {
                      or set net.core.rmem_max to 8388608"
                 );
             }
+            this.wires.push(Arc::clone(&wires));
             let shared = Shared {
                 tun: Arc::clone(tun),
-                queues: share(tun.queues().len() as u32, number, workers),
+                queues: share(tun.queues().len(), number, workers),
                 wires,
                 routing: Arc::clone(&this.routing),
                 counters: Arc::clone(counters),
@@ -78,7 +95,7 @@ impl Datapath {
     }
 
     /// Starts the threads of a worker.
-    fn work(&mut self, number: u32, shared: &Shared) -> io::Result<()> {
+    fn work(&mut self, number: usize, shared: &Shared) -> io::Result<()> {
         let ingress = Ingress::new(shared);
         let egress = Arc::new(Loan::new(Egress::new(shared), shared.queues.clone())?);
         let suffix = if number > 0 { format!("-{number}") } else { String::new() };
@@ -117,6 +134,11 @@ impl Datapath {
         self.forwarding().is_some_and(like)
     }
 
+    /// Stops; gives the sockets of each worker, which go on taking what comes.
+    pub(super) fn stop(mut self) -> Vec<Wires> {
+        std::mem::take(&mut self.wires)
+    }
+
     /// Does something else from the next batch on. Only what it [may become](Self::may_become).
     pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
         self.routing.store(Arc::new(Routing::new(forwarding)));
@@ -125,8 +147,9 @@ impl Datapath {
 }
 
 /// The queues of one of several workers. A single one is the first worker's, which has the usual port.
-fn share(queues: u32, number: u32, workers: u32) -> Range<u32> {
-    (queues * number).div_ceil(workers)..(queues * (number + 1)).div_ceil(workers)
+fn share(queues: usize, number: usize, workers: usize) -> Range<u32> {
+    let end = |number: usize| (queues * number).div_ceil(workers) as u32;
+    end(number)..end(number + 1)
 }
 
 impl Drop for Datapath {
@@ -146,7 +169,7 @@ mod tests {
     fn every_queue_has_one_worker() {
         for (queues, workers) in (0..10).flat_map(|queues| (1..=8).map(move |workers| (queues, workers))) {
             let all: Vec<u32> = (0..workers).flat_map(|number| share(queues, number, workers)).collect();
-            assert_eq!(all, Vec::from_iter(0..queues), "{queues} queues, {workers} workers");
+            assert_eq!(all, Vec::from_iter(0..queues as u32), "{queues} queues, {workers} workers");
         }
         assert_eq!((share(8, 1, 3), share(1, 0, 8)), (3..6, 0..1));
     }

@@ -13,7 +13,7 @@ use subnet::Family;
 
 use super::complaints::Complaints;
 use super::counters::Counters;
-use super::datapath::Shared;
+use super::datapath::{Shared, Wires};
 use super::forwarding::Routing;
 use super::icmp::Trouble;
 use super::outbox::{Group, Outbox};
@@ -40,7 +40,7 @@ pub(super) struct Egress {
     tun: Arc<Tun>,
     /// The queues of the device to read.
     queues: Range<u32>,
-    wires: Arc<[Wire]>,
+    wires: Wires,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     turns: u32,
@@ -207,7 +207,7 @@ impl Egress {
 
     /// The socket for packets to this peer.
     fn wire(&self, to: IpAddr) -> Option<&Wire> {
-        self.wires.iter().find(|wire| wire.reaches(to))
+        self.wires.iter().map(|wire| &**wire).find(|wire| wire.reaches(to))
     }
 
     fn flush(&mut self, port: u16) {

@@ -95,9 +95,10 @@ impl Engine {
                 datapath.set(forwarding);
             }
             datapath => {
-                // The old one has to let go of the port first.
-                *datapath = None;
-                *datapath = Some(Datapath::start(&tunnel.tun, forwarding, &self.counters, self.offload)?);
+                // The old one has to let go first. What waits in a socket that stays is not lost.
+                let kept = datapath.take().map(Datapath::stop).unwrap_or_default();
+                let new = Datapath::start(&tunnel.tun, forwarding, &self.counters, self.offload, kept)?;
+                *datapath = Some(new);
             }
         }
         Ok(())

@@ -19,7 +19,7 @@ use super::sys::{Receiver, Tun, Wire};
 
 pub(super) struct Ingress {
     tun: Arc<Tun>,
-    wires: Arc<[Wire]>,
+    wires: Arc<[Arc<Wire>]>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     receiver: Receiver,

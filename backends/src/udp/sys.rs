@@ -145,19 +145,20 @@ pub(super) struct Wire {
     socket: Socket,
     /// Sends instead, from a port of its own.
     sender: Option<Socket>,
-    v6: bool,
+    pub(super) local: SocketAddr,
     /// What the kernel granted of the buffer that was asked for, in bytes.
     pub(super) receive_buffer: usize,
 }
 
 impl Wire {
-    /// A socket of the network namespace of the thread. Several may share the address; then the kernel keeps
-    /// what comes from one port of one peer together.
-    pub(super) fn bind(local: SocketAddr, offload: bool, shared: bool) -> io::Result<Self> {
+    /// A socket of the network namespace of the thread. Those of several workers share the address, and the
+    /// kernel gives all that comes from one port of one peer to one of them; but the first, they send from
+    /// ports of their own.
+    pub(super) fn bind(local: SocketAddr, offload: bool, worker: Option<usize>) -> io::Result<Self> {
         let socket = open(local)?;
         buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
         buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
-        if shared {
+        if worker.is_some() {
             set(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
         if offload {
@@ -167,17 +168,17 @@ impl Wire {
         socket.bind(&local.into())?;
         // The kernel says twice what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size()? / 2;
-        Ok(Self { socket, sender: None, v6: local.is_ipv6(), receive_buffer })
-    }
-
-    /// The same, sending from another port of the address, so that peers and switches can tell what is sent
-    /// here from what others send.
-    pub(super) fn sending_apart(self, mut local: SocketAddr) -> io::Result<Self> {
-        let sender = open(local)?;
-        buffer(&sender, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
-        local.set_port(0);
-        sender.bind(&local.into())?;
-        Ok(Self { sender: Some(sender), ..self })
+        // Peers and switches can tell what one worker sends from what others send.
+        let sender = match worker {
+            None | Some(0) => None,
+            Some(_) => {
+                let sender = open(local)?;
+                buffer(&sender, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
+                sender.bind(&SocketAddr::new(local.ip(), 0).into())?;
+                Some(sender)
+            }
+        };
+        Ok(Self { socket, sender, local, receive_buffer })
     }
 
     /// What it sends from.
@@ -188,7 +189,7 @@ impl Wire {
     /// Whether it can send to this address.
     #[inline]
     pub(super) fn reaches(&self, to: IpAddr) -> bool {
-        self.v6 == to.is_ipv6()
+        self.local.is_ipv6() == to.is_ipv6()
     }
 
     pub(super) fn has_whole_buffer(&self) -> bool {
@@ -217,7 +218,7 @@ impl Wire {
             let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
             let header = &mut message.msg_hdr;
             header.msg_name = (&raw mut *address).cast();
-            header.msg_namelen = address_len(self.v6);
+            header.msg_namelen = address_len(self.local.is_ipv6());
             header.msg_iov = own.as_mut_ptr();
             header.msg_iovlen = own.len() as _;
             if group.packets > 1 {
@@ -304,6 +305,7 @@ impl Receiver {
     /// Takes what is there, up to [`BATCH`] messages; at least one.
     pub(super) fn receive(&mut self, wire: &Wire) -> io::Result<()> {
         self.found.clear();
+        let v6 = wire.local.is_ipv6();
         // SAFETY: all-zero addresses and control messages are valid values of these plain C structures.
         let (mut addresses, mut controls): ([Address; BATCH], [GroControl; BATCH]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
@@ -314,7 +316,7 @@ impl Receiver {
             parts[number] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let header = &mut messages[number].msg_hdr;
             header.msg_name = (&raw mut addresses[number]).cast();
-            header.msg_namelen = address_len(wire.v6);
+            header.msg_namelen = address_len(v6);
             header.msg_iov = &raw mut parts[number];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[number]).cast();
@@ -339,7 +341,7 @@ impl Receiver {
                 && control.header.cmsg_type == libc::UDP_GRO;
             let segment = if merged { usize::try_from(control.segment).unwrap_or(len) } else { len };
             self.found.push(Datagram {
-                from: addresses[number].ip(wire.v6),
+                from: addresses[number].ip(v6),
                 start: number * ROOM,
                 len: len.min(ROOM),
                 segment: segment.max(1),
@@ -412,6 +414,8 @@ fn open(local: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
+        // The address may not be usable yet, which is no reason to leave the other family waiting.
+        set(&socket, libc::SOL_IPV6, libc::IPV6_FREEBIND, 1)?;
     }
     Ok(socket)
 }

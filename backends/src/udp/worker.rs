@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -113,7 +113,7 @@ fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usiz
 /// Works for both directions until told to stop.
 pub(super) fn serve(
     tun: &Tun,
-    wires: &[Wire],
+    wires: &[Arc<Wire>],
     egress: &Loan,
     mut ingress: Ingress,
     stop: &OwnedFd,

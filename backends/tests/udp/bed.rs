@@ -1,7 +1,7 @@
 //! Nodes with a tunnel each, made by the reconciler from leases, and what the kernel says about them.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +12,19 @@ use backends::udp::engine::Offload;
 use backends::{
     Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
 };
-use subnet::lease::{encode_value, parse_key};
-use subnet::{Family, Leases, NetworkConfig, PublicAddrs, Subnets};
+use ipnet::IpNet;
+use subnet::lease::{encode_value, format_key};
+use subnet::net::{addr_of, bits_of};
+use subnet::{Family, Leases, NetworkConfig, PublicAddrs, Range, Subnets};
 
 /// Long enough for a machine that does something else; no test waits for it when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
+pub(crate) const UDP_V6: &str =
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"udp"}}"#;
+pub(crate) const UDP_BOTH: &str =
+    r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"udp"}}"#;
 pub(crate) const TRUSTING: &str =
     r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","CheckSources":false}}"#;
 
@@ -34,12 +40,30 @@ pub(crate) struct Site {
     pub(crate) machine: Arc<Machine>,
 }
 
-fn key(network: &NetworkConfig, number: u8) -> String {
-    let octets = match network.range(Family::V4).unwrap().network.addr() {
-        std::net::IpAddr::V4(address) => address.octets(),
-        std::net::IpAddr::V6(_) => panic!("an IPv6 network"),
+/// The subnets of the node with this number.
+fn subnets(network: &NetworkConfig, number: u8) -> Subnets {
+    let subnet = |range: &Range| match range.network.addr() {
+        IpAddr::V4(address) => {
+            let [a, b, ..] = address.octets();
+            IpNet::new([a, b, number, 0].into(), 24).unwrap()
+        }
+        IpAddr::V6(address) => {
+            let [a, b, c, ..] = address.segments();
+            IpNet::new([a, b, c, number.into(), 0, 0, 0, 0].into(), 64).unwrap()
+        }
     };
-    format!("{}.{}.{number}.0-24", octets[0], octets[1])
+    network.ranges().map(subnet).collect()
+}
+
+fn key(network: &NetworkConfig, number: u8) -> String {
+    format_key(&subnets(network, number)).unwrap()
+}
+
+/// Both addresses of a node, as far as the network has their families.
+fn public(network: &NetworkConfig, v4: Ipv4Addr) -> PublicAddrs {
+    let v6 = [0xfd31, 0, 0, 0, 0, 0, 0, v4.octets()[3].into()].into();
+    let has = |family| network.range(family).is_some();
+    PublicAddrs { v4: has(Family::V4).then_some(v4), v6: has(Family::V6).then_some(v6) }
 }
 
 impl Site {
@@ -55,8 +79,8 @@ impl Site {
         let host = kernel.observe(&KernelState::default(), &Scope::default()).unwrap().host;
         let eth0 = host.link("eth0").unwrap();
         let underlay = Underlay { index: eth0.index, name: eth0.name, mtu: eth0.mtu };
-        let public = PublicAddrs { v4: Some(machine.address()), v6: None };
-        let own = parse_key(&key(&network, machine.address().octets()[3])).unwrap();
+        let public = public(&network, machine.address());
+        let own = subnets(&network, machine.address().octets()[3]);
         Self {
             kernel,
             ways: Ways::new(&network.backend, &network).unwrap(),
@@ -73,15 +97,17 @@ impl Site {
         let mut all = Leases::default();
         let mine = (self.number(), self.machine.address());
         for (revision, (number, address)) in (1..).zip([mine].iter().chain(&self.peers)) {
-            let public = PublicAddrs { v4: Some(*address), v6: None };
-            let value = encode_value(&public, &self.ways.current().attachment(&Macs::default()));
+            let value = encode_value(
+                &public(&self.network, *address),
+                &self.ways.current().attachment(&Macs::default()),
+            );
             all.insert_entry(&key(&self.network, *number), value.as_bytes(), revision);
         }
         let Self { network, ways, node, own, .. } = self;
         let before = KernelState::default();
         let outlook = Outlook { network, former: &[], own: &all.leases[own], ways, before: &before };
         let peers = Peers::choose(outlook, &all).usable;
-        assert_eq!(peers.len(), self.peers.len(), "every peer's lease is good");
+        assert_eq!(peers.len(), self.peers.len() * network.ranges().count(), "every peer's lease is good");
         ways.plan(Scene { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
     }
 
@@ -98,7 +124,7 @@ impl Site {
         let scope = Scope {
             networks: self.network.networks().iter().collect(),
             subnets: self.own.iter().collect(),
-            subnet_lens: vec![(Family::V4, 24)],
+            subnet_lens: vec![(Family::V4, 24), (Family::V6, 64)],
             underlay: Some(self.node.underlay.index),
             devices: self.ways.devices().collect(),
         };
@@ -122,13 +148,18 @@ impl Site {
         self.machine.address().octets()[3]
     }
 
-    /// A pod with the address that ends in 2.
+    /// A pod with the address of each family that ends in 2.
     pub(crate) fn pod(&self) -> Pod {
-        let address = format!("10.244.{}.2/24", self.number());
-        let pod = Pod::wired(&self.machine, address.parse().unwrap()).unwrap();
+        let second = |subnet: IpNet| {
+            let address = addr_of(Family::of(subnet.addr()), bits_of(subnet.network()) + 2);
+            IpNet::new(address, subnet.prefix_len()).unwrap()
+        };
+        let addresses: Vec<IpNet> = self.own.iter().map(second).collect();
+        let pod = Pod::wired_with(&self.machine, &addresses).unwrap();
         // A bridge takes a moment to let a new port in. Packets that wait for the pod's MAC meanwhile are lost
         // when they are many.
-        let reached = || self.machine.namespace().reaches(pod.address()).unwrap();
+        let reached =
+            || pod.addresses().iter().all(|net| self.machine.namespace().reaches(net.addr()).unwrap());
         wait_for("the pod on its bridge", LIMIT, reached).unwrap();
         pod
     }
@@ -179,8 +210,11 @@ impl Cluster {
     /// Both pods of a cluster of two reach each other.
     pub(crate) fn assert_reaches(&self, when: &str) {
         let (a, b) = (&self.pods[0], &self.pods[1]);
-        assert!(a.namespace().reaches(b.address()).unwrap(), "{when}: a → b");
-        assert!(b.namespace().reaches(a.address()).unwrap(), "{when}: b → a");
+        for (from, to) in [(a, b), (b, a)] {
+            for net in to.addresses() {
+                assert!(from.namespace().reaches(net.addr()).unwrap(), "{when}: {from:?} → {net}");
+            }
+        }
     }
 
     /// No kernel found a wrong checksum, nor did a datapath.
@@ -220,17 +254,22 @@ pub(crate) struct ChecksumErrors {
 pub(crate) fn checksum_errors(namespace: &Namespace) -> ChecksumErrors {
     let read =
         |file: &str| namespace.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap());
-    let (snmp, netstat) = (read("snmp"), read("netstat"));
+    let (snmp, netstat, snmp6) = (read("snmp"), read("netstat"), read("snmp6"));
     let of = |text: &str, protocol: &str| {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
         let (names, values) = (lines.next().unwrap().split(' '), lines.next().unwrap().split(' '));
         let (_, value) = names.zip(values).find(|(name, _)| *name == "InCsumErrors").unwrap();
         value.parse().unwrap()
     };
+    // TCP counts both families together.
+    let of_v6 = |name: &str| -> u64 {
+        let line = snmp6.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().parse().unwrap()
+    };
     ChecksumErrors {
         ip: of(&netstat, "IpExt"),
-        icmp: of(&snmp, "Icmp"),
+        icmp: of(&snmp, "Icmp") + of_v6("Icmp6InCsumErrors"),
         tcp: of(&snmp, "Tcp"),
-        udp: of(&snmp, "Udp"),
+        udp: of(&snmp, "Udp") + of_v6("Udp6InCsumErrors"),
     }
 }

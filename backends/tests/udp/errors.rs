@@ -106,7 +106,7 @@ fn a_packet_too_long_for_the_tunnel_is_answered_with_its_mtu() {
 }
 
 /// Lets a pod and its way to the node carry more than the tunnel does.
-fn widen(site: &Site, pod: &Namespace) {
+pub(crate) fn widen(site: &Site, pod: &Namespace) {
     let ports = site.show("ip -o link show master cni0");
     for port in ports.lines() {
         let name = port.split(": ").nth(1).unwrap().split('@').next().unwrap();

@@ -2,19 +2,21 @@
 
 use backends::testing::Pod;
 use backends::udp::engine::Offload;
+use subnet::Family;
 
-use crate::bed::{Cluster, UDP};
+use crate::bed::{Cluster, UDP, UDP_V6};
 use crate::flows::{Datagrams, exchange};
 
 /// The way to the peer carries less than the link: the kernel then refuses to segment (EMSGSIZE), but
 /// fragments single datagrams.
 #[test]
 fn packets_go_one_by_one_where_the_way_is_narrower_than_the_link() {
-    for offload in [Offload(true), Offload(false)] {
-        let cluster = Cluster::new(3, UDP, offload);
+    for (config, offload) in [(UDP, true), (UDP, false), (UDP_V6, true), (UDP_V6, false)] {
+        let cluster = Cluster::new(3, config, Offload(offload));
         let pod = |number: usize| -> &Pod { &cluster.pods[number] };
         let (narrow, wide) = (&cluster.sites[1], &cluster.sites[2]);
-        cluster.sites[0].ip(&format!("route add {} dev eth0 mtu 1300", narrow.machine.address()));
+        let address = narrow.node.local.get(Family::of(pod(1).address())).unwrap();
+        cluster.sites[0].ip(&format!("route add {address} dev eth0 mtu 1300"));
         let send = |to: usize| Datagrams::new(pod(0).namespace(), pod(to).namespace(), pod(to).address(), 3);
         // Many at once, of one length, so that they are one group.
         send(1).run(200, 1400..=1400, 200);
@@ -36,7 +38,12 @@ fn packets_go_one_by_one_where_the_way_is_narrower_than_the_link() {
 /// A link that shrinks before anybody tells the tunnel.
 #[test]
 fn packets_arrive_while_the_tunnel_does_not_know_that_its_link_shrank() {
-    let mut cluster = Cluster::new(2, UDP, Offload(true));
+    for (config, overhead) in [(UDP, 28), (UDP_V6, 48)] {
+        shrink(Cluster::new(2, config, Offload(true)), overhead);
+    }
+}
+
+fn shrink(mut cluster: Cluster, overhead: u32) {
     let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
     exchange(a, b, cluster.pods[1].address(), 1 << 20);
     for site in &cluster.sites {
@@ -47,7 +54,7 @@ fn packets_arrive_while_the_tunnel_does_not_know_that_its_link_shrank() {
     assert!(counters.sent_fallbacks.get() > 0, "{counters}");
     for site in &mut cluster.sites {
         site.node.underlay.mtu = 1350;
-        assert_eq!(site.converge()[0], "link set flannel0 mtu 1322");
+        assert_eq!(site.converge()[0], format!("link set flannel0 mtu {}", 1350 - overhead));
     }
     // Now that it knows, they go in groups again.
     let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());

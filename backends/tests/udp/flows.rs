@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -119,7 +119,9 @@ impl Datagrams {
         let sink = b.run(|| UdpSocket::bind((to, 0)).unwrap());
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&sink, 8 << 20).unwrap();
         sink.set_read_timeout(Some(LIMIT)).unwrap();
-        let source = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let source = || UdpSocket::bind((any, 0)).unwrap();
         let sources = a.run(|| (0..flows).map(|_| source()).collect());
         let to = sink.local_addr().unwrap();
         Self { sources, sink, to, answered: false }

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use backends::testing::{Fabric, wait_for};
 use backends::udp::engine::Offload;
 
-use crate::bed::{Cluster, LIMIT, Site, UDP, show};
+use crate::bed::{Cluster, LIMIT, Site, UDP, UDP_BOTH, UDP_V6, show};
 use crate::flows::{Datagrams, exchange};
 
 fn state(site: &Site) -> String {
     // Without its number, which is another one for a device that was made anew.
-    let tail = |text: String| text.split_once(':').unwrap().1.to_owned();
+    let tail = |text: String| text.split_once(':').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
     let link = tail(site.show("ip -o link show flannel0"));
     let address = tail(site.show("ip -o -4 address show dev flannel0"));
-    format!("{link}\n{address}\n{}", site.show("ip -4 route show proto 70"))
+    // A device has a random address for its link each time it gets IPv6.
+    let v6 = site.show("ip -o -6 address show dev flannel0 scope global");
+    let v6 = v6.split_once("flannel0").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+    let routes = ["ip -4 route show proto 70", "ip -6 route show proto 70"].map(|command| site.show(command));
+    format!("{link}\n{address}\n{v6}\n{}", routes.join("\n"))
 }
 
 #[test]
@@ -41,6 +45,51 @@ fn every_damage_is_repaired_and_traffic_goes_on() {
         assert_eq!(cluster.sites[0].converge(), Vec::<String>::new(), "after: {damage}");
         cluster.assert_reaches(damage);
     }
+}
+
+#[test]
+fn every_damage_to_ipv6_is_repaired_and_traffic_of_both_families_goes_on() {
+    for config in [UDP_V6, UDP_BOTH] {
+        let mut cluster = Cluster::new(2, config, Offload(true));
+        cluster.assert_reaches("at first");
+        let healthy = state(&cluster.sites[0]);
+        assert!(healthy.contains("inet6 fd00:244:0:1::/128 scope global nodad"), "{healthy}");
+        for damage in [
+            "link del flannel0",
+            "link set flannel0 down",
+            "-6 address flush dev flannel0 scope global",
+            "-6 route del fd00:244::/48",
+            "-6 route replace blackhole fd00:244::/48",
+            "-6 route replace fd00:244::/48 via fd31::fe",
+            "link set flannel0 mtu 1280",
+            // Too little for IPv6, so the kernel takes all of it off the device.
+            "link set flannel0 mtu 1000",
+            "sysctl 1",
+            "link set flannel0 down\nlink set flannel0 name other0",
+        ] {
+            match damage.strip_prefix("sysctl ") {
+                Some(value) => {
+                    let namespace = cluster.sites[0].machine.namespace();
+                    namespace.sysctl("ipv6/conf/flannel0/disable_ipv6", value).unwrap();
+                }
+                None => damage.lines().for_each(|line| drop(cluster.sites[0].show(&format!("ip {line}")))),
+            }
+            assert_ne!(cluster.sites[0].converge().len(), 0, "not noticed: {damage}");
+            assert_eq!(state(&cluster.sites[0]), healthy, "after: {damage}");
+            assert_eq!(cluster.sites[0].converge(), Vec::<String>::new(), "after: {damage}");
+            cluster.assert_reaches(damage);
+        }
+    }
+}
+
+/// The host's default keeps IPv6 off new devices.
+#[test]
+fn a_device_takes_ipv6_where_the_default_is_to_have_none() {
+    let fabric = Fabric::new().unwrap();
+    let mut site = Site::new(&fabric, UDP_BOTH, Offload(true));
+    site.machine.namespace().sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
+    site.converge();
+    assert!(state(&site).contains("fd00:244:0:1::/128"), "{}", state(&site));
 }
 
 #[test]

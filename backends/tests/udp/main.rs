@@ -11,5 +11,6 @@ mod packets;
 mod relay;
 mod safety;
 mod traffic;
+mod v6;
 mod wire;
 mod workers;

@@ -1,26 +1,32 @@
 //! Everything that pods send arrives as it was sent, with offloads and without.
 
+use std::net::IpAddr;
+
 use backends::testing::{Pod, wait_for};
 use backends::udp::counters::{Counter, Counters};
 use backends::udp::engine::Offload;
 
-use crate::bed::{Cluster, LIMIT, UDP, show, total};
+use crate::bed::{Cluster, LIMIT, UDP, UDP_BOTH, UDP_V6, show, total};
 use crate::flows::{Datagrams, exchange};
 
 const MEGABYTE: usize = 1 << 20;
+const ALL: [(&str, Offload); 4] =
+    [(UDP, Offload(true)), (UDP, Offload(false)), (UDP_V6, Offload(true)), (UDP_V6, Offload(false))];
 
-fn ping(from: &Pod, to: &Pod, size: &str) {
-    show(from.namespace(), &format!("ping -n -c3 -i0.05 -W5 -s {size} {}", to.address()));
+fn ping(from: &Pod, to: IpAddr, size: &str) {
+    show(from.namespace(), &format!("ping -n -c3 -i0.05 -W5 -s {size} {to}"));
 }
 
-fn everything_arrives(offload: Offload) {
-    let cluster = Cluster::new(2, UDP, offload);
+fn everything_arrives(config: &str, offload: Offload) {
+    let cluster = Cluster::new(2, config, offload);
     cluster.assert_reaches("at first");
     let (a, b) = (&cluster.pods[0], &cluster.pods[1]);
-    ping(a, b, "4000");
-    ping(b, a, "56");
-    exchange(a.namespace(), b.namespace(), b.address(), 16 * MEGABYTE);
-    Datagrams::new(b.namespace(), a.namespace(), a.address(), 4).run(100, 12..=1400, 100);
+    for (near, far) in a.addresses().iter().zip(b.addresses()) {
+        ping(a, far.addr(), "4000");
+        ping(b, near.addr(), "56");
+        exchange(a.namespace(), b.namespace(), far.addr(), 16 * MEGABYTE);
+        Datagrams::new(b.namespace(), a.namespace(), near.addr(), 4).run(100, 12..=1400, 100);
+    }
     cluster.assert_sound();
     let sites = &cluster.sites;
     // What the counters say of it, once the last batch is over.
@@ -41,19 +47,23 @@ fn everything_arrives(offload: Offload) {
 
 #[test]
 fn everything_arrives_in_both_directions() {
-    everything_arrives(Offload(true));
+    for config in [UDP, UDP_V6, UDP_BOTH] {
+        everything_arrives(config, Offload(true));
+    }
 }
 
 #[test]
 fn everything_arrives_on_a_kernel_without_offloads_for_devices() {
-    everything_arrives(Offload(false));
+    for config in [UDP, UDP_V6, UDP_BOTH] {
+        everything_arrives(config, Offload(false));
+    }
 }
 
 /// Most of them are sent in fragments, some are not.
 #[test]
 fn datagrams_of_every_size_keep_their_order() {
-    for offload in [Offload(true), Offload(false)] {
-        let cluster = Cluster::new(2, UDP, offload);
+    for (config, offload) in ALL {
+        let cluster = Cluster::new(2, config, offload);
         let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
         Datagrams::new(a, b, cluster.pods[1].address(), 1).run(1000, 12..=20_000, 16);
         Datagrams::new(b, a, cluster.pods[0].address(), 7).run(100, 12..=9000, 40);
@@ -63,8 +73,8 @@ fn datagrams_of_every_size_keep_their_order() {
 
 #[test]
 fn a_hundred_flows_at_once_keep_their_order() {
-    for offload in [Offload(true), Offload(false)] {
-        let cluster = Cluster::new(2, UDP, offload);
+    for (config, offload) in ALL {
+        let cluster = Cluster::new(2, config, offload);
         let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
         let small = Datagrams::new(a, b, cluster.pods[1].address(), 100);
         small.run(60, 12..=1400, 250);
@@ -77,19 +87,21 @@ fn a_hundred_flows_at_once_keep_their_order() {
 /// Answers are what a device with several queues goes by when it chooses one.
 #[test]
 fn flows_keep_their_order_while_answers_begin_to_come() {
-    let cluster = Cluster::new(2, UDP, Offload(true));
-    let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
-    for _ in 0..10 {
-        let mut flows = Datagrams::new(a, b, cluster.pods[1].address(), 20);
-        flows.answered = true;
-        flows.run(60, 12..=100, 250);
+    for config in [UDP, UDP_V6] {
+        let cluster = Cluster::new(2, config, Offload(true));
+        let (a, b) = (cluster.pods[0].namespace(), cluster.pods[1].namespace());
+        for _ in 0..10 {
+            let mut flows = Datagrams::new(a, b, cluster.pods[1].address(), 20);
+            flows.answered = true;
+            flows.run(60, 12..=100, 250);
+        }
+        cluster.assert_sound();
     }
-    cluster.assert_sound();
 }
 
 #[test]
 fn three_nodes_talk_each_to_each_at_the_same_time() {
-    let cluster = Cluster::new(3, UDP, Offload(true));
+    let cluster = Cluster::new(3, UDP_BOTH, Offload(true));
     let pods = &cluster.pods;
     let ways = [(0, 1), (1, 2), (2, 0), (1, 0), (2, 1), (0, 2)];
     for (from, to) in ways {
@@ -104,7 +116,9 @@ fn three_nodes_talk_each_to_each_at_the_same_time() {
         }
         for (from, to) in [(0, 1), (1, 2), (2, 0)] {
             let (from, to) = (&pods[from], &pods[to]);
-            scope.spawn(|| exchange(from.namespace(), to.namespace(), to.address(), 2 * MEGABYTE));
+            for net in to.addresses() {
+                scope.spawn(|| exchange(from.namespace(), to.namespace(), net.addr(), 2 * MEGABYTE));
+            }
         }
     });
     cluster.assert_sound();

@@ -16,6 +16,7 @@ const VNI_2: &str = r#"{"Type":"vxlan","VNI":2}"#;
 const PORT: &str = r#"{"Type":"vxlan","Port":4789}"#;
 const MTU_1400: &str = r#"{"Type":"vxlan","MTU":1400}"#;
 const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
+const UDP: &str = r#"{"Type":"udp"}"#;
 
 struct Scene {
     site: Site,
@@ -265,8 +266,12 @@ fn migrations() -> Vec<(String, String)> {
         (config(&Family::BOTH, VXLAN), config(V4, VXLAN)),
         (config(V4, VXLAN), config(V4, PORT)),
         (config(&Family::BOTH, PORT), config(&Family::BOTH, VXLAN)),
-        (config(V4, VXLAN), config(V4, r#"{"Type":"udp"}"#)),
-        (config(V4, r#"{"Type":"udp"}"#), config(V4, HOST_GW)),
+        (config(V4, VXLAN), config(V4, UDP)),
+        (config(V4, UDP), config(V4, HOST_GW)),
+        (config(&Family::BOTH, VXLAN), config(&Family::BOTH, UDP)),
+        (config(&Family::BOTH, UDP), config(&Family::BOTH, HOST_GW)),
+        (config(V4, UDP), config(&Family::BOTH, UDP)),
+        (config(&Family::BOTH, UDP), config(V4, UDP)),
     ]
 }
 

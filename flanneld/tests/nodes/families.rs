@@ -5,12 +5,13 @@ use std::thread;
 use backends::testing::Pod;
 use subnet::Family;
 
-use crate::bed::{LIMIT, Member};
+use crate::bed::Member;
 use crate::site::{Kind, Site, config};
 
 const V4: &[Family] = &[Family::V4];
 const V6: &[Family] = &[Family::V6];
 const VXLAN: &str = r#"{"Type":"vxlan"}"#;
+const UDP: &str = r#"{"Type":"udp"}"#;
 
 /// The lines of `subnet.env` that say anything about `families`, and no others.
 fn check_subnet_env(member: &Member, families: &[Family], mtu: u32) {
@@ -43,8 +44,13 @@ fn check_devices(member: &Member, families: &[Family], backend: &str) {
             assert_eq!(link, "");
         }
     }
-    if vxlan && families.contains(&Family::V6) {
-        let address = member.show("ip -6 -o address show dev flannel-v6.1 scope global");
+    let udp = backend == UDP;
+    let link = member.try_show("ip -o link show flannel0");
+    let mtu = if families.contains(&Family::V6) { 1452 } else { 1472 };
+    assert_eq!(link.contains(&format!(" mtu {mtu} ")), udp, "{link}");
+    if (vxlan || udp) && families.contains(&Family::V6) {
+        let device = if udp { "flannel0" } else { "flannel-v6.1" };
+        let address = member.show(&format!("ip -6 -o address show dev {device} scope global"));
         let own = member.subnets().pop().unwrap().network();
         assert_eq!(address.lines().count(), 1, "{address}");
         assert!(address.contains(&format!("inet6 {own}/128 scope global nodad")), "{address}");
@@ -137,7 +143,9 @@ fn all_families_by(kind: Kind) {
             (V4, r#"{"Type":"host-gw"}"#, 1500),
             (V6, r#"{"Type":"host-gw"}"#, 1500),
             (&Family::BOTH[..], r#"{"Type":"host-gw"}"#, 1500),
-            (V4, r#"{"Type":"udp"}"#, 1472),
+            (V4, UDP, 1472),
+            (V6, UDP, 1452),
+            (&Family::BOTH[..], UDP, 1452),
         ] {
             let name = format!("{kind:?} {families:?} {backend}");
             let work = move || carries(kind, families, backend, mtu);
@@ -159,21 +167,4 @@ fn every_family_is_carried_by_every_backend_with_leases_in_files() {
 #[test]
 fn every_family_is_carried_by_every_backend_with_leases_in_kubernetes() {
     all_families_by(Kind::Kube);
-}
-
-#[test]
-fn ipv6_with_the_udp_backend_is_refused_with_a_remedy_and_the_correction_is_taken() {
-    for kind in Kind::ALL {
-        for families in [V6, &Family::BOTH] {
-            let site = Site::new(kind, &config(families, r#"{"Type":"udp"}"#));
-            let mut a = site.start(site.fabric.node().unwrap(), &[]);
-            a.wait("the refusal", || {
-                a.agent.get("/readyz").is_ok_and(|(code, body)| {
-                    code == 503 && body.contains("carries IPv4 only") && body.contains("EnableIPv6")
-                })
-            });
-            site.configure(&config(families, VXLAN));
-            a.agent.wait_ready(LIMIT).unwrap();
-        }
-    }
 }

@@ -117,8 +117,9 @@ pub(super) fn wanted(
             Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) if family == Family::V4 => {
                 Some("null".to_owned())
             }
-            Attachment::HostGw => public.v6.map(|_| "null".to_owned()),
-            Attachment::Udp | Attachment::Foreign(_) => None,
+            // Go's udp has no IPv6; ours announces it as host-gw does.
+            Attachment::HostGw | Attachment::Udp => public.v6.map(|_| "null".to_owned()),
+            Attachment::Foreign(_) => None,
         };
         let announced = match (overwritten(current, family)?, public.get(family), family) {
             (Some(overwrite), ..) => Some(overwrite),
@@ -269,6 +270,10 @@ mod tests {
         assert_eq!(
             text(&[], &public(None, Some("2001:db8::1")), &Attachment::HostGw, true),
             r#"{"metadata":{"annotations":{"f/backend-data":"null","f/backend-type":"host-gw","f/backend-v6-data":"null","f/kube-subnet-manager":"true","f/public-ip":"0.0.0.0","f/public-ipv6":"2001:db8::1"}}}"#
+        );
+        assert_eq!(
+            text(&[], &two, &Attachment::Udp, true),
+            r#"{"metadata":{"annotations":{"f/backend-data":"null","f/backend-type":"","f/backend-v6-data":"null","f/kube-subnet-manager":"true","f/public-ip":"192.0.2.1","f/public-ipv6":"2001:db8::1"}}}"#
         );
         assert_eq!(
             text(&[], &one, &Attachment::Udp, false),

@@ -300,14 +300,3 @@ async fn a_way_that_only_others_need_and_that_cannot_be_made_does_not_make_this_
     bed.kernel.lock().failing.clear();
     bed.until("the datapath", |bed| bed.kernel.lock().state.forwarding.len() == 1).await;
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_fallback_that_could_not_work_is_refused_before_it_is_needed() {
-    let config =
-        FALLBACK.replace("\"Backend\"", "\"EnableIPv6\":true,\"IPv6Network\":\"fd00::/48\",\"Backend\"");
-    let bed = Bed::new(&config);
-    bed.until("the reason", |bed| {
-        bed.reasons().contains("Backend.Fallback: Backend.Type: \\\"udp\\\" carries IPv4 only")
-    })
-    .await;
-}
