@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use backends::udp::merge::{LONGEST_HEAD, Merger, Taken};
-use backends::udp::packet;
+use backends::udp::packet::Header as Parsed;
 
 use crate::model::{self, Header, Offload, TCP, UDP};
 use crate::packets::{Flow, Numbers, damage};
@@ -44,7 +44,7 @@ fn batch(numbers: &mut Numbers) -> Vec<Vec<u8>> {
             flow.go_on(len);
             let mut packet = one.packet(&numbers.bytes(len));
             if one.protocol == UDP && numbers.one_in(20) {
-                packet[20 + one.ip_options.len() + 6..][..2].fill(0);
+                packet[one.head() + 6..][..2].fill(0);
             }
             damage(&mut packet, numbers);
             if numbers.one_in(40) {
@@ -61,19 +61,19 @@ fn batch(numbers: &mut Numbers) -> Vec<Vec<u8>> {
 
 /// What is to become of a packet, by what a receiver checks.
 fn judge(packet: &[u8], header: Header) -> Taken {
-    let Header { head, total, fragment } = header;
-    if model::checksum(&[&packet[..head]]) != 0 {
+    let Header { head, total, fragment, extended } = header;
+    if !model::is_sound(&packet[..head]) {
         return Taken::Unsound;
     }
-    if packet[8] <= 1 {
+    if model::ttl(packet) <= 1 {
         return Taken::Expired;
     }
-    if fragment || head != 20 {
+    if fragment || extended {
         return Taken::Sound;
     }
     let l4 = &packet[head..total];
     let right = || model::l4_checksum(&packet[..total], head) == 0;
-    let sound = match packet[9] {
+    let sound = match model::protocol(packet) {
         TCP => {
             let len = l4.get(12).map_or(0, |offset| usize::from(offset >> 4) * 4);
             (20..=l4.len()).contains(&len) && right()
@@ -88,14 +88,14 @@ fn judge(packet: &[u8], header: Header) -> Taken {
 /// two zeros of the sum a right checksum has.
 fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
     let Some(Header { head, fragment, .. }) = model::header(&packet) else { return packet };
-    if model::checksum(&[&packet[..head]]) != 0 {
+    if !model::is_sound(&packet[..head]) {
         return packet;
     }
-    if packet[6] & 0x40 != 0 {
+    if !model::is_v6(&packet) && packet[6] & 0x40 != 0 {
         packet[4..6].fill(0);
     }
     model::seal_header(&mut packet[..head]);
-    let whole = !fragment && packet[9] == TCP && packet.len() >= head + 20;
+    let whole = !fragment && model::protocol(&packet) == TCP && packet.len() >= head + 20;
     if whole && model::l4_checksum(&packet, head) == 0 {
         model::seal(&mut packet, head);
     }
@@ -105,9 +105,16 @@ fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
 /// Whether two packets have to stay in order: they are of one flow, or one of them is a fragment or has
 /// options and the other one is between the same hosts.
 fn related(a: &[u8], b: &[u8]) -> bool {
-    let odd = |packet: &[u8]| packet[0] != 0x45 || model::word(packet, 6) & 0x3fff != 0;
-    let ports = |packet: &[u8]| packet.get(20..24).map(<[u8]>::to_vec);
-    a[9] == b[9] && a[12..20] == b[12..20] && (odd(a) || odd(b) || ports(a) == ports(b))
+    let odd = |packet: &[u8]| model::header(packet).is_none_or(|header| header.fragment || header.extended);
+    let ports = |packet: &[u8]| {
+        let head = if model::is_v6(packet) { 40 } else { 20 };
+        packet.get(head..head + 4).map(<[u8]>::to_vec)
+    };
+    let odd = odd(a) || odd(b);
+    model::addresses(a) == model::addresses(b)
+        // What is behind extension headers has another protocol than they have.
+        && (model::protocol(a) == model::protocol(b) || odd && model::is_v6(a))
+        && (odd || ports(a) == ports(b))
 }
 
 /// A batch of datagrams; gives how many, how many were taken, and how many of these were merged.
@@ -126,10 +133,7 @@ pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
         for packet in &packets {
             let at = start;
             start += packet.len();
-            if packet[0] >> 4 == 6 {
-                continue;
-            }
-            let Ok(header) = packet::Header::parse(packet) else {
+            let Ok(header) = Parsed::parse(packet) else {
                 assert!(model::header(packet).is_none(), "a packet was refused");
                 continue;
             };
@@ -139,7 +143,7 @@ pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
             let mut packet = packet[..slow.total].to_vec();
             match fate {
                 Taken::Expired => continue,
-                Taken::Unsound if model::checksum(&[&packet[..slow.head]]) != 0 => {}
+                Taken::Unsound if !model::is_sound(&packet[..slow.head]) => {}
                 Taken::Unsound | Taken::Sound => model::age(&mut packet),
             }
             wanted.push((packet, fate == Taken::Sound));
@@ -169,16 +173,17 @@ fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
             continue;
         }
         merged += item.packets() as u64;
-        let l4 = if packet[9] == TCP { usize::from(packet[32] >> 4) * 4 } else { 8 };
-        assert!(packet[9] == TCP || item.packets() <= 64);
-        assert_eq!((offload.flags, usize::from(offload.header_len), offload.from), (1, 20 + l4, 20));
-        assert_eq!(offload.at, if packet[9] == TCP { 16 } else { 6 });
-        assert_eq!(model::checksum(&[&packet[..20]]), 0);
+        let tcp = model::protocol(&packet) == TCP;
+        let head = if model::is_v6(&packet) { 40 } else { 20 };
+        let l4 = if tcp { usize::from(packet[head + 12] >> 4) * 4 } else { 8 };
+        assert!(tcp || item.packets() <= 64);
+        let from = usize::from(offload.from);
+        assert_eq!((offload.flags, usize::from(offload.header_len), from), (1, head + l4, head));
+        assert_eq!(offload.at, if tcp { 16 } else { 6 });
+        assert!(model::is_sound(&packet[..head]));
         // The kernel goes on from the sum of the pseudo header.
-        let at = 20 + usize::from(offload.at);
-        let mut pseudo = packet[12..20].to_vec();
-        pseudo.extend([0, packet[9]]);
-        pseudo.extend((packet.len() as u16 - 20).to_be_bytes());
+        let at = head + usize::from(offload.at);
+        let pseudo = model::pseudo(&packet, packet.len() - head);
         assert_eq!(model::word(&packet, at), !model::checksum(&[&pseudo]));
         let segments = model::segments(&offload, &packet).expect("the kernel takes it");
         assert_eq!(segments.len(), each.len());
@@ -198,7 +203,7 @@ fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
         let alike = places.get_mut(&comparable(packet.clone())).expect("a packet is missing");
         let place = alike.pop().expect("a packet is missing");
         if *ordered {
-            let placed = placed.entry(&packet[12..20]).or_default();
+            let placed = placed.entry(model::addresses(packet)).or_default();
             let overtaken = placed.iter().any(|(earlier, other)| *earlier > place && related(other, packet));
             assert!(!overtaken, "out of order: {:?}", model::header(packet));
             placed.push((place, packet));

@@ -25,17 +25,52 @@ fn put(bytes: &mut [u8], at: usize, word: u16) {
     bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }
 
+pub(crate) fn is_v6(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 6
+}
+
+/// What follows the header.
+pub(crate) fn protocol(packet: &[u8]) -> u8 {
+    if is_v6(packet) { packet[6] } else { packet[9] }
+}
+
+pub(crate) fn ttl(packet: &[u8]) -> u8 {
+    if is_v6(packet) { packet[7] } else { packet[8] }
+}
+
+pub(crate) fn addresses(packet: &[u8]) -> &[u8] {
+    if is_v6(packet) { &packet[8..40] } else { &packet[12..20] }
+}
+
+/// The pseudo header of TCP or UDP with so many bytes.
+pub(crate) fn pseudo(packet: &[u8], len: usize) -> Vec<u8> {
+    let mut pseudo = addresses(packet).to_vec();
+    if is_v6(packet) {
+        pseudo.extend((len as u32).to_be_bytes());
+        pseudo.extend([0, 0, 0, protocol(packet)]);
+    } else {
+        pseudo.extend([0, protocol(packet)]);
+        pseudo.extend((len as u16).to_be_bytes());
+    }
+    pseudo
+}
+
 /// The checksum of TCP or UDP over what is there: 0 if a right one is in it.
 pub(crate) fn l4_checksum(packet: &[u8], head: usize) -> u16 {
     let l4 = &packet[head..];
-    let mut pseudo = packet[12..20].to_vec();
-    pseudo.extend([0, packet[9]]);
-    pseudo.extend((l4.len() as u16).to_be_bytes());
-    checksum(&[&pseudo, l4])
+    checksum(&[&pseudo(packet, l4.len()), l4])
+}
+
+/// Whether the header's own checksum is right, where there is one.
+pub(crate) fn is_sound(header: &[u8]) -> bool {
+    is_v6(header) || checksum(&[header]) == 0
 }
 
 /// Makes the checksum of the header anew.
 pub(crate) fn seal_header(header: &mut [u8]) {
+    if is_v6(header) {
+        return;
+    }
     put(header, 10, 0);
     let sum = checksum(&[header]);
     put(header, 10, sum);
@@ -44,14 +79,14 @@ pub(crate) fn seal_header(header: &mut [u8]) {
 /// Makes all checksums of a whole packet anew.
 pub(crate) fn seal(packet: &mut [u8], head: usize) {
     seal_header(&mut packet[..head]);
-    let at = match packet[9] {
+    let at = match protocol(packet) {
         TCP => head + 16,
         UDP => head + 6,
         _ => return,
     };
     put(packet, at, 0);
     let sum = match l4_checksum(packet, head) {
-        0 if packet[9] == UDP => 0xffff,
+        0 if protocol(packet) == UDP => 0xffff,
         sum => sum,
     };
     put(packet, at, sum);
@@ -63,19 +98,31 @@ pub(crate) struct Header {
     pub(crate) head: usize,
     pub(crate) total: usize,
     pub(crate) fragment: bool,
+    /// Options or extension headers.
+    pub(crate) extended: bool,
 }
 
 pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
+    if bytes.len() >= 40 && is_v6(bytes) {
+        let total = 40 + usize::from(word(bytes, 4));
+        let extended = [0, 43, 44, 51, 60, 135, 139, 140].contains(&bytes[6]);
+        let header = Header { head: 40, total, fragment: bytes[6] == 44, extended };
+        return (total <= bytes.len()).then_some(header);
+    }
     if bytes.len() < 20 || bytes[0] >> 4 != 4 {
         return None;
     }
     let (head, total) = (usize::from(bytes[0] % 16) * 4, usize::from(word(bytes, 2)));
     let fits = head >= 20 && head <= total && total <= bytes.len();
-    fits.then_some(Header { head, total, fragment: word(bytes, 6) & 0x3fff != 0 })
+    fits.then_some(Header { head, total, fragment: word(bytes, 6) & 0x3fff != 0, extended: head != 20 })
 }
 
 /// One hop less; the checksum changes as RFC 1624 says, whether it was right or not.
 pub(crate) fn age(packet: &mut [u8]) {
+    if is_v6(packet) {
+        packet[7] -= 1;
+        return;
+    }
     packet[8] -= 1;
     let sum = u32::from(word(packet, 10)) + 0x100;
     put(packet, 10, ((sum & 0xffff) + (sum >> 16)) as u16);
@@ -117,8 +164,8 @@ impl Offload {
 
 /// The packets that one stands for; none where header and packet don't fit together.
 pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let Header { head, total, fragment } = header(packet)?;
-    let packet = &packet[..total];
+    let Header { head, total, fragment, extended } = header(packet)?;
+    let (packet, protocol, v6) = (&packet[..total], protocol(packet), is_v6(packet));
     let step = usize::from(offload.segment);
     let l4 = match offload.kind & 0x7f {
         0 if offload.flags & 1 == 0 => return Some(vec![packet.to_vec()]),
@@ -130,19 +177,24 @@ pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>>
             }
             let mut whole = packet.to_vec();
             let sum = match checksum(&[&packet[from..]]) {
-                0 if packet[9] == UDP => 0xffff,
+                0 if protocol == UDP || v6 && extended && offload.at == 6 => 0xffff,
                 sum => sum,
             };
             put(&mut whole, at, sum);
             return Some(vec![whole]);
         }
-        1 if packet[9] == TCP && !fragment && step >= 8 && total >= head + 20 => {
+        kind if kind == if v6 { 4 } else { 1 }
+            && protocol == TCP
+            && !fragment
+            && step >= 8
+            && total >= head + 20 =>
+        {
             usize::from(packet[head + 12] >> 4) * 4
         }
-        5 if packet[9] == UDP && !fragment && step > 0 => 8,
+        5 if protocol == UDP && !fragment && step > 0 => 8,
         _ => return None,
     };
-    if l4 < 8 || packet[9] == TCP && l4 < 20 || head + l4 >= total {
+    if l4 < 8 || protocol == TCP && l4 < 20 || head + l4 >= total {
         return None;
     }
     let parts: Vec<&[u8]> = packet[head + l4..].chunks(step).collect();
@@ -151,9 +203,13 @@ pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>>
         let mut one = packet[..head + l4].to_vec();
         one.extend(*part);
         let len = one.len() as u16;
-        put(&mut one, 2, len);
-        put(&mut one, 4, word(packet, 4).wrapping_add(number as u16));
-        if packet[9] == TCP {
+        if v6 {
+            put(&mut one, 4, len - 40);
+        } else {
+            put(&mut one, 2, len);
+            put(&mut one, 4, word(packet, 4).wrapping_add(number as u16));
+        }
+        if protocol == TCP {
             let first =
                 u32::from_be_bytes([packet[head + 4], packet[head + 5], packet[head + 6], packet[head + 7]]);
             let sequence = first.wrapping_add((number * step) as u32);

@@ -40,6 +40,7 @@ impl Numbers {
 /// What a flow's next packet looks like.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
+    pub(crate) v6: bool,
     pub(crate) src: [u8; 4],
     pub(crate) dst: [u8; 4],
     pub(crate) ports: [u8; 4],
@@ -61,6 +62,7 @@ impl Flow {
     pub(crate) fn new(number: usize, numbers: &mut Numbers) -> Self {
         let words = numbers.of(&[0, 0, 0, 3, 10]);
         Self {
+            v6: numbers.one_in(2),
             src: [10, 244, 2, (number / 3) as u8],
             dst: [10, 244, 1, (number / 5) as u8],
             ports: [0x80, number as u8, 0x14, 0x51],
@@ -97,6 +99,9 @@ impl Flow {
             _ => {}
         }
         l4.extend(payload);
+        if self.v6 {
+            return self.packet_v6(&l4);
+        }
         let head = 20 + self.ip_options.len();
         let mut packet = vec![0x40 | (head / 4) as u8, self.tos];
         packet.extend(((head + l4.len()) as u16).to_be_bytes());
@@ -109,6 +114,40 @@ impl Flow {
         packet.extend(l4);
         model::seal(&mut packet, head);
         packet
+    }
+
+    /// The same over IPv6, where options and fragments have headers of their own.
+    fn packet_v6(&self, l4: &[u8]) -> Vec<u8> {
+        let place = self.place & 0x3fff;
+        let (next, extension): (u8, Vec<u8>) = if place != 0 {
+            let [high, low] = ((place & 0x1fff) << 3 | place >> 13).to_be_bytes();
+            (44, vec![self.protocol, 0, high, low, 0, 0, 0, 7])
+        } else if !self.ip_options.is_empty() {
+            (60, vec![self.protocol, 0, 1, 4, 0, 0, 0, 0])
+        } else {
+            (self.protocol, Vec::new())
+        };
+        let mut packet = vec![0x60 | self.tos >> 4, self.tos << 4, 0, 7];
+        packet.extend(((extension.len() + l4.len()) as u16).to_be_bytes());
+        packet.extend([next, self.ttl]);
+        for host in [self.src, self.dst] {
+            packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            packet.extend(host);
+        }
+        packet.extend(&extension);
+        packet.extend(l4);
+        if extension.is_empty() {
+            model::seal(&mut packet, 40);
+        }
+        packet
+    }
+
+    /// Bytes in front of TCP or UDP.
+    pub(crate) fn head(&self) -> usize {
+        match (self.v6, self.place & 0x3fff == 0 && self.ip_options.is_empty()) {
+            (true, plain) => 40 + if plain { 0 } else { 8 },
+            (false, _) => 20 + self.ip_options.len(),
+        }
     }
 
     /// The flow after a packet with so much payload.
@@ -138,7 +177,7 @@ pub(crate) fn damage(packet: &mut Vec<u8>, numbers: &mut Numbers) {
             // The same with a header that is right for what it says.
             let at = numbers.below(packet.len().min(40));
             packet[at] = numbers.next() as u8;
-            let head = usize::from(packet[0] & 0xf) * 4;
+            let head = if model::is_v6(packet) { 40 } else { usize::from(packet[0] & 0xf) * 4 };
             if (20..=packet.len()).contains(&head) {
                 model::seal_header(&mut packet[..head]);
             }
@@ -146,7 +185,7 @@ pub(crate) fn damage(packet: &mut Vec<u8>, numbers: &mut Numbers) {
         5 => {
             *packet = numbers.bytes(packet.len());
             if numbers.one_in(2) {
-                packet[0] = 0x45;
+                packet[0] = numbers.of(&[0x45, 0x60]);
             }
         }
         _ => {}
