@@ -4,7 +4,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -15,6 +15,9 @@ use super::outbox::Group;
 use super::steer;
 use super::vnet::Vnet;
 use crate::name::Name;
+use address::Address;
+
+mod address;
 
 const TUN_FILE: &str = "/dev/net/tun";
 /// Bytes of the buffers of the socket. The usual 208 KiB lose pings under load.
@@ -218,7 +221,7 @@ impl Wire {
             let mut message: libc::mmsghdr = unsafe { mem::zeroed() };
             let header = &mut message.msg_hdr;
             header.msg_name = (&raw mut *address).cast();
-            header.msg_namelen = address_len(self.local.is_ipv6());
+            header.msg_namelen = Address::len(self.local.is_ipv6());
             header.msg_iov = own.as_mut_ptr();
             header.msg_iovlen = own.len() as _;
             if group.packets > 1 {
@@ -316,7 +319,7 @@ impl Receiver {
             parts[number] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             let header = &mut messages[number].msg_hdr;
             header.msg_name = (&raw mut addresses[number]).cast();
-            header.msg_namelen = address_len(v6);
+            header.msg_namelen = Address::len(v6);
             header.msg_iov = &raw mut parts[number];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut controls[number]).cast();
@@ -353,58 +356,6 @@ impl Receiver {
     /// What the last call took, and the bytes that it refers to.
     pub(super) fn batch(&mut self) -> (&[Datagram], &mut [u8]) {
         (&self.found, &mut self.bytes)
-    }
-}
-
-/// An address of either family; all of it is initialized.
-#[repr(C)]
-#[derive(Clone, Copy)]
-union Address {
-    v4: libc::sockaddr_in,
-    v6: libc::sockaddr_in6,
-}
-
-/// What the kernel reads and writes of an [`Address`].
-fn address_len(v6: bool) -> libc::socklen_t {
-    let len = if v6 { size_of::<libc::sockaddr_in6>() } else { size_of::<libc::sockaddr_in>() };
-    len as libc::socklen_t
-}
-
-impl Address {
-    fn new(to: IpAddr, port: u16) -> Self {
-        // SAFETY: all-zero addresses are valid values of these plain C structures.
-        let mut address: Self = unsafe { mem::zeroed() };
-        match to {
-            IpAddr::V4(to) => {
-                address.v4 = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
-                    sin_port: port.to_be(),
-                    sin_addr: libc::in_addr { s_addr: to.to_bits().to_be() },
-                    sin_zero: [0; 8],
-                };
-            }
-            IpAddr::V6(to) => {
-                address.v6 = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                    sin6_port: port.to_be(),
-                    sin6_flowinfo: 0,
-                    sin6_addr: libc::in6_addr { s6_addr: to.octets() },
-                    sin6_scope_id: 0,
-                };
-            }
-        }
-        address
-    }
-
-    /// The host's address, as the kernel has written it for a socket of this family.
-    fn ip(&self, v6: bool) -> IpAddr {
-        if v6 {
-            // SAFETY: both structures are plain numbers, and all of the union was initialized.
-            IpAddr::V6(Ipv6Addr::from(unsafe { self.v6 }.sin6_addr.s6_addr))
-        } else {
-            // SAFETY: as above.
-            IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(unsafe { self.v4 }.sin_addr.s_addr)))
-        }
     }
 }
 
