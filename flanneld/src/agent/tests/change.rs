@@ -165,6 +165,25 @@ async fn a_kernel_without_vxlan_falls_back_to_udp_if_that_is_allowed_and_says_so
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fallback_carries_both_families() {
+    let config =
+        FALLBACK.replace("\"Backend\"", "\"EnableIPv6\":true,\"IPv6Network\":\"fd00::/48\",\"Backend\"");
+    let mut host = host(1500, "192.0.2.1/24");
+    let link = host.links.get_mut(&2).unwrap();
+    let v6 = "2001:db8::1/64".parse().unwrap();
+    link.addresses.push(HostAddr { net: v6, ..link.addresses[0] });
+    host.defaults.push(DefaultRoute { family: Family::V6, ..host.defaults[0] });
+    let bed = Bed::with(Cluster::new(&config), FakeKernel { host, ..FakeKernel::default() });
+    bed.kernel.lock().failing.insert("vxlan", 95);
+    bed.ready().await;
+    bed.until("the datapath", |bed| devices(bed) == ["flannel0"]).await;
+    let kernel = bed.kernel.lock();
+    let forwarding = kernel.state.forwarding.values().next().unwrap();
+    assert_eq!((forwarding.local.v6, forwarding.mtu), (Some("2001:db8::1".parse().unwrap()), 1452));
+    assert!(kernel.state.routes.contains_key(&"fd00::/48".parse().unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_restart_with_another_configuration_peers_with_the_old_one_are_reached() {
     let bed = Bed::new(UDP);
     announce(&bed, 77, Attachment::Udp);
