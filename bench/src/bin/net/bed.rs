@@ -10,6 +10,7 @@ use backends::testing::{Agent, Etcd, Fabric, Namespace, Node, Pod, wait_for};
 use clap::ValueEnum;
 use ipnet::IpNet;
 use serde_json::json;
+use subnet::Family;
 use tempfile::TempDir;
 
 use crate::Job;
@@ -45,9 +46,10 @@ impl Way {
     }
 
     /// The device by which packets leave for other nodes.
-    pub(crate) fn device(self) -> &'static str {
+    pub(crate) fn device(self, family: Family) -> &'static str {
         match self {
             Self::Bare | Self::HostGw => "eth0",
+            Self::Vxlan if family == Family::V6 => "flannel-v6.1",
             Self::Vxlan => "flannel.1",
             Self::Udp | Self::GoUdp => "flannel0",
         }
@@ -97,10 +99,16 @@ impl Pair {
         let [near, far] = [fabric.node()?, fabric.node()?];
         connect(&near, &far, way, job.mtu)?;
         let Some(backend) = way.backend() else {
-            let [near, far] = [near, far].map(Side::bare);
+            let [near, far] = [near, far].map(|node| Side::bare(node, job.family));
             return Ok(Self { way, near, far, _stores: (None, None), _fabric: fabric });
         };
-        let mut config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend } });
+        let mut config = match job.family {
+            Family::V4 => json!({ "Network": "10.244.0.0/16" }),
+            Family::V6 => {
+                json!({ "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:244::/48" })
+            }
+        };
+        config["Backend"] = json!({ "Type": backend });
         if way == Way::Udp {
             config["Backend"]["Workers"] = job.workers.into();
         }
@@ -146,6 +154,11 @@ impl Pair {
         [&self.near, &self.far].map(|side| pod_end(&side.pods[1]))
     }
 
+    /// The family of all that is sent.
+    pub(crate) fn family(&self) -> Family {
+        Family::of(self.near.own)
+    }
+
     /// The agents' process ids.
     pub(crate) fn agents(&mut self) -> Vec<u32> {
         [&mut self.near, &mut self.far]
@@ -156,14 +169,18 @@ impl Pair {
 
     /// Bytes that the way's device sent at the near end and received at the far end.
     pub(crate) fn carried(&self) -> anyhow::Result<[u64; 2]> {
-        let [near, far] = [&self.near, &self.far].map(|side| counters(&side.node, self.way.device()));
+        let device = self.way.device(self.family());
+        let [near, far] = [&self.near, &self.far].map(|side| counters(&side.node, device));
         Ok([near?.sent_bytes, far?.received_bytes])
     }
 }
 
 impl Side {
-    fn bare(node: Node) -> Self {
-        let own = node.address().into();
+    fn bare(node: Node, family: Family) -> Self {
+        let own = match family {
+            Family::V4 => node.address().into(),
+            Family::V6 => node.address_v6().into(),
+        };
         Self { pods: Vec::new(), agent: None, node, own }
     }
 
@@ -181,7 +198,9 @@ impl Side {
         let plugin = job.programs.join("flannel");
         let pods = [Pod::cni(&node, &plugin)?, Pod::cni(&node, &plugin)?].into();
         // The bridge of the pods has the first address of the subnet, and so the node has.
-        let own = subnet.hosts().next().context("a subnet without room")?;
+        // With IPv6, the address of the network is one of the hosts'.
+        let first = usize::from(job.family == Family::V6);
+        let own = subnet.hosts().nth(first).context("a subnet without room")?;
         let held = node.namespace().command("ip").args(["-o", "addr", "show", "dev", "cni0"]).ok()?;
         let expected = IpNet::new(own, subnet.prefix_len())?.to_string();
         ensure!(held.contains(&expected), "cni0 has not the address {expected}: {held}");

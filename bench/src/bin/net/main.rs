@@ -29,6 +29,7 @@ use bench::progress::{Output, Progress, watch_signals_during};
 use bench::release_programs;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use subnet::Family;
 
 use bed::{Pair, Way};
 use counted::Counted;
@@ -57,6 +58,9 @@ struct Args {
     /// MTU of the underlay, in bytes.
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_535))]
     mtu: u32,
+    /// IPv6, inside and outside, and nothing else.
+    #[arg(long)]
+    ipv6: bool,
     /// A few short measurements, within two minutes.
     #[arg(long)]
     quick: bool,
@@ -89,6 +93,7 @@ struct Job {
     seconds: u32,
     workers: u8,
     mtu: u32,
+    family: Family,
     programs: PathBuf,
     go: Option<PathBuf>,
 }
@@ -139,7 +144,10 @@ fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
     let rounds = args.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
-    let job = Job { ways, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, programs, go };
+    let family = if args.ipv6 { Family::V6 } else { Family::V4 };
+    ensure!(family == Family::V4 || !ways.contains(&Way::GoUdp), "go-udp has no IPv6: name other --paths");
+    let job =
+        Job { ways, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
     let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
@@ -151,8 +159,13 @@ fn setup(job: &Job) -> anyhow::Result<String> {
     let congestion = congestion.context("the congestion control of TCP is unknown")?;
     let nice = niceness()?;
     let workers = if job.workers > 1 { format!(", {} workers", job.workers) } else { String::new() };
+    let family = if job.family == Family::V6 { ", IPv6" } else { "" };
     let mtu = if job.mtu != 1500 { format!(", underlay of MTU {}", job.mtu) } else { String::new() };
-    Ok(format!("TCP {}, iperf3 for {} s, niceness {nice}{workers}{mtu}", congestion.trim(), job.seconds))
+    Ok(format!(
+        "TCP {}, iperf3 for {} s, niceness {nice}{workers}{mtu}{family}",
+        congestion.trim(),
+        job.seconds
+    ))
 }
 
 /// At which niceness this program and all it starts run.

@@ -175,7 +175,7 @@ fn soak(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> {
 
 /// An error unless what arrived went through the device of the way, at both ends, and little else did.
 fn check_tunnel(pair: &Pair, before: [u64; 2], bytes: u64, most: f64) -> anyhow::Result<()> {
-    let device = pair.way.device();
+    let device = pair.way.device(pair.family());
     for ((now, before), end) in pair.carried()?.into_iter().zip(before).zip(["sent", "received"]) {
         let share = now.saturating_sub(before) as f64 / bytes as f64;
         ensure!(
