@@ -23,7 +23,8 @@ struct Scene {
     _fabric: Fabric,
 }
 
-fn socket(namespace: &Namespace, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
+/// A socket that doesn't wait for ever.
+pub(crate) fn socket(namespace: &Namespace, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
     let address = address.into();
     let socket = namespace.run(|| UdpSocket::bind((address, port)).unwrap());
     socket.set_read_timeout(Some(LIMIT)).unwrap();

@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
 use backends::udp::engine::Offload;
 
-use crate::bed::{Cluster, LIMIT, Site, UDP_BOTH, UDP_V6};
+use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;
 use crate::flows::Numbers;
 use crate::packets::{Packet, UDP, checksum};
+use crate::safety::socket;
 use crate::wire::PORT;
 
 /// The answers to one echo request of a pod.
@@ -123,13 +124,6 @@ struct Wire {
     stranger: UdpSocket,
     _machines: Vec<Machine>,
     _fabric: Fabric,
-}
-
-fn socket(namespace: &Namespace, address: impl Into<IpAddr>, port: u16) -> UdpSocket {
-    let address = address.into();
-    let socket = namespace.run(|| UdpSocket::bind((address, port)).unwrap());
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    socket
 }
 
 impl Wire {
