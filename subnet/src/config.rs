@@ -109,7 +109,8 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// What stands in for VXLAN where a kernel has none (`Backend.Fallback`).
+    /// The udp backend with its defaults: what an absent `Backend` means, and what stands in for VXLAN where a
+    /// kernel has none (`Backend.Fallback`).
     pub const FALLBACK: Self = Self::Udp { port: DEFAULT_UDP_PORT, check_sources: true, workers: 1 };
 
     /// The type's name as leases and logs spell it.

@@ -3,8 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use super::checksum::{finish, pseudo, sum};
-use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, address_sum, seal};
+use pnet::packet::icmp::{self, IcmpCode, IcmpPacket, IcmpType, MutableIcmpPacket};
+use pnet::packet::icmpv6::{self, Icmpv6Code, Icmpv6Packet, Icmpv6Type, MutableIcmpv6Packet};
+use pnet::packet::ip::IpNextHeaderProtocols;
+use pnet::packet::ipv4::{Ipv4Flags, MutableIpv4Packet};
+use pnet::packet::ipv6::MutableIpv6Packet;
+
+use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, seal};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,22 +23,26 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// Type, code, and what else is in the header.
-    fn v4(self) -> [u8; ICMP_HEADER] {
+    /// Type and code.
+    fn v4(self) -> (u8, u8) {
         match self {
-            Self::NetUnreachable => [3, 0, 0, 0, 0, 0, 0, 0],
-            // RFC 1191 §4.
-            Self::TooBig(mtu) => [3, 4, 0, 0, 0, 0, mtu.to_be_bytes()[0], mtu.to_be_bytes()[1]],
-            Self::TimeExceeded => [11, 0, 0, 0, 0, 0, 0, 0],
+            Self::NetUnreachable => (3, 0),
+            Self::TooBig(_) => (3, 4),
+            Self::TimeExceeded => (11, 0),
         }
     }
 
-    fn v6(self) -> [u8; ICMP_HEADER] {
+    fn v6(self) -> (u8, u8) {
         match self {
-            Self::NetUnreachable => [1, 0, 0, 0, 0, 0, 0, 0],
-            Self::TooBig(mtu) => [2, 0, 0, 0, 0, 0, mtu.to_be_bytes()[0], mtu.to_be_bytes()[1]],
-            Self::TimeExceeded => [3, 0, 0, 0, 0, 0, 0, 0],
+            Self::NetUnreachable => (1, 0),
+            Self::TooBig(_) => (2, 0),
+            Self::TimeExceeded => (3, 0),
         }
+    }
+
+    /// Ends the header of the message, in both families (RFC 1191 §4, RFC 4443 §3.2).
+    fn mtu(self) -> [u8; 2] {
+        if let Self::TooBig(mtu) = self { mtu.to_be_bytes() } else { [0; 2] }
     }
 }
 
@@ -65,14 +74,14 @@ pub fn reply(
     match (from, header.src, header.dst) {
         (IpAddr::V4(from), IpAddr::V4(src), IpAddr::V4(dst)) if single(src) && single(dst) => {
             let error = protocol == ICMP && kind.is_none_or(|kind| !QUERIES.contains(kind));
-            (!error).then(|| v4(trouble, (from, src), header, packet, reply))
+            if error { None } else { v4(trouble, (from, src), header, packet, reply) }
         }
         (IpAddr::V6(from), IpAddr::V6(src), IpAddr::V6(dst))
             if !(src.is_unspecified() || src.is_loopback() || src.is_multicast() || dst.is_multicast()) =>
         {
             let error = protocol == ICMPV6
                 && kind.is_none_or(|kind| *kind < FIRST_INFORMATIONAL || *kind == REDIRECT);
-            (!error).then(|| v6(trouble, (from, src), header, packet, reply))
+            if error { None } else { v6(trouble, (from, src), header, packet, reply) }
         }
         _ => None,
     }
@@ -88,24 +97,31 @@ fn v4(
     header: &Header,
     packet: &[u8],
     reply: &mut [u8; LONGEST],
-) -> usize {
+) -> Option<usize> {
     let quoted = &packet[..header.total_len.min(header.header_len + QUOTED)];
     let len = V4_HEADER + ICMP_HEADER + quoted.len();
-    let (ip, message) = reply[..len].split_at_mut(V4_HEADER);
-    ip.fill(0);
+    let (head, message) = reply[..len].split_at_mut(V4_HEADER);
+    head.fill(0);
+    let mut ip = MutableIpv4Packet::new(head)?;
+    ip.set_version(4);
+    ip.set_header_length(5);
     // Network control (RFC 1812 §4.3.2.5).
-    (ip[0], ip[1]) = (0x45, 0xc0);
-    ip[2..4].copy_from_slice(&(len as u16).to_be_bytes());
-    // Don't fragment.
-    (ip[6], ip[8], ip[9]) = (0x40, TTL, ICMP);
-    ip[12..16].copy_from_slice(&from.octets());
-    ip[16..20].copy_from_slice(&to.octets());
-    seal(ip);
-    message[..ICMP_HEADER].copy_from_slice(&trouble.v4());
-    message[ICMP_HEADER..].copy_from_slice(quoted);
-    let checksum = finish(sum(message));
-    message[2..4].copy_from_slice(&checksum);
-    len
+    ip.set_dscp(0x30);
+    ip.set_total_length(len as u16);
+    ip.set_flags(Ipv4Flags::DontFragment);
+    ip.set_ttl(TTL);
+    ip.set_next_level_protocol(IpNextHeaderProtocols::Icmp);
+    ip.set_source(from);
+    ip.set_destination(to);
+    seal(head);
+    fill(trouble, quoted, message);
+    let (kind, code) = trouble.v4();
+    let mut error = MutableIcmpPacket::new(message)?;
+    error.set_icmp_type(IcmpType(kind));
+    error.set_icmp_code(IcmpCode(code));
+    let checksum = icmp::checksum(&IcmpPacket::new(message)?);
+    MutableIcmpPacket::new(message)?.set_checksum(checksum);
+    Some(len)
 }
 
 fn v6(
@@ -114,21 +130,33 @@ fn v6(
     header: &Header,
     packet: &[u8],
     reply: &mut [u8; LONGEST],
-) -> usize {
+) -> Option<usize> {
     let quoted = &packet[..header.total_len.min(LONGEST - V6_HEADER - ICMP_HEADER)];
-    let len = ICMP_HEADER + quoted.len();
-    let (ip, message) = reply[..V6_HEADER + len].split_at_mut(V6_HEADER);
-    ip.fill(0);
-    ip[0] = 0x60;
-    ip[4..6].copy_from_slice(&(len as u16).to_be_bytes());
-    (ip[6], ip[7]) = (ICMPV6, TTL);
-    ip[8..24].copy_from_slice(&from.octets());
-    ip[24..].copy_from_slice(&to.octets());
-    message[..ICMP_HEADER].copy_from_slice(&trouble.v6());
+    let len = V6_HEADER + ICMP_HEADER + quoted.len();
+    let (head, message) = reply[..len].split_at_mut(V6_HEADER);
+    head.fill(0);
+    let mut ip = MutableIpv6Packet::new(head)?;
+    ip.set_version(6);
+    ip.set_payload_length((len - V6_HEADER) as u16);
+    ip.set_next_header(IpNextHeaderProtocols::Icmpv6);
+    ip.set_hop_limit(TTL);
+    ip.set_source(from);
+    ip.set_destination(to);
+    fill(trouble, quoted, message);
+    let (kind, code) = trouble.v6();
+    let mut error = MutableIcmpv6Packet::new(message)?;
+    error.set_icmpv6_type(Icmpv6Type(kind));
+    error.set_icmpv6_code(Icmpv6Code(code));
+    let checksum = icmpv6::checksum(&Icmpv6Packet::new(message)?, &from, &to);
+    MutableIcmpv6Packet::new(message)?.set_checksum(checksum);
+    Some(len)
+}
+
+/// What both families have in common: a header that may end with an MTU, and the packet in question.
+fn fill(trouble: Trouble, quoted: &[u8], message: &mut [u8]) {
+    message[..ICMP_HEADER].fill(0);
+    message[6..ICMP_HEADER].copy_from_slice(&trouble.mtu());
     message[ICMP_HEADER..].copy_from_slice(quoted);
-    let checksum = finish(pseudo(address_sum(ip), ICMPV6, len as u16) + sum(message));
-    message[2..4].copy_from_slice(&checksum);
-    V6_HEADER + len
 }
 
 /// Keeps errors from becoming a flood of their own: so many at once, and so many a second on average.
