@@ -31,6 +31,7 @@ mod complaints;
 mod datapath;
 mod egress;
 mod ingress;
+mod room;
 mod steer;
 mod sys;
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::forwarding::Routing;
 use super::icmp::Trouble;
 use super::outbox::{Group, Outbox};
 use super::packet::{Header, Malformed, V6_HEADER, age};
+use super::room::Room;
 use super::split::{largest, split};
 use super::sys::{Tun, Wire};
 use super::vnet::{self, Vnet};
@@ -29,6 +30,9 @@ const BATCH_READS: u64 = 256;
 const SHARE: usize = 2;
 /// The longest packet with its offload header; IPv6 doesn't count its own header.
 const LONGEST: usize = vnet::LEN + V6_HEADER + 65_535;
+/// Where packets are read to, so that the payload of IPv4 and TCP with timestamps begins with a cache line: the
+/// kernel copies headers apart from it.
+const DISTANCE: usize = 2;
 /// How long packets to a peer go one by one after the kernel refused to segment them.
 const DISTRUST: Duration = Duration::from_secs(300);
 /// How long the kernel may take to make room in the buffer of the socket.
@@ -44,7 +48,7 @@ pub(super) struct Egress {
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     turns: u32,
-    room: Box<[u8]>,
+    room: Room,
     outbox: Outbox,
     /// The queues that had more after the last turn.
     more: u32,
@@ -78,7 +82,7 @@ impl Egress {
             wires: Arc::clone(wires),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
-            room: vec![0; LONGEST].into_boxed_slice(),
+            room: Room::new(LONGEST, DISTANCE),
             outbox: Outbox::with_capacity(BATCH_BYTES + 4 * LONGEST),
             more: 0,
             held: false,

@@ -214,7 +214,12 @@ pub fn age(packet: &mut [u8]) {
 /// Whether an IPv4 header's checksum is right.
 #[inline]
 pub fn is_sound(header: &[u8]) -> bool {
-    finish(sum(header)) == [0, 0]
+    // With a length that is known, five additions.
+    let total = match <&[u8; V4_HEADER]>::try_from(header) {
+        Ok(plain) => sum(plain),
+        Err(_) => sum(header),
+    };
+    finish(total) == [0, 0]
 }
 
 /// Makes an IPv4 header's checksum anew.

@@ -1,7 +1,7 @@
 //! From what the kernel hands over at once to the packets that go over the wire: cut to segments, with
 //! complete checksums, as the peer's kernel gets them from a device without any offload.
 
-use super::checksum::{finish, fold, pseudo, sum, word};
+use super::checksum::{copy, finish, fold, pseudo, sum, word};
 use super::packet::{Header, TCP, UDP, V6_HEADER, address_sum};
 use super::vnet::{Gso, Vnet};
 
@@ -125,22 +125,24 @@ impl<'a> Template<'a> {
         Self { headers: &packet[..at + l4_len], v6, ip_sum, id: header.id, pseudo }
     }
 
-    /// Writes the headers of the segment with this number and the payload, and mends the IP header.
+    /// Writes the headers of the segment with this number and the payload, and mends the IP header; gives the
+    /// payload's sum.
     #[inline]
-    fn write(&self, number: usize, payload: &[u8], room: &mut [u8]) {
+    fn write(&self, number: usize, payload: &[u8], room: &mut [u8]) -> u64 {
         let (head, body) = room.split_at_mut(self.headers.len());
-        body.copy_from_slice(payload);
+        let payload_sum = copy(payload, body);
         head.copy_from_slice(self.headers);
         let len = self.headers.len() + payload.len();
         if self.v6 {
             head[4..6].copy_from_slice(&((len - V6_HEADER) as u16).to_be_bytes());
-            return;
+            return payload_sum;
         }
         let len = len as u16;
         let id = self.id.wrapping_add(number as u16);
         head[2..4].copy_from_slice(&len.to_be_bytes());
         head[4..6].copy_from_slice(&id.to_be_bytes());
         head[10..12].copy_from_slice(&finish(self.ip_sum + word(len) + word(id)));
+        payload_sum
     }
 }
 
@@ -168,7 +170,7 @@ fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Res
         }
         let sequence = sequence.wrapping_add((number * step) as u32);
         let room = sink.room(at + l4_len + part.len());
-        template.write(number, part, room);
+        let payload_sum = template.write(number, part, room);
         let l4 = &mut room[at..];
         l4[4..8].copy_from_slice(&sequence.to_be_bytes());
         l4[13] = flags;
@@ -177,7 +179,7 @@ fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Res
             + word((l4_len + part.len()) as u16)
             + u64::from(sequence.to_be())
             + sum(&l4[12..14])
-            + sum(part);
+            + payload_sum;
         l4[16..18].copy_from_slice(&finish(total));
     }
     Ok(())
@@ -193,11 +195,11 @@ fn udp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Res
     for (number, part) in packet[at + UDP_HEADER..].chunks(step).enumerate() {
         let len = (UDP_HEADER + part.len()) as u16;
         let room = sink.room(at + UDP_HEADER + part.len());
-        template.write(number, part, room);
+        let payload_sum = template.write(number, part, room);
         let l4 = &mut room[at..];
         l4[4..6].copy_from_slice(&len.to_be_bytes());
         // 0 would mean that there is no checksum. The length is in the header and in the pseudo header.
-        let checksum = match fold(ports + 2 * word(len) + template.pseudo + sum(part)) {
+        let checksum = match fold(ports + 2 * word(len) + template.pseudo + payload_sum) {
             0xffff => [0xff, 0xff],
             folded => (!folded).to_ne_bytes(),
         };

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::outbox::Group;
+use super::room::Room;
 use super::steer;
 use super::vnet::Vnet;
 use crate::name::Name;
@@ -276,7 +277,7 @@ impl SegmentControl {
 
 /// Room for a batch of datagrams.
 pub(super) struct Receiver {
-    bytes: Box<[u8]>,
+    bytes: Room,
     found: Vec<Datagram>,
 }
 
@@ -302,7 +303,7 @@ struct GroControl {
 
 impl Receiver {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; BATCH * ROOM].into_boxed_slice(), found: Vec::with_capacity(BATCH) }
+        Self { bytes: Room::new(BATCH * ROOM, 0), found: Vec::with_capacity(BATCH) }
     }
 
     /// Takes what is there, up to [`BATCH`] messages; at least one.
