@@ -23,13 +23,15 @@ const SILENCE: Duration = Duration::from_secs(30 * 60);
 /// A watch, and what may cut it off.
 pub(super) struct Watch {
     stream: WatchStream,
+    /// The revision after which it begins.
+    after: i64,
     /// This node's addresses.
     moves: watch::Receiver<u64>,
 }
 
 /// Why a watch ended.
 pub(super) enum Ended {
-    /// History is gone or nothing was heard: listing anew is all that is needed.
+    /// History is gone, or is another one now, or nothing was heard: listing anew is all that is needed.
     Outdated,
     /// The store failed.
     Failed(StoreError),
@@ -174,7 +176,7 @@ impl Etcd {
                 async move { client.watch(key, Some(options)).await }
             })
             .await?;
-        Ok(Watch { stream, moves })
+        Ok(Watch { stream, after: from - 1, moves })
     }
 
     /// The next response of a watch, unless it is its end.
@@ -191,7 +193,10 @@ impl Etcd {
             Err(_) => return Err(Ended::Outdated),
         };
         if !response.canceled() {
-            return Ok(response);
+            // A store that was put back to an earlier state counts on from there, and would say nothing until it
+            // has got beyond where it was. A member that lags behind the others looks the same for a moment.
+            let restored = response.header().is_some_and(|header| header.revision() < watch.after);
+            return if restored { Err(Ended::Outdated) } else { Ok(response) };
         }
         // After this message the stream stays open and says nothing any more.
         Err(match response.compact_revision() {

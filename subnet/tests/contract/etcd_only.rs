@@ -156,6 +156,34 @@ async fn a_watch_that_begins_before_the_compacted_revision_lists_again() {
     follower.leases(|leases| leases.leases[&subnets("10.3.201.0/24")].public == public(20)).await;
 }
 
+/// What was read is of a revision that the server will reach much later, if ever.
+#[tokio::test]
+async fn a_server_put_back_to_an_earlier_state_is_followed_at_once() {
+    let server = Arc::new(Server::prepare());
+    server.start();
+    let bed = InEtcd::on(server.clone(), Some(CONFIG)).await;
+    for number in 0..100 {
+        bed.put("10.3.201.0-24", &value(number), None).await;
+    }
+    let node = Arc::new(bed.node());
+    node.network().await.unwrap();
+    acquire(&*node, CONFIG, 3).await.unwrap();
+    let mut client = server.begin_anew().await;
+    let lease = format!("{}/subnets/10.3.202.0-24", bed.prefix);
+    client.put(lease.as_str(), value(20), None).await.unwrap();
+    let revision = client.get("any", None).await.unwrap().header().unwrap().revision();
+    assert!(revision < 10, "{revision}");
+    // The listing that `acquire` made, and what `network` read.
+    let mut follower = Follower::of(node.clone());
+    let leases = follower.leases(|leases| leases.leases.contains_key(&subnets("10.3.202.0/24"))).await;
+    assert_eq!(leases.leases.len(), 1, "{leases:?}");
+    within(node.network_changed()).await;
+    assert!(matches!(node.network().await, Err(StoreError::NoConfig { .. })));
+    // And what happens from now on.
+    client.delete(lease.as_str(), None).await.unwrap();
+    follower.leases(|leases| leases.leases.is_empty()).await;
+}
+
 #[tokio::test]
 async fn a_server_that_is_killed_and_started_again_is_followed_on() {
     let server = Arc::new(Server::prepare());

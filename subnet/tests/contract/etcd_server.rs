@@ -94,6 +94,14 @@ impl Server {
         }
     }
 
+    /// Kills it, and starts it with no data, as after a backup of the first minute was put back.
+    pub(crate) async fn begin_anew(&self) -> Client {
+        self.kill();
+        std::fs::remove_dir_all(self.path("data")).unwrap();
+        self.start();
+        self.answering(None).await
+    }
+
     /// Waits until it answers, and gives a client.
     pub(crate) async fn answering(&self, options: Option<ConnectOptions>) -> Client {
         let deadline = Instant::now() + Duration::from_secs(60);
