@@ -6,6 +6,8 @@ use subnet::Family;
 
 use crate::bed::{Cluster, UDP, UDP_V6};
 use crate::flows::{Datagrams, exchange};
+use crate::sockets::{bound, without_checksums};
+use crate::wire::PORT;
 
 /// The way to the peer carries less than the link: the kernel then refuses to segment (EMSGSIZE), but
 /// fragments single datagrams.
@@ -31,6 +33,26 @@ fn packets_go_one_by_one_where_the_way_is_narrower_than_the_link() {
         exchange(pod(0).namespace(), pod(1).namespace(), pod(1).address(), 1 << 20);
         assert_eq!(counters.dropped_unsent.get(), 0, "{counters}");
         wide.wait_for("all", |counters| counters.received_packets.get() >= 600);
+        cluster.assert_sound();
+    }
+}
+
+/// A kernel that segments for nobody (EINVAL).
+#[test]
+fn packets_go_one_by_one_where_the_kernel_does_not_segment_at_all() {
+    for (config, table) in [(UDP, "udp"), (UDP_V6, "udp6")] {
+        let cluster = Cluster::new(2, config, Offload(true));
+        let [a, b] = [0, 1].map(|at| cluster.pods[at].namespace());
+        let counters = cluster.sites[0].counters();
+        exchange(a, b, cluster.pods[1].address(), 4 << 20);
+        assert_eq!(counters.sent_fallbacks.get(), 0, "{counters}");
+        for site in &cluster.sites {
+            without_checksums(&bound(site.machine.namespace(), table, PORT));
+        }
+        exchange(a, b, cluster.pods[1].address(), 4 << 20);
+        assert!(counters.sent_fallbacks.get() > 0, "{counters}");
+        Datagrams::new(a, b, cluster.pods[1].address(), 3).run(200, 1400..=1400, 200);
+        assert_eq!(counters.dropped_unsent.get(), 0, "{counters}");
         cluster.assert_sound();
     }
 }

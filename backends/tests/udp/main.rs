@@ -10,6 +10,7 @@ mod heal;
 mod packets;
 mod relay;
 mod safety;
+mod sockets;
 mod traffic;
 mod v6;
 mod wire;
