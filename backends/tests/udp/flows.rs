@@ -69,6 +69,17 @@ fn check(mut from: &TcpStream, seed: u64, bytes: usize) {
 
 /// One TCP connection that carries so many bytes in each direction at once.
 pub(crate) fn exchange(a: &Namespace, b: &Namespace, to: IpAddr, bytes: usize) {
+    exchange_by(a, b, to, bytes, |_| ());
+}
+
+/// The same with a near end that was prepared.
+pub(crate) fn exchange_by(
+    a: &Namespace,
+    b: &Namespace,
+    to: IpAddr,
+    bytes: usize,
+    prepare: impl Fn(&TcpStream),
+) {
     let listener = b.run(|| TcpListener::bind((to, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let near = a.run(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
@@ -77,6 +88,7 @@ pub(crate) fn exchange(a: &Namespace, b: &Namespace, to: IpAddr, bytes: usize) {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.set_write_timeout(Some(LIMIT)).unwrap();
     }
+    prepare(&near);
     thread::scope(|scope| {
         scope.spawn(|| send(&near, 1, bytes));
         scope.spawn(|| send(&far, 2, bytes));

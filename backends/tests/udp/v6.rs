@@ -7,9 +7,10 @@ use backends::udp::engine::Offload;
 
 use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;
-use crate::flows::Numbers;
+use crate::flows::{Numbers, exchange_by};
 use crate::packets::{Packet, UDP, checksum};
 use crate::safety::socket;
+use crate::sockets::with_destination_options;
 use crate::wire::PORT;
 
 /// The answers to one echo request of a pod.
@@ -62,6 +63,25 @@ fn a_pod_hears_that_nobody_has_an_address_and_that_a_packet_is_too_long() {
                 == (1, 1, 2)
         });
     }
+}
+
+#[test]
+fn streams_with_extension_headers_are_split_behind_these() {
+    let cluster = Cluster::new(2, UDP_V6, Offload(true));
+    // Between the nodes: a kernel that forwards such packets takes their options for TCP's header, and many for
+    // too big (net/core/gso.c, `skb_gso_transport_seglen`).
+    let [a, b] = [0, 1].map(|at| cluster.sites[at].machine.namespace());
+    let before = cluster.sites[0].counters().sent_reads.get();
+    let gateway = IpAddr::V6([0xfd00, 0x244, 0, cluster.sites[1].number().into(), 0, 0, 0, 1].into());
+    exchange_by(a, b, gateway, 16 << 20, |stream| with_destination_options(stream));
+    let counters = cluster.sites[0].counters();
+    let (packets, reads) = (counters.sent_packets.get(), counters.sent_reads.get() - before);
+    assert!(packets > 16 << 9 && reads < packets / 4, "the kernel handed over several at once: {counters}");
+    assert_eq!(counters.dropped_malformed.get(), 0, "{counters}");
+    // They can't be merged, so each one is written, beside the packets of the other direction.
+    let counters = cluster.sites[1].counters();
+    assert!(counters.received_writes.get() > 16 << 9, "{counters}");
+    cluster.assert_sound();
 }
 
 #[test]
