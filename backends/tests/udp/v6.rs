@@ -73,7 +73,7 @@ fn streams_with_extension_headers_are_split_behind_these() {
     let [a, b] = [0, 1].map(|at| cluster.sites[at].machine.namespace());
     let before = cluster.sites[0].counters().sent_reads.get();
     let gateway = IpAddr::V6([0xfd00, 0x244, 0, cluster.sites[1].number().into(), 0, 0, 0, 1].into());
-    exchange_by(a, b, gateway, 16 << 20, |stream| with_destination_options(stream));
+    exchange_by(a, b, gateway, 16 << 20, with_destination_options);
     let counters = cluster.sites[0].counters();
     let (packets, reads) = (counters.sent_packets.get(), counters.sent_reads.get() - before);
     assert!(packets > 16 << 9 && reads < packets / 4, "the kernel handed over several at once: {counters}");
