@@ -14,7 +14,7 @@
 //! | [`counters`] | what happened |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `datapath`, [`engine`] | threads, devices, sockets |
-//! | `sys` | system calls |
+//! | `sys`, `room` | system calls, and memory for them |
 
 pub mod checksum;
 pub mod counters;
