@@ -68,8 +68,8 @@ fn a_pod_hears_that_nobody_has_an_address_and_that_a_packet_is_too_long() {
 #[test]
 fn streams_with_extension_headers_are_split_behind_these() {
     let cluster = Cluster::new(2, UDP_V6, Offload(true));
-    // Between the nodes: a kernel that forwards such packets takes their options for TCP's header, and many for
-    // too big (net/core/gso.c, `skb_gso_transport_seglen`).
+    // Between the nodes: a kernel that forwards such packets answers many as too big, as it seems because it looks
+    // for TCP's header where the options are (net/core/gso.c, `skb_gso_transport_seglen`).
     let [a, b] = [0, 1].map(|at| cluster.sites[at].machine.namespace());
     let before = cluster.sites[0].counters().sent_reads.get();
     let gateway = IpAddr::V6([0xfd00, 0x244, 0, cluster.sites[1].number().into(), 0, 0, 0, 1].into());
