@@ -15,7 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Nothing is edited in place: a table is as wanted, or it is replaced. [`Listener`] tells when somebody
+//! A table is as wanted, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`Listener`] tells when somebody
 //! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
 
 mod abi;
@@ -37,7 +37,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 pub use change::{Change, Place};
-pub use differ::differs;
+pub use differ::{Refit, differs};
 pub use encode::Transaction;
 pub use expr::{CtState, Expr, Header, Lookup, MetaKey, Op, Reg, Verdict, masquerade_flags};
 pub use foreign::{may_refuse, removal};

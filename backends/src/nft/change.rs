@@ -1,6 +1,7 @@
 //! Changes to the ruleset, and the words for them.
 
 use super::model::{Rule, Table, TableId};
+use super::set::Set;
 
 /// One part of a transaction.
 #[derive(Clone, Debug)]
@@ -24,6 +25,20 @@ pub enum Change<'a> {
         chain: String,
         /// The rule's number, see [`Rule::handle`].
         handle: u64,
+    },
+    /// The elements of `set` are in the set of its name, besides those that already are.
+    AddElements {
+        /// The table.
+        table: TableId,
+        /// Name and type of the set, and the elements to add.
+        set: Set,
+    },
+    /// The elements of `set` are no longer in the set of its name. They must be there.
+    DeleteElements {
+        /// The table.
+        table: TableId,
+        /// Name and type of the set, and the elements to delete.
+        set: Set,
     },
     /// A rule is added to anybody's chain.
     AddRule {
@@ -98,6 +113,12 @@ impl Origin {
             }
             (Change::DeleteRule { table, chain, handle }, _) => {
                 format!("deletion of the rule with handle {handle} of chain {chain} in table {table}")
+            }
+            (Change::AddElements { table, set }, _) => {
+                format!("new elements of set {} in table {table}", set.name)
+            }
+            (Change::DeleteElements { table, set }, _) => {
+                format!("deletion of elements of set {} in table {table}", set.name)
             }
             (Change::AddRule { table, chain, .. }, _) => {
                 format!("new rule of chain {chain} in table {table}")

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::change::Change;
 use super::expr::Expr;
 use super::model::{Chain, Rule, Ruleset, Table};
-use super::set::Set;
+use super::set::{Data, Set, Span, flags};
 
 /// The first difference in words; `None` when every wanted table is there and holds exactly what it should.
 ///
@@ -15,6 +16,59 @@ pub fn differs(wanted: &[Table], found: &Ruleset) -> Option<String> {
         Some(found) => table_differs(table, found),
         None => Some(format!("there is no table {}", table.id)),
     })
+}
+
+/// What makes a table that was found exactly as wanted.
+#[derive(Debug)]
+pub enum Refit {
+    /// Nothing has to change.
+    Right,
+    /// Only elements of sets are missing or too many. The difference in words, and the changes.
+    Elements(String, Vec<Change<'static>>),
+    /// Anything else: the table has to be replaced. The first difference in words.
+    Replace(String),
+}
+
+impl Refit {
+    /// Compares one table. Like [`differs`], but a difference in the elements of sets alone costs no more than
+    /// these elements.
+    pub fn of(wanted: &Table, found: &Ruleset) -> Self {
+        let Some(difference) = differs(std::slice::from_ref(wanted), found) else { return Self::Right };
+        let Some(found) = found.table(&wanted.id) else { return Self::Replace(difference) };
+        let mut alike = found.clone();
+        let mut changes = Vec::new();
+        for set in &mut alike.sets {
+            let Some(want) = wanted.set(&set.name).filter(|want| may_change(want)) else { continue };
+            changes.extend(element_changes(wanted, want, &set.elements));
+            set.elements.clone_from(&want.elements);
+        }
+        match table_differs(wanted, &alike) {
+            None => Self::Elements(difference, changes),
+            Some(_) => Self::Replace(difference),
+        }
+    }
+}
+
+/// Whether elements of this set can come and go one by one.
+fn may_change(set: &Set) -> bool {
+    set.data.is_none() && set.flags & (flags::CONSTANT | flags::INTERVAL | flags::ANONYMOUS) == 0
+}
+
+fn element_changes(
+    table: &Table,
+    wanted: &Set,
+    found: &BTreeMap<Span, Option<Data>>,
+) -> impl Iterator<Item = Change<'static>> {
+    let difference = |all: &BTreeMap<Span, Option<Data>>, but: &BTreeMap<Span, Option<Data>>| {
+        let elements = all.iter().filter(|(span, _)| !but.contains_key(span));
+        let elements = elements.map(|(span, data)| (span.clone(), data.clone())).collect();
+        Set { elements, ..wanted.without_elements() }
+    };
+    let (new, stale) = (difference(&wanted.elements, found), difference(found, &wanted.elements));
+    let add = (!new.elements.is_empty()).then(|| Change::AddElements { table: table.id.clone(), set: new });
+    let delete =
+        (!stale.elements.is_empty()).then(|| Change::DeleteElements { table: table.id.clone(), set: stale });
+    add.into_iter().chain(delete)
 }
 
 fn table_differs(wanted: &Table, found: &Table) -> Option<String> {
@@ -153,6 +207,31 @@ mod tests {
             "set s lacks 1 elements and has 2 that should not be there in table ip t",
         );
         is(|t| t.sets[0] = Set::new("s", &[KeyType::Mark]), "set s is of another type in table ip t");
+    }
+
+    #[test]
+    fn elements_alone_cost_no_more_than_themselves() {
+        let refit = |damage: fn(&mut Table)| {
+            let mut found = table();
+            damage(&mut found);
+            Refit::of(&table(), &Ruleset { tables: vec![found] })
+        };
+        assert!(matches!(refit(|_| {}), Refit::Right));
+        let one_missing_and_one_strange = |t: &mut Table| {
+            let set = Set::new("s", &[KeyType::Port]);
+            t.sets[0] = set.with([Span::port(80), Span::port(81)]);
+        };
+        let Refit::Elements(words, changes) = refit(one_missing_and_one_strange) else { panic!() };
+        assert_eq!(words, "set s lacks 1 elements and has 1 that should not be there in table ip t");
+        let [Change::AddElements { set: new, .. }, Change::DeleteElements { set: stale, .. }] = &changes[..]
+        else {
+            panic!("{changes:?}")
+        };
+        assert!(new.elements.keys().eq([&Span::port(443)]) && stale.elements.keys().eq([&Span::port(81)]));
+        let replaced = |damage| matches!(refit(damage), Refit::Replace(_));
+        assert!(replaced(|t| t.sets[0] = Set::new("s", &[KeyType::Mark])));
+        assert!(replaced(|t| t.chains[0].rules.truncate(1)));
+        assert!(replaced(|t| t.id.name = "u".to_owned()));
     }
 
     fn drop_first<T>(list: &mut Vec<T>) {

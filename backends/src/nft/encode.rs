@@ -123,6 +123,12 @@ impl Encoder<'_> {
                     w.u64(NFTA_RULE_HANDLE, *handle);
                 })
             }
+            Change::AddElements { table, set } => {
+                self.elements(message::NEWSETELEM, |_, _| origin, table, set)
+            }
+            Change::DeleteElements { table, set } => {
+                self.elements(message::DELSETELEM, |_, _| origin, table, set)
+            }
             Change::AddRule { table, chain, rule, place } => self.rule(origin, table, chain, rule, *place),
         }
     }
@@ -150,7 +156,8 @@ impl Encoder<'_> {
         }
         for (i, set) in table.sets.iter().enumerate() {
             self.set(at(Part::Set(i)), id, set, i as u32 + 1)?;
-            self.elements(|first, last| at(Part::Elements(i, first, last)), id, set)?;
+            let part = |first, last| at(Part::Elements(i, first, last));
+            self.elements(message::NEWSETELEM, part, id, set)?;
         }
         for (i, chain) in table.chains.iter().enumerate() {
             for (j, rule) in chain.rules.iter().enumerate() {
@@ -235,6 +242,7 @@ impl Encoder<'_> {
     /// Several messages, none of them with half a range.
     fn elements(
         &mut self,
+        kind: u16,
         at: impl Fn(usize, usize) -> Origin,
         table: &TableId,
         set: &Set,
@@ -248,7 +256,8 @@ impl Encoder<'_> {
             }
             element(&mut list, set, span, data.as_ref());
             if list.bytes().len() > ELEMENTS_MAX || i + 1 == set.elements.len() {
-                self.message(at(first, i), message::NEWSETELEM, NLM_F_CREATE, table, |w| {
+                let flags = if kind == message::NEWSETELEM { NLM_F_CREATE } else { 0 };
+                self.message(at(first, i), kind, flags, table, |w| {
                     w.string(NFTA_SET_ELEM_LIST_TABLE, &table.name);
                     w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
                     w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| w.raw(list.bytes()));

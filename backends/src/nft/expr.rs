@@ -37,6 +37,12 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
+    /// Loads whether the host's route to the packet's source leaves by the interface that it came in by: 1 or
+    /// 0 in the first byte of four.
+    ReversePath {
+        /// Where to.
+        to: Reg,
+    },
     /// Computes `(register & mask) ^ xor`.
     Bitwise {
         /// The value.

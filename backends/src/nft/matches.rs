@@ -120,6 +120,20 @@ pub fn ct_state(bits: u32) -> Vec<Expr> {
     masked(Expr::CtState { to: Reg(0) }, bits.to_ne_bytes().into(), Op::Ne, vec![0; 4])
 }
 
+/// The host's route to the source address does, or does not, leave by the interface that the packet came in by.
+pub fn reverse_path(exists: bool) -> Vec<Expr> {
+    compare(Expr::ReversePath { to: Reg(0) }, Op::Eq, vec![u8::from(exists), 0, 0, 0])
+}
+
+/// The VNI of a VXLAN datagram is none of `vnis`; a datagram that is too short to have one is not matched.
+pub fn vni_is_none_of(vnis: &[u32]) -> Vec<Expr> {
+    // The UDP header, flags and reserved bits; then three bytes (RFC 7348 §5).
+    let mut steps = vec![Expr::Payload { header: Header::Transport, offset: 12, len: 3, to: Reg(0) }];
+    let data = |vni: &u32| vni.to_be_bytes()[1..].to_vec();
+    steps.extend(vnis.iter().map(|vni| Expr::Cmp { from: Reg(0), op: Op::Ne, data: data(vni) }));
+    steps
+}
+
 /// The transport protocol; needed before ports.
 pub fn protocol(op: Op, number: u8) -> Vec<Expr> {
     compare(Field::Protocol.load(Reg(0)), op, vec![number])

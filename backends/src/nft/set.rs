@@ -66,6 +66,17 @@ impl Set {
         self
     }
 
+    /// Its name and type alone.
+    pub(super) fn without_elements(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            key: self.key.clone(),
+            comment: self.comment.clone(),
+            elements: BTreeMap::new(),
+            ..*self
+        }
+    }
+
     /// The set with these elements besides; ranges that touch or overlap become one, because the kernel
     /// refuses them otherwise.
     pub fn with(mut self, elements: impl IntoIterator<Item = Span>) -> Self {

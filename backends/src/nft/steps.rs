@@ -21,6 +21,7 @@ fn name(expr: &Expr) -> &str {
         Expr::Meta { .. } => "meta",
         Expr::Payload { .. } => "payload",
         Expr::CtState { .. } => "ct",
+        Expr::ReversePath { .. } => "fib",
         Expr::Bitwise { .. } => "bitwise",
         Expr::Cmp { .. } => "cmp",
         Expr::Lookup { .. } => "lookup",
@@ -47,6 +48,11 @@ fn body(w: &mut Writer, expr: &Expr) {
         Expr::CtState { to } => {
             w.u32(NFTA_CT_KEY, NFT_CT_STATE);
             w.u32(NFTA_CT_DREG, register(*to));
+        }
+        Expr::ReversePath { to } => {
+            w.u32(NFTA_FIB_DREG, register(*to));
+            w.u32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIF);
+            w.u32(NFTA_FIB_FLAGS, REVERSE_PATH);
         }
         Expr::Bitwise { from, to, mask, xor } => {
             w.u32(NFTA_BITWISE_SREG, register(*from));
@@ -110,6 +116,9 @@ pub(super) fn write_verdict(w: &mut Writer, verdict: &Verdict) {
     });
 }
 
+/// `fib saddr . iif oif exists` in the words of `nft`.
+const REVERSE_PATH: u32 = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT;
+
 const JUMP: i32 = -3;
 const GOTO: i32 = -4;
 const RETURN: i32 = -5;
@@ -148,6 +157,12 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
             only(&[NFTA_CT_DREG, NFTA_CT_KEY])?;
             let state = find_u32(b, NFTA_CT_KEY)? == NFT_CT_STATE;
             state.then_some(Expr::CtState { to: reg(NFTA_CT_DREG)? })?
+        }
+        "fib" => {
+            only(&[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
+            let asked = (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?);
+            let to = reg(NFTA_FIB_DREG)?;
+            (asked == (NFT_FIB_RESULT_OIF, REVERSE_PATH)).then_some(Expr::ReversePath { to })?
         }
         "bitwise" => {
             // The operation 0 is this one; older kernels know no other and don't name it.
@@ -235,10 +250,11 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 12] = [
         "meta",
         "payload",
         "ct",
+        "fib",
         "bitwise",
         "cmp",
         "lookup",

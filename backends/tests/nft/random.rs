@@ -119,6 +119,7 @@ fn condition(sets: usize) -> BoxedStrategy<Vec<Expr>> {
         1 => (equality(), any::<u8>()).prop_map(|(op, number)| protocol(op, number)),
         1 => (equality(), any::<u16>()).prop_map(|(op, port)| source_port(op, port)),
         1 => (any::<u16>(), any::<u16>()).prop_map(|(a, b)| destination_ports(a.min(b)..=a.max(b))),
+        1 => proptest::collection::vec(0..1u32 << 24, 1..4).prop_map(|vnis| vni_is_none_of(&vnis)),
         1 => Just(counter()),
     ]
     .boxed()

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backends::nft::{
-    Base, Chain, Change, CtState, Hook, Nft, NftError, Op, Rule, Set, Span, Table, TableFamily, TableId,
-    Verdict, differs, matches::*,
+    Base, Chain, Change, CtState, Hook, Nft, NftError, Op, Refit, Rule, Set, Span, Table, TableFamily,
+    TableId, Verdict, differs, matches::*,
 };
 use backends::nft::{KeyType, masquerade_flags};
 use ipnet::IpNet;
@@ -91,7 +91,12 @@ fn gallery() -> Table {
     ];
     let mut nat = Chain::base("nat", Base::nat(Hook::Postrouting, Base::SOURCE_NAT));
     nat.rules = vec![Rule::new([masquerade(0)]), Rule::new([masquerade(masquerade_flags::FULLY_RANDOM)])];
-    table.chains = vec![base, pod, Chain::regular("last"), nat];
+    let mut last = Chain::regular("last");
+    last.rules = vec![
+        Rule::new([in_name(Op::Ne, "eth0"), reverse_path(false), drop()]),
+        Rule::new([protocol(Op::Eq, UDP), vni_is_none_of(&[1, 0x00ab_cdef]), accept()]),
+    ];
+    table.chains = vec![base, pod, last, nat];
     table
 }
 
@@ -185,6 +190,8 @@ const GALLERY: &str = r#"table inet gallery {
 	}
 
 	chain last {
+		iifname != "eth0" fib saddr . iif oif missing drop
+		meta l4proto udp @th,96,24 != 0x1 @th,96,24 != 0xabcdef accept
 	}
 
 	chain nat {
@@ -315,6 +322,34 @@ fn thousands_of_rules_and_elements_go_in_one_transaction() {
         assert_eq!(differs(&wanted, &found), None);
         assert_eq!(plain(found).tables, wanted);
     }
+}
+
+#[test]
+fn an_element_more_costs_one_element_and_leaves_rules_and_other_elements_alone() {
+    let mut bed = Bed::new();
+    let mut table = Table::new(TableId::new(TableFamily::Ip6, "guard"));
+    let address = |number: u128| Span::address(std::net::Ipv6Addr::from_bits(0xfd << 120 | number).into());
+    let peers = |range: std::ops::Range<u128>| Set::new("peers", &[KeyType::Ipv6]).with(range.map(address));
+    let mut chain = Chain::base("input", Base::filter(Hook::Input, 0));
+    chain.rules = vec![Rule::new([not_in_set(&[Field::Source(Family::V6)], "peers"), counter(), drop()])];
+    (table.sets, table.chains) = (vec![peers(0..20_000)], vec![chain]);
+    bed.nft.apply(std::slice::from_ref(&table)).unwrap();
+    let before = bed.nft.dump().unwrap();
+    table.sets = vec![peers(1..20_002)];
+    let Refit::Elements(words, changes) = Refit::of(&table, &before) else { panic!("no elements") };
+    assert_eq!(words, "set peers lacks 2 elements and has 1 that should not be there in table ip6 guard");
+    let start = Instant::now();
+    bed.nft.commit(&changes).unwrap();
+    println!("2 elements more, 1 less: {:?}", start.elapsed());
+    let after = bed.nft.dump().unwrap();
+    assert!(matches!(Refit::of(&table, &after), Refit::Right));
+    // The numbers of rules: nothing was replaced.
+    assert_eq!(before.tables[0].chains, after.tables[0].chains);
+    // What is there may be added once more, and what is not there can't be deleted.
+    let Change::DeleteElements { table: id, set } = changes[1].clone() else { panic!("{:?}", changes[1]) };
+    bed.nft.commit(&changes[..1]).unwrap();
+    let text = bed.nft.commit(&[Change::DeleteElements { table: id, set }]).unwrap_err().to_string();
+    assert!(text.starts_with("deletion of elements of set peers in table ip6 guard: No such file"), "{text}");
 }
 
 #[test]
