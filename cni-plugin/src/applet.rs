@@ -8,6 +8,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::files;
+
 /// Runs the helper that `arguments` name, beginning with the program's own name. `None` if that is no
 /// helper's.
 ///
@@ -97,6 +99,11 @@ fn is(destination: &Path, source: &Path, mode: &Permissions) -> bool {
 
 fn replace(from: &mut File, mode: Permissions, destination: &Path) -> io::Result<()> {
     let name = destination.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+    let prefix = format!(".{}.tmp", name.to_string_lossy());
+    if let Some(directory) = destination.parent() {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        files::sweep(directory, &prefix);
+    }
     let temporary = destination.with_file_name(temporary_name(name));
     let written = (|| {
         let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;

@@ -1,7 +1,10 @@
 //! Finding the delegate plugin and running it.
 
+mod orphan;
+
 use std::ffi::OsStr;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -130,7 +133,9 @@ pub(crate) fn speaks(program: &Path, version: &str) -> Result<bool, CniError> {
 
 /// An installer that is just writing the program makes execve fail for a moment.
 fn started(command: &mut Command, mut pause: impl FnMut()) -> io::Result<Child> {
+    refuse_what_is_no_program(Path::new(command.get_program()))?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    orphan::end_with_this_process(command);
     let mut again = 1..6;
     loop {
         match command.spawn() {
@@ -140,6 +145,14 @@ fn started(command: &mut Command, mut pause: impl FnMut()) -> io::Result<Child> 
             outcome => return outcome,
         }
     }
+}
+
+/// execvp hands a file that the kernel does not know to a shell, which would run whatever is in it.
+fn refuse_what_is_no_program(program: &Path) -> io::Result<()> {
+    let mut start = Vec::new();
+    File::open(program)?.take(4).read_to_end(&mut start)?;
+    let known = start.starts_with(b"\x7fELF") || start.starts_with(b"#!");
+    if known { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOEXEC)) }
 }
 
 fn failed(verb: Verb, what: String) -> CniError {

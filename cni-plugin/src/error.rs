@@ -1,5 +1,6 @@
 //! The error object that a runtime reads from standard output, and the codes the specification gives them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde_json::Value;
@@ -51,11 +52,25 @@ impl CniError {
     }
 }
 
+/// More than any message of ours has; what goes beyond quotes foreign text.
+const MAX_LENGTH: usize = 2000;
+
+/// At most [`MAX_LENGTH`] bytes of a message: names, values and other programs' errors are quoted in messages, may
+/// have any length, and go into logs each time that a runtime tries again.
+pub(crate) fn bounded(message: &str) -> Cow<'_, str> {
+    if message.len() <= MAX_LENGTH {
+        return Cow::Borrowed(message);
+    }
+    let end = (0..=MAX_LENGTH).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+    Cow::Owned(format!("{}… ({} bytes more)", &message[..end], message.len() - end))
+}
+
 impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{{\n    \"code\": {},\n    \"msg\": {}", self.code, gojson::to_string(&self.msg))?;
+        let msg = gojson::to_string(&bounded(&self.msg));
+        write!(f, "{{\n    \"code\": {},\n    \"msg\": {msg}", self.code)?;
         if !self.details.is_empty() {
-            write!(f, ",\n    \"details\": {}", gojson::to_string(&self.details))?;
+            write!(f, ",\n    \"details\": {}", gojson::to_string(&bounded(&self.details)))?;
         }
         f.write_str("\n}")
     }

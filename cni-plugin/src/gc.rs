@@ -6,8 +6,6 @@
 //! lost, are given back too, as its own GC would. The delegate's own GC follows if it has one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -16,7 +14,8 @@ use subnet::gojson;
 use crate::conf::{Delegate, Network};
 use crate::delegate;
 use crate::env::{Attachment, Call, Verb, check_interface, is_identifier};
-use crate::error::CniError;
+use crate::error::{self, CniError};
+use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Store};
 use crate::{node, note, saved};
 
 /// What was kept, by the names of the files.
@@ -65,6 +64,7 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         for attachment in held.by(&anew).difference(&tried) {
             failures.extend(del(call, &usable, attachment).err());
         }
+        failures.extend(release_leftovers(&anew, &valid));
         if modern {
             let added = kept.into_values().map(|(_, delegate)| delegate).find(|_| !known);
             delegate::run(&program, Verb::Gc, &network.for_gc(added.unwrap_or(anew)).text)?;
@@ -72,6 +72,7 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         Ok(())
     });
     failures.extend(rest.err());
+    saved::sweep(&network.data_dir);
     summary(failures)
 }
 
@@ -120,30 +121,55 @@ struct Held(BTreeMap<PathBuf, BTreeSet<Attachment>>);
 impl Held {
     /// Those of the network and the directory in a delegate's configuration.
     fn by(&mut self, delegate: &Delegate) -> &BTreeSet<Attachment> {
-        let directory = reservations(delegate).unwrap_or_default();
-        self.0.entry(directory).or_insert_with_key(|directory| holders(directory))
+        let directory = data_dir(delegate).unwrap_or_default();
+        self.0
+            .entry(directory.join(&delegate.network))
+            .or_insert_with(|| holders(&directory, &delegate.network))
     }
 }
 
-fn reservations(delegate: &Delegate) -> Option<PathBuf> {
+/// Where `host-local` keeps the reservations of all networks.
+fn data_dir(delegate: &Delegate) -> Option<PathBuf> {
     let config: Value = serde_json::from_str(&delegate.text).ok()?;
     let ipam = config.get("ipam")?;
     ipam.get("type").filter(|kind| *kind == "host-local")?;
     let root = ipam.get("dataDir").and_then(Value::as_str).filter(|root| !root.is_empty());
-    Some(Path::new(root.unwrap_or("/var/lib/cni/networks")).join(&delegate.network))
+    Some(root.unwrap_or(DEFAULT_DATA_DIR).into())
 }
 
-/// A file for each address, in it the container and the interface.
-fn holders(directory: &Path) -> BTreeSet<Attachment> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let files =
-        entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<IpAddr>().is_ok()));
-    let holder = |text: String| {
-        let (container, ifname) = text.trim().split_once("\r\n")?;
-        let fit = is_identifier(container) && check_interface(ifname).is_ok();
-        fit.then(|| Attachment { container: container.to_owned(), ifname: ifname.to_owned() })
+/// Who holds addresses of a network.
+fn holders(data_dir: &Path, network: &str) -> BTreeSet<Attachment> {
+    let store = Store::existing(data_dir, network).unwrap_or_else(|error| {
+        note(&error);
+        None
+    });
+    let reservations = store.iter().flat_map(Store::reservations);
+    let holder = |holder: Holder| match holder {
+        Holder::Attachment(attachment) => Some(attachment),
+        Holder::Container(_) | Holder::Nobody | Holder::Unknown(_) => None,
     };
-    files.filter_map(|file| holder(fs::read_to_string(file.path()).ok()?)).collect()
+    reservations.filter_map(|one| holder(one.holder)).collect()
+}
+
+/// Gives back the addresses that no DEL can name: those of files that a full disk or a power cut has left without
+/// a holder, and those that an old version of `host-local` noted for containers that are gone.
+fn release_leftovers(delegate: &Delegate, valid: &BTreeSet<Attachment>) -> Vec<CniError> {
+    let Some(data_dir) = data_dir(delegate) else { return Vec::new() };
+    let failed = |msg: String| CniError::new(error::OTHER, msg);
+    let store = match Store::existing(&data_dir, &delegate.network) {
+        Ok(Some(store)) => store,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![failed(error)],
+    };
+    let (released, failures) = store.release_if(|holder| match holder {
+        Holder::Nobody => true,
+        Holder::Container(container) => valid.iter().all(|one| one.container != *container),
+        Holder::Attachment(_) | Holder::Unknown(_) => false,
+    });
+    for one in &released {
+        note(&format!("{}: reserved for no container: given back", one.path.display()));
+    }
+    failures.into_iter().map(failed).collect()
 }
 
 /// One error of many: the first, and the others that differ from it as details.
@@ -211,31 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_addresses_with_container_and_interface_are_reservations() {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, content) in [
-            ("10.1.17.2", "c1\r\neth0"),
-            ("fc00::2", "c2\r\nnet1\n"),
-            ("10.1.17.3", "only-the-container"),
-            ("10.1.17.4", "../x\r\neth0"),
-            ("10.1.17.5", "c5\r\n"),
-            ("last_reserved_ip.0", "c6\r\neth0"),
-            ("lock", ""),
-        ] {
-            fs::write(directory.path().join(name), content).unwrap();
-        }
-        assert_eq!(holders(directory.path()), attachments(&[("c1", "eth0"), ("c2", "net1")]));
-        assert!(holders(Path::new("/nowhere")).is_empty());
-    }
-
-    #[test]
     fn where_host_local_keeps_its_reservations_is_in_the_configuration() {
         let place = |ipam: &str| {
             let text = format!(r#"{{"ipam":{ipam},"name":"n","type":"bridge"}}"#);
-            reservations(&Delegate::from_kept(text.as_bytes()).unwrap())
+            data_dir(&Delegate::from_kept(text.as_bytes()).unwrap())
         };
-        assert_eq!(place(r#"{"type":"host-local"}"#), Some("/var/lib/cni/networks/n".into()));
-        assert_eq!(place(r#"{"type":"host-local","dataDir":"/x"}"#), Some("/x/n".into()));
+        assert_eq!(place(r#"{"type":"host-local"}"#), Some("/var/lib/cni/networks".into()));
+        assert_eq!(place(r#"{"type":"host-local","dataDir":"/x"}"#), Some("/x".into()));
         assert_eq!(place(r#"{"type":"dhcp"}"#), None);
         assert_eq!(place("7"), None);
     }

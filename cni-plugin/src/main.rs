@@ -7,7 +7,9 @@ mod conf;
 mod delegate;
 mod env;
 mod error;
+mod files;
 mod gc;
+mod host_local;
 mod node;
 mod route;
 mod saved;
@@ -64,7 +66,7 @@ fn answer(call: &Call) -> Result<String, CniError> {
     }
 }
 
-/// One line for the log of the container runtime. That nobody reads it is no reason to fail.
-fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+/// A message for the log of the container runtime. That nobody reads it is no reason to fail.
+fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "{}", error::bounded(message));
 }

@@ -8,13 +8,14 @@
 //! wrong about that guess is mended by DEL itself, which does without a file where it finds none.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::conf::Delegate;
 use crate::error::{self, CniError};
+use crate::files;
 
 /// What was kept for an attachment.
 #[derive(Debug)]
@@ -103,24 +104,21 @@ pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -
         .map_err(|error| failed(Path::new(directory), error))?;
     let taken = own.exists() || matches!(read(plain.clone()), Saved::Config(..));
     let file = if taken { own } else { plain };
-    write(&file, text).map_err(|error| failed(&file, error))?;
+    files::replace(&file, text.as_bytes()).map_err(|error| failed(&file, error))?;
     Ok(file)
 }
 
-/// Nobody sees a part of the file.
-fn write(file: &Path, text: &str) -> io::Result<()> {
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut open =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        open.write_all(text.as_bytes())?;
-        fs::rename(&temporary, file)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+/// Removes what an ADD of the attachment left beside its files if it was killed while it wrote one.
+pub(crate) fn tidy(directory: &str, container: &str, ifname: &str) {
+    let (plain, own) = names(directory, container, ifname);
+    for file in [plain, own] {
+        let _ = fs::remove_file(files::temporary(&file));
     }
-    written
+}
+
+/// Removes what any ADD that was killed left there.
+pub(crate) fn sweep(directory: &str) {
+    files::sweep(Path::new(directory), ".");
 }
 
 /// Removes a file whose attachment is gone.
@@ -142,7 +140,7 @@ fn names(directory: &str, container: &str, ifname: &str) -> (PathBuf, PathBuf) {
 }
 
 fn read(file: PathBuf) -> Saved {
-    match fs::read(&file) {
+    match files::read(&file) {
         Ok(bytes) => match Delegate::from_kept(&bytes) {
             Some(delegate) => Saved::Config(file, delegate),
             None => {

@@ -15,6 +15,7 @@ use crate::{node, note};
 /// After a failure the configuration stays where it was kept: the delegate may have reserved an address
 /// already, and the runtime follows up with DEL.
 pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
+    call.check_netns()?;
     let node = node::wait(&network.subnet_file, network.wait)
         .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
@@ -26,13 +27,13 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
         }
         CniError::from(failure)
     })?;
-    call.check_netns()?;
     result(&output, &delegate.plugin, network.version())
 }
 
 /// Disconnects a pod. What was kept goes only when the delegate has succeeded, so that the runtime's next
 /// try finds it; and what can't be read is made anew, so that no address stays reserved.
 pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
+    call.check_netns()?;
     match find(call, network) {
         Saved::Config(file, delegate) => {
             run_del(call, &delegate)?;
@@ -45,7 +46,8 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
         }
         Saved::Nothing => del_unknown(call, network)?,
     }
-    call.check_netns()
+    saved::tidy(&network.data_dir, &call.container, &call.ifname);
+    Ok(())
 }
 
 /// DEL without a trace of an ADD: perhaps it was lost, perhaps there was none. There was none for certain
@@ -89,17 +91,17 @@ pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
         node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
     let delegate = network.delegate(&node).map_err(unavailable)?;
     let program = delegate::find(&delegate.plugin, &call.path, Verb::Status).map_err(unavailable)?;
-    if delegate::speaks(&program, network.version()).map_err(unavailable)? {
-        delegate::run(&program, Verb::Status, &delegate.text)?;
-    } else {
-        note(&format!(
-            "{} does not speak CNI {}: it can't be asked for its status, and will refuse to add pods; install newer \
-             containernetworking plugins, or set \"cniVersion\" to what {:?} speaks",
+    if !delegate::speaks(&program, network.version()).map_err(unavailable)? {
+        let msg = format!(
+            "{} does not speak CNI {}: it will refuse to add pods; install newer containernetworking plugins, or set \
+             \"cniVersion\" to what {:?} speaks",
             program.display(),
             network.version(),
             delegate.plugin
-        ));
+        );
+        return Err(CniError::new(error::NOT_AVAILABLE, msg));
     }
+    delegate::run(&program, Verb::Status, &delegate.text)?;
     Ok(())
 }
 

@@ -10,7 +10,8 @@ const POD: Pod<'_> = Pod { container: "c1", ifname: "eth0", netns: NO_NETNS };
 /// A configuration with which each of the verbs gets past the framework.
 fn network(node: &Node, verb: &str) -> Value {
     let version = if ["STATUS", "GC"].contains(&verb) { "1.1.0" } else { "0.4.0" };
-    let mut network = node.network("n", version, json!({"type": "host-local"}));
+    let kind = if verb == "STATUS" { "stand-in-1.1" } else { "host-local" };
+    let mut network = node.network("n", version, json!({"type": kind}));
     if verb == "GC" {
         network["cni.dev/valid-attachments"] = json!([]);
     }
@@ -37,11 +38,12 @@ fn each_verb_needs_its_variables_and_no_others() {
         "DEL" => variable != "CNI_NETNS",
         _ => variable == "CNI_PATH",
     };
+    let path = node.stand_in().path();
     for verb in VERBS {
         let network = network(&node, verb).to_string();
         let all: Vec<_> = variables.into_iter().filter(|variable| needed(verb, variable)).collect();
         for variable in variables {
-            let answer = node.call_with(verb, POD, &network, &[(variable, "")]);
+            let answer = node.call_with(verb, POD, &network, &[("CNI_PATH", &path), (variable, "")]);
             if needed(verb, variable) {
                 refused(&answer, 4, &format!("required env variables [{variable}] missing"));
             } else {
@@ -59,6 +61,7 @@ fn names_that_are_none_are_refused_by_the_verbs_that_use_them() {
     let node = Node::new(V4);
     let container = "invalid characters in containerID";
     let characters = "interface name contains / or : or whitespace characters";
+    let path = node.stand_in().path();
     for (variable, value, msg) in [
         ("CNI_CONTAINERID", "../c1", container),
         ("CNI_CONTAINERID", "c 1", container),
@@ -71,7 +74,8 @@ fn names_that_are_none_are_refused_by_the_verbs_that_use_them() {
         ("CNI_IFNAME", "eth 0", characters),
     ] {
         for verb in VERBS {
-            let answer = node.call_with(verb, POD, &network(&node, verb).to_string(), &[(variable, value)]);
+            let variables = [("CNI_PATH", &*path), (variable, value)];
+            let answer = node.call_with(verb, POD, &network(&node, verb).to_string(), &variables);
             if ["STATUS", "GC"].contains(&verb) {
                 assert!(answer.success, "{verb} {value:?}: {answer:?}");
             } else {
@@ -178,4 +182,32 @@ fn a_delegate_is_a_regular_file_with_a_plain_name() {
         assert!(given == code && msg.contains(r#"invalid plugin name: "../host-local""#), "{verb} {msg}");
     }
     assert!(node.kept().is_empty());
+}
+
+#[test]
+fn the_plugins_own_namespace_is_refused_before_a_delegate_runs() {
+    let node = Node::new(V4);
+    let own = Pod { netns: "/proc/self/ns/net", ..POD };
+    let (code, _) = node.call("ADD", own, &network(&node, "ADD")).error();
+    assert_eq!(code, 8);
+    assert_eq!((node.reserved("n"), node.kept()), (vec![], vec![]));
+}
+
+#[test]
+fn foreign_text_of_any_length_gives_an_error_of_bearable_length() {
+    let node = Node::new(V4);
+    let long = "x".repeat(100_000);
+    let mut wrong_type = network(&node, "ADD");
+    wrong_type["waitSeconds"] = json!(long);
+    for (pod, network) in [
+        (Pod { container: &format!("-{long}"), ..POD }, network(&node, "ADD")),
+        (POD, wrong_type),
+        (POD, node.network(&format!("-{long}"), "1.0.0", json!({}))),
+        (POD, node.network("n", "1.0.0", json!({"type": long}))),
+        (POD, node.network("n", &long, json!({}))),
+    ] {
+        let answer = node.call("ADD", pod, &network);
+        answer.error();
+        assert!(answer.stdout.len() + answer.stderr.len() < 6000, "{}", answer.stdout.len());
+    }
 }

@@ -1,7 +1,8 @@
 //! GC drops what belongs to no valid attachment, and nothing else. The delegate is `host-local` itself, which
 //! needs no namespace; it does not know GC, so that the plugin has to do it by DEL.
 
-use std::fs;
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -193,4 +194,37 @@ fn a_node_full_of_pods_that_vanished_takes_new_ones_after_gc() {
     add("new", &namespace).result();
     assert_eq!((node.kept(), node.reserved("n").len()), (vec!["new".into()], 1));
     node.call("DEL", pod, &network).result();
+}
+
+#[test]
+fn addresses_that_are_reserved_for_no_container_are_given_back() {
+    let node = Node::new(V4);
+    added(&node, "n", &[("c1", "eth0"), ("c2", "eth0")]);
+    // Left by a full disk, by a power cut, by an old host-local, and by hand.
+    for (number, content) in [(10, ""), (11, "\0\0\0\0\0\0"), (12, "old-and-gone"), (13, "\n")] {
+        fs::write(node.path("addresses/n").join(format!("10.1.17.{number}")), content).unwrap();
+    }
+    fs::write(node.path("addresses/n/10.1.17.14"), "c2").unwrap();
+    fs::create_dir(node.path("addresses/n/10.1.17.15")).unwrap();
+    let answer = node.call("GC", NOBODY, &collecting(&node, "n", valid(&[("c2", "eth0")])));
+    answer.result();
+    assert!(answer.stderr.contains("10.1.17.10: reserved for no container: given back"), "{answer:?}");
+    assert_eq!(node.reserved("n"), ["10.1.17.14", "10.1.17.15", "10.1.17.3"]);
+}
+
+#[test]
+fn temporary_files_of_killed_calls_are_swept() {
+    let node = Node::new(V4);
+    added(&node, "n", &[("c1", "eth0")]);
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    for name in [".c7.4711", ".c8.new"] {
+        File::create(node.path("flannel").join(name)).unwrap().set_modified(old).unwrap();
+    }
+    fs::write(node.path("flannel/.c9.new"), "of a call that goes on").unwrap();
+    node.call("GC", NOBODY, &collecting(&node, "n", valid(&[("c1", "eth0")]))).result();
+    assert_eq!(node.kept(), [".c9.new", "c1"]);
+    // The DEL of its own attachment needs no GC.
+    let pod = Pod { container: "c9", ifname: "eth0", netns: NO_NETNS };
+    node.call("DEL", pod, &node.network("n", "1.0.0", json!({"type": "host-local"}))).result();
+    assert_eq!(node.kept(), ["c1"]);
 }

@@ -10,6 +10,7 @@ mod delegates;
 mod examples;
 mod framework;
 mod garbage;
+mod killed;
 mod networks;
 mod pods;
 mod refusals;

@@ -12,10 +12,12 @@ const POD: Pod<'_> = Pod { container: "c1", ifname: "eth0", netns: NO_NETNS };
 #[test]
 fn without_subnet_env_the_runtime_is_to_try_again_later() {
     let node = Node::new(V4);
-    let mut network = node.network("n", "1.1.0", json!({"type": "host-local"}));
+    let mut network = node.network("n", "1.1.0", json!({"type": "stand-in-1.1"}));
     network["waitSeconds"] = json!(0);
     let file = node.path("subnet.env");
-    assert_eq!(node.call("STATUS", POD, &network).result(), Value::Null);
+    let path = node.stand_in().path();
+    let status = node.call_with("STATUS", POD, &network.to_string(), &[("CNI_PATH", &path)]);
+    assert_eq!(status.result(), Value::Null);
     fs::write(&file, "FLANNEL_MTU=1450\n").unwrap();
     let (code, msg) = node.call("STATUS", POD, &network).error();
     assert!(code == 50 && msg.contains("is missing FLANNEL_NETWORK,"), "{msg}");

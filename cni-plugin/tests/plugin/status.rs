@@ -48,14 +48,14 @@ fn adding_a_pod_asks_nobody_for_versions() {
 }
 
 #[test]
-fn for_an_older_delegate_subnet_env_decides_and_the_log_says_what_it_lacks() {
+fn a_delegate_that_would_refuse_every_add_makes_status_fail() {
     let node = Node::new(V4);
-    for delegate in [json!({"type": "host-local"}), json!({})] {
+    for delegate in [json!({"type": "host-local"}), json!({"type": "ptp"})] {
         let network = node.network("n", "1.1.0", delegate);
-        let answer = node.call("STATUS", POD, &network);
-        assert_eq!(answer.result(), Value::Null);
-        assert!(answer.stderr.contains("does not speak CNI 1.1.0"), "{answer:?}");
-        assert!(answer.stderr.contains(r#"set "cniVersion""#), "{answer:?}");
+        let (code, msg) = node.call("STATUS", POD, &network).error();
+        assert!(code == 50 && msg.contains("does not speak CNI 1.1.0"), "{code} {msg}");
+        assert!(msg.contains(r#"set "cniVersion""#), "{msg}");
+        assert!(!node.call("ADD", POD, &network).success);
     }
 }
 

@@ -1,0 +1,252 @@
+//! The reservations on disk, in the form of the original: in `<dataDir>/<network>` a file per address, and the lock.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::env::{Attachment, check_interface, is_identifier};
+use crate::files;
+
+/// The directory of directories, unless the configuration has a `dataDir`.
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+
+/// The reservations of one network. While the value lives, no other process changes them.
+pub(crate) struct Store {
+    directory: PathBuf,
+    _lock: File,
+}
+
+/// One reserved address.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    /// The address, which is the file's name.
+    pub(crate) address: IpAddr,
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// For whom it is reserved.
+    pub(crate) holder: Holder,
+}
+
+/// For whom an address is reserved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// An attachment.
+    Attachment(Attachment),
+    /// A container, by a version of `host-local` that did not write interfaces.
+    Container(String),
+    /// Nobody: the file is empty, as after a full disk or a power cut, or holds what is no container.
+    Nobody,
+    /// The file can't be read.
+    Unknown(String),
+}
+
+impl Holder {
+    /// What a file's content says.
+    fn parse(content: &[u8]) -> Self {
+        let Ok(text) = std::str::from_utf8(content) else { return Self::Nobody };
+        match text.trim().split_once("\r\n") {
+            Some((container, ifname)) if is_identifier(container) && check_interface(ifname).is_ok() => {
+                Self::Attachment(Attachment { container: container.to_owned(), ifname: ifname.to_owned() })
+            }
+            None if is_identifier(text.trim()) => Self::Container(text.trim().to_owned()),
+            _ => Self::Nobody,
+        }
+    }
+
+    /// Whether a DEL of the attachment gives the address back.
+    pub(crate) fn is(&self, attachment: &Attachment) -> bool {
+        match self {
+            Self::Attachment(holder) => holder == attachment,
+            Self::Container(container) => *container == attachment.container,
+            Self::Nobody | Self::Unknown(_) => false,
+        }
+    }
+}
+
+impl Store {
+    /// Opens the network's directory, makes it if it is missing, and waits for the lock.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub(crate) fn open(data_dir: &Path, network: &str) -> Result<Self, String> {
+        let directory = data_dir.join(network);
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
+        made.map_err(|error| format!("mkdir {}: {error}", directory.display()))?;
+        Self::locked(directory)
+    }
+
+    /// Like [`open`](Self::open), but makes nothing: without a directory there are no reservations.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn existing(data_dir: &Path, network: &str) -> Result<Option<Self>, String> {
+        let directory = data_dir.join(network);
+        if directory.is_dir() { Self::locked(directory).map(Some) } else { Ok(None) }
+    }
+
+    fn locked(directory: PathBuf) -> Result<Self, String> {
+        let path = directory.join("lock");
+        let failed = |error: io::Error| format!("lock {}: {error}", path.display());
+        // Reading is enough for the lock. O_NOFOLLOW: what a link leads to is not to be made.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK).mode(0o750);
+        let lock = options.open(&path).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        Ok(Self { directory, _lock: lock })
+    }
+
+    /// All reservations, in the order of their addresses.
+    pub(crate) fn reservations(&self) -> Vec<Reservation> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let named = entries.filter_map(|entry| {
+            let address = entry.file_name().to_str()?.parse().ok()?;
+            Some((address, entry.path()))
+        });
+        let reservation = |(address, path): (IpAddr, PathBuf)| {
+            let holder = match files::read(&path) {
+                Ok(content) => Holder::parse(&content),
+                Err(error) => Holder::Unknown(error.to_string()),
+            };
+            Reservation { address, path, holder }
+        };
+        let mut reservations: Vec<_> = named.map(reservation).collect();
+        reservations.sort_by_key(|reservation| reservation.address);
+        reservations
+    }
+
+    /// Reserves an address for the attachment, and notes it as the last one of the range set number `set`.
+    /// `false` if it is reserved already.
+    ///
+    /// # Errors
+    /// The system's; the address is not reserved then.
+    pub(crate) fn reserve(
+        &self,
+        address: IpAddr,
+        attachment: &Attachment,
+        set: usize,
+    ) -> Result<bool, String> {
+        let path = self.directory.join(address.to_string());
+        let failed = |error: io::Error| format!("reserving {}: {error}", path.display());
+        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            outcome => outcome.map_err(failed)?,
+        };
+        let Attachment { container, ifname } = attachment;
+        let noted = file.write_all(format!("{container}\r\n{ifname}").as_bytes()).and_then(|()| {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+            options.open(self.last_reserved_path(set))?.write_all(address.to_string().as_bytes())
+        });
+        noted.map(|()| true).map_err(|error| {
+            // An empty file would hold the address for nobody.
+            let _ = fs::remove_file(&path);
+            failed(error)
+        })
+    }
+
+    /// The address that was reserved last in the range set number `set`.
+    pub(crate) fn last_reserved(&self, set: usize) -> Option<IpAddr> {
+        let content = files::read(&self.last_reserved_path(set)).ok()?;
+        std::str::from_utf8(&content).ok()?.parse().ok()
+    }
+
+    /// Gives back the addresses of the attachment; those that are noted for its container alone only if there
+    /// are no others, as the original does.
+    pub(crate) fn release(&self, attachment: &Attachment) {
+        let reservations = self.reservations();
+        let own: Vec<_> = reservations.iter().filter(|one| one.holder.is(attachment)).collect();
+        let exact = |one: &&&Reservation| matches!(one.holder, Holder::Attachment(_));
+        let released: Vec<_> = if own.iter().any(|one| exact(&one)) {
+            own.iter().filter(exact).collect()
+        } else {
+            own.iter().collect()
+        };
+        for one in released {
+            let _ = fs::remove_file(&one.path);
+        }
+    }
+
+    /// Gives back every address whose holder `is_gone`; gives what was given back.
+    ///
+    /// # Errors
+    /// Those that could not be given back, as sentences.
+    pub(crate) fn release_if(
+        &self,
+        mut is_gone: impl FnMut(&Holder) -> bool,
+    ) -> (Vec<Reservation>, Vec<String>) {
+        let (mut released, mut failures) = (Vec::new(), Vec::new());
+        for one in self.reservations() {
+            if !is_gone(&one.holder) {
+                continue;
+            }
+            match fs::remove_file(&one.path) {
+                Ok(()) => released.push(one),
+                Err(error) => failures.push(format!("{} can't be removed: {error}", one.path.display())),
+            }
+        }
+        (released, failures)
+    }
+
+    fn last_reserved_path(&self, set: usize) -> PathBuf {
+        self.directory.join(format!("last_reserved_ip.{set}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn attachment(container: &str, ifname: &str) -> Attachment {
+        Attachment { container: container.to_owned(), ifname: ifname.to_owned() }
+    }
+
+    #[test]
+    fn the_content_of_a_file_tells_whose_the_address_is() {
+        for (content, holder) in [
+            (&b"c1\r\neth0"[..], Holder::Attachment(attachment("c1", "eth0"))),
+            (b"c2\r\nnet1\n", Holder::Attachment(attachment("c2", "net1"))),
+            (b"only-the-container", Holder::Container("only-the-container".into())),
+            (b"", Holder::Nobody),
+            (b"\0\0\0\0\0\0\0\0", Holder::Nobody),
+            (b"../x\r\neth0", Holder::Nobody),
+            (b"c5\r\n", Holder::Container("c5".into())),
+            (b"\xff\xfe", Holder::Nobody),
+        ] {
+            assert_eq!(Holder::parse(content), holder, "{}", String::from_utf8_lossy(content));
+        }
+    }
+
+    #[test]
+    fn only_files_named_by_addresses_are_reservations() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), "n").unwrap();
+        assert_eq!(store.reserve("10.1.17.2".parse().unwrap(), &attachment("c1", "eth0"), 0), Ok(true));
+        assert_eq!(store.reserve("10.1.17.2".parse().unwrap(), &attachment("c2", "eth0"), 0), Ok(false));
+        assert_eq!(store.reserve("fc00::2".parse().unwrap(), &attachment("c1", "eth0"), 1), Ok(true));
+        fs::write(directory.path().join("n/strange"), "c1\r\neth0").unwrap();
+        fs::create_dir(directory.path().join("n/10.1.17.3")).unwrap();
+        let found = store.reservations();
+        assert_eq!(found.len(), 3);
+        assert!(matches!(found[1].holder, Holder::Unknown(_)));
+        assert_eq!(store.last_reserved(1), Some("fc00::2".parse().unwrap()));
+        store.release(&attachment("c1", "eth0"));
+        assert_eq!(store.reservations().len(), 1);
+    }
+
+    #[test]
+    fn where_there_is_no_directory_nothing_is_made_for_looking() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Store::existing(directory.path(), "n").unwrap().is_none());
+        assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_contents_never_panic(content: Vec<u8>) {
+            let _ = Holder::parse(&content);
+        }
+    }
+}
