@@ -71,6 +71,12 @@ test: deps build ## Runs all tests (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
 	cargo test --workspace --all-features
 
+test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod
+test-vm: deps ## Runs agents on Debian's kernel under emulation: without a module, an older one, a lossy network (root)
+	program=$$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
+		sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
+	bench/vm/test "$$program"
+
 test-kube: ## Runs the Kubernetes suite over a real API server (KUBEBUILDER_ASSETS names a directory with it)
 	@for program in kube-apiserver etcd; do \
 		[ -x "$${KUBEBUILDER_ASSETS:-}/$$program" ] || { \
@@ -133,6 +139,6 @@ manifest-check: deps ## Checks kube-flannel.yml against the schemas of Kubernete
 
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) manifest-check clippy doc layers test
+	$(MAKE) manifest-check clippy doc layers test test-vm
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-kube fmt clippy doc layers release image manifest-check ci
+.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci
