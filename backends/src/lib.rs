@@ -18,6 +18,7 @@ pub mod iptables;
 pub mod kernel;
 pub mod memory;
 pub mod name;
+mod netlink;
 pub mod nft;
 pub mod peers;
 pub mod reconcile;

@@ -31,7 +31,6 @@ mod model;
 mod set;
 mod socket;
 mod steps;
-pub(crate) mod wire;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -47,7 +46,10 @@ pub use set::{Data, DataType, Key, KeyType, Set, Span, flags as set_flags};
 
 use abi::*;
 use decode::Assembly;
-use socket::{Conversation, EMSGSIZE, ENOENT};
+use rustix::io::Errno;
+use socket::{NftSocket, Refused};
+
+use crate::netlink::wire::{self, Writer};
 
 /// How often a dump is repeated because something changed meanwhile. On a busy node somebody, such as
 /// kube-proxy, changes something often, but hardly within each of so many milliseconds.
@@ -92,7 +94,7 @@ pub enum NftError {
 
 /// The nftables of one network namespace.
 pub struct Nft {
-    conversation: Conversation,
+    socket: NftSocket,
 }
 
 impl Nft {
@@ -101,13 +103,13 @@ impl Nft {
     /// # Errors
     /// [`NftError::Netlink`] when no netlink socket can be had.
     pub fn open() -> Result<Self, NftError> {
-        let conversation = Conversation::open().map_err(failed("opening a netlink socket"))?;
-        Ok(Self { conversation })
+        let socket = NftSocket::open().map_err(failed("opening a netlink socket"))?;
+        Ok(Self { socket })
     }
 
     /// The number by which a [`Listener`] knows changes made through this value.
     pub fn port(&self) -> u32 {
-        self.conversation.port()
+        self.socket.port()
     }
 
     /// Makes each of these tables exactly as given, all of them or none.
@@ -127,16 +129,16 @@ impl Nft {
         if changes.is_empty() {
             return Ok(());
         }
-        let transaction = Transaction::new(changes, self.conversation.next_sequence())?;
-        let answer = self.conversation.transact(&transaction).map_err(failed("sending a transaction"))?;
-        answer.map_err(|refusal| {
+        let transaction = Transaction::new(changes, self.socket.next_sequence())?;
+        let answer = self.socket.transact(&transaction).map_err(failed("sending a transaction"))?;
+        answer.map_err(|Refused { position, refusal, others }| {
             let words = refusal.words.map(|words| format!(" ({words})")).unwrap_or_default();
-            let others = match refusal.others {
+            let others = match others {
                 0 => String::new(),
                 others => format!("; {others} more messages were refused"),
             };
             NftError::Refused {
-                object: transaction.object(refusal.position),
+                object: transaction.object(position),
                 details: format!("{words}{}{others}", remedy(&refusal.error)),
                 source: refusal.error,
             }
@@ -192,15 +194,16 @@ impl Nft {
     /// tables are still listed before those that replace them, and a dump of a table's rules by name gives
     /// those of the former: none. An empty transaction changes nothing, but has to wait for its turn.
     fn settle(&mut self) -> Result<(), NftError> {
-        let nothing = Transaction::new(&[], self.conversation.next_sequence())?;
-        let answer = self.conversation.transact(&nothing).and_then(|answer| answer.map_err(|no| no.error));
+        let nothing = Transaction::new(&[], self.socket.next_sequence())?;
+        let answer =
+            self.socket.transact(&nothing).and_then(|answer| answer.map_err(|refused| refused.refusal.error));
         answer.map_err(failed("waiting for the ruleset to settle"))
     }
 
     /// A number that is another one after every transaction.
     fn generation(&mut self) -> Result<u32, NftError> {
         let read = |attributes: &[u8]| wire::find_u32(attributes, NFTA_GEN_ID);
-        self.conversation.get(message::GETGEN, read).map_err(failed("reading the ruleset's generation"))
+        self.socket.get(message::GETGEN, read).map_err(failed("reading the ruleset's generation"))
     }
 
     fn read(&mut self, wanted: impl Fn(&TableId) -> bool) -> io::Result<Option<Ruleset>> {
@@ -209,20 +212,18 @@ impl Nft {
         let tables: Vec<TableId> = assembly.ruleset().tables.iter().map(|table| table.id.clone()).collect();
         for id in &tables {
             let family = id.family.number();
-            let of_table = |kind| move |w: &mut wire::Writer| w.string(kind, &id.name);
-            steady &= self
-                .conversation
-                .dump(message::GETSET, family, of_table(NFTA_SET_TABLE), |m| assembly.add(m))?;
-            steady &= self
-                .conversation
-                .dump(message::GETRULE, family, of_table(NFTA_RULE_TABLE), |m| assembly.add(m))?;
+            let of_table = |kind| move |w: &mut Writer| w.string(kind, &id.name);
+            steady &=
+                self.socket.dump(message::GETSET, family, of_table(NFTA_SET_TABLE), |m| assembly.add(m))?;
+            steady &=
+                self.socket.dump(message::GETRULE, family, of_table(NFTA_RULE_TABLE), |m| assembly.add(m))?;
             let sets = assembly.ruleset().table(id).map(|table| &table.sets).into_iter().flatten();
             for name in sets.map(|set| set.name.clone()).collect::<Vec<_>>() {
-                let of_set = |w: &mut wire::Writer| {
+                let of_set = |w: &mut Writer| {
                     w.string(NFTA_SET_ELEM_LIST_TABLE, &id.name);
                     w.string(NFTA_SET_ELEM_LIST_SET, &name);
                 };
-                steady &= self.conversation.dump(message::GETSETELEM, family, of_set, |m| assembly.add(m))?;
+                steady &= self.socket.dump(message::GETSETELEM, family, of_set, |m| assembly.add(m))?;
             }
         }
         Ok(steady.then(|| assembly.finish()))
@@ -238,12 +239,12 @@ impl Nft {
             if !seen.insert((id.clone(), name.clone())) {
                 continue;
             }
-            let of_chain = |w: &mut wire::Writer| {
+            let of_chain = |w: &mut Writer| {
                 w.string(NFTA_RULE_TABLE, &id.name);
                 w.string(NFTA_RULE_CHAIN, &name);
             };
             let family = id.family.number();
-            steady &= self.conversation.dump(message::GETRULE, family, of_chain, |m| assembly.add(m))?;
+            steady &= self.socket.dump(message::GETRULE, family, of_chain, |m| assembly.add(m))?;
             let chain = assembly.ruleset().table(&id).and_then(|table| table.chain(&name));
             let rules = chain.into_iter().flat_map(|chain| &chain.rules);
             todo.extend(rules.filter_map(|rule| Some((id.clone(), rule.leads_to()?.to_owned()))));
@@ -258,7 +259,7 @@ impl Nft {
 
     /// Tables and chains without rules.
     fn read_tables(&mut self, into: &mut Assembly, wanted: impl Fn(&TableId) -> bool) -> io::Result<bool> {
-        let mut steady = self.conversation.dump(
+        let mut steady = self.socket.dump(
             message::GETTABLE,
             0,
             |_| {},
@@ -268,7 +269,7 @@ impl Nft {
                 }
             },
         )?;
-        steady &= self.conversation.dump(message::GETCHAIN, 0, |_| {}, |message| into.add(message))?;
+        steady &= self.socket.dump(message::GETCHAIN, 0, |_| {}, |message| into.add(message))?;
         Ok(steady)
     }
 }
@@ -279,19 +280,18 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> NftError {
 
 /// What to do about an errno that says little.
 fn remedy(error: &io::Error) -> &'static str {
-    const EPERM: i32 = 1;
-    const EBUSY: i32 = 16;
-    const EOPNOTSUPP: i32 = 95;
-    match error.raw_os_error() {
-        Some(EPERM) => "; this takes the capability NET_ADMIN",
-        Some(ENOENT) => {
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM) => "; this takes the capability NET_ADMIN",
+        Some(Errno::NOENT) => {
             "; what it names is not there, or the kernel has no module for it (nft_masq, nft_ct, ...)"
         }
-        Some(EBUSY) => "; something else still uses it",
-        Some(EOPNOTSUPP) => {
+        Some(Errno::BUSY) => "; something else still uses it",
+        Some(Errno::OPNOTSUPP) => {
             "; the kernel can't do this, or not in this chain: load nf_tables and nft_chain_nat"
         }
-        Some(EMSGSIZE) => "; it doesn't fit into the send buffer: raise net.core.wmem_max, or give NET_ADMIN",
+        Some(Errno::MSGSIZE) => {
+            "; it doesn't fit into the send buffer: raise net.core.wmem_max, or give NET_ADMIN"
+        }
         _ => "",
     }
 }

@@ -2,7 +2,6 @@
 
 mod decode;
 mod encode;
-mod ethtool;
 mod listen;
 mod refusal;
 mod route;
@@ -25,13 +24,13 @@ use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::backend::Direct;
 use crate::host::{DefaultRoute, HostView, Way};
 use crate::name::Name;
+use crate::netlink::ethtool::Ethtool;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, Route};
 use crate::udp::counters::Counters;
 use crate::udp::engine::{Engine, Offload};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
-use ethtool::Ethtool;
 use refusal::{errno, record};
-use socket::{Conversation, Request};
+use socket::{Request, RouteSocket};
 
 pub use listen::Listener;
 
@@ -40,7 +39,7 @@ type Found = (Vec<decode::RouteFacts>, Vec<DefaultRoute>);
 
 /// The kernel of the network namespace in which it was opened.
 pub struct Netlink {
-    conversation: Conversation,
+    socket: RouteSocket,
     /// Index of every link by name, as of the last look.
     indexes: BTreeMap<Name, u32>,
     /// The tunnels that live in this process.
@@ -64,9 +63,9 @@ impl Netlink {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(offload: Offload) -> Result<Self, KernelError> {
-        let conversation = Conversation::open().map_err(failed("opening a socket"))?;
+        let socket = RouteSocket::open().map_err(failed("opening a socket"))?;
         Ok(Self {
-            conversation,
+            socket,
             indexes: BTreeMap::new(),
             tunnels: Engine::new(offload),
             ethtool: Ethtool::new(),
@@ -84,7 +83,7 @@ impl Netlink {
         // Counters would triple the answer.
         request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let request = RouteNetlinkMessage::GetLink(request);
-        self.conversation.dump(&request, Vec::new, |links, message| {
+        self.socket.dump(&request, Vec::new, |links, message| {
             if let RouteNetlinkMessage::NewLink(message) = message {
                 links.extend(decode::link(&message));
             }
@@ -95,7 +94,7 @@ impl Netlink {
         let mut host = HostView::default();
         host.links.extend(links.iter().map(|link| (link.host.index, link.host.clone())));
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let addresses = self.conversation.dump(&request, Vec::new, |addresses, message| {
+        let addresses = self.socket.dump(&request, Vec::new, |addresses, message| {
             if let RouteNetlinkMessage::NewAddress(message) = message {
                 addresses.extend(decode::address(&message));
             }
@@ -125,7 +124,7 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        self.conversation.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
+        self.socket.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
             let RouteNetlinkMessage::NewRoute(message) = message else { return };
             let Some(facts) = decode::route(&message, name_of) else { return };
             let (route, link) = (&facts.route, facts.link);
@@ -155,7 +154,7 @@ impl Netlink {
                 request.attributes.push(NeighbourAttribute::IfIndex(index));
             }
             let request = RouteNetlinkMessage::GetNeighbour(request);
-            all.append(&mut self.conversation.dump(&request, Vec::new, |entries, message| {
+            all.append(&mut self.socket.dump(&request, Vec::new, |entries, message| {
                 if let RouteNetlinkMessage::NewNeighbour(message) = message {
                     entries.extend(decode::neighbour(&message));
                 }
@@ -179,7 +178,7 @@ impl Netlink {
     fn index_of(&mut self, name: &Name) -> io::Result<u32> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
-        match self.conversation.ask(RouteNetlinkMessage::GetLink(request))? {
+        match self.socket.ask(RouteNetlinkMessage::GetLink(request))? {
             RouteNetlinkMessage::NewLink(message) => Ok(message.header.index),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         }
@@ -193,7 +192,7 @@ impl Netlink {
             patch.mtu = Some(link.settings.mtu);
         } else {
             let change = Change::AddLink(*name, link.clone());
-            self.conversation.change(encode::request(&change, 0)?)?;
+            self.socket.change(encode::request(&change, 0)?)?;
         }
         let index = self.index_of(name)?;
         self.indexes.insert(*name, index);
@@ -207,7 +206,7 @@ impl Netlink {
             let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/accept_local"), "1");
         }
         if !patch.is_empty() {
-            self.conversation.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
+            self.socket.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
         }
         // The next round says so if it can't be had.
         let _ = link.settings.tx_checksum.map(|on| self.ethtool.set_tx_checksum(index, on));
@@ -220,7 +219,7 @@ impl Netlink {
             Change::AddLink(name, link) => self.add_link(name, link),
             Change::RenameLink(from, to) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
-                self.conversation.change(encode::request(change, index)?)?;
+                self.socket.change(encode::request(change, index)?)?;
                 self.indexes.remove(from);
                 self.indexes.insert(*to, index);
                 Ok(())
@@ -233,7 +232,7 @@ impl Netlink {
             Change::SetLink(name, patch) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 encode::steps(patch).try_for_each(|step| {
-                    self.conversation.change(encode::request(&Change::SetLink(*name, step), index)?)
+                    self.socket.change(encode::request(&Change::SetLink(*name, step), index)?)
                 })?;
                 patch.tx_checksum.map_or(Ok(()), |on| self.ethtool.set_tx_checksum(index, on))
             }
@@ -243,7 +242,7 @@ impl Netlink {
                     self.tunnels.close(&name);
                 }
                 self.indexes.retain(|_, known| *known != index);
-                self.conversation.change(encode::request(change, index)?)
+                self.socket.change(encode::request(change, index)?)
             }
         }
     }
@@ -366,7 +365,7 @@ impl Netlink {
     ) {
         let (positions, requests) = std::mem::take(pending);
         let mut enabled: Option<Name> = None;
-        for (offset, error) in self.conversation.changes(requests) {
+        for (offset, error) in self.socket.changes(requests) {
             let position = positions[offset];
             let change = &changes[position];
             if let Change::AddAddress(name, net) = change
@@ -390,7 +389,7 @@ impl Netlink {
 
     fn repeat(&mut self, change: &Change) -> io::Result<()> {
         let index = change.device().and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
-        self.conversation.change(encode::request(change, index)?)
+        self.socket.change(encode::request(change, index)?)
     }
 
     /// Sets a route after one to its next hop alone, which goes again: without that, nothing could take

@@ -7,7 +7,7 @@ use super::abi::*;
 use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
 use super::steps;
-use super::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
+use crate::netlink::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
 
 impl Ruleset {
     /// Reads messages such as those of a dump, or those of a [`super::Transaction`] that makes tables.

@@ -8,7 +8,7 @@ use super::change::{Change, Origin, Part, Place};
 use super::model::{Base, Chain, Policy, Rule, Table, TableId};
 use super::set::{Data, DataType, Set, Span, flags, following};
 use super::steps;
-use super::wire::{Head, Writer};
+use crate::netlink::wire::{Head, Writer};
 
 /// The longest name, `NFT_NAME_MAXLEN` without the zero.
 const NAME_MAX: usize = 255;
@@ -63,6 +63,12 @@ impl<'a> Transaction<'a> {
     }
 }
 
+/// A message's headers. `resource` is the subsystem in the frame messages of a batch, else 0.
+pub(super) fn head(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Head {
+    let [high, low] = resource.to_be_bytes();
+    Head { kind, flags, sequence, own: [family, NFNETLINK_V0, high, low] }
+}
+
 struct Encoder<'a> {
     changes: &'a [Change<'a>],
     w: Writer,
@@ -82,7 +88,7 @@ impl Encoder<'_> {
     fn head(&mut self, kind: u16, flags: u16, family: u8, resource: u16) -> Head {
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
-        Head { kind, flags, sequence, family, resource }
+        head(kind, flags, sequence, family, resource)
     }
 
     fn message(

@@ -4,7 +4,7 @@
 //! together from the functions in [`super::matches`], not from single steps.
 
 use super::abi::{NFTA_XT_INFO, NFTA_XT_NAME};
-use super::wire;
+use crate::netlink::wire;
 
 /// A 32-bit register, 0 to 15. Longer values take several in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

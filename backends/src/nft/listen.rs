@@ -2,22 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER};
-use rustix::net::sockopt;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use tokio::sync::Notify;
 
 use super::NftError;
 use super::abi::{NFNLGRP_NFTABLES, NFTA_CHAIN_NAME, NFTA_RULE_CHAIN, message};
 use super::decode::{base, table_id};
 use super::model::{Hook, Ruleset, TableId};
-use super::socket::ENOBUFS;
-use super::wire::{Message, find_string, messages};
-
-/// Room for any notification; the kernel packs several into a page or two.
-const LONGEST: usize = 64 * 1024;
+use crate::netlink::multicast::{MulticastSocket, Received};
+use crate::netlink::wire::{Message, find_string, messages};
 
 /// Room for notifications that wait, in bytes; the kernel takes memory only for those that do. Our own
 /// changes are notified, too, and thousands of rules and elements at once must not overrun it.
@@ -91,7 +86,7 @@ impl fmt::Display for Moved {
 
 /// The receiving end of the kernel's notifications about nftables.
 pub struct Listener {
-    socket: TokioSocket,
+    socket: MulticastSocket,
 }
 
 impl Listener {
@@ -100,18 +95,9 @@ impl Listener {
     /// # Errors
     /// [`NftError::Netlink`] when no netlink socket can be had.
     pub fn open() -> Result<Self, NftError> {
-        Self::subscribe().map_err(|source| NftError::Netlink { what: "subscribing to notifications", source })
-    }
-
-    fn subscribe() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-        // Without privilege the kernel gives what rmem_max allows; overruns are told, see `Moved::Anything`.
-        let receiver = socket.socket_ref();
-        sockopt::set_socket_recv_buffer_size_force(receiver, WAITING)
-            .or_else(|_| sockopt::set_socket_recv_buffer_size(receiver, WAITING))?;
-        socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
-        Ok(Self { socket })
+        let socket = MulticastSocket::subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES], Some(WAITING));
+        let failed = |source| NftError::Netlink { what: "subscribing to notifications", source };
+        Ok(Self { socket: socket.map_err(failed)? })
     }
 
     /// Waits until somebody else touches what is watched at that moment. Cancelling loses nothing but what
@@ -120,20 +106,18 @@ impl Listener {
     /// # Errors
     /// [`NftError::Netlink`] when the socket fails.
     pub async fn moved(&self, watched: &Mutex<Watched>) -> Result<Moved, NftError> {
-        let mut buffer = Vec::with_capacity(LONGEST);
+        let mut buffer = MulticastSocket::buffer();
         loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer).await {
-                Ok(()) => {
+            let received = self.socket.receive(&mut buffer).await;
+            match received.map_err(|source| NftError::Netlink { what: "receiving notifications", source })? {
+                Received::Datagram(datagram) => {
                     let watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(moved) = messages(&buffer).find_map(|message| watched.concerned_by(&message))
+                    if let Some(moved) = messages(datagram).find_map(|message| watched.concerned_by(&message))
                     {
                         return Ok(moved);
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => return Ok(Moved::Anything),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(NftError::Netlink { what: "receiving notifications", source }),
+                Received::Lost => return Ok(Moved::Anything),
             }
         }
     }

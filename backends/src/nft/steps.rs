@@ -2,7 +2,7 @@
 
 use super::abi::*;
 use super::expr::{Expr, Header, Lookup, MetaKey, Op, Reg, Verdict};
-use super::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
+use crate::netlink::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
 
 /// Registers below this number in messages are 128 bits long.
 const FIRST_SHORT_REGISTER: u32 = 8;

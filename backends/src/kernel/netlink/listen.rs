@@ -4,13 +4,11 @@
 //! losing some is harmless, and our own changes, which the kernel echoes, wake nobody because they are
 //! what is desired.
 
-use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
-use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 
@@ -18,6 +16,7 @@ use super::decode::{self, NeighbourFacts};
 use super::socket::messages;
 use crate::kernel::{Interest, KernelError, Notices};
 use crate::name::Name;
+use crate::netlink::multicast::{MulticastSocket, Received};
 use crate::state::PROTOCOL_KERNEL;
 
 impl Interest {
@@ -142,7 +141,7 @@ impl Interest {
 
 /// The receiving end of the kernel's notifications.
 pub struct Listener {
-    socket: TokioSocket,
+    socket: MulticastSocket,
 }
 
 impl Listener {
@@ -151,49 +150,34 @@ impl Listener {
     /// # Errors
     /// [`KernelError::Netlink`] when no netlink socket can be had.
     pub fn open() -> Result<Self, KernelError> {
-        Self::subscribe().map_err(super::failed("subscribing to notifications"))
-    }
-
-    fn subscribe() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-        for group in [
+        let groups = [
             MulticastGroup::Link,
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
-        ] {
-            socket.socket_mut().add_membership(group as u32)?;
-        }
-        Ok(Self { socket })
+        ];
+        let socket = MulticastSocket::subscribe(NETLINK_ROUTE, &groups.map(|group| group as u32), None);
+        Ok(Self { socket: socket.map_err(super::failed("subscribing to notifications"))? })
     }
 }
 
 impl Notices for Listener {
     async fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
-        let mut buffer = Vec::with_capacity(32 * 1024);
+        let mut buffer = MulticastSocket::buffer();
         loop {
-            buffer.clear();
-            match self.socket.recv(&mut buffer).await {
-                Ok(()) => {
+            let concerned = match self.socket.receive(&mut buffer).await {
+                Ok(Received::Datagram(datagram)) => {
                     let interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
-                    let concerned = messages(&buffer).any(|message| match message.payload {
-                        NetlinkPayload::InnerMessage(inner) => interest.concerned_by(&inner),
-                        _ => false,
-                    });
-                    if concerned {
-                        moved.notify_one();
-                    }
+                    messages(datagram).any(|message| interest.concerned_by(&message))
                 }
-                // Notifications were lost, so anything may have moved.
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => moved.notify_one(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Received::Lost) => true,
                 Err(source) => return KernelError::Netlink { what: "receiving notifications", source },
+            };
+            if concerned {
+                moved.notify_one();
             }
         }
     }
 }
-
-const ENOBUFS: i32 = 105;

@@ -27,7 +27,7 @@ impl Netlink {
             .build();
         // A strict kernel wants everything but the destination unset.
         request.header = RouteHeader { table: 0, protocol: 0.into(), kind: 0.into(), ..request.header };
-        let answer = self.conversation.ask(RouteNetlinkMessage::GetRoute(request)).map_err(failed(what))?;
+        let answer = self.socket.ask(RouteNetlinkMessage::GetRoute(request)).map_err(failed(what))?;
         let RouteNetlinkMessage::NewRoute(answer) = answer else {
             return Err(failed(what)(io::Error::from(io::ErrorKind::InvalidData)));
         };
@@ -79,7 +79,7 @@ impl Netlink {
             }
         }
         // A refused question is asked again with the next look.
-        let _ = self.conversation.changes(asked);
+        let _ = self.socket.changes(asked);
         Ok(Arc::new(direct))
     }
 }

@@ -1,23 +1,19 @@
 //! Netlink messages and attributes as bytes: writing them, and reading them without trust.
 
-use super::abi::NFNETLINK_V0;
-
 /// A netlink message's own header.
-pub(super) const HEADER: usize = 16;
+pub(crate) const HEADER: usize = 16;
 
 /// The `nfgenmsg` that every message of the netfilter subsystems begins with; `genlmsghdr` is as long.
 const GENERIC: usize = 4;
 
-/// What a message header says besides the length.
+/// What a message's headers say besides the length.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    /// The address family, one of `NFPROTO_*`.
-    pub(super) family: u8,
-    /// The subsystem in the frame messages of a batch, else 0.
-    pub(super) resource: u16,
+pub(crate) struct Head {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    /// The subsystem's own header: `nfgenmsg` or `genlmsghdr`.
+    pub(crate) own: [u8; GENERIC],
 }
 
 /// Messages one after another in one buffer.
@@ -36,44 +32,30 @@ impl Writer {
         self.bytes
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.bytes.clear();
     }
 
     /// Whether an attribute since the last call was longer than netlink can say (64 KiB).
-    pub(super) fn take_too_long(&mut self) -> bool {
+    pub(crate) fn take_too_long(&mut self) -> bool {
         std::mem::take(&mut self.too_long)
     }
 
-    pub(super) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
-        let [high, low] = head.resource.to_be_bytes();
-        let own = [head.family, NFNETLINK_V0, high, low];
-        self.message_with(head.kind, head.flags, head.sequence, own, body);
-    }
-
-    /// A message of any subsystem whose own header has four bytes.
-    pub(crate) fn message_with(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        sequence: u32,
-        own: [u8; GENERIC],
-        body: impl FnOnce(&mut Self),
-    ) {
+    pub(crate) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend([0; 4]);
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend(flags.to_ne_bytes());
-        self.bytes.extend(sequence.to_ne_bytes());
+        self.bytes.extend(head.kind.to_ne_bytes());
+        self.bytes.extend(head.flags.to_ne_bytes());
+        self.bytes.extend(head.sequence.to_ne_bytes());
         self.bytes.extend([0; 4]);
-        self.bytes.extend(own);
+        self.bytes.extend(head.own);
         body(self);
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
     /// Sets `NLM_F_*` flags of the message that begins at `start`.
-    pub(super) fn add_flags(&mut self, start: usize, flags: u16) {
+    pub(crate) fn add_flags(&mut self, start: usize, flags: u16) {
         let field = &mut self.bytes[start + 6..start + 8];
         let flags = flags | u16::from_ne_bytes([field[0], field[1]]);
         field.copy_from_slice(&flags.to_ne_bytes());
@@ -86,11 +68,11 @@ impl Writer {
     }
 
     /// Integers are in network order in all attributes of this subsystem.
-    pub(super) fn u32(&mut self, kind: u16, value: u32) {
+    pub(crate) fn u32(&mut self, kind: u16, value: u32) {
         self.bytes_attribute(kind, &value.to_be_bytes());
     }
 
-    pub(super) fn u64(&mut self, kind: u16, value: u64) {
+    pub(crate) fn u64(&mut self, kind: u16, value: u64) {
         self.bytes_attribute(kind, &value.to_be_bytes());
     }
 
@@ -109,7 +91,7 @@ impl Writer {
     }
 
     /// Attributes that are there already, one after another.
-    pub(super) fn raw(&mut self, attributes: &[u8]) {
+    pub(crate) fn raw(&mut self, attributes: &[u8]) {
         self.bytes.extend(attributes);
     }
 
@@ -133,16 +115,16 @@ impl Writer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
-    pub(super) flags: u16,
+    pub(crate) flags: u16,
     pub(crate) sequence: u32,
     /// The socket that asked for what the message tells.
-    pub(super) port: u32,
+    pub(crate) port: u32,
     /// Everything behind the netlink header.
     pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    pub(super) fn family(&self) -> u8 {
+    pub(crate) fn family(&self) -> u8 {
         self.payload.first().copied().unwrap_or_default()
     }
 
@@ -184,11 +166,11 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
-pub(super) fn find_u32(bytes: &[u8], kind: u16) -> Option<u32> {
+pub(crate) fn find_u32(bytes: &[u8], kind: u16) -> Option<u32> {
     find(bytes, kind)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-pub(super) fn find_u64(bytes: &[u8], kind: u16) -> Option<u64> {
+pub(crate) fn find_u64(bytes: &[u8], kind: u16) -> Option<u64> {
     find(bytes, kind)?.try_into().ok().map(u64::from_be_bytes)
 }
 
@@ -213,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    const HEAD: Head = Head { kind: 7, flags: 1, sequence: 9, family: 2, resource: 0 };
+    const HEAD: Head = Head { kind: 7, flags: 1, sequence: 9, own: [2, 0, 0, 0] };
 
     #[test]
     fn what_is_written_is_read() {

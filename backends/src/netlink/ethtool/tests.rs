@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::generic::{answer, number};
+use super::super::wire::{Head, messages};
 use super::*;
 use crate::testing::Namespace;
 
@@ -120,15 +122,16 @@ proptest! {
     fn arbitrary_answers_never_panic(bytes: Vec<u8>, kind in 0u16..5, body: Vec<u8>, at: usize, value: u8) {
         let read = |bytes: &[u8]| {
             for message in messages(bytes) {
-                let _ = answered(&message, kind, 11, |body| find(body, ETHTOOL_A_FEATURES_ACTIVE).and_then(feature));
-                let _ = answered(&message, kind, 3, family);
+                let _ = answer(&message, kind, |body| find(body, ETHTOOL_A_FEATURES_ACTIVE).and_then(feature));
+                let _ = answer(&message, kind, number);
             }
         };
         read(&bytes);
-        let _ = (feature(&bytes), family(&bytes));
+        let _ = (feature(&bytes), number(&bytes));
         let framed = |body: &[u8]| {
             let mut w = Writer::default();
-            w.message_with(kind, 0, 1, [11, 1, 0, 0], |w| w.bytes_attribute(ETHTOOL_A_FEATURES_ACTIVE, body));
+            let head = Head { kind, flags: 0, sequence: 1, own: [11, 1, 0, 0] };
+            w.message(head, |w| w.bytes_attribute(ETHTOOL_A_FEATURES_ACTIVE, body));
             w.into_bytes()
         };
         read(&framed(&body));

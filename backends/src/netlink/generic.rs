@@ -1,0 +1,66 @@
+//! Generic netlink: families that the kernel numbers when they are loaded.
+
+use std::io;
+
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use super::socket::NetlinkSocket;
+use super::wire::{Head, Message, Writer, find};
+
+/// The family of families, the only one whose number is fixed.
+const GENL_ID_CTRL: u16 = 0x10;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+/// A conversation with one family.
+pub(crate) struct GenericFamily {
+    socket: NetlinkSocket,
+    number: u16,
+}
+
+impl GenericFamily {
+    /// Opens a socket in the calling thread's network namespace and looks the family up by its name.
+    pub(crate) fn open(name: &str) -> io::Result<Self> {
+        let mut family = Self { socket: NetlinkSocket::open(NETLINK_GENERIC)?, number: GENL_ID_CTRL };
+        let body = |w: &mut Writer| w.string(CTRL_ATTR_FAMILY_NAME, name);
+        family.number = family.ask(CTRL_CMD_GETFAMILY, body, number)?;
+        Ok(family)
+    }
+
+    /// Sends one request, whose one answer `read` understands.
+    pub(crate) fn ask<T>(
+        &mut self,
+        command: u8,
+        body: impl FnOnce(&mut Writer),
+        read: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> io::Result<T> {
+        // The version of the request, which the families used here don't look at.
+        let (own, sequence) = ([command, 1, 0, 0], self.socket.next_sequence());
+        let mut writer = Writer::default();
+        writer.message(Head { kind: self.number, flags: NLM_F_REQUEST, sequence, own }, body);
+        let number = self.number;
+        self.socket.ask(writer.bytes(), |message| answer(message, number, read))?.ok_or_else(|| {
+            let words = format!(
+                "the kernel's answer to command {command} of netlink family {number} can't be understood: please report \
+                 this, with uname -r"
+            );
+            io::Error::new(io::ErrorKind::InvalidData, words)
+        })
+    }
+}
+
+/// What `read` finds in a message of the family.
+pub(super) fn answer<T>(
+    message: &Message<'_>,
+    family: u16,
+    read: impl FnOnce(&[u8]) -> Option<T>,
+) -> Option<T> {
+    (message.kind == family).then(|| read(message.attributes())).flatten()
+}
+
+/// The number of the family that was asked for.
+pub(super) fn number(body: &[u8]) -> Option<u16> {
+    find(body, CTRL_ATTR_FAMILY_ID)?.try_into().ok().map(u16::from_ne_bytes)
+}
