@@ -28,6 +28,8 @@ pub struct Node {
     pub public: PublicAddrs,
     /// The addresses of the external interface; different from `public` behind address translation.
     pub local: PublicAddrs,
+    /// The addresses that tunnels send from: those of `public` that this host has, and `local` for others.
+    pub source: PublicAddrs,
     /// The peers on this node's own links that answer there, by public address; empty where nobody asks.
     pub direct: Direct,
 }

@@ -68,7 +68,8 @@ mod tests {
     fn node(public: &str) -> Node {
         let addrs = |text: &str| PublicAddrs { v4: Some(text.parse().unwrap()), v6: None };
         let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu: 1500 };
-        Node { underlay, public: addrs(public), local: addrs("192.0.2.1"), direct: Default::default() }
+        let public = addrs(public);
+        Node { underlay, public, local: addrs("192.0.2.1"), source: public, direct: Default::default() }
     }
 
     #[test]

@@ -170,6 +170,16 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     }
 }
 
+/// Whether a device has the name of one that a backend of Flannel makes, whatever its kind: what can't be an
+/// external interface.
+pub fn is_tunnel_name(name: &Name) -> bool {
+    let name = name.as_str();
+    let numbered = ["flannel.", "flannel-v6.", "flannel"];
+    numbered.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
+        || crate::vxlan::ASIDE.iter().any(|aside| name.starts_with(aside))
+        || matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip")
+}
+
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -198,7 +198,7 @@ mod plan_tests {
         let public =
             PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) };
         let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu };
-        Node { underlay, public, local: public, direct: Default::default() }
+        Node { underlay, public, local: public, source: public, direct: Default::default() }
     }
 
     fn udp(port: u16, networks: &[&str]) -> Udp {

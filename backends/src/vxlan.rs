@@ -218,7 +218,7 @@ impl Backend for Vxlan {
         let Scene { node, own, macs, peers, .. } = scene;
         let mut state = KernelState::default();
         for (family, dev) in &self.devices {
-            let (Some(local), Some(mac)) = (node.public.get(*family), macs.get(*family)) else { continue };
+            let (Some(local), Some(mac)) = (node.source.get(*family), macs.get(*family)) else { continue };
             state.links.insert(*dev, self.link(node, local, mac));
             state.addresses.extend(own.get(*family).map(|subnet| (*dev, host(subnet.network()))));
         }
@@ -263,7 +263,7 @@ mod tests {
         let public =
             PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) };
         let underlay = Underlay { index: 7, name: "eth0".parse().unwrap(), mtu };
-        Node { underlay, public, local: public, direct: Default::default() }
+        Node { underlay, public, local: public, source: public, direct: Default::default() }
     }
 
     fn config(mtu: Option<u32>) -> VxlanConfig {

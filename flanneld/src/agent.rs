@@ -38,6 +38,7 @@ use journal::Journal;
 use recall::Keeper;
 use rules::Rules;
 use tenure::{Task, stranded};
+use underlay::Choosing;
 
 /// The kernel is compared with the leases this often although nothing was heard of it.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -132,7 +133,8 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let (mut network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
         let (mut change, mut settings) = (Change::default(), settings);
         if let Some(saved) = saved {
-            settings.selectors.stay = saved.leases.leases.get(&saved.own).and_then(|lease| lease.public.v6);
+            let own = saved.leases.leases.get(&saved.own);
+            settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
             if recalled.is_none()
                 && let Some(before) = Change::since_restart(&saved, &network, &*store)
             {
@@ -167,6 +169,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             feed,
             known,
             external: None,
+            choosing: Choosing::default(),
             lease: None,
             plan: None,
             found: Arc::default(),
@@ -220,6 +223,7 @@ struct Agent<'a, K, S> {
     feed: Feed,
     known: watch::Receiver<Known>,
     external: Option<External>,
+    choosing: Choosing,
     lease: Option<Lease>,
     plan: Option<Arc<KernelState>>,
     /// What an earlier run left in the kernel, until there is a plan.
@@ -270,7 +274,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             };
             let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
             let held = self.change.held(self.sound && self.lease.is_some());
-            let wait = [self.keeper.again, expiry, held].into_iter().flatten().fold(wait, Duration::min);
+            let wait = [self.keeper.again, expiry, held, self.choosing.again()]
+                .into_iter()
+                .flatten()
+                .fold(wait, Duration::min);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
                 () = self.rules_moved.notified() => {

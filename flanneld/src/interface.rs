@@ -1,19 +1,24 @@
 //! Which interface carries the traffic between nodes: a pure choice from what the host looks like.
 //!
 //! The rules are Flannel's (contract §1.5). What a selector does not fix is ranked: global addresses before
-//! link-local ones, lasting before expiring ones, and never a loopback address.
+//! link-local ones, lasting before expiring ones, and never a loopback address. What is in use is kept while
+//! interface and address are there, and what serves pods is no candidate ([`candidates`]).
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use backends::host::{HostAddr, HostLink, HostView, Way};
 use backends::name::Name;
 use regex::bytes::Regex;
 use subnet::{Family, PublicAddrs};
 
+mod candidates;
 #[cfg(test)]
 mod tests;
+
+use candidates::Candidates;
+pub(crate) use candidates::PodPrefixes;
 
 /// What the operator says about the interface. With none of the first three, the public address decides,
 /// and without one the default route.
@@ -27,9 +32,10 @@ pub(crate) struct Selectors {
     pub(crate) can_reach: Option<IpAddr>,
     /// The addresses to announce instead of the interface's.
     pub(crate) public: PublicAddrs,
-    /// The IPv6 address that was chosen before. The kernel lists the newest address first, and one that
-    /// comes besides is no reason to move.
-    pub(crate) stay: Option<Ipv6Addr>,
+    /// The addresses that were announced last, by this run or the one before. Without any of the first three
+    /// and without a public address, an interface that has them wins over the default route; otherwise they
+    /// decide between addresses of equal scope.
+    pub(crate) prefer: PublicAddrs,
 }
 
 /// The interface that carries the traffic between nodes.
@@ -45,6 +51,9 @@ pub(crate) struct External {
     pub(crate) addr: PublicAddrs,
     /// The address of each enabled family to announce to other nodes.
     pub(crate) public: PublicAddrs,
+    /// The address of each enabled family that tunnels send from: the announced one if this host has it, as
+    /// in Go flannel, or else the interface's own, which address translation replaces.
+    pub(crate) source: PublicAddrs,
     /// Why this one, for the log.
     pub(crate) why: String,
 }
@@ -73,37 +82,52 @@ impl fmt::Display for NoInterface {
     }
 }
 
-/// Chooses the interface for `families`, and its address of each of them. The first selector that leads to
-/// an interface with all that is needed decides; `route_to` is asked for `--iface-can-reach` alone.
+/// Chooses the interface for `families`, and its address of each of them. What is `in_use` is kept while it is
+/// there. Otherwise the first selector that leads to an interface with all that is needed decides; `route_to`
+/// is asked for `--iface-can-reach` alone.
 ///
 /// # Errors
 /// [`NoInterface`] with the reason of every selector.
 pub(crate) fn choose(
     selectors: &Selectors,
+    pods: &PodPrefixes,
     host: &HostView,
+    in_use: Option<&External>,
     mut route_to: impl FnMut(IpAddr) -> Result<Way, String>,
     families: &[Family],
 ) -> Result<External, NoInterface> {
-    let choice = Choice { host, families, public: &selectors.public, stay: selectors.stay };
+    let candidates = Candidates::of(host, pods);
+    let choice = Choice { candidates: &candidates, host, families, selectors };
+    if let Some(kept) = in_use.and_then(|in_use| choice.keep(in_use)) {
+        return Ok(kept);
+    }
     let mut tried = Vec::new();
-    for attempt in attempts(selectors, families) {
+    for attempt in attempts(selectors, in_use, families) {
         let found = match attempt {
+            Attempt::Before => choice.by_preference(),
+            Attempt::Same(in_use) => choice.by_interface(in_use),
             Attempt::DefaultRoute => choice.by_default_route(),
             Attempt::Public(addr) => choice.by_public(addr),
             Attempt::Named(text) => choice.by_name_or_address(text),
             Attempt::Matching(regex) => choice.by_regex(regex),
             Attempt::Reaching(addr) => route_to(addr).and_then(|way| choice.by_way(addr, way)),
         };
-        match found {
-            Ok(external) => return Ok(external),
-            Err(why) => tried.push(format!("{attempt}: {why}")),
+        match (found, &attempt) {
+            (Ok(external), _) => return Ok(external),
+            // The operator asked for neither.
+            (Err(_), Attempt::Before | Attempt::Same(_)) => {}
+            (Err(why), _) => tried.push(format!("{attempt}: {why}")),
         }
     }
-    Err(NoInterface { tried, available: available(host) })
+    Err(NoInterface { tried, available: available(&candidates.host) })
 }
 
 /// One selector.
 enum Attempt<'a> {
+    /// The addresses that were announced last.
+    Before,
+    /// The interface in use, with another address.
+    Same(&'a External),
     DefaultRoute,
     Public(IpAddr),
     Named(&'a str),
@@ -114,6 +138,8 @@ enum Attempt<'a> {
 impl fmt::Display for Attempt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Before => f.write_str("as before"),
+            Self::Same(in_use) => write!(f, "{}", in_use.name),
             Self::DefaultRoute => f.write_str("default route"),
             Self::Public(IpAddr::V4(addr)) => write!(f, "--public-ip={addr}"),
             Self::Public(IpAddr::V6(addr)) => write!(f, "--public-ipv6={addr}"),
@@ -124,7 +150,11 @@ impl fmt::Display for Attempt<'_> {
     }
 }
 
-fn attempts<'a>(selectors: &'a Selectors, families: &[Family]) -> Vec<Attempt<'a>> {
+fn attempts<'a>(
+    selectors: &'a Selectors,
+    in_use: Option<&'a External>,
+    families: &[Family],
+) -> Vec<Attempt<'a>> {
     let named = selectors.iface.iter().map(|text| match text.as_str() {
         "" => Attempt::DefaultRoute,
         text => Attempt::Named(text),
@@ -138,25 +168,78 @@ fn attempts<'a>(selectors: &'a Selectors, families: &[Family]) -> Vec<Attempt<'a
     }
     let enabled = Family::BOTH.into_iter().filter(|family| families.contains(family));
     let public = enabled.filter_map(|family| selectors.public.get(family)).next();
-    vec![public.map_or(Attempt::DefaultRoute, Attempt::Public)]
+    match public {
+        Some(public) => vec![Attempt::Public(public)],
+        None => {
+            let same = in_use.map(Attempt::Same);
+            [Attempt::Before].into_iter().chain(same).chain([Attempt::DefaultRoute]).collect()
+        }
+    }
 }
 
 /// What all selectors choose from.
 #[derive(Clone, Copy)]
 struct Choice<'a> {
+    candidates: &'a Candidates,
+    /// The whole host, with what is no candidate.
     host: &'a HostView,
     families: &'a [Family],
-    public: &'a PublicAddrs,
-    stay: Option<Ipv6Addr>,
+    selectors: &'a Selectors,
 }
 
 impl Choice<'_> {
+    /// What is in use, if it may go on: its interface and address are there and serve no pods. A default route
+    /// of another program, a second address, a new lifetime are no reason to move a working node. Only a
+    /// link-local address gives way to a global one, which more nodes can reach.
+    fn keep(self, in_use: &External) -> Option<External> {
+        let link = in_use.link_on(&self.candidates.host).filter(|link| link.up)?;
+        let mut fixed = Vec::new();
+        for &family in self.families {
+            let Some(addr) = in_use.addr.get(family) else { continue };
+            let ranked = ranked(link, family);
+            let own = ranked.iter().find(|own| own.net.addr() == addr)?;
+            if scope_of(own) == scope_of(ranked.first()?) {
+                fixed.push(addr);
+            }
+        }
+        self.complete(link, &fixed, in_use.why.clone()).ok()
+    }
+
+    /// The interface in use with another address, after it has lost the one that it had.
+    fn by_interface(self, in_use: &External) -> Result<External, String> {
+        let link = in_use.link_on(&self.candidates.host).filter(|link| link.up).ok_or("it is gone")?;
+        let still = |addr: &IpAddr| usable(link, Family::of(*addr)).contains(addr);
+        let fixed: Vec<IpAddr> =
+            self.families.iter().filter_map(|family| in_use.addr.get(*family)).filter(still).collect();
+        self.complete(link, &fixed, format!("{} is in use", in_use.name))
+    }
+
+    /// The interface that has the addresses that were announced last.
+    fn by_preference(self) -> Result<External, String> {
+        let prefer = &self.selectors.prefer;
+        let family = self.families.iter().copied().find(|family| prefer.get(*family).is_some());
+        let addr = family.and_then(|family| prefer.get(family)).ok_or("nothing was announced before")?;
+        let why = format!("it has {addr}, which this node announced before");
+        let link = self.having(addr).filter(|link| link.up).ok_or("no interface has it")?;
+        let kept = self.complete(link, &[addr], why)?;
+        // Half of what was announced is another place.
+        let stays =
+            |family: &Family| prefer.get(*family).is_none_or(|addr| kept.addr.get(*family) == Some(addr));
+        if self.families.iter().all(stays) { Ok(kept) } else { Err("it has another address too".into()) }
+    }
+
     fn by_default_route(self) -> Result<External, String> {
         let mut leaves_by: Option<(Family, u32)> = None;
         for &family in self.families {
-            let routes = self.host.defaults.iter().filter(|route| route.family == family);
+            // Routes that a DHCP client gave to a device of ours lead nowhere.
+            let excluded = |index: Option<u32>| index.and_then(|index| self.candidates.why_not(index));
+            let all = || self.host.defaults.iter().filter(|route| route.family == family);
+            let routes = all().filter(|route| excluded(route.link).is_none());
             let Some(route) = routes.min_by_key(|route| route.metric) else {
-                return Err(format!("there is no {family} default route"));
+                let other = all().find_map(|route| excluded(route.link));
+                let other =
+                    other.map_or_else(String::new, |why| format!(" but by what can't be used: {why}"));
+                return Err(format!("there is no {family} default route{other}"));
             };
             let Some(link) = route.link else {
                 return Err(format!("the {family} default route has several next hops"));
@@ -176,29 +259,37 @@ impl Choice<'_> {
     }
 
     fn by_public(self, addr: IpAddr) -> Result<External, String> {
-        self.by_address(addr, format!("{} is its address", Attempt::Public(addr))).ok_or(
-            "no interface of this host has it; if it is an address that others see behind NAT, \
-             give the interface too, with --iface=NAME",
-        )?
+        self.by_address(addr, format!("{} is its address", Attempt::Public(addr))).unwrap_or_else(|| {
+            let excluded = self.candidates.why_not_address(self.host, addr);
+            Err(excluded.map(str::to_owned).unwrap_or_else(|| {
+                "no interface of this host has it; if it is an address that others see behind NAT, \
+                 give the interface too, with --iface=NAME"
+                    .to_owned()
+            }))
+        })
     }
 
     fn by_name_or_address(self, text: &str) -> Result<External, String> {
         if let Ok(addr) = text.parse::<IpAddr>() {
-            return self
-                .by_address(addr, format!("--iface={addr} is its address"))
-                .ok_or("no interface of this host has this address")?;
+            let found = self.by_address(addr, format!("--iface={addr} is its address"));
+            let excluded = || self.candidates.why_not_address(self.host, addr);
+            let why = || excluded().unwrap_or("no interface of this host has this address").to_owned();
+            return found.unwrap_or_else(|| Err(why()));
         }
         let link = self.host.link(text).ok_or("this host has no such interface")?;
-        self.complete(link, &[], format!("--iface={text} names it"))
+        self.complete(self.link(link.index)?, &[], format!("--iface={text} names it"))
+    }
+
+    fn having(&self, addr: IpAddr) -> Option<&HostLink> {
+        self.candidates.host.links.values().find(|link| has(link, addr))
     }
 
     /// The interface that has `addr`; `None` if there is none.
     fn by_address(self, addr: IpAddr, why: String) -> Option<Result<External, String>> {
-        let has = |link: &HostLink, addr| link.addresses.iter().any(|own| own.net.addr() == addr);
-        let link = self.host.links.values().find(|link| has(link, addr))?;
+        let link = self.having(addr)?;
         // Flannel's rule: an IPv4 address decides for both families, so that a public IPv6 address has to
         // be on the same interface, where it then is the interface's address too.
-        let other = match (addr, self.public.v6) {
+        let other = match (addr, self.selectors.public.v6) {
             (IpAddr::V4(_), Some(v6)) if self.families == Family::BOTH => Some(IpAddr::V6(v6)),
             _ => None,
         };
@@ -216,7 +307,8 @@ impl Choice<'_> {
     fn by_regex(self, regex: &Regex) -> Result<External, String> {
         let matches = |text: &str| regex.is_match(text.as_bytes());
         let mut incomplete = None;
-        let by_address = self.host.links.values().filter_map(|link| {
+        let links = &self.candidates.host.links;
+        let by_address = links.values().filter_map(|link| {
             let fixed: Vec<IpAddr> = self
                 .families
                 .iter()
@@ -232,9 +324,7 @@ impl Choice<'_> {
                 (link, fixed, why)
             })
         });
-        let by_name = self
-            .host
-            .links
+        let by_name = links
             .values()
             .filter(|link| matches(link.name.as_str()))
             .map(|link| (link, Vec::new(), format!("--iface-regex={} matches its name", regex.as_str())));
@@ -244,7 +334,10 @@ impl Choice<'_> {
                 Err(why) => incomplete = incomplete.or(Some(why)),
             }
         }
+        let named = || self.host.links.values().filter(|link| matches(link.name.as_str()));
+        let excluded = || named().find_map(|link| self.candidates.why_not(link.index)).map(str::to_owned);
         Err(incomplete
+            .or_else(excluded)
             .unwrap_or_else(|| "it matches neither the addresses nor the name of any interface".into()))
     }
 
@@ -268,37 +361,60 @@ impl Choice<'_> {
         for &family in self.families {
             let fixed = fixed.iter().copied().find(|addr| Family::of(*addr) == family);
             let best = || self.best(link, family);
-            let addr = fixed.or_else(best).ok_or_else(|| format!("{name} has no usable {family} address"))?;
+            let lost = || self.candidates.lost_by(link.index);
+            let addr = fixed
+                .or_else(best)
+                .ok_or_else(|| format!("{name} has no usable {family} address{}", lost()))?;
             addrs.push(addr);
         }
-        let announced = |addr: &IpAddr| self.public.get(Family::of(*addr)).unwrap_or(*addr);
+        let announced = |addr: &IpAddr| self.selectors.public.get(Family::of(*addr)).unwrap_or(*addr);
+        let source = |addr: &IpAddr| {
+            let announced = announced(addr);
+            let local = self.host.links.values().any(|link| has(link, announced));
+            if local { announced } else { *addr }
+        };
         Ok(External {
             index: link.index,
             name,
             mtu: link.mtu,
             public: addrs.iter().map(announced).collect(),
+            source: addrs.iter().map(source).collect(),
             addr: addrs.into_iter().collect(),
             why,
         })
     }
 
-    /// The best address of a family; of equals the one that was chosen before, or else the first.
+    /// The best address of a family; of those with the same scope the one that was announced before.
     fn best(self, link: &HostLink, family: Family) -> Option<IpAddr> {
         let all = ranked(link, family);
         let first = *all.first()?;
-        let stays = |own: &&&HostAddr| {
-            Some(own.net.addr()) == self.stay.map(IpAddr::V6) && rank(own, first) == Ordering::Equal
-        };
+        let before = self.selectors.prefer.get(family);
+        let stays = |own: &&&HostAddr| Some(own.net.addr()) == before && scope_of(own) == scope_of(first);
         Some(all.iter().find(stays).map_or(first, |own| *own).net.addr())
     }
 
+    /// A link that may be chosen.
     fn link(&self, index: u32) -> Result<&HostLink, String> {
-        self.host.links.get(&index).ok_or_else(|| format!("{} is gone", self.shown(index)))
+        if let Some(why) = self.candidates.why_not(index) {
+            return Err(why.to_owned());
+        }
+        self.candidates.host.links.get(&index).ok_or_else(|| format!("{} is gone", self.shown(index)))
     }
 
     fn shown(&self, index: u32) -> String {
         self.host.links.get(&index).map_or_else(|| format!("interface {index}"), |link| link.name.to_string())
     }
+}
+
+impl External {
+    /// This interface on a host, if it is still there under its name.
+    pub(crate) fn link_on<'a>(&self, host: &'a HostView) -> Option<&'a HostLink> {
+        host.links.get(&self.index).filter(|link| link.name == self.name)
+    }
+}
+
+fn has(link: &HostLink, addr: IpAddr) -> bool {
+    link.addresses.iter().any(|own| own.net.addr() == addr)
 }
 
 /// The addresses of one family that other nodes may send to, best first. Equals keep the kernel's order.
@@ -319,6 +435,11 @@ fn ranked(link: &HostLink, family: Family) -> Vec<&HostAddr> {
 fn rank(a: &HostAddr, b: &HostAddr) -> Ordering {
     let key = |own: &HostAddr| (is_link_local(own.net.addr()), !own.permanent, own.temporary);
     key(a).cmp(&key(b))
+}
+
+/// Whether an address is link-local: the part of the rank for which a node in use moves.
+fn scope_of(own: &HostAddr) -> bool {
+    is_link_local(own.net.addr())
 }
 
 /// Go's "global or link-local unicast": not loopback, multicast, broadcast or unspecified.

@@ -47,7 +47,7 @@ impl Cluster {
         let public = PublicAddrs { v4: self.own.public.v4, v6: None };
         let name = "eth0".parse().expect("it is a name");
         let underlay = Underlay { index: 2, name, mtu: 1500 };
-        let node = Node { underlay, public, local: public, direct: Default::default() };
+        let node = Node { underlay, public, local: public, source: public, direct: Default::default() };
         let mut macs = Macs::default();
         macs.set(Family::V4, Mac([2, 0, 0, 0, 0, 1]));
         let all = &peers.usable;

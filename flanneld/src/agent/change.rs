@@ -181,9 +181,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 let public = or(public, self.given);
                 if self.settings.selectors.public != public {
                     tracing::info!(%public, "the store gives this node other public addresses");
-                    self.settings.selectors.public = public;
-                    // Chosen anew with the next look at the host.
-                    self.moved.notify_one();
+                    self.give_public(public);
                 }
             }
         }
@@ -249,11 +247,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.change.trial = Some((before, old));
         }
         self.health.note("backend", Vec::new());
-        self.external = self.external.take().and_then(|_| {
+        if self.external.is_some() {
             let host = Arc::clone(&self.interest().host);
             let network = self.network.clone();
-            self.suitable(&host, &network).ok()
-        });
+            self.external = self.suitable(&host, &network).ok();
+        }
         if self.external.is_none() {
             // The next turn looks for one, and may come late.
             self.moved.notify_one();

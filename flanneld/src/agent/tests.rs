@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::*;
 
 mod change;
+mod underlay;
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 

@@ -1,18 +1,40 @@
 //! The external interface: chosen, followed while it changes, waited for while it is gone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use backends::backend::Direct;
 use backends::kernel::Observed;
 use backends::state::LinkIdentity;
 use backends::{HostView, Kernel, Node, Underlay};
-use subnet::{Family, LeaseStore, NetworkConfig};
+use subnet::{Family, LeaseStore, NetworkConfig, PublicAddrs, Subnets};
+use tokio::time::Instant;
 
 use super::{Agent, condition};
-use crate::interface::{self, External};
+use crate::interface::{self, External, PodPrefixes};
+
+/// For this long an interface that is there without its address, or down, is waited for before another one
+/// is taken: a DHCP client or `netplan apply` takes an address away and puts it back.
+const ADDRESS_GRACE: Duration = Duration::from_secs(5);
+
+/// How the choice of the external interface goes on.
+#[derive(Debug, Default)]
+pub(super) struct Choosing {
+    /// What the operator says has changed: what is in use does not count.
+    anew: bool,
+    /// Since when another interface would be taken, were the one in use not waited for.
+    lost: Option<Instant>,
+}
+
+impl Choosing {
+    /// After how long another interface may be taken.
+    pub(super) fn again(&self) -> Option<Duration> {
+        self.lost.map(|lost| (lost + ADDRESS_GRACE).saturating_duration_since(Instant::now()))
+    }
+}
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
-    /// Chooses the external interface anew and notes what follows from it.
+    /// Chooses the external interface, or keeps the one in use, and notes what follows from it.
     pub(super) fn choose(&mut self, observed: &Observed) {
         for (family, name) in self.ways.devices_by_family() {
             if let Some(link) = observed.state.links.get(&name)
@@ -25,8 +47,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let network = self.network.clone();
         let chosen = self.suitable(&observed.host, &network).and_then(|external| {
             self.ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
+            self.allow_move(&external, &observed.host)?;
             Ok(external)
         });
+        if chosen.is_ok() {
+            self.choosing = Choosing::default();
+        }
         self.set_interest(|interest| {
             interest.choosing = chosen.is_err();
             interest.host = Arc::new(observed.host.clone());
@@ -49,15 +75,56 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
     }
 
+    /// Lets another interface be taken only if the one in use is gone, or has been without its address for a
+    /// while.
+    fn allow_move(&mut self, next: &External, host: &HostView) -> Result<(), String> {
+        let Some(in_use) = self.external.as_ref().filter(|_| !self.choosing.anew) else { return Ok(()) };
+        if in_use.index == next.index || in_use.link_on(host).is_none() {
+            return Ok(());
+        }
+        let since = *self.choosing.lost.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ADDRESS_GRACE {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is down or has lost {}; {} is taken if that stays so for {} s",
+            in_use.name,
+            in_use.addr,
+            next.name,
+            ADDRESS_GRACE.as_secs()
+        ))
+    }
+
+    /// Other public addresses were given to this node by the store: the interface is chosen as at a start.
+    pub(super) fn give_public(&mut self, public: PublicAddrs) {
+        self.settings.selectors.public = public;
+        self.settings.selectors.prefer = PublicAddrs::default();
+        self.choosing.anew = true;
+        self.moved.notify_one();
+    }
+
+    /// The prefixes of pods, if this were the network.
+    fn pods(&self, network: &NetworkConfig) -> PodPrefixes {
+        let lost = self.lost.iter().flat_map(Subnets::iter);
+        let own = self.lease.iter().flat_map(|lease| lease.subnets.iter());
+        let before = self.previous.subnets.iter().chain(self.change.left.iter().copied());
+        PodPrefixes {
+            networks: network.networks().iter().collect(),
+            own: own.chain(before).chain(lost).collect(),
+        }
+    }
+
     /// The external interface for a network on a host like this.
     pub(super) fn suitable(&mut self, host: &HostView, network: &NetworkConfig) -> Result<External, String> {
         let families: Vec<Family> = network.ranges().map(|range| Family::of(range.network.addr())).collect();
+        let pods = self.pods(network);
+        let in_use = self.external.as_ref().filter(|_| !self.choosing.anew);
         let mut hands = self.hands.as_mut();
         let way_to = |addr| match &mut hands {
             Some(hands) => hands.kernel.way_to(addr).map_err(|error| error.to_string()),
             None => Err("the kernel is busy".to_owned()),
         };
-        interface::choose(&self.settings.selectors, host, way_to, &families)
+        interface::choose(&self.settings.selectors, &pods, host, in_use, way_to, &families)
             .map_err(|error| error.to_string())
     }
 
@@ -81,9 +148,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.claimed.is_some() && local != Some(external.addr) {
             self.store.readdressed();
         }
-        if self.settings.selectors.public.v6.is_none() {
-            self.settings.selectors.stay = external.addr.v6.or(self.settings.selectors.stay);
-        }
+        let before = self.settings.selectors.prefer;
+        self.settings.selectors.prefer =
+            PublicAddrs { v4: external.addr.v4.or(before.v4), v6: external.addr.v6.or(before.v6) };
         self.external = Some(external);
         self.plan = None;
     }
@@ -91,6 +158,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
 /// This node's place in the underlay, as backends see it.
 pub(super) fn node(external: &External) -> Node {
-    let External { index, name, mtu, addr, public, .. } = *external;
-    Node { underlay: Underlay { index, name, mtu }, public, local: addr, direct: Direct::default() }
+    let External { index, name, mtu, addr, public, source, .. } = *external;
+    let underlay = Underlay { index, name, mtu };
+    Node { underlay, public, local: addr, source, direct: Direct::default() }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use regex::bytes::RegexBuilder;
-use subnet::Family;
+use subnet::{Family, PublicAddrs};
 
 use super::UsageError;
 use super::flags::RunFlags;
@@ -71,7 +71,7 @@ pub(super) fn selectors(flags: &RunFlags, source: &Source<'_>) -> Result<Selecto
         "" => None,
         text => Some(address("iface-can-reach", text, source)?),
     };
-    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public, stay: None })
+    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public, prefer: PublicAddrs::default() })
 }
 
 /// Where to serve health, if anywhere.

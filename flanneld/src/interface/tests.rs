@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod stay;
+
 const V4: &[Family] = &[Family::V4];
 const V6: &[Family] = &[Family::V6];
 const DUAL: &[Family] = &Family::BOTH;
@@ -63,7 +65,8 @@ fn no_route(to: IpAddr) -> Result<Way, String> {
 }
 
 fn chosen(args: &[&str], view: &HostView, families: &[Family]) -> Result<External, String> {
-    choose(&selectors(args), view, no_route, families).map_err(|error| error.to_string())
+    choose(&selectors(args), &PodPrefixes::default(), view, None, no_route, families)
+        .map_err(|error| error.to_string())
 }
 
 /// Interface, its addresses and the announced ones.
@@ -130,8 +133,6 @@ fn every_row_of_the_table_leads_to_its_interface() {
         (&["--iface-regex=eth2", "--iface=eth9", "--iface=eth1"], V4, "eth1: 192.168.3.7"),
         (&["--iface=eth2", "--iface-regex=eth1"], DUAL, "eth1: 192.168.3.7 and fd00:3::7"),
         (&["--iface-regex=eth9", "--iface-regex=eth2"], V4, "eth2: 172.16.4.1"),
-        // Only an address that is named can be a loopback address.
-        (&["--iface=127.0.0.1"], V4, "lo: 127.0.0.1"),
     ] {
         assert_eq!(on_usual(args, families).as_deref(), Ok(wanted), "{args:?} {families:?}");
     }
@@ -150,8 +151,9 @@ fn what_does_not_fit_is_named_with_all_reasons_and_the_remedy() {
         (&["--iface=192.168.3.7", "--public-ipv6=2001:db8::1"], DUAL, "--iface=eth1, to announce"),
         (&["--iface=eth9"], V4, "--iface=eth9: this host has no such interface"),
         (&["--iface=eth2"], DUAL, "--iface=eth2: eth2 has no usable IPv6 address"),
-        (&["--iface=lo"], V4, "--iface=lo: lo has no usable IPv4 address"),
-        (&["--iface-regex=^lo$"], V4, "--iface-regex=^lo$: lo has no usable IPv4 address"),
+        (&["--iface=lo"], V4, "--iface=lo: lo is the loopback device"),
+        (&["--iface=127.0.0.1"], V4, "--iface=127.0.0.1: lo is the loopback device"),
+        (&["--iface-regex=^lo$"], V4, "--iface-regex=^lo$: lo is the loopback device"),
         (&["--iface-regex=wlan"], V4, "--iface-regex=wlan: it matches neither"),
         (&["--iface-regex=fd00"], V4, "--iface-regex=fd00: it matches neither"),
         (
@@ -213,7 +215,9 @@ fn the_way_to_an_address_gives_the_interface_and_the_ipv4_source() {
         let selectors = selectors(&[&format!("--iface-can-reach={to}")]);
         choose(
             &selectors,
+            &PodPrefixes::default(),
             &usual(),
+            None,
             |asked| if asked == ip(to) { Ok(way) } else { no_route(asked) },
             families,
         )
@@ -320,8 +324,12 @@ fn any_host() -> impl Strategy<Value = HostView> {
     let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
     let default = (family, prop::option::of(0u32..6), 0u32..3)
         .prop_map(|(family, link, metric)| DefaultRoute { family, link, metric });
-    (prop::collection::btree_map(0u32..6, link, 0..5), prop::collection::vec(default, 0..4))
-        .prop_map(|(links, defaults)| HostView { links, defaults })
+    (prop::collection::btree_map(0u32..6, link, 0..5), prop::collection::vec(default, 0..4)).prop_map(
+        |(mut links, defaults)| {
+            links.iter_mut().for_each(|(index, link)| link.index = *index);
+            HostView { links, defaults }
+        },
+    )
 }
 
 fn any_args() -> impl Strategy<Value = Vec<String>> {
@@ -344,10 +352,14 @@ proptest! {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let selectors = selectors(&args);
         let way = Way { link: way.0, source: way.1.map(ip), gateway: None };
-        let answer = choose(&selectors, &host, |_| Ok(way), families);
-        prop_assert_eq!(&answer, &choose(&selectors, &host, |_| Ok(way), families));
+        let ask = |in_use: Option<&External>| {
+            choose(&selectors, &PodPrefixes::default(), &host, in_use, |_| Ok(way), families)
+        };
+        let answer = ask(None);
+        prop_assert_eq!(&answer, &ask(None));
         match answer {
             Ok(external) => {
+                prop_assert_eq!(&ask(Some(&external)), &Ok(external.clone()), "what is in use stays");
                 prop_assert!(external.mtu > 0 && !external.why.is_empty());
                 for family in Family::BOTH {
                     let enabled = families.contains(&family);
@@ -355,30 +367,9 @@ proptest! {
                     let public = selectors.public.get(family).or(external.addr.get(family));
                     prop_assert_eq!(external.public.get(family), public.filter(|_| enabled));
                 }
-                let named_loopback = args.iter().any(|arg| arg.starts_with("--iface="));
-                let loopback = Family::BOTH.iter().any(|&f| external.addr.get(f).is_some_and(|a| a.is_loopback()));
-                prop_assert!(named_loopback || !loopback);
+                prop_assert!(external.name.as_str() != "lo");
             }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
     }
-}
-
-#[test]
-fn an_ipv6_address_that_comes_besides_is_no_reason_to_move() {
-    let view = |addresses: &[HostAddr]| {
-        let mut eth0 = link(2, "eth0", &["10.0.2.15/24"]);
-        eth0.addresses.extend_from_slice(addresses);
-        host([eth0], &[(Family::V4, Some(2)), (Family::V6, Some(2))])
-    };
-    let stay = |last: &str, addresses: &[HostAddr]| {
-        let selectors = Selectors { stay: last.parse().ok(), ..Selectors::default() };
-        choose(&selectors, &view(addresses), no_route, DUAL).unwrap().addr.v6.unwrap().to_string()
-    };
-    let (new, old) = (addr("fd00::99/64"), addr("fd00::1/64"));
-    assert_eq!(stay("", &[new, old]), "fd00::99", "the kernel's order, as Flannel has it");
-    assert_eq!(stay("fd00::1", &[new, old]), "fd00::1");
-    assert_eq!(stay("fd00::1", &[new]), "fd00::99", "it is gone");
-    assert_eq!(stay("fd00::1", &[new, HostAddr { deprecated: true, ..old }]), "fd00::99");
-    assert_eq!(stay("fd00::1", &[new, HostAddr { permanent: false, ..old }]), "fd00::99", "a better one");
 }
