@@ -67,6 +67,7 @@ impl<'m> Agent<'m> {
                 underlay: Underlay { index: eth0.index, name: eth0.name, mtu: eth0.mtu },
                 public,
                 local: public,
+                source: public,
                 direct: Arc::default(),
             },
             own: parse_key(&key(number)).unwrap(),

@@ -32,8 +32,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::interface::{External, Selectors};
 use crate::serve::Health;
-use change::Change;
-use claim::Identity;
+use change::{Change, News};
+use claim::{Beginning, Identity};
 use journal::Journal;
 use recall::Keeper;
 use rules::Rules;
@@ -130,14 +130,17 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         }
         let store = Arc::new(store);
         let saved = Saved::read(&settings.state_file, &store.describe());
-        let (mut network, mut ways, recalled) = claim::configuration(&*store, saved.clone(), &health).await;
         let (mut change, mut settings) = (Change::default(), settings);
+        let (mut network, mut ways, recalled) =
+            match claim::configuration(&*store, saved.clone(), &health).await {
+                Beginning::Configured(network, ways) => (network, ways, None),
+                Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
+                Beginning::Recalled(saved, ways) => (saved.network.clone(), ways, Some(*saved)),
+            };
         if let Some(saved) = saved {
             let own = saved.leases.leases.get(&saved.own);
             settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
-            if recalled.is_none()
-                && let Some(before) = Change::since_restart(&saved, &network, &*store)
-            {
+            if let Some(before) = Change::since_restart(&saved, &network) {
                 (change, network, ways) = before;
             }
             // Peers may announce what this node announced before it was restarted with something else.
@@ -238,7 +241,7 @@ struct Agent<'a, K, S> {
     following: Option<Task<std::convert::Infallible>>,
     holding: Option<Task<Loss>>,
     /// Waits for the store, while this node runs on what was saved.
-    reconnecting: Option<Task<NetworkConfig>>,
+    reconnecting: Option<Task<()>>,
     /// Tells the cluster that this node's network works; begun once.
     announcing: Option<Task<()>>,
     /// Subnets that were ours and on which pods may still be.
@@ -257,6 +260,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Ends when the kernel can't be read.
     async fn live(mut self) -> KernelError {
         let mut failures = 0;
+        if self.reconnecting.is_none() {
+            // From the first moment: what stands in the way of an interface or a lease may be corrected.
+            self.change.news = News::of(&self.store);
+        }
         loop {
             self.health.beat();
             let wait = match self.turn().await {
@@ -287,7 +294,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Ok(()) = self.known.changed() => self.known.mark_changed(),
                 lease = Task::of(&mut self.claiming) => self.leased(lease),
                 loss = Task::of(&mut self.holding) => self.lost(loss),
-                network = Task::of(&mut self.reconnecting) => self.reconnected(network),
+                () = Task::of(&mut self.reconnecting) => self.reconnected(),
                 news = self.change.news.next() => self.told(news),
                 () = sleep(wait) => {}
             }

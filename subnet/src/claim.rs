@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::allocate::allocate;
-use crate::config::NetworkConfig;
+use crate::config::{NetworkConfig, Range};
 use crate::lease::{Lease, Leases};
 use crate::net::{Family, Subnets, overlap};
 use crate::store::{Claim, Loss, StoreError, random_below};
@@ -111,8 +111,12 @@ pub(crate) fn rival(mine: &Lease, leases: &Leases) -> Option<Loss> {
 
 /// The error for a network without a free subnet.
 pub(crate) fn exhausted(network: &NetworkConfig) -> StoreError {
-    let len = network.ranges().next().map_or(0, |range| range.subnet_len);
-    StoreError::Exhausted { network: network.networks().to_string(), len }
+    let ranges = network.ranges().map(|range| {
+        let Range { network, subnet_len, min, max } = range;
+        let prefix = if network.addr().is_ipv4() { "" } else { "IPv6" };
+        format!("every /{subnet_len} of {network} from {prefix}SubnetMin {min} to {prefix}SubnetMax {max}")
+    });
+    StoreError::Exhausted { ranges: ranges.collect::<Vec<_>>().join(" or ") }
 }
 
 /// Refuses a node that could not be recognised again: Flannel's stores know nodes by their IPv4 address,

@@ -52,15 +52,11 @@ pub enum StoreError {
         #[source]
         source: ConfigError,
     },
-    /// Every subnet is taken; the operator enlarges the network or removes leases of nodes that are gone.
-    #[error(
-        "out of subnets: every /{len} of {network} is leased; enlarge the network or delete leases of nodes that are gone"
-    )]
+    /// Every subnet is taken; the operator widens the range or removes leases of nodes that are gone.
+    #[error("out of subnets: {ranges} is leased; widen that range or delete leases of nodes that are gone")]
     Exhausted {
-        /// The network.
-        network: String,
-        /// Prefix length of the subnets.
-        len: u8,
+        /// The subnets that may be given out, in words.
+        ranges: String,
     },
     /// This node can't take part, e.g. because it has no public address to be recognised by.
     #[error("{0}")]

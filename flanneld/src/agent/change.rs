@@ -8,18 +8,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::kernel::Observed;
+use backends::host::{HostLink, HostView};
+use backends::kernel::{Observed, is_tunnel_name};
 use backends::{Kernel, KernelError, Name, Report, Ways};
 use ipnet::IpNet;
 use subnet::net::overlap;
 use subnet::saved::Saved;
-use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
+use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::tenure::Task;
 use super::underlay::node;
-use super::{Agent, or};
+use super::{Agent, claim, or};
 
 /// Time between attempts to read what is known to have changed.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ pub(super) struct Change {
     candidate: Option<NetworkConfig>,
     /// Until when it waits for this node to run as before its restart.
     hold: Option<Instant>,
+    /// Set where the store had another configuration after a restart than before.
+    restarted: Option<Restarted>,
     /// Why it was refused last.
     refused: Option<String>,
     /// What to go back to if the kernel doesn't take the configuration that is being tried.
@@ -49,6 +52,14 @@ pub(super) struct Change {
     pub(super) reclaim: bool,
     /// Devices of configurations that were given up: nobody else removes them.
     pub(super) stray: Vec<Name>,
+}
+
+/// What a node found at its restart.
+struct Restarted {
+    /// The configuration of the store, which is another one than before.
+    with: NetworkConfig,
+    /// The subnets that this node held, until it holds a lease again.
+    held: Option<Subnets>,
 }
 
 /// Something that was decided elsewhere.
@@ -75,10 +86,6 @@ impl News {
         Self { told: Some(told), _tasks: vec![Task::spawn(configuration), Task::spawn(public)] }
     }
 
-    pub(super) fn is_heard(&self) -> bool {
-        self.told.is_some()
-    }
-
     pub(super) async fn next(&mut self) -> Told {
         if let Some(told) = &mut self.told
             && let Some(news) = told.recv().await
@@ -94,7 +101,7 @@ async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<To
         let read = loop {
             match store.network().await {
                 Ok(network) => break Ok(network),
-                Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
+                Err(error) if claim::is_away(&error) => {
                     tracing::debug!(%error, "the configuration can't be read again yet");
                     sleep(AGAIN).await;
                 }
@@ -130,14 +137,8 @@ impl Change {
     /// A node that was restarted with another configuration goes on as before at first, and then follows the
     /// change like one that was never away: peers send what they were told last, and are told something
     /// else only when this node can take it. Gives what to start with, if there is something to go on with.
-    pub(super) fn since_restart<S: LeaseStore>(
-        saved: &Saved,
-        now: &NetworkConfig,
-        store: &S,
-    ) -> Option<(Self, NetworkConfig, Ways)> {
-        let stays =
-            must_shrink(&saved.network, now, &saved.own).is_none() && store.admits(now, &saved.own).is_ok();
-        if saved.network == *now || !stays {
+    pub(super) fn since_restart(saved: &Saved, now: &NetworkConfig) -> Option<(Self, NetworkConfig, Ways)> {
+        if saved.network == *now {
             return None;
         }
         let mut ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
@@ -146,9 +147,20 @@ impl Change {
         tracing::info!(
             "this is another configuration than before the restart: it comes into force after that one"
         );
-        let change =
-            Self { candidate: Some(now.clone()), hold: Some(Instant::now() + AS_BEFORE), ..Self::default() };
+        let change = Self {
+            candidate: Some(now.clone()),
+            hold: Some(Instant::now() + AS_BEFORE),
+            restarted: Some(Restarted { with: now.clone(), held: Some(saved.own) }),
+            ..Self::default()
+        };
         Some((change, saved.network.clone(), ways))
+    }
+
+    /// This node holds a lease again.
+    pub(super) fn leased(&mut self) {
+        if let Some(restarted) = &mut self.restarted {
+            restarted.held = None;
+        }
     }
 
     /// How long to wait at most before something has to be tried that was found at the start.
@@ -188,11 +200,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     /// The store answers after this node began with what was saved.
-    pub(super) fn reconnected(&mut self, network: NetworkConfig) {
-        if network != self.network {
-            tracing::warn!("the configuration has changed while the store was away");
-            self.change.candidate = Some(network);
-        }
+    pub(super) fn reconnected(&mut self) {
+        self.change.news = News::of(&self.store);
         self.start_claim();
     }
 
@@ -218,16 +227,24 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Ways::new(&next.backend, next)
         };
         let ways = ways.map_err(|error| format!("network configuration: {error}"))?;
-        if let Some(lease) = &self.lease {
-            self.store.admits(next, &lease.subnets)?;
-            if let Some(subnet) = must_shrink(&self.network, next, &lease.subnets) {
-                return Err(format!(
-                    "SubnetLen, SubnetMin and SubnetMax leave no room for this node's subnet {subnet}, which its pods \
-                     use: give them back their values, or drain the node and restart flanneld on it"
-                ));
-            }
-        }
+        let restarted = self.change.restarted.as_ref();
+        let held =
+            self.lease.as_ref().map(|lease| lease.subnets).or(restarted.and_then(|before| before.held));
         let host = Arc::clone(&self.interest().host);
+        let Some(held) = held else {
+            // Nothing works yet that could go on with the other one; what it lacks is waited for.
+            return Ok(ways);
+        };
+        self.store.admits(next, &held)?;
+        // A node that was drained and restarted has nothing to lose by another subnet.
+        let drained =
+            |subnet| restarted.is_some_and(|before| before.with == *next) && !inhabited(&host, subnet);
+        if let Some(subnet) = must_shrink(&self.network, next, &held).filter(|subnet| !drained(*subnet)) {
+            return Err(format!(
+                "SubnetLen, SubnetMin and SubnetMax leave no room for this node's subnet {subnet}, which its pods \
+                 use: give them back their values, or drain the node and restart flanneld on it"
+            ));
+        }
         let external = self.suitable(&host, next)?;
         ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
         Ok(ways)
@@ -240,7 +257,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.change.former.retain(|known| before.networks().iter().all(|network| network != *known));
         self.change.former.extend(before.networks().iter());
         self.rules.renew(before.networks().iter());
-        self.change.reclaim |= before.networks() != self.network.networks();
+        let shrinks =
+            self.lease.as_ref().and_then(|lease| must_shrink(&before, &self.network, &lease.subnets));
+        self.change.reclaim |= before.networks() != self.network.networks() || shrinks.is_some();
         if self.lease.is_none() {
             self.claiming = None;
         } else if self.sound {
@@ -385,6 +404,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.change.refused = None;
         self.health.note("configuration", Vec::new());
     }
+}
+
+/// Whether pods use a subnet on this host: a bridge has a port, or another device an address in it.
+fn inhabited(host: &HostView, subnet: IpNet) -> bool {
+    let serves = |link: &&HostLink| {
+        link.addresses.iter().any(|own| subnet.contains(&own.net.addr())) && !is_tunnel_name(&link.name)
+    };
+    let has_port = |bridge: &HostLink| host.links.values().any(|port| port.controller == Some(bridge.index));
+    host.links.values().filter(serves).any(|link| !link.bridge || has_port(link))
 }
 
 /// The subnet of this node that lies in the next network and that it may not have there. One that lies outside

@@ -45,47 +45,59 @@ impl Identity {
     }
 }
 
+/// The configuration that an agent begins with.
+pub(super) enum Beginning {
+    /// The store's.
+    Configured(NetworkConfig, Ways),
+    /// The saved one: the store answers, with a configuration that can't be used.
+    Refused(Box<Saved>, Ways),
+    /// The saved one, with the saved lease and peers: the store does not answer.
+    Recalled(Box<Saved>, Ways),
+}
+
 /// The network's configuration and the backend that it asks for, as soon as there is one that can be
 /// carried out: a wrong one is not the end, since its correction needs no restart.
 ///
-/// A store that doesn't answer is not waited for where there is something saved to start with; it is then
-/// handed back.
+/// Where something was saved, that is in force until the store has something better: a store that doesn't
+/// answer is not waited for, and a configuration that was refused before a restart is refused after it.
 pub(super) async fn configuration<S: LeaseStore>(
     store: &S,
     saved: Option<Saved>,
     health: &Health,
-) -> (NetworkConfig, Ways, Option<Saved>) {
+) -> Beginning {
+    let in_force = saved.and_then(|saved| {
+        let ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
+        Some((Box::new(saved), ways))
+    });
     let mut said = String::new();
     loop {
         health.beat();
-        let answer = match &saved {
+        let answer = match &in_force {
             Some(_) => timeout(SAVED_PATIENCE, answered(store)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
             }),
             None => store.network().await,
         };
-        let why = match answer {
+        let (why, away) = match answer {
             Ok(network) => match Ways::new(&network.backend, &network) {
                 Ok(ways) => {
                     health.set(condition::CONFIGURATION, Ok(()));
                     let networks = network.networks();
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
-                    return (network, ways, None);
+                    return Beginning::Configured(network, ways);
                 }
-                Err(error) => format!("network configuration: {error}"),
+                Err(error) => (format!("network configuration: {error}"), false),
             },
-            Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
-                let ways =
-                    |saved: Saved| Some((Ways::new(&saved.network.backend, &saved.network).ok()?, saved));
-                if let Some((ways, saved)) = saved.clone().and_then(ways) {
-                    tracing::warn!("{error}");
-                    health.set(condition::CONFIGURATION, Ok(()));
-                    return (saved.network.clone(), ways, Some(saved));
-                }
-                error.to_string()
-            }
-            Err(error) => error.to_string(),
+            Err(error) => (error.to_string(), is_away(&error)),
         };
+        if let Some((saved, ways)) = in_force {
+            health.set(condition::CONFIGURATION, Ok(()));
+            if away {
+                tracing::warn!("{why}");
+                return Beginning::Recalled(saved, ways);
+            }
+            return Beginning::Refused(saved, ways);
+        }
         if said != why {
             tracing::error!("waiting for a configuration: {why}");
             health.set(condition::CONFIGURATION, Err(why.clone()));
@@ -95,6 +107,11 @@ pub(super) async fn configuration<S: LeaseStore>(
     }
 }
 
+/// Whether an error says nothing about the configuration.
+pub(super) fn is_away(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unreachable { .. } | StoreError::Denied { .. })
+}
+
 /// The configuration from a store that answers. With leases in Kubernetes the configuration is a file, and
 /// having read that says nothing about the API server; what is asked about this node does.
 async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError> {
@@ -102,13 +119,13 @@ async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError>
     store.network().await
 }
 
-/// The configuration as soon as the store answers again, while the node runs on what was saved.
-pub(super) async fn reconnected<S: LeaseStore>(store: &S) -> NetworkConfig {
+/// Waits until the store answers again, while the node runs on what was saved. What it says about the
+/// configuration, good or bad, is heard like any other change.
+pub(super) async fn reconnected<S: LeaseStore>(store: &S) {
     loop {
         match answered(store).await {
-            Ok(network) if Ways::new(&network.backend, &network).is_ok() => return network,
-            Ok(_) => tracing::debug!("the configuration can't be carried out; keeping the saved one"),
-            Err(error) => tracing::debug!(%error, "the store is still away"),
+            Err(error) if is_away(&error) => tracing::debug!(%error, "the store is still away"),
+            Ok(_) | Err(_) => return,
         }
         sleep(CONFIGURATION_RETRY).await;
     }

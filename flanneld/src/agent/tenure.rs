@@ -7,7 +7,6 @@ use backends::{Change, Kernel, Observed, Report};
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
-use super::change::News;
 use super::{Agent, BULK, claim, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -48,6 +47,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if let Some(before) = self.lease.replace(lease) {
             self.leave(before.subnets);
         }
+        self.change.leased();
         self.plan = None;
         self.rules.due();
         self.health.note("store", Vec::new());
@@ -62,9 +62,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.holding.is_none() {
             let store = Arc::clone(&self.store);
             self.holding = Some(Task::spawn(async move { store.hold().await }));
-        }
-        if !self.change.news.is_heard() {
-            self.change.news = News::of(&self.store);
         }
     }
 

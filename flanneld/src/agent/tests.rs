@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
+mod begin;
 mod change;
 mod underlay;
 
