@@ -85,7 +85,7 @@ impl Site {
             kernel,
             ways: Ways::new(&network.backend, &network).unwrap(),
             network,
-            node: Node { underlay, public, local: public, direct: Arc::default() },
+            node: Node { underlay, public, local: public, source: public, direct: Arc::default() },
             own,
             peers: Vec::new(),
             machine,
