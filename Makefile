@@ -17,7 +17,8 @@ help: ## Lists the targets
 
 deps: ## Installs what building and testing need on Debian, if it is missing
 	@missing=; for package in $(PACKAGES); do \
-		dpkg -s $$package 2>/dev/null | grep -q '^Status: .* installed$$' || missing+=" $$package"; \
+		status=$$(dpkg-query -W -f='$${db:Status-Status}' $$package 2>/dev/null || true); \
+		[ "$$status" = installed ] || missing+=" $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
 		$(SUDO) apt-get update -q; \
@@ -31,8 +32,8 @@ demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=
 	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
 
 bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1")
-	cargo build --locked --release -p bench --bin net
-	$(SUDO) $(if $(FLANNELD_GO),env FLANNELD_GO=$(FLANNELD_GO)) $(PROGRAMS:debug=release)/net $(ARGS)
+	cargo build --locked --release -p bench --bin bench
+	$(SUDO) $(if $(FLANNELD_GO),env FLANNELD_GO=$(FLANNELD_GO)) $(PROGRAMS:debug=release)/bench net $(ARGS)
 
 bench-quick: ## The same, but less of it, within two minutes after the build
 	@$(MAKE) bench ARGS="--quick $(ARGS)"
@@ -41,34 +42,33 @@ bench-micro: ## Measures what is pure: from leases to changes, for several sizes
 	cargo bench --locked -p bench --bench pure -- $(ARGS)
 
 bench-control: release ## Measures start, repair, restart and size of what is shipped (root; ARGS="--only heal")
-	cargo build -p bench
-	$(SUDO) $(PROGRAMS)/control $(ARGS)
+	cargo build --locked -p bench --bin bench
+	$(SUDO) $(PROGRAMS)/bench control $(ARGS)
 
 bench-cni: release ## Measures adding 200 pods at once through flannel and through its delegate (root; ARGS="--rounds 15")
-	cargo build -p bench
-	$(SUDO) $(PROGRAMS)/cni --flannel $(PROGRAMS:debug=release)/flannel $(ARGS)
+	cargo build --locked -p bench --bin bench
+	$(SUDO) $(PROGRAMS)/bench cni $(ARGS)
 
 bench-rules: ## Measures traffic rules: repair, restarts, programs run, very many of them (root; ARGS="--only rules-heal")
 	cargo build --locked --release -p flanneld
-	cargo build --locked --release -p bench --bin rules
-	$(SUDO) $(PROGRAMS:debug=release)/rules $(ARGS)
+	cargo build --locked --release -p bench --bin bench
+	$(SUDO) $(PROGRAMS:debug=release)/bench rules $(ARGS)
 
 bench-kube: ## Measures starts among 2 to 20,000 nodes of Kubernetes, heartbeats, pods that wait (root; ARGS="--only start-5000")
 	cargo build --locked --release -p flanneld
 	cargo build --locked --release -p cni-plugin
-	cargo build --locked --release -p bench --bin kube
-	$(SUDO) $(PROGRAMS:debug=release)/kube $(ARGS)
+	cargo build --locked --release -p bench --bin bench
+	$(SUDO) $(PROGRAMS:debug=release)/bench kube $(ARGS)
 
 bench-live: ## Measures changes without a restart: backend, IPv6 added, MTU, addresses, one family (root; ARGS="--only mtu")
 	cargo build --locked --release -p flanneld
-	cargo build --locked -p bench --bin live
-	$(SUDO) $(PROGRAMS)/live $(ARGS)
+	cargo build --locked -p bench --bin bench
+	$(SUDO) $(PROGRAMS)/bench live $(ARGS)
 
 fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
 	cargo run -p bench --bin fuzz -- $(ARGS)
 
-test: deps build ## Runs all tests (root)
-	@[ "$$(id -u)" = 0 ] || { echo "make test needs root: tests make network namespaces" >&2; exit 1; }
+test: root deps build ## Runs all tests (root)
 	cargo test --workspace --all-features
 
 test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod
@@ -76,6 +76,9 @@ test-vm: deps ## Runs agents on Debian's kernel under emulation: without a modul
 	program=$$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
 		sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
 	bench/vm/test "$$program"
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) needs root: tests make network namespaces" >&2; exit 1; }
 
 test-kube: ## Runs the Kubernetes suite over a real API server (KUBEBUILDER_ASSETS names a directory with it)
 	@for program in kube-apiserver etcd; do \
@@ -141,4 +144,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) manifest-check clippy doc layers test test-vm
 
-.PHONY: help deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci
+.PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci

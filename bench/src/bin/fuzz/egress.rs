@@ -9,7 +9,9 @@ use backends::udp::split::{largest, split};
 use backends::udp::vnet::Vnet;
 
 use crate::model::{self, Offload, TCP, UDP};
-use crate::packets::{Flow, Numbers, damage};
+use bench::numbers::Numbers;
+
+use crate::packets::{Flow, damage};
 
 /// What the kernel could hand over, or could not.
 fn read(numbers: &mut Numbers) -> (Offload, Vec<u8>) {
@@ -53,7 +55,7 @@ fn read(numbers: &mut Numbers) -> (Offload, Vec<u8>) {
 
 /// A batch of packets; gives how many, and how many of them were taken.
 pub(crate) fn case(seed: u64) -> (u64, u64) {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::new(seed);
     let mut outbox = Outbox::with_capacity(numbers.of(&[0, 1000, 200_000]));
     let (mut fed, mut taken) = (0, 0);
     for _ in 0..=numbers.below(2) {

@@ -7,7 +7,9 @@ use backends::udp::merge::{LONGEST_HEAD, Merger, Taken};
 use backends::udp::packet::Header as Parsed;
 
 use crate::model::{self, Header, Offload, TCP, UDP};
-use crate::packets::{Flow, Numbers, damage};
+use bench::numbers::Numbers;
+
+use crate::packets::{Flow, damage};
 
 /// Datagrams of some flows, in bursts and mixed.
 fn batch(numbers: &mut Numbers) -> Vec<Vec<u8>> {
@@ -119,7 +121,7 @@ fn related(a: &[u8], b: &[u8]) -> bool {
 
 /// A batch of datagrams; gives how many, how many were taken, and how many of these were merged.
 pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
-    let mut numbers = Numbers(!seed);
+    let mut numbers = Numbers::new(!seed);
     let udp = !numbers.one_in(4);
     let mut merger = Merger::new(!numbers.one_in(8), udp);
     let (mut fed, mut taken, mut merged) = (0, 0, 0);

@@ -1,0 +1,129 @@
+//! What all subcommands share: their arguments, their rounds and their results.
+
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use bench::figure::{self, Figure, Record};
+use bench::progress::{Output, Progress, watch_signals_during};
+use clap::{Args, ValueEnum};
+
+/// Arguments of every subcommand; `S` lists what it can measure.
+#[derive(Args)]
+pub(crate) struct Selection<S: ValueEnum + Clone + Send + Sync + 'static> {
+    /// Measure only this; may be repeated.
+    #[arg(long, value_enum)]
+    pub(crate) only: Vec<S>,
+    /// How often each measurement is taken; the long ones are taken less often.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: Option<u32>,
+    /// The file to which results are appended, one JSON object a line; by default bench/results/SUBCOMMAND.jsonl.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    /// The directory of the programs to measure; by default the release build beside this program.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Measure nothing: print the latest results in the file as a Markdown table.
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+/// What is particular to a subcommand.
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    /// Rounds unless `--rounds` says otherwise.
+    pub(crate) rounds: u32,
+    /// The programs that are measured.
+    pub(crate) programs: &'static [&'static str],
+    /// A condition to show under the table.
+    pub(crate) setup: Option<String>,
+}
+
+/// What every measurement is given.
+pub(crate) struct Stage {
+    pub(crate) progress: Progress,
+    pub(crate) rounds: u32,
+    pub(crate) programs: PathBuf,
+}
+
+impl<S: ValueEnum + Copy + Debug + Send + Sync + 'static> Selection<S> {
+    /// Where results are kept, below a directory that git ignores.
+    pub(crate) fn out(&self, name: &str) -> PathBuf {
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("results").join(format!("{name}.jsonl"));
+        self.out.clone().unwrap_or_else(default)
+    }
+
+    /// The directory of the programs, which has all of these.
+    pub(crate) fn programs(&self, name: &str, expected: &[&str]) -> anyhow::Result<PathBuf> {
+        let programs = self.programs.clone().map_or_else(release_programs, Ok)?;
+        for program in expected.iter().map(|name| programs.join(name)) {
+            ensure!(program.is_file(), "no program {}: make bench-{name} builds it", program.display());
+        }
+        Ok(programs)
+    }
+
+    /// Measures what was selected one after the other, or prints earlier results.
+    pub(crate) fn measure(
+        self,
+        plan: Plan,
+        mut measure: impl FnMut(&Stage, S, &mut Record) -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let out = self.out(plan.name);
+        if self.markdown {
+            return figure::print(&figure::read(&out)?);
+        }
+        let programs = self.programs(plan.name, plan.programs)?;
+        let mut record = Record::open(&out, &programs)?;
+        if let Some(setup) = plan.setup {
+            record.note("setup", setup.into());
+        }
+        let rounds = self.rounds.unwrap_or(plan.rounds);
+        let subjects = if self.only.is_empty() { S::value_variants().to_vec() } else { self.only };
+        watch_signals_during(plan.name, Output::Error, move |progress| {
+            let stage = Stage { progress, rounds, programs };
+            let of_one = |subject, record: &mut Record| measure(&stage, subject, record);
+            stage.progress.measure(&subjects, &mut record, of_one)
+        })
+    }
+}
+
+impl Stage {
+    /// The rounds of a measurement that is taken at most `most` times.
+    pub(crate) fn rounds(&self, most: u32) -> RangeInclusive<u32> {
+        1..=self.rounds.min(most)
+    }
+
+    /// The agent.
+    pub(crate) fn flanneld(&self) -> PathBuf {
+        self.programs.join("flanneld")
+    }
+
+    /// The CNI plugin.
+    pub(crate) fn plugin(&self) -> PathBuf {
+        self.programs.join("flannel")
+    }
+
+    /// Prints the rounds of figures and records them.
+    pub(crate) fn put(&self, record: &mut Record, figures: &[Figure]) -> anyhow::Result<()> {
+        for figure in figures {
+            let rounds: Vec<String> = figure.rounds.iter().map(|&value| figure::short(value)).collect();
+            self.progress.step(&format!("{}: {} {}", figure.name, rounds.join(", "), figure.unit))?;
+            record.put(figure)?;
+        }
+        Ok(())
+    }
+}
+
+/// An error in a development build, whose own work would disturb what is measured.
+pub(crate) fn ensure_release(name: &str) -> anyhow::Result<()> {
+    ensure!(!cfg!(debug_assertions), "this is a development build, which is too slow: make bench-{name}");
+    Ok(())
+}
+
+/// The directory of the release programs: beside that of this program, whatever its profile.
+fn release_programs() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("this program's own path is unknown")?;
+    let profiles = own.ancestors().nth(2).context("no directory of profiles: give --programs")?;
+    Ok(profiles.join("release"))
+}

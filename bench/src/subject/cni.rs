@@ -1,0 +1,139 @@
+//! What the CNI plugin adds to the time in which its delegate connects many pods at once: 200 of them, 16 at a
+//! time, through `flannel` and through `bridge` with the very configuration that flannel generates.
+//!
+//! Both have a node of their own (namespace, bridge, directories) and use the same pods in turns.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context;
+use backends::testing::Namespace;
+use bench::figure::{Figure, Limit, Record};
+use clap::ValueEnum;
+use tempfile::TempDir;
+
+use crate::Stage;
+use crate::plugin::{DELEGATES, Plugin};
+use crate::stage::{Plan, Selection};
+
+/// Through flannel may take this much longer than the delegate alone.
+const LIMIT: f64 = 1.10;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection<Subject>,
+    /// Pods in a round, at most 250.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=250))]
+    pods: u16,
+    /// How many of them at a time.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=250))]
+    parallel: u16,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    Pods,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let (pods, parallel) = (args.pods, args.parallel);
+    let setup = Some(format!("{pods} pods, {parallel} at a time, {}", delegate_version()?));
+    let plan = Plan { name: "cni", rounds: 7, programs: &["flannel"], setup };
+    args.selection.measure(plan, move |stage, subject, record| match subject {
+        Subject::Pods => measure(stage, record, pods, parallel),
+    })
+}
+
+fn measure(stage: &Stage, record: &mut Record, pods: u16, parallel: u16) -> anyhow::Result<()> {
+    let pods = (0..pods).map(|_| Namespace::new()).collect::<anyhow::Result<Vec<_>>>()?;
+    let (flannel, direct) = (Node::new(stage, false)?, Node::new(stage, true)?);
+    for node in [&flannel, &direct] {
+        // The first pod on a node makes the bridge.
+        node.all("ADD", &pods[..1], 1)?;
+        node.all("DEL", &pods[..1], 1)?;
+    }
+    let figure = |name: String, unit, limit| Figure::new(name, unit, limit);
+    let mut figures = [("add", Limit::Median(LIMIT)), ("del", Limit::None)].map(|(verb, limit)| {
+        [
+            figure(format!("cni-{verb}-flannel"), "ms", Limit::None),
+            figure(format!("cni-{verb}-delegate"), "ms", Limit::None),
+            figure(format!("cni-{verb}-ratio"), "", limit),
+        ]
+    });
+    for round in stage.rounds(u32::MAX) {
+        // Neither is always the first.
+        for turn in [round % 2, (round + 1) % 2].map(|turn| turn as usize) {
+            stage.progress.check()?;
+            for (figures, verb) in figures.iter_mut().zip(["ADD", "DEL"]) {
+                figures[turn].rounds.push([&flannel, &direct][turn].all(verb, &pods, parallel)?);
+            }
+        }
+        for [through, alone, ratio] in &mut figures {
+            ratio
+                .rounds
+                .extend(through.rounds.last().zip(alone.rounds.last()).map(|(one, other)| one / other));
+        }
+        let last = |figure: &Figure| figure.rounds.last().copied().unwrap_or_default();
+        let [[through, alone, _], _] = &figures;
+        stage.progress.step(&format!(
+            "cni: round {round}: {:.0} ms, the delegate alone {:.0} ms",
+            last(through),
+            last(alone)
+        ))?;
+    }
+    figures.iter().flatten().try_for_each(|figure| record.put(figure))
+}
+
+/// A namespace, a directory for everything that plugins write, and the plugin that attaches pods to it.
+struct Node {
+    namespace: Namespace,
+    plugin: Plugin,
+    _directory: TempDir,
+}
+
+impl Node {
+    fn new(stage: &Stage, direct: bool) -> anyhow::Result<Self> {
+        let (namespace, directory) = (Namespace::new()?, tempfile::tempdir()?);
+        let mut plugin = Plugin::flannel(stage.plugin(), directory.path())?;
+        if direct {
+            plugin = Plugin::delegate(&plugin, &namespace, directory.path())?;
+        }
+        Ok(Self { namespace, plugin, _directory: directory })
+    }
+
+    /// Calls the plugin for all of `pods`, `parallel` at a time; gives the milliseconds.
+    fn all(&self, verb: &str, pods: &[Namespace], parallel: u16) -> anyhow::Result<f64> {
+        let next = AtomicUsize::new(0);
+        let some = || -> anyhow::Result<()> {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(pod) = pods.get(number) else { return Ok(()) };
+                self.plugin.call(verb, &format!("pod-{number}"), pod)?;
+            }
+        };
+        // Threads that are made inside the namespace are in it, and so are their children.
+        self.namespace.run(|| {
+            let start = Instant::now();
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(some)).collect();
+                workers.into_iter().try_for_each(|worker| worker.join().expect("workers don't panic"))
+            })?;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        })
+    }
+}
+
+/// A plugin that is run by hand prints on its standard error what it is.
+fn delegate_version() -> anyhow::Result<String> {
+    let bridge = Path::new(DELEGATES).join("bridge");
+    let output = Command::new(&bridge).env_remove("CNI_COMMAND").output();
+    let output = output.with_context(|| {
+        format!("can't run {}: apt-get install containernetworking-plugins", bridge.display())
+    })?;
+    Ok(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned())
+}

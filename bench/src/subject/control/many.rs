@@ -1,0 +1,99 @@
+//! One agent starting in a cluster of five thousand nodes, and at rest in it.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::Stage;
+use crate::bed::{Cluster, SETTLE, lease};
+use bench::figure::{Figure, Limit, Record};
+use bench::process::{cpu_time, resident_mib};
+
+const PEERS: u16 = 5000;
+const IDLE: Duration = Duration::from_secs(60);
+/// Rounds in which idling is measured.
+const IDLE_ROUNDS: u32 = 3;
+
+/// Measures both, and what the kernel alone needs for the same objects.
+pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+    stage.progress.step(&format!("start-5000: writing {PEERS} leases into a fresh etcd"))?;
+    let cluster = Cluster::new(
+        stage.flanneld(),
+        r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#,
+        &[],
+    )?;
+    cluster.write(&(0..PEERS).map(peer).collect::<Vec<_>>())?;
+
+    let mut complete = Figure::new("start-5000: exec to all in place", "ms", Limit::Median(1200.0));
+    let mut cpu = Figure::new("start-5000: CPU until then", "ms", Limit::Median(1000.0));
+    let mut memory = Figure::new("start-5000: VmRSS 10 s later", "MiB", Limit::Median(12.0));
+    let mut idle = Figure::new("start-5000: CPU over 60 s idle", "%", Limit::Median(0.05));
+    for round in stage.rounds(u32::MAX) {
+        let mut member = cluster.start()?;
+        let pid = member.agent.process().id();
+        let file = member.time_to_subnet_file()?;
+        let used = cpu_time(pid)?;
+        let whole = member.time_to_peers(file, PEERS)?;
+        complete.push_ms(whole);
+        cpu.push_ms(used);
+        stage.progress.pause(SETTLE)?;
+        memory.rounds.push(resident_mib(pid)?);
+        stage.progress.step(&format!(
+            "start-5000: round {round}: subnet file after {file:.0?}, whole after {whole:.0?}, CPU {used:.0?}, {:.1} MiB",
+            memory.rounds.last().copied().unwrap_or_default()
+        ))?;
+        if round <= IDLE_ROUNDS {
+            let (before, start) = (cpu_time(pid)?, Instant::now());
+            stage.progress.pause(IDLE)?;
+            let spent = cpu_time(pid)?.saturating_sub(before);
+            idle.rounds.push(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64());
+            stage
+                .progress
+                .step(&format!("start-5000: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
+        }
+        cluster.remove(member)?;
+    }
+    let mut kernel = Figure::new("start-5000: the same by ip and bridge -batch", "ms", Limit::None);
+    for round in stage.rounds(u32::MAX) {
+        kernel.push_ms(bare_kernel(&cluster)?);
+        let last = kernel.rounds.last().copied().unwrap_or_default();
+        stage.progress.step(&format!("start-5000: the kernel alone, round {round}: {last:.0} ms"))?;
+    }
+    [complete, kernel, cpu, memory, idle].iter().try_for_each(|figure| record.put(figure))
+}
+
+/// The key and the lease of the peer with this number; all differ in subnet, address and MAC.
+fn peer(number: u16) -> (String, String) {
+    let [high, low] = number.to_be_bytes();
+    (format!("10.{}.{low}.0-24", 1 + high), lease(public(number), number))
+}
+
+fn public(number: u16) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 20, 0, 1)) + u32::from(number))
+}
+
+/// The time that `ip` and `bridge` need to make the same objects on a node without an agent.
+fn bare_kernel(cluster: &Cluster) -> anyhow::Result<Duration> {
+    let node = cluster.fabric.node()?;
+    let address = node.address();
+    node.namespace().ip(&format!(
+        "link add flannel.1 mtu 1450 type vxlan id 1 local {address} dev eth0 dstport 8472 nolearning\n\
+         addr add 10.0.0.0/32 dev flannel.1\n\
+         link set flannel.1 up"
+    ))?;
+    let (mut ip, mut bridge) = (String::new(), String::new());
+    for number in 0..PEERS {
+        let [high, low] = number.to_be_bytes();
+        let (subnet, mac) = (format!("10.{}.{low}.0", 1 + high), format!("02:00:00:01:{high:02x}:{low:02x}"));
+        ip += &format!("neigh add {subnet} lladdr {mac} dev flannel.1 nud permanent\n");
+        ip += &format!("route add {subnet}/24 via {subnet} dev flannel.1 onlink proto 70\n");
+        bridge += &format!("fdb add {mac} dev flannel.1 dst {} self permanent\n", public(number));
+    }
+    let start = Instant::now();
+    for (program, batch) in [("bridge", bridge), ("ip", ip)] {
+        let command = node.namespace().command(program).args(["-batch", "-"]).input(batch);
+        command.ok().context("the objects of the peers, made by hand")?;
+    }
+    Ok(start.elapsed())
+}

@@ -1,0 +1,48 @@
+//! The agent in Kubernetes: start and rest in a cluster of two, of 5,000 and of 20,000 nodes, what heartbeats of
+//! other nodes cost, and whether pods that wait for their network get it at the first try; with a scripted API
+//! server.
+
+mod bed;
+mod churn;
+mod heartbeat;
+mod kernel;
+mod many;
+mod pair;
+mod pods;
+mod size;
+
+use clap::ValueEnum;
+
+use crate::stage::{Plan, Selection, ensure_release};
+
+pub(crate) type Args = Selection<Subject>;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    Size,
+    #[value(name = "start-2")]
+    Start2,
+    Pods,
+    #[value(name = "start-5000")]
+    Start5000,
+    Heartbeat,
+    #[value(name = "churn-20000")]
+    Churn20000,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if !args.markdown {
+        // The API server is in this process.
+        ensure_release("kube")?;
+    }
+    let plan = Plan { name: "kube", rounds: 5, programs: &["flanneld", "flannel"], setup: None };
+    args.measure(plan, |stage, subject, record| match subject {
+        Subject::Size => size::measure(stage, record),
+        Subject::Start2 => pair::measure(stage, record),
+        Subject::Pods => pods::measure(stage, record),
+        Subject::Start5000 => many::measure(stage, record),
+        Subject::Heartbeat => heartbeat::measure(stage, record),
+        Subject::Churn20000 => churn::measure(stage, record),
+    })
+}

@@ -1,0 +1,204 @@
+//! Measures the ways from node to node side by side: the bare underlay, host-gw, vxlan, udp, and the udp
+//! backend of a Go flanneld, in turns within each round, so that what else the machine does hits all of them.
+//!
+//! All of it happens in network namespaces of this process; nothing is left behind, however it ends.
+
+mod bed;
+mod cost;
+mod counted;
+mod flow;
+mod iperf;
+mod measure;
+mod plan;
+mod plot;
+mod results;
+mod soak;
+mod table;
+mod trip;
+mod wire;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bench::figure::{self, Record};
+use bench::progress::{Output, Progress, watch_signals_during};
+use clap::ValueEnum;
+use serde_json::json;
+use subnet::Family;
+
+use crate::stage::{Selection, ensure_release};
+
+use bed::{Pair, Way};
+use counted::Counted;
+use plan::{Clock, Place, Step, Subject};
+use results::Results;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    selection: Selection<Subject>,
+    /// Measure only between these.
+    #[arg(long, value_enum)]
+    place: Option<Place>,
+    /// The ways to measure; by default all, and go-udp if FLANNELD_GO names a program.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    paths: Vec<Way>,
+    /// Threads of the udp backend for each direction (Backend.Workers).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    workers: u8,
+    /// MTU of the underlay, in bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65_535))]
+    mtu: u32,
+    /// IPv6, inside and outside, and nothing else.
+    #[arg(long)]
+    ipv6: bool,
+    /// A few short measurements, within two minutes.
+    #[arg(long)]
+    quick: bool,
+    /// How long iperf3 sends, each time; pings take a part of that.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: Option<u32>,
+    /// Measure nothing: draw the latest TCP results in the file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// What is measured, how often and how long.
+struct Job {
+    ways: Vec<Way>,
+    steps: Vec<Step>,
+    rounds: u32,
+    seconds: u32,
+    workers: u8,
+    mtu: u32,
+    family: Family,
+    programs: PathBuf,
+    go: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    // The quick results don't hide the others.
+    let out = args.selection.out(if args.quick { "net-quick" } else { "net" });
+    let markdown = args.selection.markdown;
+    if markdown || args.svg.is_some() {
+        let lines = figure::read(&out)?;
+        if let Some(path) = &args.svg {
+            let drawing = plot::draw(&lines)?;
+            fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
+        }
+        if markdown {
+            write!(io::stdout(), "{}", table::table(&lines)).context("can't write to the standard output")?;
+        }
+        return Ok(());
+    }
+    ensure_release("quick")?;
+    let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
+    let ways = if args.paths.is_empty() {
+        let all = Way::value_variants().iter().copied();
+        all.filter(|&way| way != Way::GoUdp || go.is_some()).collect()
+    } else {
+        args.paths
+    };
+    ensure!(
+        !ways.contains(&Way::GoUdp) || go.is_some(),
+        "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
+    );
+    let programs = args.selection.programs("quick", &["flanneld", "flannel"])?;
+    if let Some(go) = &go {
+        ensure!(go.is_file(), "FLANNELD_GO: there is no program {}", go.display());
+    }
+    let steps = plan::steps(args.quick, &args.selection.only, args.place);
+    ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
+    let rounds = args.selection.rounds.unwrap_or(if args.quick { 2 } else { 5 });
+    let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
+    let family = if args.ipv6 { Family::V6 } else { Family::V4 };
+    ensure!(family == Family::V4 || !ways.contains(&Way::GoUdp), "go-udp has no IPv6: name other --paths");
+    let job =
+        Job { ways, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
+    let mut record = Record::open(&out, &job.programs)?;
+    record.note("setup", json!(setup(&job)?));
+    watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
+}
+
+/// What of the conditions is particular to this program.
+fn setup(job: &Job) -> anyhow::Result<String> {
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion = congestion.context("the congestion control of TCP is unknown")?;
+    let nice = niceness()?;
+    let workers = if job.workers > 1 { format!(", {} workers", job.workers) } else { String::new() };
+    let family = if job.family == Family::V6 { ", IPv6" } else { "" };
+    let mtu = if job.mtu != 1500 { format!(", underlay of MTU {}", job.mtu) } else { String::new() };
+    Ok(format!(
+        "TCP {}, iperf3 for {} s, niceness {nice}{workers}{mtu}{family}",
+        congestion.trim(),
+        job.seconds
+    ))
+}
+
+/// At which niceness this program and all it starts run.
+fn niceness() -> anyhow::Result<i32> {
+    let stat = fs::read_to_string("/proc/self/stat").context("can't read /proc/self/stat")?;
+    // The 19th field; the second is in parentheses and may have blanks.
+    let fields = stat.rsplit_once(')').context("/proc/self/stat has no name")?.1;
+    fields
+        .split_whitespace()
+        .nth(16)
+        .and_then(|nice| nice.parse().ok())
+        .context("no niceness in /proc/self/stat")
+}
+
+/// Takes all measurements. One that can't be taken doesn't stop the others.
+fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Result<()> {
+    record.begin()?;
+    let mut failed = Vec::new();
+    let mut pairs = Vec::new();
+    for &way in &job.ways {
+        progress.step(&format!("two nodes with {way}"))?;
+        match Pair::new(way, job) {
+            Ok(pair) => pairs.push(pair),
+            Err(error) => failed.push(format!("{way}: {error:#}")),
+        }
+    }
+    let mut clock = Clock::start(job, &pairs);
+    let mut results = Results::default();
+    for round in 0..job.rounds {
+        for &step in &job.steps {
+            let mut turn: Vec<&mut Pair> = pairs.iter_mut().filter(|pair| step.suits(pair.way)).collect();
+            // None is always the first.
+            if round % 2 == 1 {
+                turn.reverse();
+            }
+            for pair in turn {
+                progress.check()?;
+                let counted = Counted::now(pair);
+                let outcome = measure::take(pair, step, Duration::from_secs(job.seconds.into()));
+                // Ctrl-C reaches iperf3, too.
+                progress.check()?;
+                clock.done(step);
+                let head =
+                    format!("round {}/{}, {}; {step}: {}", round + 1, job.rounds, clock.left(), pair.way);
+                match outcome {
+                    Ok(values) => {
+                        let counted = counted.and_then(|before| Some(Counted::now(pair)?.since(&before)));
+                        let counted = counted.map(|counted| format!(" ({counted})")).unwrap_or_default();
+                        progress.step(&format!("{head}: {}{counted}", results::summary(&values)))?;
+                        results.add(step, pair.way, round, values);
+                    }
+                    Err(error) => {
+                        progress.step(&format!("{head}: could not be measured: {error:#}"))?;
+                        failed.push(format!("{step}: {}, round {}", pair.way, round + 1));
+                    }
+                }
+            }
+        }
+    }
+    for figure in results.figures() {
+        record.put(&figure)?;
+    }
+    eprintln!("\n{}", table::table(record.lines()));
+    ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! Much of everything, looked at byte by byte: a stream whose content the receiver knows, and datagrams that
+//! say which they are.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use backends::testing::Namespace;
+
+use super::bed::{End, Pair};
+use super::counted::Counted;
+use super::plan::Place;
+use super::results::{Quantity, Value};
+
+/// Bytes of the stream.
+pub(crate) const BYTES: u64 = 10_000_000_000;
+/// Datagrams that have to arrive.
+const DATAGRAMS: u64 = 10_000_000;
+/// Flows that they are in.
+const FLOWS: usize = 8;
+/// Payloads in bytes; the first two words say which datagram it is.
+const SIZES: [usize; 4] = [64, 700, 200, 1400];
+/// When nothing has come for so long, nothing will.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Sends all of it from one pod to another.
+pub(crate) fn take(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> {
+    let (counted, wrong) = (Counted::now(pair), checksum_errors(pair)?);
+    let (stream, rate) = stream(pair.ends(place))?;
+    let datagrams = datagrams(pair.ends(place))?;
+    let unsound = match (counted, Counted::now(pair)) {
+        (Some(before), Some(now)) => now.unsound().saturating_sub(before.unsound()),
+        _ => 0,
+    };
+    let wrong = checksum_errors(pair)?.saturating_sub(wrong) + unsound;
+    Ok(vec![
+        Quantity::Volume.of(BYTES as f64 / 1e9),
+        Quantity::Rate.of(rate),
+        Quantity::Arrived.of(datagrams.arrived as f64 / 1e6),
+        Quantity::Received.of(datagrams.rate / 1e3),
+        Quantity::Corrupt.of((stream + datagrams.corrupt) as f64),
+        Quantity::Disordered.of(datagrams.disordered as f64),
+        Quantity::ChecksumErrors.of(wrong as f64),
+    ])
+}
+
+/// Numbers that look random and that both ends know.
+struct Content(u64);
+
+impl Content {
+    fn of(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn fill(&mut self, room: &mut [u8]) {
+        for word in room.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
+        }
+    }
+}
+
+/// How many pieces of the stream arrived otherwise than they were sent, and its rate in Gbit/s.
+fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
+    const PIECE: usize = 128 * 1024;
+    let listener = to.namespace.run(|| TcpListener::bind(SocketAddr::new(to.address, 0)));
+    let listener = listener.context("no socket to receive the stream with")?;
+    let at = listener.local_addr()?;
+    let start = Instant::now();
+    let wrong = thread::scope(|scope| {
+        let sender = scope.spawn(move || -> anyhow::Result<()> {
+            let mut stream = from.namespace.run(|| TcpStream::connect(at)).context("no connection")?;
+            stream.set_write_timeout(Some(SILENCE))?;
+            let (mut content, mut piece, mut left) = (Content::of(1), vec![0; PIECE], BYTES);
+            while left > 0 {
+                let len = left.min(PIECE as u64) as usize;
+                content.fill(&mut piece[..len]);
+                stream.write_all(&piece[..len]).context("the stream breaks")?;
+                left -= len as u64;
+            }
+            Ok(())
+        });
+        let receive = || -> anyhow::Result<u64> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(SILENCE))?;
+            let (mut content, mut piece, mut expected) = (Content::of(1), vec![0; PIECE], vec![0; PIECE]);
+            let (mut wrong, mut left) = (0, BYTES);
+            while left > 0 {
+                let len = left.min(PIECE as u64) as usize;
+                stream.read_exact(&mut piece[..len]).context("the stream ends early")?;
+                content.fill(&mut expected[..len]);
+                wrong += u64::from(piece[..len] != expected[..len]);
+                left -= len as u64;
+            }
+            Ok(wrong)
+        };
+        let received = receive();
+        sender.join().map_err(|_| anyhow!("the sender panicked"))??;
+        received
+    })?;
+    Ok((wrong, BYTES as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64()))
+}
+
+/// What became of the datagrams. Lost ones are nobody's fault: they are sent as fast as it goes.
+#[derive(Debug, Default)]
+struct Datagrams {
+    arrived: u64,
+    corrupt: u64,
+    disordered: u64,
+    rate: f64,
+}
+
+fn datagrams([from, to]: [End<'_>; 2]) -> anyhow::Result<Datagrams> {
+    let bind = |end: End<'_>| end.namespace.run(|| UdpSocket::bind(SocketAddr::new(end.address, 0)));
+    let sink = bind(to).context("no socket to receive datagrams with")?;
+    sink.set_read_timeout(Some(SILENCE))?;
+    let mut sources = Vec::new();
+    for _ in 0..FLOWS {
+        let source = bind(from).context("no socket to send datagrams with")?;
+        source.connect(sink.local_addr()?)?;
+        sources.push(source);
+    }
+    let done = AtomicBool::new(false);
+    let start = Instant::now();
+    let mut all = thread::scope(|scope| {
+        let sender = scope.spawn(|| send(&sources, &done));
+        let received = receive(&sink);
+        done.store(true, Ordering::Relaxed);
+        sender.join().map_err(|_| anyhow!("the sender panicked"))??;
+        received
+    })?;
+    all.rate = all.arrived as f64 / start.elapsed().as_secs_f64();
+    Ok(all)
+}
+
+fn send(sources: &[UdpSocket], done: &AtomicBool) -> anyhow::Result<()> {
+    const ENOBUFS: i32 = 105;
+    let mut room = vec![0; SIZES.into_iter().max().unwrap_or_default()];
+    for number in 0u64.. {
+        for (flow, source) in sources.iter().enumerate() {
+            if done.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let datagram = &mut room[..SIZES[(number as usize + flow) % SIZES.len()]];
+            compose(datagram, flow as u64, number);
+            match source.send(datagram) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(ENOBUFS) => {}
+                Err(error) => return Err(error).context("a datagram can't be sent"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn compose(datagram: &mut [u8], flow: u64, number: u64) {
+    datagram[..8].copy_from_slice(&flow.to_le_bytes());
+    datagram[8..16].copy_from_slice(&number.to_le_bytes());
+    Content::of(flow << 40 ^ number).fill(&mut datagram[16..]);
+}
+
+fn receive(sink: &UdpSocket) -> anyhow::Result<Datagrams> {
+    let mut all = Datagrams::default();
+    let mut next = [0; FLOWS];
+    let (mut room, mut expected) = (vec![0; 2048], vec![0; 2048]);
+    while all.arrived < DATAGRAMS {
+        let len = match sink.recv(&mut room) {
+            Ok(len) => len,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                anyhow::bail!("after {} datagrams none has come for {SILENCE:?}", all.arrived);
+            }
+            Err(error) => return Err(error).context("datagrams can't be received"),
+        };
+        all.arrived += 1;
+        let word =
+            |at: usize| room.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        let (Some(flow), Some(number)) = (word(0), word(8)) else {
+            all.corrupt += 1;
+            continue;
+        };
+        let Some(next) = usize::try_from(flow).ok().and_then(|flow| next.get_mut(flow)) else {
+            all.corrupt += 1;
+            continue;
+        };
+        let size = SIZES[(number as usize).wrapping_add(flow as usize) % SIZES.len()];
+        compose(&mut expected[..size], flow, number);
+        if room[..len] != expected[..size] {
+            all.corrupt += 1;
+            continue;
+        }
+        all.disordered += u64::from(number < *next);
+        *next = (*next).max(number + 1);
+    }
+    Ok(all)
+}
+
+/// What the kernel counted of wrong checksums, of any protocol, on both nodes and in both pods.
+fn checksum_errors(pair: &Pair) -> anyhow::Result<u64> {
+    let pods =
+        [&pair.near, &pair.far].into_iter().flat_map(|side| side.pods.iter().map(|pod| pod.namespace()));
+    let nodes = [pair.near.node.namespace(), pair.far.node.namespace()];
+    nodes.into_iter().chain(pods).map(errors_in).sum()
+}
+
+fn errors_in(namespace: &Namespace) -> anyhow::Result<u64> {
+    let read = |name: &str| {
+        let path = format!("/proc/thread-self/net/{name}");
+        namespace.run(|| fs::read_to_string(&path)).with_context(|| format!("can't read {path}"))
+    };
+    let (snmp, netstat) = (read("snmp")?, read("netstat")?);
+    let fields =
+        [("Tcp", "InCsumErrors"), ("Udp", "InCsumErrors"), ("Icmp", "InCsumErrors"), ("Ip", "InHdrErrors")];
+    let mut sum = 0;
+    for (protocol, field) in fields {
+        sum += value(&snmp, protocol, field).with_context(|| format!("no {protocol} {field}"))?;
+    }
+    Ok(sum + value(&netstat, "IpExt", "InCsumErrors").context("no IpExt InCsumErrors")?)
+}
+
+/// A counter in the form of `/proc/net/snmp`: a line with names, then a line with numbers.
+fn value(text: &str, protocol: &str, field: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.split(':').next() == Some(protocol));
+    let (names, numbers) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
+    names.zip(numbers).find(|(name, _)| *name == field)?.1.parse().ok()
+}
+
+/// That the receiver would notice.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_the_same_for_both_ends_and_differs_between_datagrams() {
+        let of = |flow, number| {
+            let mut datagram = vec![0; 64];
+            compose(&mut datagram, flow, number);
+            datagram
+        };
+        assert_eq!(of(1, 7), of(1, 7));
+        assert_ne!(of(1, 7)[16..], of(1, 8)[16..]);
+        assert_ne!(of(1, 7)[16..], of(2, 7)[16..]);
+    }
+
+    #[test]
+    fn counters_are_found_by_protocol_and_name() {
+        let text = "Ip: A InHdrErrors\nIp: 1 2\nTcp: InErrs InCsumErrors\nTcp: 3 4\n";
+        assert_eq!(value(text, "Tcp", "InCsumErrors"), Some(4));
+        assert_eq!(value(text, "Ip", "InHdrErrors"), Some(2));
+        assert_eq!(value(text, "Udp", "InCsumErrors"), None);
+    }
+}

@@ -1,0 +1,192 @@
+//! How often the agent runs programs in iptables mode: at the start, while nothing happens, for a repair.
+//!
+//! Two witnesses: scripts in the agent's `PATH` that note their calls before they become the real programs,
+//! and the kernel, which counts the page faults of children that have ended; none has fewer than one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use backends::testing::wait_for;
+use tempfile::TempDir;
+
+use super::bed::{MODES, Scene, look};
+use crate::Stage;
+use crate::bed::TIMEOUT;
+use bench::figure::{Figure, Limit, Record};
+
+/// Rounds, of a minute each, that are enough.
+const ROUNDS: u32 = 3;
+
+/// Programs that an agent might run.
+const PROGRAMS: [&str; 10] = [
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "ip6tables",
+    "ip6tables-save",
+    "ip6tables-restore",
+    "nft",
+    "ip",
+    "bridge",
+    "modprobe",
+];
+
+/// Counts the programs that an agent runs.
+pub(crate) fn measure(stage: &Stage, record: &mut Record, idle_for: Duration) -> anyhow::Result<()> {
+    let watch = Watch::new(&stage.flanneld())?;
+    let (_, flag) = MODES[1];
+    let mut scene = Scene::new(stage, watch.launcher(), flag)?;
+    let seconds = idle_for.as_secs();
+    let figure = |what: &str, limit| Figure::new(format!("rules-forks: {what}"), "", limit);
+    let mut start = figure("programs run at the start", Limit::None);
+    let mut repair = figure("programs run for a repair", Limit::None);
+    let mut idle = figure(&format!("programs run in {seconds} s without an event"), Limit::Each(0.0));
+    let mut faults =
+        figure(&format!("page faults of children in {seconds} s without an event"), Limit::Each(0.0));
+    let mut nft = scene.nft()?;
+    for round in stage.rounds(ROUNDS) {
+        scene.member.agent.kill()?;
+        watch.forget()?;
+        scene.member.start_again()?;
+        scene.member.agent.wait_ready(TIMEOUT)?;
+        let pid = scene.member.agent.process().id();
+        // Readiness comes after the rules, but what is still to come belongs to the start, too.
+        stage.progress.pause(Duration::from_secs(2))?;
+        let (calls, children) = (watch.calls()?, children(pid)?);
+        ensure!(
+            !calls.is_empty() && children.faults > 0,
+            "neither witness saw the programs of the start: {calls:?}"
+        );
+        start.rounds.push(calls.len() as f64);
+        stage.progress.step(&format!("rules-forks: round {round}: at the start {}", calls.join(", ")))?;
+
+        let healthy = look(&mut nft)?;
+        watch.forget()?;
+        scene.member.show("iptables -t nat -F FLANNEL-POSTRTG")?;
+        wait_for("the repair", TIMEOUT, || look(&mut nft).is_ok_and(|found| found == healthy))?;
+        stage.progress.pause(Duration::from_secs(2))?;
+        let calls = watch.calls()?;
+        repair.rounds.push(calls.len() as f64);
+        stage.progress.step(&format!("rules-forks: round {round}: for a repair {}", calls.join(", ")))?;
+
+        watch.forget()?;
+        let before = self::children(pid)?;
+        stage.progress.pause(idle_for)?;
+        let (calls, after) = (watch.calls()?, self::children(pid)?);
+        ensure!(after.alive == 0, "the agent has {} children", after.alive);
+        idle.rounds.push(calls.len() as f64);
+        faults.rounds.push((after.faults - before.faults) as f64);
+        stage
+            .progress
+            .step(&format!("rules-forks: round {round}: {seconds} s without an event: {calls:?}"))?;
+    }
+    [start, repair, idle, faults].iter().try_for_each(|figure| record.put(figure))
+}
+
+/// A directory of scripts that note their calls.
+struct Watch {
+    directory: TempDir,
+}
+
+impl Watch {
+    fn new(flanneld: &Path) -> anyhow::Result<Self> {
+        let watch = Self { directory: tempfile::tempdir().context("no temporary directory")? };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        for name in PROGRAMS {
+            let Some(real) = std::env::split_paths(&path).map(|at| at.join(name)).find(|at| at.is_file())
+            else {
+                continue;
+            };
+            let note = format!("echo {name} \"$*\" >> '{}'", watch.log().display());
+            watch.script(name, &format!("{note}\nexec '{}' \"$@\"", real.display()))?;
+        }
+        let own = watch.directory.path().display();
+        let become_agent = format!("export PATH='{own}':\"$PATH\"\nexec '{}' \"$@\"", flanneld.display());
+        watch.script("flanneld", &become_agent)?;
+        watch.forget()?;
+        Ok(watch)
+    }
+
+    /// The agent, with the scripts in its `PATH`.
+    fn launcher(&self) -> PathBuf {
+        self.directory.path().join("flanneld")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("calls")
+    }
+
+    /// The calls since the last time they were forgotten, each in words.
+    fn calls(&self) -> anyhow::Result<Vec<String>> {
+        let text = fs::read_to_string(self.log()).context("can't read the notes of calls")?;
+        Ok(text.lines().map(|line| line.trim().to_owned()).collect())
+    }
+
+    fn forget(&self) -> anyhow::Result<()> {
+        fs::write(self.log(), "").context("can't write the notes of calls")
+    }
+
+    fn script(&self, name: &str, lines: &str) -> anyhow::Result<()> {
+        let path = self.directory.path().join(name);
+        let written = fs::write(&path, format!("#!/bin/sh\n{lines}\n"));
+        let runs = written.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
+        runs.with_context(|| format!("can't write the script {}", path.display()))
+    }
+}
+
+/// What the kernel knows of a process's children.
+#[derive(Debug)]
+struct Children {
+    /// Page faults of those that have ended, and of theirs.
+    faults: u64,
+    /// How many have not ended, or were not waited for.
+    alive: usize,
+}
+
+fn children(pid: u32) -> anyhow::Result<Children> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
+    // proc(5): `cminflt` is field 11 and `cmajflt` 13; the name, field 2, may contain anything.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let field = |number: usize| -> anyhow::Result<u64> {
+        let word = fields.get(number - 3).with_context(|| format!("{path} has no field {number}"))?;
+        word.parse().with_context(|| format!("field {number} of {path} is {word}"))
+    };
+    let mut alive = 0;
+    for task in
+        fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("can't list threads of {pid}"))?
+    {
+        // A thread may have ended since it was listed.
+        let text = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        alive += text.split_whitespace().count();
+    }
+    Ok(Children { faults: field(11)? + field(13)?, alive })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn both_witnesses_notice_a_program() {
+        let own = std::process::id();
+        let watch = Watch::new(Path::new("/bin/sh")).unwrap();
+        let before = children(own).unwrap().faults;
+        let run = Command::new(watch.launcher()).args(["-c", "ip -V && ip -V"]).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        assert_eq!(watch.calls().unwrap(), ["ip -V", "ip -V"]);
+        assert!(children(own).unwrap().faults > before);
+        watch.forget().unwrap();
+        assert!(watch.calls().unwrap().is_empty());
+
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(children(own).unwrap().alive > 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
