@@ -140,8 +140,10 @@ manifest-check: deps ## Checks kube-flannel.yml against the schemas of Kubernete
 	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml
 	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml
 
+docs-check: PACKAGES += python3
+docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
+	.ci/check-docs
+
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) manifest-check clippy doc layers test test-vm
-
-.PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci
+	$(MAKE) docs-check manifest-check clippy doc layers test test-vm .PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci

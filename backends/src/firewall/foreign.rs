@@ -1,6 +1,6 @@
 //! Other people's forward chains: where one ends pods' packets for sure, and the way through it.
 //!
-//! An accept in a table of our own decides nothing there (field-notes T8), so one is put into the foreign
+//! An accept in a table of our own decides nothing there, so one is put into the foreign
 //! chain, right before the point where the packet would end: rules further up, such as those of a network
 //! policy, keep their say.
 
