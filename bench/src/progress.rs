@@ -1,7 +1,9 @@
 //! What a program that works for minutes tells the user meanwhile, and how it ends when the user asks it to.
 
 use std::fmt::Debug;
+use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -107,7 +109,7 @@ impl Progress {
 }
 
 /// Runs `work` on a thread of its own. The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends
-/// the process at once: the kernel then removes the namespaces, and only temporary files stay.
+/// the process at once: the kernel then removes the namespaces, and this function the temporary files.
 pub fn watch_signals_during(
     program: &'static str,
     output: Output,
@@ -115,6 +117,7 @@ pub fn watch_signals_during(
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let progress = Progress::new(program, output);
+    let files = TemporaryFiles::new(program)?;
     let outcome = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -135,7 +138,36 @@ pub fn watch_signals_during(
         }
     });
     runtime.shutdown_timeout(Duration::ZERO);
+    drop(files);
     outcome
+}
+
+/// The directory in which all temporary files of the process are.
+struct TemporaryFiles(PathBuf);
+
+impl TemporaryFiles {
+    fn new(program: &str) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix(&format!("flannel-{program}-")).tempdir();
+        let directory = directory.context("no directory for temporary files: set TMPDIR")?.keep();
+        // An error means that it was overridden before: then there is a directory for all of them already.
+        let _ = tempfile::env::override_temp_dir(&directory);
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for TemporaryFiles {
+    fn drop(&mut self) {
+        // Work that was not waited for may still make files in it.
+        for _ in 0..50 {
+            match fs::remove_dir_all(&self.0) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    thread::sleep(Duration::from_millis(20))
+                }
+                _ => return,
+            }
+        }
+        eprintln!("temporary files could not be removed: {}", self.0.display());
+    }
 }
 
 #[cfg(test)]

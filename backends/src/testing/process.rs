@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -28,6 +29,8 @@ impl<'ns> NsCommand<'ns> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
+        // A process group of its own: Ctrl-C on the terminal reaches only the program that cleans up.
+        command.process_group(0);
         Self { namespace, program: program.to_owned(), command, input: Vec::new() }
     }
 

@@ -175,7 +175,6 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
                 progress.check()?;
                 let counted = Counted::now(pair);
                 let outcome = measure::take(pair, step, Duration::from_secs(job.seconds.into()));
-                // Ctrl-C reaches iperf3, too.
                 progress.check()?;
                 clock.done(step);
                 let head =

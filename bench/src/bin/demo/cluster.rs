@@ -122,9 +122,29 @@ impl Cluster {
         site.agent.wait_ready(PATIENCE)
     }
 
+    /// How to enter the namespaces, and how to end it.
+    pub(crate) fn guide(&self) -> anyhow::Result<String> {
+        let mut places = Table::new(["", "address", "enter as root, from another terminal"]);
+        let enter = |path: &Path| format!("nsenter --net={}", path.display());
+        for site in &self.sites {
+            let node = &site.node;
+            places.row([node.name(), node.address().to_string(), enter(node.namespace().path())]);
+            for (name, pod) in site.named_pods() {
+                places.row([name, pod.address().to_string(), enter(pod.namespace().path())]);
+            }
+        }
+        let node = &self.sites.first().context("no nodes")?.node;
+        let (one, device) = (enter(node.namespace().path()), self.backend.device());
+        Ok(format!(
+            "\n{places}\nFor example:\n\n  {one} curl -s 'http://127.0.0.1:8081/readyz?verbose'\n  \
+             {one} ip route\n  {one} ip link set {device} down\n\nCtrl-C ends it and removes everything."
+        ))
+    }
+
     /// Detaches the pods and ends the agents in good order.
     pub(crate) fn stop(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        progress.step("detaching the pods, stopping the agents")?;
+        // No step, which would fail once the user asked to stop.
+        progress.say("detaching the pods, stopping the agents")?;
         for site in &mut self.sites {
             for mut pod in site.pods.drain(..) {
                 pod.detach()?;

@@ -1,7 +1,8 @@
 //! Shows the agent at work: three nodes, pods attached through the CNI chain, traffic between them, damage
 //! and repair.
 //!
-//! All of it happens in network namespaces of this process; nothing is left behind, however it ends.
+//! All of it happens in network namespaces of this process; nothing is left behind, however it ends. Only SIGKILL
+//! leaves temporary files.
 
 mod cluster;
 mod damage;
@@ -9,6 +10,8 @@ mod table;
 mod traffic;
 
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use bench::progress::{Output, Progress, watch_signals_during};
 use clap::{Parser, ValueEnum};
@@ -21,6 +24,9 @@ struct Args {
     /// How packets get from node to node.
     #[arg(long, value_enum, default_value = "vxlan")]
     backend: Backend,
+    /// Only start the cluster, and keep it until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
 }
 
 /// The backends that the demo can show.
@@ -53,13 +59,31 @@ impl Backend {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match watch_signals_during("demo", Output::Standard, move |progress| show(args.backend, &progress)) {
+    let work = move |progress: Progress| match args.keep {
+        true => keep(args.backend, &progress),
+        false => show(args.backend, &progress),
+    };
+    match watch_signals_during("demo", Output::Standard, work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts the cluster and leaves it to the user.
+fn keep(backend: Backend, progress: &Progress) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(backend, progress)?;
+    progress.say(&format!("\n{}", cluster.summary()?))?;
+    cluster.attach_pods(progress)?;
+    progress.say(&cluster.guide()?)?;
+    while progress.check().is_ok() {
+        thread::sleep(Duration::from_millis(100));
+    }
+    cluster.stop(progress)?;
+    drop(cluster);
+    progress.say("everything is removed again")
 }
 
 /// The demo from beginning to end.

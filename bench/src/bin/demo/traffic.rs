@@ -38,7 +38,7 @@ pub(crate) fn throughput(cluster: &Cluster, progress: &Progress) -> anyhow::Resu
         for client in cluster.sites.iter().filter(|site| site.node.name() != server.node.name()) {
             progress.check()?;
             let (from, source) = client.named_pods().next().context("a node without pods")?;
-            let (rate, again) = tcp(source, target)?;
+            let (rate, again) = once_more_if_reset(|| tcp(source, target))?;
             rows.push([from, to.clone(), format!("{rate:.2}"), again.to_string()]);
         }
     }
@@ -58,6 +58,14 @@ fn mean_round_trip(from: &Pod, to: &Pod) -> anyhow::Result<f64> {
     mean.parse().with_context(|| format!("ping's mean {mean:?} is not a number"))
 }
 
+/// iperf3 sometimes loses its control connection when a test begins; what it says then tells nothing of the network.
+fn once_more_if_reset<T>(mut test: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    match test() {
+        Err(error) if format!("{error:#}").contains("Connection reset by peer") => test(),
+        outcome => outcome,
+    }
+}
+
 /// Gbit/s that arrived in two seconds, and the segments sent again.
 fn tcp(from: &Pod, to: &Pod) -> anyhow::Result<(f64, u64)> {
     let target = to.address().to_string();
@@ -66,4 +74,31 @@ fn tcp(from: &Pod, to: &Pod) -> anyhow::Result<(f64, u64)> {
     let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
     let rate = rate.with_context(|| format!("iperf3 reports no throughput: {output}"))?;
     Ok((rate / 1e9, report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_connection_is_tried_once_more_and_other_errors_are_not() {
+        let attempts = |errors: &[&str]| {
+            let mut made = 0;
+            let outcome = once_more_if_reset(|| {
+                made += 1;
+                match errors.get(made - 1) {
+                    Some(&error) => bail!("{error}"),
+                    None => Ok(()),
+                }
+            });
+            (made, outcome.is_ok())
+        };
+        let reset = r#"iperf3: exit status: 1 {"error": "unable to read: Connection reset by peer"}"#;
+        assert_eq!(attempts(&[]), (1, true));
+        assert_eq!(attempts(&[reset]), (2, true));
+        assert_eq!(attempts(&[reset, reset]), (2, false));
+        assert_eq!(attempts(&["no route to host"]), (1, false));
+    }
 }
