@@ -13,7 +13,7 @@ PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-
 	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps
 
 help: ## Lists the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 deps: ## Installs what building and testing need on Debian, if it is missing
 	@missing=; for package in $(PACKAGES); do \
@@ -28,8 +28,8 @@ deps: ## Installs what building and testing need on Debian, if it is missing
 build: ## Builds all programs for development
 	cargo build --workspace --all-features
 
-demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw or udp; root)
-	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND)
+demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw, udp; KEEP=1 to play; root)
+	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND) $(if $(KEEP),--keep)
 
 bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1")
 	cargo build --locked --release -p bench --bin bench
@@ -120,7 +120,8 @@ release: ## Builds the static programs that are shipped
 	cargo build --locked --release -p cni-plugin
 
 VERSION := v$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-IMAGE ?= flannel-rs:$(VERSION)
+# With a registry: the kubelet would look for a name without one at docker.io.
+IMAGE ?= localhost/flannel-rs:$(VERSION)
 BUILDER ?= buildah
 image: PACKAGES += $(filter-out docker,$(BUILDER))
 image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:TAG; BUILDER=podman or docker)
@@ -138,12 +139,15 @@ manifest-check: deps ## Checks kube-flannel.yml against the schemas of Kubernete
 		echo "$(VALIDATOR)" >$(CHECKS)/done; \
 	fi
 	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml
-	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml
+	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION)
 
 docs-check: PACKAGES += python3
 docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
 	.ci/check-docs
 
+makefile-check: ## Tests this file: what `make deps` finds missing, what `make test` refuses (root)
+	.ci/test-makefile
+
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) docs-check manifest-check clippy doc layers test test-vm .PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci
+	$(MAKE) makefile-check docs-check manifest-check clippy doc layers test test-vm .PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check ci
