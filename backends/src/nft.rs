@@ -38,7 +38,9 @@ use std::io;
 pub use change::{Change, Place};
 pub use differ::{Refit, differs};
 pub use encode::Transaction;
-pub use expr::{CtState, Expr, Header, Lookup, MetaKey, Op, Reg, Verdict, masquerade_flags};
+pub use expr::{
+    CtKey, CtState, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict, masquerade_flags, packet_type,
+};
 pub use foreign::{may_refuse, removal};
 pub use listen::{Listener, Moved, Watched};
 pub use model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};

@@ -9,6 +9,7 @@ pub(super) const NFNLGRP_NFTABLES: u32 = 7;
 
 pub(super) const NFPROTO_INET: u8 = 1;
 pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_BRIDGE: u8 = 7;
 pub(super) const NFPROTO_IPV6: u8 = 10;
 
 /// Message types as on the wire, with the subsystem.
@@ -28,6 +29,7 @@ pub(super) mod message {
     pub(in super::super) const DELRULE: u16 = of(8);
     pub(in super::super) const NEWSET: u16 = of(9);
     pub(in super::super) const GETSET: u16 = of(10);
+    pub(in super::super) const DELSET: u16 = of(11);
     pub(in super::super) const NEWSETELEM: u16 = of(12);
     pub(in super::super) const GETSETELEM: u16 = of(13);
     pub(in super::super) const DELSETELEM: u16 = of(14);
@@ -74,7 +76,23 @@ pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;
 pub(super) const NFTA_PAYLOAD_LEN: u16 = 4;
 pub(super) const NFTA_CT_DREG: u16 = 1;
 pub(super) const NFTA_CT_KEY: u16 = 2;
-pub(super) const NFT_CT_STATE: u32 = 0;
+pub(super) const NFTA_CT_SREG: u16 = 4;
+pub(super) const NFTA_META_SREG: u16 = 3;
+pub(super) const NFT_META_PKTTYPE: u32 = 19;
+pub(super) const NFTA_PAYLOAD_SREG: u16 = 5;
+pub(super) const NFTA_PAYLOAD_CSUM_TYPE: u16 = 6;
+pub(super) const NFTA_PAYLOAD_CSUM_OFFSET: u16 = 7;
+pub(super) const NFTA_PAYLOAD_CSUM_FLAGS: u16 = 8;
+pub(super) const NFTA_LIMIT_RATE: u16 = 1;
+pub(super) const NFTA_LIMIT_UNIT: u16 = 2;
+pub(super) const NFTA_LIMIT_BURST: u16 = 3;
+pub(super) const NFTA_LIMIT_TYPE: u16 = 4;
+pub(super) const NFTA_LIMIT_FLAGS: u16 = 5;
+pub(super) const NFTA_LIMIT_PAD: u16 = 6;
+pub(super) const NFTA_LOG_GROUP: u16 = 1;
+pub(super) const NFTA_LOG_PREFIX: u16 = 2;
+pub(super) const NFTA_LOG_SNAPLEN: u16 = 3;
+pub(super) const NFTA_LOG_QTHRESHOLD: u16 = 4;
 pub(super) const NFTA_BITWISE_SREG: u16 = 1;
 pub(super) const NFTA_BITWISE_DREG: u16 = 2;
 pub(super) const NFTA_BITWISE_LEN: u16 = 3;
@@ -126,6 +144,8 @@ pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
+pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
+pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub(super) const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 

@@ -1,6 +1,6 @@
 //! Changes to the ruleset, and the words for them.
 
-use super::model::{Rule, Table, TableId};
+use super::model::{Chain, Rule, Table, TableId};
 use super::set::Set;
 
 /// One part of a transaction.
@@ -16,6 +16,36 @@ pub enum Change<'a> {
         table: TableId,
         /// The chain.
         chain: String,
+    },
+    /// A table is there; what it holds stays.
+    AddTable(TableId),
+    /// A chain is there, and these rules follow those that it has.
+    AddChain {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: &'a Chain,
+    },
+    /// A chain has no rules any more. It must be there.
+    FlushChain {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: String,
+    },
+    /// A set or map is there, with these elements besides those that it has.
+    AddSet {
+        /// The table.
+        table: TableId,
+        /// The set.
+        set: &'a Set,
+    },
+    /// A set or map is gone. It must be there, and no rule may use it.
+    DeleteSet {
+        /// The table.
+        table: TableId,
+        /// The set.
+        set: String,
     },
     /// A rule of anybody's chain is gone. It must be there.
     DeleteRule {
@@ -90,39 +120,51 @@ impl Origin {
                 match part {
                     Part::Whole => format!("table {id}"),
                     Part::Chain(chain) => format!("chain {} in table {id}", table.chains[chain].name),
-                    Part::Set(set) => format!("set {} in table {id}", table.sets[set].name),
-                    Part::Elements(set, first, last) if first == last => {
-                        format!("element {} of set {} in table {id}", first + 1, table.sets[set].name)
-                    }
-                    Part::Elements(set, first, last) => {
-                        let name = &table.sets[set].name;
-                        format!(
-                            "one of the elements {} to {} of set {name} in table {id}",
-                            first + 1,
-                            last + 1
-                        )
-                    }
+                    Part::Set(set) | Part::Elements(set, ..) => words_of_set("", &table.sets[set], id, part),
                     Part::Rule(chain, rule) => {
                         format!("rule {} of chain {} in table {id}", rule + 1, table.chains[chain].name)
                     }
                 }
             }
             (Change::DeleteTable(id), _) => format!("deletion of table {id}"),
+            (Change::AddTable(id), _) => format!("table {id}"),
+            (Change::AddChain { table, chain }, Part::Rule(_, rule)) => {
+                format!("rule {} of chain {} in table {table}", rule + 1, chain.name)
+            }
+            (Change::AddChain { table, chain }, _) => format!("chain {} in table {table}", chain.name),
+            (Change::FlushChain { table, chain }, _) => {
+                format!("deletion of the rules of chain {chain} in table {table}")
+            }
+            (Change::AddSet { table, set }, part) => words_of_set("", set, table, part),
+            (Change::DeleteSet { table, set }, _) => format!("deletion of set {set} in table {table}"),
+            (Change::AddElements { table, set }, part) => words_of_set("", set, table, part),
+            (Change::DeleteElements { table, set }, part) => words_of_set("deletion of ", set, table, part),
             (Change::DeleteChain { table, chain }, _) => {
                 format!("deletion of chain {chain} in table {table}")
             }
             (Change::DeleteRule { table, chain, handle }, _) => {
                 format!("deletion of the rule with handle {handle} of chain {chain} in table {table}")
             }
-            (Change::AddElements { table, set }, _) => {
-                format!("new elements of set {} in table {table}", set.name)
-            }
-            (Change::DeleteElements { table, set }, _) => {
-                format!("deletion of elements of set {} in table {table}", set.name)
-            }
             (Change::AddRule { table, chain, .. }, _) => {
                 format!("new rule of chain {chain} in table {table}")
             }
         }
+    }
+}
+
+fn words_of_set(action: &str, set: &Set, table: &TableId, part: Part) -> String {
+    let name = &set.name;
+    match part {
+        Part::Elements(_, first, last) if first == last => {
+            format!("{action}element {} of set {name} in table {table}", first + 1)
+        }
+        Part::Elements(_, first, last) => {
+            format!(
+                "{action}one of the elements {} to {} of set {name} in table {table}",
+                first + 1,
+                last + 1
+            )
+        }
+        _ => format!("set {name} in table {table}"),
     }
 }

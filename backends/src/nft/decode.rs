@@ -2,6 +2,7 @@
 //! out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::abi::*;
 use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
@@ -129,7 +130,9 @@ impl Assembly {
             data: (flags & flags::MAP != 0).then_some(DataType { kind, len }),
             flags,
             comment: find(b, NFTA_SET_USERDATA).and_then(|data| comment(data, UDATA_SET_COMMENT)),
+            size: size(b).filter(|_| flags & flags::CONSTANT == 0),
             elements: BTreeMap::new(),
+            lifetimes: BTreeMap::new(),
         });
         Some(())
     }
@@ -155,7 +158,11 @@ impl Assembly {
             } else {
                 let last = find(element, NFTA_SET_ELEM_KEY_END).and_then(steps::read_value);
                 let to = last.unwrap_or_else(|| key.clone());
-                set.elements.insert(Span { from: key, to }, data);
+                let span = Span { from: key, to };
+                if let Some(left) = lifetime(element) {
+                    set.lifetimes.insert(span.clone(), left);
+                }
+                set.elements.insert(span, data);
             }
         }
         Some(())
@@ -177,6 +184,15 @@ pub(super) fn base(family: TableFamily, chain: &[u8]) -> Option<Base> {
         priority: find_u32(hook, NFTA_HOOK_PRIORITY)?.cast_signed(),
         policy: if find_u32(chain, NFTA_CHAIN_POLICY) == Some(0) { Policy::Drop } else { Policy::Accept },
     })
+}
+
+fn size(set: &[u8]) -> Option<u32> {
+    find_u32(find(set, NFTA_SET_DESC)?, NFTA_SET_DESC_SIZE)
+}
+
+/// What is left of an element's time.
+fn lifetime(element: &[u8]) -> Option<Duration> {
+    find_u64(element, NFTA_SET_ELEM_EXPIRATION).map(Duration::from_millis)
 }
 
 fn fields(set: &[u8]) -> Option<Vec<u32>> {

@@ -32,7 +32,8 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// [`NftError::Invalid`] when something can't be said to the kernel, such as a name that is too long.
     pub fn new(changes: &'a [Change<'a>], sequence: u32) -> Result<Self, NftError> {
-        let mut encoder = Encoder { changes, w: Writer::default(), sequence, origins: Vec::new(), last: 0 };
+        let mut encoder =
+            Encoder { changes, w: Writer::default(), sequence, origins: Vec::new(), last: 0, sets: 0 };
         encoder.frame(NFNL_MSG_BATCH_BEGIN);
         for (number, change) in changes.iter().enumerate() {
             encoder.change(number, change)?;
@@ -76,6 +77,8 @@ struct Encoder<'a> {
     origins: Vec<Origin>,
     /// Where the last message begins.
     last: usize,
+    /// How many sets were made; each has a number of its own in a transaction.
+    sets: u32,
 }
 
 impl Encoder<'_> {
@@ -115,6 +118,7 @@ impl Encoder<'_> {
 
     fn change(&mut self, number: usize, change: &Change<'_>) -> Result<(), NftError> {
         let origin = Origin { change: number, part: Part::Whole };
+        let elements = |first, last| Origin { change: number, part: Part::Elements(0, first, last) };
         match change {
             Change::Replace(table) => self.replace(number, table),
             Change::DeleteTable(id) => self.delete_table(origin, id),
@@ -129,13 +133,32 @@ impl Encoder<'_> {
                     w.u64(NFTA_RULE_HANDLE, *handle);
                 })
             }
-            Change::AddElements { table, set } => {
-                self.elements(message::NEWSETELEM, |_, _| origin, table, set)
-            }
-            Change::DeleteElements { table, set } => {
-                self.elements(message::DELSETELEM, |_, _| origin, table, set)
-            }
+            Change::AddElements { table, set } => self.elements(message::NEWSETELEM, elements, table, set),
+            Change::DeleteElements { table, set } => self.elements(message::DELSETELEM, elements, table, set),
             Change::AddRule { table, chain, rule, place } => self.rule(origin, table, chain, rule, *place),
+            Change::AddTable(table) => self.message(origin, message::NEWTABLE, NLM_F_CREATE, table, |w| {
+                w.string(NFTA_TABLE_NAME, &table.name);
+            }),
+            Change::AddChain { table, chain } => {
+                self.chain(origin, table, chain)?;
+                for (i, rule) in chain.rules.iter().enumerate() {
+                    let origin = Origin { change: number, part: Part::Rule(0, i) };
+                    self.rule(origin, table, &chain.name, rule, Place::Last)?;
+                }
+                Ok(())
+            }
+            Change::FlushChain { table, chain } => self.message(origin, message::DELRULE, 0, table, |w| {
+                w.string(NFTA_RULE_TABLE, &table.name);
+                w.string(NFTA_RULE_CHAIN, chain);
+            }),
+            Change::AddSet { table, set } => {
+                self.set(origin, table, set)?;
+                self.elements(message::NEWSETELEM, elements, table, set)
+            }
+            Change::DeleteSet { table, set } => self.message(origin, message::DELSET, 0, table, |w| {
+                w.string(NFTA_SET_TABLE, &table.name);
+                w.string(NFTA_SET_NAME, set);
+            }),
         }
     }
 
@@ -161,7 +184,7 @@ impl Encoder<'_> {
             self.chain(at(Part::Chain(i)), id, chain)?;
         }
         for (i, set) in table.sets.iter().enumerate() {
-            self.set(at(Part::Set(i)), id, set, i as u32 + 1)?;
+            self.set(at(Part::Set(i)), id, set)?;
             let part = |first, last| at(Part::Elements(i, first, last));
             self.elements(message::NEWSETELEM, part, id, set)?;
         }
@@ -212,8 +235,10 @@ impl Encoder<'_> {
         })
     }
 
-    fn set(&mut self, origin: Origin, table: &TableId, set: &Set, id: u32) -> Result<(), NftError> {
+    fn set(&mut self, origin: Origin, table: &TableId, set: &Set) -> Result<(), NftError> {
         self.check_name(origin, &set.name)?;
+        self.sets += 1;
+        let id = self.sets;
         let mut user = udata(UDATA_SET_KEY_ORDER, &set.key.byte_order().to_ne_bytes());
         if let Some(comment) = &set.comment {
             user.extend(self.text(origin, UDATA_SET_COMMENT, comment)?);
@@ -230,8 +255,9 @@ impl Encoder<'_> {
                 w.u32(NFTA_SET_DATA_LEN, len);
             }
             w.nest(NFTA_SET_DESC, |w| {
-                if set.flags & (flags::CONSTANT | flags::INTERVAL) == flags::CONSTANT {
-                    w.u32(NFTA_SET_DESC_SIZE, set.elements.len() as u32);
+                let constant = set.flags & (flags::CONSTANT | flags::INTERVAL) == flags::CONSTANT;
+                if let Some(size) = set.size.or_else(|| constant.then_some(set.elements.len() as u32)) {
+                    w.u32(NFTA_SET_DESC_SIZE, size);
                 }
                 if set.flags & flags::CONCAT != 0 {
                     w.nest(NFTA_SET_DESC_CONCAT, |w| {
@@ -308,6 +334,9 @@ fn element(w: &mut Writer, set: &Set, span: &Span, data: Option<&Data>) {
             Some(Data::Verdict(verdict)) => w.nest(NFTA_SET_ELEM_DATA, |w| steps::write_verdict(w, verdict)),
             Some(Data::Value(bytes)) => steps::value(w, NFTA_SET_ELEM_DATA, bytes),
             None => {}
+        }
+        if let Some(lifetime) = set.lifetimes.get(span) {
+            w.u64(NFTA_SET_ELEM_TIMEOUT, lifetime.as_millis() as u64);
         }
     });
     // A range up to the highest key has no end.

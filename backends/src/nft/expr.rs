@@ -32,8 +32,10 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
-    /// Loads the state of the packet's connection, bits of [`CtState`].
-    CtState {
+    /// Loads what connection tracking knows about the packet's connection.
+    Ct {
+        /// What.
+        key: CtKey,
         /// Where to.
         to: Reg,
     },
@@ -42,6 +44,43 @@ pub enum Expr {
     ReversePath {
         /// Where to.
         to: Reg,
+    },
+    /// Sets the mark of the packet's connection.
+    SetCtMark {
+        /// The value.
+        from: Reg,
+    },
+    /// Sets what kind of destination the frame has, see [`packet_type`].
+    SetPacketType {
+        /// The value, one byte.
+        from: Reg,
+    },
+    /// Overwrites bytes of the packet; no checksum is corrected.
+    WritePayload {
+        /// Which header `offset` counts from.
+        header: Header,
+        /// The first byte.
+        offset: u32,
+        /// How many bytes.
+        len: u32,
+        /// The value.
+        from: Reg,
+    },
+    /// Loads a constant.
+    Constant {
+        /// Where to.
+        to: Reg,
+        /// The value.
+        data: Vec<u8>,
+    },
+    /// Ends the rule for packets beyond a rate.
+    Limit(Rate),
+    /// Hands the packet to NFLOG.
+    Log {
+        /// The group to which programs subscribe.
+        group: u16,
+        /// What the message begins with.
+        prefix: String,
     },
     /// Computes `(register & mask) ^ xor`.
     Bitwise {
@@ -149,6 +188,8 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MetaKey {
+    /// The network protocol's EtherType, in network order.
+    EtherType = 1,
     /// The packet's mark, a number in the host's byte order.
     Mark = 3,
     /// The incoming interface's name, 16 bytes filled with zeros.
@@ -163,9 +204,44 @@ pub enum MetaKey {
 
 impl MetaKey {
     pub(super) fn from_number(number: u32) -> Option<Self> {
-        let all = [Self::Mark, Self::InName, Self::OutName, Self::NfProto, Self::L4Proto];
+        let all = [Self::EtherType, Self::Mark, Self::InName, Self::OutName, Self::NfProto, Self::L4Proto];
         all.into_iter().find(|key| *key as u32 == number)
     }
+}
+
+/// What [`Expr::Ct`] can load; the numbers are `NFT_CT_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CtKey {
+    /// Bits of [`CtState`], in the host's byte order.
+    State = 0,
+    /// One byte: 0 in the direction of the connection's first packet, 1 in the other.
+    Direction = 1,
+    /// The connection's mark, in the host's byte order.
+    Mark = 3,
+}
+
+impl CtKey {
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        [Self::State, Self::Direction, Self::Mark].into_iter().find(|key| *key as u32 == number)
+    }
+}
+
+/// A number of packets per time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many packets.
+    pub packets: u64,
+    /// In how many seconds.
+    pub seconds: u64,
+    /// How many at once.
+    pub burst: u32,
+}
+
+/// Values of [`Expr::SetPacketType`], from `if_packet.h`.
+pub mod packet_type {
+    /// To this host.
+    pub const HOST: u8 = 0;
 }
 
 /// Where an offset counts from; the numbers are `NFT_PAYLOAD_*`.

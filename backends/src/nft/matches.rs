@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::abi::{NFPROTO_IPV4, NFPROTO_IPV6};
-use super::expr::{Expr, Header, Lookup, MetaKey, Op, Reg, Verdict};
+use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict, packet_type};
 
 /// The length of an interface name in a register: `IFNAMSIZ`.
 const NAME_LEN: usize = 16;
@@ -25,6 +25,10 @@ const NAME_LEN: usize = 16;
 pub const TCP: u8 = 6;
 /// The number of UDP, for [`protocol`].
 pub const UDP: u8 = 17;
+/// The number of ICMP, for [`protocol`].
+pub const ICMP: u8 = 1;
+/// The number of ICMPv6, for [`protocol`].
+pub const ICMPV6: u8 = 58;
 /// The number of SCTP, for [`protocol`].
 pub const SCTP: u8 = 132;
 
@@ -117,7 +121,92 @@ pub fn out_name(op: Op, name: &str) -> Vec<Expr> {
 
 /// The connection's state is one of the bits of [`CtState`](super::expr::CtState).
 pub fn ct_state(bits: u32) -> Vec<Expr> {
-    masked(Expr::CtState { to: Reg(0) }, bits.to_ne_bytes().into(), Op::Ne, vec![0; 4])
+    masked(Expr::Ct { key: CtKey::State, to: Reg(0) }, bits.to_ne_bytes().into(), Op::Ne, vec![0; 4])
+}
+
+/// The packet goes in the direction of the connection's first packet (`reply` false), or in the other.
+pub fn ct_reply(reply: bool) -> Vec<Expr> {
+    compare(Expr::Ct { key: CtKey::Direction, to: Reg(0) }, Op::Eq, vec![u8::from(reply)])
+}
+
+/// The bits `mask` of the connection's mark equal `value`.
+pub fn ct_mark_bits(mask: u32, op: Op, value: u32) -> Vec<Expr> {
+    masked(ct_mark(), mask.to_ne_bytes().into(), op, value.to_ne_bytes().into())
+}
+
+/// The set of this table has the bits `mask` of the connection's mark.
+pub fn ct_mark_in_set(mask: u32, set: &str) -> Vec<Expr> {
+    let mask = mask.to_ne_bytes().to_vec();
+    let bitwise = Expr::Bitwise { from: Reg(0), to: Reg(0), xor: vec![0; mask.len()], mask };
+    vec![ct_mark(), bitwise, Expr::Lookup { set: set.to_owned(), from: Reg(0), mode: Lookup::In }]
+}
+
+/// Sets the bits `mask` of the connection's mark to `value`, and leaves the others.
+pub fn set_ct_mark_bits(mask: u32, value: u32) -> Vec<Expr> {
+    let (keep, xor) = ((!mask).to_ne_bytes().into(), value.to_ne_bytes().into());
+    let bitwise = Expr::Bitwise { from: Reg(0), to: Reg(0), mask: keep, xor };
+    vec![ct_mark(), bitwise, Expr::SetCtMark { from: Reg(0) }]
+}
+
+fn ct_mark() -> Expr {
+    Expr::Ct { key: CtKey::Mark, to: Reg(0) }
+}
+
+/// The frame carries packets of this family; needed before addresses in a table of family `bridge`.
+pub fn ether_type(family: Family) -> Vec<Expr> {
+    let number: u16 = match family {
+        Family::V4 => 0x0800,
+        Family::V6 => 0x86dd,
+    };
+    compare(Expr::Meta { key: MetaKey::EtherType, to: Reg(0) }, Op::Eq, number.to_be_bytes().into())
+}
+
+/// The frame's destination.
+pub fn ether_destination(op: Op, mac: [u8; 6]) -> Vec<Expr> {
+    compare(Expr::Payload { header: Header::Link, offset: 0, len: 6, to: Reg(0) }, op, mac.into())
+}
+
+/// Sends the frame to this host: its destination becomes `mac`, which must be the host's.
+pub fn to_this_host(mac: [u8; 6]) -> Vec<Expr> {
+    vec![
+        Expr::Constant { to: Reg(0), data: mac.into() },
+        Expr::WritePayload { header: Header::Link, offset: 0, len: 6, from: Reg(0) },
+        Expr::Constant { to: Reg(0), data: vec![packet_type::HOST] },
+        Expr::SetPacketType { from: Reg(0) },
+    ]
+}
+
+/// The ICMPv6 type is in the range.
+pub fn icmpv6_types(range: RangeInclusive<u8>) -> Vec<Expr> {
+    let mut steps = protocol(Op::Eq, ICMPV6);
+    steps.push(Expr::Payload { header: Header::Transport, offset: 0, len: 1, to: Reg(0) });
+    steps.push(Expr::Cmp { from: Reg(0), op: Op::Ge, data: vec![*range.start()] });
+    steps.push(Expr::Cmp { from: Reg(0), op: Op::Le, data: vec![*range.end()] });
+    steps
+}
+
+/// The bits `mask` of the flags of TCP equal `value`, see [`tcp_flags`].
+pub fn tcp_flag_bits(mask: u8, op: Op, value: u8) -> Vec<Expr> {
+    let load = Expr::Payload { header: Header::Transport, offset: 13, len: 1, to: Reg(0) };
+    [protocol(Op::Eq, TCP), masked(load, vec![mask], op, vec![value])].concat()
+}
+
+/// Flags of TCP.
+pub mod tcp_flags {
+    /// The first packet in its direction.
+    pub const SYN: u8 = 0x02;
+    /// It acknowledges something.
+    pub const ACK: u8 = 0x10;
+}
+
+/// Ends the rule for packets beyond a rate.
+pub fn limit(rate: Rate) -> Vec<Expr> {
+    vec![Expr::Limit(rate)]
+}
+
+/// Hands the packet to NFLOG.
+pub fn log(group: u16, prefix: &str) -> Vec<Expr> {
+    vec![Expr::Log { group, prefix: prefix.to_owned() }]
 }
 
 /// The host's route to the source address does, or does not, leave by the interface that the packet came in by.

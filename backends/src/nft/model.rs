@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::abi::{NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6};
+use super::abi::{NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6};
 use super::expr::{Expr, Verdict};
 use super::set::Set;
 
@@ -59,6 +59,8 @@ pub enum TableFamily {
     Ip6,
     /// Both.
     Inet,
+    /// Frames on bridges.
+    Bridge,
     /// Another one, by its `NFPROTO_*` number.
     Other(u8),
 }
@@ -69,6 +71,7 @@ impl TableFamily {
             Self::Ip => NFPROTO_IPV4,
             Self::Ip6 => NFPROTO_IPV6,
             Self::Inet => NFPROTO_INET,
+            Self::Bridge => NFPROTO_BRIDGE,
             Self::Other(number) => number,
         }
     }
@@ -78,6 +81,7 @@ impl TableFamily {
             NFPROTO_IPV4 => Self::Ip,
             NFPROTO_IPV6 => Self::Ip6,
             NFPROTO_INET => Self::Inet,
+            NFPROTO_BRIDGE => Self::Bridge,
             other => Self::Other(other),
         }
     }
@@ -98,9 +102,9 @@ impl fmt::Display for TableFamily {
             Self::Ip => f.write_str("ip"),
             Self::Ip6 => f.write_str("ip6"),
             Self::Inet => f.write_str("inet"),
+            Self::Bridge => f.write_str("bridge"),
             Self::Other(3) => f.write_str("arp"),
             Self::Other(5) => f.write_str("netdev"),
-            Self::Other(7) => f.write_str("bridge"),
             Self::Other(number) => write!(f, "family {number}"),
         }
     }
@@ -209,6 +213,9 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// All that comes in through a port of a bridge; only in tables of family `bridge`.
+    pub const BRIDGE_PREROUTING: Self = Self::Other(0);
+
     const KNOWN: [Self; 5] = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
 
     pub(super) fn number(self) -> u32 {
@@ -226,7 +233,7 @@ impl Hook {
     pub(super) fn from_number(family: TableFamily, number: u32) -> Self {
         let known = Self::KNOWN.into_iter().find(|hook| hook.number() == number);
         match family {
-            TableFamily::Other(_) => Self::Other(number),
+            TableFamily::Bridge | TableFamily::Other(_) => Self::Other(number),
             _ => known.unwrap_or(Self::Other(number)),
         }
     }

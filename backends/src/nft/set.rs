@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -22,8 +23,13 @@ pub struct Set {
     pub flags: u32,
     /// A word to the reader; kernels before 5.10 forget it.
     pub comment: Option<String>,
+    /// The most elements that it can have; `None` leaves that to the kernel, which then takes a table that it
+    /// can resize, and is slower to fill.
+    pub size: Option<u32>,
     /// The keys, each with its verdict if this is a map.
     pub elements: BTreeMap<Span, Option<Data>>,
+    /// When elements go by themselves, counted from the moment of writing or reading. The others stay.
+    pub lifetimes: BTreeMap<Span, Duration>,
 }
 
 /// Flags of a set; the numbers are `NFT_SET_*`.
@@ -36,6 +42,8 @@ pub mod flags {
     pub const INTERVAL: u32 = 4;
     /// It has values.
     pub const MAP: u32 = 8;
+    /// Its elements may go by themselves after a time.
+    pub const TIMEOUT: u32 = 0x10;
     /// Its keys are made of several fields.
     pub const CONCAT: u32 = 0x80;
 }
@@ -45,7 +53,16 @@ impl Set {
     pub fn new(name: impl Into<String>, fields: &[KeyType]) -> Self {
         let flags = if fields.len() > 1 { flags::CONCAT } else { 0 };
         let key = Key::new(fields);
-        Self { name: name.into(), key, data: None, flags, comment: None, elements: BTreeMap::new() }
+        Self {
+            name: name.into(),
+            key,
+            data: None,
+            flags,
+            comment: None,
+            size: None,
+            elements: BTreeMap::new(),
+            lifetimes: BTreeMap::new(),
+        }
     }
 
     /// An empty map to verdicts.
@@ -73,6 +90,7 @@ impl Set {
             key: self.key.clone(),
             comment: self.comment.clone(),
             elements: BTreeMap::new(),
+            lifetimes: BTreeMap::new(),
             ..*self
         }
     }
@@ -83,6 +101,22 @@ impl Set {
         self.elements.extend(elements.into_iter().map(|span| (span, None)));
         if self.flags & (flags::INTERVAL | flags::CONCAT) == flags::INTERVAL {
             self.elements = joined(self.elements);
+        }
+        self
+    }
+
+    /// The set for no more than so many elements.
+    pub fn with_size(mut self, size: u32) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// The set with these elements besides, which go by themselves after the time given.
+    pub fn with_lifetimes(mut self, elements: impl IntoIterator<Item = (Span, Duration)>) -> Self {
+        self.flags |= flags::TIMEOUT;
+        for (span, lifetime) in elements {
+            self.elements.insert(span.clone(), None);
+            self.lifetimes.insert(span, lifetime);
         }
         self
     }

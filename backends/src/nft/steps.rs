@@ -1,7 +1,7 @@
 //! The steps of rules as attributes, in both directions.
 
 use super::abi::*;
-use super::expr::{Expr, Header, Lookup, MetaKey, Op, Reg, Verdict};
+use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict};
 use crate::netlink::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
 
 /// Registers below this number in messages are 128 bits long.
@@ -18,14 +18,16 @@ pub(super) fn write(w: &mut Writer, expr: &Expr) {
 
 fn name(expr: &Expr) -> &str {
     match expr {
-        Expr::Meta { .. } => "meta",
-        Expr::Payload { .. } => "payload",
-        Expr::CtState { .. } => "ct",
+        Expr::Meta { .. } | Expr::SetPacketType { .. } => "meta",
+        Expr::Payload { .. } | Expr::WritePayload { .. } => "payload",
+        Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::ReversePath { .. } => "fib",
+        Expr::Limit(_) => "limit",
+        Expr::Log { .. } => "log",
         Expr::Bitwise { .. } => "bitwise",
         Expr::Cmp { .. } => "cmp",
         Expr::Lookup { .. } => "lookup",
-        Expr::Verdict(_) => "immediate",
+        Expr::Verdict(_) | Expr::Constant { .. } => "immediate",
         Expr::Masquerade { .. } => "masq",
         Expr::Counter { .. } => "counter",
         Expr::Reject { .. } => "reject",
@@ -45,14 +47,46 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_PAYLOAD_OFFSET, *offset);
             w.u32(NFTA_PAYLOAD_LEN, *len);
         }
-        Expr::CtState { to } => {
-            w.u32(NFTA_CT_KEY, NFT_CT_STATE);
+        Expr::Ct { key, to } => {
+            w.u32(NFTA_CT_KEY, *key as u32);
             w.u32(NFTA_CT_DREG, register(*to));
         }
         Expr::ReversePath { to } => {
             w.u32(NFTA_FIB_DREG, register(*to));
             w.u32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIF);
             w.u32(NFTA_FIB_FLAGS, REVERSE_PATH);
+        }
+        Expr::SetCtMark { from } => {
+            w.u32(NFTA_CT_KEY, CtKey::Mark as u32);
+            w.u32(NFTA_CT_SREG, register(*from));
+        }
+        Expr::SetPacketType { from } => {
+            w.u32(NFTA_META_KEY, NFT_META_PKTTYPE);
+            w.u32(NFTA_META_SREG, register(*from));
+        }
+        Expr::WritePayload { header, offset, len, from } => {
+            w.u32(NFTA_PAYLOAD_SREG, register(*from));
+            w.u32(NFTA_PAYLOAD_BASE, *header as u32);
+            w.u32(NFTA_PAYLOAD_OFFSET, *offset);
+            w.u32(NFTA_PAYLOAD_LEN, *len);
+            for kind in [NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET, NFTA_PAYLOAD_CSUM_FLAGS] {
+                w.u32(kind, 0);
+            }
+        }
+        Expr::Constant { to, data } => {
+            w.u32(NFTA_IMMEDIATE_DREG, register(*to));
+            value(w, NFTA_IMMEDIATE_DATA, data);
+        }
+        Expr::Limit(Rate { packets, seconds, burst }) => {
+            w.u64(NFTA_LIMIT_RATE, *packets);
+            w.u64(NFTA_LIMIT_UNIT, *seconds);
+            w.u32(NFTA_LIMIT_BURST, *burst);
+            w.u32(NFTA_LIMIT_TYPE, 0);
+            w.u32(NFTA_LIMIT_FLAGS, 0);
+        }
+        Expr::Log { group, prefix } => {
+            w.string(NFTA_LOG_PREFIX, prefix);
+            w.bytes_attribute(NFTA_LOG_GROUP, &group.to_be_bytes());
         }
         Expr::Bitwise { from, to, mask, xor } => {
             w.u32(NFTA_BITWISE_SREG, register(*from));
@@ -139,11 +173,17 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
     let only = |kinds: &[u16]| attributes(b).all(|(kind, _)| kinds.contains(&kind)).then_some(());
     let reg = |kind| find_u32(b, kind).and_then(from_register);
     Some(match name {
+        "meta" if find(b, NFTA_META_SREG).is_some() => {
+            only(&[NFTA_META_SREG, NFTA_META_KEY])?;
+            let packet_type = find_u32(b, NFTA_META_KEY)? == NFT_META_PKTTYPE;
+            packet_type.then_some(Expr::SetPacketType { from: reg(NFTA_META_SREG)? })?
+        }
         "meta" => {
             only(&[NFTA_META_DREG, NFTA_META_KEY])?;
             let key = MetaKey::from_number(find_u32(b, NFTA_META_KEY)?)?;
             Expr::Meta { key, to: reg(NFTA_META_DREG)? }
         }
+        "payload" if find(b, NFTA_PAYLOAD_SREG).is_some() => write_payload(b)?,
         "payload" => {
             only(&[NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN])?;
             Expr::Payload {
@@ -153,10 +193,14 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
                 to: reg(NFTA_PAYLOAD_DREG)?,
             }
         }
+        "ct" if find(b, NFTA_CT_SREG).is_some() => {
+            only(&[NFTA_CT_SREG, NFTA_CT_KEY])?;
+            let mark = find_u32(b, NFTA_CT_KEY)? == CtKey::Mark as u32;
+            mark.then_some(Expr::SetCtMark { from: reg(NFTA_CT_SREG)? })?
+        }
         "ct" => {
             only(&[NFTA_CT_DREG, NFTA_CT_KEY])?;
-            let state = find_u32(b, NFTA_CT_KEY)? == NFT_CT_STATE;
-            state.then_some(Expr::CtState { to: reg(NFTA_CT_DREG)? })?
+            Expr::Ct { key: CtKey::from_number(find_u32(b, NFTA_CT_KEY)?)?, to: reg(NFTA_CT_DREG)? }
         }
         "fib" => {
             only(&[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
@@ -164,6 +208,8 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
             let to = reg(NFTA_FIB_DREG)?;
             (asked == (NFT_FIB_RESULT_OIF, REVERSE_PATH)).then_some(Expr::ReversePath { to })?
         }
+        "limit" => limit(b)?,
+        "log" => log(b)?,
         "bitwise" => {
             // The operation 0 is this one; older kernels know no other and don't name it.
             let mask_and_xor = find_u32(b, NFTA_BITWISE_OP).unwrap_or(0) == 0;
@@ -189,9 +235,11 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
             },
         },
         "immediate" => {
-            let decides = find_u32(b, NFTA_IMMEDIATE_DREG)? == VERDICT_REGISTER;
-            let verdict = read_verdict(find(b, NFTA_IMMEDIATE_DATA)?)?;
-            decides.then_some(Expr::Verdict(verdict))?
+            let data = find(b, NFTA_IMMEDIATE_DATA)?;
+            match find_u32(b, NFTA_IMMEDIATE_DREG)? {
+                VERDICT_REGISTER => Expr::Verdict(read_verdict(data)?),
+                _ => Expr::Constant { to: reg(NFTA_IMMEDIATE_DREG)?, data: read_value(data)? },
+            }
         }
         "masq" => {
             only(&[NFTA_MASQ_FLAGS])?;
@@ -210,6 +258,41 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         },
         _ => return None,
     })
+}
+
+/// Only what corrects no checksum is read.
+fn write_payload(b: &[u8]) -> Option<Expr> {
+    let plain = [NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET, NFTA_PAYLOAD_CSUM_FLAGS]
+        .into_iter()
+        .all(|kind| find_u32(b, kind).unwrap_or(0) == 0);
+    let known = attributes(b).all(|(kind, _)| kind != NFTA_PAYLOAD_DREG && kind <= NFTA_PAYLOAD_CSUM_FLAGS);
+    Some(Expr::WritePayload {
+        header: Header::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
+        offset: find_u32(b, NFTA_PAYLOAD_OFFSET)?,
+        len: find_u32(b, NFTA_PAYLOAD_LEN)?,
+        from: find_u32(b, NFTA_PAYLOAD_SREG).and_then(from_register).filter(|_| plain && known)?,
+    })
+}
+
+/// Only a limit of packets is read, neither one of bytes nor one that lets through what is above it.
+fn limit(b: &[u8]) -> Option<Expr> {
+    let plain =
+        [NFTA_LIMIT_TYPE, NFTA_LIMIT_FLAGS].into_iter().all(|kind| find_u32(b, kind).unwrap_or(0) == 0);
+    let known = attributes(b).all(|(kind, _)| kind <= NFTA_LIMIT_PAD);
+    (plain && known).then_some(Expr::Limit(Rate {
+        packets: find_u64(b, NFTA_LIMIT_RATE)?,
+        seconds: find_u64(b, NFTA_LIMIT_UNIT)?,
+        burst: find_u32(b, NFTA_LIMIT_BURST)?,
+    }))
+}
+
+/// Only a whole packet handed over at once is read; the kernel names the defaults of length and threshold.
+fn log(b: &[u8]) -> Option<Expr> {
+    let known = attributes(b).all(|(kind, _)| kind <= NFTA_LOG_QTHRESHOLD)
+        && find_u32(b, NFTA_LOG_SNAPLEN).unwrap_or(0) == 0
+        && find(b, NFTA_LOG_QTHRESHOLD).is_none_or(|value| value.iter().all(|byte| *byte == 0));
+    let group = find(b, NFTA_LOG_GROUP)?.try_into().ok().map(u16::from_be_bytes)?;
+    known.then_some(Expr::Log { group, prefix: find_string(b, NFTA_LOG_PREFIX)? })
 }
 
 /// The bytes inside a `nft_data` attribute.
@@ -250,7 +333,7 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 14] = [
         "meta",
         "payload",
         "ct",
@@ -263,6 +346,8 @@ mod tests {
         "counter",
         "reject",
         "match",
+        "limit",
+        "log",
     ];
 
     fn written(expr: &Expr) -> Vec<u8> {

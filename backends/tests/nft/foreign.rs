@@ -218,5 +218,5 @@ fn all_that_nft_can_say_is_read_without_loss() {
             _ => None,
         })
         .collect();
-    assert!(names.contains("limit") && names.contains("fib") && names.contains("meta"), "{names:?}");
+    assert!(names.contains("log") && names.contains("fib") && names.contains("meta"), "{names:?}");
 }

@@ -4,6 +4,7 @@
 
 mod fixture;
 mod foreign;
+mod incremental;
 mod listener;
 mod random;
 mod replace;
