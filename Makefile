@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where cargo puts programs: .cargo/config.toml names a target, so there is a directory per target.
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
-	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps
+	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16

@@ -22,6 +22,8 @@ pub(crate) struct Network {
     pub(crate) data_dir: String,
     /// `waitSeconds`: how long ADD waits for a `subnet.env` that is missing.
     pub(crate) wait: Duration,
+    /// `inProcess`: whether a delegate may run in this process.
+    pub(crate) in_process: bool,
     cni_version: String,
     delegate: Map<String, Value>,
     ipam: Map<String, Value>,
@@ -75,6 +77,7 @@ impl Network {
             subnet_file: DEFAULT_PATH.into(),
             data_dir: "/var/lib/cni/flannel".into(),
             wait: Duration::from_secs(10),
+            in_process: true,
             cni_version,
             delegate: Map::new(),
             ipam: Map::new(),
@@ -98,6 +101,7 @@ impl Network {
         if let Some(seconds) = object.get::<u8>("waitSeconds")? {
             self.wait = Duration::from_secs(seconds.into());
         }
+        self.in_process = object.get("inProcess")?.unwrap_or(true);
         self.delegate = object.get("delegate")?.unwrap_or_default();
         self.ipam = object.get("ipam")?.unwrap_or_default();
         self.runtime_config = object.get("runtimeConfig")?;

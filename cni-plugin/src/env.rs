@@ -57,13 +57,16 @@ impl Verb {
 pub(crate) struct Call {
     /// `CNI_COMMAND`.
     pub(crate) verb: Verb,
-    /// `CNI_CONTAINERID`; fit for a file name where the verb needs one, else empty.
-    pub(crate) container: String,
-    /// `CNI_IFNAME`; fit for a file name where the verb needs one, else empty.
-    pub(crate) ifname: String,
+    /// Which attachment is meant; its names are fit for files where the verb needs them, else empty.
+    pub(crate) attachment: Attachment,
     /// `CNI_PATH`: the directories of the delegate plugins.
     pub(crate) path: OsString,
-    netns: OsString,
+    /// `CNI_NETNS`: the pod's namespace; empty if the runtime does not know it any more.
+    pub(crate) netns: OsString,
+    /// `CNI_ARGS`.
+    pub(crate) args: String,
+    /// `FLANNEL_CNI_EXEC=1`: every delegate is a program.
+    pub(crate) exec: bool,
     own_netns_allowed: bool,
 }
 
@@ -95,10 +98,11 @@ impl Call {
         let own_netns_allowed = over.eq_ignore_ascii_case("true") || over == "1";
         Ok(Self {
             verb,
-            container,
-            ifname,
+            attachment: Attachment { container, ifname },
             path: get("CNI_PATH"),
             netns: get("CNI_NETNS"),
+            args: text("CNI_ARGS"),
+            exec: text("FLANNEL_CNI_EXEC") == "1",
             own_netns_allowed,
         })
     }
@@ -194,7 +198,7 @@ mod tests {
         for ifname in ["", ".", "..", "a/b", "eth0:1", "e 0", "a\u{2003}b", "sixteencharacter"] {
             assert_eq!(read("DEL", "c1", ifname).unwrap_err().code, 4, "{ifname}");
         }
-        assert_eq!(read("DEL", "c1", "fifteencharacte").unwrap().ifname, "fifteencharacte");
+        assert_eq!(read("DEL", "c1", "fifteencharacte").unwrap().attachment.ifname, "fifteencharacte");
     }
 
     #[test]
@@ -215,7 +219,8 @@ mod tests {
         #[test]
         fn whatever_is_accepted_is_one_plain_file_name(container in ".{0,5}", ifname in ".{0,16}") {
             if let Ok(call) = read("ADD", &container, &ifname) {
-                for name in [call.container.clone(), format!("{}-{}", call.container, call.ifname)] {
+                let Attachment { container, ifname } = call.attachment;
+                for name in [container.clone(), format!("{container}-{ifname}")] {
                     prop_assert_eq!(std::path::Path::new(&name).file_name(), Some(OsStr::new(&name)));
                     prop_assert!(!name.starts_with('.') && !name.contains('/'));
                 }

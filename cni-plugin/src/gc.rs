@@ -16,6 +16,7 @@ use crate::delegate;
 use crate::env::{Attachment, Call, Verb, check_interface, is_identifier};
 use crate::error::{self, CniError};
 use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Store};
+use crate::way::Way;
 use crate::{node, note, saved};
 
 /// What was kept, by the names of the files.
@@ -46,7 +47,7 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         let gone: Vec<_> = whose(name, held.by(delegate)).difference(&valid).cloned().collect();
         let mut remains = gone.is_empty();
         for attachment in gone {
-            if let Err(error) = del(call, delegate, &attachment) {
+            if let Err(error) = del(call, network, delegate, &attachment) {
                 failures.push(error);
                 remains = true;
             }
@@ -57,17 +58,23 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         }
     }
     let rest = anew.and_then(|anew| {
-        let program = delegate::find(&anew.plugin, &call.path, Verb::Gc)?;
-        let modern = delegate::speaks(&program, network.version())?;
+        let way = Way::of(call, network, &anew, Verb::Gc)?;
+        let modern = match &way {
+            Way::InProcess(_) => true,
+            Way::Program(program) => delegate::speaks(program, network.version())?,
+        };
         // DEL is the same in all versions, but one that the delegate does not know would be refused.
         let usable = if modern { anew.clone() } else { anew.clone().in_version("1.0.0") };
         for attachment in held.by(&anew).difference(&tried) {
-            failures.extend(del(call, &usable, attachment).err());
+            failures.extend(way.del_gone(&usable, attachment).err().map(CniError::from));
         }
         failures.extend(release_leftovers(&anew, &valid));
-        if modern {
-            let added = kept.into_values().map(|(_, delegate)| delegate).find(|_| !known);
-            delegate::run(&program, Verb::Gc, &network.for_gc(added.unwrap_or(anew)).text)?;
+        match way {
+            Way::Program(program) if modern => {
+                let added = kept.into_values().map(|(_, delegate)| delegate).find(|_| !known);
+                delegate::run(&program, Verb::Gc, &network.for_gc(added.unwrap_or(anew)).text)?;
+            }
+            Way::Program(_) | Way::InProcess(_) => {}
         }
         Ok(())
     });
@@ -76,9 +83,8 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
     summary(failures)
 }
 
-fn del(call: &Call, delegate: &Delegate, attachment: &Attachment) -> Result<(), CniError> {
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Del)?;
-    Ok(delegate::run_for(&program, Verb::Del, &delegate.text, Some(attachment)).map(drop)?)
+fn del(call: &Call, network: &Network, delegate: &Delegate, attachment: &Attachment) -> Result<(), CniError> {
+    Ok(Way::of(call, network, delegate, Verb::Del)?.del_gone(delegate, attachment)?)
 }
 
 /// The files of no valid attachment. The plain name is that of a valid one that has no file of its own.
@@ -161,7 +167,7 @@ fn release_leftovers(delegate: &Delegate, valid: &BTreeSet<Attachment>) -> Vec<C
         Ok(None) => return Vec::new(),
         Err(error) => return vec![failed(error)],
     };
-    let (released, failures) = store.release_if(|holder| match holder {
+    let (released, failures) = store.release_if(|holder, _| match holder {
         Holder::Nobody => true,
         Holder::Container(container) => valid.iter().all(|one| one.container != *container),
         Holder::Attachment(_) | Holder::Unknown(_) => false,

@@ -3,6 +3,8 @@
 //! configuration for DEL.
 
 mod applet;
+mod args;
+mod bridge;
 mod conf;
 mod delegate;
 mod env;
@@ -10,11 +12,16 @@ mod error;
 mod files;
 mod gc;
 mod host_local;
+mod netlink;
+mod netns;
 mod node;
+mod result;
 mod route;
 mod saved;
 mod spec;
+mod sysctl;
 mod verbs;
+mod way;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;

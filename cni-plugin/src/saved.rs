@@ -14,6 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::conf::Delegate;
+use crate::env::Attachment;
 use crate::error::{self, CniError};
 use crate::files;
 
@@ -28,9 +29,9 @@ pub(crate) enum Saved {
     Config(PathBuf, Delegate),
 }
 
-/// Looks for the configuration of `container`'s attachment to `network` by `ifname`.
-pub(crate) fn find(directory: &str, container: &str, ifname: &str, network: &str) -> Saved {
-    let (plain, own) = names(directory, container, ifname);
+/// Looks for the configuration of an attachment to `network`.
+pub(crate) fn find(directory: &str, attachment: &Attachment, network: &str) -> Saved {
+    let (plain, own) = names(directory, attachment);
     match read(own) {
         Saved::Nothing => {}
         found => return found,
@@ -86,8 +87,8 @@ pub(crate) fn of_network(
 ///
 /// # Errors
 /// Code 999 with the path.
-pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -> Result<PathBuf, CniError> {
-    let (plain, own) = names(directory, container, ifname);
+pub(crate) fn keep(directory: &str, attachment: &Attachment, text: &str) -> Result<PathBuf, CniError> {
+    let (plain, own) = names(directory, attachment);
     let failed = |what: &Path, error: io::Error| {
         let msg = format!(
             "failed to keep the delegate's configuration for DEL in {}: {error}: make room, or set \"dataDir\" to \
@@ -109,8 +110,8 @@ pub(crate) fn keep(directory: &str, container: &str, ifname: &str, text: &str) -
 }
 
 /// Removes what an ADD of the attachment left beside its files if it was killed while it wrote one.
-pub(crate) fn tidy(directory: &str, container: &str, ifname: &str) {
-    let (plain, own) = names(directory, container, ifname);
+pub(crate) fn tidy(directory: &str, attachment: &Attachment) {
+    let (plain, own) = names(directory, attachment);
     for file in [plain, own] {
         let _ = fs::remove_file(files::temporary(&file));
     }
@@ -134,7 +135,7 @@ pub(crate) fn remove(file: &Path) -> Result<(), String> {
     }
 }
 
-fn names(directory: &str, container: &str, ifname: &str) -> (PathBuf, PathBuf) {
+fn names(directory: &str, Attachment { container, ifname }: &Attachment) -> (PathBuf, PathBuf) {
     let directory = Path::new(directory);
     (directory.join(container), directory.join(format!("{container}-{ifname}")))
 }
@@ -162,8 +163,12 @@ mod tests {
     const A: &str = r#"{"name":"a","type":"bridge"}"#;
     const B: &str = r#"{"name":"b","type":"macvlan"}"#;
 
+    fn attachment(container: &str, ifname: &str) -> Attachment {
+        Attachment { container: container.to_owned(), ifname: ifname.to_owned() }
+    }
+
     fn kept(directory: &str, ifname: &str, network: &str) -> Option<(String, String)> {
-        match find(directory, "c1", ifname, network) {
+        match find(directory, &attachment("c1", ifname), network) {
             Saved::Config(file, delegate) => {
                 Some((file.file_name().unwrap().to_str().unwrap().to_owned(), delegate.text))
             }
@@ -180,8 +185,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("new/flannel");
         let directory = directory.to_str().unwrap();
-        keep(directory, "c1", "eth0", A).unwrap();
-        keep(directory, "c1", "net1", B).unwrap();
+        keep(directory, &attachment("c1", "eth0"), A).unwrap();
+        keep(directory, &attachment("c1", "net1"), B).unwrap();
         assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
         assert_eq!(kept(directory, "net1", "b"), pair("c1-net1", B));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -190,7 +195,7 @@ mod tests {
         assert_eq!(fs::read_dir(directory).unwrap().count(), 2);
         // The plain name is free again, but the file of the interface still stands.
         remove(&Path::new(directory).join("c1")).unwrap();
-        keep(directory, "c1", "net1", A).unwrap();
+        keep(directory, &attachment("c1", "net1"), A).unwrap();
         assert_eq!(kept(directory, "net1", "a"), pair("c1-net1", A));
         assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
     }
@@ -202,12 +207,12 @@ mod tests {
         fs::write(root.path().join("c1"), "{").unwrap();
         fs::set_permissions(root.path().join("c1"), fs::Permissions::from_mode(0o644)).unwrap();
         let broken = fs::File::open(root.path().join("c1")).unwrap();
-        keep(directory, "c1", "eth0", A).unwrap();
+        keep(directory, &attachment("c1", "eth0"), A).unwrap();
         assert_eq!(io::read_to_string(broken).unwrap(), "{", "it was written over in place");
         assert_eq!(fs::metadata(root.path().join("c1")).unwrap().permissions().mode() & 0o777, 0o600);
         // A directory in the way: the rename fails.
         fs::create_dir(root.path().join("c2")).unwrap();
-        let error = keep(directory, "c2", "eth0", A).unwrap_err();
+        let error = keep(directory, &attachment("c2", "eth0"), A).unwrap_err();
         assert!(error.msg.contains("/c2: "), "{}", error.msg);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
     }
@@ -216,8 +221,8 @@ mod tests {
     fn the_plain_file_of_another_network_is_left_to_its_owner() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().to_str().unwrap();
-        keep(directory, "c1", "eth0", A).unwrap();
-        assert!(matches!(find(directory, "c1", "net1", "b"), Saved::Nothing));
+        keep(directory, &attachment("c1", "eth0"), A).unwrap();
+        assert!(matches!(find(directory, &attachment("c1", "net1"), "b"), Saved::Nothing));
         assert_eq!(kept(directory, "net1", "a"), pair("c1", A));
     }
 
@@ -227,18 +232,21 @@ mod tests {
         let directory = root.path().to_str().unwrap();
         for content in ["", "{", "null", "\0\0\0\0", r#"{"name":"a"}"#, r#"{"name":"a","type":""}"#] {
             fs::write(root.path().join("c1"), content).unwrap();
-            assert!(matches!(find(directory, "c1", "eth0", "a"), Saved::Broken(..)), "{content}");
+            assert!(
+                matches!(find(directory, &attachment("c1", "eth0"), "a"), Saved::Broken(..)),
+                "{content}"
+            );
         }
-        keep(directory, "c1", "eth0", A).unwrap();
+        keep(directory, &attachment("c1", "eth0"), A).unwrap();
         assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
         fs::create_dir(root.path().join("c2")).unwrap();
-        assert!(matches!(find(directory, "c2", "eth0", "a"), Saved::Broken(..)));
+        assert!(matches!(find(directory, &attachment("c2", "eth0"), "a"), Saved::Broken(..)));
     }
 
     #[test]
     fn a_directory_that_cannot_be_made_is_named_with_the_remedy() {
-        let error = keep("/proc/nowhere", "c1", "eth0", A).unwrap_err();
+        let error = keep("/proc/nowhere", &attachment("c1", "eth0"), A).unwrap_err();
         assert!(error.msg.contains("/proc/nowhere") && error.msg.contains("dataDir"), "{}", error.msg);
-        assert!(matches!(find("/dev/null", "c1", "eth0", "a"), Saved::Nothing));
+        assert!(matches!(find("/dev/null", &attachment("c1", "eth0"), "a"), Saved::Nothing));
     }
 }

@@ -4,10 +4,11 @@ use serde_json::{Map, Value};
 use subnet::gojson;
 
 use crate::conf::{Delegate, Network};
-use crate::delegate::{self, Failure};
+use crate::delegate::Failure;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
 use crate::saved::{self, Saved};
+use crate::way::Way;
 use crate::{node, note};
 
 /// Connects a pod; gives the delegate's result.
@@ -19,9 +20,9 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
     let node = node::wait(&network.subnet_file, network.wait)
         .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Add)?;
-    let file = saved::keep(&network.data_dir, &call.container, &call.ifname, &delegate.text)?;
-    let output = delegate::run(&program, Verb::Add, &delegate.text).map_err(|failure| {
+    let way = Way::of(call, network, &delegate, Verb::Add)?;
+    let file = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
+    let output = way.add(call, network, &delegate).map_err(|failure| {
         if let Failure::Nothing(_) = failure {
             removed(saved::remove(&file));
         }
@@ -36,17 +37,17 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
     call.check_netns()?;
     match find(call, network) {
         Saved::Config(file, delegate) => {
-            run_del(call, &delegate)?;
+            run_del(call, network, &delegate)?;
             removed(saved::remove(&file));
         }
         Saved::Broken(file, why) => {
             note(&format!("{}: {why}: taking the pod down by the network configuration", file.display()));
-            run_del(call, &anew(network)?)?;
+            run_del(call, network, &anew(network)?)?;
             removed(saved::remove(&file));
         }
         Saved::Nothing => del_unknown(call, network)?,
     }
-    saved::tidy(&network.data_dir, &call.container, &call.ifname);
+    saved::tidy(&network.data_dir, &call.attachment);
     Ok(())
 }
 
@@ -54,16 +55,15 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
 /// when this configuration could not have been used, and a pod must not be stuck for that.
 fn del_unknown(call: &Call, network: &Network) -> Result<(), CniError> {
     let Ok(delegate) = anew(network) else { return Ok(()) };
-    let Ok(program) = delegate::find(&delegate.plugin, &call.path, Verb::Del) else { return Ok(()) };
-    match delegate::run(&program, Verb::Del, &delegate.text) {
+    let Ok(way) = Way::of(call, network, &delegate, Verb::Del) else { return Ok(()) };
+    match way.del(call, &delegate) {
         Err(Failure::Nothing(error)) if error.code == error::INCOMPATIBLE_VERSION => Ok(()),
-        outcome => Ok(outcome.map(drop)?),
+        outcome => Ok(outcome?),
     }
 }
 
-fn run_del(call: &Call, delegate: &Delegate) -> Result<(), CniError> {
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Del)?;
-    Ok(delegate::run(&program, Verb::Del, &delegate.text).map(drop)?)
+fn run_del(call: &Call, network: &Network, delegate: &Delegate) -> Result<(), CniError> {
+    Ok(Way::of(call, network, delegate, Verb::Del)?.del(call, delegate)?)
 }
 
 /// Has the delegate compare the pod with the result of its ADD.
@@ -78,9 +78,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), CniError> {
         }
     };
     let delegate = network.for_check(delegate);
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Check)?;
-    delegate::run(&program, Verb::Check, &delegate.text)?;
-    Ok(())
+    Ok(Way::of(call, network, &delegate, Verb::Check)?.check(call, &delegate)?)
 }
 
 /// Says whether an ADD would succeed: this node has a subnet, the delegate is there, and it says so itself
@@ -90,23 +88,11 @@ pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
     let node =
         node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
     let delegate = network.delegate(&node).map_err(unavailable)?;
-    let program = delegate::find(&delegate.plugin, &call.path, Verb::Status).map_err(unavailable)?;
-    if !delegate::speaks(&program, network.version()).map_err(unavailable)? {
-        let msg = format!(
-            "{} does not speak CNI {}: it will refuse to add pods; install newer containernetworking plugins, or set \
-             \"cniVersion\" to what {:?} speaks",
-            program.display(),
-            network.version(),
-            delegate.plugin
-        );
-        return Err(CniError::new(error::NOT_AVAILABLE, msg));
-    }
-    delegate::run(&program, Verb::Status, &delegate.text)?;
-    Ok(())
+    Way::of(call, network, &delegate, Verb::Status).map_err(unavailable)?.status(network, &delegate)
 }
 
 fn find(call: &Call, network: &Network) -> Saved {
-    saved::find(&network.data_dir, &call.container, &call.ifname, &network.name)
+    saved::find(&network.data_dir, &call.attachment, &network.name)
 }
 
 fn anew(network: &Network) -> Result<Delegate, CniError> {

@@ -1,7 +1,5 @@
 //! The reservations on disk, in the form of the original: in `<dataDir>/<network>` a file per address, and the lock.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "ADD and DEL still run the original"))]
-
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -54,6 +52,18 @@ impl Holder {
             }
             None if is_identifier(text.trim()) => Self::Container(text.trim().to_owned()),
             _ => Self::Nobody,
+        }
+    }
+
+    /// Who it is, for messages.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Attachment(Attachment { container, ifname }) => {
+                format!("{ifname} of container {container}")
+            }
+            Self::Container(container) => format!("container {container}"),
+            Self::Nobody => "no container".into(),
+            Self::Unknown(why) => format!("somebody ({why})"),
         }
     }
 
@@ -130,22 +140,37 @@ impl Store {
         set: usize,
     ) -> Result<bool, String> {
         let path = self.directory.join(address.to_string());
-        let failed = |error: io::Error| format!("reserving {}: {error}", path.display());
-        let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            outcome => outcome.map_err(failed)?,
-        };
+        // Nobody else makes one while the lock is held.
+        if fs::symlink_metadata(&path).is_ok() {
+            return Ok(false);
+        }
         let Attachment { container, ifname } = attachment;
-        let noted = file.write_all(format!("{container}\r\n{ifname}").as_bytes()).and_then(|()| {
+        let noted = self.write(&path, &format!("{container}\r\n{ifname}")).and_then(|()| {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
             options.open(self.last_reserved_path(set))?.write_all(address.to_string().as_bytes())
         });
         noted.map(|()| true).map_err(|error| {
-            // An empty file would hold the address for nobody.
             let _ = fs::remove_file(&path);
-            failed(error)
+            format!("reserving {}: {error}", path.display())
         })
+    }
+
+    /// Writes a file in one step: a process that is killed leaves no file without a holder, which no DEL would find.
+    fn write(&self, path: &Path, content: &str) -> io::Result<()> {
+        let temporary = self.temporary();
+        let _ = fs::remove_file(&temporary);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+        let written = file.write_all(content.as_bytes()).and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// There is one at most, since there is one holder of the lock.
+    fn temporary(&self) -> PathBuf {
+        self.directory.join(".reserving")
     }
 
     /// The address that was reserved last in the range set number `set`.
@@ -157,6 +182,7 @@ impl Store {
     /// Gives back the addresses of the attachment; those that are noted for its container alone only if there
     /// are no others, as the original does.
     pub(crate) fn release(&self, attachment: &Attachment) {
+        let _ = fs::remove_file(self.temporary());
         let reservations = self.reservations();
         let own: Vec<_> = reservations.iter().filter(|one| one.holder.is(attachment)).collect();
         let exact = |one: &&&Reservation| matches!(one.holder, Holder::Attachment(_));
@@ -170,17 +196,22 @@ impl Store {
         }
     }
 
+    /// Gives back one address.
+    pub(crate) fn give_back(&self, address: IpAddr) {
+        let _ = fs::remove_file(self.directory.join(address.to_string()));
+    }
+
     /// Gives back every address whose holder `is_gone`; gives what was given back.
     ///
     /// # Errors
     /// Those that could not be given back, as sentences.
     pub(crate) fn release_if(
         &self,
-        mut is_gone: impl FnMut(&Holder) -> bool,
+        mut is_gone: impl FnMut(&Holder, &Path) -> bool,
     ) -> (Vec<Reservation>, Vec<String>) {
         let (mut released, mut failures) = (Vec::new(), Vec::new());
         for one in self.reservations() {
-            if !is_gone(&one.holder) {
+            if !is_gone(&one.holder, &one.path) {
                 continue;
             }
             match fs::remove_file(&one.path) {

@@ -1,4 +1,4 @@
-//! A plugin that is killed.
+//! A plugin that is killed, at each of its system calls that can change something.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{FLANNEL, NO_NETNS, Node, V4};
+use crate::pods::V6;
+use crate::support::{FLANNEL, NO_NETNS, Namespace, Node, Pod, V4};
 
 /// A delegate that would still make something after its parent is gone.
 const SLOW: &str = r#"#!/bin/sh
@@ -58,4 +59,100 @@ fn a_delegate_ends_with_the_plugin_that_is_killed() {
     eventually("the delegate ends", || !alive());
     fs::write(directory.join("go-on"), "").unwrap();
     assert!(!directory.join("made").exists());
+}
+
+/// The calls that make, change or remove something outside of the process, or on which it waits.
+const STEPS: [&str; 9] =
+    ["openat", "write", "sendto", "rename", "unlink", "mkdir", "flock", "setns", "recvfrom"];
+
+/// `flannel` under strace, in the node's namespace.
+fn traced(node: &Node, verb: &str, pod: Pod<'_>, stdin: &str, options: &[&str]) -> bool {
+    let mut command = node.host().command("strace");
+    command.args(options).arg(FLANNEL);
+    command
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", pod.container)
+        .env("CNI_IFNAME", pod.ifname)
+        .env("CNI_NETNS", pod.netns)
+        .env("CNI_PATH", "/nowhere")
+        .stdin(fs::File::open(stdin).unwrap())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().expect("install the package strace").success()
+}
+
+/// The steps of a call that succeeds, each as a system call and its how manieth it is.
+fn steps(node: &Node, verb: &str, pod: Pod<'_>, stdin: &str) -> Vec<(String, usize)> {
+    let log = node.path("trace");
+    let trace = format!("trace={}", STEPS.join(","));
+    assert!(traced(node, verb, pod, stdin, &["-o", log.to_str().unwrap(), "-e", &trace]));
+    let mut counts = std::collections::BTreeMap::<String, usize>::new();
+    let log = fs::read_to_string(log).unwrap();
+    let names = log.lines().filter_map(|line| line.split_once('(')).map(|(name, _)| name.to_owned());
+    names
+        .filter(|name| STEPS.contains(&&**name))
+        .map(|name| {
+            let count = counts.entry(name.clone()).or_default();
+            *count += 1;
+            (name, *count)
+        })
+        .collect()
+}
+
+/// Kills the verb at each of its steps; a DEL after it has to leave nothing.
+fn killed_everywhere(verb: &str) {
+    let node = Node::with_namespace(&format!("{V4}{V6}"));
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let network = node.network("n", "1.0.0", json!({"hairpinMode": true, "isDefaultGateway": true}));
+    let stdin = node.path("stdin");
+    fs::write(&stdin, network.to_string()).unwrap();
+    let stdin = stdin.to_str().unwrap();
+    // Forwarding is switched on by the first pod, and stays.
+    node.call("ADD", pod, &network).result();
+    node.call("DEL", pod, &network).result();
+    // Each time as on a node that has had no pod yet.
+    let prepared = || {
+        for directory in ["addresses", "flannel"] {
+            let _ = fs::remove_dir_all(node.path(directory));
+        }
+        if node.host().links().contains(&"cni0".into()) {
+            node.host().ip(&["link", "del", "cni0"]);
+        }
+        if verb == "DEL" {
+            node.call("ADD", pod, &network).result();
+        }
+    };
+    prepared();
+    let steps = steps(&node, verb, pod, stdin);
+    node.call("DEL", pod, &network).result();
+    assert!(steps.len() >= 12, "{steps:?}");
+    for (name, count) in steps {
+        prepared();
+        let inject = format!("inject={name}:signal=KILL:when={count}");
+        let trace = format!("trace={name}");
+        let survived = traced(&node, verb, pod, stdin, &["-o", "/dev/null", "-e", &trace, "-e", &inject]);
+        assert!(!survived, "{verb} {name} {count}");
+        node.call("DEL", pod, &network).result();
+        let what = format!("{verb} killed at {name} number {count}");
+        assert!(node.host().links().iter().all(|link| link == "lo" || link == "cni0"), "{what}");
+        assert_eq!(namespace.links(), ["lo"], "{what}");
+        assert_eq!((node.kept(), node.reserved("n")), (vec![], vec![]), "{what}");
+        let left: Vec<_> = node.reservations("n").into_keys().collect();
+        assert!(
+            left.iter().all(|name| name == "lock" || name.starts_with("last_reserved_ip.")),
+            "{what}: {left:?}"
+        );
+    }
+}
+
+#[test]
+fn an_add_that_is_killed_anywhere_is_undone_by_del() {
+    killed_everywhere("ADD");
+}
+
+#[test]
+fn a_del_that_is_killed_anywhere_is_completed_by_the_next() {
+    killed_everywhere("DEL");
 }

@@ -4,13 +4,16 @@
 
 mod addresses;
 mod applets;
+mod bad;
 mod chain;
 mod crowd;
 mod delegates;
 mod examples;
+mod features;
 mod framework;
 mod garbage;
 mod killed;
+mod matrix;
 mod networks;
 mod pods;
 mod refusals;

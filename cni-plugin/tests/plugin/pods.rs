@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Namespace, Node, PLUGINS, Pod, V4};
 
-const V6: &str =
+pub(crate) const V6: &str =
     "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00::1/64\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
 
 /// ADD, DEL and DEL again; `ranges` and `routes` are those of the delegate's configuration.
@@ -109,7 +109,7 @@ fn what_was_kept_stays_until_the_delegate_has_succeeded() {
     let lonely = node.path("bin");
     fs::create_dir(&lonely).unwrap();
     symlink(format!("{PLUGINS}/bridge"), lonely.join("bridge")).unwrap();
-    let path = [("CNI_PATH", lonely.to_str().unwrap())];
+    let path = [("CNI_PATH", lonely.to_str().unwrap()), ("FLANNEL_CNI_EXEC", "1")];
     for _ in 0..2 {
         let (_, msg) = node.call_with("DEL", pod, &network.to_string(), &path).error();
         assert!(msg.contains("host-local"), "{msg}");

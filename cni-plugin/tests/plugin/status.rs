@@ -67,7 +67,9 @@ fn what_would_make_every_add_fail_is_told_with_cause_and_remedy() {
         let (code, msg) = node.call_with("STATUS", POD, &network, &[("CNI_PATH", path)]).error();
         assert!(code == 50 && msg.contains(expected) && msg.contains(remedy), "{code} {msg}");
     };
-    told(json!({}), "/nowhere", r#"failed to find plugin "bridge" in path [/nowhere]"#, "install");
+    told(json!({"type": "ptp"}), "/nowhere", r#"failed to find plugin "ptp" in path [/nowhere]"#, "install");
+    let missing = r#"failed to find plugin "bridge" in path [/nowhere]"#;
+    told(json!({"vlan": 7}), "/nowhere", missing, r#"the built-in bridge does not have "vlan""#);
     told(json!({"name": "x"}), "/usr/lib/cni", "must not have 'name' field", "set by flannel");
     fs::write(node.path("subnet.env"), "FLANNEL_MTU=much\n").unwrap();
     told(json!({}), "/usr/lib/cni", "FLANNEL_MTU=\"much\" is not a number", "restart flanneld");

@@ -1,5 +1,6 @@
 //! A node to call the plugin on: a directory for everything it writes, and network namespaces.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -72,7 +73,7 @@ impl Drop for Namespace {
     }
 }
 
-fn ip(arguments: &[&str]) -> String {
+pub(crate) fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().expect("install the package iproute2");
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -204,6 +205,19 @@ impl Node {
         let mut names = names(&self.path("addresses").join(network));
         names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
         names
+    }
+}
+
+impl Node {
+    /// The directory of a network's reservations: mode and content of each file.
+    pub(crate) fn reservations(&self, network: &str) -> BTreeMap<String, (u32, String)> {
+        let directory = self.path("addresses").join(network);
+        let file = |name: String| {
+            let path = directory.join(&name);
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+            (name, (mode, fs::read_to_string(path).unwrap()))
+        };
+        names(&directory).into_iter().map(file).collect()
     }
 }
 

@@ -1,0 +1,86 @@
+//! `bridge`, the plugin: a pod is a port of the node's bridge.
+
+mod add;
+mod check;
+pub(crate) mod config;
+mod gateway;
+
+use std::ffi::OsStr;
+
+use serde_json::Value;
+
+use crate::env::Attachment;
+use crate::host_local::allocate;
+use crate::host_local::store::Store;
+use crate::netlink::socket::Socket;
+use crate::netlink::{Errno, link};
+use crate::netns::{Missing, Namespace};
+use crate::note;
+
+pub(crate) use add::add;
+pub(crate) use config::{Config, Reading};
+
+/// One attachment of a pod, and where the pod is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pod<'a> {
+    pub(crate) attachment: &'a Attachment,
+    /// The path of the pod's namespace; empty if it is not known any more.
+    pub(crate) netns: &'a OsStr,
+}
+
+/// Removes the pod's link, and gives its addresses back. What is gone already is fine.
+///
+/// # Errors
+/// A sentence in the words of Go's plugin.
+pub(crate) fn del(config: &Config, pod: Pod<'_>) -> Result<(), String> {
+    if !pod.netns.is_empty() {
+        match Namespace::open(pod.netns) {
+            Ok(namespace) => delete_link(&namespace, &pod.attachment.ifname)?,
+            Err(Missing::Gone(_)) => {}
+            Err(Missing::NoNamespace(text)) => note(&format!("{text}: taken for a pod that is gone")),
+            Err(Missing::Failed(text)) => return Err(text),
+        }
+    }
+    allocate::del(&config.ipam, pod.attachment)
+}
+
+fn delete_link(namespace: &Namespace, name: &str) -> Result<(), String> {
+    let delete = || Socket::route()?.execute(vec![link::delete(name)]).map_err(Errno::from);
+    match namespace.within(delete) {
+        Ok(Ok(()) | Err(Errno::NO_DEVICE)) => Ok(()),
+        Ok(Err(errno)) => Err(format!("failed to delete {name:?}: {errno}")),
+        Err(error) => Err(format!("error switching to the namespace of the pod: {error}")),
+    }
+}
+
+/// Compares the pod with the result of its ADD.
+///
+/// # Errors
+/// A sentence in the words of Go's plugin.
+pub(crate) fn check(config: &Config, pod: Pod<'_>, prev_result: Option<&Value>) -> Result<(), String> {
+    let namespace = Namespace::open(pod.netns)
+        .map_err(|missing| format!("failed to open netns {:?}: {}", pod.netns, missing.text()))?;
+    allocate::check(&config.ipam, pod.attachment)?;
+    let result = prev_result.ok_or("Required prevResult missing")?;
+    check::check(config, pod, &namespace, result)
+}
+
+/// Says whether an ADD would succeed, as far as it depends on this node: on the bridge's name and the directory of
+/// the reservations. That all addresses are in use does not count: pods that run keep running.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn status(config: &Config) -> Result<(), String> {
+    let name = &config.bridge;
+    let mut host = Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))?;
+    match link::by_name(&mut host, name) {
+        Ok(Some(link)) if link.kind != "bridge" => {
+            return Err(format!(
+                "{name:?} already exists but is not a bridge: remove it, or name another \"bridge\""
+            ));
+        }
+        Ok(_) => {}
+        Err(errno) => return Err(format!("could not lookup {name:?}: {errno}")),
+    }
+    Store::open(config.ipam.data_dir(), &config.ipam.network).map(drop)
+}

@@ -1,0 +1,139 @@
+//! What `host-local` does for each verb.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value};
+
+use super::config::Config;
+use super::reclaim;
+use super::store::{Holder, Store};
+use crate::env::Attachment;
+use crate::note;
+use crate::result::Ip;
+
+/// The addresses of an attachment, and the `dns` of its result.
+#[derive(Debug)]
+pub(crate) struct Allocated {
+    pub(crate) ips: Vec<Ip>,
+    pub(crate) dns: Map<String, Value>,
+}
+
+/// Reserves an address of each set.
+///
+/// # Errors
+/// A sentence in the words of the original; nothing stays reserved then.
+pub(crate) fn add(config: &Config, attachment: &Attachment) -> Result<Allocated, String> {
+    let dns = config.dns()?;
+    let store = Store::open(config.data_dir(), &config.network)?;
+    let mut reserved = Vec::new();
+    let outcome = allocate(config, attachment, &store, &mut reserved);
+    match outcome {
+        Ok(ips) => Ok(Allocated { ips, dns }),
+        Err(error) => {
+            reserved.iter().for_each(|address| store.give_back(*address));
+            Err(error)
+        }
+    }
+}
+
+fn allocate(
+    config: &Config,
+    attachment: &Attachment,
+    store: &Store,
+    reserved: &mut Vec<IpAddr>,
+) -> Result<Vec<Ip>, String> {
+    let before = store.reservations();
+    let own: Vec<IpAddr> =
+        before.iter().filter(|one| one.holder.is(attachment)).map(|one| one.address).collect();
+    let mut taken: Vec<IpAddr> = before.iter().map(|one| one.address).collect();
+    let mut requested = config.requested.clone();
+    let mut ips = Vec::new();
+    for (index, set) in config.sets.iter().enumerate() {
+        let failed = |error: String| format!("failed to allocate for range {index}: {error}");
+        let wish = requested.iter().position(|address| set.range_of(*address).is_some());
+        let (address, range) = match wish.map(|place| requested.remove(place)) {
+            Some(wish) => {
+                let Some(range) = set.range_of(wish) else { continue };
+                if wish == range.gateway {
+                    return Err(failed(format!("requested ip {wish} is subnet's gateway")));
+                }
+                if !store.reserve(wish, attachment, index).map_err(failed)? {
+                    let text = set.text();
+                    return Err(failed(format!(
+                        "requested IP address {wish} is not available in range set {text}"
+                    )));
+                }
+                (wish, range)
+            }
+            None => {
+                if let Some(double) = own.iter().find(|address| set.range_of(**address).is_some()) {
+                    let Attachment { container, .. } = attachment;
+                    return Err(failed(format!(
+                        "{double} has been allocated to {container}, duplicate allocation is not allowed"
+                    )));
+                }
+                let last = store.last_reserved(index);
+                let mut free = set.free(last, &taken);
+                if free.is_none() && release_leaks(config, store) {
+                    taken = store.reservations().iter().map(|one| one.address).collect();
+                    free = set.free(last, &taken);
+                }
+                let (address, range) = free.ok_or_else(|| {
+                    failed(format!("no IP addresses available in range set: {}", set.text()))
+                })?;
+                if !store.reserve(address, attachment, index).map_err(failed)? {
+                    return Err(failed(format!("{address} was reserved although the lock is held")));
+                }
+                (address, range)
+            }
+        };
+        reserved.push(address);
+        let address =
+            ipnet::IpNet::new(address, range.subnet.prefix_len()).map_err(|error| error.to_string())?;
+        ips.push(Ip { address, gateway: Some(range.gateway), interface: None });
+    }
+    if requested.is_empty() {
+        return Ok(ips);
+    }
+    let left: Vec<_> = requested.iter().map(IpAddr::to_string).collect();
+    Err(format!("failed to allocate all requested IPs: {}", left.join(" ")))
+}
+
+/// Gives back what is reserved for pods that are gone; whether there was any.
+fn release_leaks(config: &Config, store: &Store) -> bool {
+    let evidence = reclaim::Evidence::of_host();
+    let leaked = |holder: &Holder, path: &std::path::Path| evidence.is_gone(&config.network, holder, path);
+    let (released, failures) = store.release_if(leaked);
+    for one in &released {
+        note(&format!(
+            "{}: no address is free, and this one is reserved for {}, whose pod is gone: given back",
+            one.path.display(),
+            one.holder.text()
+        ));
+    }
+    failures.iter().for_each(|failure| note(failure));
+    !released.is_empty()
+}
+
+/// Gives back the addresses of an attachment.
+///
+/// # Errors
+/// A sentence, when the directory can't be had.
+pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), String> {
+    let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
+    store.release(attachment);
+    Ok(())
+}
+
+/// Says whether an address is reserved for the attachment.
+///
+/// # Errors
+/// The words of the original.
+pub(crate) fn check(config: &Config, attachment: &Attachment) -> Result<(), String> {
+    let store = Store::existing(config.data_dir(), &config.network)?;
+    let reservations = store.map(|store| store.reservations()).unwrap_or_default();
+    if reservations.iter().any(|one| one.holder.is(attachment)) {
+        return Ok(());
+    }
+    Err(format!("host-local: Failed to find address added by container {}", attachment.container))
+}

@@ -1,0 +1,52 @@
+//! Talking to the kernel about links, addresses and routes: blocking, with as few round trips as possible.
+
+pub(crate) mod address;
+pub(crate) mod link;
+pub(crate) mod listen;
+pub(crate) mod message;
+pub(crate) mod route;
+pub(crate) mod socket;
+
+use std::fmt;
+use std::io;
+
+/// Why the kernel refused something. Its `Display` is the text that Go programs print for the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+impl Errno {
+    /// What was to be made is there.
+    pub(crate) const EXISTS: Self = Self(libc::EEXIST);
+    /// There is no such link.
+    pub(crate) const NO_DEVICE: Self = Self(libc::ENODEV);
+    /// There is no such object.
+    pub(crate) const NO_ENTRY: Self = Self(libc::ENOENT);
+}
+
+impl From<io::Error> for Errno {
+    fn from(error: io::Error) -> Self {
+        Self(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = io::Error::from_raw_os_error(self.0).to_string();
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let mut letters = text.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+        write!(f, "{}{}", first.map(String::from).unwrap_or_default(), letters.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_worded_as_go_words_it() {
+        assert_eq!(Errno(libc::EEXIST).to_string(), "file exists");
+        assert_eq!(Errno(libc::EPERM).to_string(), "operation not permitted");
+        assert_eq!(Errno(libc::ENODEV).to_string(), "no such device");
+    }
+}

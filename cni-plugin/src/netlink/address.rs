@@ -1,0 +1,94 @@
+//! Addresses of links.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Errno;
+use super::message::{Message, Reply, attribute, number};
+use super::socket::Socket;
+
+/// `IFA_F_NODAD`: nobody is asked whether the address is in use.
+const NO_DAD: u8 = 0x02;
+/// `IFA_F_TENTATIVE` and `IFA_F_DADFAILED`: not usable yet, or not at all.
+const TENTATIVE: u32 = 0x40;
+const DAD_FAILED: u32 = 0x08;
+
+/// The bytes of an address.
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// An address of these bytes.
+pub(crate) fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// The number of an address's family.
+pub(crate) fn family(address: IpAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+fn fixed(address: IpNet, flags: u8, index: u32) -> Vec<u8> {
+    let mut bytes = vec![family(address.addr()) as u8, address.prefix_len(), flags, 0];
+    bytes.extend(index.to_ne_bytes());
+    bytes
+}
+
+/// Adds an address, with the broadcast address of its network in IPv4; `detect`: whether duplicates are looked for.
+pub(crate) fn add(index: u32, address: IpNet, detect: bool) -> Message {
+    let flags = if address.addr().is_ipv6() && !detect { NO_DAD } else { 0 };
+    let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    let message = about(libc::RTM_NEWADDR, create, address, flags, index);
+    match address {
+        IpNet::V4(v4) if v4.prefix_len() < 31 => message.with(libc::IFA_BROADCAST, &v4.broadcast().octets()),
+        _ => message,
+    }
+}
+
+/// Removes an address.
+pub(crate) fn delete(index: u32, address: IpNet) -> Message {
+    about(libc::RTM_DELADDR, libc::NLM_F_ACK, address, 0, index)
+}
+
+fn about(kind: u16, flags: i32, address: IpNet, ifa_flags: u8, index: u32) -> Message {
+    let bytes = octets(address.addr());
+    let message = Message::new(kind, flags, &fixed(address, ifa_flags, index));
+    message.with(libc::IFA_LOCAL, &bytes).with(libc::IFA_ADDRESS, &bytes)
+}
+
+/// An address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    pub(crate) address: IpNet,
+    /// Whether it can be used.
+    pub(crate) usable: bool,
+}
+
+/// The addresses of a link.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn of(socket: &mut Socket, index: u32) -> Result<Vec<Assigned>, Errno> {
+    let message = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; 8]);
+    let replies = socket.ask(message)?;
+    Ok(replies.iter().filter_map(|reply| parse(reply, index)).collect())
+}
+
+fn parse(reply: &Reply, index: u32) -> Option<Assigned> {
+    let (fixed, attributes) = reply.payload.split_at_checked(8)?;
+    if number(&fixed[4..]) != index {
+        return None;
+    }
+    let bytes = attribute(attributes, libc::IFA_LOCAL).or(attribute(attributes, libc::IFA_ADDRESS))?;
+    let flags = attribute(attributes, libc::IFA_FLAGS).map_or(fixed[2].into(), number);
+    let address = IpNet::new(from_octets(bytes)?, fixed[1]).ok()?;
+    Some(Assigned { address, usable: flags & (TENTATIVE | DAD_FAILED) == 0 })
+}

@@ -1,0 +1,166 @@
+//! Links: looked at, made, changed, removed.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::Errno;
+use super::message::{Message, Reply, attribute, number, text};
+use super::socket::Socket;
+
+/// `IFLA_INFO_KIND` and `IFLA_INFO_DATA`, in `IFLA_LINKINFO`.
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+/// `VETH_INFO_PEER`.
+const PEER: u16 = 1;
+/// `IFLA_BRPORT_MODE` is hairpin mode, `IFLA_BRPORT_ISOLATED` keeps isolated ports apart.
+const BRPORT_MODE: u16 = 4;
+const BRPORT_ISOLATED: u16 = 33;
+/// `IF_OPER_UP`.
+const OPER_UP: u8 = 6;
+
+/// What is known about a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Vec<u8>,
+    pub(crate) mtu: u32,
+    /// `bridge`, `veth`, …; empty for a physical one.
+    pub(crate) kind: String,
+    /// The bridge that it is a port of; 0 for none.
+    pub(crate) master: u32,
+    /// The index of a veth's other end, in that one's namespace.
+    pub(crate) peer: u32,
+    pub(crate) promiscuous: bool,
+    /// Whether it carries traffic, by its operational state.
+    pub(crate) running: bool,
+    /// Whether it is set up.
+    pub(crate) up: bool,
+}
+
+impl Link {
+    /// The MAC as Go prints it.
+    pub(crate) fn mac_text(&self) -> String {
+        mac_text(&self.mac)
+    }
+
+    fn parse(reply: &Reply) -> Option<Self> {
+        let (fixed, attributes) = reply.payload.split_at_checked(16)?;
+        let get = |kind: u16| attribute(attributes, kind);
+        let get_u32 = |kind| get(kind).map_or(0, number);
+        let info = get(libc::IFLA_LINKINFO).and_then(|info| attribute(info, INFO_KIND));
+        let flags = number(&fixed[8..12]);
+        Some(Self {
+            index: number(&fixed[4..8]),
+            name: get(libc::IFLA_IFNAME).map(text).unwrap_or_default(),
+            mac: get(libc::IFLA_ADDRESS).unwrap_or_default().to_vec(),
+            mtu: get_u32(libc::IFLA_MTU),
+            kind: info.map(text).unwrap_or_default(),
+            master: get_u32(libc::IFLA_MASTER),
+            peer: get_u32(libc::IFLA_LINK),
+            promiscuous: get_u32(libc::IFLA_PROMISCUITY) != 0,
+            running: get(libc::IFLA_OPERSTATE).is_some_and(|state| state.first() == Some(&OPER_UP)),
+            up: flags & libc::IFF_UP as u32 != 0,
+        })
+    }
+}
+
+/// A MAC as Go prints it.
+pub(crate) fn mac_text(mac: &[u8]) -> String {
+    mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// The fixed part of messages about links.
+fn fixed(family: i32, index: u32, flags: u32, change: u32) -> Vec<u8> {
+    let numbers = [index, flags, change];
+    let mut bytes = vec![family as u8, 0, 0, 0];
+    bytes.extend(numbers.into_iter().flat_map(u32::to_ne_bytes));
+    bytes
+}
+
+/// The link of this name; `None` if there is none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errno> {
+    let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, 0, 0, 0));
+    match socket.ask(message.with_text(libc::IFLA_IFNAME, name)) {
+        Ok(replies) => Ok(replies.first().and_then(Link::parse)),
+        Err(Errno::NO_DEVICE) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A new bridge.
+pub(crate) fn new_bridge(name: &str, mtu: u32) -> Message {
+    let message = new(name, mtu, 0);
+    message.nested(libc::IFLA_LINKINFO, |info| info.with_text(INFO_KIND, "bridge"))
+}
+
+/// The end of a new pair that goes into a pod.
+pub(crate) struct PodEnd<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) namespace: BorrowedFd<'a>,
+}
+
+/// A new pair: one end here, set up, the other one in a pod.
+pub(crate) fn new_pair(name: &str, mtu: u32, pod: &PodEnd<'_>) -> Message {
+    let up = libc::IFF_UP as u32;
+    new(name, mtu, up).nested(libc::IFLA_LINKINFO, |info| {
+        info.with_text(INFO_KIND, "veth").nested(INFO_DATA, |data| {
+            data.nested(PEER, |peer| {
+                let mut peer =
+                    peer.with_raw(&fixed(libc::AF_UNSPEC, 0, 0, 0)).with_text(libc::IFLA_IFNAME, pod.name);
+                if mtu != 0 {
+                    peer = peer.with_u32(libc::IFLA_MTU, mtu);
+                }
+                if let Some(mac) = pod.mac {
+                    peer = peer.with(libc::IFLA_ADDRESS, &mac);
+                }
+                peer.with_u32(libc::IFLA_NET_NS_FD, pod.namespace.as_raw_fd() as u32)
+            })
+        })
+    })
+}
+
+fn new(name: &str, mtu: u32, flags: u32) -> Message {
+    let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
+    let message = Message::new(libc::RTM_NEWLINK, create, &fixed(libc::AF_UNSPEC, 0, flags, flags));
+    let message = message.with_text(libc::IFLA_IFNAME, name);
+    // 0 is the kernel's default.
+    if mtu == 0 { message } else { message.with_u32(libc::IFLA_MTU, mtu) }
+}
+
+/// Sets flags such as `IFF_UP`.
+pub(crate) fn set_flags(index: u32, flags: i32) -> Message {
+    let flags = flags as u32;
+    Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, flags, flags))
+}
+
+/// Sets the MAC. With the one that it has, the kernel announces the addresses of the link anew.
+pub(crate) fn set_mac(index: u32, mac: &[u8]) -> Message {
+    let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
+    message.with(libc::IFLA_ADDRESS, mac)
+}
+
+/// Makes the link a port of a bridge.
+pub(crate) fn set_master(index: u32, bridge: u32) -> Message {
+    let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
+    message.with_u32(libc::IFLA_MASTER, bridge)
+}
+
+/// Sets what a port may do: get back what it sent, and reach other isolated ports.
+pub(crate) fn set_port(index: u32, hairpin: bool, isolated: bool) -> Message {
+    let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_BRIDGE, index, 0, 0));
+    message.nested(libc::IFLA_PROTINFO, |port| {
+        let port = port.with(BRPORT_MODE, &[u8::from(hairpin)]);
+        // Older kernels do not know it, and off is the default.
+        if isolated { port.with(BRPORT_ISOLATED, &[1]) } else { port }
+    })
+}
+
+/// Removes the link, and with it the other end of a pair.
+pub(crate) fn delete(name: &str) -> Message {
+    let message = Message::new(libc::RTM_DELLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, 0, 0, 0));
+    message.with_text(libc::IFLA_IFNAME, name)
+}

@@ -1,0 +1,63 @@
+//! Waiting until a link carries traffic, by the kernel's notifications.
+
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Type};
+
+use super::Errno;
+use super::link::{self, Link};
+use super::socket::Socket;
+
+/// `RTNLGRP_LINK`.
+const LINKS: i32 = 1;
+
+/// Looks at a link until it runs, or until `limit` is over; gives how it was at last. The socket and this process have
+/// to be in one namespace.
+///
+/// # Errors
+/// The kernel's refusal; `NO_DEVICE` when it is gone.
+pub(crate) fn until_running(socket: &mut Socket, name: &str, limit: Duration) -> Result<Link, Errno> {
+    let mut look = || link::by_name(socket, name)?.ok_or(Errno::NO_DEVICE);
+    let link = look()?;
+    if link.running {
+        return Ok(link);
+    }
+    let start = Instant::now();
+    let mut notifications = subscribed()?;
+    loop {
+        // What happened before the subscription is not notified.
+        let link = look()?;
+        let left = limit.saturating_sub(start.elapsed());
+        if link.running || left.is_zero() {
+            return Ok(link);
+        }
+        notifications.set_read_timeout(Some(left))?;
+        match notifications.read(&mut [0; 1 << 14]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Nothing came within the time, or too much at once: the next look tells.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {}
+            outcome => drop(outcome?),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "there is no safe form of NETLINK_ADD_MEMBERSHIP in what is linked already")]
+fn subscribed() -> io::Result<socket2::Socket> {
+    let protocol = Some(Protocol::from(libc::NETLINK_ROUTE));
+    let socket = socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::from(libc::SOCK_RAW), protocol)?;
+    let group = LINKS;
+    let length = size_of_val(&group) as libc::socklen_t;
+    // SAFETY: the option's value is an i32 that lives through the call, and its size is given.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            (&raw const group).cast(),
+            length,
+        )
+    };
+    if outcome == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,121 @@
+//! The network namespace of a pod.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+/// A pod's network namespace.
+pub(crate) struct Namespace {
+    file: File,
+}
+
+/// Why a namespace can't be had.
+#[derive(Debug)]
+pub(crate) enum Missing {
+    /// There is nothing at the path: the pod is gone.
+    Gone(String),
+    /// What is there is no network namespace; the place of a bind mount is a plain file without it.
+    NoNamespace(String),
+    /// It can't be opened.
+    Failed(String),
+}
+
+impl Missing {
+    /// The sentence.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::Gone(text) | Self::NoNamespace(text) | Self::Failed(text) => text,
+        }
+    }
+}
+
+impl Namespace {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// [`Missing`], with the texts of Go plugins.
+    pub(crate) fn open(path: &OsStr) -> Result<Self, Missing> {
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH) => {
+                Missing::Gone(format!("failed to Statfs {path:?}: no such file or directory"))
+            }
+            _ => Missing::Failed(format!("failed to Statfs {path:?}: {error}")),
+        };
+        let mut options = File::options();
+        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let namespace = Self { file };
+        let kind = namespace.kind().map_err(failed)?;
+        if kind != libc::CLONE_NEWNET {
+            return Err(Missing::NoNamespace(format!(
+                "{path:?} is no network namespace: the runtime gives the path of one in CNI_NETNS"
+            )));
+        }
+        Ok(namespace)
+    }
+
+    /// The namespace that this process is in.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn current() -> io::Result<Self> {
+        Ok(Self { file: File::open("/proc/thread-self/ns/net")? })
+    }
+
+    #[expect(unsafe_code, reason = "ioctl has no safe form in what is linked already")]
+    fn kind(&self) -> io::Result<i32> {
+        // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory; on what is no namespace it fails.
+        let kind = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::NS_GET_NSTYPE) };
+        match kind {
+            -1 if io::Error::last_os_error().raw_os_error() == Some(libc::ENOTTY) => Ok(0),
+            -1 => Err(io::Error::last_os_error()),
+            kind => Ok(kind),
+        }
+    }
+
+    #[expect(unsafe_code, reason = "setns has no safe form in what is linked already")]
+    fn enter(&self) -> io::Result<()> {
+        // SAFETY: setns takes two numbers and touches no memory; this process has one thread, so that nothing
+        // else goes on in a namespace that it does not expect.
+        match unsafe { libc::setns(self.file.as_raw_fd(), libc::CLONE_NEWNET) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Does `work` in the namespace, and returns to the one before.
+    ///
+    /// # Errors
+    /// When a namespace can't be entered.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let before = Self::current()?;
+        self.enter()?;
+        let outcome = work();
+        before.enter()?;
+        Ok(outcome)
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_network_namespace_is_opened() {
+        let open = |path: &str| Namespace::open(OsStr::new(path));
+        assert!(open("/proc/self/ns/net").is_ok());
+        for path in ["/nowhere/at/all", "/etc/passwd/x", "/proc/4194305/ns/net"] {
+            assert!(matches!(open(path), Err(Missing::Gone(_))), "{path}");
+        }
+        for path in ["/proc/self/ns/uts", "/etc/passwd", "/tmp"] {
+            assert!(matches!(open(path), Err(Missing::NoNamespace(_))), "{path}");
+        }
+    }
+}
