@@ -13,6 +13,7 @@ use crate::host_gw::HostGw;
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::KernelState;
+use crate::tunnel::TunnelPort;
 use crate::udp::Udp;
 use crate::vxlan::Vxlan;
 
@@ -122,6 +123,11 @@ pub trait Backend: Send + Sync {
 
     /// VNI and UDP port of its tunnel endpoints, if it has such.
     fn vtep(&self) -> Option<(u32, u16)> {
+        None
+    }
+
+    /// The port at which its tunnel listens, if it has one.
+    fn tunnel_port(&self) -> Option<TunnelPort> {
         None
     }
 

@@ -3,10 +3,12 @@
 mod foreign;
 pub mod nftables;
 mod tables;
+mod tunnel;
 
 use ipnet::IpNet;
 
 use crate::traffic::Traffic;
+use crate::tunnel::TunnelFilter;
 
 /// The rules can't be read or made.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,15 @@ pub struct FirewallReport {
     pub notes: Vec<String>,
 }
 
+/// Whether the kernel is asked, or taken to be as it was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All is read and compared.
+    Kernel,
+    /// Nobody is known to have changed anything since, so only what is wanted now and was not before is changed.
+    Remembered,
+}
+
 /// Something that makes traffic rules.
 pub trait Firewall: Send + 'static {
     /// Its name for the log.
@@ -41,4 +52,16 @@ pub trait Firewall: Send + 'static {
     /// # Errors
     /// [`FirewallError`] when the rules can't be read, or can't be changed; then the old ones are in place.
     fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError>;
+
+    /// Makes the filter of each family's tunnel ports be as `wanted`, one element for each peer that came or went.
+    /// The filter is in nftables, whatever makes the other rules: iptables has no sets.
+    ///
+    /// # Errors
+    /// [`FirewallError`] when the filter can't be read or changed; then the old one is in place.
+    fn filter_tunnels(
+        &mut self,
+        wanted: &[TunnelFilter],
+        former: &[IpNet],
+        look: Look,
+    ) -> Result<FirewallReport, FirewallError>;
 }

@@ -13,9 +13,10 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use crate::firewall::nftables::{NftFirewall, Want};
-use crate::firewall::{Firewall, FirewallError, FirewallReport};
+use crate::firewall::{Firewall, FirewallError, FirewallReport, Look};
 use crate::nft::{Expr, Ruleset, Watched};
 use crate::traffic::Traffic;
+use crate::tunnel::TunnelFilter;
 use programs::Programs;
 
 /// A repair, a look that finds it good, and one more of each for somebody who meddles meanwhile; whatever
@@ -120,5 +121,14 @@ impl Firewall for Iptables {
         let mut report = self.nft.carry_out(Want { traffic: wanted, former, by_iptables: true })?;
         report.changed.extend(changed);
         Ok(report)
+    }
+
+    fn filter_tunnels(
+        &mut self,
+        wanted: &[TunnelFilter],
+        former: &[IpNet],
+        look: Look,
+    ) -> Result<FirewallReport, FirewallError> {
+        self.nft.filter_tunnels(wanted, former, look)
     }
 }

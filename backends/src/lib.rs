@@ -26,12 +26,13 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod traffic;
+pub mod tunnel;
 pub mod udp;
 pub mod vxlan;
 pub mod ways;
 
 pub use backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
-pub use firewall::{Firewall, FirewallError, FirewallReport};
+pub use firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use host::HostView;
 pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
@@ -39,4 +40,5 @@ pub use peers::{Outlook, Peer, Peers};
 pub use reconcile::{Fights, Report, converge};
 pub use state::{Change, KernelState};
 pub use traffic::{Masquerade, Traffic};
+pub use tunnel::{TunnelFilter, TunnelPort};
 pub use ways::Ways;

@@ -38,6 +38,7 @@ mod sys;
 mod tests;
 mod worker;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -48,6 +49,7 @@ use crate::backend::{Backend, BackendError, LEAST_V6, Macs, Node, Scene, Underla
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route};
+use crate::tunnel::TunnelPort;
 use forwarding::Forwarding;
 
 /// The port unless another one is configured; its device has the name that Go flannel's has.
@@ -102,7 +104,9 @@ impl Udp {
         addresses: PublicAddrs,
         peers: &[Peer],
     ) -> Forwarding {
-        let reached = |peer: &&Peer| local.get(Family::of(peer.public)).is_some();
+        // What is sent to an address of the network comes back into the tunnel.
+        let inside = |public: &IpAddr| self.networks.iter().any(|network| network.contains(public));
+        let reached = |peer: &&Peer| local.get(Family::of(peer.public)).is_some() && !inside(&peer.public);
         Forwarding {
             local,
             port: self.port,
@@ -131,6 +135,11 @@ impl Backend for Udp {
     fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let forwarding = before.forwarding.get(&self.device)?;
         forwarding.peers.iter().any(|(known, _)| *known == subnet).then_some(Mac([0; 6]))
+    }
+
+    fn tunnel_port(&self) -> Option<TunnelPort> {
+        let (number, check_sources) = (self.port, self.check_sources);
+        Some(TunnelPort { number, vnis: Default::default(), check_sources })
     }
 
     fn mtu(&self, underlay: u32) -> u32 {
@@ -261,6 +270,19 @@ mod plan_tests {
                 "route replace fd00::/48 dev flannel0 proto 70",
             ]
         );
+    }
+
+    #[test]
+    fn datagrams_to_an_address_inside_the_network_are_not_sent() {
+        let peers = [
+            peer("10.244.2.0/24", "192.0.2.2"),
+            peer("10.244.200.0/24", "10.244.200.5"),
+            peer("10.244.201.0/24", "10.244.2.5"),
+            peer("fd00:0:0:2::/64", "fd00:0:0:2::5"),
+        ];
+        let node = node(1500);
+        let forwarding = udp(8285, &[V4, V6]).forwarding(&node, node.local, node.local, &peers);
+        assert_eq!(forwarding.peers, [("10.244.2.0/24".parse().unwrap(), "192.0.2.2".parse().unwrap())]);
     }
 
     #[test]

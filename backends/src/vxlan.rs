@@ -17,6 +17,7 @@ use crate::backend::{Backend, BackendError, LEAST_V6, Macs, Node, Scene, Underla
 use crate::name::Name;
 use crate::peers::Peer;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
+use crate::tunnel::TunnelPort;
 
 /// The port that the kernel takes where none is configured.
 pub(crate) const USUAL_PORT: u16 = 8472;
@@ -169,6 +170,11 @@ impl Backend for Vxlan {
         Some((self.config.vni, self.port()))
     }
 
+    fn tunnel_port(&self) -> Option<TunnelPort> {
+        let VxlanConfig { vni, check_sources, .. } = self.config;
+        Some(TunnelPort { number: self.port(), vnis: [vni].into(), check_sources })
+    }
+
     fn mtu(&self, underlay: u32) -> u32 {
         // A pod has one MTU for both families.
         let all = self.devices.iter().map(|(family, _)| self.device_mtu(*family, underlay));
@@ -276,6 +282,7 @@ mod tests {
             direct_routing: false,
             checksum_offload: ChecksumOffload::Auto,
             fallback: false,
+            check_sources: true,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::backend::{Backend, BackendError, Macs, Scene, select};
 use crate::name::Name;
 use crate::peers::Peers;
 use crate::state::KernelState;
+use crate::tunnel::TunnelPort;
 use crate::vxlan::USUAL_PORT;
 
 /// How long a way stays after the last peer has left it.
@@ -116,6 +117,12 @@ impl Ways {
     /// The same with their families.
     pub fn devices_by_family(&self) -> Vec<(Family, Name)> {
         self.all.iter().chain(&self.standby).flat_map(|way| way.backend.devices()).collect()
+    }
+
+    /// The ports at which tunnels for packets of this family listen.
+    pub fn tunnel_ports(&self, family: Family) -> Vec<TunnelPort> {
+        let of_family = |backend: &&dyn Backend| backend.devices().iter().any(|(of, _)| *of == family);
+        TunnelPort::merged(self.backends().filter(of_family).filter_map(Backend::tunnel_port))
     }
 
     /// MTU of pods in bytes on an underlay of this MTU: every way carries it.

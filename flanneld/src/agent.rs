@@ -323,6 +323,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 return Turn::Broken(error);
             }
             let Some(plan) = self.plan() else { return Turn::Done };
+            self.filter_tunnels().await;
             let report = match self.converge(plan).await {
                 Ok(report) => report,
                 Err(error) => return Turn::Broken(error),

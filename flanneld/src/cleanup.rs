@@ -8,7 +8,7 @@ use backends::firewall::nftables::NftFirewall;
 use backends::kernel::is_tunnel;
 use backends::kernel::netlink::Netlink;
 use backends::state::Change;
-use backends::{Firewall, Kernel, KernelState, Scope, converge};
+use backends::{Firewall, Kernel, KernelState, Look, Scope, converge};
 use ipnet::IpNet;
 use subnet::Family;
 use subnet::env_file::Previous;
@@ -79,7 +79,8 @@ fn rules(scope: &Scope, dry_run: bool, failures: &mut Vec<String>) -> anyhow::Re
     }
     let report = firewall.converge(&[], &known)?;
     failures.extend(report.obstacles);
-    Ok(report.changed)
+    let filter = firewall.filter_tunnels(&[], &known, Look::Kernel)?;
+    Ok(report.changed.into_iter().chain(filter.changed).collect())
 }
 
 /// The file, and its directory if that was made for it and is empty now.

@@ -71,6 +71,10 @@ pub struct VxlanConfig {
     /// others reach it so. Go flannel ignores it.
     #[serde(default)]
     pub fallback: bool,
+    /// `CheckSources`, a key of ours: takes datagrams from the public addresses of peers only. Off where address
+    /// translation changes the senders.
+    #[serde(default = "yes")]
+    pub check_sources: bool,
 }
 
 /// Who computes the checksums of packets that leave by a tunnel device.
@@ -400,6 +404,7 @@ fn vxlan(backend: &Object<'_>) -> Result<VxlanConfig, ConfigError> {
         direct_routing: flag("DirectRouting")?,
         checksum_offload: checksum_offload(backend)?,
         fallback: fallback(backend)?,
+        check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
     })
 }
 

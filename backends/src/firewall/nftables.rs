@@ -1,15 +1,19 @@
 //! Traffic rules by nftables over netlink: no program, one transaction, put right when somebody meddles.
 
 use std::fs;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use subnet::Family;
 
 use super::foreign::{self, Ours};
-use super::{Firewall, FirewallError, FirewallReport, tables};
+use super::{Firewall, FirewallError, FirewallReport, Look, tables};
 use crate::nft::{Change, Hook, Nft, NftError, Ruleset, Table, TableId, Watched, differs, removal};
 use crate::traffic::Traffic;
+use crate::tunnel::TunnelFilter;
+use tunnels::Tunnels;
+
+mod tunnels;
 
 /// What Go flannel's iptables mode leaves in tables of iptables-nft: chain by table.
 const LEFTOVERS: [(&str, &str); 2] = [("nat", "FLANNEL-POSTRTG"), ("filter", "FLANNEL-FWD")];
@@ -18,6 +22,15 @@ const LEFTOVERS: [(&str, &str); 2] = [("nat", "FLANNEL-POSTRTG"), ("filter", "FL
 pub struct NftFirewall {
     nft: Nft,
     watched: Arc<Mutex<Watched>>,
+    tunnels: Tunnels,
+}
+
+/// The names that tables of one kind may have, and those of them that are there.
+struct OwnTables {
+    ids: Vec<TableId>,
+    /// The one to use.
+    name: String,
+    found: Ruleset,
 }
 
 /// What there shall be.
@@ -35,6 +48,7 @@ pub(crate) struct Want<'a> {
 struct Plan {
     tables: Vec<Table>,
     deleted: Vec<TableId>,
+    elements: Vec<Change<'static>>,
     foreign: Vec<Change<'static>>,
     report: FirewallReport,
 }
@@ -47,7 +61,7 @@ impl NftFirewall {
     pub fn open() -> Result<Self, FirewallError> {
         let nft = Nft::open().map_err(|error| failed("opening nftables", &error))?;
         let watched = Watched { ports: [nft.port()].into(), hook: Some(Hook::Forward), ..Watched::default() };
-        Ok(Self { nft, watched: Arc::new(Mutex::new(watched)) })
+        Ok(Self { nft, watched: Arc::new(Mutex::new(watched)), tunnels: Tunnels::default() })
     }
 
     /// What a listener has to watch for this firewall.
@@ -55,19 +69,25 @@ impl NftFirewall {
         Arc::clone(&self.watched)
     }
 
-    /// What [`Firewall::converge`] would change, in words.
+    /// What [`Firewall::converge`] would change, in words, and the filter of tunnels that would be removed.
     ///
     /// # Errors
     /// As [`Firewall::converge`].
     pub fn preview(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<Vec<String>, FirewallError> {
         let want = Want { traffic: wanted, former, by_iptables: false };
-        let plan = self.plan(want).map_err(|error| failed("reading nftables", &error))?;
-        Ok(plan.report.changed)
+        let reading = |error| failed("reading nftables", &error);
+        let mut changed = self.plan(want).map_err(reading)?.report.changed;
+        changed.extend(self.plan_tunnels(&[], former).map_err(reading)?.report.changed);
+        Ok(changed)
     }
 
     /// The base chains at which our rules hang, with what they lead to.
     pub(crate) fn hooked(&mut self) -> Result<[Ruleset; 2], NftError> {
         Ok([self.nft.dump_hook(Hook::Postrouting)?, self.nft.dump_hook(Hook::Forward)?])
+    }
+
+    fn lock_watched(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn plan(&mut self, want: Want<'_>) -> Result<Plan, NftError> {
@@ -88,7 +108,8 @@ impl NftFirewall {
         plan.report.changed.extend(openings.words);
         plan.report.notes.extend(openings.notes);
         plan.report.notes.extend(legacy_note());
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        own.extend(self.tunnels.watched.iter().cloned());
+        let mut watched = self.lock_watched();
         watched.tables = own.into_iter().collect();
         watched.chains.clear();
         watched.watch_hook(Hook::Forward, &hooked[1]);
@@ -112,35 +133,49 @@ impl NftFirewall {
         plan: &mut Plan,
     ) -> Result<Vec<TableId>, NftError> {
         let traffic = want.traffic.iter().find(|traffic| traffic.family() == family);
-        let of_family = |network: &IpNet| Family::of(network.addr()) == family;
-        let mut networks: Vec<IpNet> = want.former.iter().copied().filter(of_family).collect();
-        networks.extend(traffic.map(|traffic| traffic.network));
-        let plain = TableId::new(family, tables::plain_name(family));
-        let named = networks.iter().map(|network| TableId::new(family, tables::own_name(family, *network)));
-        let mut candidates: Vec<TableId> = [plain.clone()].into_iter().chain(named).collect();
-        let found = self.nft.dump_tables(&candidates)?;
-        // Where no network is known, whatever has our name is ours.
-        let is_ours = |table: &Table| networks.is_empty() || tables::is_ours(table, &networks);
-        let taken = found.table(&plain).is_some_and(|table| !is_ours(table));
-        if taken {
-            candidates.remove(0);
-        }
-        let table = traffic.filter(|_| !want.by_iptables).and_then(|traffic| {
-            let name = if taken { tables::own_name(family, traffic.network) } else { plain.name.clone() };
-            tables::table(traffic, &name)
-        });
-        for id in &candidates {
-            if let Some(table) = table.as_ref().filter(|table| table.id == *id) {
-                if let Some(difference) = differs(std::slice::from_ref(table), &found) {
-                    plan.report.changed.push(format!("nftables table {id} made anew: {difference}"));
-                    plan.tables.push(table.clone());
-                }
-            } else if found.table(id).is_some() {
-                plan.report.changed.push(format!("nftables table {id} removed"));
-                plan.deleted.push(id.clone());
+        let networks = traffic.map(|traffic| std::slice::from_ref(&traffic.network)).unwrap_or_default();
+        let own = self.own_tables(family, tables::plain_name(family), networks, want.former)?;
+        let table =
+            traffic.filter(|_| !want.by_iptables).and_then(|traffic| tables::table(traffic, &own.name));
+        for id in &own.ids {
+            let Some(table) = table.as_ref().filter(|table| table.id == *id) else {
+                plan.remove(id, &own.found);
+                continue;
+            };
+            if let Some(difference) = differs(std::slice::from_ref(table), &own.found) {
+                plan.replace(table, &difference);
             }
         }
-        Ok(candidates)
+        Ok(own.ids)
+    }
+
+    /// Looks for tables with the name `plain`, or with a network at its end where another agent has that one. The
+    /// network in force, if any, is the first of `networks`.
+    fn own_tables(
+        &mut self,
+        family: Family,
+        plain: &str,
+        networks: &[IpNet],
+        former: &[IpNet],
+    ) -> Result<OwnTables, NftError> {
+        let of_family = former.iter().copied().filter(|network| Family::of(network.addr()) == family);
+        let all: Vec<IpNet> = networks.iter().copied().chain(of_family).collect();
+        let named = all.iter().map(|network| TableId::new(family, tables::own_name(plain, *network)));
+        let mut ids: Vec<TableId> = [TableId::new(family, plain)].into_iter().chain(named).collect();
+        ids[1..].sort_unstable();
+        ids.dedup();
+        let found = self.nft.dump_tables(&ids)?;
+        // Where no network is known, whatever has our name is ours.
+        let is_ours = |table: &Table| all.is_empty() || tables::is_ours(table, &all);
+        let taken = found.table(&ids[0]).is_some_and(|table| !is_ours(table));
+        if taken {
+            ids.remove(0);
+        }
+        let name = match networks.first() {
+            Some(network) if taken => tables::own_name(plain, *network),
+            _ => plain.to_owned(),
+        };
+        Ok(OwnTables { ids, name, found })
     }
 
     /// Does what nftables has to do for either mechanism.
@@ -170,6 +205,18 @@ fn is_off(traffic: &Traffic) -> bool {
 }
 
 impl Plan {
+    fn replace(&mut self, table: &Table, difference: &str) {
+        self.report.changed.push(format!("nftables table {} written: {difference}", table.id));
+        self.tables.push(table.clone());
+    }
+
+    fn remove(&mut self, id: &TableId, found: &Ruleset) {
+        if found.table(id).is_some() {
+            self.report.changed.push(format!("nftables table {id} removed"));
+            self.deleted.push(id.clone());
+        }
+    }
+
     /// Removes what iptables mode left in the tables of iptables-nft.
     fn sweep(&mut self, found: &Ruleset) {
         for table in &found.tables {
@@ -194,6 +241,15 @@ impl Firewall for NftFirewall {
 
     fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError> {
         self.carry_out(Want { traffic: wanted, former, by_iptables: false })
+    }
+
+    fn filter_tunnels(
+        &mut self,
+        wanted: &[TunnelFilter],
+        former: &[IpNet],
+        look: Look,
+    ) -> Result<FirewallReport, FirewallError> {
+        self.filter(wanted, former, look)
     }
 }
 

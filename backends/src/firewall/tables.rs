@@ -16,8 +16,8 @@ pub(super) fn plain_name(family: Family) -> &'static str {
 }
 
 /// The name of a table for `network` where another agent of this host has the plain one.
-pub(super) fn own_name(family: Family, network: IpNet) -> String {
-    format!("{}-{}-{}", plain_name(family), network.network(), network.prefix_len())
+pub(super) fn own_name(plain: &str, network: IpNet) -> String {
+    format!("{plain}-{}-{}", network.network(), network.prefix_len())
 }
 
 /// Whether a table with the plain name belongs to an agent with one of these networks, rather than to

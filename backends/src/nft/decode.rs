@@ -129,6 +129,7 @@ impl Assembly {
             },
             data: (flags & flags::MAP != 0).then_some(DataType { kind, len }),
             flags,
+            timeout: find_u64(b, NFTA_SET_TIMEOUT).map(Duration::from_millis),
             comment: find(b, NFTA_SET_USERDATA).and_then(|data| comment(data, UDATA_SET_COMMENT)),
             size: size(b).filter(|_| flags & flags::CONSTANT == 0),
             elements: BTreeMap::new(),

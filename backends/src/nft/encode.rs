@@ -254,6 +254,9 @@ impl Encoder<'_> {
                 w.u32(NFTA_SET_DATA_TYPE, kind);
                 w.u32(NFTA_SET_DATA_LEN, len);
             }
+            if let Some(timeout) = set.timeout {
+                w.u64(NFTA_SET_TIMEOUT, timeout.as_millis() as u64);
+            }
             w.nest(NFTA_SET_DESC, |w| {
                 let constant = set.flags & (flags::CONSTANT | flags::INTERVAL) == flags::CONSTANT;
                 if let Some(size) = set.size.or_else(|| constant.then_some(set.elements.len() as u32)) {

@@ -21,6 +21,8 @@ pub struct Set {
     pub data: Option<DataType>,
     /// Bits of [`flags`].
     pub flags: u32,
+    /// How long elements stay once they are added, unless they say otherwise.
+    pub timeout: Option<Duration>,
     /// A word to the reader; kernels before 5.10 forget it.
     pub comment: Option<String>,
     /// The most elements that it can have; `None` leaves that to the kernel, which then takes a table that it
@@ -58,6 +60,7 @@ impl Set {
             key,
             data: None,
             flags,
+            timeout: None,
             comment: None,
             size: None,
             elements: BTreeMap::new(),
@@ -74,6 +77,13 @@ impl Set {
     /// The set for ranges as well as for single keys.
     pub fn with_ranges(mut self) -> Self {
         self.flags |= flags::INTERVAL;
+        self
+    }
+
+    /// The set whose elements go by themselves this long after they were added.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.flags |= flags::TIMEOUT;
+        self.timeout = Some(timeout);
         self
     }
 

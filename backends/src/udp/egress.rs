@@ -17,7 +17,7 @@ use super::datapath::{Shared, Wires};
 use super::forwarding::Routing;
 use super::icmp::Trouble;
 use super::outbox::{Group, Outbox};
-use super::packet::{Header, Malformed, V6_HEADER, age};
+use super::packet::{Header, Malformed, UDP, V6_HEADER, age};
 use super::room::Room;
 use super::split::{largest, split};
 use super::sys::{Tun, Wire};
@@ -180,7 +180,8 @@ impl Egress {
             Err(Malformed::Version) => return counters.dropped_not_carried.add(1),
             Err(_) => return counters.dropped_malformed.add(1),
         };
-        if stays_on_link(header.src) {
+        // A datagram of a tunnel that a route leads into it would come back for ever.
+        if stays_on_link(header.src) || is_own_datagram(routing, &header, packet) {
             return counters.dropped_not_carried.add(1);
         }
         let Some(peer) = routing.peer_of(header.dst) else {
@@ -330,6 +331,16 @@ impl Egress {
 
 fn wait(wire: &Wire) {
     let _ = poll(&mut [PollFd::new(wire.sender(), PollFlags::OUT)], Some(&PATIENCE));
+}
+
+/// Whether the packet is a datagram from this node's tunnel to another one's.
+#[inline]
+fn is_own_datagram(routing: &Routing, header: &Header, packet: &[u8]) -> bool {
+    let ports = || packet.get(header.header_len..)?.first_chunk::<4>();
+    routing.local.get(Family::of(header.src)) == Some(header.src)
+        && header.protocol == UDP
+        && !header.later_fragment
+        && ports().is_some_and(|ports| ports[2..] == routing.port.to_be_bytes())
 }
 
 /// Whether packets from or to this address never leave their link: what IPv6 says to neighbours and groups.

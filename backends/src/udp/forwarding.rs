@@ -43,6 +43,8 @@ impl fmt::Display for Forwarding {
 /// A [`Forwarding`] made ready for lookups.
 #[derive(Debug)]
 pub struct Routing {
+    /// See [`Forwarding::local`].
+    pub local: PublicAddrs,
     /// See [`Forwarding::addresses`].
     pub addresses: PublicAddrs,
     /// See [`Forwarding::mtu`].
@@ -113,8 +115,9 @@ impl Routing {
             }),
             _ => None,
         };
-        let Forwarding { port, addresses, mtu, check_sources, ref peers, .. } = *forwarding;
+        let Forwarding { local, port, addresses, mtu, check_sources, ref peers, .. } = *forwarding;
         Self {
+            local,
             addresses,
             mtu,
             port,

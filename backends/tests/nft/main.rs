@@ -8,6 +8,7 @@ mod incremental;
 mod listener;
 mod random;
 mod replace;
+mod tunnels;
 
 use anyhow::Context;
 use backends::nft::{Nft, Ruleset};

@@ -25,6 +25,7 @@ pub(super) struct Journal {
     refused: BTreeSet<String>,
     bridges: BTreeSet<String>,
     rules: BTreeSet<String>,
+    tunnel: Vec<String>,
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
@@ -217,6 +218,16 @@ impl Journal {
             }
         };
         self.rules = said;
+    }
+
+    pub(super) fn tunnel_filter(
+        &mut self,
+        outcome: &Result<FirewallReport, FirewallError>,
+        notes: &[String],
+    ) {
+        outcome.iter().flat_map(|report| &report.changed).for_each(|change| info!("{change}"));
+        notes.iter().filter(|note| !self.tunnel.contains(note)).for_each(|note| warn!("{note}"));
+        self.tunnel = notes.to_vec();
     }
 
     pub(super) fn subnet_file(&mut self, path: &Path, env: &SubnetEnv, written: &io::Result<bool>) {

@@ -48,6 +48,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);
         self.journal.peers(&peers);
+        self.rules.admit(&peers);
         self.journal.ways(&self.ways);
         let node = backends::Node { direct: Arc::clone(&self.direct), ..node(&external) };
         let (own, macs) = (lease.subnets, self.macs());

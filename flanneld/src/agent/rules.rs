@@ -1,8 +1,11 @@
-//! Traffic rules: made with the lease, put right when somebody changes them, gone when they are off.
+//! Traffic rules and the filter of tunnel ports: made with the lease, put right when somebody changes them, gone
+//! when they are off.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Kernel, Masquerade, Traffic};
+use backends::{Kernel, Look, Masquerade, Peers, Traffic, TunnelFilter};
 use ipnet::IpNet;
 use subnet::{Family, LeaseStore};
 use tokio::time::Instant;
@@ -10,16 +13,20 @@ use tokio::time::Instant;
 use super::{Agent, RESYNC, condition};
 
 /// When the rules were last found to be right.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Rules {
     sound: Option<Instant>,
     /// Networks of the run before this one, until their rules are gone.
     former: Vec<IpNet>,
+    /// The public addresses of peers of each family, sorted.
+    peers: [Arc<[IpAddr]>; 2],
+    /// The filter of tunnel ports that was carried out last; `None` after a failure.
+    filtered: Option<Vec<TunnelFilter>>,
 }
 
 impl Rules {
     pub(super) fn new(former: impl IntoIterator<Item = IpNet>) -> Self {
-        Self { sound: None, former: former.into_iter().collect() }
+        Self { former: former.into_iter().collect(), ..Self::default() }
     }
 
     /// They have to be looked at with the next turn.
@@ -31,6 +38,18 @@ impl Rules {
     pub(super) fn renew(&mut self, former: impl IntoIterator<Item = IpNet>) {
         self.former.extend(former);
         self.due();
+    }
+
+    /// These peers may send to this node's tunnels.
+    pub(super) fn admit(&mut self, peers: &Peers) {
+        self.peers = Family::BOTH.map(|family| {
+            let of_family =
+                peers.usable.iter().map(|peer| peer.public).filter(|addr| Family::of(*addr) == family);
+            let mut all: Vec<IpAddr> = of_family.collect();
+            all.sort_unstable();
+            all.dedup();
+            all.into()
+        });
     }
 
     fn are_due(&self) -> bool {
@@ -59,10 +78,46 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.health.set(condition::RULES, state);
         let sound = outcome.is_ok();
         self.rules.sound = sound.then(Instant::now);
-        if sound {
+        if sound && self.rules.filtered.is_some() {
             self.rules.former.clear();
         }
         sound
+    }
+
+    /// Has the tunnels take datagrams from peers only. Before routes to new peers are made, so that their answers are
+    /// taken. Where it can't be done, tunnels work all the same, as Go flannel's do.
+    pub(super) async fn filter_tunnels(&mut self) {
+        let wanted = self.wanted_filters();
+        let due = self.rules.are_due() || self.rules.filtered.is_none();
+        if !due && self.rules.filtered.as_ref() == Some(&wanted) {
+            return;
+        }
+        let look = if due { Look::Kernel } else { Look::Remembered };
+        let (filters, former) = (wanted.clone(), self.rules.former.clone());
+        let outcome =
+            self.with_hands(move |hands| hands.firewall.filter_tunnels(&filters, &former, look)).await;
+        let notes = match &outcome {
+            Ok(report) => report.notes.clone(),
+            Err(error) => vec![format!("the tunnel's port takes datagrams from anybody: {error}")],
+        };
+        self.journal.tunnel_filter(&outcome, &notes);
+        self.health.note("tunnel", notes);
+        self.rules.filtered = outcome.is_ok().then_some(wanted);
+    }
+
+    fn wanted_filters(&self) -> Vec<TunnelFilter> {
+        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return Vec::new() };
+        let of_family = |(family, peers): (Family, &Arc<[IpAddr]>)| {
+            let range = self.network.range(family).filter(|_| lease.subnets.get(family).is_some())?;
+            let others = self.change.others(family).into_iter().map(|(network, _)| network);
+            Some(TunnelFilter {
+                networks: [range.network].into_iter().chain(others).collect(),
+                underlay: external.name,
+                ports: self.ways.tunnel_ports(family),
+                peers: Arc::clone(peers),
+            })
+        };
+        Family::BOTH.into_iter().zip(&self.rules.peers).filter_map(of_family).collect()
     }
 
     fn wanted_rules(&self) -> Vec<Traffic> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
 use backends::kernel::Interest;
 use backends::kernel::fake::{FakeKernel, SharedKernel};
-use backends::{FirewallError, FirewallReport, Traffic};
+use backends::{FirewallError, FirewallReport, Look, Traffic, TunnelFilter};
 use subnet::memory::Cluster;
 use subnet::{Attachment, Family, Mac, PublicAddrs, Vtep};
 use tokio::task::JoinHandle;
@@ -33,9 +33,18 @@ impl Notices for Bell {
     }
 }
 
-/// A firewall that is a value.
+/// What filters of tunnels were asked for.
+type Filters = Vec<(Look, Vec<TunnelFilter>)>;
+
+/// A firewall that is a value: rules, why they can't be made, what filters of tunnels were asked for, and why that
+/// can't be done.
 #[derive(Clone, Default)]
-struct FakeFirewall(Arc<Mutex<Vec<Traffic>>>, Arc<Mutex<Option<String>>>);
+struct FakeFirewall(
+    Arc<Mutex<Vec<Traffic>>>,
+    Arc<Mutex<Option<String>>>,
+    Arc<Mutex<Filters>>,
+    Arc<Mutex<Option<String>>>,
+);
 
 impl Firewall for FakeFirewall {
     fn name(&self) -> &'static str {
@@ -51,6 +60,19 @@ impl Firewall for FakeFirewall {
             return Err(FirewallError { what: "replacing them".into(), why });
         }
         *self.0.lock().unwrap() = wanted.to_vec();
+        Ok(FirewallReport::default())
+    }
+
+    fn filter_tunnels(
+        &mut self,
+        wanted: &[TunnelFilter],
+        _former: &[ipnet::IpNet],
+        look: Look,
+    ) -> Result<FirewallReport, FirewallError> {
+        if let Some(why) = self.3.lock().unwrap().clone() {
+            return Err(FirewallError { what: "filtering the tunnel's port".into(), why });
+        }
+        self.2.lock().unwrap().push((look, wanted.to_vec()));
         Ok(FirewallReport::default())
     }
 }
@@ -347,4 +369,47 @@ async fn rules_that_cannot_be_made_keep_the_node_unready_and_are_tried_again() {
     bed.until("the reason", |bed| bed.reasons().contains("no such module")).await;
     *bed.firewall.1.lock().unwrap() = None;
     bed.ready().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_may_send_before_its_route_is_made_and_costs_no_look_at_the_filter() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    let last = |bed: &Bed| bed.firewall.2.lock().unwrap().last().cloned().unwrap();
+    let (look, filters) = last(&bed);
+    let [filter] = &filters[..] else { panic!("{filters:?}") };
+    assert!(look == Look::Kernel && filter.peers.is_empty(), "{filters:?}");
+    assert_eq!((filter.ports[0].number, filter.networks[0].to_string()), (8472, "10.244.0.0/16".to_owned()));
+    let looks = bed.firewall.2.lock().unwrap().len();
+    for number in [77, 78] {
+        bed.peer(number);
+        bed.until("the peer's route", |bed| bed.routes() == usize::from(number - 76)).await;
+        let (look, filters) = last(&bed);
+        assert_eq!(look, Look::Remembered);
+        assert!(filters[0].peers.contains(&IpAddr::from([192, 0, 2, number])), "{filters:?}");
+    }
+    assert_eq!(bed.firewall.2.lock().unwrap().len(), looks + 2, "nothing else wakes the filter");
+    // Somebody meddles.
+    bed.rules_moved.notify_one();
+    bed.until("a look", |bed| last(bed).0 == Look::Kernel).await;
+    assert_eq!(last(&bed).1[0].peers.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_that_cannot_be_made_is_told_and_tried_again_and_the_tunnel_works() {
+    let bed = Bed::new(CONFIG);
+    *bed.firewall.3.lock().unwrap() = Some("no such module".into());
+    bed.peer(77);
+    bed.ready().await;
+    assert_eq!(bed.routes(), 1);
+    let notes = bed.health.all().1;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("takes datagrams from anybody") && note.contains("no such module")),
+        "{notes:?}"
+    );
+    *bed.firewall.3.lock().unwrap() = None;
+    bed.until("the filter", |bed| !bed.firewall.2.lock().unwrap().is_empty()).await;
+    bed.until("no note", |bed| bed.health.all().1.is_empty()).await;
 }

@@ -11,6 +11,7 @@ mod hasty;
 mod heal;
 mod health;
 mod independent;
+mod intruders;
 mod kube;
 mod live;
 mod masquerade;

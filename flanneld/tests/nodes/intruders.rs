@@ -1,0 +1,492 @@
+//! Datagrams to the ports of tunnels that no peer sent: how many of them reach a pod.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use backends::testing::{Fabric, Namespace, Node, Pod};
+use ipnet::IpNet;
+use subnet::Family;
+use tempfile::TempDir;
+
+use crate::bed::{LIMIT, Member, flanneld};
+use crate::site::config;
+
+/// The modes under test: equal in every outcome.
+const MODES: [&str; 2] = ["--traffic-manager=nft", "--traffic-manager=iptables"];
+/// Where pods listen.
+const POD_PORT: u16 = 9999;
+/// How often each datagram is sent.
+const TIMES: usize = 3;
+
+/// A tunnel under attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tunnel {
+    Vxlan,
+    Udp,
+}
+
+impl Tunnel {
+    const BOTH: [Self; 2] = [Self::Vxlan, Self::Udp];
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Vxlan => 8472,
+            Self::Udp => 8285,
+        }
+    }
+
+    fn backend(self, more: &str) -> String {
+        let name = if self == Self::Vxlan { "vxlan" } else { "udp" };
+        format!(r#"{{"Type":"{name}"{more}}}"#)
+    }
+}
+
+/// Nodes with both families whose leases are files in a common directory.
+struct Cluster {
+    fabric: Fabric,
+    store: TempDir,
+}
+
+impl Cluster {
+    fn new(backend: &str) -> Self {
+        let cluster = Self { fabric: Fabric::new().unwrap(), store: tempfile::tempdir().unwrap() };
+        cluster.configure(backend);
+        cluster
+    }
+
+    fn configure(&self, backend: &str) {
+        fs::write(self.store.path().join("config.json"), config(&Family::BOTH, backend)).unwrap();
+    }
+
+    fn join(&self, mode: &str) -> Member {
+        let args = [
+            format!("--lease-store=file:{}", self.store.path().display()),
+            "--ip-masq".to_owned(),
+            mode.to_owned(),
+        ];
+        let mut member = Member::start_with_env(self.fabric.node().unwrap(), &args, &[]);
+        member.agent.wait_ready(LIMIT).unwrap();
+        member
+    }
+
+    /// Writes a lease, as a node with these addresses would.
+    fn lease(&self, tunnel: Tunnel, number: u8, v4: &str, v6: &str) {
+        let data = match tunnel {
+            Tunnel::Udp => String::new(),
+            Tunnel::Vxlan => format!(
+                r#","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:04:{number:02x}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"02:00:00:00:06:{number:02x}"}}"#
+            ),
+        };
+        let value = format!(r#"{{"PublicIP":"{v4}","PublicIPv6":"{v6}"{data}}}"#);
+        fs::write(self.lease_file(number), value).unwrap();
+    }
+
+    fn lease_file(&self, number: u8) -> std::path::PathBuf {
+        self.store.path().join("subnets").join(format!("10.244.{number}.0-24&fd00:244:0:{number:x}::-64"))
+    }
+}
+
+/// The address of this family.
+fn of(family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> IpAddr {
+    addresses.into_iter().find(|address| Family::of(*address) == family).unwrap()
+}
+
+fn at(node: &Node, family: Family) -> IpAddr {
+    of(family, [IpAddr::from(node.address()), node.address_v6().into()])
+}
+
+fn in_subnet(member: &Member, family: Family, host: u8) -> IpAddr {
+    match of(family, member.subnets().iter().map(IpNet::network)) {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() | u32::from(host)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() | u128::from(host)).into()),
+    }
+}
+
+/// An IP packet with a UDP datagram for the port of a pod.
+fn packet(source: IpAddr, target: IpAddr, payload: &[u8]) -> Vec<u8> {
+    let len = (8 + payload.len()) as u16;
+    let ports: [u8; 4] = (u32::from(POD_PORT) << 16 | u32::from(POD_PORT)).to_be_bytes();
+    let (mut header, addresses) = match (source, target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            let mut header = vec![0x45, 0];
+            header.extend((20 + len).to_be_bytes());
+            header.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+            (header, [source.octets().to_vec(), target.octets().to_vec()].concat())
+        }
+        (IpAddr::V6(source), IpAddr::V6(target)) => {
+            let mut header = vec![0x60, 0, 0, 0];
+            header.extend(len.to_be_bytes());
+            header.extend([17, 64]);
+            (header, [source.octets().to_vec(), target.octets().to_vec()].concat())
+        }
+        _ => panic!("{source} and {target} are not of one family"),
+    };
+    header.extend(&addresses);
+    if source.is_ipv4() {
+        let sum = checksum(&[&header]);
+        header[10..12].copy_from_slice(&sum);
+    }
+    let pseudo = [addresses, [0, 17].into(), len.to_be_bytes().into()].concat();
+    let sum = checksum(&[&pseudo, &ports, &len.to_be_bytes(), &[0, 0], payload]);
+    [header, ports.into(), len.to_be_bytes().into(), sum.into(), payload.into()].concat()
+}
+
+fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let words = |part: &&[u8]| {
+        part.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0))).sum::<u32>()
+    };
+    let mut sum: u32 = parts.iter().map(words).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// What goes to the tunnel's port so that `inner` comes out of it.
+fn wrapped(tunnel: Tunnel, victim: &Member, family: Family, inner: &[u8]) -> Vec<u8> {
+    if tunnel == Tunnel::Udp {
+        return inner.to_vec();
+    }
+    let device = if family == Family::V4 { "flannel.1" } else { "flannel-v6.1" };
+    let shown = victim.show(&format!("ip link show {device}"));
+    let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    let mut frame = vec![0x08, 0, 0, 0, 0, 0, 1, 0];
+    frame.extend(mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()));
+    frame.extend([2, 0, 0, 0, 0, 99]);
+    frame.extend(if family == Family::V4 { [0x08, 0x00] } else { [0x86, 0xdd] });
+    frame.extend(inner);
+    frame
+}
+
+/// Sends from a socket in `from`, bound to `source` if one is given. Whether the kernel takes it makes no difference.
+fn send(from: &Namespace, source: Option<IpAddr>, to: SocketAddr, bytes: &[u8]) {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = from.run(|| UdpSocket::bind((source.unwrap_or(any), 0)).unwrap());
+    for _ in 0..TIMES {
+        let _ = socket.send_to(bytes, to);
+    }
+}
+
+/// A pod that counts what arrives, by the first words of it.
+struct Victim<'a> {
+    tunnel: Tunnel,
+    member: &'a Member,
+    sockets: [UdpSocket; 2],
+}
+
+impl<'a> Victim<'a> {
+    fn new(tunnel: Tunnel, member: &'a Member, pod: &Pod) -> Self {
+        let sockets = Family::BOTH.map(|family| {
+            let address = of(family, pod.addresses().iter().map(IpNet::addr));
+            let socket = pod.namespace().run(|| UdpSocket::bind((address, POD_PORT)).unwrap());
+            socket.set_nonblocking(true).unwrap();
+            socket
+        });
+        Self { tunnel, member, sockets }
+    }
+
+    fn socket(&self, family: Family) -> &UdpSocket {
+        &self.sockets[usize::from(family == Family::V6)]
+    }
+
+    /// A datagram that brings `words` to the pod as if they came from `source`.
+    fn datagram(&self, source: IpAddr, words: &str) -> Vec<u8> {
+        let family = Family::of(source);
+        let target = self.socket(family).local_addr().unwrap().ip();
+        wrapped(self.tunnel, self.member, family, &packet(source, target, words.as_bytes()))
+    }
+
+    /// What has arrived up to a datagram that `peer` sends now, which has to.
+    fn arrived(&self, peer: &Member, family: Family) -> BTreeMap<String, usize> {
+        let to = SocketAddr::new(at(&self.member.node, family), self.tunnel.port());
+        let own = at(&peer.node, family);
+        let bytes = self.datagram(in_subnet(peer, family, 77), "from a peer");
+        let (mut found, end) = (BTreeMap::<String, usize>::new(), Instant::now() + LIMIT);
+        while !found.contains_key("from a peer") {
+            assert!(
+                Instant::now() < end,
+                "nothing arrives from a peer:\n{}",
+                self.member.show("nft list ruleset")
+            );
+            send(peer.node.namespace(), Some(own), to, &bytes);
+            std::thread::sleep(Duration::from_millis(20));
+            let mut room = [0; 256];
+            while let Ok(len) = self.socket(family).recv(&mut room) {
+                *found.entry(String::from_utf8_lossy(&room[..len]).into_owned()).or_default() += 1;
+            }
+        }
+        found.remove("from a peer");
+        found
+    }
+}
+
+/// Everything that somebody who is no peer may send to the tunnel of `b`, with a peer's words in it.
+fn attack(scene: &Scene, victim: &Victim<'_>, family: Family) {
+    let Scene { a, b, pod_a, other_pod_b, stranger, .. } = scene;
+    let (port, public) = (victim.tunnel.port(), at(&b.node, family));
+    let (gateway, device) = (in_subnet(b, family, 1), in_subnet(b, family, 0));
+    let second = second_address(family);
+    let (peer, third) = (at(&a.node, family), at(&scene.c.node, family));
+    let said = in_subnet(a, family, 77);
+    let from = |who: &str, namespace: &Namespace, source: Option<IpAddr>, to: IpAddr| {
+        let bytes = victim.datagram(said, &format!("{who} to {to}"));
+        send(namespace, source, SocketAddr::new(to, port), &bytes);
+    };
+    for to in [public, second, gateway, device] {
+        from("a pod of another node", pod_a.namespace(), None, to);
+        from("a pod of the same node", other_pod_b.namespace(), None, to);
+        for (pod, node) in [(pod_a, "another"), (other_pod_b, "the same")] {
+            for (source, name) in [(peer, "a peer"), (third, "a third node")] {
+                let who = format!("a pod of {node} node in the name of {name}");
+                from(&who, pod.namespace(), Some(source), to);
+            }
+        }
+    }
+    for to in [public, second] {
+        from("a stranger on the link", stranger.namespace(), None, to);
+    }
+}
+
+/// Another address of node `b` on the same link, which its peers don't know.
+fn second_address(family: Family) -> IpAddr {
+    of(family, ["172.31.0.222".parse().unwrap(), "fd31::222".parse().unwrap()])
+}
+
+struct Scene {
+    cluster: Cluster,
+    a: Member,
+    b: Member,
+    c: Member,
+    pod_a: Pod,
+    pod_b: Pod,
+    other_pod_b: Pod,
+    stranger: Node,
+}
+
+impl Scene {
+    fn new(tunnel: Tunnel, mode: &str, more: &str) -> Self {
+        let cluster = Cluster::new(&tunnel.backend(more));
+        let (a, b, c) = (cluster.join(mode), cluster.join(mode), cluster.join(mode));
+        let (pod_a, pod_b) = (a.pod_of_all_families(), b.pod_of_all_families());
+        let third = |family, len| IpNet::new(in_subnet(&b, family, 3), len).unwrap();
+        let other_pod_b = Pod::wired_with(&b.node, &[third(Family::V4, 24), third(Family::V6, 64)]).unwrap();
+        b.ip("addr add 172.31.0.222/24 dev eth0\naddr add fd31::222/64 dev eth0 nodad");
+        // What a process needs CAP_NET_RAW for: to send from an address that is not its own.
+        for pod in [&pod_a, &other_pod_b] {
+            for member in [&a, &c] {
+                let (v4, v6) = (member.node.address(), member.node.address_v6());
+                let lines =
+                    format!("addr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad preferred_lft 0");
+                pod.namespace().ip(&lines).unwrap();
+            }
+        }
+        for (from, to) in [(&pod_a, &pod_b), (&pod_b, &pod_a)] {
+            for address in to.addresses().iter().map(IpNet::addr) {
+                a.wait("the first echo", || from.namespace().reaches(address).unwrap());
+            }
+        }
+        let stranger = cluster.fabric.node().unwrap();
+        Self { cluster, a, b, c, pod_a, pod_b, other_pod_b, stranger }
+    }
+
+    /// Lets the switch and the nodes find each other, so that no datagram waits for an answer to a question.
+    fn acquaint(&self) {
+        let b = &self.b.node;
+        for family in Family::BOTH {
+            for address in [at(b, family), second_address(family)] {
+                for namespace in [self.stranger.namespace(), self.a.node.namespace(), self.pod_a.namespace()]
+                {
+                    self.b.wait("an echo", || namespace.reaches(address).unwrap());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_that_a_pod_or_a_stranger_sends_to_a_tunnel_arrives_in_a_pod() {
+    for tunnel in Tunnel::BOTH {
+        for mode in MODES {
+            let scene = Scene::new(tunnel, mode, "");
+            scene.acquaint();
+            let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+            for family in Family::BOTH {
+                attack(&scene, &victim, family);
+                let arrived = victim.arrived(&scene.a, family);
+                assert!(arrived.is_empty(), "{tunnel:?} {mode} {family}: {arrived:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn once_the_filter_is_out_of_force_the_same_datagrams_arrive() {
+    let mut scene = Scene::new(Tunnel::Vxlan, MODES[0], "");
+    scene.acquaint();
+    for member in [&mut scene.a, &mut scene.b, &mut scene.c] {
+        member.agent.kill().unwrap();
+        // What happens by itself five minutes after the agent's end.
+        member.show("nft delete element ip flannel-tunnel active { 8472 }");
+        member.show("nft delete element ip6 flannel-tunnel active { 8472 }");
+    }
+    let victim = Victim::new(Tunnel::Vxlan, &scene.b, &scene.pod_b);
+    for family in Family::BOTH {
+        attack(&scene, &victim, family);
+        let arrived = victim.arrived(&scene.a, family);
+        let public = at(&scene.b.node, family);
+        for who in [
+            "a pod of another node",
+            "a pod of the same node",
+            "a pod of another node in the name of a third node",
+            "a pod of the same node in the name of a peer",
+            "a stranger on the link",
+        ] {
+            assert!(arrived.contains_key(&format!("{who} to {public}")), "{family} {who}: {arrived:?}");
+        }
+    }
+}
+
+#[test]
+fn a_node_may_send_as_soon_as_it_has_a_lease_and_no_longer() {
+    for tunnel in Tunnel::BOTH {
+        let scene = Scene::new(tunnel, MODES[0], "");
+        scene.acquaint();
+        let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+        let rules = || {
+            let shown = scene.b.show("nft -s -a list table ip flannel-tunnel");
+            let handles = shown.lines().filter(|line| line.contains("handle") && !line.contains("elements"));
+            handles.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = rules();
+        for family in Family::BOTH {
+            let stranger = at(&scene.stranger, family);
+            let said = match family {
+                Family::V4 => "10.244.200.5".parse().unwrap(),
+                Family::V6 => "fd00:244:0:c8::5".parse().unwrap(),
+            };
+            let to = SocketAddr::new(at(&scene.b.node, family), tunnel.port());
+            let arrives = || {
+                send(scene.stranger.namespace(), None, to, &victim.datagram(said, "new"));
+                victim.arrived(&scene.a, family).contains_key("new")
+            };
+            assert!(!arrives(), "{tunnel:?} {stranger} is nobody's address");
+            let (v4, v6) = (at(&scene.stranger, Family::V4), at(&scene.stranger, Family::V6));
+            scene.cluster.lease(tunnel, 200, &v4.to_string(), &v6.to_string());
+            scene.b.wait("the peer's datagrams", arrives);
+            fs::remove_file(scene.cluster.lease_file(200)).unwrap();
+            scene.b.wait("their end", || !arrives());
+        }
+        // Elements came and went, and nothing else.
+        assert_eq!(rules(), before);
+        assert!(!scene.b.agent.log().contains("flannel-tunnel put right"), "{}", scene.b.agent.log());
+    }
+}
+
+#[test]
+fn check_sources_false_lets_translated_peers_in_and_keeps_pods_out() {
+    for tunnel in Tunnel::BOTH {
+        let scene = Scene::new(tunnel, MODES[0], r#","CheckSources":false"#);
+        scene.acquaint();
+        let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+        for family in Family::BOTH {
+            let public = at(&scene.b.node, family);
+            attack(&scene, &victim, family);
+            let arrived = victim.arrived(&scene.a, family);
+            assert!(arrived.contains_key(&format!("a stranger on the link to {public}")), "{arrived:?}");
+            let from_pods = arrived.keys().filter(|who| who.starts_with("a pod of another node"));
+            let outside = from_pods.filter(|who| !who.contains("10.244.") && !who.contains("fd00:244:"));
+            assert_eq!(outside.count(), 0, "{tunnel:?} {family}: {arrived:?}");
+        }
+        // Live, and back.
+        scene.cluster.configure(&tunnel.backend(""));
+        let stranger_arrives = || {
+            let to = SocketAddr::new(at(&scene.b.node, Family::V4), tunnel.port());
+            let bytes = victim.datagram(in_subnet(&scene.a, Family::V4, 77), "a stranger");
+            send(scene.stranger.namespace(), None, to, &bytes);
+            victim.arrived(&scene.a, Family::V4).contains_key("a stranger")
+        };
+        scene.b.wait("the filter", || !stranger_arrives());
+        scene.cluster.configure(&tunnel.backend(r#","CheckSources":false"#));
+        scene.b.wait("no filter", stranger_arrives);
+    }
+}
+
+#[test]
+fn a_filter_that_somebody_removes_comes_back_and_cleanup_takes_it_away() {
+    for mode in MODES {
+        let mut scene = Scene::new(Tunnel::Vxlan, mode, "");
+        let list = |member: &Member| {
+            ["ip", "ip6"].map(|family| member.try_show(&format!("nft -s list table {family} flannel-tunnel")))
+        };
+        let healthy = list(&scene.b);
+        assert!(healthy[0].contains("udp dport 8472") && healthy[0].contains("172.31.0.1"), "{healthy:?}");
+        assert!(healthy[1].contains("udp dport 8472") && healthy[1].contains("fd31::1"), "{healthy:?}");
+        for damage in [
+            "nft flush ruleset",
+            "nft delete table ip flannel-tunnel",
+            "nft flush set ip flannel-tunnel peers",
+            "nft add element ip6 flannel-tunnel peers { fd31::99 }",
+            "nft flush chain ip flannel-tunnel input",
+            "nft insert rule ip6 flannel-tunnel forward accept",
+        ] {
+            scene.b.show(damage);
+            scene.b.wait(&format!("{mode}: repair of {damage}"), || list(&scene.b) == healthy);
+        }
+        scene.b.agent.kill().unwrap();
+        assert_eq!(list(&scene.b), healthy, "{mode}: the filter stays without the agent");
+        scene.b.start_again();
+        assert!(!scene.b.agent.log().contains("flannel-tunnel"), "{mode}: {}", scene.b.agent.log());
+        scene.b.agent.terminate(LIMIT).unwrap();
+        let file = format!("--subnet-file={}", scene.b.node.subnet_file().display());
+        let cleanup = |more: &[&str]| {
+            scene.b.node.namespace().command(flanneld()).args(["cleanup", &file]).args(more).ok().unwrap()
+        };
+        let told = cleanup(&["--dry-run"]);
+        assert!(
+            told.contains("table ip flannel-tunnel") && told.contains("table ip6 flannel-tunnel"),
+            "{told}"
+        );
+        assert_eq!(list(&scene.b), healthy, "{mode}: a dry run changes nothing");
+        cleanup(&[]);
+        assert_eq!(list(&scene.b), [String::new(), String::new()], "{mode}");
+    }
+}
+
+/// Packets that a device has sent and received.
+fn packets(member: &Member, device: &str) -> u64 {
+    let count = |way: &str| -> u64 {
+        let shown = member.show(&format!("ip -j -s link show {device}"));
+        let all: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        all[0]["stats64"][way]["packets"].as_u64().unwrap()
+    };
+    count("rx") + count("tx")
+}
+
+#[test]
+fn one_ping_to_a_lease_whose_address_is_in_the_network_stays_one_ping() {
+    for tunnel in Tunnel::BOTH {
+        let cluster = Cluster::new(&tunnel.backend(""));
+        let (a, b) = (cluster.join(MODES[0]), cluster.join(MODES[0]));
+        let (pod_a, pod_b) = (a.pod_of_all_families(), b.pod_of_all_families());
+        cluster.lease(tunnel, 200, "10.244.200.5", "fd00:244:0:c8::5");
+        for address in pod_b.addresses().iter().map(IpNet::addr) {
+            a.wait("the first echo", || pod_a.namespace().reaches(address).unwrap());
+        }
+        let devices: &[&str] =
+            if tunnel == Tunnel::Udp { &["flannel0"] } else { &["flannel.1", "flannel-v6.1"] };
+        let count = || devices.iter().map(|device| packets(&a, device)).sum::<u64>();
+        let before = count();
+        for target in ["10.244.200.5", "10.244.200.9", "fd00:244:0:c8::5", "fd00:244:0:c8::9"] {
+            pod_a.command("ping").args(["-n", "-c1", "-W1", target]).output().unwrap();
+            a.node.namespace().command("ping").args(["-n", "-c1", "-W1", target]).output().unwrap();
+        }
+        let more = count() - before;
+        // Eight requests, errors about them, and what finds neighbours.
+        assert!(more < 100, "{tunnel:?}: {more} packets");
+        for address in pod_b.addresses().iter().map(IpNet::addr) {
+            assert!(pod_a.namespace().reaches(address).unwrap());
+        }
+    }
+}
