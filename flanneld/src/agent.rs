@@ -23,7 +23,7 @@ use std::time::Duration;
 use backends::backend::Direct;
 use backends::kernel::{Interest, Notices, Observed};
 use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Report, Ways, converge};
-use subnet::env_file::Previous;
+use subnet::env_file::{Previous, SubnetEnv};
 use subnet::saved::Saved;
 use subnet::store::random_below;
 use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
@@ -187,6 +187,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             lost: Vec::new(),
             contested: None,
             sound: false,
+            written: None,
             bulky: false,
             rules: Rules::new(former),
             keeper: Keeper::default(),
@@ -249,6 +250,8 @@ struct Agent<'a, K, S> {
     contested: Option<Loss>,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
+    /// What this run wrote to `subnet.env` last.
+    written: Option<SubnetEnv>,
     /// Much memory was needed for a moment.
     bulky: bool,
     rules: Rules,

@@ -66,6 +66,12 @@ fn start(options: Options) -> anyhow::Result<()> {
 
 async fn run(options: Options) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let rules_moved = Arc::new(Notify::new());
+    tokio::spawn(look_again(
+        signal(SignalKind::hangup())?,
+        signal(SignalKind::user_defined2())?,
+        Arc::clone(&rules_moved),
+    ));
     tracing::info!("flanneld v{} {options}", env!("CARGO_PKG_VERSION"));
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
@@ -90,7 +96,6 @@ async fn run(options: Options) -> anyhow::Result<()> {
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = nft::Listener::open()?;
     let hands = Hands { kernel, firewall };
-    let rules_moved = Notify::new();
     let settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
@@ -138,6 +143,21 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let _ = served.await;
     }
     outcome
+}
+
+/// Has everything on the host looked at again whenever somebody asks (SIGHUP, as a reload). What is read from
+/// files and from the store is followed without that. SIGUSR2 means nothing, and neither ends the process.
+async fn look_again(mut hangup: Signal, mut other: Signal, rules_moved: Arc<Notify>) {
+    loop {
+        tokio::select! {
+            Some(()) = hangup.recv() => {
+                tracing::info!("SIGHUP: looking at the host again; a changed configuration needs no signal, flags a restart");
+                rules_moved.notify_one();
+            }
+            Some(()) = other.recv() => tracing::info!("SIGUSR2 has no meaning here"),
+            else => return,
+        }
+    }
 }
 
 /// Logs what the udp backend counts whenever somebody asks (SIGUSR1).

@@ -53,6 +53,47 @@ impl SubnetEnv {
     }
 }
 
+/// What has become of a file that had this content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, byte for byte.
+    Ours,
+    /// Another program wrote it: it says the same of this node, with more or in its own variables (as
+    /// `mk-docker-opts.sh -d` does). To be left alone.
+    Rewritten,
+    /// It is missing, can't be read, or says something else of this node. To be written again.
+    Broken,
+}
+
+impl SubnetEnv {
+    /// What has become of `path` since this content was written to it.
+    pub fn standing(&self, path: &Path) -> Standing {
+        match fs::read_to_string(path) {
+            Ok(text) => self.standing_of(&text),
+            Err(_) => Standing::Broken,
+        }
+    }
+
+    fn standing_of(&self, text: &str) -> Standing {
+        let own = self.to_string();
+        if text == own {
+            return Standing::Ours;
+        }
+        // A line cut off in the middle may still look like one.
+        let whole = text.ends_with('\n');
+        let has = |line: &str| text.lines().any(|other| other.trim_end() == line);
+        let flannels = || text.lines().filter(|line| line.trim_start().starts_with("FLANNEL_"));
+        let same =
+            own.lines().all(has) && flannels().all(|line| own.lines().any(|ours| ours == line.trim_end()));
+        let assignment = |line: &str| line.is_empty() || line.starts_with('#') || line.contains('=');
+        let mut subnets = self.subnets.iter().map(|net| format!("{}/{}", gateway(net), net.prefix_len()));
+        let translated = flannels().next().is_none()
+            && text.lines().all(|line| assignment(line.trim()))
+            && subnets.any(|subnet| text.contains(&subnet));
+        if whole && (same || translated) { Standing::Rewritten } else { Standing::Broken }
+    }
+}
+
 /// Replaces `path` by `content` in one step that survives a power cut: temporary file in the same
 /// directory, fsync, rename, fsync of the directory. An existing file keeps its mode, a new one gets `mode`
 /// whatever the umask.
@@ -262,6 +303,34 @@ mod tests {
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         let reading = Reading::parse(&fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!((reading.mtu, reading.subnets), (Some(1400), dual().subnets));
+    }
+
+    #[test]
+    fn a_file_of_another_program_that_says_the_same_is_left_alone_and_a_broken_one_is_not() {
+        let own = dual().to_string();
+        let standing = |text: &str| dual().standing_of(text);
+        assert_eq!(standing(&own), Standing::Ours);
+        let docker = "DOCKER_OPT_BIP=\"--bip=10.42.0.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
+                      DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.42.0.1/24 --ip-masq=false --mtu=1450\"\n";
+        for text in [docker.to_owned(), format!("{own}{docker}"), format!("# by hand\n\n{own}export A=b\n")] {
+            assert_eq!(standing(&text), Standing::Rewritten, "{text}");
+        }
+        let mut broken: Vec<String> = (0..own.len()).map(|cut| own[..cut].to_owned()).collect();
+        broken.extend((0..own.lines().count()).map(|skip| {
+            let kept = own.lines().enumerate().filter(|(index, _)| *index != skip);
+            kept.map(|(_, line)| format!("{line}\n")).collect()
+        }));
+        broken.push(own.replace("1450", "1500"));
+        broken.push(own.replace("10.42.0.1/24", "10.42.9.1/24"));
+        broken.push(format!("{own}FLANNEL_MTU=9000\n"));
+        broken.push(docker.replace("10.42.0.1", "10.42.9.1"));
+        broken.push(format!("{docker}FLANNEL_MTU=1450\n"));
+        broken.extend(["garbage\n", "FOO=bar\n", "\n", "10.42.0.1/24\n"].map(str::to_owned));
+        for text in broken {
+            assert_eq!(standing(&text), Standing::Broken, "{text:?}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(dual().standing(&directory.path().join("subnet.env")), Standing::Broken);
     }
 
     #[test]

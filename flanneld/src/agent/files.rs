@@ -6,7 +6,7 @@ use std::{fs, io};
 
 use backends::Kernel;
 use subnet::LeaseStore;
-use subnet::env_file::{SubnetEnv, write_atomically};
+use subnet::env_file::{Standing, SubnetEnv, write_atomically};
 
 use super::tenure::Task;
 use super::{Agent, condition};
@@ -21,7 +21,24 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             mtu: self.ways.mtu(external.mtu),
             ip_masq: self.settings.traffic.masquerade,
         };
-        let written = env.write(&self.settings.subnet_file);
+        let path = &self.settings.subnet_file;
+        // Another program may make something of the file that it needs at its own start; it has to be written
+        // again only when it would say something else, or nothing.
+        let standing = env.standing(path);
+        let rewritten = self.written == Some(env) && standing == Standing::Rewritten;
+        let written = if rewritten { Ok(false) } else { env.write(path) };
+        if written.is_ok() {
+            self.written = Some(env);
+        }
+        let note = rewritten.then(|| {
+            format!(
+                "{} was rewritten by another program after this node had written it: left alone until this node's \
+                 subnet, network or MTU change",
+                path.display()
+            )
+        });
+        self.journal.rewritten(note.as_deref());
+        self.health.note("subnet-file", note.into_iter().collect());
         self.journal.subnet_file(&self.settings.subnet_file, &env, &written);
         let done = written.is_ok();
         self.health.set(condition::SUBNET_FILE, written.map(drop).map_err(|error| error.to_string()));

@@ -29,6 +29,7 @@ pub(super) struct Journal {
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
+    rewritten: Option<String>,
     cni_conf: Option<String>,
     kept: Option<String>,
     fights: Fights,
@@ -247,6 +248,14 @@ impl Journal {
                 }
             }
         }
+    }
+
+    /// Another program rewrote the subnet file, or no longer has.
+    pub(super) fn rewritten(&mut self, note: Option<&str>) {
+        if let Some(note) = note.filter(|note| self.rewritten.as_deref() != Some(*note)) {
+            info!("{note}");
+        }
+        self.rewritten = note.map(str::to_owned);
     }
 
     pub(super) fn cni_conf(&mut self, to: &Path, copied: &io::Result<bool>) {

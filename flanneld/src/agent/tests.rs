@@ -17,6 +17,7 @@ use super::*;
 
 mod begin;
 mod change;
+mod files;
 mod underlay;
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;

@@ -19,6 +19,7 @@ mod offload;
 mod own;
 mod restart;
 mod site;
+mod stay;
 mod strangers;
 mod swap;
 mod udp;
