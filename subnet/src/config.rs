@@ -1,5 +1,8 @@
 //! `net-conf.json`: the cluster's network and backend, from JSON to values that need no further checking.
 
+mod diff;
+mod keys;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -8,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::gojson::Object;
 use crate::net::{Family, Subnets, addr_of, bits_of};
+use crate::text::shortened;
+pub use keys::Warnings;
 
 /// The configuration can't be used; the text says which key, which value and what would do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -140,6 +145,9 @@ pub struct NetworkConfig {
     /// `MasqueradeExcept`, a key of ours: networks that see the pods' own addresses although masquerading
     /// is on. Go flannel ignores it.
     pub masquerade_except: Vec<IpNet>,
+    /// The keys that have no effect, for the operator.
+    #[serde(skip)]
+    pub warnings: Warnings,
 }
 
 impl NetworkConfig {
@@ -174,12 +182,14 @@ impl NetworkConfig {
                 "EnableIPv4 is false and EnableIPv6 is not true: enable at least one of them".into(),
             ));
         }
+        let backend = backend(&object)?;
         Ok(Self {
             v4,
             v6,
             nftables: enabled("EnableNFTables", false)?,
-            backend: backend(&object)?,
             masquerade_except: masquerade_except(&object)?,
+            warnings: keys::without_effect(&object, backend.name()),
+            backend,
         })
     }
 
@@ -279,7 +289,10 @@ fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, Co
     let parsed = text.parse::<IpNet>().ok().filter(|net| Family::of(net.addr()) == family);
     let Some(network) = parsed else {
         let key = keys.network;
-        return Err(ConfigError(format!("{key}: {text:?} is not an {family} prefix such as \"{example}\"")));
+        return Err(ConfigError(format!(
+            "{key}: {:?} is not an {family} prefix such as \"{example}\"",
+            shortened(&text)
+        )));
     };
     Ok(network.trunc())
 }
@@ -315,7 +328,7 @@ fn bound(
     let text: Option<String> =
         if network.addr().is_ipv4() { object.get_non_null(key)? } else { object.get(key)? };
     let Some(text) = text else { return Ok(default) };
-    let refuse = |why: fmt::Arguments<'_>| Err(ConfigError(format!("{key}: {text:?} {why}")));
+    let refuse = |why: fmt::Arguments<'_>| Err(ConfigError(format!("{key}: {:?} {why}", shortened(&text))));
     let Ok(addr) = text.parse::<IpAddr>() else { return refuse(format_args!("is not an IP address")) };
     if !network.contains(&addr) {
         return refuse(format_args!("lies outside {network}"));
@@ -332,7 +345,8 @@ fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
     let parsed = texts.iter().map(|text| match text.parse::<IpNet>() {
         Ok(net) => Ok(net.trunc()),
         Err(_) => Err(ConfigError(format!(
-            "MasqueradeExcept: {text:?} is not a prefix such as \"192.168.0.0/16\" or \"fd00::/8\""
+            "MasqueradeExcept: {:?} is not a prefix such as \"192.168.0.0/16\" or \"fd00::/8\"",
+            shortened(text)
         ))),
     });
     parsed.collect()
@@ -354,7 +368,7 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
             check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
             workers: workers(&backend)?,
         }),
-        _ => Ok(BackendConfig::Unknown(kind)),
+        _ => Ok(BackendConfig::Unknown(shortened(&kind))),
     }
 }
 
@@ -415,7 +429,8 @@ fn checksum_offload(backend: &Object<'_>) -> Result<ChecksumOffload, ConfigError
         Some("on") => Ok(ChecksumOffload::On),
         Some("off") => Ok(ChecksumOffload::Off),
         Some(other) => Err(ConfigError(format!(
-            "Backend.ChecksumOffload: {other:?} is none of \"auto\", \"on\" and \"off\""
+            "Backend.ChecksumOffload: {:?} is none of \"auto\", \"on\" and \"off\"",
+            shortened(other)
         ))),
     }
 }
@@ -426,7 +441,8 @@ fn fallback(backend: &Object<'_>) -> Result<bool, ConfigError> {
         None | Some("") => Ok(false),
         Some("udp") => Ok(true),
         Some(other) => Err(ConfigError(format!(
-            "Backend.Fallback: {other:?} can't stand in for vxlan: use \"udp\", or leave it out"
+            "Backend.Fallback: {:?} can't stand in for vxlan: use \"udp\", or leave it out",
+            shortened(other)
         ))),
     }
 }

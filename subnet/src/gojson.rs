@@ -11,7 +11,52 @@ use serde_json::value::RawValue;
 
 /// A JSON object: its members in the order of the document, values not yet parsed.
 #[derive(Debug)]
-pub struct Object<'a>(Vec<(String, &'a RawValue)>);
+pub struct Object<'a> {
+    /// Where it is in the document, for messages: empty, or a key with a dot behind it.
+    path: String,
+    members: Vec<(String, &'a RawValue)>,
+}
+
+/// A type that the value of a key can have, in the words of JSON.
+pub trait Typed: DeserializeOwned {
+    /// What a value of another type is asked to be.
+    const WANTED: Wanted;
+}
+
+/// See [`Typed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A string.
+    Text,
+    /// A whole number between two bounds.
+    Number(i128, i128),
+    /// `true` or `false`.
+    Flag,
+    /// A list of strings.
+    Texts,
+}
+
+macro_rules! numbers {
+    ($($number:ty)*) => {
+        $(impl Typed for $number {
+            const WANTED: Wanted = Wanted::Number(<$number>::MIN as i128, <$number>::MAX as i128);
+        })*
+    };
+}
+
+numbers!(u8 u16 u32 u64 i64);
+
+impl Typed for String {
+    const WANTED: Wanted = Wanted::Text;
+}
+
+impl Typed for bool {
+    const WANTED: Wanted = Wanted::Flag;
+}
+
+impl Typed for Vec<String> {
+    const WANTED: Wanted = Wanted::Texts;
+}
 
 impl<'a> Object<'a> {
     /// Reads one JSON object.
@@ -19,23 +64,34 @@ impl<'a> Object<'a> {
     /// # Errors
     /// A sentence saying where the text stops being a JSON object.
     pub fn parse(text: &'a str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| format!("not a JSON object: {error}"))
+        serde_json::from_str(text).map_err(|error| {
+            let Some(kind) = serde_json::from_str::<&RawValue>(text).ok().and_then(|raw| kind(raw.get()))
+            else {
+                return format!("not a JSON object: {error}");
+            };
+            format!("not a JSON object: {} is {kind}", shortened(text.trim()))
+        })
+    }
+
+    /// The names of all members, as they are spelled in the document.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|(name, _)| name.as_str())
     }
 
     /// Every value given for `key`, in document order.
     fn all<'s>(&'s self, key: &'s str) -> impl Iterator<Item = &'a RawValue> + 's {
-        self.0.iter().filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| *value)
+        self.members.iter().filter(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| *value)
     }
 
     /// The value of `key`, with `null` and absence alike giving `None`.
     ///
     /// # Errors
     /// A sentence naming the key and the value, when a value has the wrong type.
-    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
+    pub fn get<T: Typed>(&self, key: &str) -> Result<Option<T>, String> {
         let mut found = None;
         for raw in self.all(key) {
             let value: Option<T> = serde_json::from_str(raw.get())
-                .map_err(|error| format!("{key}: {} is not acceptable: {error}", shortened(raw.get())))?;
+                .map_err(|_| format!("{}{key}: {}", self.path, mismatch(raw.get(), T::WANTED)))?;
             found = value.or(found);
         }
         Ok(found)
@@ -45,9 +101,9 @@ impl<'a> Object<'a> {
     ///
     /// # Errors
     /// A sentence naming the key and the value.
-    pub fn get_non_null<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
+    pub fn get_non_null<T: Typed>(&self, key: &str) -> Result<Option<T>, String> {
         if self.all(key).any(|raw| raw.get() == "null") {
-            return Err(format!("{key}: null is not acceptable: give a value or leave the key out"));
+            return Err(format!("{}{key}: null can't be used: give a value or leave the key out", self.path));
         }
         self.get(key)
     }
@@ -60,7 +116,17 @@ impl<'a> Object<'a> {
         match self.all(key).last() {
             None => Ok(None),
             Some(raw) if raw.get() == "null" => Ok(None),
-            Some(raw) => Object::parse(raw.get()).map(Some).map_err(|error| format!("{key}: {error}")),
+            Some(raw) => match Object::parse(raw.get()) {
+                Ok(object) => Ok(Some(Self { path: format!("{}{key}.", self.path), ..object })),
+                Err(_) => {
+                    let kind = kind(raw.get()).unwrap_or("no object");
+                    Err(format!(
+                        "{}{key}: {} is {kind}; write an object: {{…}}",
+                        self.path,
+                        shortened(raw.get())
+                    ))
+                }
+            },
         }
     }
 
@@ -86,7 +152,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
                 Ok(members)
             }
         }
-        deserializer.deserialize_map(Members).map(Object)
+        deserializer.deserialize_map(Members).map(|members| Self { path: String::new(), members })
     }
 }
 
@@ -100,14 +166,52 @@ pub fn to_string<T: Serialize>(value: &T) -> String {
     plain.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
-/// At most 80 characters of foreign text, fit for one line of an error message.
-pub fn shortened(text: &str) -> String {
-    let mut short: String = text.chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if short.len() < text.len() {
-        short.push('…');
+/// What kind of value a JSON text is, by its first character; `None` for an object.
+fn kind(raw: &str) -> Option<&'static str> {
+    match raw.trim_start().bytes().next()? {
+        b'{' => None,
+        b'"' => Some("a text"),
+        b'[' => Some("a list"),
+        b't' | b'f' => Some("a truth value"),
+        b'n' => Some("null"),
+        _ => Some("a number"),
     }
-    short
 }
+
+/// Why a value is of the wrong type, and how to write it.
+fn mismatch(raw: &str, wanted: Wanted) -> String {
+    let (shown, is) = (shortened(raw), kind(raw).unwrap_or("an object"));
+    let text: Option<String> = serde_json::from_str(raw).ok();
+    let text = text.as_deref().map(str::trim);
+    match wanted {
+        Wanted::Number(least, most) => {
+            let fits =
+                |text: &&str| text.parse::<i128>().is_ok_and(|number| (least..=most).contains(&number));
+            let range = match most {
+                ..=0xffff_ffff => format!("a whole number from {least} to {most}"),
+                _ => "a whole number".to_owned(),
+            };
+            match text.filter(fits) {
+                Some(number) => format!("{shown} is a text; write a number: {number}"),
+                None if is == "a number" => format!("{shown} is not {range}"),
+                None => format!("{shown} is {is}; write {range}"),
+            }
+        }
+        Wanted::Text if is == "a number" => format!("{shown} is a number; write a text: \"{shown}\""),
+        Wanted::Text => format!("{shown} is {is}; write a text in quotes"),
+        Wanted::Flag => match text.map(str::to_ascii_lowercase).as_deref() {
+            Some(flag @ ("true" | "false")) => format!("{shown} is a text; write it without quotes: {flag}"),
+            _ => format!("{shown} is {is}; write true or false"),
+        },
+        Wanted::Texts if is == "a text" => format!("{shown} is a text; write a list: [{shown}]"),
+        Wanted::Texts if is == "a list" => {
+            format!("{shown} has items that are no texts; write each in quotes")
+        }
+        Wanted::Texts => format!("{shown} is {is}; write a list of texts"),
+    }
+}
+
+pub use crate::text::shortened;
 
 #[cfg(test)]
 mod tests {
@@ -125,8 +229,46 @@ mod tests {
     #[test]
     fn a_wrong_type_is_named_with_its_value() {
         let object = Object::parse(r#"{"Port":"8472"}"#).unwrap();
-        let error = object.get::<u16>("Port").unwrap_err();
-        assert!(error.contains("Port") && error.contains("\"8472\""), "{error}");
+        assert_eq!(object.get::<u16>("Port").unwrap_err(), r#"Port: "8472" is a text; write a number: 8472"#);
+    }
+
+    #[test]
+    fn every_wrong_type_is_told_in_the_words_of_json_with_the_remedy() {
+        fn said<T: Typed + fmt::Debug>(value: &str) -> String {
+            let text = format!(r#"{{"B":{{"K":{value}}}}}"#);
+            let object = Object::parse(&text).unwrap().object("B").unwrap().unwrap();
+            object.get::<T>("K").unwrap_err()
+        }
+        assert_eq!(said::<i64>("\"1\""), r#"B.K: "1" is a text; write a number: 1"#);
+        assert_eq!(said::<i64>("\"one\""), r#"B.K: "one" is a text; write a whole number"#);
+        assert_eq!(said::<u16>("70000"), "B.K: 70000 is not a whole number from 0 to 65535");
+        assert_eq!(said::<u64>("1.5"), "B.K: 1.5 is not a whole number");
+        assert_eq!(said::<u64>("[1]"), "B.K: [1] is a list; write a whole number");
+        assert_eq!(said::<u8>("{}"), "B.K: {} is an object; write a whole number from 0 to 255");
+        assert_eq!(said::<bool>("\"True\""), r#"B.K: "True" is a text; write it without quotes: true"#);
+        assert_eq!(said::<bool>("1"), "B.K: 1 is a number; write true or false");
+        assert_eq!(said::<String>("7"), r#"B.K: 7 is a number; write a text: "7""#);
+        assert_eq!(said::<String>("true"), "B.K: true is a truth value; write a text in quotes");
+        assert_eq!(said::<Vec<String>>("\"a\""), r#"B.K: "a" is a text; write a list: ["a"]"#);
+        assert_eq!(said::<Vec<String>>("[1]"), "B.K: [1] has items that are no texts; write each in quotes");
+        let text = r#"{"Backend":"vxlan"}"#;
+        let error = Object::parse(text).unwrap().object("Backend").unwrap_err();
+        assert_eq!(error, r#"Backend: "vxlan" is a text; write an object: {…}"#);
+        assert_eq!(Object::parse("[1]").unwrap_err(), "not a JSON object: [1] is a list");
+    }
+
+    #[test]
+    fn a_long_value_never_gets_into_a_message_whole() {
+        let long = "x".repeat(100_000);
+        let texts =
+            [format!("\"{long}\""), format!(r#"{{"K":"{long}"}}"#), format!(r#"{{"K":["{long}"]}}"#), long];
+        for text in texts {
+            let outcome = Object::parse(&text).and_then(|object| {
+                object.get::<u8>("K")?;
+                object.object("K").map(drop)
+            });
+            assert!(outcome.unwrap_err().len() < 300);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::claim::heed;
 use super::tenure::Task;
 use super::underlay::node;
 use super::{Agent, claim, or};
@@ -180,10 +181,14 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         match news {
             Told::Configuration(read) => match *read {
                 Ok(network) if network == self.network => {
+                    heed(&self.health, &network);
                     self.change.candidate = None;
                     self.accept();
                 }
-                Ok(network) => self.change.candidate = Some(network),
+                Ok(network) => {
+                    heed(&self.health, &network);
+                    self.change.candidate = Some(network);
+                }
                 Err(why) => {
                     self.change.candidate = None;
                     self.refuse(why);
@@ -251,7 +256,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     fn begin(&mut self, next: NetworkConfig, ways: Ways) {
-        tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed");
+        let changes = self.network.changes(&next).join(", ");
+        tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed: {changes}");
         let before = std::mem::replace(&mut self.network, next);
         let old = std::mem::replace(&mut self.ways, ways);
         self.change.former.retain(|known| before.networks().iter().all(|network| network != *known));

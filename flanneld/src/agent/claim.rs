@@ -82,6 +82,7 @@ pub(super) async fn configuration<S: LeaseStore>(
             Ok(network) => match Ways::new(&network.backend, &network) {
                 Ok(ways) => {
                     health.set(condition::CONFIGURATION, Ok(()));
+                    heed(health, &network);
                     let networks = network.networks();
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
                     return Beginning::Configured(network, ways);
@@ -110,6 +111,13 @@ pub(super) async fn configuration<S: LeaseStore>(
 /// Whether an error says nothing about the configuration.
 pub(super) fn is_away(error: &StoreError) -> bool {
     matches!(error, StoreError::Unreachable { .. } | StoreError::Denied { .. })
+}
+
+/// Tells the operator which keys of the configuration have no effect.
+pub(super) fn heed(health: &Health, network: &NetworkConfig) {
+    let warnings: Vec<String> =
+        network.warnings.0.iter().map(|warning| format!("network configuration: {warning}")).collect();
+    health.warn("configuration-keys", &warnings);
 }
 
 /// The configuration from a store that answers. With leases in Kubernetes the configuration is a file, and

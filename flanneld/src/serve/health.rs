@@ -72,6 +72,14 @@ impl Health {
         unpoisoned(&self.0.notes).insert(subject, notes);
     }
 
+    /// The same, and each note that was not there before is logged as a warning.
+    pub(crate) fn warn(&self, subject: &'static str, notes: &[String]) {
+        let before = unpoisoned(&self.0.notes).insert(subject, notes.to_vec()).unwrap_or_default();
+        for note in notes.iter().filter(|note| !before.contains(note)) {
+            tracing::warn!("{note}");
+        }
+    }
+
     /// Every condition with its state, and the notes.
     pub(crate) fn all(&self) -> (BTreeMap<&'static str, Result<(), String>>, Vec<String>) {
         (

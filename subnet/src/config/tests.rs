@@ -94,7 +94,10 @@ fn errors_name_key_value_and_remedy() {
         (r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.1.1"}"#, ["SubnetMax", "10.3.1.0 is"]),
         (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, ["no Type", "vxlan"]),
         (r#"{"Network":"10.3.0.0/16","Backend":null}"#, ["no Type", "vxlan"]),
-        (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, ["VNI", "\"1\""]),
+        (
+            r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#,
+            ["Backend.VNI: \"1\" is a text", "write a number: 1"],
+        ),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777215}}"#, ["16777215", "9999999"]),
         (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, ["65536", "65535"]),
         (
@@ -116,7 +119,7 @@ fn errors_name_key_value_and_remedy() {
             r#"{"Network":"10.3.0.0/16","MasqueradeExcept":"192.168.0.0/16"}"#,
             ["MasqueradeExcept", "192.168.0.0/16"],
         ),
-        ("[]", ["not a JSON object", "expected an object"]),
+        ("[]", ["not a JSON object", "[] is a list"]),
     ] {
         let text = error(json);
         assert!(parts.iter().all(|part| text.contains(part)), "{json}: {text}");

@@ -1,0 +1,208 @@
+//! Keys of `net-conf.json` that have no effect: misspelled, at the wrong place, or of another backend.
+//!
+//! Go flannel ignores unknown keys, so they are no errors. But a misspelled key leaves a default in force that
+//! nobody chose, and so each is named.
+
+use crate::gojson::Object;
+use crate::text::shortened;
+
+/// What a configuration says without effect. Two configurations that differ only in this are equal.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(pub Vec<String>);
+
+impl PartialEq for Warnings {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Warnings {}
+
+const TOP: [&str; 13] = [
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "Network",
+    "IPv6Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "Backend",
+    "MasqueradeExcept",
+];
+/// With those that Go flannel reads on Windows only.
+const VXLAN: [&str; 11] = [
+    "Type",
+    "VNI",
+    "Port",
+    "MTU",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "ChecksumOffload",
+    "Fallback",
+    "MacPrefix",
+    "Name",
+];
+const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
+const UDP: [&str; 4] = ["Type", "Port", "CheckSources", "Workers"];
+/// More messages than this about one document help nobody.
+const MAX_SAID: usize = 10;
+
+/// The keys of a configuration that have no effect, each with what to do.
+pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
+    let of_backend: &[&str] = match backend {
+        "vxlan" => &VXLAN,
+        "host-gw" => &HOST_GW,
+        "udp" => &UDP,
+        // Its keys are not known here.
+        _ => &[],
+    };
+    let inner = object.object("Backend").ok().flatten();
+    let inside = inner.iter().filter(|_| !of_backend.is_empty()).flat_map(Object::names);
+    let outer = object.names().filter_map(|name| {
+        let elsewhere = find(name, of_backend).filter(|key| *key != "Type" || inner.is_none());
+        unknown(name, &TOP, "").map(|text| match elsewhere {
+            Some(key) => format!("{name} has no effect here: move it into Backend, as Backend.{key}"),
+            None => text,
+        })
+    });
+    let inside = inside.filter_map(|name| {
+        let elsewhere = [&VXLAN[..], &UDP].into_iter().find_map(|keys| find(name, keys));
+        unknown(name, of_backend, "Backend.").map(|text| match (elsewhere, find(name, &TOP)) {
+            (Some(key), _) => format!("Backend.{key} has no effect with the backend {backend}: remove it"),
+            (None, Some(key)) => format!("Backend.{key} has no effect here: move it out of Backend"),
+            (None, None) => text,
+        })
+    });
+    Warnings(outer.chain(inside).take(MAX_SAID).collect())
+}
+
+/// The key that a name means, if it is one of these: without regard to case, as in Go.
+fn find<'k>(name: &str, keys: &[&'k str]) -> Option<&'k str> {
+    keys.iter().copied().find(|key| key.eq_ignore_ascii_case(name))
+}
+
+fn unknown(name: &str, keys: &[&str], path: &str) -> Option<String> {
+    if find(name, keys).is_some() {
+        return None;
+    }
+    let shown = shortened(name);
+    let lower = name.to_ascii_lowercase();
+    let near = keys.iter().map(|key| (distance(&lower, &key.to_ascii_lowercase()), *key)).min();
+    Some(match near {
+        // A key with some letters more, as in SubnetLenght, is as near as one with a few wrong ones.
+        Some((distance, key))
+            if distance <= (key.len() / 4).max(1)
+                || distance <= key.len() / 3 && lower.starts_with(&key.to_ascii_lowercase()) =>
+        {
+            format!("{path}{shown} is not known and has no effect: did you mean {path}{key}?")
+        }
+        _ => format!("{path}{shown} is not known and has no effect"),
+    })
+}
+
+/// How many characters have to be inserted, removed, replaced, or swapped with their neighbour. Only short
+/// texts are compared.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(40).collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let above: &Vec<usize> = &rows[i - 1];
+            let replaced = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replaced.min(above[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::NetworkConfig;
+
+    fn warnings(top: &str, backend: &str) -> Vec<String> {
+        let json = format!(r#"{{"Network":"10.5.0.0/16"{top},"Backend":{{{backend}}}}}"#);
+        let both =
+            [NetworkConfig::parse(&json), NetworkConfig::parse_given_subnets(&json, &Default::default())];
+        let [one, other] = both.map(|config| config.unwrap().warnings.0);
+        assert_eq!(one, other);
+        one
+    }
+
+    #[test]
+    fn misspelled_keys_are_named_with_what_they_may_mean() {
+        for (top, backend, warning) in [
+            (
+                r#","SubnetLenght":26"#,
+                r#""Type":"vxlan""#,
+                "SubnetLenght is not known and has no effect: did you mean SubnetLen?",
+            ),
+            (
+                r#","EnableIPV":true"#,
+                r#""Type":"vxlan""#,
+                "EnableIPV is not known and has no effect: did you mean EnableIPv4?",
+            ),
+            (
+                "",
+                r#""Type":"vxlan","DirectRoutin":true"#,
+                "Backend.DirectRoutin is not known and has no effect: did you mean Backend.DirectRouting?",
+            ),
+            (
+                "",
+                r#""Type":"vxlan","Prot":1"#,
+                "Backend.Prot is not known and has no effect: did you mean Backend.Port?",
+            ),
+            (
+                "",
+                r#""Type":"host-gw","MTU":1400"#,
+                "Backend.MTU has no effect with the backend host-gw: remove it",
+            ),
+            ("", r#""Type":"udp","vni":1"#, "Backend.VNI has no effect with the backend udp: remove it"),
+            (
+                r#","VNI":7"#,
+                r#""Type":"vxlan""#,
+                "VNI has no effect here: move it into Backend, as Backend.VNI",
+            ),
+            (
+                "",
+                r#""Type":"vxlan","SubnetLen":26"#,
+                "Backend.SubnetLen has no effect here: move it out of Backend",
+            ),
+            (r#","Remark":"\n""#, r#""Type":"vxlan""#, "Remark is not known and has no effect"),
+        ] {
+            assert_eq!(warnings(top, backend), [warning], "{top} {backend}");
+        }
+    }
+
+    #[test]
+    fn known_keys_in_any_spelling_warn_about_nothing() {
+        for backend in [
+            r#""type":"vxlan","vni":1,"PORT":1,"Mtu":1400,"GBP":true,"learning":false,"DirectRouting":true"#,
+            r#""Type":"vxlan","MacPrefix":"0E-2A","Name":"x","ChecksumOffload":"off","Fallback":"udp""#,
+            r#""Type":"host-gw","Name":"cbr0""#,
+            r#""Type":"udp","Port":1,"CheckSources":false,"Workers":2"#,
+            r#""Type":"wireguard","PSK":"x","Mode":"auto""#,
+        ] {
+            let top = r#","enableipv4":true,"EnableNFTables":true,"SubnetLen":24,"IPv6SubnetLen":64"#;
+            assert_eq!(warnings(top, backend), [""; 0], "{backend}");
+        }
+        assert_eq!(NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap().warnings.0, [""; 0]);
+    }
+
+    #[test]
+    fn a_document_full_of_nonsense_is_told_in_few_words() {
+        let keys: String = (0..1000).map(|n| format!(r#","{}{n}":1"#, "x".repeat(500))).collect();
+        let said = warnings(&keys, r#""Type":"vxlan""#);
+        assert!(said.len() <= 10 && said.iter().all(|text| text.len() < 200), "{said:?}");
+    }
+}
