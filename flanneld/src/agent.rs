@@ -11,6 +11,7 @@ mod journal;
 mod plan;
 mod recall;
 mod rules;
+mod standing;
 mod tenure;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use backends::backend::Direct;
 use backends::kernel::{Interest, Notices, Observed};
 use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Report, Ways, converge};
-use subnet::env_file::{Previous, SubnetEnv};
+use subnet::env_file::{Previous, SubnetEnv, sweep};
 use subnet::saved::Saved;
 use subnet::store::random_below;
 use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
@@ -37,6 +38,7 @@ use claim::{Beginning, Identity};
 use journal::Journal;
 use recall::Keeper;
 use rules::Rules;
+use standing::Trouble;
 use tenure::{Task, stranded};
 use underlay::Choosing;
 
@@ -128,6 +130,9 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         if settings.cni_conf.is_some() {
             health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
         }
+        for path in [&settings.subnet_file, &settings.state_file] {
+            sweep(path);
+        }
         let store = Arc::new(store);
         let saved = Saved::read(&settings.state_file, &store.describe());
         let (mut change, mut settings) = (Change::default(), settings);
@@ -135,7 +140,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             match claim::configuration(&*store, saved.clone(), &health).await {
                 Beginning::Configured(network, ways) => (network, ways, None),
                 Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
-                Beginning::Recalled(saved, ways) => (saved.network.clone(), ways, Some(*saved)),
+                Beginning::Recalled(saved, ways, why) => (saved.network.clone(), ways, Some((*saved, why))),
             };
         if let Some(saved) = saved {
             let own = saved.leases.leases.get(&saved.own);
@@ -182,6 +187,8 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             claimed: None,
             following: None,
             holding: None,
+            trouble: None,
+            lapsed: false,
             reconnecting: None,
             announcing: None,
             lost: Vec::new(),
@@ -241,6 +248,10 @@ struct Agent<'a, K, S> {
     claimed: Option<(PublicAddrs, Attachment)>,
     following: Option<Task<std::convert::Infallible>>,
     holding: Option<Task<Loss>>,
+    /// What is wrong with the store, if anything.
+    trouble: Option<Trouble>,
+    /// The own lease ended while the store was away.
+    lapsed: bool,
     /// Waits for the store, while this node runs on what was saved.
     reconnecting: Option<Task<()>>,
     /// Tells the cluster that this node's network works; begun once.
@@ -284,7 +295,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             };
             let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
             let held = self.change.held(self.sound && self.lease.is_some());
-            let wait = [self.keeper.again, expiry, held, self.choosing.again()]
+            let wait = [self.keeper.again, self.keeper.files, expiry, held, self.choosing.again()]
                 .into_iter()
                 .flatten()
                 .fold(wait, Duration::min);
@@ -349,7 +360,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             if !self.keep_rules().await {
                 outcome = Turn::Again;
             }
-            self.write_files();
+            self.keeper.files = self.write_files();
             self.keeper.again = self.save().await;
             if self.bulky {
                 self.bulky = false;

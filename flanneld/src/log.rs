@@ -75,7 +75,7 @@ where
         let line = metadata.line().unwrap_or(0);
         let (letter, now) = (letter(*metadata.level()), Utc::from(SystemTime::now()));
         write!(out, "{letter}{now} {:>7} {file}:{line}]", self.pid)?;
-        let mut line = Line { out: OneLine(&mut out), result: Ok(()) };
+        let mut line = Line { out: OneLine { out: &mut out, room: MAX_LINE }, result: Ok(()) };
         event.record(&mut Only { message: true, line: &mut line });
         event.record(&mut Only { message: false, line: &mut line });
         line.result?;
@@ -130,20 +130,36 @@ impl<W: Write> Visit for Only<'_, '_, W> {
 }
 
 /// Keeps an event on its line: text from elsewhere can't forge another line or steer a terminal.
-struct OneLine<'w, W: Write>(&'w mut W);
+struct OneLine<'w, W: Write> {
+    out: &'w mut W,
+    /// How many bytes the line may still have.
+    room: usize,
+}
+
+/// No line is longer than this, whatever is in it: a node's log is not for others to fill.
+const MAX_LINE: usize = 4096;
 
 impl<W: Write> Write for OneLine<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.room == 0 {
+            return Ok(());
+        }
         let mut rest = text;
+        if text.len() > self.room {
+            rest = &text[..text.floor_char_boundary(self.room)];
+            self.room = 0;
+        } else {
+            self.room -= text.len();
+        }
         while let Some(at) = rest.find(char::is_control) {
             let (plain, from) = rest.split_at(at);
             let mut chars = from.chars();
-            self.0.write_str(plain)?;
-            chars.next().map_or(Ok(()), |control| write!(self.0, "{}", control.escape_default()))?;
+            self.out.write_str(plain)?;
+            chars.next().map_or(Ok(()), |control| write!(self.out, "{}", control.escape_default()))?;
             rest = chars.as_str();
         }
-        self.0.write_str(rest)?;
-        Ok(())
+        self.out.write_str(rest)?;
+        if self.room == 0 { self.out.write_char('…') } else { Ok(()) }
     }
 }
 
@@ -171,6 +187,13 @@ impl fmt::Display for Utc {
         let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
         write!(f, "{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06}")
     }
+}
+
+/// A moment as notes show it: `11-21 18:22:07 UTC`.
+pub(crate) fn moment(time: SystemTime) -> String {
+    let Utc { month, day, seconds, .. } = Utc::from(time);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// Month and day in the Gregorian calendar, `days` after 1 January 1970.
@@ -319,7 +342,7 @@ mod tests {
         #[test]
         fn escaping_leaves_no_control_character_and_all_else_as_it_was(text in "\\PC{0,8}\\p{Cc}?\\PC{0,8}\\p{Cc}?") {
             let mut out = String::new();
-            OneLine(&mut out).write_str(&text).unwrap();
+            OneLine { out: &mut out, room: MAX_LINE }.write_str(&text).unwrap();
             prop_assert!(!out.contains(char::is_control));
             let expected: String = text
                 .chars()

@@ -89,6 +89,11 @@ async fn run(options: Options) -> anyhow::Result<()> {
 
     let privilege =
         "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
+    // Netlink refuses the first change without it, and each with other words.
+    anyhow::ensure!(
+        may_administrate(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()),
+        privilege
+    );
     let kernel = Netlink::open().context(privilege)?;
     tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
     let notices = Listener::open().context(privilege)?;
@@ -160,6 +165,14 @@ async fn look_again(mut hangup: Signal, mut other: Signal, rules_moved: Arc<Noti
     }
 }
 
+/// Whether a process with this `/proc/PID/status` has CAP_NET_ADMIN. What says nothing forbids nothing.
+fn may_administrate(status: &str) -> bool {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_none_or(|capabilities| capabilities & CAP_NET_ADMIN != 0)
+}
+
 /// Logs what the udp backend counts whenever somebody asks (SIGUSR1).
 async fn tell_counters(mut asked: Signal, counters: Arc<Counters>) {
     while asked.recv().await.is_some() {
@@ -212,4 +225,17 @@ fn identity(node_name: Option<&str>) -> String {
     let file = |path| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let given = node_name.map(str::to_owned);
     given.or_else(|| file("/etc/machine-id")).filter(|id| !id.is_empty()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_administrate;
+
+    #[test]
+    fn the_capability_is_read_from_what_the_kernel_says() {
+        assert!(may_administrate("Name:\tflanneld\nCapEff:\t000001ffffffffff\n"));
+        assert!(may_administrate("CapEff:\t0000000000001000\n"));
+        assert!(!may_administrate("CapPrm:\t0000000000001000\nCapEff:\t00000000a80425fb\n"));
+        assert!(may_administrate(""));
+    }
 }

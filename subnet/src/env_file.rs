@@ -111,11 +111,14 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
         Ok(existing) if existing.is_file() => existing.permissions().mode() & 0o7777,
         _ => mode,
     };
+    sweep(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}", std::process::id()));
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // Left by an agent with the same process id, as every agent in a container has.
+        let _ = fs::remove_file(&temporary);
+        // Never an existing file, and never through a link that somebody put there.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
@@ -126,6 +129,32 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(named)
+}
+
+/// Removes the temporary files that killed processes left when they were writing `path`: those of processes that
+/// are gone, and those that are older than any writing takes.
+pub fn sweep(path: &Path) {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    let prefix = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(&prefix)).filter(|pid| is_pid(pid));
+        let Some(pid) = pid else { continue };
+        let old = entry.metadata().and_then(|about| about.modified()).is_ok_and(|changed| {
+            changed.elapsed().map_or(true, |age| age > STALE) // from the future: a clock was wrong
+        });
+        if old || !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A temporary file that was not written to for this long belongs to nobody any more.
+const STALE: std::time::Duration = std::time::Duration::from_secs(60);
+
+fn is_pid(text: &str) -> bool {
+    (1..=10).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// `subnet.env` as the CNI plugin reads it: more lenient than what the agent writes, since an older or
@@ -331,6 +360,36 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(dual().standing(&directory.path().join("subnet.env")), Standing::Broken);
+    }
+
+    #[test]
+    fn what_killed_agents_were_writing_is_swept_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let own = format!(".subnet.env.{}", std::process::id());
+        // No process has this number, and one always has that.
+        for name in
+            [".subnet.env.4194305", ".subnet.env.1", ".subnet.env.backup", "subnet.env.7", ".other.4194305"]
+        {
+            fs::write(at(name), "x").unwrap();
+        }
+        std::os::unix::fs::symlink(outside.path(), at(&own)).unwrap();
+        assert!(dual().write(&at("subnet.env")).unwrap());
+        let mut left: Vec<String> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [".other.4194305", ".subnet.env.1", ".subnet.env.backup", "subnet.env", "subnet.env.7"]
+        );
+        assert_eq!(fs::read(outside.path()).unwrap(), b"", "a link is not followed");
+        let past = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        fs::File::options().write(true).open(at(".subnet.env.1")).unwrap().set_modified(past).unwrap();
+        sweep(&at("subnet.env"));
+        assert!(!at(".subnet.env.1").exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod configured;
 mod follow;
 mod hold;
 mod keys;
+mod reason;
 mod tls;
 
 use std::collections::VecDeque;
@@ -14,16 +15,17 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config::NetworkConfig;
+use crate::config::{ConfigError, NetworkConfig};
 use crate::lease::{Lease, Leases};
 use crate::pace::Backoff;
-use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, Tenure};
 use client::Connection;
+use follow::is_too_large;
 use keys::Keys;
 
 /// Where etcd is and how to be let in.
@@ -71,6 +73,8 @@ pub struct Etcd {
     /// What this node holds. Locked while it is being changed in etcd, so that `hold` can tell our own
     /// writing from others'.
     held: tokio::sync::Mutex<Option<Held>>,
+    /// How the lease stands, to be told without waiting for whoever writes it.
+    tenure: Mutex<Tenure>,
     /// Wakes `hold` when `acquire` has changed `held`.
     moved: Notify,
     /// What `acquire` listed, for the first snapshot of `follow`.
@@ -114,6 +118,7 @@ impl Etcd {
             keys: Keys::new(&options.prefix),
             renew_margin: options.renew_margin,
             held: tokio::sync::Mutex::new(None),
+            tenure: Mutex::default(),
             moved: Notify::new(),
             listed: Mutex::new(None),
             grants: Mutex::default(),
@@ -121,6 +126,15 @@ impl Etcd {
             config_pace: Mutex::new(Backoff::watching()),
             following: AtomicBool::new(false),
         })
+    }
+
+    /// Keeps in mind how the lease stands.
+    fn stands(&self, held: Option<&Held>, trouble: Option<&StoreError>) {
+        let left =
+            held.and_then(|held| held.expires).map(|ends| ends.saturating_duration_since(Instant::now()));
+        let ends = left.map(|left| SystemTime::now() + left);
+        let now = Tenure { ends, trouble: trouble.map(ToString::to_string) };
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     fn listed(&self) -> std::sync::MutexGuard<'_, Option<Listing>> {
@@ -141,10 +155,16 @@ impl LeaseStore for Etcd {
 
     async fn network(&self) -> Result<NetworkConfig, StoreError> {
         let at = format!("{} in etcd", self.keys.config());
-        let answer = self
-            .connection
-            .call(|mut client| async move { client.get(self.keys.config(), None).await })
-            .await?;
+        let answer = self.connection.call(|mut client| async move {
+            match client.get(self.keys.config(), None).await {
+                Err(error) if is_too_large(&error) => Ok(None),
+                answer => answer.map(Some),
+            }
+        });
+        let Some(answer) = answer.await? else {
+            let source = ConfigError("it is larger than 4 MB: write a configuration".into());
+            return Err(StoreError::BadConfig { at, source });
+        };
         let revision = answer.header().map(|header| header.revision());
         *self.configured.lock().unwrap_or_else(PoisonError::into_inner) = revision;
         let Some(kv) = answer.kvs().first() else { return Err(StoreError::NoConfig { at }) };
@@ -162,6 +182,10 @@ impl LeaseStore for Etcd {
 
     async fn hold(&self) -> Loss {
         self.keep().await
+    }
+
+    fn tenure(&self) -> Tenure {
+        self.tenure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn follow(&self, feed: &Feed) -> Infallible {

@@ -29,7 +29,7 @@ use crate::claim::{Choice, Verdict, choose, exhausted, judge, require_public, ri
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
-use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError};
+use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError, Tenure};
 use directory::{Directory, Locked};
 use entry::{Entry, whole_seconds};
 use notice::Notice;
@@ -52,6 +52,8 @@ pub struct Files {
     moved: Notify,
     /// When the leases that this value wrote expire, latest first: another time is somebody else's.
     stamps: std::sync::Mutex<VecDeque<u64>>,
+    /// When the lease ends that this node holds; never, if it is a reservation.
+    ends: std::sync::Mutex<Option<SystemTime>>,
 }
 
 /// What was found out about the own lease.
@@ -76,6 +78,7 @@ impl Files {
             held: Mutex::new(None),
             moved: Notify::new(),
             stamps: std::sync::Mutex::default(),
+            ends: std::sync::Mutex::default(),
         }
     }
 
@@ -143,6 +146,7 @@ impl Files {
             return Ok(Found::Lost(Loss::Contested { subnets: mine.subnets, public: mine.public }));
         }
         *mine = found;
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = entry.expires;
         let due = |expires: SystemTime| expires.checked_sub(self.renew_margin).unwrap_or(now);
         let mut again = entry.expires.map(due);
         if again.is_some_and(|again| again <= now) {
@@ -167,6 +171,7 @@ impl Files {
     /// The end of a lease written now, remembered as ours.
     fn stamp(&self, now: SystemTime) -> SystemTime {
         let expires = now + LEASE_TTL;
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = Some(expires);
         let mut stamps = self.stamps();
         stamps.truncate(STAMPS_KNOWN - 1);
         stamps.push_front(whole_seconds(expires));
@@ -264,6 +269,11 @@ impl LeaseStore for Files {
             }
             backoff.wait().await;
         }
+    }
+
+    fn tenure(&self) -> Tenure {
+        let ends = *self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        Tenure { ends, trouble: None }
     }
 
     async fn follow(&self, feed: &Feed) -> Infallible {

@@ -34,6 +34,12 @@ pub enum Wanted {
     Flag,
     /// A list of strings.
     Texts,
+    /// A list of whatever.
+    List,
+    /// An object.
+    Object,
+    /// Whatever.
+    Any,
 }
 
 macro_rules! numbers {
@@ -56,6 +62,18 @@ impl Typed for bool {
 
 impl Typed for Vec<String> {
     const WANTED: Wanted = Wanted::Texts;
+}
+
+impl Typed for Vec<serde_json::Value> {
+    const WANTED: Wanted = Wanted::List;
+}
+
+impl Typed for serde_json::Map<String, serde_json::Value> {
+    const WANTED: Wanted = Wanted::Object;
+}
+
+impl Typed for serde_json::Value {
+    const WANTED: Wanted = Wanted::Any;
 }
 
 impl<'a> Object<'a> {
@@ -208,6 +226,9 @@ fn mismatch(raw: &str, wanted: Wanted) -> String {
             format!("{shown} has items that are no texts; write each in quotes")
         }
         Wanted::Texts => format!("{shown} is {is}; write a list of texts"),
+        Wanted::List => format!("{shown} is {is}; write a list: [{shown}]"),
+        Wanted::Object => format!("{shown} is {is}; write an object: {{…}}"),
+        Wanted::Any => format!("{shown} can't be read"),
     }
 }
 

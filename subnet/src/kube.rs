@@ -7,6 +7,7 @@
 mod annotations;
 mod condition;
 mod connection;
+mod credentials;
 mod follow;
 mod hold;
 mod node;

@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
+use crate::text::shortened;
 
 pub use wire::{DecodeError, decode_value, encode_value, format_key, parse_key};
 
@@ -99,7 +100,7 @@ impl Leases {
         let subnets = match subnets_of(key) {
             Ok(subnets) => subnets,
             Err(malformed) => {
-                self.malformed.insert(key.to_owned(), malformed);
+                self.malformed.insert(shortened(key), malformed);
                 return;
             }
         };
@@ -119,6 +120,13 @@ impl Leases {
         }
     }
 
+    /// Files an entry whose value is too large to be read.
+    pub fn insert_too_large(&mut self, key: &str) {
+        let subnets = subnets_of(key).ok();
+        let why = "its value is too large to be a lease: delete the key".to_owned();
+        self.malformed.insert(shortened(key), Malformed { why, subnets });
+    }
+
     /// Packs the map after many insertions: one by one they leave a third of its nodes empty.
     pub fn pack(&mut self) {
         self.leases = std::mem::take(&mut self.leases).into_iter().collect();
@@ -126,7 +134,7 @@ impl Leases {
 
     /// Forgets the entry of `key`, whichever kind it was.
     pub fn remove_entry(&mut self, key: &str) {
-        self.malformed.remove(key);
+        self.malformed.remove(&shortened(key));
         if let Ok(subnets) = subnets_of(key) {
             self.leases.remove(&subnets);
         }

@@ -42,6 +42,8 @@ pub mod saved;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "etcd", feature = "kube"))]
+mod tls;
 #[cfg(any(feature = "file", feature = "kube"))]
 mod watched;
 
@@ -50,4 +52,4 @@ pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};
 #[cfg(feature = "store")]
-pub use store::{Claim, Feed, Known, LeaseStore, Loss, StoreError};
+pub use store::{Claim, Feed, Known, LeaseStore, Loss, StoreError, Tenure};

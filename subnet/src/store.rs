@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -16,7 +17,7 @@ use crate::net::{PublicAddrs, Subnets};
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// Why a store can't do what it was asked. None of these is a reason to forget leases.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The store does not answer; trying again may help. The operator looks at the store or the path to it.
@@ -119,6 +120,8 @@ pub struct Known {
     pub leases: Option<Arc<Leases>>,
     /// Why the snapshot may be out of date at the moment, if it may.
     pub trouble: Option<String>,
+    /// Whether that is because the store refuses this node, and not because it is away.
+    pub refused: bool,
 }
 
 /// The writing end of [`Known`]. Readers that are slow miss intermediate states and nothing else.
@@ -148,20 +151,47 @@ impl Feed {
             if changed {
                 known.leases = Some(shared());
             }
+            known.refused = false;
             known.trouble.take().is_some() || changed
+        });
+    }
+
+    /// Publishes a complete snapshot that may be out of date soon, for the store can't be followed as it should be.
+    pub fn share_in_trouble(&self, leases: &Leases, why: &StoreError) {
+        self.0.send_if_modified(|known| {
+            let changed = known.leases.as_deref() != Some(leases);
+            if changed {
+                known.leases = Some(Arc::new(leases.clone()));
+            }
+            known.trouble_is(why) || changed
         });
     }
 
     /// Reports that the store can't be followed at the moment. The leases stay as they are: silence is
     /// not deletion.
     pub fn trouble(&self, why: &StoreError) {
-        let why = why.to_string();
-        self.0.send_if_modified(|known| {
-            let changed = known.trouble.as_ref() != Some(&why);
-            known.trouble = Some(why);
-            changed
-        });
+        self.0.send_if_modified(|known| known.trouble_is(why));
     }
+}
+
+impl Known {
+    /// Says whether that is news.
+    fn trouble_is(&mut self, why: &StoreError) -> bool {
+        let text = why.to_string();
+        let changed = self.trouble.as_ref() != Some(&text);
+        self.trouble = Some(text);
+        self.refused = matches!(why, StoreError::Denied { .. });
+        changed
+    }
+}
+
+/// How this node's own lease stands.
+#[derive(Clone, Debug, Default)]
+pub struct Tenure {
+    /// When it ends unless it is renewed; never, where leases do not end.
+    pub ends: Option<SystemTime>,
+    /// Why it could not be renewed last, if it could not.
+    pub trouble: Option<String>,
 }
 
 /// Where leases are kept. One value serves one node.
@@ -204,6 +234,11 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Keeps the lease that [`acquire`](Self::acquire) obtained: renews it in time, puts it back when it
     /// was deleted, and retries for ever when the store is away. Returns only when it is lost for good.
     fn hold(&self) -> impl Future<Output = Loss> + Send;
+
+    /// How the lease stands that [`hold`](Self::hold) keeps, as far as it is known without asking.
+    fn tenure(&self) -> Tenure {
+        Tenure::default()
+    }
 
     /// Feeds complete snapshots, the own lease included, until dropped; paces its own retries.
     fn follow(&self, feed: &Feed) -> impl Future<Output = Infallible> + Send;

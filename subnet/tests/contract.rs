@@ -11,6 +11,8 @@ mod etcd_access;
 mod etcd_only;
 #[path = "contract/etcd_server.rs"]
 mod etcd_server;
+#[path = "contract/etcd_tls.rs"]
+mod etcd_tls;
 #[path = "contract/file_only.rs"]
 mod file_only;
 #[path = "contract/nodes.rs"]

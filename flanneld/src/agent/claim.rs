@@ -1,7 +1,7 @@
 //! Asking the store for what the agent can't live without, for as long as it takes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use backends::backend::choose_mac;
 use backends::{Macs, Ways};
@@ -10,10 +10,13 @@ use subnet::{Claim, Lease, LeaseStore, NetworkConfig, PublicAddrs, StoreError, S
 use tokio::time::{sleep, timeout};
 
 use super::{RETRY, condition};
+use crate::log::moment;
 use crate::serve::Health;
 
 /// Contract §3.1 and §13: the configuration is asked for every second.
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(1);
+/// After this long without an answer something is said.
+const SOON: Duration = Duration::from_secs(1);
 /// How long a store may take to answer where there is something else to start with.
 const SAVED_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -52,7 +55,7 @@ pub(super) enum Beginning {
     /// The saved one: the store answers, with a configuration that can't be used.
     Refused(Box<Saved>, Ways),
     /// The saved one, with the saved lease and peers: the store does not answer.
-    Recalled(Box<Saved>, Ways),
+    Recalled(Box<Saved>, Ways, StoreError),
 }
 
 /// The network's configuration and the backend that it asks for, as soon as there is one that can be
@@ -76,9 +79,9 @@ pub(super) async fn configuration<S: LeaseStore>(
             Some(_) => timeout(SAVED_PATIENCE, answered(store)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
             }),
-            None => store.network().await,
+            None => patiently(store, health, store.network()).await,
         };
-        let (why, away) = match answer {
+        let why = match answer {
             Ok(network) => match Ways::new(&network.backend, &network) {
                 Ok(ways) => {
                     health.set(condition::CONFIGURATION, Ok(()));
@@ -87,16 +90,19 @@ pub(super) async fn configuration<S: LeaseStore>(
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
                     return Beginning::Configured(network, ways);
                 }
-                Err(error) => (format!("network configuration: {error}"), false),
+                Err(error) => format!("network configuration: {error}"),
             },
-            Err(error) => (error.to_string(), is_away(&error)),
+            Err(error) if is_away(&error) => match in_force {
+                Some((saved, ways)) => {
+                    health.set(condition::CONFIGURATION, Ok(()));
+                    return Beginning::Recalled(saved, ways, error);
+                }
+                None => error.to_string(),
+            },
+            Err(error) => error.to_string(),
         };
         if let Some((saved, ways)) = in_force {
             health.set(condition::CONFIGURATION, Ok(()));
-            if away {
-                tracing::warn!("{why}");
-                return Beginning::Recalled(saved, ways);
-            }
             return Beginning::Refused(saved, ways);
         }
         if said != why {
@@ -127,12 +133,58 @@ async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError>
     store.network().await
 }
 
+/// Says that there is no answer yet, if there is none soon: a name server that is silent keeps everything waiting.
+async fn patiently<T, S: LeaseStore>(store: &S, health: &Health, answer: impl Future<Output = T>) -> T {
+    tokio::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => return answer,
+        () = sleep(SOON) => {
+            let why = format!("{}: no answer yet", store.describe());
+            tracing::warn!("{why}");
+            health.set(condition::CONFIGURATION, Err(why));
+        }
+    }
+    answer.await
+}
+
+/// Tells that this node runs on what was saved, and why. A store that refuses this node is another matter than one
+/// that is away: somebody has to change something, so the node is not ready.
+pub(super) fn without_store(health: &Health, own: &Subnets, since: SystemTime, error: &StoreError) {
+    let since = moment(since);
+    let saved = format!("{own} and its peers are as they were saved");
+    match error {
+        StoreError::Denied { why, .. } => {
+            let text = format!("the store refuses this node since {since} ({why}); {saved}");
+            tracing::error!("{error}; {saved}, and this node is not ready until the store lets it in");
+            health.note("store", vec![text.clone()]);
+            health.set(condition::LEASE, Err(text));
+        }
+        error => {
+            tracing::warn!("{error}; {saved}");
+            health.note("store", vec![format!("store unreachable since {since} ({error}); {saved}")]);
+            health.set(condition::LEASE, Ok(()));
+        }
+    }
+}
+
 /// Waits until the store answers again, while the node runs on what was saved. What it says about the
 /// configuration, good or bad, is heard like any other change.
-pub(super) async fn reconnected<S: LeaseStore>(store: &S) {
+pub(super) async fn reconnected<S: LeaseStore>(
+    store: &S,
+    health: &Health,
+    own: Subnets,
+    mut said: StoreError,
+) {
+    let since = SystemTime::now();
+    without_store(health, &own, since, &said);
     loop {
         match answered(store).await {
-            Err(error) if is_away(&error) => tracing::debug!(%error, "the store is still away"),
+            Err(error) if is_away(&error) => {
+                if error.to_string() != said.to_string() {
+                    without_store(health, &own, since, &error);
+                    said = error;
+                }
+            }
             Ok(_) | Err(_) => return,
         }
         sleep(CONFIGURATION_RETRY).await;

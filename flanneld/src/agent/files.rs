@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io};
 
 use backends::Kernel;
@@ -11,10 +12,14 @@ use subnet::env_file::{Standing, SubnetEnv, write_atomically};
 use super::tenure::Task;
 use super::{Agent, condition};
 
+/// A disk that was full may have room again at any time, and until then no pod can be added.
+const AGAIN: Duration = Duration::from_secs(5);
+
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Makes `subnet.env` say what is so, and then lets the container runtime know that there is a network.
-    pub(super) fn write_files(&mut self) {
-        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
+    /// Says after how long to try again what failed.
+    pub(super) fn write_files(&mut self) -> Option<Duration> {
+        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return None };
         let env = SubnetEnv {
             networks: self.network.networks(),
             subnets: lease.subnets,
@@ -41,10 +46,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.health.note("subnet-file", note.into_iter().collect());
         self.journal.subnet_file(&self.settings.subnet_file, &env, &written);
         let done = written.is_ok();
+        let mut failed = !done;
         self.health.set(condition::SUBNET_FILE, written.map(drop).map_err(|error| error.to_string()));
         if let Some((from, to)) = self.settings.cni_conf.as_ref().filter(|_| done) {
             let copied = copy(from, to);
             self.journal.cni_conf(to, &copied);
+            failed |= copied.is_err();
             self.health.set(condition::CNI_CONF, copied.map(drop).map_err(|error| error.to_string()));
         }
         if self.health.ready().is_ok() {
@@ -54,6 +61,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 self.announcing = Some(Task::spawn(async move { store.announce_ready().await }));
             }
         }
+        failed.then_some(AGAIN)
     }
 }
 

@@ -80,8 +80,11 @@ impl Journal {
         }
     }
 
-    pub(super) fn store(&mut self, trouble: Option<&str>) {
+    pub(super) fn store(&mut self, trouble: Option<&str>, refused: bool) {
         match trouble {
+            Some(now) if self.trouble.as_deref() != Some(now) && refused => {
+                error!("{now}; keeping all leases that are known, until the own one ends");
+            }
             Some(now) if self.trouble.as_deref() != Some(now) => {
                 warn!("{now}; keeping all leases that are known");
             }
@@ -242,7 +245,8 @@ impl Journal {
                 let text = error.to_string();
                 if self.subnet_file.as_ref() != Some(&text) {
                     error!(
-                        "the subnet file can't be written, so no pod can be connected: {text}; make its directory writable, or give another --subnet-file"
+                        "the subnet file can't be written, so no pod can be connected: {text}; {}",
+                        remedy(error.kind())
                     );
                     self.subnet_file = Some(text);
                 }
@@ -289,6 +293,19 @@ impl Journal {
             // No service manager is no failure.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
+    }
+}
+
+/// What to do about a file that can't be written.
+fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on its file system: it is written again as soon as there is some"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "make its directory writable, or give another --subnet-file"
+        }
+        _ => "look at its file system, or give another --subnet-file",
     }
 }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use backends::Kernel;
 use subnet::saved::Saved;
-use subnet::{Lease, LeaseStore, Leases};
+use subnet::{Lease, LeaseStore, Leases, StoreError};
 use tokio::time::Instant;
 
 use super::claim;
 use super::tenure::Task;
-use super::{Agent, BULK, condition};
+use super::{Agent, BULK};
 
 /// In a busy cluster the file is not written more often than this; what it lacks then is heard again.
 const APART: Duration = Duration::from_secs(10);
@@ -21,6 +21,8 @@ pub(super) struct Keeper {
     kept: Option<(Instant, Lease, Arc<Leases>)>,
     /// What is kept is out of date, and will be brought up to date after this time.
     pub(super) again: Option<Duration>,
+    /// The files for the CNI plugin could not be written, and it is tried again after this time.
+    pub(super) files: Option<Duration>,
 }
 
 impl Keeper {
@@ -32,17 +34,15 @@ impl Keeper {
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// The agent with the lease and the peers of an earlier run, until the store answers.
-    pub(super) fn recalling(mut self, saved: Option<Saved>) -> Self {
-        let Some(saved) = saved else { return self };
+    pub(super) fn recalling(mut self, saved: Option<(Saved, StoreError)>) -> Self {
+        let Some((saved, why)) = saved else { return self };
         let Some(lease) = saved.leases.leases.get(&saved.own).cloned() else { return self };
-        tracing::warn!(subnet = %saved.own, peers = saved.leases.leases.len() - 1, "the store does not answer: starting with what was saved");
-        let note = format!("the store does not answer: {} and its peers are as they were saved", saved.own);
-        self.health.note("store", vec![note]);
-        self.health.set(condition::LEASE, Ok(()));
+        tracing::warn!(subnet = %saved.own, peers = saved.leases.leases.len() - 1, "starting with what was saved");
         self.feed.snapshot(&saved.leases);
         self.lease = Some(lease);
-        let store = Arc::clone(&self.store);
-        self.reconnecting = Some(Task::spawn(async move { claim::reconnected(&*store).await }));
+        let (store, health) = (Arc::clone(&self.store), self.health.clone());
+        self.reconnecting =
+            Some(Task::spawn(async move { claim::reconnected(&*store, &health, saved.own, why).await }));
         self
     }
 
@@ -72,6 +72,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
         self.bulky |= leases.leases.len() >= BULK;
+        if written.is_err() {
+            return Some(APART);
+        }
         self.keeper.kept = Some((Instant::now(), lease, leases));
         None
     }

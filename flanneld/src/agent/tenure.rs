@@ -1,12 +1,14 @@
 //! The lease over time: obtained, held, moved, lost.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use backends::host::StaleBridge;
 use backends::{Change, Kernel, Observed, Report};
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
+use super::standing::{Standing, Trouble};
 use super::{Agent, BULK, claim, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -108,14 +110,46 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             // Many leases in place of as many: what held the old ones lies about in pieces.
             self.bulky |= known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
         }
-        let known = known.clone();
-        self.journal.store(known.trouble.as_deref());
+        let known = {
+            let shared = known;
+            shared.clone()
+        };
+        self.journal.store(known.trouble.as_deref(), known.refused);
+        self.stand(known.trouble.as_ref().map(|why| (why.clone(), known.refused)));
         let state = match (known.leases, known.trouble) {
             (Some(_), _) => Ok(()),
             (None, Some(trouble)) => Err(trouble),
             (None, None) => Err("the leases of the other nodes were not read yet".to_owned()),
         };
         self.health.set(condition::PEERS, state);
+    }
+}
+
+impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// Tells how this node stands with its store, which may be in trouble.
+    fn stand(&mut self, trouble: Option<(String, bool)>) {
+        // What is wrong at a start without the store is told by those who wait for it.
+        if self.reconnecting.is_some() || self.lease.is_none() || self.contested.is_some() {
+            return;
+        }
+        let now = SystemTime::now();
+        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        self.trouble = trouble.map(|(why, refused)| Trouble { since, why, refused });
+        let standing = Standing::at(now, self.trouble.as_ref(), &self.store.tenure());
+        self.health.note("store", standing.notes);
+        match standing.unready {
+            Some(why) => {
+                if !std::mem::replace(&mut self.lapsed, true) {
+                    tracing::error!("{why}");
+                }
+                self.health.set(condition::LEASE, Err(why));
+            }
+            // After a loss the kernel decides when the node is ready again: see `judge`.
+            None if std::mem::take(&mut self.lapsed) && self.lost.is_empty() => {
+                self.health.set(condition::LEASE, Ok(()));
+            }
+            None => {}
+        }
     }
 }
 

@@ -169,10 +169,13 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
         // Whatever stands before the last '@' may be a password and is not repeated.
         let authority = rest.rsplit_once('@').map_or(rest, |(_, authority)| authority);
         credentials |= authority.len() < rest.len();
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
-        if !matches!(scheme, "http" | "https") || !is_host_and_port(authority) {
-            let scheme =
-                if matches!(scheme, "http" | "https") { format!("{scheme}://") } else { String::new() };
+        // As etcd's own clients: a path means nothing, and without a scheme a client certificate decides about TLS.
+        let authority = authority.split_once('/').map_or(authority, |(authority, _)| authority);
+        let scheme = scheme.to_ascii_lowercase();
+        let known = matches!(scheme.as_str(), "http" | "https");
+        let bare = !item.contains("://");
+        if !(known || bare) || !is_host_and_port(authority) {
+            let scheme = if known { format!("{scheme}://") } else { String::new() };
             let shown = match (item.contains('@'), text.contains('@')) {
                 (true, _) => format!("{scheme}***@{authority}"),
                 // A password with a comma in it is cut in two, and this may be its first half.
@@ -185,7 +188,7 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
                 "is not the URL of an etcd member: give http://HOST:PORT or https://HOST:PORT, separated by commas",
             ));
         }
-        endpoints.push(format!("{scheme}://{authority}"));
+        endpoints.push(if bare { authority.to_owned() } else { format!("{scheme}://{authority}") });
     }
     if endpoints.is_empty() {
         return Err(source.refuse("etcd-endpoints", text, "names no etcd member: give http://HOST:PORT"));
@@ -364,13 +367,15 @@ mod tests {
         let read =
             etcd(&["--etcd-endpoints= http://a:1/ , https://[fd00::1]:2379,,https://etcd-0.x_y:65535"]);
         assert_eq!(read.endpoints, ["http://a:1", "https://[fd00::1]:2379", "https://etcd-0.x_y:65535"]);
+        let read = etcd(&["--etcd-endpoints=127.0.0.1:2379,[::1]:2379,HTTPS://a:1//,http://a:1/x,etcd:1/"]);
+        assert_eq!(read.endpoints, ["127.0.0.1:2379", "[::1]:2379", "https://a:1", "http://a:1", "etcd:1"]);
         for bad in [
-            "127.0.0.1:2379",
+            "127.0.0.1",
+            "unix:///run/etcd.sock",
             "http://a",
             "http://a:0",
             "http://a:+1",
             "http://:1",
-            "http://a:1/x",
             "ftp://a:1",
             "http://[::1:1",
             "http://a b:1",
@@ -400,7 +405,7 @@ mod tests {
         assert!(options.warnings[0].contains("--etcd-username"), "{:?}", options.warnings);
         let (name, password) = etcd(&args).user.unwrap();
         assert_eq!((name.as_str(), password.expose()), ("root", "hunter2"));
-        for bad in ["http://u:hunter3@a", "u:hunter3@a:1", "http://u:hunt@er3@:1", "u:hunter3://x@a:1"] {
+        for bad in ["http://u:hunter3@a", "u:hunter3@a:x", "http://u:hunt@er3@:1", "u:hunter3://x@a:1"] {
             let error = parse(&[&format!("--etcd-endpoints={bad}")]).unwrap_err();
             assert!(!error.contains("er3") && error.contains("***@"), "{error}");
         }

@@ -7,11 +7,13 @@ use std::time::Duration;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::time::Instant;
 
+use super::follow::is_too_large;
 use super::{Etcd, Held, Listing};
 use crate::claim::{Choice, choose, exhausted, require_public};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::store::{Claim, LEASE_TTL, StoreError, random_below};
+use crate::text::shortened;
 
 /// How many of this process's etcd leases are remembered: far more than can be in doubt at one time.
 const GRANTS_KNOWN: usize = 16;
@@ -44,6 +46,7 @@ impl Etcd {
             *self.listed() = Some(listing);
         }
         *held = Some(new);
+        self.stands(held.as_ref(), None);
         self.moved.notify_one();
         Ok(lease)
     }
@@ -169,7 +172,9 @@ impl Etcd {
     }
 
     async fn older_rival(&self, lease: &Lease, listed: i64) -> Result<bool, StoreError> {
+        // Values are not needed: a key without one has its subnet all the same.
         let newer = GetOptions::new().with_range(self.keys.end()).with_min_create_revision(listed + 1);
+        let newer = newer.with_keys_only();
         let answer = self.connection.call(|mut client| {
             let newer = newer.clone();
             async move { client.get(self.keys.first(), Some(newer)).await }
@@ -183,10 +188,23 @@ impl Etcd {
         Ok(leases.taken().any(|taken| taken.overlaps(&lease.subnets)))
     }
 
-    /// The key, if it is there.
+    /// The key, if it is there. Of one whose value is too large to be read there is all but the value.
     pub(super) async fn read(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        let answer = self.connection.call(|mut client| async move { client.get(key, None).await });
-        Ok(answer.await?.take_kvs().into_iter().next())
+        for options in [GetOptions::new(), GetOptions::new().with_keys_only()] {
+            let answer = self.connection.call(|mut client| {
+                let options = options.clone();
+                async move {
+                    match client.get(key, Some(options)).await {
+                        Err(error) if is_too_large(&error) => Ok(None),
+                        answer => answer.map(Some),
+                    }
+                }
+            });
+            if let Some(mut answer) = answer.await? {
+                return Ok(answer.take_kvs().into_iter().next());
+            }
+        }
+        Err(self.connection.unreachable(format!("{} is too large to be read: delete it", shortened(key))))
     }
 
     /// Carries the changes out if all comparisons hold; the revision of the changes, or `None`.

@@ -3,6 +3,7 @@
 //! One endpoint is used at a time and the next one after a failure: tonic balances over several by
 //! sending a share of the requests to each, dead ones included.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
@@ -12,8 +13,10 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use super::EtcdOptions;
+use super::reason::{self, Reason};
 use super::tls::Tls;
 use crate::store::{StoreError, random_below, with_causes};
+use crate::text::{shortened, shortened_to};
 
 /// After this long without an answer a request has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -27,6 +30,7 @@ pub(super) struct Connection {
     endpoints: Vec<String>,
     tls: Tls,
     user: Option<(String, String)>,
+    prefix: String,
     /// The store in words, without secrets.
     pub(super) described: String,
     state: Mutex<State>,
@@ -47,6 +51,7 @@ struct State {
 impl Connection {
     /// Checks the options; nothing is sent yet.
     pub(super) fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
+        crate::tls::install();
         let tls = Tls { cert: options.cert.clone(), key: options.key.clone(), ca: options.ca.clone() };
         let endpoints: Vec<String> = options
             .endpoints
@@ -69,6 +74,7 @@ impl Connection {
             described: format!("etcd at {}", endpoints.join(",")),
             endpoints,
             tls,
+            prefix: options.prefix.clone(),
             user: user.map(|name| (name, options.password.clone().unwrap_or_default())),
             state: Mutex::new(state),
             moves: watch::Sender::new(0),
@@ -92,15 +98,19 @@ impl Connection {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut moves = self.moves();
-        let mut tries = self.endpoints.len();
+        let mut failed: Vec<StoreError> = Vec::new();
         loop {
-            tries -= 1;
             match self.once(&request).await {
                 Err(StoreError::Unreachable { .. }) if moves.has_changed().unwrap_or(false) => {
                     moves.mark_unchanged();
-                    tries = self.endpoints.len();
+                    failed.clear();
                 }
-                Err(StoreError::Unreachable { .. }) if tries > 0 => {}
+                Err(error @ (StoreError::Unreachable { .. } | StoreError::Denied { .. })) => {
+                    failed.push(error);
+                    if failed.len() >= self.endpoints.len() {
+                        return Err(all_of(failed));
+                    }
+                }
                 outcome => return outcome,
             }
         }
@@ -113,10 +123,10 @@ impl Connection {
     {
         let mut moves = self.moves();
         let answer = async {
-            let (client, generation) = self.client().await?;
+            let (client, generation, endpoint) = self.client().await?;
             let error = match timeout(ANSWER_WITHIN, request(client)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => self.meaning(&error),
+                Ok(Err(error)) => self.understood(&error, &endpoint).await,
                 Err(_) => self.silent(),
             };
             self.failed(generation).await;
@@ -142,7 +152,7 @@ impl Connection {
         }
     }
 
-    async fn client(&self) -> Result<(Client, u64), StoreError> {
+    async fn client(&self) -> Result<(Client, u64, String), StoreError> {
         let mut state = self.state.lock().await;
         let moves = *self.moves.borrow();
         if state.moves != moves {
@@ -150,14 +160,14 @@ impl Connection {
             state.moves = moves;
         }
         if let Some(client) = &state.client {
-            return Ok((client.clone(), state.generation));
+            return Ok((client.clone(), state.generation, self.endpoints[state.endpoint].clone()));
         }
         let endpoint = self.endpoints[state.endpoint].as_str();
         match self.connect(endpoint).await {
             Ok(client) => {
                 state.generation += 1;
                 state.client = Some(client.clone());
-                Ok((client, state.generation))
+                Ok((client, state.generation, endpoint.to_owned()))
             }
             Err(error) => {
                 state.endpoint = (state.endpoint + 1) % self.endpoints.len();
@@ -176,12 +186,19 @@ impl Connection {
             .with_auto_token_refresh(true);
         if endpoint.starts_with(HTTPS) {
             // Read again each time: certificates are renewed under a running node.
-            let tls = self.tls.load().map_err(|error| self.unreachable(error.to_string()))?;
+            let mut tls = self.tls.load().map_err(|error| self.unreachable(error.to_string()))?;
+            // A name in a certificate has no brackets.
+            if let Some((literal, _)) =
+                endpoint[HTTPS.len()..].strip_prefix('[').and_then(|rest| rest.split_once(']'))
+            {
+                tls = tls.domain_name(literal);
+            }
             options = options.with_tls(tls);
         }
         let connect =
             async |options| match timeout(ANSWER_WITHIN, Client::connect([endpoint], Some(options))).await {
-                Ok(outcome) => outcome.map_err(|error| self.meaning(&error)),
+                Ok(Ok(client)) => Ok(client),
+                Ok(Err(error)) => Err(self.understood(&error, endpoint).await),
                 Err(_) => Err(self.silent()),
             };
         let Some((name, password)) = &self.user else { return connect(options).await };
@@ -194,43 +211,101 @@ impl Connection {
         }
     }
 
-    /// What an error of the client means to us.
-    pub(super) fn meaning(&self, error: &etcd_client::Error) -> StoreError {
-        let why = explain(error);
-        // gRPC's codes: 3 invalid argument, 7 permission denied, 16 unauthenticated. etcd says that a
-        // password is wrong or missing with code 3.
-        let denied = match error {
-            etcd_client::Error::GRpcStatus(status) => match status.code() as i32 {
-                7 | 16 => true,
-                3 => ["authentication failed", "user name", "password"].iter().any(|text| why.contains(text)),
-                _ => false,
-            },
-            _ => false,
+    /// What an error of a request means, found out by a connection of our own if it does not tell.
+    async fn understood(&self, error: &etcd_client::Error, endpoint: &str) -> StoreError {
+        let told = self.told(error, endpoint);
+        let reason = match told {
+            Some(reason) => Some(reason),
+            None if is_of_transport(error) => reason::probed(endpoint, &self.tls).await,
+            None => None,
         };
-        self.refused_or_away(denied, why)
+        match reason {
+            Some(reason) => self.because(reason),
+            None => self.unreachable(explain(error)),
+        }
+    }
+
+    /// What an error of the client means, as far as it tells.
+    pub(super) fn meaning(&self, error: &etcd_client::Error) -> StoreError {
+        match self.told(error, &self.endpoints.join(",")) {
+            Some(reason) => self.because(reason),
+            None => self.unreachable(explain(error)),
+        }
+    }
+
+    fn told(&self, error: &etcd_client::Error, endpoint: &str) -> Option<Reason> {
+        let identified = self.tls.has_identity();
+        match error {
+            etcd_client::Error::GRpcStatus(status) => {
+                let user = self.user.as_ref().map(|(name, _)| name.as_str());
+                reason::of_status(status.code() as i32, status.message(), user, &self.prefix)
+                    .or_else(|| reason::plain(status, endpoint, identified))
+            }
+            etcd_client::Error::TransportError(error) => reason::plain(error, endpoint, identified),
+            _ => None,
+        }
+    }
+
+    fn because(&self, reason: Reason) -> StoreError {
+        match reason {
+            Reason::Refused(why) => StoreError::Denied { store: self.described.clone(), why },
+            Reason::Away(why) => self.unreachable(why),
+        }
     }
 
     /// What the reason means that etcd gives for ending a watch.
     pub(super) fn cancelled(&self, reason: &str) -> StoreError {
-        let denied =
-            ["permission denied", "auth token", "user name"].iter().any(|text| reason.contains(text));
-        let reason = if reason.is_empty() { "the watch was cancelled" } else { reason };
-        self.refused_or_away(denied, reason.to_owned())
-    }
-
-    fn refused_or_away(&self, denied: bool, why: String) -> StoreError {
-        // The TLS library's own words; its types are not visible through etcd's client.
-        let tls = ["invalid peer certificate", "fatal alert", "certificate required"];
-        if denied || tls.iter().any(|text| why.contains(text)) {
-            StoreError::Denied { store: self.described.clone(), why }
-        } else {
-            self.unreachable(why)
+        let user = self.user.as_ref().map(|(name, _)| name.as_str());
+        if reason.contains("permission denied") {
+            return self.because(Reason::Refused(reason::denied(user, &self.prefix)));
         }
+        if ["auth token", "user name"].iter().any(|text| reason.contains(text)) {
+            let told = reason::of_status(16, reason, user, &self.prefix);
+            return self.because(told.unwrap_or(Reason::Refused(shortened(reason))));
+        }
+        let reason = if reason.is_empty() { "the watch was cancelled" } else { reason };
+        self.unreachable(shortened_to(reason, 200))
     }
 
     /// The error for a store that can't be used at the moment.
     pub(super) fn unreachable(&self, why: String) -> StoreError {
         StoreError::Unreachable { store: self.described.clone(), why }
+    }
+}
+
+/// One error for what several members have to say: the same at each attempt, whichever of them was asked first. A
+/// refusal tells more than silence.
+fn all_of(failed: Vec<StoreError>) -> StoreError {
+    let refused = failed.iter().any(|error| matches!(error, StoreError::Denied { .. }));
+    let (mut reasons, mut at) = (BTreeSet::new(), String::new());
+    for error in failed {
+        match error {
+            StoreError::Denied { store, why } => {
+                at = store;
+                reasons.insert(why);
+            }
+            StoreError::Unreachable { store, why } => {
+                at = store;
+                if !refused {
+                    reasons.insert(why);
+                }
+            }
+            other => return other,
+        }
+    }
+    let why = reasons.into_iter().collect::<Vec<_>>().join("; ");
+    if refused { StoreError::Denied { store: at, why } } else { StoreError::Unreachable { store: at, why } }
+}
+
+/// Whether a connection broke, or never came about: who says so may not know why.
+fn is_of_transport(error: &etcd_client::Error) -> bool {
+    match error {
+        etcd_client::Error::TransportError(_) => true,
+        // gRPC's codes: 1 cancelled, 2 unknown, 13 internal, 14 unavailable. What etcd itself says begins so.
+        etcd_client::Error::GRpcStatus(status) => {
+            matches!(status.code() as i32, 1 | 2 | 13 | 14) && !status.message().starts_with("etcdserver")
+        }
+        _ => false,
     }
 }
 
@@ -241,7 +316,7 @@ const HTTPS: &str = "https://";
 fn endpoint(text: &str, has_identity: bool) -> Result<String, StoreError> {
     let wrong = |why| {
         // What stands before an @ may be a password.
-        let shown = text.rsplit('@').next().unwrap_or_default();
+        let shown = shortened(text.rsplit('@').next().unwrap_or_default());
         StoreError::Unusable(format!(
             "--etcd-endpoints: {shown:?} {why}: give http://HOST:PORT or https://HOST:PORT"
         ))
@@ -251,8 +326,11 @@ fn endpoint(text: &str, has_identity: bool) -> Result<String, StoreError> {
     }
     let url = match text.split_once("://") {
         None => format!("{}{text}", if has_identity { HTTPS } else { HTTP }),
-        Some(("http" | "https", _)) => text.to_owned(),
-        Some(_) => return Err(wrong("has an unknown scheme")),
+        Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
+            scheme @ ("http" | "https") => format!("{scheme}://{rest}"),
+            "unix" | "unixs" => return Err(wrong("is a unix socket, which flanneld can't use")),
+            _ => return Err(wrong("has an unknown scheme")),
+        },
     };
     let authority = url.split_once("://").map_or("", |(_, rest)| rest.trim_end_matches('/'));
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%".contains(c);
@@ -264,11 +342,12 @@ fn endpoint(text: &str, has_identity: bool) -> Result<String, StoreError> {
 
 /// What went wrong: tonic hides the cause behind "transport error", and a status has more than its message.
 fn explain(error: &etcd_client::Error) -> String {
-    match error {
+    let text = match error {
         etcd_client::Error::GRpcStatus(status) => with_causes(status.message().to_owned(), status.source()),
         etcd_client::Error::TransportError(error) => with_causes(error.to_string(), error.source()),
         error => error.to_string(),
-    }
+    };
+    shortened_to(&text, 300)
 }
 
 #[cfg(test)]
@@ -282,12 +361,14 @@ mod tests {
         assert_eq!(url("https://etcd.example:2379/", false), "https://etcd.example:2379");
         assert_eq!(url("[fd00::1]:2379", false), "http://[fd00::1]:2379");
         assert_eq!(url("etcd:2379", true), "https://etcd:2379");
+        assert_eq!(url("HTTPS://etcd:2379//", false), "https://etcd:2379");
     }
 
     #[test]
     fn wrong_endpoints_are_named_without_their_password() {
         for (text, part) in [
             ("ftp://10.0.0.1", "unknown scheme"),
+            ("unix:///run/etcd.sock", "unix socket"),
             ("http://", "is not an address"),
             ("http://a b:1", "is not an address"),
             ("http://root:hunter2@etcd:2379", "etcd:2379"),

@@ -8,17 +8,21 @@ use std::time::Duration;
 
 use etcd_client::{EventType, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Etcd, Listing};
 use crate::pace::Backoff;
-use crate::store::{Feed, StoreError};
+use crate::store::{Feed, StoreError, random_below};
 
 /// Keys per page of a listing: 5,000 leases never are in memory as one answer.
 const PAGE: i64 = 500;
 /// etcd reports progress on an idle watch every 10 minutes by default; silence for this long makes us
 /// look for ourselves.
 const SILENCE: Duration = Duration::from_secs(30 * 60);
+
+/// How often this node finds out whether etcd still lets it in: a watch goes on for a day after that has ended.
+/// A little different from node to node.
+const LOOK_EVERY: Duration = Duration::from_secs(40);
 
 /// A watch, and what may cut it off.
 pub(super) struct Watch {
@@ -87,8 +91,16 @@ impl Etcd {
                     limit = (limit / 8).max(1);
                     continue;
                 }
+                // It counts as malformed: whoever wrote it takes one subnet, and blinds nobody.
                 Page::TooLarge => {
-                    return Err(self.connection.unreachable("a key is too large to read".into()));
+                    let Some(key) = self.next_key(from.clone(), listing.revision).await? else {
+                        limit = PAGE;
+                        continue;
+                    };
+                    Arc::make_mut(&mut listing.leases).insert_too_large(&self.keys.name(&key));
+                    from = [&key[..], b"\0"].concat();
+                    limit = PAGE;
+                    continue;
                 }
                 // That revision can't be finished.
                 Page::Compacted => {
@@ -116,6 +128,27 @@ impl Etcd {
         }
     }
 
+    /// The first key from there on, without its value.
+    async fn next_key(&self, from: Vec<u8>, revision: i64) -> Result<Option<Vec<u8>>, StoreError> {
+        let options = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
+        let options = options.with_revision(revision);
+        let answer = self.connection.call(|mut client| {
+            let (start, options) = (from.clone(), options.clone());
+            async move { client.get(start, Some(options)).await }
+        });
+        Ok(answer.await?.kvs().first().map(|kv| kv.key().to_vec()))
+    }
+
+    /// Whether etcd still lets this node read its keys.
+    async fn look(&self) -> Result<(), StoreError> {
+        let options = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
+        let answer = self.connection.call(|mut client| {
+            let options = options.clone();
+            async move { client.get(self.keys.first(), Some(options)).await }
+        });
+        answer.await.map(drop)
+    }
+
     /// Applies what happens after the listing until the watch ends.
     async fn watch_all(&self, mut listing: Listing, feed: &Feed) -> Ended {
         let range = WatchOptions::new().with_range(self.keys.end());
@@ -123,8 +156,19 @@ impl Etcd {
             Ok(watch) => watch,
             Err(error) => return error.into(),
         };
+        let every = || LOOK_EVERY + Duration::from_millis(random_below(10_000) as u64);
+        let mut due = Instant::now() + every();
         loop {
-            let mut next = self.heard(&mut watch).await;
+            let mut next = tokio::select! {
+                next = self.heard(&mut watch) => next,
+                () = sleep_until(due) => {
+                    due = Instant::now() + every();
+                    match self.look().await {
+                        Ok(()) => continue,
+                        Err(error) => return error.into(),
+                    }
+                }
+            };
             // Whatever else is here already belongs into the same snapshot.
             let ended = loop {
                 match next {
@@ -189,6 +233,8 @@ impl Etcd {
         let response = match message {
             Ok(Ok(Some(response))) => response,
             Ok(Ok(None)) => return Err(self.connection.unreachable("the watch was closed".into()).into()),
+            // An event that is larger than an answer may be: the listing gets past its key.
+            Ok(Err(error)) if is_too_large(&error) => return Err(Ended::Outdated),
             Ok(Err(error)) => return Err(self.connection.meaning(&error).into()),
             Err(_) => return Err(Ended::Outdated),
         };
@@ -203,6 +249,16 @@ impl Etcd {
             0 => self.connection.cancelled(response.cancel_reason()).into(),
             _ => Ended::Outdated,
         })
+    }
+}
+
+/// Whether an answer was longer than one may be. gRPC's "out of range", which etcd says about revisions too.
+pub(super) fn is_too_large(error: &etcd_client::Error) -> bool {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => {
+            matches!(status.code() as i32, 8 | 11) && !status.message().starts_with("etcdserver")
+        }
+        _ => false,
     }
 }
 

@@ -162,6 +162,7 @@ impl Etcd {
         let mut watch = self.watch(&key, WatchOptions::new(), held.revision + 1).await?;
         let mut again = Backoff::new(RENEW_AGAIN.0, RENEW_AGAIN.1);
         let mut due = self.due(&held);
+        self.stands(Some(&held), None);
         loop {
             tokio::select! {
                 response = self.heard(&mut watch) => {
@@ -182,11 +183,13 @@ impl Etcd {
                     Ok(Some(renewed)) => {
                         tracing::debug!(lease = %renewed.lease, "renewed");
                         again.reset();
+                        self.stands(Some(&renewed), None);
                         due = self.due(&renewed).map(|due| due.max(Instant::now() + RENEW_APART));
                         held = renewed;
                     }
                     Ok(None) => return Ok(()),
                     Err(error) => {
+                        self.stands(Some(&held), Some(&error));
                         if again.worth_saying() {
                             tracing::warn!(%error, "the lease can't be renewed; trying again");
                         }

@@ -3,8 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::store::StoreError;
+use crate::tls::{Wrong, certificates, check_pair};
+
+const CERT_FLAG: &str = "--etcd-certfile";
+const KEY_FLAG: &str = "--etcd-keyfile";
+const CA_FLAG: &str = "--etcd-cafile";
 
 /// Where distributions keep the certificates of public authorities, in the order in which Go looks.
 const SYSTEM_ROOTS: [&str; 6] = [
@@ -32,27 +39,41 @@ impl Tls {
     /// Reads the files. A CA file alone is used too: Go flannel ignores it and then trusts whatever the
     /// system trusts, which is more than the operator asked for.
     pub(super) fn load(&self) -> Result<TlsOptions, StoreError> {
-        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(self.roots()?));
+        let mut tls = TlsOptions::new();
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            let cert = read(cert, "--etcd-certfile", "-----BEGIN CERTIFICATE-----")?;
-            let (path, key) = (key, read(key, "--etcd-keyfile", " PRIVATE KEY-----")?);
-            if key.contains("ENCRYPTED") {
-                return Err(StoreError::Unusable(format!(
-                    "--etcd-keyfile {}: the key is encrypted: store it without a passphrase",
-                    path.display()
-                )));
-            }
-            tls = tls.identity(Identity::from_pem(cert, key));
+            let (certificate, private) = (read(cert, CERT_FLAG)?, read(key, KEY_FLAG)?);
+            check_pair(&certificate, &private).map_err(|wrong| {
+                StoreError::Unusable(match wrong {
+                    Wrong::Certificate(why) => format!("{CERT_FLAG} {}: {why}", cert.display()),
+                    Wrong::Key(why) => format!("{KEY_FLAG} {}: {why}", key.display()),
+                    Wrong::Mismatch => format!(
+                        "the key in {KEY_FLAG} {} is not that of the certificate in {CERT_FLAG} {}: give the two that belong \
+                         together",
+                        key.display(),
+                        cert.display()
+                    ),
+                })
+            })?;
+            tls = tls.identity(Identity::from_pem(certificate, private));
         }
-        Ok(tls)
+        Ok(tls.ca_certificate(Certificate::from_pem(self.roots()?)))
     }
 
-    fn roots(&self) -> Result<String, StoreError> {
-        const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    /// The certificate with its chain and the key, for a connection of one's own.
+    pub(super) fn identity(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let (cert, key) = (self.cert.as_ref()?, self.key.as_ref()?);
+        let certificates = certificates(&std::fs::read(cert).ok()?).ok()?;
+        Some((certificates, PrivateKeyDer::from_pem_file(key).ok()?))
+    }
+
+    pub(super) fn roots(&self) -> Result<Vec<u8>, StoreError> {
         if let Some(ca) = &self.ca {
-            return read(ca, "--etcd-cafile", BEGIN);
+            let pem = read(ca, CA_FLAG)?;
+            certificates(&pem)
+                .map_err(|why| StoreError::Unusable(format!("{CA_FLAG} {}: {why}", ca.display())))?;
+            return Ok(pem);
         }
-        let system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read_to_string(path).ok());
+        let system = SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok());
         system.ok_or_else(|| {
             StoreError::Unusable(
                 "an https etcd endpoint needs a certificate authority and this system has none: name its file with --etcd-cafile".into(),
@@ -61,14 +82,8 @@ impl Tls {
     }
 }
 
-fn read(path: &Path, flag: &str, wanted: &str) -> Result<String, StoreError> {
-    let wrong = |why: String| StoreError::Unusable(format!("{flag} {}: {why}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    if text.contains(wanted) {
-        Ok(text)
-    } else {
-        Err(wrong(format!("it has no line with {:?}: give a PEM file", wanted.trim())))
-    }
+fn read(path: &Path, flag: &str) -> Result<Vec<u8>, StoreError> {
+    std::fs::read(path).map_err(|error| StoreError::Unusable(format!("{flag} {}: {error}", path.display())))
 }
 
 #[cfg(test)]
@@ -83,15 +98,12 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             Some(path)
         };
-        let pem = file("cert", "-----BEGIN CERTIFICATE-----\n");
         let (not_pem, absent) = (file("empty", "nothing"), Some(directory.path().join("absent")));
-        let encrypted = file("key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\n");
         for (tls, parts) in [
             (Tls { cert: None, key: None, ca: absent.clone() }, ["--etcd-cafile", "absent"]),
             (Tls { cert: None, key: None, ca: not_pem.clone() }, ["--etcd-cafile", "PEM"]),
-            (Tls { cert: absent, key: not_pem.clone(), ca: pem.clone() }, ["--etcd-certfile", "absent"]),
-            (Tls { cert: pem.clone(), key: not_pem, ca: pem.clone() }, ["--etcd-keyfile", "PRIVATE KEY"]),
-            (Tls { cert: pem.clone(), key: encrypted, ca: pem }, ["--etcd-keyfile", "passphrase"]),
+            (Tls { cert: absent, key: not_pem.clone(), ca: None }, ["--etcd-certfile", "absent"]),
+            (Tls { cert: not_pem.clone(), key: not_pem, ca: None }, ["--etcd-certfile", "PEM"]),
         ] {
             let error = tls.load().err().unwrap().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");

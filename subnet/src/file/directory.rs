@@ -14,6 +14,7 @@ use crate::env_file::write_atomically;
 use crate::lease::{Leases, Malformed, format_key, parse_key};
 use crate::net::Subnets;
 use crate::store::{StoreError, random_below};
+use crate::text::shortened;
 use crate::watched::Watched;
 
 /// Whoever has the lock needs milliseconds; after this long something is wrong.
@@ -211,7 +212,7 @@ impl Locked<'_> {
                 }
                 Err(why) => {
                     let subnets = parse_key(&name);
-                    table.leases.malformed.insert(name, Malformed { why, subnets });
+                    table.leases.malformed.insert(shortened(&name), Malformed { why, subnets });
                 }
             }
         }

@@ -13,9 +13,10 @@ use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
+use super::credentials;
 use super::split::Splitter;
-use crate::gojson::shortened;
 use crate::store::{StoreError, with_causes};
+use crate::text::{shortened, shortened_to};
 
 /// After this long without an answer a request has failed. Generous, because a listing of a large
 /// cluster takes its time on the server too.
@@ -62,8 +63,7 @@ impl Connection {
     /// # Errors
     /// [`StoreError::Unusable`] naming the option or the file.
     pub(super) async fn new(kubeconfig: Option<PathBuf>, url: Option<&str>) -> Result<Self, StoreError> {
-        // A second provider elsewhere in the program would be as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::tls::install();
         let url = url.filter(|url| !url.is_empty()).map(address).transpose();
         let url = url.map_err(|why| StoreError::Unusable(format!("--kube-api-url: {why}")))?;
         let source = Source { kubeconfig, url };
@@ -194,8 +194,7 @@ impl Connection {
         }
         let message = serde_json::from_slice::<Status>(text).unwrap_or_default().message;
         let message = if message.is_empty() { String::from_utf8_lossy(text).into_owned() } else { message };
-        let message: String =
-            message.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let message = shortened_to(&message, 500);
         let store = self.described.clone();
         let error = match status {
             401 => StoreError::Denied {
@@ -256,15 +255,24 @@ impl Source {
                 let wrong = |error| {
                     StoreError::Unusable(format!("--kubeconfig-file {}: {}", path.display(), explain(&error)))
                 };
-                let file = Kubeconfig::read_from(path).map_err(wrong)?;
+                let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
+                credentials::tidy(&mut file);
                 let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
                 let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
                 let options = KubeConfigOptions::default();
                 let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
-                if !proxied {
-                    // From the environment; there is no proxy between a node and its API server.
-                    config.proxy_url = None;
+                if proxied && config.proxy_url.is_some() {
+                    return Err(StoreError::Unusable(format!(
+                        "--kubeconfig-file {}: proxy-url is not supported: remove it, and give the address by which this \
+                         node reaches the API server itself",
+                        path.display()
+                    )));
                 }
+                // From the environment; there is no proxy between a node and its API server.
+                config.proxy_url = None;
+                credentials::check(&config.auth_info).map_err(|why| {
+                    StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()))
+                })?;
                 config
             }
             (None, Some(url)) => Config::new(url.clone()),
@@ -285,6 +293,13 @@ impl Source {
             config.root_cert = Some(Vec::new());
             config.root_cert_file = None;
         }
+        credentials::read_token(&mut config.auth_info).map_err(|why| {
+            let source = self
+                .kubeconfig
+                .as_ref()
+                .map_or("service account".into(), |path| format!("--kubeconfig-file {}", path.display()));
+            StoreError::Unusable(format!("{source}: {why}"))
+        })?;
         config.connect_timeout = Some(Duration::from_secs(10));
         // Retries are paced by those who know what they wait for.
         config.default_retry = false;

@@ -1,6 +1,7 @@
 //! All leases, from the API server to the feed: list, watch from there, and list again when the watch
 //! can't be continued. Heartbeats of nodes, which are most of what a watch brings, end at the table.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Kube;
 use super::connection::{Failure, Objects};
-use super::node::Node;
+use super::node::{Node, Seen};
 use super::table::Table;
 use crate::net::Family;
 use crate::pace::Backoff;
-use crate::store::{Feed, random_below};
+use crate::store::{Feed, StoreError, random_below};
+use crate::text::shortened;
 
 /// Nodes per page, where the server cares for it.
 const PAGE: usize = 500;
@@ -27,6 +29,14 @@ const TOGETHER: Duration = Duration::from_millis(50);
 
 /// A server that answers, but can't do what it is asked, has too much to do already.
 const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// A watch that ends sooner than this and brought nothing may never bring anything: the nodes are listed again.
+const SOON: Duration = Duration::from_secs(10);
+/// So many such watches in a row are worth a word, although each for itself may have a good reason.
+const FRUITLESS: u32 = 3;
+/// How long a node may lack what it announced before peers act on it: what somebody deletes or overwrites, the
+/// node puts back sooner.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(super) const NODES: &str = "/api/v1/nodes";
 
@@ -48,6 +58,25 @@ struct Place {
     /// The version up to which the table is complete; `None` if it needs a listing.
     version: Option<String>,
     least: Least,
+    /// What nodes have said that is not acted upon yet.
+    late: Late,
+    watching: Watching,
+}
+
+/// What nodes say and when it counts, by name.
+type Late = BTreeMap<Box<str>, (Instant, Option<Seen>)>;
+
+/// How watches fare.
+#[derive(Default)]
+struct Watching {
+    /// When the present one began.
+    since: Option<Instant>,
+    /// Whether it has brought anything.
+    heard: bool,
+    /// How many in a row ended soon and brought nothing.
+    fruitless: u32,
+    /// Why, once that is worth a word.
+    why: Option<StoreError>,
 }
 
 /// Why a watch ended.
@@ -70,7 +99,13 @@ impl From<Failure> for Ended {
 
 impl Kube {
     pub(super) async fn feed(&self, feed: &Feed) -> Infallible {
-        let mut place = Place { table: Table::default(), version: None, least: Least::AtHand };
+        let mut place = Place {
+            table: Table::default(),
+            version: None,
+            least: Least::AtHand,
+            late: Late::new(),
+            watching: Watching::default(),
+        };
         let mut families = self.families.subscribe();
         let (mut backoff, mut busy) = (Backoff::watching(), Backoff::new(BUSY.0, BUSY.1));
         loop {
@@ -81,6 +116,7 @@ impl Kube {
             };
             backoff.reset_if_sound(begun);
             busy.reset_if_sound(begun);
+            place.watch_ended(&ended, self);
             match ended {
                 Ended::Closed => {}
                 Ended::Outdated => place.outdated(),
@@ -112,7 +148,7 @@ impl Kube {
             None => {
                 families.mark_unchanged();
                 let listed = self.list(&place.table, &place.least).await;
-                let (table, version) = match listed {
+                let (table, late, version) = match listed {
                     Ok(listed) => listed,
                     Err(failure) => {
                         // Perhaps the server can't be as new as we want: its store was restored.
@@ -121,16 +157,21 @@ impl Kube {
                     }
                 };
                 place.table = table;
+                // Those that were late already have waited since then.
+                for (name, (due, _)) in std::mem::replace(&mut place.late, late) {
+                    place.late.entry(name).and_modify(|late| late.0 = late.0.min(due));
+                }
                 place.version = Some(version.clone());
                 place.least = Least::Seen(version.clone());
-                feed.snapshot(&place.table.leases());
+                place.publish(feed);
                 version
             }
         };
         let path = watch_path(&version);
+        place.watching.since = Some(Instant::now());
         let mut events = self.connection.watch(&path).await?.without_bulk();
-        // Ends the trouble that there may have been.
-        feed.snapshot(&place.table.leases());
+        // Ends the trouble that there may have been, unless the watches before this one began as well.
+        place.publish(feed);
         tokio::select! {
             ended = self.watch_all(&mut events, place, feed) => ended,
             _ = families.changed() => Err(Ended::Refamilied),
@@ -146,24 +187,35 @@ impl Kube {
         // When the changes that are not published yet have to be.
         let mut due: Option<Instant> = None;
         loop {
-            let until = due.unwrap_or_else(|| Instant::now() + SILENCE);
+            let proof = place.watching.proof();
+            let silence = Instant::now() + SILENCE;
+            let late = place.late.values().map(|(at, _)| *at).min();
+            let until = [due, proof, late].into_iter().flatten().fold(silence, Instant::min);
             let outcome = match timeout_at(until, self.json(events)).await {
                 Ok(Ok(event)) => match place.take(event, self) {
-                    Ok(true) => {
-                        due.get_or_insert_with(|| Instant::now() + TOGETHER);
+                    Ok(news) => {
+                        if news || place.watching.proven() {
+                            due.get_or_insert_with(|| Instant::now() + TOGETHER);
+                        }
                         Ok(())
                     }
-                    Ok(false) => Ok(()),
                     Err(ended) => Err(ended),
                 },
                 Ok(Err(ended)) => Err(ended),
-                Err(_) if due.is_some() => Ok(()),
-                Err(_) => Err(Ended::Closed),
+                // The server sends bookmarks: nothing at all is not what a watch is like.
+                Err(_) if until == silence => Err(Ended::Outdated),
+                Err(_) => {
+                    let now = Instant::now();
+                    if place.take_late(now) || proof.is_some_and(|at| at <= now) && place.watching.proven() {
+                        due.get_or_insert(now);
+                    }
+                    Ok(())
+                }
             };
             if let Some(at) = due
                 && (outcome.is_err() || at <= Instant::now())
             {
-                feed.snapshot(&place.table.leases());
+                place.publish(feed);
                 due = None;
             }
             outcome?;
@@ -185,17 +237,19 @@ impl Kube {
 
     /// What an event says, unless it is the end of the watch.
     fn event(&self, json: Vec<u8>) -> Result<Event, Ended> {
-        let event = Event::read(json).map_err(|error| self.connection.away(format!("an event: {error}")))?;
+        let event = Event::read(json).map_err(|text| {
+            self.connection.away(format!("it answers a watch with something else: {}", shortened(&text)))
+        })?;
         if event.kind != Kind::Error {
             return Ok(event);
         }
         // Nearly always: this version is too old. Whatever else it is, the same version won't do.
-        tracing::debug!(status = %String::from_utf8_lossy(event.object()), "a watch was ended");
+        tracing::debug!(status = %shortened(&String::from_utf8_lossy(event.object())), "a watch was ended");
         Err(Ended::Outdated)
     }
 
     /// All nodes that Flannel manages, and the version as of which these are all.
-    async fn list(&self, before: &Table, least: &Least) -> Result<(Table, String), Failure> {
+    async fn list(&self, before: &Table, least: &Least) -> Result<(Table, Late, String), Failure> {
         let first = match least {
             Least::AtHand => format!("{NODES}?limit={PAGE}&resourceVersion=0"),
             Least::Seen(version) => format!(
@@ -212,22 +266,32 @@ impl Kube {
         }
     }
 
-    async fn pages(&self, before: &Table, first: String) -> Result<(Table, String), Failure> {
+    async fn pages(&self, before: &Table, first: String) -> Result<(Table, Late, String), Failure> {
         let families = self.families();
-        let mut table = Table::default();
+        let (mut table, mut late) = (Table::default(), Late::new());
         let mut path = first;
         loop {
             let mut objects = self.connection.list(&path).await?.without_bulk();
             while let Some(json) = objects.next_soon().await? {
                 let node = self.node(&json)?;
-                table.put(&node.metadata.name, node.entry(&self.prefix, families), Some(before));
+                let (name, seen) = (node.metadata.name.as_ref(), node.entry(&self.prefix, families));
+                if !self.is_own(name) && before.lacks(name, seen.as_ref(), &node) {
+                    table.keep(name, before);
+                    late.insert(name.into(), (Instant::now() + GRACE, seen));
+                } else {
+                    table.put(name, seen, Some(before));
+                }
             }
             let page = self.page(&objects)?;
             if page.next.is_empty() {
-                return Ok((table, page.version));
+                return Ok((table, late, page.version));
             }
             path = format!("{NODES}?limit={PAGE}&continue={}", encoded(&page.next));
         }
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        self.name.get().is_some_and(|own| own == name)
     }
 
     fn node<'a>(&self, json: &'a [u8]) -> Result<Node<'a>, Failure> {
@@ -254,6 +318,68 @@ impl Place {
         self.version = None;
     }
 
+    /// Publishes what is known: with what is wrong with watches, as long as they bring nothing.
+    fn publish(&self, feed: &Feed) {
+        match self.watching.why.as_ref().filter(|_| self.watching.fruitless > 0) {
+            Some(why) => feed.share_in_trouble(&self.table.leases(), why),
+            None => feed.snapshot(&self.table.leases()),
+        }
+    }
+
+    /// Takes note of how a watch has ended.
+    fn watch_ended(&mut self, ended: &Ended, kube: &Kube) {
+        let watching = &mut self.watching;
+        let Some(since) = watching.since.take() else { return };
+        if std::mem::take(&mut watching.heard)
+            || since.elapsed() >= SOON
+            || matches!(ended, Ended::Refamilied)
+        {
+            return;
+        }
+        watching.fruitless += 1;
+        let busy = match ended {
+            Ended::Failed(failure) => {
+                watching.why = Some(failure.error.clone());
+                matches!(failure.status, 429 | 500..)
+            }
+            _ if watching.fruitless >= FRUITLESS => {
+                let why = "its watches of nodes end at once and bring nothing: they are listed again and again instead";
+                watching.why = Some(kube.connection.away(why.into()).error);
+                false
+            }
+            _ => false,
+        };
+        // A server that has too much to do is not asked for more before it goes on like that.
+        if !busy || watching.fruitless >= FRUITLESS {
+            self.version = None;
+        }
+    }
+
+    /// Takes in what has been said for long enough; whether it changes any lease.
+    fn take_late(&mut self, now: Instant) -> bool {
+        let names: Vec<Box<str>> =
+            self.late.iter().filter(|(_, (due, _))| *due <= now).map(|(name, _)| name.clone()).collect();
+        let mut news = false;
+        for name in names {
+            if let Some((_, seen)) = self.late.remove(&name) {
+                news |= self.table.put(&name, seen, None);
+            }
+        }
+        news
+    }
+
+    /// Takes in what a node says, at once or after a while; whether it changes any lease.
+    fn put(&mut self, node: &Node<'_>, kube: &Kube) -> bool {
+        let (name, seen) = (node.metadata.name.as_ref(), node.entry(&kube.prefix, kube.families()));
+        if !kube.is_own(name) && self.table.lacks(name, seen.as_ref(), node) {
+            let due = self.late.get(name).map_or_else(|| Instant::now() + GRACE, |(due, _)| *due);
+            self.late.insert(name.into(), (due, seen));
+            return false;
+        }
+        self.late.remove(name);
+        self.table.put(name, seen, None)
+    }
+
     /// Takes an event in; whether it changes any lease.
     fn take(&mut self, json: Vec<u8>, kube: &Kube) -> Result<bool, Ended> {
         #[derive(Deserialize)]
@@ -267,22 +393,40 @@ impl Place {
             Ok(Watched { kind, object }) if Kind::of(kind) != Kind::Error => (Kind::of(kind), object),
             // Decoded as a node in one go, for nearly all are heartbeats. This one is something else.
             outcome => {
-                let why = outcome.err().map(|error| format!("an event: {error}")).unwrap_or_default();
+                let why = outcome.err().map(|error| format!("an event: {}", shortened(&error.to_string())));
+                let why = why.unwrap_or_default();
                 kube.event(json)?;
                 return Err(kube.connection.away(why).into());
             }
         };
         let name = node.metadata.name.as_ref();
         let news = match kind {
-            Kind::Put => self.table.put(name, node.entry(&kube.prefix, kube.families()), None),
-            Kind::Deleted => self.table.remove(name),
+            Kind::Put => self.put(&node, kube),
+            Kind::Deleted => {
+                self.late.remove(name);
+                self.table.remove(name)
+            }
             Kind::Error | Kind::Other => false,
         };
+        self.watching.heard = true;
         if !node.metadata.resource_version.is_empty() {
             self.version = Some(node.metadata.resource_version.to_string());
             self.least = Least::Seen(node.metadata.resource_version.into_owned());
         }
         Ok(news)
+    }
+}
+
+impl Watching {
+    /// When the present watch has lived for long enough, if those before it have not.
+    fn proof(&self) -> Option<Instant> {
+        self.since.filter(|_| self.fruitless > 0).map(|since| since + SOON)
+    }
+
+    /// The present watch is a good one. Says whether that is news.
+    fn proven(&mut self) -> bool {
+        self.why = None;
+        std::mem::take(&mut self.fruitless) > 0
     }
 }
 
@@ -317,7 +461,8 @@ impl Kind {
 }
 
 impl Event {
-    fn read(json: Vec<u8>) -> serde_json::Result<Self> {
+    /// The event, or its text if it is none.
+    fn read(json: Vec<u8>) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Parts<'a> {
             #[serde(borrow, rename = "type")]
@@ -325,7 +470,9 @@ impl Event {
             #[serde(borrow)]
             object: &'a RawValue,
         }
-        let parts: Parts<'_> = serde_json::from_slice(&json)?;
+        let Ok(parts) = serde_json::from_slice::<Parts<'_>>(&json) else {
+            return Err(String::from_utf8_lossy(&json).into_owned());
+        };
         let kind = Kind::of(parts.kind);
         // Where in the text it is, so that the text need not be read again to find it.
         let object = parts.object.get();

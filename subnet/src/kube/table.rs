@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 
-use super::node::{Entry, Seen};
-use crate::lease::{Leases, Malformed};
+use super::node::{Entry, Node, Seen};
+use crate::lease::{Attachment, Leases, Malformed};
+use crate::net::Family;
+use crate::text::shortened;
 
 /// What is kept of the cluster between two events.
 #[derive(Debug, Default)]
@@ -35,6 +37,35 @@ impl Table {
         }
     }
 
+    /// Whether a node no longer says what it said, or says another address, while Kubernetes has changed nothing
+    /// about it: somebody has deleted or overwritten its annotations, and the node will put them back.
+    pub(super) fn lacks(&self, name: &str, seen: Option<&Seen>, node: &Node<'_>) -> bool {
+        let Some(known) = self.0.get(name).and_then(|entry| entry.lease.as_ref()) else { return false };
+        let now = match seen {
+            Some(Seen::Changing(_)) => return false,
+            Some(Seen::Settled(entry)) => entry.lease.as_ref(),
+            None => None,
+        };
+        match now {
+            None => {
+                let given = node.subnets().unwrap_or_default();
+                let kept = known.subnets.iter().all(|subnet| given.iter().any(|given| given == subnet));
+                kept && node.created() == known.created
+            }
+            Some(now) => {
+                let same_node = (now.subnets, now.created) == (known.subnets, known.created);
+                same_node && (now.public != known.public || says_less(&now.attachment, &known.attachment))
+            }
+        }
+    }
+
+    /// Takes over what `before` knows of a node.
+    pub(super) fn keep(&mut self, name: &str, before: &Self) {
+        if let Some(known) = before.0.get(name) {
+            self.0.insert(name.into(), known.clone());
+        }
+    }
+
     /// Forgets a node; whether it was known.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         self.0.remove(name).is_some()
@@ -46,7 +77,7 @@ impl Table {
         let mut holders: BTreeMap<_, &str> = BTreeMap::new();
         for (name, entry) in &self.0 {
             if let Some(wrong) = &entry.wrong {
-                all.malformed.insert(name.to_string(), (**wrong).clone());
+                all.malformed.insert(shortened(name), (**wrong).clone());
             }
             let Some(lease) = &entry.lease else { continue };
             let (loser, holder) = match all.leases.entry(lease.subnets) {
@@ -66,17 +97,25 @@ impl Table {
                     }
                 }
             };
+            let holder = shortened(holder);
             let why = format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
-            all.malformed.insert(loser.to_owned(), Malformed { why, subnets: None });
+            all.malformed.insert(shortened(loser), Malformed { why, subnets: None });
         }
         all
     }
 }
 
+/// Whether what a node announces is of no use any more, in some family.
+fn says_less(now: &Attachment, known: &Attachment) -> bool {
+    let lost = |family| known.vtep(family).is_some() && now.vtep(family).is_none();
+    matches!(now, Attachment::Foreign(_))
+        || matches!(now, Attachment::Vxlan { .. }) && Family::BOTH.into_iter().any(lost)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::{Attachment, Lease};
+    use crate::lease::Lease;
     use crate::net::PublicAddrs;
 
     fn entry(subnet: &str, public: &str, created: u64) -> Entry {

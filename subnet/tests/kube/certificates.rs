@@ -34,6 +34,7 @@ impl Certificates {
                 all.text("names")
             ));
         }
+        openssl(&format!("ec -in {} -pubout -out {}", all.text("server.key"), all.text("server.pub")));
         all
     }
 

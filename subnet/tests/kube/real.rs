@@ -176,7 +176,7 @@ impl Servers {
                 format!("--tls-private-key-file={key}"),
                 "--service-cluster-ip-range=10.96.0.0/16".into(),
                 "--service-account-issuer=https://kubernetes.default.svc".into(),
-                format!("--service-account-key-file={key}"),
+                format!("--service-account-key-file={}", certificates.text("server.pub")),
                 format!("--service-account-signing-key-file={key}"),
                 "--authorization-mode=RBAC".into(),
                 format!("--token-auth-file={}", at("tokens")),

@@ -1,0 +1,119 @@
+//! What a kubeconfig says about this node's identity, read as leniently as kubectl does.
+
+use std::fs;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kube::config::{AuthInfo, Kubeconfig};
+use secrecy::ExposeSecret;
+
+use crate::tls::{Wrong, check_pair};
+
+/// Removes the line ends that YAML leaves in long base64 texts; Go's decoder skips them.
+pub(super) fn tidy(file: &mut Kubeconfig) {
+    let tidied = |text: &str| text.split_ascii_whitespace().collect::<String>();
+    for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        if let Some(data) = &mut cluster.certificate_authority_data {
+            *data = tidied(data);
+        }
+    }
+    for user in file.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        if let Some(data) = &mut user.client_certificate_data {
+            *data = tidied(data);
+        }
+        if let Some(data) = &mut user.client_key_data {
+            *data = tidied(data.expose_secret()).into();
+        }
+    }
+}
+
+/// Refuses what can't work.
+///
+/// # Errors
+/// A sentence with the member or the file, and the remedy.
+pub(super) fn check(user: &AuthInfo) -> Result<(), String> {
+    if user.auth_provider.is_some() {
+        return Err("the user's auth-provider is not supported, as in kubectl since 1.26: give a token, a tokenFile, a \
+                    client certificate or exec"
+            .into());
+    }
+    let certificate =
+        pem("client-certificate", user.client_certificate_data.as_deref(), &user.client_certificate)?;
+    let data = user.client_key_data.as_ref().map(ExposeSecret::expose_secret);
+    let key = pem("client-key", data, &user.client_key)?;
+    let (Some((cert_at, certificate)), Some((key_at, key))) = (certificate, key) else { return Ok(()) };
+    check_pair(&certificate, &key).map_err(|wrong| match wrong {
+        Wrong::Certificate(why) => format!("{cert_at}: {why}"),
+        Wrong::Key(why) => format!("{key_at}: {why}"),
+        Wrong::Mismatch => {
+            format!("the key in {key_at} is not that of the certificate in {cert_at}: give the two that belong together")
+        }
+    })
+}
+
+/// Where a PEM text is, and the text.
+type Pem = Option<(String, Vec<u8>)>;
+
+fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, String> {
+    if let Some(data) = data {
+        let member = format!("{member}-data");
+        return match STANDARD.decode(data) {
+            Ok(pem) => Ok(Some((member, pem))),
+            Err(_) => Err(format!(
+                "{member} is not base64: write the file's content as `base64 -w0 FILE` prints it"
+            )),
+        };
+    }
+    let Some(file) = file.as_deref().filter(|file| !file.is_empty()) else { return Ok(None) };
+    match fs::read(file) {
+        Ok(pem) => Ok(Some((format!("{member} {file}"), pem))),
+        Err(error) => Err(format!("{member} {file}: {error}")),
+    }
+}
+
+/// Takes the token out of its file, without the line end that an editor puts behind it.
+///
+/// # Errors
+/// A sentence with the file, never with the token.
+pub(super) fn read_token(user: &mut AuthInfo) -> Result<(), String> {
+    if let Some(file) = user.token_file.take().filter(|file| !file.is_empty()) {
+        let text = fs::read_to_string(&file).map_err(|error| format!("tokenFile {file}: {error}"))?;
+        user.token = Some(token(&text).map_err(|why| format!("tokenFile {file}: {why}"))?.into());
+    } else if let Some(text) =
+        user.token.as_ref().map(|token| token.expose_secret().to_owned()).filter(|text| !text.is_empty())
+    {
+        user.token = Some(token(&text).map_err(|why| format!("token: {why}"))?.into());
+    }
+    Ok(())
+}
+
+/// A token as it is sent.
+fn token(text: &str) -> Result<String, &'static str> {
+    let token = text.trim_start_matches('\u{feff}').trim();
+    if token.is_empty() {
+        return Err("it is empty: write the token into it");
+    }
+    if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(token.to_owned())
+    } else {
+        Err(
+            "it has a space, a line end or another character that no token has: write the token alone into it",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_around_a_token_is_no_part_of_it_and_within_it_is_an_error() {
+        for text in ["abc.d-e_f", "abc.d-e_f\n", " abc.d-e_f \r\n", "\u{feff}abc.d-e_f"] {
+            assert_eq!(token(text).unwrap(), "abc.d-e_f", "{text:?}");
+        }
+        for text in ["", "\n", "two words", "two\nlines", "t\u{e9}"] {
+            let error = token(text).unwrap_err();
+            assert!(error.contains("token") && (text.trim().is_empty() || !error.contains(text)), "{error}");
+        }
+    }
+}
