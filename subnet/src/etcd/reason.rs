@@ -234,7 +234,7 @@ pub(super) fn of_status(code: i32, message: &str, user: Option<&str>, prefix: &s
             "it asks for a user: give --etcd-username and --etcd-password".to_owned()
         }
         3 | 16 if message.contains("authentication failed") || message.contains("password") => format!(
-            "user {} or the password is wrong: look at --etcd-username and --etcd-password",
+            "user {} and the password are not accepted: look at --etcd-username and --etcd-password",
             shortened(user.unwrap_or("(none)"))
         ),
         7 if message.contains("permission denied") => denied(user, prefix),
@@ -291,9 +291,9 @@ mod tests {
         assert!(
             said(3, "etcdserver: user name is empty", None).contains("--etcd-username and --etcd-password")
         );
-        let wrong =
+        let refused =
             said(3, "etcdserver: authentication failed, invalid user ID or password", Some("flannel"));
-        assert!(wrong.contains("user flannel") && wrong.contains("--etcd-password"), "{wrong}");
+        assert!(refused.contains("user flannel") && refused.contains("--etcd-password"), "{refused}");
         let denied = said(7, "etcdserver: permission denied", Some("flannel"));
         assert!(
             denied.contains("user flannel") && denied.contains("readwrite /coreos.com/network/"),

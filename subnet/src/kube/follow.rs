@@ -337,7 +337,7 @@ impl Place {
             return;
         }
         watching.fruitless += 1;
-        let busy = match ended {
+        let patient = match ended {
             Ended::Failed(failure) => {
                 watching.why = Some(failure.error.clone());
                 matches!(failure.status, 429 | 500..)
@@ -347,10 +347,12 @@ impl Place {
                 watching.why = Some(kube.connection.away(why.into()).error);
                 false
             }
+            // One connection may break at any time.
+            Ended::Closed => watching.fruitless < 2,
             _ => false,
         };
         // A server that has too much to do is not asked for more before it goes on like that.
-        if !busy || watching.fruitless >= FRUITLESS {
+        if !patient || watching.fruitless >= FRUITLESS {
             self.version = None;
         }
     }

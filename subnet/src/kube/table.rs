@@ -151,6 +151,32 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_deletes_or_overwrites_is_told_from_what_a_node_decides() {
+        let known = entry("10.0.1.0/24", "192.0.2.1", 0);
+        let mut table = Table::default();
+        table.put("a", Some(Seen::Settled(known.clone())), None);
+        let node = |cidr: &str, created: &str| {
+            format!(
+                r#"{{"metadata":{{"name":"a","creationTimestamp":{created}}},"spec":{{"podCIDR":"{cidr}"}}}}"#
+            )
+        };
+        let lacks = |seen: Option<Entry>, json: String| {
+            let node: Node<'_> = serde_json::from_str(&json).unwrap();
+            table.lacks("a", seen.map(Seen::Settled).as_ref(), &node)
+        };
+        let same = || node("10.0.1.0/24", "null");
+        assert!(lacks(None, same()), "its annotations are gone");
+        assert!(lacks(Some(entry("10.0.1.0/24", "192.0.2.9", 0)), same()), "another address");
+        assert!(!lacks(Some(known.clone()), same()));
+        assert!(!lacks(None, node("10.0.2.0/24", "null")), "Kubernetes gave it another subnet");
+        assert!(!lacks(None, node("10.0.1.0/24", r#""2026-01-01T00:00:00Z""#)), "registered again");
+        assert!(!lacks(Some(entry("10.0.2.0/24", "192.0.2.9", 0)), same()), "another subnet");
+        let node: String = same();
+        let node: Node<'_> = serde_json::from_str(&node).unwrap();
+        assert!(!table.lacks("b", Some(&Seen::Settled(known)), &node), "a new node");
+    }
+
+    #[test]
     fn of_nodes_with_the_same_subnet_the_oldest_has_it() {
         let entries = [("a", 5), ("b", 3), ("c", 4)];
         let mut table = Table::default();

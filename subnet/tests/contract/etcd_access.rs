@@ -91,7 +91,7 @@ async fn tls_needs_the_right_authority_and_the_client_certificate() {
     assert!(matches!(error, StoreError::Denied { .. } | StoreError::Unreachable { .. }), "{error}");
     let plain = EtcdOptions { endpoints: vec![format!("http://{}", server.address())], ..right };
     let error = refused(plain).await;
-    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, StoreError::Denied { .. }), "{error}");
 }
 
 #[tokio::test]

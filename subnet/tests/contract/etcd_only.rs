@@ -8,7 +8,7 @@ use etcd_client::PutOptions;
 use subnet::etcd::Etcd;
 use subnet::{LeaseStore, StoreError};
 
-use super::bed::{Bed, InEtcd};
+use super::bed::{Bed, InEtcd, options};
 use super::etcd_server::Server;
 use super::nodes::{Follower, acquire, hold, key, public, subnets, until, value, within};
 use super::sentences::CONFIG;
@@ -386,4 +386,26 @@ async fn history_that_is_removed_between_two_pages_costs_nothing_but_a_new_listi
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_large_to_read_costs_its_key_alone() {
+    let server = Server::prepare().with(vec!["--max-request-bytes=16777216".into()]);
+    server.start();
+    let mut client = server.answering(None).await;
+    let huge = "x".repeat(5 << 20);
+    client.put("/coreos.com/network/config", CONFIG, None).await.unwrap();
+    client.put("/coreos.com/network/subnets/10.3.7.0-24", huge.clone(), None).await.unwrap();
+    client.put("/coreos.com/network/subnets/10.3.8.0-24", value(2), None).await.unwrap();
+    let node = Arc::new(Etcd::new(options(format!("http://{}", server.address()), HOUR)).unwrap());
+    let lease = acquire(&*node, CONFIG, 1).await.unwrap();
+    let mut follower = Follower::of(node);
+    let leases = follower.leases(|leases| leases.leases.contains_key(&lease.subnets)).await;
+    assert_eq!(leases.leases.len(), 2);
+    assert!(leases.malformed["10.3.7.0-24"].why.contains("too large"), "{:?}", leases.malformed);
+    assert_eq!(leases.taken().count(), 3, "nobody else takes its subnet");
+    // The same while it is watched.
+    client.put("/coreos.com/network/subnets/10.3.9.0-24", huge, None).await.unwrap();
+    client.put("/coreos.com/network/subnets/10.3.10.0-24", value(3), None).await.unwrap();
+    follower.leases(|leases| leases.leases.len() == 3 && leases.malformed.len() == 2).await;
 }

@@ -63,7 +63,7 @@ impl Server {
     pub(crate) fn start(&self) {
         const ETCD: &str = "/usr/bin/etcd";
         assert!(std::path::Path::new(ETCD).exists(), "{ETCD} is missing: install the package etcd-server");
-        let scheme = if self.arguments.is_empty() { "http" } else { "https" };
+        let scheme = self.scheme();
         let (url, peer) = (format!("{scheme}://{}:2379", self.host), format!("http://{}:2380", self.host));
         // The shell waits for its standard input to end, which it does with this process at the latest.
         let script = r#""$@" >"$D/log" 2>&1 & read -r keep; kill -9 $!; wait; [ "$keep" ] || rm -rf "$D""#;
@@ -106,7 +106,7 @@ impl Server {
     pub(crate) async fn answering(&self, options: Option<ConnectOptions>) -> Client {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let scheme = if self.arguments.is_empty() { "http" } else { "https" };
+            let scheme = self.scheme();
             let url = format!("{scheme}://{}", self.address());
             let client = Client::connect([url], options.clone()).await;
             let why = match client {
@@ -120,6 +120,11 @@ impl Server {
             assert!(Instant::now() < deadline, "etcd does not answer: {why}\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    fn scheme(&self) -> &'static str {
+        let tls = self.arguments.iter().any(|argument| argument.starts_with("--cert-file"));
+        if tls { "https" } else { "http" }
     }
 
     fn process(&self) -> std::sync::MutexGuard<'_, Option<Child>> {

@@ -197,7 +197,8 @@ async fn keys_that_cannot_be_used_are_refused_at_the_start_with_file_reason_and_
         assert!(error.contains(part), "{error}");
     }
     let two = site.at("two.key");
-    openssl(&format!("pkcs8 -topk8 -in {two} -out {two} -passout pass:secret"));
+    openssl(&format!("pkcs8 -topk8 -in {two} -out {two}.encrypted -passout pass:secret"));
+    std::fs::rename(format!("{two}.encrypted"), &two).unwrap();
     let error = refused("two");
     assert!(error.contains("passphrase") && error.contains("two.key"), "{error}");
 }

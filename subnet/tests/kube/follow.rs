@@ -258,6 +258,41 @@ async fn a_bookmark_is_where_an_idle_watch_goes_on() {
 }
 
 #[tokio::test]
+async fn where_a_watch_is_answered_with_something_else_nodes_are_listed_again_and_again() {
+    let bed = Bed::new(VXLAN);
+    peers(&bed, 2);
+    // As the edge proxy of KubeEdge does it: 200, and a Status.
+    let refusal =
+        Refusal { method: "GET", path: "watch=true".into(), status: 200, message: "no watch here".into() };
+    bed.server.behave(|behaviour| behaviour.refusals = vec![refusal]);
+    let mut follower = Follower::of(&bed.store("p0000").await);
+    follower.words(2).await;
+    for number in [2, 3] {
+        bed.server.put_node(peer(number));
+        follower.words(number + 1).await;
+    }
+    let known = follower.until("a word about it", |known| known.trouble.is_some()).await;
+    assert!(known.trouble.unwrap().contains("answers a watch with something else"));
+    bed.server.behave(|behaviour| behaviour.refusals.clear());
+    bed.server.put_node(peer(4));
+    let known = follower.until("a watch", |known| known.trouble.is_none()).await;
+    assert!(known.leases.unwrap().leases.len() >= 4);
+    follower.words(5).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_annotations_stay_away_is_dropped_after_a_moment() {
+    let bed = Bed::new(VXLAN);
+    peers(&bed, 2);
+    let mut follower = Follower::of(&bed.store("p0000").await);
+    follower.words(2).await;
+    bed.annotate("p0001", "kube-subnet-manager", None);
+    follower.words(1).await;
+    bed.annotate("p0001", "kube-subnet-manager", Some("true"));
+    follower.words(2).await;
+}
+
+#[tokio::test]
 async fn nodes_that_cannot_be_used_are_reported_by_name_and_disturb_nobody() {
     let bed = Bed::new(DUAL);
     peers(&bed, 2);
