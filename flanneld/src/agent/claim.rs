@@ -79,7 +79,8 @@ pub(super) async fn configuration<S: LeaseStore>(
             Some(_) => timeout(SAVED_PATIENCE, answered(store)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
             }),
-            None => patiently(store, health, store.network()).await,
+            None if said.is_empty() => patiently(store, health, store.network()).await,
+            None => store.network().await,
         };
         let why = match answer {
             Ok(network) => match Ways::new(&network.backend, &network) {
