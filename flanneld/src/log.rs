@@ -146,7 +146,8 @@ impl<W: Write> Write for OneLine<'_, W> {
         }
         let mut rest = text;
         if text.len() > self.room {
-            rest = &text[..text.floor_char_boundary(self.room)];
+            let end = (0..=self.room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            rest = &text[..end];
             self.room = 0;
         } else {
             self.room -= text.len();
@@ -336,6 +337,17 @@ mod tests {
                 _ => (month, day + 1),
             };
         }
+    }
+
+    #[test]
+    fn no_line_is_longer_than_is_good_for_a_log() {
+        let mut out = String::new();
+        let mut line = OneLine { out: &mut out, room: MAX_LINE };
+        line.write_str("begin ").unwrap();
+        line.write_str(&"ü".repeat(100_000)).unwrap();
+        line.write_str(" end").unwrap();
+        assert!(out.starts_with("begin ü") && out.ends_with("ü…"));
+        assert!(out.len() <= MAX_LINE + '…'.len_utf8(), "{}", out.len());
     }
 
     proptest! {

@@ -184,13 +184,11 @@ impl Connection {
             .with_keep_alive_while_idle(false)
             .with_require_leader(true)
             .with_auto_token_refresh(true);
-        if endpoint.starts_with(HTTPS) {
+        if let Some(authority) = endpoint.strip_prefix(HTTPS) {
             // Read again each time: certificates are renewed under a running node.
             let mut tls = self.tls.load().map_err(|error| self.unreachable(error.to_string()))?;
             // A name in a certificate has no brackets.
-            if let Some((literal, _)) =
-                endpoint[HTTPS.len()..].strip_prefix('[').and_then(|rest| rest.split_once(']'))
-            {
+            if let Some((literal, _)) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
                 tls = tls.domain_name(literal);
             }
             options = options.with_tls(tls);
