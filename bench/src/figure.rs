@@ -20,6 +20,8 @@ pub struct Figure {
     pub limit: Limit,
     /// The values.
     pub rounds: Vec<f64>,
+    /// A value of all rounds together that counts instead of their median, such as a ratio of medians.
+    pub overall: Option<f64>,
 }
 
 /// What a figure has to keep to.
@@ -38,7 +40,7 @@ pub enum Limit {
 impl Figure {
     /// A figure whose rounds are still to be measured.
     pub fn new(name: impl Into<String>, unit: &'static str, limit: Limit) -> Self {
-        Self { name: name.into(), unit, limit, rounds: Vec::new() }
+        Self { name: name.into(), unit, limit, rounds: Vec::new(), overall: None }
     }
 
     /// Adds a round: a time, in milliseconds.
@@ -173,7 +175,7 @@ fn row(line: &Value) -> [String; 7] {
     [
         text("name"),
         text("unit"),
-        number("median").unwrap_or_default(),
+        number("overall").or_else(|| number("median")).unwrap_or_default(),
         format!("{} … {}", number("min").unwrap_or_default(), number("max").unwrap_or_default()),
         line["rounds"].as_array().map(Vec::len).unwrap_or_default().to_string(),
         limit,
@@ -225,11 +227,12 @@ fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
     ensure!(!sorted.is_empty(), "{} has no rounds", figure.name);
     sorted.sort_by(f64::total_cmp);
     let (min, max, median) = (sorted[0], sorted[sorted.len() - 1], median(&sorted));
+    let counts = figure.overall.unwrap_or(median);
     let (judged, limit, value) = match figure.limit {
-        Limit::Median(limit) => (Some("median"), Some(limit), median),
-        Limit::AtLeast(limit) => (Some("median-at-least"), Some(limit), median),
+        Limit::Median(limit) => (Some("median"), Some(limit), counts),
+        Limit::AtLeast(limit) => (Some("median-at-least"), Some(limit), counts),
         Limit::Each(limit) => (Some("each"), Some(limit), max),
-        Limit::None => (None, None, median),
+        Limit::None => (None, None, counts),
     };
     let met = limit.map(|limit| match figure.limit {
         Limit::AtLeast(_) => value >= limit,
@@ -244,6 +247,7 @@ fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
         "met": met,
         "rounds": figure.rounds,
         "median": median,
+        "overall": figure.overall,
         "min": min,
         "max": max,
     });
@@ -322,6 +326,19 @@ mod tests {
         assert_eq!(line(Limit::AtLeast(2.1), &rounds)["met"], false);
         assert_eq!(line(Limit::None, &rounds)["met"], Value::Null);
         assert_eq!(line(Limit::None, &[1.0, 2.0, 4.0, 100.0])["median"], 3.0);
+    }
+
+    #[test]
+    fn a_value_of_all_rounds_together_counts_instead_of_their_median() {
+        let figure = |overall| Figure {
+            rounds: vec![1.0, 1.2, 1.3],
+            overall,
+            ..Figure::new("ratio", "", Limit::Median(1.1))
+        };
+        let describe = |overall| Value::Object(describe(&figure(overall)).unwrap());
+        assert_eq!(describe(Some(1.05))["met"], true);
+        assert_eq!(describe(None)["met"], false);
+        assert_eq!(row(&describe(Some(1.05)))[2], "1.05");
     }
 
     #[test]

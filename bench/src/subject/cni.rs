@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use backends::testing::Namespace;
-use bench::figure::{Figure, Limit, Record};
+use bench::figure::{Figure, Limit, Record, median};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
@@ -62,7 +62,7 @@ fn measure(stage: &Stage, record: &mut Record, pods: u16, parallel: u16) -> anyh
         [
             figure(format!("cni-{verb}-flannel"), "ms", Limit::None),
             figure(format!("cni-{verb}-delegate"), "ms", Limit::None),
-            figure(format!("cni-{verb}-ratio"), "", limit),
+            figure(format!("cni-{verb}-ratio"), "ratio of medians", limit),
         ]
     });
     for round in stage.rounds(u32::MAX) {
@@ -86,7 +86,16 @@ fn measure(stage: &Stage, record: &mut Record, pods: u16, parallel: u16) -> anyh
             last(alone)
         ))?;
     }
+    for [through, alone, ratio] in &mut figures {
+        ratio.overall = Some(middle(through) / middle(alone));
+    }
     figures.iter().flatten().try_for_each(|figure| record.put(figure))
+}
+
+fn middle(figure: &Figure) -> f64 {
+    let mut sorted = figure.rounds.clone();
+    sorted.sort_by(f64::total_cmp);
+    median(&sorted)
 }
 
 /// A namespace, a directory for everything that plugins write, and the plugin that attaches pods to it.
