@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::env_file::gateway;
-use subnet::{Family, NetworkConfig, Subnets};
+use subnet::{Family, Subnets};
 
 use crate::name::Name;
 
@@ -29,6 +29,8 @@ pub struct HostLink {
     pub mtu: u32,
     /// Whether it is set up (`IFF_UP`), with or without carrier.
     pub up: bool,
+    /// Whether it has a carrier (`IFF_LOWER_UP`).
+    pub carrier: bool,
     /// Whether it is a bridge.
     pub bridge: bool,
     /// Index of the bridge (or other controller) that it is a port of.
@@ -84,18 +86,15 @@ pub struct StaleBridge {
 }
 
 impl HostView {
-    /// The bridges that carry the gateway address of another subnet of `network` than `own`, or of one that
-    /// this node has left: what the bridge plugin leaves when a node gets another subnet, and then refuses
-    /// to add pods to.
-    pub fn stale_bridges(&self, network: &NetworkConfig, own: Subnets, left: &[IpNet]) -> Vec<StaleBridge> {
+    /// The bridges that carry the gateway address of a subnet which is not among `own` and of which
+    /// `recorded` says that this node held it, or that a peer does: what the bridge plugin leaves when a
+    /// node gets another subnet, and then refuses to add pods to.
+    pub fn stale_bridges(&self, own: Subnets, recorded: impl Fn(IpNet) -> bool) -> Vec<StaleBridge> {
         let stale = |net: &IpNet| {
             let subnet = net.trunc();
             net.addr() == gateway(subnet)
                 && own.get(Family::of(net.addr())) != Some(subnet)
-                && (left.contains(&subnet)
-                    || network.ranges().any(|range| {
-                        range.network.contains(&subnet) && range.subnet_len == subnet.prefix_len()
-                    }))
+                && recorded(subnet)
         };
         let mut found = Vec::new();
         for link in self.links.values().filter(|link| link.bridge) {
@@ -104,6 +103,13 @@ impl HostView {
             found.extend(nets.map(|net| StaleBridge { name: link.name, net, ports }));
         }
         found
+    }
+
+    /// Takes an address out of the view, after it was removed.
+    pub fn forget_address(&mut self, name: &Name, net: IpNet) {
+        for link in self.links.values_mut().filter(|link| link.name == *name) {
+            link.addresses.retain(|address| address.net != net);
+        }
     }
 
     /// The link of this name.

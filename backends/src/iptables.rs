@@ -52,12 +52,13 @@ impl Iptables {
     }
 
     /// The rules that are ours, as nftables has them; `None` where they can't be seen there.
-    fn seen(&mut self) -> Option<Vec<Vec<Expr>>> {
-        if !self.v4.over_nftables || self.v6.as_ref().is_some_and(|v6| !v6.over_nftables) {
-            return None;
+    fn seen(&mut self) -> Result<Option<Vec<Vec<Expr>>>, FirewallError> {
+        let mut all = std::iter::once(&self.v4).chain(&self.v6);
+        if !all.try_fold(true, |so_far, programs| Ok(so_far && programs.are_over_nftables()?))? {
+            return Ok(None);
         }
-        let found = self.nft.hooked().ok()?;
-        Some(found.iter().flat_map(ours).collect())
+        let Ok(found) = self.nft.hooked() else { return Ok(None) };
+        Ok(Some(found.iter().flat_map(ours).collect()))
     }
 
     fn repair(&mut self, wanted: &[Traffic]) -> Result<Vec<String>, FirewallError> {
@@ -101,7 +102,7 @@ impl Firewall for Iptables {
     fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError> {
         let mut changed = Vec::new();
         for _ in 0..ATTEMPTS {
-            let seen = self.seen();
+            let seen = self.seen()?;
             let settled = |(asked, found): &(Vec<Traffic>, Vec<Vec<Expr>>)| {
                 asked == wanted && Some(found) == seen.as_ref()
             };
@@ -113,7 +114,7 @@ impl Firewall for Iptables {
             changed.extend(repaired);
             // Only what was found to be right, and was the same before and after, is known to be right:
             // somebody may meddle at any moment.
-            if right && self.seen() == seen {
+            if right && self.seen()? == seen {
                 self.settled = seen.map(|seen| (wanted.to_vec(), seen));
                 break;
             }

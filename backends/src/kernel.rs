@@ -3,6 +3,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod netlink;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -10,13 +11,15 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
-use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use crate::backend::Direct;
 use crate::host::{HostView, Way};
 use crate::name::Name;
-use crate::state::{Change, KernelState, LinkIdentity, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
+use crate::prerequisites::Sysctls;
+use crate::state::{Change, KernelState, LinkIdentity};
+
+pub use scope::{Records, Scope};
 
 /// The kernel refuses, or can't be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -73,67 +76,6 @@ pub struct Observed {
     pub host: HostView,
 }
 
-/// What belongs to this agent: where the line runs between ours and everybody else's.
-///
-/// Two agents with other networks, VNIs or ports can share a host; neither sees the other's objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scope {
-    /// The overlay networks: the current ones and those of the previous run.
-    pub networks: Vec<IpNet>,
-    /// This node's own subnets: the current ones and those of the previous run.
-    pub subnets: Vec<IpNet>,
-    /// The prefix length of subnets, by network family; recognises routes that a Go flannel left.
-    pub subnet_lens: Vec<(subnet::Family, u8)>,
-    /// The external interface.
-    pub underlay: Option<u32>,
-    /// The tunnel devices of the current configuration, wanted or not.
-    pub devices: Vec<Name>,
-}
-
-impl Scope {
-    /// Whether a route of the main table is ours: it carries our protocol number and lies inside a
-    /// network of ours; or a Go flannel left it, which gives its routes the number of boot scripts: then
-    /// it has a node's prefix length and no metric, and leaves by a device of ours or the external
-    /// interface.
-    pub fn owns_route(&self, route: &Route, own_device: bool, link: Option<u32>) -> bool {
-        if !self.inside(route.dst) {
-            return false;
-        }
-        match route.protocol {
-            ROUTE_PROTOCOL => true,
-            PROTOCOL_BOOT => {
-                let family = subnet::Family::of(route.dst.addr());
-                !route.odd
-                    && route.metric == 0
-                    && route.via.is_some()
-                    && self.subnet_lens.contains(&(family, route.dst.prefix_len()))
-                    && (own_device || (link.is_some() && link == self.underlay))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether an address on a tunnel device of ours is ours to remove (contract §5.0): for IPv4 those
-    /// inside the networks, for IPv6 all but link-local ones.
-    pub fn owns_address(&self, net: IpNet) -> bool {
-        match net.addr() {
-            IpAddr::V4(_) => self.inside(net),
-            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
-        }
-    }
-
-    /// Whether a device named like ours is one that an earlier configuration left: it carries the base
-    /// address of a subnet of ours.
-    pub fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
-        let bases: Vec<IpAddr> = self.subnets.iter().map(IpNet::network).collect();
-        addresses.into_iter().any(|net| bases.contains(&net.addr()))
-    }
-
-    fn inside(&self, net: IpNet) -> bool {
-        self.networks.iter().any(|network| network.contains(&net))
-    }
-}
-
 /// What the reconciler cares about at the moment.
 #[derive(Clone, Debug, Default)]
 pub struct Interest {
@@ -147,6 +89,9 @@ pub struct Interest {
     pub choosing: bool,
     /// It is waited for a bridge to lose its last port.
     pub draining: bool,
+    /// The kernel said that a setting of a device, or of all, has changed (`RTM_NEWNETCONF`); the look
+    /// that follows takes it back.
+    pub sysctls_moved: bool,
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,
@@ -208,6 +153,15 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// [`KernelError::Netlink`] when the kernel can't be asked.
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError>;
+
+    /// The values of these settings below `/proc/sys/net`, without those that this kernel doesn't have.
+    fn sysctls(&mut self, keys: &[String]) -> Sysctls;
+
+    /// Sets one of them.
+    ///
+    /// # Errors
+    /// When `/proc/sys` is read-only, as in an unprivileged container.
+    fn set_sysctl(&mut self, key: &str, value: &str) -> io::Result<()>;
 }
 
 /// The kernel's notifications.

@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod diff;
+pub mod fights;
 pub mod firewall;
 pub mod host;
 pub mod host_gw;
@@ -21,6 +22,7 @@ pub mod name;
 mod netlink;
 pub mod nft;
 pub mod peers;
+pub mod prerequisites;
 pub mod reconcile;
 pub mod state;
 #[cfg(feature = "testing")]
@@ -32,12 +34,13 @@ pub mod vxlan;
 pub mod ways;
 
 pub use backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
+pub use fights::Fights;
 pub use firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use host::HostView;
 pub use kernel::{Kernel, KernelError, Observed, Scope};
 pub use name::Name;
 pub use peers::{Outlook, Peer, Peers};
-pub use reconcile::{Fights, Report, converge};
+pub use reconcile::{Report, converge, converge_but};
 pub use state::{Change, KernelState};
 pub use traffic::{Masquerade, Traffic};
 pub use tunnel::{TunnelFilter, TunnelPort};

@@ -1,10 +1,10 @@
 //! Observe, diff, apply, until the kernel is as it should be.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
 
 use crate::diff::{conflicts, diff};
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
+use crate::name::Name;
 use crate::state::{Change, KernelState};
 
 /// A kernel has side effects that no model knows: setting a MAC flushes neighbours, taking the last
@@ -20,7 +20,8 @@ pub struct Report {
     pub failed: Vec<KernelError>,
     /// Wanted routes that the host's own addresses stand in the way of.
     pub conflicts: Vec<String>,
-    /// Whether the kernel was found to be as desired at the end, but for failures and conflicts.
+    /// Whether the kernel was found to be as desired at the end, but for failures, conflicts and what is
+    /// held back.
     pub settled: bool,
     /// The kernel as last read: before the changes if the run had only one round.
     pub observed: Observed,
@@ -35,10 +36,25 @@ pub fn converge<K: Kernel>(
     desired: &KernelState,
     scope: &Scope,
 ) -> Result<Report, KernelError> {
+    converge_but(kernel, desired, scope, &BTreeSet::new())
+}
+
+/// The same, but for changes that are held back because somebody undoes them again and again
+/// ([`Fights::held`]).
+///
+/// # Errors
+/// As [`converge`].
+pub fn converge_but<K: Kernel>(
+    kernel: &mut K,
+    desired: &KernelState,
+    scope: &Scope,
+    held: &BTreeSet<String>,
+) -> Result<Report, KernelError> {
     let mut report = Report::default();
     for _ in 0..ROUNDS {
         let observed = kernel.observe(desired, scope)?;
         let mut changes = diff(desired, &observed.state);
+        hold_back(&mut changes, held);
         report.conflicts = conflicts(desired, &observed.state);
         report.observed = observed;
         if changes.is_empty() {
@@ -53,7 +69,7 @@ pub fn converge<K: Kernel>(
         }
         let progress = !changes.is_empty();
         report.applied.append(&mut changes);
-        report.failed = failures.into_iter().map(|(_, error)| error).collect();
+        report.failed = causes(failures.into_iter().map(|(_, error)| error).collect());
         if refused > 0 && !progress {
             return Ok(report);
         }
@@ -61,44 +77,31 @@ pub fn converge<K: Kernel>(
     Ok(report)
 }
 
-/// Notices when the same object has to be put right again and again: somebody else changes it back.
-#[derive(Debug, Default)]
-pub struct Fights {
-    since: Option<Instant>,
-    rounds: BTreeMap<String, u32>,
+/// Leaves out what is held back. Without its device nothing can be made that hangs on it.
+fn hold_back(changes: &mut Vec<Change>, held: &BTreeSet<String>) {
+    if held.is_empty() {
+        return;
+    }
+    let is_held = |change: &Change| held.contains(&change.to_string());
+    let devices: BTreeSet<Name> = changes
+        .iter()
+        .filter(|change| matches!(change, Change::AddLink(..) | Change::DelLink(_) | Change::RenameLink(..)))
+        .filter(|change| is_held(change))
+        .filter_map(Change::device)
+        .collect();
+    changes
+        .retain(|change| !is_held(change) && change.device().is_none_or(|device| !devices.contains(&device)));
 }
 
-impl Fights {
-    /// More often than this within a minute is a fight.
-    const TOLERATED: u32 = 5;
-    /// Larger repairs are not somebody meddling with one object.
-    const MOST: usize = 64;
-
-    /// Begins anew: what is wanted has changed, so what is changed says nothing about others.
-    pub fn forget(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Counts the changes of one run and returns those that are being fought over, each once a minute.
-    pub fn record(&mut self, applied: &[Change], now: Instant) -> Vec<String> {
-        if self.since.is_none_or(|since| now.duration_since(since) > Duration::from_secs(60)) {
-            self.since = Some(now);
-            self.rounds.clear();
-        }
-        if applied.len() > Self::MOST || self.rounds.len() > 16 * Self::MOST {
-            return Vec::new();
-        }
-        let mut fought = Vec::new();
-        for change in applied {
-            let text = change.to_string();
-            let rounds = self.rounds.entry(text.clone()).or_default();
-            *rounds += 1;
-            if *rounds == Self::TOLERATED + 1 {
-                fought.push(text);
-            }
-        }
-        fought
-    }
+/// Leaves out what only follows from a device that could not be made, which is said by itself.
+fn causes(mut failed: Vec<KernelError>) -> Vec<KernelError> {
+    let refused = |error: &KernelError| match error {
+        KernelError::Refused { object: "link", device, .. } => *device,
+        _ => None,
+    };
+    let refused: BTreeSet<Name> = failed.iter().filter_map(refused).collect();
+    failed.retain(|error| !matches!(error, KernelError::NoDevice(name) if refused.contains(name)));
+    failed
 }
 
 #[cfg(test)]
@@ -138,13 +141,35 @@ mod tests {
     }
 
     #[test]
-    fn somebody_who_undoes_our_work_is_noticed_once_a_minute() {
-        let (mut fights, start) = (Fights::default(), Instant::now());
-        let change = diff(&desired(), &KernelState::default());
-        let mut noticed = 0;
-        for second in 0..90 {
-            noticed += fights.record(&change, start + Duration::from_secs(second)).len();
-        }
-        assert_eq!(noticed, 2);
+    fn what_hangs_on_a_device_that_could_not_be_made_is_not_complained_about() {
+        let name: Name = "flannel0".parse().unwrap();
+        let refused = KernelError::Refused {
+            object: "link",
+            device: Some(name),
+            change: "link add flannel0 type tun".into(),
+            source: std::io::Error::from_raw_os_error(16),
+        };
+        let failed = causes(vec![
+            refused,
+            KernelError::NoDevice(name),
+            KernelError::NoDevice("eth9".parse().unwrap()),
+        ]);
+        let texts: Vec<String> = failed.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert!(texts[0].contains("flannel0") && texts[1].contains("eth9"));
+    }
+
+    #[test]
+    fn what_is_held_back_is_not_made_and_all_else_is() {
+        let mut kernel = FakeKernel::default();
+        let mut desired = desired();
+        let second =
+            Route { dst: "10.1.3.0/24".parse().unwrap(), ..*desired.routes.values().next().unwrap() };
+        desired.routes.insert(second.dst, second);
+        let held = [Change::SetRoute(second).to_string()].into();
+        let report = converge_but(&mut kernel, &desired, &Scope::default(), &held).unwrap();
+        assert!(report.settled && report.applied.len() == 1, "{:?}", report.applied);
+        let report = converge(&mut kernel, &desired, &Scope::default()).unwrap();
+        assert_eq!(report.applied, [Change::SetRoute(second)]);
     }
 }

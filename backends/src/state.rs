@@ -104,6 +104,11 @@ pub struct LinkSettings {
     /// Leaves checksums to the device underneath (`tx-checksum-ip-generic`); when wanted: `None` takes any,
     /// and when found: `None` was not asked for.
     pub tx_checksum: Option<bool>,
+    /// Takes router advertisements (`accept_ra`); `None` as with `accept_local`.
+    pub accept_ra: Option<bool>,
+    /// Takes packets from addresses of this host (`accept_local`); when wanted: `None` takes any, and when
+    /// found: `None` can't be known or set.
+    pub accept_local: Option<bool>,
 }
 
 /// A route of the main table.
@@ -180,6 +185,10 @@ pub struct LinkPatch {
     pub learning: Option<bool>,
     /// See [`LinkSettings::tx_checksum`].
     pub tx_checksum: Option<bool>,
+    /// See [`LinkSettings::accept_ra`].
+    pub accept_ra: Option<bool>,
+    /// See [`LinkSettings::accept_local`].
+    pub accept_local: Option<bool>,
 }
 
 impl Route {
@@ -212,13 +221,28 @@ impl LinkSettings {
     /// Those of a device that has neither MAC nor device underneath.
     pub fn plain(mtu: u32) -> Self {
         let local = Ipv4Addr::UNSPECIFIED.into();
-        Self { up: true, mtu, mac: Mac([0; 6]), lower: 0, local, learning: false, tx_checksum: None }
+        Self {
+            up: true,
+            mtu,
+            mac: Mac([0; 6]),
+            lower: 0,
+            local,
+            learning: false,
+            tx_checksum: None,
+            accept_ra: Some(false),
+            // Its own address is the source of the errors that a datapath sends; otherwise the kernel takes
+            // them for forged.
+            accept_local: Some(true),
+        }
     }
 
     /// What has to change for `self` to become `want`.
     pub fn patch_to(&self, want: &Self) -> LinkPatch {
         fn differing<T: PartialEq>(have: T, want: T) -> Option<T> {
             (have != want).then_some(want)
+        }
+        fn known(have: Option<bool>, want: Option<bool>) -> Option<bool> {
+            want.filter(|want| have.is_some_and(|have| have != *want))
         }
         LinkPatch {
             up: differing(self.up, want.up),
@@ -228,6 +252,8 @@ impl LinkSettings {
             local: differing(self.local, want.local),
             learning: differing(self.learning, want.learning),
             tx_checksum: want.tx_checksum.filter(|_| self.tx_checksum != want.tx_checksum),
+            accept_ra: known(self.accept_ra, want.accept_ra),
+            accept_local: known(self.accept_local, want.accept_local),
         }
     }
 
@@ -240,6 +266,8 @@ impl LinkSettings {
         self.local = patch.local.unwrap_or(self.local);
         self.learning = patch.learning.unwrap_or(self.learning);
         self.tx_checksum = patch.tx_checksum.or(self.tx_checksum);
+        self.accept_ra = patch.accept_ra.or(self.accept_ra);
+        self.accept_local = patch.accept_local.or(self.accept_local);
     }
 }
 
@@ -455,6 +483,11 @@ impl fmt::Display for LinkPatch {
         }
         if let Some(on) = self.tx_checksum {
             write!(f, " tx-checksum-ip-generic {}", if on { "on" } else { "off" })?;
+        }
+        for (sysctl, on) in [("accept_ra", self.accept_ra), ("accept_local", self.accept_local)] {
+            if let Some(on) = on {
+                write!(f, " {sysctl} {}", u8::from(on))?;
+            }
         }
         Ok(())
     }

@@ -114,6 +114,9 @@ impl Vxlan {
             local,
             learning,
             tx_checksum: self.tx_checksum,
+            // Router advertisements from inside the overlay must not configure the node.
+            accept_ra: Some(false),
+            accept_local: None,
         };
         let identity = VxlanIdentity { vni, port, gbp, family, foreign_modes: false };
         Link { identity: LinkIdentity::Vxlan(identity), settings }

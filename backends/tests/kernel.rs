@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backends::kernel::netlink::{Listener, Netlink};
-use backends::kernel::{Interest, Notices};
+use backends::kernel::{Interest, Notices, Records};
 use backends::testing::{Fabric, Node as Machine, Pod};
 use backends::{
     Change, Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
@@ -50,6 +50,17 @@ fn leases(network: &NetworkConfig, count: u8) -> Leases {
     all
 }
 
+/// What the leases of these nodes leave in memory.
+fn records(network: &NetworkConfig, numbers: &[u8]) -> Arc<Records> {
+    let mut all = leases(network, 89);
+    let ours = |number: &u8| parse_key(&key(*number)).unwrap();
+    let numbers: Vec<Subnets> = numbers.iter().map(ours).collect();
+    all.leases.retain(|subnets, _| numbers.contains(subnets));
+    let mut records = Records::default();
+    records.learn(&all);
+    Arc::new(records)
+}
+
 impl<'m> Agent<'m> {
     fn new(machine: &'m Machine, config: &str) -> Self {
         let network = NetworkConfig::parse(config).unwrap();
@@ -79,7 +90,10 @@ impl<'m> Agent<'m> {
         Scope {
             networks: self.network.networks().iter().collect(),
             subnets: self.own.iter().collect(),
+            ranges: self.network.ranges().copied().collect(),
             subnet_lens: vec![(Family::V4, 24)],
+            // Node 89 is gone.
+            records: records(&self.network, &[1, 2, 89]),
             underlay: Some(self.node.underlay.index),
             devices: self.ways.devices().collect(),
         }
@@ -251,6 +265,7 @@ const LEFTOVERS: &str = "\
     neigh add 10.244.88.0 lladdr 02:00:00:00:00:88 dev flannel.1 nud permanent";
 const STRANGERS: &str = "\
     route add 10.244.91.0/25 via 172.31.0.91\n\
+    route add 10.244.95.0/24 via 172.31.0.254\n\
     route add 10.244.92.0/24 via 172.31.0.92 proto static\n\
     route add 10.244.93.0/24 via 172.31.0.93 metric 7\n\
     route add 10.244.94.0/24 dev other0\n\
@@ -281,12 +296,12 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
     let strangers = |agent: &Agent<'_>| {
         let all = agent.show("ip", "route show table all");
         let kept = |line: &&str| {
-            ["91.0", "92.0", "93.0", "94.0", "192.168.7", "table 99", "10.98.1", "10.77.0"]
+            ["91.0", "92.0", "93.0", "94.0", "95.0", "192.168.7", "table 99", "10.98.1", "10.77.0"]
                 .iter()
                 .any(|part| line.contains(part))
         };
         let routes: Vec<&str> = all.lines().filter(kept).collect();
-        assert!(routes.len() >= 7, "{all}");
+        assert!(routes.len() >= 8, "{all}");
         format!(
             "{routes:?}{}{}",
             agent.show("ip", "neigh show dev flannel.7"),
@@ -301,6 +316,7 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
     assert_eq!(
         words(&report.applied),
         [
+            "link set flannel.1 accept_ra 0",
             "fdb replace 02:00:00:00:00:02 dst 172.31.0.2 dev flannel.1",
             "neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1",
             "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 70",
@@ -362,6 +378,7 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
     let interest = Mutex::new(Interest {
         neighbours: Arc::default(),
         draining: false,
+        sysctls_moved: false,
         desired: Arc::clone(&desired),
         host: Arc::new(host),
         scope: agent.scope(),

@@ -9,6 +9,7 @@ mod claim;
 mod files;
 mod journal;
 mod plan;
+mod prerequisites;
 mod recall;
 mod rules;
 mod standing;
@@ -17,14 +18,17 @@ mod tenure;
 mod tests;
 mod underlay;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backends::backend::Direct;
-use backends::kernel::{Interest, Notices, Observed};
-use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Report, Ways, converge};
+use backends::kernel::{Interest, Notices, Observed, Records};
+use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Name, Report, Ways, converge_but};
+use ipnet::IpNet;
 use subnet::env_file::{Previous, SubnetEnv, sweep};
+use subnet::net::overlap;
 use subnet::saved::Saved;
 use subnet::store::random_below;
 use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
@@ -36,6 +40,7 @@ use crate::serve::Health;
 use change::{Change, News};
 use claim::{Beginning, Identity};
 use journal::Journal;
+use prerequisites::Prerequisites;
 use recall::Keeper;
 use rules::Rules;
 use standing::Trouble;
@@ -93,6 +98,10 @@ pub(crate) struct Settings {
     pub(crate) identity: String,
     /// Which traffic rules to install.
     pub(crate) traffic: TrafficSettings,
+    /// Switch IP forwarding on at start where it is off (`--ip-forward`).
+    pub(crate) ip_forward: bool,
+    /// Pods reach Services by rules of kube-proxy, which packets over a bridge have to meet.
+    pub(crate) services: bool,
 }
 
 /// Which traffic rules the operator asks for.
@@ -142,7 +151,10 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
                 Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
                 Beginning::Recalled(saved, ways, why) => (saved.network.clone(), ways, Some((*saved, why))),
             };
+        let (mut records, mut own_before) = (Records::default(), Subnets::default());
         if let Some(saved) = saved {
+            records.learn(&saved.leases);
+            own_before = saved.own;
             let own = saved.leases.leases.get(&saved.own);
             settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
             if let Some(before) = Change::since_restart(&saved, &network) {
@@ -158,6 +170,8 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             settings.selectors.public = or(claim::node_public(&*store, &health).await, given);
         }
         let previous = Previous::read(&settings.subnet_file);
+        let mut held: BTreeSet<IpNet> = previous.subnets.iter().collect();
+        held.extend(own_before.iter());
         let former: Vec<_> = previous.networks.iter().collect();
         let (feed, known) = Feed::channel();
         let agent = Agent {
@@ -192,6 +206,11 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             reconnecting: None,
             announcing: None,
             lost: Vec::new(),
+            held,
+            records: Arc::new(records),
+            made: BTreeSet::new(),
+            freed: BTreeSet::new(),
+            draining: false,
             contested: None,
             sound: false,
             written: None,
@@ -199,6 +218,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             rules: Rules::new(former),
             keeper: Keeper::default(),
             journal: Journal::default(),
+            prerequisites: Prerequisites::default(),
         };
         agent.recalling(recalled).live().await
     };
@@ -258,6 +278,16 @@ struct Agent<'a, K, S> {
     announcing: Option<Task<()>>,
     /// Subnets that were ours and on which pods may still be.
     lost: Vec<Subnets>,
+    /// Every subnet of which there is a record that this node holds or held it.
+    held: BTreeSet<IpNet>,
+    /// What leases said since the start, and what was saved of them.
+    records: Arc<Records>,
+    /// The tunnel devices that this process made.
+    made: BTreeSet<Name>,
+    /// Addresses that were taken off bridges: none of them a second time.
+    freed: BTreeSet<(Name, IpNet)>,
+    /// A bridge keeps pods from being added until the last one on it is gone.
+    draining: bool,
     contested: Option<Loss>,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
@@ -268,6 +298,7 @@ struct Agent<'a, K, S> {
     rules: Rules,
     keeper: Keeper,
     journal: Journal,
+    prerequisites: Prerequisites,
 }
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -295,10 +326,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             };
             let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
             let held = self.change.held(self.sound && self.lease.is_some());
-            let wait = [self.keeper.again, self.keeper.files, expiry, held, self.choosing.again()]
-                .into_iter()
-                .flatten()
-                .fold(wait, Duration::min);
+            let (_, fought) = self.journal.held(Instant::now().into_std());
+            let rules = self.rules.held();
+            let wait =
+                [self.keeper.again, self.keeper.files, expiry, held, self.choosing.again(), fought, rules]
+                    .into_iter()
+                    .flatten()
+                    .fold(wait, Duration::min);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
                 () = self.rules_moved.notified() => {
@@ -338,17 +372,20 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             let Some(plan) = self.plan() else { return Turn::Done };
             self.filter_tunnels().await;
-            let report = match self.converge(plan).await {
+            let mut report = match self.converge(plan).await {
                 Ok(report) => report,
                 Err(error) => return Turn::Broken(error),
             };
             self.bulky |= report.applied.len() >= BULK;
+            // First, so that readiness is about what is so after that.
+            self.mend_bridges(&mut report.observed).await;
             outcome = self.judge(&report);
             let retry = self.judge_change(&report);
-            self.mend_bridges(&report.observed).await;
             self.judge_left(&report.observed);
             let before = self.external.clone();
             self.choose(&report.observed);
+            self.judge_underlay(&report.observed);
+            self.look_at_prerequisites(&report.observed);
             if self.external == before && !retry {
                 break;
             }
@@ -386,21 +423,25 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     async fn look(&mut self) -> Result<Observed, KernelError> {
-        let scope = self.scope();
+        // Their names are enough for looking at them: one may have the MAC that peers know.
+        let mut scope = self.scope();
+        scope.devices.extend(self.ways.devices());
         self.with_hands(move |hands| hands.kernel.observe(&KernelState::default(), &scope)).await
     }
 
     async fn converge(&mut self, plan: Arc<KernelState>) -> Result<Report, KernelError> {
         let scope = self.scope();
-        if !Arc::ptr_eq(&self.interest().desired, &plan) {
-            self.journal.replanned();
-        }
+        let repaired = Arc::ptr_eq(&self.interest().desired, &plan);
+        let (held, _) = self.journal.held(Instant::now().into_std());
         // Before the changes: their echo has to be recognised as what is wanted.
         self.set_interest(|interest| {
             interest.desired = Arc::clone(&plan);
             interest.scope = scope.clone();
         });
-        let report = self.with_hands(move |hands| converge(&mut hands.kernel, &plan, &scope)).await?;
+        let work = move |hands: &mut Hands<K>| converge_but(&mut hands.kernel, &plan, &scope, &held);
+        let report = self.with_hands(work).await?;
+        let fights = self.journal.report(&report, repaired, Instant::now().into_std());
+        self.health.note("fights", fights);
         self.set_interest(|interest| interest.host = Arc::new(report.observed.host.clone()));
         Ok(report)
     }
@@ -415,12 +456,18 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// What a run of the reconciler means for readiness and for the next turn.
     fn judge(&mut self, report: &Report) -> Turn {
-        self.journal.report(report, Instant::now().into_std());
         let own = self.ways.own_devices();
         let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
         self.health.set(condition::KERNEL, trouble.map_or(Ok(()), |error| Err(error.to_string())));
+        report.applied.iter().for_each(|change| note_made(&mut self.made, change));
+        let all = self.known.borrow().leases.clone();
+        let own = self.lease.as_ref().map(|lease| lease.subnets);
+        let taken = |subnet| {
+            let mut held = all.iter().flat_map(|all| all.leases.keys()).filter(|held| Some(**held) != own);
+            held.any(|held| held.iter().any(|held| overlap(held, subnet)))
+        };
         let stranded: Vec<String> =
-            self.lost.iter().filter_map(|subnets| stranded(subnets, report)).collect();
+            self.lost.iter().filter_map(|subnets| stranded(subnets, report, taken)).collect();
         if stranded.is_empty() {
             self.lost.clear();
         }
@@ -436,6 +483,24 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         self.sound = trouble.is_none();
         if report.failed.is_empty() && report.settled { Turn::Done } else { Turn::Again }
+    }
+}
+
+/// Keeps the record of the devices that this process made or set up.
+fn note_made(made: &mut BTreeSet<Name>, change: &backends::Change) {
+    use backends::Change;
+    match change {
+        Change::AddLink(name, _) | Change::SetLink(name, _) | Change::AddAddress(name, _) => {
+            made.insert(*name);
+        }
+        Change::RenameLink(from, to) => {
+            made.remove(from);
+            made.insert(*to);
+        }
+        Change::DelLink(name) => {
+            made.remove(name);
+        }
+        _ => {}
     }
 }
 

@@ -3,15 +3,17 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use backends::firewall::nftables::NftFirewall;
-use backends::kernel::is_tunnel;
 use backends::kernel::netlink::Netlink;
+use backends::kernel::{Records, is_tunnel};
 use backends::state::Change;
 use backends::{Firewall, Kernel, KernelState, Look, Scope, converge};
 use ipnet::IpNet;
 use subnet::Family;
 use subnet::env_file::Previous;
+use subnet::saved::Saved;
 
 use crate::cli::options::CleanupOptions;
 
@@ -25,7 +27,8 @@ use crate::cli::options::CleanupOptions;
 /// A sentence naming what could not be read or removed.
 pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
     let mut kernel = Netlink::open()?;
-    let scope = scope(&mut kernel, &Previous::read(&options.subnet_file))?;
+    let saved = Saved::read_of_any_store(&crate::state_file(&options.subnet_file));
+    let scope = scope(&mut kernel, &Previous::read(&options.subnet_file), saved.as_ref())?;
     let mut out = io::stdout().lock();
     let mut removed = 0usize;
     let mut failures = Vec::new();
@@ -92,11 +95,15 @@ fn remove_file(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn scope(kernel: &mut Netlink, previous: &Previous) -> anyhow::Result<Scope> {
+fn scope(kernel: &mut Netlink, previous: &Previous, saved: Option<&Saved>) -> anyhow::Result<Scope> {
+    let mut records = Records::default();
+    saved.iter().for_each(|saved| records.learn(&saved.leases));
     let mut scope = Scope {
         networks: previous.networks.iter().collect(),
         subnets: previous.subnets.iter().collect(),
         subnet_lens: previous.subnets.iter().map(|net| (Family::of(net.addr()), net.prefix_len())).collect(),
+        ranges: saved.iter().flat_map(|saved| saved.network.ranges().copied()).collect(),
+        records: Arc::new(records),
         ..Scope::default()
     };
     let known = !scope.networks.is_empty();

@@ -108,6 +108,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         cni_conf: options.cni_conf.clone(),
         identity: identity(options.node_name.as_deref()),
         traffic: options.traffic,
+        ip_forward: options.ip_forward,
+        services: matches!(options.store, StoreOptions::Kube(_)),
     };
     let margin = options.renew_margin;
     let life = async {

@@ -1,12 +1,12 @@
 //! `/healthz` and `/readyz` over HTTP: what an orchestrator decides by (contract §1.6).
 //!
-//! Bodies and codes of success are Flannel's; a failure says in JSON what is wrong. Whoever can reach the
-//! port can't exhaust anything: there are few connections, each of them short, and the newest one counts.
+//! Bodies and codes of success are Flannel's; a failure says in JSON what is wrong. Clients can't exhaust
+//! anything: there are few connections, each of them short, and the newest one counts.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -94,7 +95,7 @@ impl Server {
     /// # Errors
     /// [`BindError`] with the remedy.
     pub(crate) async fn bind(at: SocketAddr) -> Result<Self, BindError> {
-        let listener = TcpListener::bind(at).await.map_err(|error| BindError::new(at, error))?;
+        let listener = listen(at).map_err(|error| BindError::new(at, error))?;
         Ok(Self { listener, limits: Limits::default() })
     }
 
@@ -141,6 +142,40 @@ impl Server {
             tracing::debug!("health connections were cut off");
         }
     }
+}
+
+/// A listener on this address; the unspecified one of either family means both families, as with Go, where
+/// the host has IPv6.
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    if at.ip().is_unspecified() {
+        match listen_on((Ipv6Addr::UNSPECIFIED, at.port()).into()) {
+            Err(error) if lacks_ipv6(&error) => {}
+            outcome => return outcome,
+        }
+        return listen_on((Ipv4Addr::UNSPECIFIED, at.port()).into());
+    }
+    listen_on(at)
+}
+
+fn listen_on(at: SocketAddr) -> io::Result<TcpListener> {
+    const BACKLOG: i32 = 1024;
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // A restart is not kept waiting by connections of the run before.
+    socket.set_reuse_address(true)?;
+    if at.is_ipv6() {
+        // Whatever net.ipv6.bindv6only says.
+        socket.set_only_v6(!at.ip().is_unspecified())?;
+    }
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Whether the kernel has no IPv6 (`ipv6.disable=1`).
+fn lacks_ipv6(error: &io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.raw_os_error() == Some(EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 /// The open connections, oldest first.

@@ -83,9 +83,18 @@ impl Saved {
         Self::parse(&std::fs::read(path).ok()?, store)
     }
 
+    /// The same, whatever store it is about.
+    pub fn read_of_any_store(path: &Path) -> Option<Self> {
+        Self::checked(serde_json::from_slice(&std::fs::read(path).ok()?).ok()?)
+    }
+
     fn parse(bytes: &[u8], store: &str) -> Option<Self> {
         let file: File = serde_json::from_slice(bytes).ok()?;
-        if file.version != VERSION || file.store != store {
+        if file.store == store { Self::checked(file) } else { None }
+    }
+
+    fn checked(file: File) -> Option<Self> {
+        if file.version != VERSION {
             return None;
         }
         let mut leases = Leases::default();

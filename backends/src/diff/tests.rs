@@ -34,6 +34,11 @@ fn nets() -> impl Strategy<Value = IpNet> {
         .prop_map(|(third, len)| IpNet::new(Ipv4Addr::new(10, 1, third, 0).into(), len).unwrap())
 }
 
+/// Without the settings that are unknown where they can't be read.
+fn plain(mtu: u32) -> LinkSettings {
+    LinkSettings { accept_ra: None, accept_local: None, ..LinkSettings::plain(mtu) }
+}
+
 fn links(actual: bool) -> impl Strategy<Value = Link> {
     let vxlan =
         (1u32..3, prop::option::of(8472u16..8474), any::<bool>()).prop_map(move |(vni, port, gbp)| {
@@ -46,8 +51,7 @@ fn links(actual: bool) -> impl Strategy<Value = Link> {
         if actual { prop_oneof![4 => vxlan_or_tun, 1 => other].boxed() } else { vxlan_or_tun.boxed() };
     (identity, any::<bool>(), 1400u32..1402, macs(), 1u32..3, addrs(), any::<bool>()).prop_map(
         move |(identity, up, mtu, mac, lower, local, learning)| {
-            let settings =
-                LinkSettings { up: up || !actual, mtu, mac, lower, local, learning, tx_checksum: None };
+            let settings = LinkSettings { up: up || !actual, mac, lower, local, learning, ..plain(mtu) };
             Link { identity, settings }
         },
     )
@@ -220,7 +224,7 @@ fn a_new_route_comes_before_the_stale_one_and_the_stale_device_goes_last() {
             lower: 1,
             local: Ipv4Addr::LOCALHOST.into(),
             learning: false,
-            tx_checksum: None,
+            ..plain(1450)
         },
     };
     let route = |third: u8, dev: &str| {

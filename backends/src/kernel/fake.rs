@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{Kernel, KernelError, Observed, Scope};
 use crate::backend::Direct;
 use crate::host::{HostView, Way};
+use crate::prerequisites::Sysctls;
 use crate::state::{Change, KernelState, LinkIdentity};
 
 /// The fake kernel. Stands in for netlink where a test is about the agent and not about the kernel.
@@ -26,6 +27,8 @@ pub struct FakeKernel {
     pub failing: BTreeMap<&'static str, i32>,
     /// All changes made so far.
     pub log: Vec<String>,
+    /// Settings below `/proc/sys/net`.
+    pub sysctls: Sysctls,
     /// How often it was read.
     pub observed: usize,
 }
@@ -93,6 +96,16 @@ impl Kernel for FakeKernel {
     fn direct(&mut self, addrs: &[IpAddr], _before: &Direct) -> Result<Direct, KernelError> {
         Ok(direct(self, addrs))
     }
+
+    fn sysctls(&mut self, keys: &[String]) -> Sysctls {
+        let value = |key: &String| Some((key.clone(), self.sysctls.get(key)?.clone()));
+        keys.iter().filter_map(value).collect()
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) -> io::Result<()> {
+        self.sysctls.insert(key.to_owned(), value.to_owned());
+        Ok(())
+    }
 }
 
 /// A fake kernel that the test and the agent both hold.
@@ -135,5 +148,13 @@ impl Kernel for SharedKernel {
 
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {
         self.lock().direct(addrs, before)
+    }
+
+    fn sysctls(&mut self, keys: &[String]) -> Sysctls {
+        self.lock().sysctls(keys)
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) -> io::Result<()> {
+        self.lock().set_sysctl(key, value)
     }
 }

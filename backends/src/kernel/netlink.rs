@@ -3,9 +3,11 @@
 mod decode;
 mod encode;
 mod listen;
+mod port;
 mod refusal;
 mod route;
 mod socket;
+mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,12 +27,14 @@ use crate::backend::Direct;
 use crate::host::{DefaultRoute, HostView, Way};
 use crate::name::Name;
 use crate::netlink::ethtool::Ethtool;
-use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, Route};
+use crate::prerequisites::Sysctls as Values;
+use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
 use crate::udp::counters::Counters;
 use crate::udp::engine::{Engine, Offload};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
 use refusal::{errno, record};
 use socket::{Request, RouteSocket};
+use sysctl::Sysctls;
 
 pub use listen::Listener;
 
@@ -47,6 +51,7 @@ pub struct Netlink {
     ethtool: Ethtool,
     /// Something was said about offloads that can't be set.
     complained: bool,
+    sysctls: Sysctls,
 }
 
 impl Netlink {
@@ -70,6 +75,7 @@ impl Netlink {
             tunnels: Engine::new(offload),
             ethtool: Ethtool::new(),
             complained: false,
+            sysctls: Sysctls::default(),
         })
     }
 
@@ -124,22 +130,29 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        self.socket.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
-            let RouteNetlinkMessage::NewRoute(message) = message else { return };
-            let Some(facts) = decode::route(&message, name_of) else { return };
-            let (route, link) = (&facts.route, facts.link);
-            if route.dst.prefix_len() == 0 {
-                defaults.push(DefaultRoute { family, link, metric: route.metric });
-            }
-            let own_device = link.is_some_and(|link| own.contains_key(&link));
-            let go_blackhole = facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
-            if go_blackhole
-                || scope.owns_route(route, own_device, link)
-                || (route.metric == 0 && desired.routes.contains_key(&route.dst))
-            {
-                routes.push(facts);
-            }
-        })
+        let found =
+            self.socket.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
+                let RouteNetlinkMessage::NewRoute(message) = message else { return };
+                // A kernel without a family answers with what it has of the others.
+                let Some(facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
+                else {
+                    return;
+                };
+                let (route, link) = (&facts.route, facts.link);
+                if route.dst.prefix_len() == 0 {
+                    defaults.push(DefaultRoute { family, link, metric: route.metric });
+                }
+                let own_device = link.is_some_and(|link| own.contains_key(&link));
+                let go_blackhole =
+                    facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
+                if go_blackhole
+                    || scope.owns_route(route, own_device, link)
+                    || (route.metric == 0 && desired.routes.contains_key(&route.dst))
+                {
+                    routes.push(facts);
+                }
+            });
+        or_nothing(found)
     }
 
     /// Permanent neighbours and configured forwarding entries of one device.
@@ -154,11 +167,12 @@ impl Netlink {
                 request.attributes.push(NeighbourAttribute::IfIndex(index));
             }
             let request = RouteNetlinkMessage::GetNeighbour(request);
-            all.append(&mut self.socket.dump(&request, Vec::new, |entries, message| {
+            let found = self.socket.dump(&request, Vec::new, |entries, message| {
                 if let RouteNetlinkMessage::NewNeighbour(message) = message {
                     entries.extend(decode::neighbour(&message));
                 }
-            })?);
+            });
+            all.append(&mut or_nothing(found)?);
         }
         Ok(all)
     }
@@ -197,14 +211,8 @@ impl Netlink {
         let index = self.index_of(name)?;
         self.indexes.insert(*name, index);
         self.tunnels.is_at(name, index);
-        // Router advertisements from inside the overlay must not configure the node. /proc/sys is
-        // read-only in an unprivileged pod, where the setting is the runtime's business (contract K17).
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
-        if link.identity == LinkIdentity::Tun {
-            // Its own address is the source of the errors that the datapath sends; without this the kernel
-            // takes them for forged.
-            let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/accept_local"), "1");
-        }
+        let LinkSettings { accept_ra, accept_local, .. } = link.settings;
+        self.sysctls.set(name, &LinkPatch { accept_ra, accept_local, ..LinkPatch::default() });
         if !patch.is_empty() {
             self.socket.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
         }
@@ -234,6 +242,7 @@ impl Netlink {
                 encode::steps(patch).try_for_each(|step| {
                     self.socket.change(encode::request(&Change::SetLink(*name, step), index)?)
                 })?;
+                self.sysctls.set(name, patch);
                 patch.tx_checksum.map_or(Ok(()), |on| self.ethtool.set_tx_checksum(index, on))
             }
             _ => {
@@ -268,8 +277,11 @@ impl Kernel for Netlink {
                         .map(|net| (name, net)),
                 );
                 let mut tunnel = link.tunnel;
-                let checksum = desired.links.get(&name).and_then(|want| want.settings.tx_checksum);
-                tunnel.settings.tx_checksum = checksum.map(|wanted| self.tx_checksum(&name, index, wanted));
+                if let Some(want) = desired.links.get(&name).map(|want| &want.settings) {
+                    let have = &mut tunnel.settings;
+                    have.tx_checksum = want.tx_checksum.map(|wanted| self.tx_checksum(&name, index, wanted));
+                    self.sysctls.read(&name, want, have);
+                }
                 if tunnel.identity == LinkIdentity::Other("tun".to_owned())
                     && self.tunnels.holds(&name, index)
                 {
@@ -312,6 +324,11 @@ impl Kernel for Netlink {
         let mut missing: BTreeSet<Name> = BTreeSet::new();
         let mut rerouted = false;
         for (position, change) in changes.iter().enumerate() {
+            // The device could not be made: one of its name is somebody else's.
+            if let Some(name) = change.device().filter(|name| missing.contains(name)) {
+                failures.push((position, KernelError::NoDevice(name)));
+                continue;
+            }
             // Such a route may need a second attempt, and what it leaves must not go before.
             if rerouted && change.is_removal() {
                 self.send(changes, &mut pending, &mut failures);
@@ -324,7 +341,11 @@ impl Kernel for Netlink {
             let outcome = match index {
                 _ if is_link => {
                     self.send(changes, &mut pending, &mut failures);
-                    self.change_link(change)
+                    let outcome = self.change_link(change);
+                    if let (Change::AddLink(name, _), Err(_)) = (change, &outcome) {
+                        missing.insert(*name);
+                    }
+                    outcome.map_err(|error| self.named(change, error))
                 }
                 Some((name, None)) => {
                     missing.insert(name);
@@ -353,6 +374,14 @@ impl Kernel for Netlink {
 
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {
         self.beside(addrs, before)
+    }
+
+    fn sysctls(&mut self, keys: &[String]) -> Values {
+        sysctl::values(keys)
+    }
+
+    fn set_sysctl(&mut self, key: &str, value: &str) -> io::Result<()> {
+        sysctl::write(key, value)
     }
 }
 
@@ -437,6 +466,16 @@ fn sort_routes(
             state.surplus.insert(route);
         }
     }
+}
+
+/// What a dump found, which is nothing where the kernel says that there is no such table (in a namespace
+/// whose `lo` was never up), no such device any more, or no such family (`ipv6.disable=1`).
+fn or_nothing<T: Default>(found: io::Result<T>) -> io::Result<T> {
+    const NOTHING: [i32; 4] = [errno::ENOENT, errno::ENODEV, errno::EOPNOTSUPP, errno::EAFNOSUPPORT];
+    found.or_else(|error| match error.raw_os_error() {
+        Some(number) if NOTHING.contains(&number) => Ok(T::default()),
+        _ => Err(error),
+    })
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {

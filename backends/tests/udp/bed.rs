@@ -127,6 +127,7 @@ impl Site {
             subnet_lens: vec![(Family::V4, 24), (Family::V6, 64)],
             underlay: Some(self.node.underlay.index),
             devices: self.ways.devices().collect(),
+            ..Scope::default()
         };
         let (namespace, kernel) = (self.machine.namespace(), &mut self.kernel);
         namespace.run(|| converge(kernel, &desired, &scope).unwrap())

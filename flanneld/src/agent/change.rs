@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use backends::host::{HostLink, HostView};
 use backends::kernel::{Observed, is_tunnel_name};
-use backends::{Kernel, KernelError, Name, Report, Ways};
+use backends::{Kernel, KernelError, Report, Ways};
 use ipnet::IpNet;
 use subnet::net::overlap;
 use subnet::saved::Saved;
@@ -51,8 +51,6 @@ pub(super) struct Change {
     pub(super) left: Vec<IpNet>,
     /// The lease has to be taken again: the network is another one.
     pub(super) reclaim: bool,
-    /// Devices of configurations that were given up: nobody else removes them.
-    pub(super) stray: Vec<Name>,
 }
 
 /// What a node found at its restart.
@@ -300,7 +298,6 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let Some((network, ways)) = self.change.trial.take() else { return false };
         if let Some(trouble) = troubles.next() {
             let why = trouble.to_string();
-            self.change.stray.extend(self.ways.devices());
             self.tried();
             self.network = network;
             self.ways = ways;
@@ -372,7 +369,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             None => false,
         });
-        let draining = !self.change.left.is_empty();
+        let draining = !self.change.left.is_empty() || !self.lost.is_empty() || self.draining;
         self.set_interest(|interest| interest.draining = draining);
         if self.change.left.len() < before {
             self.plan = None;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backends::backend::Direct;
+use backends::fights::Told;
 use backends::host::StaleBridge;
 use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report, Ways};
 use subnet::env_file::SubnetEnv;
@@ -36,6 +37,8 @@ pub(super) struct Journal {
     ways: Option<String>,
     kept_peers: usize,
     ready: bool,
+    prerequisites: BTreeSet<String>,
+    carrier: BTreeSet<String>,
 }
 
 impl Journal {
@@ -53,6 +56,15 @@ impl Journal {
             error!("{why}");
             self.no_interface = Some(why.to_owned());
         }
+    }
+
+    /// What the host lacks, each once, and the end of it.
+    pub(super) fn prerequisites(&mut self, notes: &[String]) {
+        say_news(&mut self.prerequisites, notes, "the host has what pods' packets need");
+    }
+
+    pub(super) fn carrier(&mut self, notes: &[String]) {
+        say_news(&mut self.carrier, notes, "the external interface has its carrier again");
     }
 
     pub(super) fn leased(&mut self, lease: &Lease, old: Option<Subnets>) {
@@ -118,9 +130,9 @@ impl Journal {
         self.skipped.clone_from(&peers.skipped);
     }
 
-    /// Something else is wanted of the kernel than before.
-    pub(super) fn replanned(&mut self) {
-        self.fights.forget();
+    /// What is held back because somebody undoes it, and how long the first of it waits.
+    pub(super) fn held(&self, now: Instant) -> (BTreeSet<String>, Option<Duration>) {
+        (self.fights.held(now), self.fights.wait(now))
     }
 
     /// How peers are reached, when it is not as simple as it usually is.
@@ -147,19 +159,22 @@ impl Journal {
         }
     }
 
-    pub(super) fn report(&mut self, report: &Report, now: Instant) {
+    /// Tells what was changed and what failed. `repaired`: what is wanted was the same before. Gives the
+    /// notes about what is fought over.
+    pub(super) fn report(&mut self, report: &Report, repaired: bool, now: Instant) -> Vec<String> {
+        let told = if repaired {
+            self.fights.record(report.applied.iter().map(ToString::to_string), now)
+        } else {
+            Told::default()
+        };
         if report.applied.len() <= LISTED {
-            report.applied.iter().for_each(|change| info!("{change}"));
+            let lines = report.applied.iter().map(ToString::to_string);
+            lines.filter(|line| !told.quiet.contains(line)).for_each(|line| info!("{line}"));
         } else {
             info!("{} changes: {}", report.applied.len(), counted(&report.applied));
             report.applied.iter().for_each(|change| debug!("{change}"));
         }
-        for change in self.fights.record(&report.applied, now) {
-            warn!(
-                "\"{change}\" was needed more than five times within a minute: something else on this host undoes it \
-                 (another network agent, NetworkManager, a script)"
-            );
-        }
+        told.warnings.iter().for_each(|warning| warn!("{warning}"));
         let failed = report.failed.iter().map(ToString::to_string).chain(report.conflicts.iter().cloned());
         let refused: BTreeSet<String> = failed.collect();
         let news = refused.difference(&self.refused);
@@ -172,20 +187,34 @@ impl Journal {
             info!("the kernel refuses nothing any more");
         }
         self.refused = refused;
+        self.fights.notes(now)
     }
 
-    pub(super) fn busy_bridges(&mut self, bridges: &[StaleBridge], own: &Subnets) {
-        let texts: BTreeSet<String> = bridges
-            .iter()
-            .map(|StaleBridge { name, net, ports }| {
-                format!(
-                    "{name} has the address {net} of another subnet than this node's ({own}), so no pod can be added to \
-                     it; {ports} devices hang on it: drain this node's pods, and the address is removed"
-                )
-            })
-            .collect();
+    /// Bridges with addresses of other subnets that stay: pods hang on them, or the address came back after
+    /// it was removed once. Gives the sentences.
+    pub(super) fn busy_bridges(
+        &mut self,
+        busy: &[StaleBridge],
+        back: &[StaleBridge],
+        own: &Subnets,
+    ) -> Vec<String> {
+        let busy = busy.iter().map(|StaleBridge { name, net, ports }| {
+            format!(
+                "{name} has the address {net} of another subnet than this node's ({own}), so no pod can be added to \
+                 it; {ports} devices hang on it: drain this node's pods, and the address is removed"
+            )
+        });
+        let back = back.iter().map(|StaleBridge { name, net, .. }| {
+            format!(
+                "{name} has the address {net} again, which lies in another node's subnet and was removed once: \
+                 something on this host wants it, so it stays; remove it if it is a leftover \
+                 (ip address del {net} dev {name})"
+            )
+        });
+        let texts: BTreeSet<String> = busy.chain(back).collect();
         texts.difference(&self.bridges).for_each(|text| warn!("{text}"));
-        self.bridges = texts;
+        self.bridges.clone_from(&texts);
+        texts.into_iter().collect()
     }
 
     pub(super) fn mended_bridges(&mut self, made: &[Change], failures: &[(usize, KernelError)]) {
@@ -197,10 +226,12 @@ impl Journal {
         }
     }
 
-    pub(super) fn rules(&mut self, outcome: &Result<FirewallReport, FirewallError>) {
+    pub(super) fn rules(&mut self, outcome: &Result<FirewallReport, FirewallError>, told: &Told) {
+        told.warnings.iter().for_each(|warning| warn!("{warning}"));
         let said: BTreeSet<String> = match outcome {
             Ok(report) => {
-                report.changed.iter().for_each(|change| info!("{change}"));
+                let news = report.changed.iter().filter(|change| !told.quiet.contains(*change));
+                news.for_each(|change| info!("{change}"));
                 report
                     .notes
                     .iter()
@@ -307,6 +338,16 @@ fn remedy(kind: io::ErrorKind) -> &'static str {
         }
         _ => "look at its file system, or give another --subnet-file",
     }
+}
+
+/// Warns of what was not said before, and tells when nothing is left of it.
+fn say_news(said: &mut BTreeSet<String>, now: &[String], over: &str) {
+    let now: BTreeSet<String> = now.iter().cloned().collect();
+    now.difference(said).for_each(|text| warn!("{text}"));
+    if now.is_empty() && !said.is_empty() {
+        info!("{over}");
+    }
+    *said = now;
 }
 
 fn counted(changes: &[Change]) -> String {

@@ -26,9 +26,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 .chain(self.previous.subnets.iter())
                 .chain(self.change.left.iter().copied())
                 .collect(),
+            ranges: self.network.ranges().copied().collect(),
             subnet_lens: lens.chain(old_lens).collect(),
+            records: Arc::clone(&self.records),
             underlay: self.external.as_ref().map(|external| external.index),
-            devices: self.ways.devices().chain(self.change.stray.iter().copied()).collect(),
+            devices: self.made.iter().copied().collect(),
         }
     }
 
@@ -42,6 +44,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         let (lease, external) = (self.lease.clone()?, self.external.clone()?);
         let all = self.known.borrow().leases.clone()?;
+        if !self.records.know(&all) {
+            Arc::make_mut(&mut self.records).learn(&all);
+        }
         if self.change.find_others(&self.network, &all) {
             self.rules.due();
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Kernel, Look, Masquerade, Peers, Traffic, TunnelFilter};
+use backends::{Fights, Kernel, Look, Masquerade, Peers, Traffic, TunnelFilter};
 use ipnet::IpNet;
 use subnet::{Family, LeaseStore};
 use tokio::time::Instant;
@@ -22,6 +22,9 @@ pub(super) struct Rules {
     peers: [Arc<[IpAddr]>; 2],
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
     filtered: Option<Vec<TunnelFilter>>,
+    /// What was asked for last.
+    wanted: Vec<Traffic>,
+    fights: Fights,
 }
 
 impl Rules {
@@ -52,6 +55,11 @@ impl Rules {
         });
     }
 
+    /// How long they wait because somebody undoes what is made.
+    pub(super) fn held(&self) -> Option<Duration> {
+        self.fights.wait(Instant::now().into_std())
+    }
+
     fn are_due(&self) -> bool {
         // A little less than the pause of the loop, so that no turn comes just too early.
         const AGE: Duration = RESYNC.saturating_sub(Duration::from_secs(10));
@@ -66,9 +74,18 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             return true;
         }
         let (wanted, former) = (self.wanted_rules(), self.rules.former.clone());
+        let repaired = wanted == self.rules.wanted;
+        if repaired && self.rules.held().is_some() {
+            return true;
+        }
+        self.rules.wanted.clone_from(&wanted);
         let outcome = self.with_hands(move |hands| hands.firewall.converge(&wanted, &former)).await;
-        self.journal.rules(&outcome);
-        let notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
+        let now = Instant::now().into_std();
+        let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
+        let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
+        self.journal.rules(&outcome, &told);
+        let mut notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
+        notes.extend(self.rules.fights.notes(now));
         self.health.note("rules", notes);
         let state = match &outcome {
             Ok(report) if report.obstacles.is_empty() => Ok(()),
@@ -89,7 +106,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     pub(super) async fn filter_tunnels(&mut self) {
         let wanted = self.wanted_filters();
         let due = self.rules.are_due() || self.rules.filtered.is_none();
-        if !due && self.rules.filtered.as_ref() == Some(&wanted) {
+        let repaired = self.rules.filtered.as_ref() == Some(&wanted);
+        if repaired && (!due || self.rules.held().is_some()) {
             return;
         }
         let look = if due { Look::Kernel } else { Look::Remembered };
@@ -101,6 +119,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Err(error) => vec![format!("the tunnel's port takes datagrams from anybody: {error}")],
         };
         self.journal.tunnel_filter(&outcome, &notes);
+        let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
+        let told =
+            self.rules.fights.record(changed.unwrap_or_default().into_iter(), Instant::now().into_std());
+        told.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         self.health.note("tunnel", notes);
         self.rules.filtered = outcome.is_ok().then_some(wanted);
     }

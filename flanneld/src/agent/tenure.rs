@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use backends::host::StaleBridge;
 use backends::{Change, Kernel, Observed, Report};
+use ipnet::IpNet;
 use subnet::{Family, Lease, LeaseStore, Loss, Subnets};
 use tokio::task::JoinHandle;
 
@@ -46,6 +47,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 self.identity.macs.set(family, vtep.mac);
             }
         }
+        self.held.extend(lease.subnets.iter());
         if let Some(before) = self.lease.replace(lease) {
             self.leave(before.subnets);
         }
@@ -74,6 +76,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
             Loss::Taken { subnets, .. } | Loss::Changed { subnets } => {
                 self.lost.push(*subnets);
+                self.held.extend(subnets.iter());
                 self.lease = None;
                 self.plan = None;
             }
@@ -82,15 +85,20 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     /// Frees bridges of the gateway addresses of earlier subnets, which would keep the bridge plugin from
-    /// adding pods. A bridge with pods on it is only named: they use the address.
-    pub(super) async fn mend_bridges(&mut self, observed: &Observed) {
+    /// adding pods, and takes them out of what was observed. A bridge with pods on it is only named, since
+    /// they use the address, and so is an address that came back: somebody wants it.
+    pub(super) async fn mend_bridges(&mut self, observed: &mut Observed) {
         let Some(own) = self.lease.as_ref().map(|lease| lease.subnets) else { return };
-        let (idle, busy): (Vec<StaleBridge>, Vec<StaleBridge>) = observed
-            .host
-            .stale_bridges(&self.network, own, &self.change.left)
-            .into_iter()
-            .partition(|bridge| bridge.ports == 0);
-        self.journal.busy_bridges(&busy, &own);
+        let peers = |subnet| {
+            self.records.has_subnet(subnet) && self.network.ranges().any(|range| range.allows(subnet))
+        };
+        let stale = observed.host.stale_bridges(own, |subnet| self.held.contains(&subnet) || peers(subnet));
+        let (back, stale): (Vec<_>, Vec<_>) =
+            stale.into_iter().partition(|bridge| self.freed.contains(&(bridge.name, bridge.net)));
+        let (idle, busy): (Vec<StaleBridge>, Vec<StaleBridge>) =
+            stale.into_iter().partition(|bridge| bridge.ports == 0);
+        self.draining = !busy.is_empty();
+        self.health.note("bridges", self.journal.busy_bridges(&busy, &back, &own));
         let changes: Vec<Change> =
             idle.iter().map(|bridge| Change::DelAddress(bridge.name, bridge.net)).collect();
         if changes.is_empty() {
@@ -99,6 +107,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let made = changes.clone();
         let failures = self.with_hands(move |hands| hands.kernel.apply(&changes)).await;
         self.journal.mended_bridges(&made, &failures);
+        for (index, StaleBridge { name, net, .. }) in idle.into_iter().enumerate() {
+            if failures.iter().all(|(failed, _)| *failed != index) {
+                self.freed.insert((name, net));
+                observed.host.forget_address(&name, net);
+            }
+        }
     }
 
     /// Takes note of what the store says.
@@ -153,19 +167,20 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 }
 
-/// Why a lost subnet is still in use on this host, if it is.
-pub(super) fn stranded(subnets: &Subnets, report: &Report) -> Option<String> {
+/// Why a lost subnet is still in use on this host, if it is. `taken`: another node holds it now.
+pub(super) fn stranded(subnets: &Subnets, report: &Report, taken: impl Fn(IpNet) -> bool) -> Option<String> {
     let links = report.observed.host.links.values();
-    let on = |subnet: ipnet::IpNet| {
+    let on = |subnet: IpNet| {
         links.clone().find(|link| {
             link.addresses.iter().any(|address| subnet.contains(&address.net.addr()))
                 && !report.observed.state.links.contains_key(&link.name)
         })
     };
     let (subnet, link) = subnets.iter().find_map(|subnet| Some((subnet, on(subnet)?)))?;
+    let whose = if taken(subnet) { "now belongs to another node" } else { "is no longer this node's" };
     Some(format!(
-        "{subnet} now belongs to another node, but {} still has an address in it: drain this node's pods, then remove \
-         that address",
+        "{subnet} {whose}, but {} still has an address in it: drain this node's pods, and the address is removed \
+         from a bridge that has none any more",
         link.name
     ))
 }

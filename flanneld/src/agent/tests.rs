@@ -60,8 +60,10 @@ impl Firewall for FakeFirewall {
         if let Some(why) = self.1.lock().unwrap().clone() {
             return Err(FirewallError { what: "replacing them".into(), why });
         }
-        *self.0.lock().unwrap() = wanted.to_vec();
-        Ok(FirewallReport::default())
+        let mut rules = self.0.lock().unwrap();
+        let changed = if *rules == wanted { Vec::new() } else { vec!["rules put right".to_owned()] };
+        *rules = wanted.to_vec();
+        Ok(FirewallReport { changed, ..FirewallReport::default() })
     }
 
     fn filter_tunnels(
@@ -97,6 +99,7 @@ fn host(mtu: u32, address: &str) -> HostView {
         name: "eth0".parse().unwrap(),
         mtu,
         up: true,
+        carrier: true,
         bridge: false,
         controller: None,
         addresses: vec![address],
@@ -137,6 +140,8 @@ impl Bed {
             )),
             identity: "node".into(),
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
+            ip_forward: true,
+            services: false,
         };
         let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };
@@ -413,4 +418,60 @@ async fn a_filter_that_cannot_be_made_is_told_and_tried_again_and_the_tunnel_wor
     *bed.firewall.3.lock().unwrap() = None;
     bed.until("the filter", |bed| !bed.firewall.2.lock().unwrap().is_empty()).await;
     bed.until("no note", |bed| bed.health.all().1.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_undoes_a_change_at_once_is_answered_ever_later_while_all_else_goes_on() {
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.ready().await;
+    let fought = "10.244.77.0/24".parse().unwrap();
+    let repairs = |bed: &Bed| {
+        bed.kernel.lock().log.iter().filter(|line| line.starts_with("route replace 10.244.77.0/24")).count()
+    };
+    // One deletion, and the next after a while, are put right at once.
+    for _ in 0..5 {
+        bed.kernel.lock().state.routes.remove(&fought);
+        let start = Instant::now();
+        bed.bell.notify_one();
+        bed.until("the repair", |bed| bed.routes() == 1).await;
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+        sleep(Duration::from_secs(1)).await;
+    }
+    let before = repairs(&bed);
+    for tick in 0..20 * 120 {
+        bed.kernel.lock().state.routes.remove(&fought);
+        bed.bell.notify_one();
+        if tick == 20 * 60 {
+            bed.peer(78);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let often = repairs(&bed) - before;
+    assert!((10..40).contains(&often), "{often} repairs in two minutes");
+    assert_eq!(
+        bed.kernel.lock().state.routes.keys().filter(|dst| dst.to_string().contains(".78.")).count(),
+        1
+    );
+    assert!(
+        bed.health.all().1.iter().any(|note| note.contains("10.244.77.0/24") && note.contains("undoes it"))
+    );
+    bed.until("the last repair", |bed| bed.routes() == 2).await;
+    bed.until("no note", |bed| bed.health.all().1.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_somebody_undoes_at_once_are_put_right_ever_later() {
+    let bed = Bed::new(CONFIG);
+    bed.ready().await;
+    let mut repairs = 0;
+    for _ in 0..20 * 120 {
+        let there = std::mem::take(&mut *bed.firewall.0.lock().unwrap());
+        repairs += usize::from(!there.is_empty());
+        bed.rules_moved.notify_one();
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!((10..40).contains(&repairs), "{repairs} repairs in two minutes");
+    assert!(bed.health.all().1.iter().any(|note| note.contains("rules") && note.contains("undoes it")));
+    bed.until("the last repair", |bed| !bed.firewall.0.lock().unwrap().is_empty()).await;
 }

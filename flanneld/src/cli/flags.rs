@@ -76,7 +76,7 @@ pub(super) struct RunFlags {
     #[arg(long, value_name = "MINUTES", default_value_t = 60, help_heading = STORE)]
     pub(super) subnet_lease_renew_margin: i64,
 
-    /// Address for /healthz and /readyz
+    /// Address for /healthz and /readyz; 0.0.0.0 and :: both mean all addresses of both families
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = HEALTH)]
     pub(super) healthz_ip: String,
     /// TCP port for /healthz and /readyz; 0 for none
@@ -98,6 +98,9 @@ pub(super) struct RunFlags {
     /// Accept what is forwarded from and to the network
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) iptables_forward_rules: bool,
+    /// Switch IP forwarding on at start where it is off, for the enabled families
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
+    pub(super) ip_forward: bool,
     /// Without effect: the node's subnet always ends in a blackhole route of the worst metric
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = RULES)]
     pub(super) ip_blackhole_route: bool,

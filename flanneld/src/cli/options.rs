@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) traffic: TrafficSettings,
     /// What makes them.
     pub(crate) traffic_manager: TrafficManager,
+    /// Switch IP forwarding on at start where it is off.
+    pub(crate) ip_forward: bool,
     /// This node's name (`NODE_NAME`).
     pub(crate) node_name: Option<String>,
     /// How much is logged.
@@ -193,6 +195,7 @@ impl Options {
             ("traffic-manager", flags.traffic_manager.clone()),
             ("ip-masq", flags.ip_masq.to_string()),
             ("iptables-forward-rules", flags.iptables_forward_rules.to_string()),
+            ("ip-forward", flags.ip_forward.to_string()),
             ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
             ("healthz-port", flags.healthz_port.to_string()),
             ("v", flags.v.to_string()),
@@ -210,6 +213,7 @@ impl Options {
             health,
             traffic,
             traffic_manager,
+            ip_forward: flags.ip_forward,
             node_name: place.node,
             verbosity: Verbosity::new(flags.v),
             warnings,

@@ -26,6 +26,7 @@ fn link(index: u32, name: &str, addresses: &[&str]) -> HostLink {
         name: name.parse().unwrap(),
         mtu: 1500,
         up: true,
+        carrier: true,
         bridge: false,
         controller: None,
         addresses,

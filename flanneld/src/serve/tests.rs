@@ -1,7 +1,7 @@
 //! The server as its clients see it, over sockets on loopback.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -68,6 +68,26 @@ async fn ask(at: SocketAddr, request: &str) -> (String, String) {
 
 fn ready() -> Health {
     Health::new(NEVER, [])
+}
+
+#[tokio::test]
+async fn an_unspecified_address_serves_both_families_and_any_other_only_its_own() {
+    for (at, v4, v6) in [
+        ("0.0.0.0:0", true, true),
+        ("[::]:0", true, true),
+        ("127.0.0.1:0", true, false),
+        ("[::1]:0", false, true),
+    ] {
+        let running = run(Server::bind(at.parse().unwrap()).await.unwrap(), &ready());
+        let port = running.at.port();
+        for (from, expected) in [
+            (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), v4),
+            (SocketAddr::from((Ipv6Addr::LOCALHOST, port)), v6),
+        ] {
+            let answered = client(move || std::net::TcpStream::connect(from).is_ok()).await;
+            assert_eq!(answered, expected, "{at} asked at {from}");
+        }
+    }
 }
 
 #[tokio::test]

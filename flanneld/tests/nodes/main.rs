@@ -17,6 +17,8 @@ mod live;
 mod masquerade;
 mod offload;
 mod own;
+mod ownership;
+mod prerequisites;
 mod restart;
 mod site;
 mod stay;

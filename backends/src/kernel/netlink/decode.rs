@@ -52,6 +52,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
         }
     }
     let up = message.header.flags.contains(LinkFlags::Up);
+    let carrier = message.header.flags.contains(LinkFlags::LowerUp);
     let bridge = kind == "bridge";
     let (identity, lower, local, learning) = match vxlan {
         Some((identity, lower, local, learning)) => (LinkIdentity::Vxlan(identity), lower, local, learning),
@@ -63,13 +64,24 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
             name: name?,
             mtu,
             up,
+            carrier,
             bridge,
             controller,
             addresses: Vec::new(),
         },
         tunnel: Link {
             identity,
-            settings: LinkSettings { up, mtu, mac, lower, local, learning, tx_checksum: None },
+            settings: LinkSettings {
+                up,
+                mtu,
+                mac,
+                lower,
+                local,
+                learning,
+                tx_checksum: None,
+                accept_ra: None,
+                accept_local: None,
+            },
         },
     })
 }
@@ -134,6 +146,12 @@ pub(super) struct RouteFacts {
     pub(super) link: Option<u32>,
     /// It is a blackhole of a flanneld.
     pub(super) blackhole: Option<Blackhole>,
+}
+
+impl RouteFacts {
+    pub(super) fn family(&self) -> Family {
+        Family::of(self.route.dst.addr())
+    }
 }
 
 /// Who made a blackhole route.

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use super::decode::{self, NeighbourFacts};
 use super::socket::messages;
+use crate::host::HostLink;
 use crate::kernel::{Interest, KernelError, Notices};
 use crate::name::Name;
 use crate::netlink::multicast::{MulticastSocket, Received};
@@ -68,7 +69,8 @@ impl Interest {
         }
         if self.scope.underlay == Some(facts.host.index) {
             return self.host.links.get(&facts.host.index).is_none_or(|known| {
-                (known.name, known.mtu, known.up) != (facts.host.name, facts.host.mtu, facts.host.up)
+                let key = |link: &HostLink| (link.name, link.mtu, link.up, link.carrier);
+                key(known) != key(&facts.host)
             });
         }
         self.choosing
@@ -131,6 +133,15 @@ impl Interest {
         }
     }
 
+    /// Whether a datagram says that a setting has changed which decides whether packets pass: that of all
+    /// devices, of the external interface, or of a device of ours. Other links come and go with pods.
+    fn hears_of_settings(&self, datagram: &[u8]) -> bool {
+        netconf_indexes(datagram).any(|index| match u32::try_from(index) {
+            Ok(index) => self.scope.underlay == Some(index) || self.own(index).is_some(),
+            Err(_) => index == NETCONFA_IFINDEX_ALL,
+        })
+    }
+
     fn has_address(&self, index: u32, net: IpNet) -> bool {
         self.host
             .links
@@ -158,7 +169,9 @@ impl Listener {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv6Route,
         ];
-        let socket = MulticastSocket::subscribe(NETLINK_ROUTE, &groups.map(|group| group as u32), None);
+        let mut groups: Vec<u32> = groups.into_iter().map(|group| group as u32).collect();
+        groups.extend([RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF]);
+        let socket = MulticastSocket::subscribe(NETLINK_ROUTE, &groups, None);
         Ok(Self { socket: socket.map_err(super::failed("subscribing to notifications"))? })
     }
 }
@@ -169,8 +182,10 @@ impl Notices for Listener {
         loop {
             let concerned = match self.socket.receive(&mut buffer).await {
                 Ok(Received::Datagram(datagram)) => {
-                    let interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
-                    messages(datagram).any(|message| interest.concerned_by(&message))
+                    let mut interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
+                    let settings = interest.hears_of_settings(datagram);
+                    interest.sysctls_moved |= settings;
+                    settings || messages(datagram).any(|message| interest.concerned_by(&message))
                 }
                 Ok(Received::Lost) => true,
                 Err(source) => return KernelError::Netlink { what: "receiving notifications", source },
@@ -180,4 +195,34 @@ impl Notices for Listener {
             }
         }
     }
+}
+
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
+const RTM_NEWNETCONF: u16 = 80;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_IFINDEX_ALL: i32 = -1;
+
+/// The devices that messages about settings (`RTM_NEWNETCONF`, include/uapi/linux/netconf.h) are about.
+fn netconf_indexes(datagram: &[u8]) -> impl Iterator<Item = i32> {
+    /// A message's header, and the family with its padding.
+    const HEADERS: usize = 16 + 4;
+    let mut rest = datagram;
+    let bodies = std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+        let (kind, body) = (u16::from_ne_bytes([*rest.get(4)?, *rest.get(5)?]), rest.get(16..length)?);
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind == RTM_NEWNETCONF).then_some(body))
+    });
+    bodies.flatten().filter_map(|body| {
+        let mut attributes = body.get(HEADERS - 16..)?;
+        loop {
+            let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
+            let value = attributes.get(4..length)?;
+            if u16::from_ne_bytes([*attributes.get(2)?, *attributes.get(3)?]) == NETCONFA_IFINDEX {
+                return value.try_into().ok().map(i32::from_ne_bytes);
+            }
+            attributes = attributes.get(length.next_multiple_of(4)..)?;
+        }
+    })
 }

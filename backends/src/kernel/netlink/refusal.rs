@@ -99,6 +99,7 @@ pub(super) mod errno {
     pub(in super::super) const ENODEV: i32 = 19;
     pub(in super::super) const EINVAL: i32 = 22;
     pub(in super::super) const EOPNOTSUPP: i32 = 95;
+    pub(in super::super) const EAFNOSUPPORT: i32 = 97;
     pub(in super::super) const EADDRINUSE: i32 = 98;
     pub(in super::super) const EADDRNOTAVAIL: i32 = 99;
     pub(in super::super) const ENETUNREACH: i32 = 101;

@@ -1,0 +1,145 @@
+//! Who holds a UDP port or a device that a tunnel needs: asked for only after the kernel refused it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::refusal::errno;
+use super::{LinkFacts, Netlink};
+use crate::name::Name;
+use crate::state::{Change, LinkIdentity};
+
+impl Netlink {
+    /// The kernel's refusal with the name of what is in the way, if it is about that.
+    pub(super) fn named(&mut self, change: &Change, error: io::Error) -> io::Error {
+        let words = match (change, error.raw_os_error()) {
+            (Change::AddLink(name, _) | Change::SetLink(name, _), Some(errno::EADDRINUSE)) => {
+                let links = self.links().unwrap_or_default();
+                port_of(&links, name).map(|port| port_holder(port, &links, name))
+            }
+            (Change::SetForwarding(name, forwarding), Some(errno::EADDRINUSE)) => {
+                let links = self.links().unwrap_or_default();
+                Some(port_holder(forwarding.port, &links, name))
+            }
+            (Change::AddLink(name, link), Some(errno::EEXIST)) => match &link.identity {
+                LinkIdentity::Vxlan(want) => {
+                    let links = self.links().unwrap_or_default();
+                    let rival = links.iter().find(|other| {
+                        other.host.name != *name
+                            && matches!(&other.tunnel.identity, LinkIdentity::Vxlan(have) if have.vni == want.vni)
+                    });
+                    rival.map(|rival| {
+                        format!(
+                            "{} has this VNI and port: remove it (ip link del {0}), or configure another Backend.VNI \
+                             or Backend.Port",
+                            rival.host.name
+                        )
+                    })
+                }
+                _ => None,
+            },
+            (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
+                tun_holder(name).map(|process| {
+                    format!("{process} holds {name}: stop it, or give this network another Backend.Port")
+                })
+            }
+            _ => None,
+        };
+        match words {
+            Some(words) => io::Error::new(error.kind(), format!("{error}: {words}")),
+            None => error,
+        }
+    }
+}
+
+fn vxlan_port(link: &LinkFacts) -> Option<u16> {
+    match &link.tunnel.identity {
+        LinkIdentity::Vxlan(identity) => identity.port,
+        _ => None,
+    }
+}
+
+fn port_of(links: &[LinkFacts], name: &Name) -> Option<u16> {
+    links.iter().find(|link| link.host.name == *name).and_then(vxlan_port)
+}
+
+/// Who holds a port, and the remedy.
+fn port_holder(port: u16, links: &[LinkFacts], own: &Name) -> String {
+    let device = links
+        .iter()
+        .find(|link| link.host.name != *own && link.host.up && vxlan_port(link) == Some(port))
+        .map(|link| format!("the VXLAN device {}", link.host.name));
+    let holder = device.or_else(|| {
+        ["udp", "udp6"].iter().find_map(|table| {
+            let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
+            socket_at(&text, port).map(|inode| match inode {
+                // The kernel's own sockets belong to no process.
+                0 => "a tunnel of the kernel (WireGuard, Geneve, FOU)".to_owned(),
+                inode => process_with(|fd| points_to(fd, &format!("socket:[{inode}]")))
+                    .unwrap_or_else(|| "a process of another PID namespace".to_owned()),
+            })
+        })
+    });
+    let holder = holder.unwrap_or_else(|| "another program".to_owned());
+    format!(
+        "{holder} has UDP port {port} (ss -ulnp sport = :{port}): stop or remove it, or give this network another \
+         Backend.Port"
+    )
+}
+
+/// The inode of the first socket with this local port, in the text of `/proc/net/udp`.
+fn socket_at(table: &str, port: u16) -> Option<u64> {
+    table.lines().skip(1).find_map(|line| {
+        let mut words = line.split_whitespace();
+        let local = words.nth(1)?;
+        let held = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+        if held == port { words.nth(7)?.parse().ok() } else { None }
+    })
+}
+
+/// The process that holds a TUN device of this name.
+fn tun_holder(name: &Name) -> Option<String> {
+    process_with(|fd| {
+        points_to(fd, "/dev/net/tun") && {
+            let info = fd.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
+            let iff = format!("iff:\t{name}\n");
+            fs::read_to_string(info).is_ok_and(|text| text.contains(&iff))
+        }
+    })
+}
+
+fn points_to(fd: &Path, target: &str) -> bool {
+    fs::read_link(fd).is_ok_and(|to| to.as_os_str() == target)
+}
+
+/// The first process with such a file, in words.
+fn process_with(is_it: impl Fn(&Path) -> bool) -> Option<String> {
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    for process in processes {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
+        if files.flatten().any(|file| is_it(&file.path())) {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("the process {} (pid {pid})", name.trim()));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_found_by_its_port_in_the_kernels_table() {
+        let table = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+            \x20 101: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 17311 2 0000000000000000 0\n\
+            \x20 211: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0\n";
+        assert_eq!(socket_at(table, 53), Some(17311));
+        assert_eq!(socket_at(table, 8472), Some(0));
+        assert_eq!(socket_at(table, 54), None);
+        assert_eq!(socket_at("nonsense\n:\nx y:z", 53), None);
+    }
+}
