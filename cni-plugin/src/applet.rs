@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::files;
+use crate::install;
 
 /// Runs the helper that `arguments` name, beginning with the program's own name. `None` if that is no
 /// helper's.
@@ -17,12 +18,14 @@ use crate::files;
 /// Sentences for standard error.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<(), Vec<String>>> {
     let program = PathBuf::from(arguments.next()?);
-    let helper = match program.file_name()?.to_str()? {
-        "cp" => cp,
-        "install-conf" => install_conf,
+    let arguments: Vec<_> = arguments.collect();
+    let helper = match (program.file_name()?.to_str()?, arguments.first().and_then(|first| first.to_str())) {
+        ("cp", _) => cp,
+        ("install-conf", _) => install_conf,
+        (_, Some("install")) => return Some(install::run(&arguments[1..])),
         _ => return None,
     };
-    Some(helper(&arguments.collect::<Vec<_>>()))
+    Some(helper(&arguments))
 }
 
 /// `cp [-f] SOURCE... DESTINATION`
@@ -73,7 +76,7 @@ fn install_conf(arguments: &[OsString]) -> Result<(), Vec<String>> {
 /// Makes `destination` a file with the content and the mode of `source`, in one step: also where it is a
 /// program that runs, and without a moment in which somebody could read half of it. It is left alone if it
 /// is so already: what watches these directories needn't be alarmed at each start of a pod.
-fn copy(source: &Path, destination: &Path) -> Result<(), String> {
+pub(crate) fn copy(source: &Path, destination: &Path) -> Result<(), String> {
     let unreadable = |error: io::Error| format!("{source:?} can't be read: {error}");
     let mut from = File::open(source).map_err(unreadable)?;
     let kind = from.metadata().map_err(unreadable)?;
@@ -104,7 +107,7 @@ fn replace(from: &mut File, mode: Permissions, destination: &Path) -> io::Result
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
         files::sweep(directory, &prefix);
     }
-    let temporary = destination.with_file_name(temporary_name(name));
+    let temporary = temporary(destination);
     let written = (|| {
         let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         io::copy(from, &mut to)?;
@@ -116,6 +119,11 @@ fn replace(from: &mut File, mode: Permissions, destination: &Path) -> io::Result
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Where a file is written before it is renamed.
+pub(crate) fn temporary(destination: &Path) -> PathBuf {
+    destination.with_file_name(temporary_name(destination.file_name().unwrap_or_default()))
 }
 
 /// The process id would not do: in a container it is 1 every time.

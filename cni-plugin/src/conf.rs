@@ -28,7 +28,8 @@ pub(crate) struct Network {
     delegate: Map<String, Value>,
     ipam: Map<String, Value>,
     runtime_config: Option<Map<String, Value>>,
-    prev_result: Option<Value>,
+    /// `prevResult`: of the plugin before, or of the whole list.
+    pub(crate) prev_result: Option<Value>,
     valid_attachments: Option<Vec<Value>>,
 }
 

@@ -167,11 +167,9 @@ fn release_leftovers(delegate: &Delegate, valid: &BTreeSet<Attachment>) -> Vec<C
         Ok(None) => return Vec::new(),
         Err(error) => return vec![failed(error)],
     };
-    let (released, failures) = store.release_if(|holder, _| match holder {
-        Holder::Nobody => true,
-        Holder::Container(container) => valid.iter().all(|one| one.container != *container),
-        Holder::Attachment(_) | Holder::Unknown(_) => false,
-    });
+    // Those of attachments that are known by name were taken down by a DEL.
+    let unnamed = |holder: &Holder| !matches!(holder, Holder::Attachment(_));
+    let (released, failures) = store.release_if(|holder, _| unnamed(holder) && holder.is_garbage(valid));
     for one in &released {
         note(&format!("{}: reserved for no container: given back", one.path.display()));
     }

@@ -1,9 +1,12 @@
 //! The CNI plugin `flannel`: has a delegate plugin connect a pod, within the subnet that flanneld holds for
-//! this node. Reads `subnet.env`, makes the delegate's configuration of it, runs the delegate, and keeps the
-//! configuration for DEL.
+//! this node. Reads `subnet.env`, makes the delegate's configuration of it, runs the delegate, in this process
+//! if it is a bridge, and keeps the configuration for DEL.
+//!
+//! By other names it is one of the plugins that stand beside `flannel` in a list, or one of two helpers of the image.
 
 mod applet;
 mod args;
+mod bandwidth;
 mod bridge;
 mod conf;
 mod delegate;
@@ -11,10 +14,15 @@ mod env;
 mod error;
 mod files;
 mod gc;
+mod hash;
 mod host_local;
+mod install;
+mod loopback;
 mod netlink;
 mod netns;
 mod node;
+mod plugin;
+mod portmap;
 mod result;
 mod route;
 mod saved;
@@ -29,6 +37,7 @@ use std::process::ExitCode;
 use conf::Network;
 use env::{Call, Verb};
 use error::CniError;
+use plugin::Plugin;
 
 fn main() -> ExitCode {
     if let Some(outcome) = applet::run(std::env::args_os()) {
@@ -36,12 +45,13 @@ fn main() -> ExitCode {
         errors.iter().for_each(|error| note(error));
         return ExitCode::FAILURE;
     }
+    let plugin = Plugin::of_program(&std::env::args_os().next().unwrap_or_default());
     let variable = |name: &str| std::env::var_os(name);
     if variable("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
-        note(&spec::about());
+        note(&spec::about(plugin.name()));
         return ExitCode::SUCCESS;
     }
-    let (text, code) = match Call::read(variable).and_then(|call| answer(&call)) {
+    let (text, code) = match Call::read(variable).and_then(|call| answer(plugin, &call)) {
         Ok(text) => (text, ExitCode::SUCCESS),
         Err(error) => (error.to_string(), ExitCode::FAILURE),
     };
@@ -53,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 /// What is printed when the call succeeds.
-fn answer(call: &Call) -> Result<String, CniError> {
+fn answer(plugin: Plugin, call: &Call) -> Result<String, CniError> {
     if call.verb == Verb::Version {
         return Ok(spec::versions());
     }
@@ -63,6 +73,12 @@ fn answer(call: &Call) -> Result<String, CniError> {
         .map_err(|error| CniError::new(error::IO_FAILURE, format!("error reading from stdin: {error}")))?;
     let network = Network::parse(&stdin)?;
     spec::check(call.verb, network.version())?;
+    if plugin != Plugin::Flannel {
+        if matches!(call.verb, Verb::Add | Verb::Del) {
+            call.check_netns()?;
+        }
+        return plugin.answer(call, &network, &String::from_utf8_lossy(&stdin));
+    }
     match call.verb {
         Verb::Add => verbs::add(call, &network),
         Verb::Del => verbs::del(call, &network).map(|()| String::new()),

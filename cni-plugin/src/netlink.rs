@@ -1,11 +1,14 @@
 //! Talking to the kernel about links, addresses and routes: blocking, with as few round trips as possible.
 
 pub(crate) mod address;
+pub(crate) mod conntrack;
 pub(crate) mod link;
 pub(crate) mod listen;
 pub(crate) mod message;
+pub(crate) mod nft;
 pub(crate) mod route;
 pub(crate) mod socket;
+pub(crate) mod tc;
 
 use std::fmt;
 use std::io;

@@ -167,6 +167,18 @@ fn list(key: &str, items: &[String]) -> Option<String> {
     (!items.is_empty()).then(|| format!("\"{key}\": {}", block('[', items, ']')))
 }
 
+/// Any result, indented by four.
+pub(crate) fn pretty(result: &Value) -> String {
+    match result {
+        Value::Object(members) => {
+            let members = members.iter().map(|(key, value)| format!("{}: {}", json!(key), pretty(value)));
+            block('{', &members.collect::<Vec<_>>(), '}')
+        }
+        Value::Array(items) => block('[', &items.iter().map(pretty).collect::<Vec<_>>(), ']'),
+        other => other.to_string(),
+    }
+}
+
 /// Items between brackets, indented by four.
 fn block(open: char, items: &[String], close: char) -> String {
     if items.is_empty() {

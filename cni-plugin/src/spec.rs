@@ -12,14 +12,14 @@ pub(crate) fn versions() -> String {
 }
 
 /// What someone sees who runs the plugin by hand.
-pub(crate) fn about() -> String {
+pub(crate) fn about(plugin: &str) -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
     format!(
-        "CNI Plugin flannel version v{} ({}/{architecture}) commit {}\nCNI protocol versions supported: {}",
+        "CNI Plugin {plugin} version v{} ({}/{architecture}) commit {}\nCNI protocol versions supported: {}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         option_env!("GIT_COMMIT").unwrap_or("unknown"),

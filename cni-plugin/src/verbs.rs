@@ -7,6 +7,7 @@ use crate::conf::{Delegate, Network};
 use crate::delegate::Failure;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
+use crate::result::pretty;
 use crate::saved::{self, Saved};
 use crate::way::Way;
 use crate::{node, note};
@@ -115,13 +116,7 @@ fn result(output: &[u8], plugin: &str, version: &str) -> Result<String, CniError
         CniError::new(error::OTHER, msg)
     })?;
     result.entry("cniVersion").or_insert_with(|| version.into());
-    let mut text = String::new();
-    for line in serde_json::to_string_pretty(&result).unwrap_or_default().lines() {
-        let inner = line.trim_start_matches(' ');
-        // serde_json indents by two, and strings have no line ends of their own.
-        text.extend([&"  ".repeat(line.len() - inner.len()), inner, "\n"]);
-    }
-    Ok(text.trim_end().to_owned())
+    Ok(pretty(&result.into()))
 }
 
 #[cfg(test)]

@@ -68,6 +68,9 @@ fn ensure_bridge(host: &mut Socket, config: &Config) -> Result<Link, String> {
                 Err(errno) => return Err(format!("could not add {name:?}: {errno}")),
             }
             sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
+            // Else its link-local address is tentative for two seconds, in which nothing is forwarded to pods: their
+            // MACs are asked for with that address.
+            sysctl::try_set(&format!("ipv6/conf/{name}/accept_dad"), "0");
             lookup(host)?.ok_or_else(|| format!("could not lookup {name:?}: Link not found"))?
         }
     };

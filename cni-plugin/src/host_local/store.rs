@@ -1,5 +1,6 @@
 //! The reservations on disk, in the form of the original: in `<dataDir>/<network>` a file per address, and the lock.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -64,6 +65,16 @@ impl Holder {
             Self::Container(container) => format!("container {container}"),
             Self::Nobody => "no container".into(),
             Self::Unknown(why) => format!("somebody ({why})"),
+        }
+    }
+
+    /// Whether it is none of the valid attachments of the network.
+    pub(crate) fn is_garbage(&self, valid: &BTreeSet<Attachment>) -> bool {
+        match self {
+            Self::Nobody => true,
+            Self::Container(container) => valid.iter().all(|one| one.container != *container),
+            Self::Attachment(attachment) => !valid.contains(attachment),
+            Self::Unknown(_) => false,
         }
     }
 

@@ -90,6 +90,15 @@ pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, E
     }
 }
 
+/// The name of a link.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn name_of(socket: &mut Socket, index: u32) -> Result<Option<String>, Errno> {
+    let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
+    Ok(socket.ask(message)?.first().and_then(Link::parse).map(|link| link.name))
+}
+
 /// A new bridge.
 pub(crate) fn new_bridge(name: &str, mtu: u32) -> Message {
     let message = new(name, mtu, 0);
@@ -123,6 +132,12 @@ pub(crate) fn new_pair(name: &str, mtu: u32, pod: &PodEnd<'_>) -> Message {
     })
 }
 
+/// A new link of a kind that needs nothing but a name.
+pub(crate) fn new_plain(name: &str, mtu: u32, kind: &str) -> Message {
+    let message = new(name, mtu, libc::IFF_UP as u32);
+    message.nested(libc::IFLA_LINKINFO, |info| info.with_text(INFO_KIND, kind))
+}
+
 fn new(name: &str, mtu: u32, flags: u32) -> Message {
     let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_ACK;
     let message = Message::new(libc::RTM_NEWLINK, create, &fixed(libc::AF_UNSPEC, 0, flags, flags));
@@ -135,6 +150,12 @@ fn new(name: &str, mtu: u32, flags: u32) -> Message {
 pub(crate) fn set_flags(index: u32, flags: i32) -> Message {
     let flags = flags as u32;
     Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, flags, flags))
+}
+
+/// Clears flags such as `IFF_UP`.
+pub(crate) fn clear_flags(index: u32, flags: i32) -> Message {
+    let fixed = fixed(libc::AF_UNSPEC, index, 0, flags as u32);
+    Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed)
 }
 
 /// Sets the MAC. With the one that it has, the kernel announces the addresses of the link anew.

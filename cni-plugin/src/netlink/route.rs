@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Errno;
 use super::address::{family, from_octets, octets};
 use super::message::{Message, Reply, attribute, attributes, number};
 use super::socket::Socket;
+use super::{Errno, link};
 
 /// `RTAX_MTU` and `RTAX_ADVMSS`, in `RTA_METRICS`.
 const METRIC_MTU: u16 = 2;
@@ -95,6 +95,25 @@ pub(crate) fn all(socket: &mut Socket, ipv6: bool) -> Result<Vec<Found>, Errno> 
         // Nothing was ever routed in this namespace.
         Err(Errno::NO_ENTRY) => Ok(Vec::new()),
         Err(errno) => Err(errno),
+    }
+}
+
+/// The name of the link by which an address is reached.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn link_to(socket: &mut Socket, address: IpAddr) -> Result<Option<String>, Errno> {
+    let bytes = octets(address);
+    let mut fixed = [0; 12];
+    fixed[0] = family(address) as u8;
+    fixed[1] = (bytes.len() * 8) as u8;
+    let message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_ACK, &fixed).with(libc::RTA_DST, &bytes);
+    let replies = socket.ask(message)?;
+    let index =
+        replies.first().and_then(|reply| attribute(reply.payload.get(12..)?, libc::RTA_OIF)).map(number);
+    match index {
+        Some(index) => link::name_of(socket, index),
+        None => Ok(None),
     }
 }
 

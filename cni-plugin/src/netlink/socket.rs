@@ -41,6 +41,14 @@ impl Socket {
         Self::open(libc::NETLINK_ROUTE)
     }
 
+    /// About packet filters.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn netfilter() -> Result<Self, Errno> {
+        Self::open(libc::NETLINK_NETFILTER)
+    }
+
     fn open(protocol: i32) -> Result<Self, Errno> {
         let socket = socket2::Socket::new(
             Domain::from(libc::AF_NETLINK),

@@ -14,7 +14,7 @@ use crate::runtime::List;
 use crate::support::{Namespace, Node, Pod, V4};
 
 /// contract §8.2, with the directories of the test.
-fn shipped(node: &Node) -> Value {
+pub(crate) fn shipped(node: &Node) -> Value {
     let mut list = json!({
         "name": "cbr0",
         "cniVersion": "0.3.1",
@@ -32,7 +32,7 @@ fn shipped(node: &Node) -> Value {
 }
 
 /// A namespace on the other side of the host's uplink.
-fn client(node: &Node) -> Namespace {
+pub(crate) fn client(node: &Node) -> Namespace {
     let client = Namespace::new();
     let host = node.host();
     host.ip(&["link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", client.name()]);
@@ -45,10 +45,10 @@ fn client(node: &Node) -> Namespace {
 }
 
 /// An iperf3 server for one client, on port 5201.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
-    fn start(namespace: &Namespace) -> Self {
+    pub(crate) fn start(namespace: &Namespace) -> Self {
         // `ip netns exec` becomes the program, so that killing it kills that.
         let mut command = namespace.command("iperf3");
         let mut child = command
@@ -72,14 +72,28 @@ impl Drop for Server {
 }
 
 /// Megabits per second that arrive through `port` of the host, from the client or, `reversed`, at it.
-fn rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool) -> f64 {
+pub(crate) fn rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool) -> f64 {
+    rate_by(pod, client, "192.0.2.1", port, &if reversed { vec!["--reverse"] } else { vec![] })
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same through any address, with more options.
+pub(crate) fn rate_by(
+    pod: &Namespace,
+    client: &Namespace,
+    address: &str,
+    port: u16,
+    options: &[&str],
+) -> Result<f64, Value> {
     let _server = Server::start(pod);
     let mut command: Command = client.command("iperf3");
     // The first second is the burst that the limit lets pass.
     command.args([
         "--json",
+        "--connect-timeout",
+        "2000",
         "--client",
-        "192.0.2.1",
+        address,
         "--time",
         "3",
         "--omit",
@@ -87,16 +101,15 @@ fn rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool) -> f64 {
         "--port",
         &port.to_string(),
     ]);
-    if reversed {
-        command.arg("--reverse");
-    }
+    command.args(options);
     let output = command.output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    rate.unwrap_or_else(|| panic!("{}", report["error"])) / 1e6
+    let end = &report["end"];
+    let received = end["sum_received"]["bits_per_second"].as_f64();
+    received.map(|rate| rate / 1e6).ok_or_else(|| report["error"].clone())
 }
 
-fn rules(node: &Node) -> String {
+pub(crate) fn rules(node: &Node) -> String {
     let output = node.host().command("iptables").args(["-t", "nat", "-S"]).output().unwrap();
     assert!(output.status.success(), "install the package iptables: {output:?}");
     String::from_utf8(output.stdout).unwrap()

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::pods::V6;
 use crate::support::{FLANNEL, NO_NETNS, Namespace, Node, Pod, V4};
@@ -65,10 +65,38 @@ fn a_delegate_ends_with_the_plugin_that_is_killed() {
 const STEPS: [&str; 9] =
     ["openat", "write", "sendto", "rename", "unlink", "mkdir", "flock", "setns", "recvfrom"];
 
+/// Runs a plugin that is killed at a system call, if it comes to it.
+pub(crate) fn at(
+    node: &Node,
+    program: &str,
+    verb: &str,
+    pod: Pod<'_>,
+    config: &Value,
+    call: &str,
+    number: usize,
+) {
+    let stdin = node.path("stdin");
+    fs::write(&stdin, config.to_string()).unwrap();
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={number}"));
+    let options = ["-o", "/dev/null", "-e", &trace, "-e", &inject];
+    traced_program(node, program, verb, pod, stdin.to_str().unwrap(), &options);
+}
+
 /// `flannel` under strace, in the node's namespace.
 fn traced(node: &Node, verb: &str, pod: Pod<'_>, stdin: &str, options: &[&str]) -> bool {
+    traced_program(node, FLANNEL, verb, pod, stdin, options)
+}
+
+fn traced_program(
+    node: &Node,
+    program: &str,
+    verb: &str,
+    pod: Pod<'_>,
+    stdin: &str,
+    options: &[&str],
+) -> bool {
     let mut command = node.host().command("strace");
-    command.args(options).arg(FLANNEL);
+    command.args(options).arg(program);
     command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", pod.container)

@@ -8,6 +8,7 @@ use crate::support::{Answer, FLANNEL, Node, PLUGINS, Pod};
 pub(crate) struct List<'a> {
     node: &'a Node,
     conflist: Value,
+    directory: String,
 }
 
 /// What a runtime remembers of an attachment.
@@ -20,7 +21,12 @@ pub(crate) struct Attached<'a> {
 
 impl<'a> List<'a> {
     pub(crate) fn new(node: &'a Node, conflist: Value) -> Self {
-        Self { node, conflist }
+        Self { node, conflist, directory: PLUGINS.into() }
+    }
+
+    /// With the plugins of another directory.
+    pub(crate) fn with_plugins(self, directory: &str) -> Self {
+        Self { directory: directory.into(), ..self }
     }
 
     /// Runs the plugins in order, each with the result of the one before; `arguments` are handed to those
@@ -59,7 +65,7 @@ impl<'a> List<'a> {
         self.conflist["plugins"].as_array().unwrap().iter().map(|plugin| plugin.as_object().unwrap())
     }
 
-    fn call(
+    pub(crate) fn call(
         &self,
         verb: &str,
         pod: Pod<'_>,
@@ -79,7 +85,7 @@ impl<'a> List<'a> {
         }
         config.extend(previous.map(|result| ("prevResult".into(), result.clone())));
         let kind = plugin["type"].as_str().unwrap();
-        let program = if kind == "flannel" { FLANNEL } else { &format!("{PLUGINS}/{kind}") };
+        let program = if kind == "flannel" { FLANNEL } else { &format!("{}/{kind}", self.directory) };
         self.node.call_plugin(program, verb, pod, &Value::from(config).to_string(), &[])
     }
 }

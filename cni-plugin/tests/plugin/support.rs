@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -193,6 +193,16 @@ impl Node {
         fs::write(&program, STAND_IN).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         StandIn(directory)
+    }
+
+    /// A directory with the program under test by the names of the plugins that it is.
+    pub(crate) fn own_plugins(&self) -> String {
+        let directory = self.path("own");
+        fs::create_dir_all(&directory).unwrap();
+        for name in ["flannel", "bridge", "host-local", "loopback", "portmap", "bandwidth"] {
+            let _ = symlink(FLANNEL, directory.join(name));
+        }
+        directory.to_str().unwrap().to_owned()
     }
 
     /// Names of the files kept for DEL, sorted.

@@ -1,0 +1,148 @@
+//! `bandwidth`: the rate of a pod's traffic is limited, by a queue of the host's end of its pair for what comes to the
+//! pod, and by the queue of an own link, an ifb, for what the pod sends.
+
+mod config;
+
+use serde_json::{Value, json};
+
+use crate::conf::Network;
+use crate::env::{Call, Verb};
+use crate::hash;
+use crate::netlink::link::{self, Link};
+use crate::netlink::socket::Socket;
+use crate::netlink::tc::{self, Limit};
+use crate::netlink::{Errno, message::Message};
+use crate::netns::{Missing, Namespace};
+use crate::plugin::{attached, passed_on, previous};
+use crate::result::Interface;
+use config::Config;
+
+/// What is printed when a call succeeds.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<String, String> {
+    let ifb = || hash::name("bwp", 15, &format!("{}{}", network.name, call.attachment.container));
+    match call.verb {
+        Verb::Add => {
+            let config = Config::parse(stdin)?;
+            let result = previous(network)?;
+            if config == Config::default() {
+                return Ok(passed_on(result));
+            }
+            add(call, network, &config, &ifb(), result)
+        }
+        // An ifb of a configuration that makes no sense can't be there, but it costs nothing to look.
+        Verb::Del => delete_ifb(&mut open()?, &ifb()).map(|()| String::new()),
+        Verb::Check => {
+            let config = Config::parse(stdin)?;
+            check(call, network, &config, &ifb())?;
+            Ok(String::new())
+        }
+        // The name of an ifb tells neither network nor container: those of others can't be told from garbage.
+        Verb::Status | Verb::Gc | Verb::Version => Ok(String::new()),
+    }
+}
+
+fn open() -> Result<Socket, String> {
+    Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))
+}
+
+fn add(call: &Call, network: &Network, config: &Config, ifb: &str, result: &Value) -> Result<String, String> {
+    let mut host = open()?;
+    let port = port(&mut host, call, network)?;
+    if let Some(limit) = config.ingress {
+        apply(&mut host, vec![tc::limit(port.index, limit)], "create qdisc")?;
+    } else {
+        let _ = host.execute(vec![tc::unlimit(port.index)]);
+    }
+    // What an earlier ADD made for the same container.
+    let _ = host.execute(vec![tc::delete_ingress(port.index)]);
+    delete_ifb(&mut host, ifb)?;
+    let mut result = result.clone();
+    if let Some(limit) = config.egress {
+        let made = limit_egress(&mut host, &port, ifb, limit);
+        let made = made.inspect_err(|_| drop(delete_ifb(&mut host, ifb)))?;
+        if let Some(interfaces) = result.get_mut("interfaces").and_then(Value::as_array_mut) {
+            interfaces.retain(|one| one["name"] != *ifb);
+            interfaces.push(json!({"name": ifb, "mac": made.mac_text()}));
+        }
+    }
+    Ok(passed_on(&result))
+}
+
+fn limit_egress(host: &mut Socket, port: &Link, ifb: &str, limit: Limit) -> Result<Link, String> {
+    apply(host, vec![link::new_plain(ifb, port.mtu, "ifb")], "adding link")?;
+    let made = link::by_name(host, ifb).map_err(|errno| format!("get ifb device: {errno}"))?;
+    let made = made.ok_or("get ifb device: Link not found")?;
+    // The queue comes before the traffic.
+    let changes =
+        vec![tc::limit(made.index, limit), tc::ingress(port.index), tc::redirect(port.index, made.index)];
+    apply(host, changes, "limiting what the pod sends")?;
+    Ok(made)
+}
+
+fn apply(host: &mut Socket, changes: Vec<Message>, what: &str) -> Result<(), String> {
+    host.execute(changes).map_err(|refusal| format!("{what}: {}", refusal.errno))
+}
+
+fn delete_ifb(host: &mut Socket, name: &str) -> Result<(), String> {
+    match host.execute(vec![link::delete(name)]).map_err(Errno::from) {
+        Ok(()) | Err(Errno::NO_DEVICE) => Ok(()),
+        Err(errno) => Err(format!("failed to delete {name:?}: {errno}")),
+    }
+}
+
+/// The host's end of the pod's pair: it is the one of the result's interfaces that the pod's link leads to.
+fn port(host: &mut Socket, call: &Call, network: &Network) -> Result<Link, String> {
+    let namespace = Namespace::open(&call.netns)
+        .map_err(|missing: Missing| format!("failed to open netns {:?}: {}", call.netns, missing.text()))?;
+    let ifname = &call.attachment.ifname;
+    let inside = || Socket::route().and_then(|mut socket| link::by_name(&mut socket, ifname));
+    let end = namespace
+        .within(inside)
+        .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?
+        .map_err(|errno| format!("failed to lookup {ifname:?}: {errno}"))?;
+    let end = end.filter(|end| end.kind == "veth");
+    let end = end.ok_or_else(|| format!("container interface {ifname} has no veth peer"))?;
+    let interfaces = attached(network)?.interfaces;
+    if interfaces.is_empty() {
+        return Err("no interfaces provided".into());
+    }
+    let on_host = |one: &&Interface| one.sandbox.is_empty();
+    for one in interfaces.iter().filter(on_host) {
+        let found = link::by_name(host, &one.name).map_err(|errno| format!("{}: {errno}", one.name))?;
+        if let Some(link) = found.filter(|link| link.index == end.peer && link.kind == "veth") {
+            return Ok(link);
+        }
+    }
+    Err("no veth peer of container interface found in host ns".into())
+}
+
+fn check(call: &Call, network: &Network, config: &Config, ifb: &str) -> Result<(), String> {
+    let mut host = open()?;
+    let port = port(&mut host, call, network)?;
+    let mut limited = |link: &Link, wanted: Limit| {
+        let found = tc::limit_of(&mut host, link.index).map_err(|errno| format!("{}: {errno}", link.name))?;
+        match found {
+            None => Err("Failed to find qdisc".to_owned()),
+            Some((rate, _)) if rate != wanted.rate => {
+                Err(format!("Rate doesn't match: {rate} bytes a second instead of {}", wanted.rate))
+            }
+            Some((_, buffer)) if buffer.abs_diff(wanted.buffer()) > wanted.buffer() / 100 + 1 => {
+                Err(format!("Buffer doesn't match: {buffer} ticks instead of {}", wanted.buffer()))
+            }
+            Some(_) => Ok(()),
+        }
+    };
+    if let Some(wanted) = config.ingress {
+        limited(&port, wanted)?;
+    }
+    if let Some(wanted) = config.egress {
+        let found =
+            open().and_then(|mut host| link::by_name(&mut host, ifb).map_err(|errno| errno.to_string()));
+        let link = found?.ok_or("get ifb device: Link not found")?;
+        limited(&link, wanted)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! `portmap`: ports of the host lead to a pod, by rules of nf_tables in the form of the original since 1.6.
+
+mod config;
+mod legacy;
+
+use std::net::IpAddr;
+
+use crate::conf::Network;
+use crate::env::{Call, Verb};
+use crate::netlink::nft::{self, Expr, MAX_COMMENT};
+use crate::netlink::socket::Socket;
+use crate::netlink::{Errno, conntrack, route};
+use crate::plugin::{attached, passed_on, previous};
+use crate::{note, sysctl};
+use config::{Config, addresses};
+
+const TABLE: &str = "cni_hostport";
+/// Chains of rules with the container as their comment.
+const BY_ADDRESS: &str = "hostip_hostports";
+const BY_PORT: &str = "hostports";
+const MASQUERADING: &str = "masquerading";
+/// Hooks of base chains with their priorities: prerouting, output and postrouting.
+const PREROUTING: nft::Hook = (0, -100);
+const OUTPUT: nft::Hook = (3, -100);
+const POSTROUTING: nft::Hook = (4, 100);
+
+/// What is printed when a call succeeds.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<String, String> {
+    let container = &call.attachment.container;
+    match call.verb {
+        Verb::Add => {
+            let config = Config::parse(stdin)?;
+            let result = passed_on(previous(network)?);
+            let addresses = addresses(&attached(network)?, &call.attachment.ifname);
+            if !config.mappings.is_empty() {
+                add(&config, container, &addresses)?;
+            }
+            Ok(result)
+        }
+        Verb::Del => del(network, container, stdin).map(|()| String::new()),
+        Verb::Check => {
+            let config = Config::parse(stdin)?;
+            if network.prev_result.is_none() {
+                return Err("Required prevResult missing".into());
+            }
+            let addresses = addresses(&attached(network)?, &call.attachment.ifname);
+            addresses.iter().try_for_each(|address| check(&config, container, *address))?;
+            Ok(String::new())
+        }
+        Verb::Status => {
+            let probed = Socket::netfilter().and_then(|mut socket| nft::probe(&mut socket));
+            probed.map_err(|errno| {
+                format!("no port can be mapped: nf_tables: {errno}: load the module nf_tables, and run with NET_ADMIN")
+            })?;
+            Ok(String::new())
+        }
+        // Rules tell containers, and not networks: those of other networks can't be told from garbage.
+        Verb::Gc | Verb::Version => Ok(String::new()),
+    }
+}
+
+fn add(config: &Config, container: &str, addresses: &[IpAddr]) -> Result<(), String> {
+    if container.len() > MAX_COMMENT {
+        return Err(format!(
+            "a container id of {} characters does not fit into a rule's comment",
+            container.len()
+        ));
+    }
+    let failed = |errno: Errno| format!("unable to set up nftables rules for port mappings: {errno}");
+    let mut socket = Socket::netfilter().map_err(failed)?;
+    for address in addresses {
+        let ipv6 = address.is_ipv6();
+        if config.of_family(ipv6).next().is_none() {
+            continue;
+        }
+        if !ipv6 && config.snat {
+            allow_loopback(*address);
+        }
+        nft::commit(&mut socket, changes(config, container, *address))
+            .map_err(|refusal| failed(refusal.errno))?;
+        let udp = i32::from;
+        let ports: Vec<u16> = config
+            .of_family(ipv6)
+            .filter(|one| udp(one.protocol) == libc::IPPROTO_UDP)
+            .map(|one| one.host_port)
+            .collect();
+        if !ports.is_empty()
+            && let Err(errno) = conntrack::forget_udp(&mut socket, ipv6, &ports)
+        {
+            note(&format!("failed to delete stale UDP conntrack entries for {address}: {errno}"));
+        }
+    }
+    Ok(())
+}
+
+/// Everything that a pod's address needs, with what all pods share.
+fn changes(config: &Config, container: &str, address: IpAddr) -> Vec<crate::netlink::message::Message> {
+    let ipv6 = address.is_ipv6();
+    let family = nft::family(ipv6);
+    let rule =
+        |chain: &str, exprs: &[Expr], comment: Option<&str>| nft::rule(family, TABLE, chain, exprs, comment);
+    let mut changes = vec![
+        nft::table(family, TABLE, "CNI portmap plugin"),
+        nft::chain(family, TABLE, BY_PORT, None),
+        nft::chain(family, TABLE, BY_ADDRESS, None),
+        nft::chain(family, TABLE, "prerouting", Some(PREROUTING)),
+        nft::flush(family, TABLE, "prerouting"),
+        rule("prerouting", &[Expr::Jump(BY_ADDRESS)], None),
+        rule("prerouting", &[Expr::Jump(BY_PORT)], None),
+        nft::chain(family, TABLE, "output", Some(OUTPUT)),
+        nft::flush(family, TABLE, "output"),
+        rule("output", &[Expr::Jump(BY_ADDRESS)], None),
+        rule("output", &[Expr::DestinationIsLocal, Expr::Jump(BY_PORT)], None),
+    ];
+    if config.snat {
+        changes.push(nft::chain(family, TABLE, MASQUERADING, Some(POSTROUTING)));
+    }
+    for one in config.of_family(ipv6) {
+        let port = Expr::Port(one.protocol, one.host_port);
+        let to = Expr::Dnat(address, one.container_port);
+        changes.push(match one.host_ip.filter(|ip| !ip.is_unspecified()) {
+            Some(ip) => rule(BY_ADDRESS, &[Expr::Destination(ip), port, to], Some(container)),
+            None => rule(BY_PORT, &[port, to], Some(container)),
+        });
+    }
+    if config.snat {
+        let mut masquerade = |source: IpAddr| {
+            let exprs = [Expr::Source(source), Expr::Destination(address), Expr::Masquerade];
+            changes.push(rule(MASQUERADING, &exprs, Some(container)));
+        };
+        masquerade(address);
+        if !ipv6 {
+            masquerade([127, 0, 0, 1].into());
+        }
+    }
+    changes
+}
+
+/// Lets packets of the host's loopback address out by the link that leads to the pod.
+fn allow_loopback(address: IpAddr) {
+    let link = Socket::route().and_then(|mut socket| route::link_to(&mut socket, address));
+    match link {
+        Ok(Some(link)) => sysctl::try_set(&format!("ipv4/conf/{link}/route_localnet"), "1"),
+        Ok(None) => {}
+        Err(errno) => {
+            note(&format!("no route to {address}: {errno}: 127.0.0.1 of the host does not lead to it"))
+        }
+    }
+}
+
+/// Removes the container's rules, of both families, and those of the original before 1.6.
+fn del(network: &Network, container: &str, stdin: &str) -> Result<(), String> {
+    // A configuration that could not be used has mapped nothing.
+    if Config::parse(stdin).is_ok_and(|config| config.mappings.is_empty()) {
+        return Ok(());
+    }
+    let failed = |errno: Errno| format!("error deleting nftables rules: {errno}");
+    let mut socket = Socket::netfilter().map_err(failed)?;
+    for ipv6 in [false, true] {
+        let family = nft::family(ipv6);
+        remove(&mut socket, family, container).map_err(failed)?;
+        legacy::remove(&mut socket, family, &network.name, container).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn remove(socket: &mut Socket, family: u8, container: &str) -> Result<(), Errno> {
+    for _ in 0..10 {
+        let rules = own(socket, family, container)?;
+        let deletions: Vec<_> = rules.iter().map(|rule| nft::delete_rule(family, TABLE, rule)).collect();
+        if deletions.is_empty() {
+            return Ok(());
+        }
+        match nft::commit(socket, deletions).map_err(Errno::from) {
+            // Somebody else removed one of them: look again.
+            Err(Errno::NO_ENTRY) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Errno(libc::EAGAIN))
+}
+
+fn own(socket: &mut Socket, family: u8, container: &str) -> Result<Vec<nft::Rule>, Errno> {
+    let mut rules = nft::rules(socket, family, TABLE)?;
+    rules.retain(|rule| {
+        rule.comment == container && [BY_ADDRESS, BY_PORT, MASQUERADING].contains(&&*rule.chain)
+    });
+    Ok(rules)
+}
+
+fn check(config: &Config, container: &str, address: IpAddr) -> Result<(), String> {
+    let ipv6 = address.is_ipv6();
+    let by_address =
+        config.of_family(ipv6).filter(|one| one.host_ip.is_some_and(|ip| !ip.is_unspecified())).count();
+    let by_port = config.of_family(ipv6).count() - by_address;
+    if by_address + by_port == 0 {
+        return Ok(());
+    }
+    let failed = |errno: Errno| format!("could not list rules in table {TABLE}: {errno}");
+    let mut socket = Socket::netfilter().map_err(failed)?;
+    let rules = own(&mut socket, nft::family(ipv6), container).map_err(failed)?;
+    let masquerading = if config.snat { if ipv6 { 1 } else { 2 } } else { 0 };
+    for (chain, wanted) in [(BY_PORT, by_port), (BY_ADDRESS, by_address), (MASQUERADING, masquerading)] {
+        if rules.iter().filter(|rule| rule.chain == chain).count() < wanted {
+            return Err(format!("missing hostport rules in {chain:?} chain"));
+        }
+    }
+    Ok(())
+}

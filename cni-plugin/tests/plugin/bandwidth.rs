@@ -1,0 +1,134 @@
+//! `bandwidth` of this program, beside Debian's.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::chain::{client, rate_by, shipped};
+use crate::runtime::List;
+use crate::support::{Namespace, Node, PLUGINS, Pod, V4};
+
+/// `tc` on the links of the host, without the names.
+fn queues(node: &Node) -> String {
+    let mut shown = String::new();
+    for link in node.host().links() {
+        for about in [&["qdisc"][..], &["filter", "show", "ingress"]] {
+            let mut arguments = vec![about[0]];
+            arguments.extend(if about.len() == 1 { &["show"][..] } else { &["show"] });
+            arguments.extend(["dev", &link]);
+            arguments.extend(if about.len() == 1 { &[][..] } else { &["ingress"] });
+            let output =
+                Command::new("tc").args(["-n", node.host().name()]).args(&arguments).output().unwrap();
+            let kind = link.trim_end_matches(|c: char| c.is_ascii_hexdigit());
+            let text = String::from_utf8(output.stdout).unwrap();
+            // Go's library adds a second redirection behind the first, which takes everything.
+            let telling = |line: &&str| {
+                ["tbf", "ingress", "mirred"].iter().any(|word| line.contains(word))
+                    && !line.contains("action order 2")
+            };
+            for line in text.lines().filter(telling) {
+                let line = line.replace(&link, kind);
+                let words =
+                    line.split_whitespace().map(|word| if word.starts_with("bwp") { "ifb" } else { word });
+                shown += &format!("{kind}: {}\n", words.collect::<Vec<_>>().join(" "));
+            }
+        }
+    }
+    shown
+}
+
+fn limits(megabits: u64) -> Value {
+    json!({"bandwidth": {
+        "ingressRate": megabits * 1_000_000, "ingressBurst": 400_000,
+        "egressRate": megabits * 1_000_000, "egressBurst": 400_000,
+    }})
+}
+
+/// The list without ports.
+fn list<'a>(node: &'a Node, directory: &str) -> List<'a> {
+    let mut conflist = shipped(node);
+    conflist["cniVersion"] = "1.0.0".into();
+    conflist["plugins"].as_array_mut().unwrap().remove(1);
+    List::new(node, conflist).with_plugins(directory)
+}
+
+#[test]
+fn queues_and_results_are_those_of_the_original_and_each_takes_down_the_others() {
+    let shown = [true, false].map(|ours_adds| {
+        let node = Node::with_namespace(V4);
+        let (ours, gos) = (list(&node, &node.own_plugins()), list(&node, PLUGINS));
+        let [adding, deleting] = if ours_adds { [&ours, &gos] } else { [&gos, &ours] };
+        let namespace = Namespace::new();
+        let path = namespace.path();
+        let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+        let attached = adding.add(pod, limits(10));
+        let queues = queues(&node);
+        assert!(queues.contains("tbf") && queues.contains("mirred"), "{queues}");
+        for list in [&ours, &gos] {
+            assert_eq!(list.check(&attached), Ok(()), "ours adds: {ours_adds}");
+        }
+        let ifb = attached.result["interfaces"][3]["name"].clone();
+        deleting.del(&attached);
+        assert_eq!(node.host().links(), ["lo", "cni0"]);
+        (queues, ifb)
+    });
+    assert_eq!(shown[0], shown[1]);
+}
+
+#[test]
+fn traffic_is_as_fast_as_the_limit_says() {
+    let node = Node::with_namespace(V4);
+    let client = client(&node);
+    client.ip(&["route", "add", "10.1.17.0/24", "via", "192.0.2.1"]);
+    let list = list(&node, &node.own_plugins());
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let attached = list.add(pod, limits(20));
+    for direction in [&[][..], &["--reverse"]] {
+        // More than the limit, so that the queue is what counts; 1400 of the 1442 bytes of each frame are iperf3's.
+        let options = [&["--udp", "--bitrate", "30M", "--length", "1400"], direction].concat();
+        let arrived = rate_by(&namespace, &client, "10.1.17.2", 5201, &options).unwrap();
+        let measured = arrived * 1442.0 / 1400.0;
+        assert!((19.0..=21.0).contains(&measured), "{measured} Mbit/s {direction:?}");
+    }
+    list.del(&attached);
+}
+
+#[test]
+fn the_limits_of_a_pod_that_runs_are_replaced() {
+    let node = Node::with_namespace(V4);
+    let list = list(&node, &node.own_plugins());
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let mut config = json!({"name": "cbr0", "cniVersion": "1.0.0", "type": "bandwidth", "runtimeConfig": limits(10),
+        "prevResult": list.add(pod, json!({})).result});
+    let program = format!("{}/bandwidth", node.own_plugins());
+    let call = |verb: &str, config: &Value| node.call_plugin(&program, verb, pod, &config.to_string(), &[]);
+    call("ADD", &config).result();
+    assert_eq!(queues(&node).matches("rate 10Mbit").count(), 2, "{}", queues(&node));
+    config["runtimeConfig"] = limits(30);
+    assert!(call("CHECK", &config).error().1.contains("Rate doesn't match"));
+    call("ADD", &config).result();
+    call("CHECK", &config).result();
+    let shown = queues(&node);
+    assert_eq!((shown.matches("rate 30Mbit").count(), shown.matches("mirred").count()), (2, 1), "{shown}");
+    for number in 1..=9 {
+        crate::killed::at(&node, &program, "ADD", pod, &config, "sendto", number);
+        call("DEL", &config).result();
+        assert!(!node.host().links().iter().any(|link| link.starts_with("bwp")), "{number}");
+    }
+    for (limit, expected) in [
+        (json!({"ingressRate": 0, "ingressBurst": 8}), "if burst is set, rate must also be set"),
+        (json!({"ingressRate": 1, "ingressBurst": 8}), "ingressRate 1 is less than a byte a second"),
+        (json!({"ingressRate": 8000, "ingressBurst": 1u64 << 40}), "burst cannot be more than 4GB"),
+    ] {
+        config["runtimeConfig"] = json!({"bandwidth": limit});
+        let (code, msg) = call("ADD", &config).error();
+        assert!(code == 999 && msg.contains(expected), "{msg}");
+    }
+    config["runtimeConfig"] = json!({"bandwidth": {"ingressRate": 1u64 << 40, "ingressBurst": 8_000_000}});
+    call("ADD", &config).result();
+    call("CHECK", &config).result();
+}

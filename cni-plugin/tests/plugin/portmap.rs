@@ -1,0 +1,242 @@
+//! `portmap` of this program, in the shipped list.
+//!
+//! ```text
+//!     client namespace [eth0 192.0.2.2] -- [up0 192.0.2.1] host namespace [cni0] -- veth -- [eth0] pod namespace
+//! ```
+
+use serde_json::{Value, json};
+
+use crate::chain::{client, rate_by, rules, shipped};
+use crate::pods::V6;
+use crate::runtime::List;
+use crate::support::{Answer, Namespace, Node, Pod, V4};
+
+fn list<'a>(node: &'a Node, version: &str) -> List<'a> {
+    let mut conflist = shipped(node);
+    conflist["cniVersion"] = version.into();
+    List::new(node, conflist).with_plugins(&node.own_plugins())
+}
+
+/// TCP and UDP, since iperf3 wants TCP beside UDP.
+fn port(host: u16, more: Value) -> Vec<Value> {
+    let one = |protocol: &str| {
+        let mut one = json!({"hostPort": host, "containerPort": 5201, "protocol": protocol});
+        one.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        one
+    };
+    vec![one("tcp"), one("udp")]
+}
+
+fn nft(node: &Node, arguments: &[&str]) -> String {
+    let output = node.host().command("nft").args(arguments).output().unwrap();
+    assert!(output.status.success(), "install the package nftables: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const SHORT: [&str; 4] = ["--time", "1", "--omit", "0"];
+
+#[test]
+fn a_port_of_the_host_leads_to_the_pod_from_everywhere() {
+    let node = Node::with_namespace(V4);
+    let client = client(&node);
+    node.host().ip(&["address", "add", "192.0.2.9/24", "dev", "up0"]);
+    let list = list(&node, "1.0.0");
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let mappings = [port(8080, json!({})), port(8081, json!({"hostIP": "192.0.2.9"}))].concat();
+    let attached = list.add(pod, json!({"portMappings": mappings}));
+    assert_eq!(list.check(&attached), Ok(()));
+    let reach = |from: &Namespace, address: &str, port: u16, options: &[&str]| {
+        rate_by(&namespace, from, address, port, &[&SHORT[..], options].concat())
+    };
+    for (from, address, port) in [
+        (&client, "192.0.2.1", 8080),
+        (node.host(), "127.0.0.1", 8080),
+        (node.host(), "192.0.2.1", 8080),
+        // Hairpin: the pod reaches itself.
+        (&namespace, "192.0.2.1", 8080),
+        (&client, "192.0.2.9", 8081),
+        (&client, "192.0.2.9", 8080),
+    ] {
+        for options in [&[][..], &["--udp", "--bitrate", "1M"]] {
+            let rate = reach(from, address, port, options);
+            assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "{address}:{port} {options:?}: {rate:?}");
+        }
+    }
+    assert!(reach(&client, "192.0.2.1", 8081, &[]).is_err());
+    list.del(&attached);
+    assert!(reach(&client, "192.0.2.1", 8080, &[]).is_err());
+    assert!(!nft(&node, &["list", "ruleset"]).contains("dnat"));
+}
+
+#[test]
+fn a_port_of_the_host_leads_to_the_pod_by_ipv6() {
+    let node = Node::with_namespace(&format!("{V4}{V6}"));
+    let client = client(&node);
+    node.host().ip(&["address", "add", "fd00:99::1/64", "dev", "up0", "nodad"]);
+    client.ip(&["address", "add", "fd00:99::2/64", "dev", "eth0", "nodad"]);
+    client.ip(&["route", "add", "fc00::/48", "via", "fd00:99::1"]);
+    let list = list(&node, "1.0.0");
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let attached = list.add(pod, json!({"portMappings": port(8080, json!({}))}));
+    for (from, address) in [(&client, "fd00:99::1"), (&client, "192.0.2.1"), (&namespace, "fd00:99::1")] {
+        let rate = rate_by(&namespace, from, address, 8080, &SHORT);
+        assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "{address}: {rate:?}");
+    }
+    list.del(&attached);
+    assert!(!nft(&node, &["list", "ruleset"]).contains("dnat"));
+}
+
+#[test]
+fn the_rules_are_those_that_the_original_finds_again() {
+    let node = Node::with_namespace(V4);
+    let list = list(&node, "1.0.0");
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let mappings = [port(8080, json!({})), port(8081, json!({"hostIP": "192.0.2.9"}))].concat();
+    let attached = list.add(pod, json!({"portMappings": mappings}));
+    // As the original since 1.6 makes them, with the container as the comment.
+    let expected = r#"table ip cni_hostport {
+	comment "CNI portmap plugin"
+	chain hostports {
+		tcp dport 8080 dnat to 10.1.17.2:5201 comment "c1"
+		udp dport 8080 dnat to 10.1.17.2:5201 comment "c1"
+	}
+
+	chain hostip_hostports {
+		ip daddr 192.0.2.9 tcp dport 8081 dnat to 10.1.17.2:5201 comment "c1"
+		ip daddr 192.0.2.9 udp dport 8081 dnat to 10.1.17.2:5201 comment "c1"
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		jump hostip_hostports
+		jump hostports
+	}
+
+	chain output {
+		type nat hook output priority -100; policy accept;
+		jump hostip_hostports
+		fib daddr type local jump hostports
+	}
+
+	chain masquerading {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 10.1.17.2 ip daddr 10.1.17.2 masquerade comment "c1"
+		ip saddr 127.0.0.1 ip daddr 10.1.17.2 masquerade comment "c1"
+	}
+}
+"#;
+    assert_eq!(nft(&node, &["list", "table", "ip", "cni_hostport"]), expected);
+    // A second pod changes nothing for the first, and takes nothing along when it goes.
+    let second = Namespace::new();
+    let second_path = second.path();
+    let other = Pod { container: "c2", ifname: "eth0", netns: &second_path };
+    let other = list.add(other, json!({"portMappings": port(9090, json!({}))}));
+    assert!(nft(&node, &["list", "ruleset"]).contains("dport 9090 dnat to 10.1.17.3:5201"));
+    list.del(&other);
+    assert_eq!(nft(&node, &["list", "table", "ip", "cni_hostport"]), expected);
+    nft(&node, &["flush", "chain", "ip", "cni_hostport", "masquerading"]);
+    let (kind, msg) = list.check(&attached).unwrap_err();
+    assert_eq!((&*kind, &*msg), ("portmap", r#"missing hostport rules in "masquerading" chain"#));
+    list.del(&attached);
+    list.del(&attached);
+}
+
+#[test]
+fn rules_of_the_original_before_1_6_are_removed_too() {
+    let node = Node::with_namespace(V4);
+    let conflist = shipped(&node);
+    let gos = List::new(&node, conflist);
+    let ours = list(&node, "0.3.1");
+    let namespaces = [Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    let pod = |number: usize| Pod { container: ["c1", "c2"][number], ifname: "eth0", netns: &paths[number] };
+    let first = gos.add(pod(0), json!({"portMappings": port(8080, json!({}))}));
+    let second = gos.add(pod(1), json!({"portMappings": port(9090, json!({}))}));
+    assert!(rules(&node).contains("10.1.17.2:5201"));
+    ours.del(&first);
+    let left = rules(&node);
+    assert!(!left.contains("10.1.17.2:5201") && !left.contains("8080"), "{left}");
+    assert!(left.contains("10.1.17.3:5201") && left.contains("9090"), "{left}");
+    gos.del(&second);
+    assert!(!rules(&node).contains("10.1.17."), "{}", rules(&node));
+}
+
+fn add(node: &Node, config: Value) -> Answer {
+    let mut network = json!({"name": "n", "cniVersion": "1.0.0", "type": "portmap"});
+    network.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+    let program = format!("{}/portmap", node.own_plugins());
+    let pod = Pod { container: "c1", ifname: "eth0", netns: "/nowhere" };
+    node.call_plugin(&program, "ADD", pod, &network.to_string(), &[])
+}
+
+#[test]
+fn mappings_that_make_no_sense_are_named_and_change_nothing() {
+    let node = Node::with_namespace(V4);
+    let mapping = |mapping: Value| {
+        json!({"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.1.17.2/24"}]},
+        "runtimeConfig": {"portMappings": [mapping]}})
+    };
+    for (config, expected) in [
+        (
+            mapping(json!({"hostPort": 0, "containerPort": 1, "protocol": "tcp"})),
+            "Invalid host port number: 0",
+        ),
+        (
+            mapping(json!({"hostPort": 70000, "containerPort": 1, "protocol": "tcp"})),
+            "Invalid host port number: 70000",
+        ),
+        (
+            mapping(json!({"hostPort": 1, "containerPort": 0, "protocol": "tcp"})),
+            "Invalid container port number: 0",
+        ),
+        (
+            mapping(json!({"hostPort": 1, "containerPort": 1, "protocol": "icmp"})),
+            "\"icmp\" is not tcp, udp or sctp",
+        ),
+        (
+            mapping(json!({"hostPort": 1, "containerPort": 1, "protocol": "tcp", "hostIP": "x"})),
+            "hostIP \"x\"",
+        ),
+        (json!({"runtimeConfig": {"portMappings": []}}), "must be called as chained plugin"),
+        (json!({"prevResult": {}, "masqAll": true}), "masqAll"),
+    ] {
+        let (code, msg) = add(&node, config).error();
+        assert!(code == 999 && msg.contains(expected), "{code} {msg}");
+    }
+    assert_eq!(nft(&node, &["list", "ruleset"]), "");
+    // SCTP is a port like any other.
+    add(&node, mapping(json!({"hostPort": 7, "containerPort": 8, "protocol": "sctp"}))).result();
+    assert!(nft(&node, &["list", "ruleset"]).contains("sctp dport 7 dnat to 10.1.17.2:8"));
+}
+
+#[test]
+fn all_or_none_of_a_pods_rules_are_there_when_portmap_is_killed() {
+    let node = Node::with_namespace(V4);
+    let list = list(&node, "1.0.0");
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let config = json!({"name": "cbr0", "cniVersion": "1.0.0", "type": "portmap",
+        "prevResult": list.add(pod, json!({})).result,
+        "runtimeConfig": {"portMappings": port(8080, json!({}))}});
+    let program = format!("{}/portmap", node.own_plugins());
+    for (verb, calls) in [("ADD", 6), ("DEL", 4)] {
+        for number in 1..=calls {
+            if verb == "DEL" {
+                node.call_plugin(&program, "ADD", pod, &config.to_string(), &[]).result();
+            }
+            crate::killed::at(&node, &program, verb, pod, &config, "sendto", number);
+            let dnats = nft(&node, &["list", "ruleset"]).matches("dnat to").count();
+            assert!(dnats == 0 || dnats == 2, "{verb} {number}: {dnats}");
+            node.call_plugin(&program, "DEL", pod, &config.to_string(), &[]).result();
+            let left = nft(&node, &["list", "ruleset"]);
+            assert!(!left.contains("c1"), "{verb} killed at {number}: {left}");
+        }
+    }
+}
