@@ -66,6 +66,14 @@ bench-live: ## Measures changes without a restart: backend, IPv6 added, MTU, add
 	cargo build --locked -p bench --bin bench
 	$(SUDO) $(PROGRAMS)/bench live $(ARGS)
 
+bench-policy: ## Measures network policies: from nothing, one pod's arrival, nothing changed, memory (root; ARGS="--rounds 9")
+	cargo build --locked --release -p bench --bin policy
+	$(SUDO) $(PROGRAMS:debug=release)/policy $(ARGS)
+
+fuzz-policy: ## Compares a million random packets through compiled policies with the evaluator (ARGS="--seed N")
+	cargo build --locked --release -p bench --bin policy
+	$(PROGRAMS:debug=release)/policy --pairs 1000000 $(ARGS)
+
 fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
 	cargo run -p bench --bin fuzz -- $(ARGS)
 
@@ -153,4 +161,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) makefile-check docs-check manifest-check clippy doc layers test test-vm
 
-.PHONY: help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check docs-check makefile-check ci
+.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check docs-check makefile-check ci

@@ -22,6 +22,7 @@ pub mod name;
 mod netlink;
 pub mod nft;
 pub mod peers;
+pub mod policy;
 pub mod prerequisites;
 pub mod reconcile;
 pub mod state;

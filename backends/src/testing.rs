@@ -24,6 +24,7 @@ mod fabric;
 mod namespace;
 mod ping;
 mod pod;
+pub mod policy;
 mod process;
 
 use std::env;

@@ -22,6 +22,7 @@ pub mod gojson;
 pub mod lease;
 pub mod mac;
 pub mod net;
+pub mod policy;
 pub mod text;
 
 #[cfg(feature = "store")]

@@ -1,0 +1,36 @@
+//! Network policies in the kernel: what pods may talk to each other, and with whom else.
+//!
+//! ```text
+//! policies, pods, namespaces ──► Cluster ── classes ──► layout ──► Image ─┐
+//!                                   │                                     ├─ diff ──► edits ──► one transaction
+//!                                   └─ members of selectors ──────────────┤
+//! kernel ── table ── (start, damage, refusal) ────────────────────────────┘
+//! ```
+//!
+//! [`Engine`] is a value that is told what changes in the cluster and says what has to change in the kernel, in time
+//! that depends on the change and not on the cluster. [`Enforcer`] carries it out. The table and the reasons for it
+//! are in `docs/adr/022-network-policy.md`.
+
+mod class;
+mod cluster;
+mod conntrack;
+mod enforcer;
+mod engine;
+mod generation;
+mod groups;
+mod image;
+mod intern;
+mod intervals;
+mod keys;
+mod layout;
+mod members;
+mod owners;
+mod steer;
+
+pub use cluster::{Cluster, PodSelector, Scope};
+pub use enforcer::{Converged, Enforcer, own_tables, remove_all};
+pub use engine::{Engine, Plan, Summary, TableStep};
+pub use generation::{Generations, RAISE_INTERVAL, REPLIES_PASS};
+pub use image::{Edit, Image};
+pub use layout::Settings;
+pub use steer::{SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};

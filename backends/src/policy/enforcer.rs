@@ -1,0 +1,158 @@
+//! The tables in the kernel: read, changed in one transaction each, removed.
+
+use std::io;
+use std::time::Instant;
+
+use super::conntrack::Conntrack;
+use super::engine::{Engine, Plan, TableStep};
+use super::image::Edit;
+use super::layout::{empty_table, filter_table};
+use super::steer::{Steering, bridge_table, redirect_table};
+use crate::nft::{Change, Nft, NftError, Table, TableId, differs};
+
+/// Makes the kernel's tables be as an [`Engine`] says.
+pub struct Enforcer {
+    nft: Nft,
+    conntrack: Conntrack,
+    /// What policies say, and what is known of the cluster.
+    pub engine: Engine,
+}
+
+/// What a run of [`Enforcer::converge`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Converged {
+    /// How many objects and sets of elements were changed.
+    pub changes: usize,
+    /// Whether the table that was there had to be made anew, or put back.
+    pub table: TableStep,
+    /// When to run again though nothing changes.
+    pub again: Option<Instant>,
+}
+
+/// The tables that are ours.
+pub fn own_tables() -> [TableId; 3] {
+    [filter_table(), bridge_table(), redirect_table()]
+}
+
+impl Enforcer {
+    /// Opens a conversation with the kernel in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`NftError`] when no netlink socket can be had.
+    pub fn open(engine: Engine) -> Result<Self, NftError> {
+        let failed = |source| NftError::Netlink { what: "opening a netlink socket for connections", source };
+        Ok(Self { nft: Nft::open()?, conntrack: Conntrack::open().map_err(failed)?, engine })
+    }
+
+    /// The number by which a listener knows changes made through this value.
+    pub fn port(&self) -> u32 {
+        self.nft.port()
+    }
+
+    /// Makes the table be as the policies say. The first time, and after [`Engine::forget_kernel`], what is there is
+    /// read and compared; else only what changed in the cluster is looked at.
+    ///
+    /// # Errors
+    /// [`NftError`] when the kernel refuses; then the tables are as before, and the next call reads them.
+    pub fn converge(&mut self, now: Instant) -> Result<Converged, NftError> {
+        let plan = match self.engine.plan(now) {
+            Some(plan) => plan,
+            None => {
+                let found = self.nft.dump_tables(&[filter_table()])?;
+                self.engine.adopt(found.table(&filter_table()), now)
+            }
+        };
+        let done = Converged { changes: plan.edits.len(), table: plan.table, again: plan.again };
+        self.carry_out(&plan).inspect_err(|_| self.engine.forget_kernel())?;
+        Ok(done)
+    }
+
+    /// Makes frames between pods of this node be steered so, or not at all. Whether anything had to change.
+    ///
+    /// # Errors
+    /// [`NftError`] when the kernel refuses.
+    pub fn steer(&mut self, wanted: Option<&Steering>) -> Result<bool, NftError> {
+        let wanted = wanted.map(Steering::tables).unwrap_or_default();
+        let ids = [bridge_table(), redirect_table()];
+        let found = self.nft.dump_tables(&ids)?;
+        let stale =
+            ids.iter().filter(|id| !wanted.iter().any(|table| table.id == **id) && found.table(id).is_some());
+        let wrong = wanted.iter().filter(|table| differs(std::slice::from_ref(table), &found).is_some());
+        let changes: Vec<Change<'_>> =
+            wrong.map(Change::Replace).chain(stale.cloned().map(Change::DeleteTable)).collect();
+        self.nft.commit(&changes)?;
+        Ok(!changes.is_empty())
+    }
+
+    /// Takes the marks of superseded generations off connections, so that a number that comes round finds none of them.
+    /// To be done when [`Generations::walk_due`](super::Generations::walk_due); it takes some 1.5 µs a connection.
+    ///
+    /// # Errors
+    /// The kernel's, when it doesn't tell of its connections.
+    pub fn forget_old_generations(&mut self, now: Instant) -> io::Result<usize> {
+        let Some(generations) = self.engine.generations() else { return Ok(0) };
+        let forgotten =
+            self.conntrack.forget_marks(generations.mask(), |mark| generations.keeps(mark, now))?;
+        generations.walked();
+        Ok(forgotten)
+    }
+
+    fn carry_out(&mut self, plan: &Plan) -> Result<(), NftError> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        let empty = empty_table();
+        let mut changes = match plan.table {
+            TableStep::Keep => Vec::new(),
+            TableStep::Add | TableStep::Replace => vec![Change::Replace(&empty)],
+            TableStep::Remove => vec![Change::DeleteTable(filter_table())],
+        };
+        plan.edits.iter().for_each(|edit| changes.extend(changes_of(edit)));
+        // Before the rules that trust in marks. No rule of ours writes any meanwhile.
+        if plan.forget_marks
+            && let Err(error) = self.conntrack.forget_marks(self.engine.mark_mask(), |_| false)
+        {
+            tracing::warn!(
+                %error,
+                "connections that policies judged earlier can't be told to be judged again: load nf_conntrack_netlink"
+            );
+        }
+        self.nft.commit(&changes)
+    }
+}
+
+/// Removes all that is ours. Whether there was anything.
+///
+/// # Errors
+/// [`NftError`] when the kernel refuses.
+pub fn remove_all(nft: &mut Nft) -> Result<bool, NftError> {
+    let found = nft.dump_tables(&own_tables())?;
+    let changes: Vec<Change<'_>> =
+        found.tables.iter().map(|table: &Table| Change::DeleteTable(table.id.clone())).collect();
+    nft.commit(&changes)?;
+    Ok(!changes.is_empty())
+}
+
+fn changes_of(edit: &Edit) -> Vec<Change<'_>> {
+    let table = filter_table();
+    let chain = |name: &String| (table.clone(), name.clone());
+    match edit {
+        Edit::AddChain(chain) => vec![Change::AddChain { table, chain }],
+        Edit::AddSet(set) => vec![Change::AddSet { table, set }],
+        Edit::Rules(rules) => vec![
+            Change::FlushChain { table: table.clone(), chain: rules.name.clone() },
+            Change::AddChain { table, chain: rules },
+        ],
+        Edit::AddElements(set) => vec![Change::AddElements { table, set: set.clone() }],
+        Edit::DeleteElements(set) => vec![Change::DeleteElements { table, set: set.clone() }],
+        Edit::Empty(name) => {
+            let (table, chain) = chain(name);
+            vec![Change::FlushChain { table, chain }]
+        }
+        Edit::DeleteChain(name) => {
+            let (table, chain) = chain(name);
+            vec![Change::DeleteChain { table, chain }]
+        }
+        Edit::DeleteMap(name) | Edit::DeleteSet(name) => vec![Change::DeleteSet { table, set: name.clone() }],
+    }
+}

@@ -1,0 +1,215 @@
+//! Pods with the same namespace and the same labels are a group: what a selector says, it says of the whole group.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+
+use subnet::policy::{Labels, Selector};
+
+use super::cluster::{PodSelector, Scope};
+use super::intern::{Id, Interner};
+
+/// The number of a group.
+pub(super) type GroupId = u32;
+
+/// All groups, by namespace.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    strings: Interner,
+    groups: Vec<Group>,
+    free: Vec<GroupId>,
+    heads: HashMap<u64, GroupId>,
+    namespaces: BTreeMap<Id, Namespace>,
+    serial: u64,
+    state: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Namespace {
+    /// `None` while the namespace is only known by its pods.
+    labels: Option<Pairs>,
+    groups: Vec<GroupId>,
+}
+
+#[derive(Debug)]
+struct Group {
+    namespace: Id,
+    pods: u32,
+    labels: Pairs,
+    next: Option<GroupId>,
+    /// Never the same again, unlike the group's number.
+    serial: u64,
+}
+
+/// Keys and values, sorted.
+type Pairs = Box<[(Id, Id)]>;
+
+impl Groups {
+    /// Whether anything is different.
+    pub(super) fn set_namespace(&mut self, name: &str, labels: &Labels) -> bool {
+        let pairs = self.pairs(labels);
+        let id = self.strings.acquire(name);
+        let namespace = self.namespaces.entry(id).or_default();
+        let known = namespace.labels.replace(pairs);
+        let same = known == namespace.labels;
+        if let Some(pairs) = known {
+            self.release_pairs(&pairs);
+            // The name is held once by each namespace that is known.
+            self.strings.release(id);
+        }
+        !same
+    }
+
+    pub(super) fn remove_namespace(&mut self, name: &str) -> bool {
+        let Some(id) = self.strings.find(name) else { return false };
+        let Some(namespace) = self.namespaces.get_mut(&id) else { return false };
+        let Some(pairs) = namespace.labels.take() else { return false };
+        self.release_pairs(&pairs);
+        self.forget_empty(id);
+        self.strings.release(id);
+        true
+    }
+
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        let known = self.namespaces.iter().filter(|(_, namespace)| namespace.labels.is_some());
+        known.map(|(id, _)| self.strings.text(*id))
+    }
+
+    pub(super) fn of_namespace(&self, name: &str) -> Option<&[GroupId]> {
+        Some(&self.namespaces.get(&self.strings.find(name)?)?.groups)
+    }
+
+    /// The group with these labels, with one pod more.
+    pub(super) fn acquire(&mut self, namespace: &str, labels: &Labels) -> GroupId {
+        let namespace = self.strings.acquire(namespace);
+        let pairs = self.pairs(labels);
+        let hash = self.state.hash_one((namespace, &pairs));
+        let known = self.chain(hash).find(|id| {
+            let group = &self.groups[*id as usize];
+            (group.namespace, &group.labels) == (namespace, &pairs)
+        });
+        if let Some(id) = known {
+            self.groups[id as usize].pods += 1;
+            // The strings are held once by each group.
+            self.strings.release(namespace);
+            self.release_pairs(&pairs);
+            return id;
+        }
+        self.serial += 1;
+        let next = self.heads.get(&hash).copied();
+        let group = Group { namespace, pods: 1, labels: pairs, next, serial: self.serial };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.groups[id as usize] = group;
+                id
+            }
+            None => {
+                self.groups.push(group);
+                self.groups.len() as GroupId - 1
+            }
+        };
+        self.heads.insert(hash, id);
+        self.namespaces.entry(namespace).or_default().groups.push(id);
+        id
+    }
+
+    /// A group has one pod less.
+    pub(super) fn release(&mut self, id: GroupId) {
+        let group = &mut self.groups[id as usize];
+        group.pods -= 1;
+        if group.pods > 0 {
+            return;
+        }
+        let (namespace, next) = (group.namespace, group.next.take());
+        let pairs = std::mem::take(&mut group.labels);
+        let hash = self.state.hash_one((namespace, &pairs));
+        let before = self.chain(hash).find(|one| self.groups[*one as usize].next == Some(id));
+        match (before, next) {
+            (Some(before), next) => self.groups[before as usize].next = next,
+            (None, Some(next)) => drop(self.heads.insert(hash, next)),
+            (None, None) => drop(self.heads.remove(&hash)),
+        }
+        if let Some(of) = self.namespaces.get_mut(&namespace) {
+            of.groups.retain(|one| *one != id);
+        }
+        self.forget_empty(namespace);
+        self.release_pairs(&pairs);
+        self.strings.release(namespace);
+        self.free.push(id);
+    }
+
+    pub(super) fn serial(&self, id: GroupId) -> u64 {
+        self.groups[id as usize].serial
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether the pods of a group match the labels that `selector` asks for, whatever their namespace.
+    pub(super) fn has_labels(&self, id: GroupId, selector: &Selector) -> bool {
+        self.pairs_match(&self.groups[id as usize].labels, selector)
+    }
+
+    /// Whether the pods of a group are among those that `selector` describes.
+    pub(super) fn matches(&self, id: GroupId, selector: &PodSelector) -> bool {
+        let group = &self.groups[id as usize];
+        let in_scope = match &selector.scope {
+            Scope::Namespace(name) => self.strings.text(group.namespace) == &**name,
+            Scope::Matching(labels) => self.namespace_matches(group.namespace, labels),
+        };
+        in_scope && self.pairs_match(&group.labels, &selector.pods)
+    }
+
+    /// All groups whose pods `selector` describes.
+    pub(super) fn matching(&self, selector: &PodSelector) -> Vec<GroupId> {
+        let having = |groups: &[GroupId]| -> Vec<GroupId> {
+            groups.iter().copied().filter(|id| self.has_labels(*id, &selector.pods)).collect()
+        };
+        match &selector.scope {
+            Scope::Namespace(name) => self.of_namespace(name).map(having).unwrap_or_default(),
+            Scope::Matching(labels) => {
+                let namespaces =
+                    self.namespaces.iter().filter(|(id, _)| self.namespace_matches(**id, labels));
+                namespaces.flat_map(|(_, namespace)| having(&namespace.groups)).collect()
+            }
+        }
+    }
+
+    /// A namespace that is only known by its pods matches nothing but the selector of all.
+    fn namespace_matches(&self, id: Id, selector: &Selector) -> bool {
+        let labels = self.namespaces.get(&id).and_then(|namespace| namespace.labels.as_ref());
+        selector.is_everything() || labels.is_some_and(|labels| self.pairs_match(labels, selector))
+    }
+
+    fn pairs_match(&self, pairs: &Pairs, selector: &Selector) -> bool {
+        selector.matches(|key| {
+            let pair = pairs.iter().find(|(found, _)| self.strings.text(*found) == key)?;
+            Some(self.strings.text(pair.1))
+        })
+    }
+
+    fn pairs(&mut self, labels: &Labels) -> Pairs {
+        let strings = &mut self.strings;
+        let mut pairs: Vec<(Id, Id)> =
+            labels.iter().map(|(key, value)| (strings.acquire(key), strings.acquire(value))).collect();
+        pairs.sort_unstable();
+        pairs.into()
+    }
+
+    fn release_pairs(&mut self, pairs: &[(Id, Id)]) {
+        for (key, value) in pairs {
+            self.strings.release(*key);
+            self.strings.release(*value);
+        }
+    }
+
+    fn forget_empty(&mut self, id: Id) {
+        if self.namespaces.get(&id).is_some_and(|one| one.labels.is_none() && one.groups.is_empty()) {
+            self.namespaces.remove(&id);
+        }
+    }
+
+    fn chain(&self, hash: u64) -> impl Iterator<Item = GroupId> + '_ {
+        std::iter::successors(self.heads.get(&hash).copied(), |id| self.groups[*id as usize].next)
+    }
+}

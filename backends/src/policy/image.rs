@@ -1,0 +1,284 @@
+//! The tables as a value, and what has to change for one to become another; pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use subnet::Family;
+use subnet::policy::Protocol;
+
+use super::cluster::PodSelector;
+use super::keys::Keys;
+use crate::nft::{Chain, Data, Expr, Rule, Set, Span, Table};
+
+/// What the table holds: objects by name.
+///
+/// But for a few of fixed names, a name is a hash of the content, so most objects are never edited: they come
+/// and go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    pub(super) chains: BTreeMap<String, Chain>,
+    pub(super) sets: BTreeMap<String, ImageSet>,
+}
+
+/// A set or map without its elements, and where these come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ImageSet {
+    pub(super) set: Set,
+    pub(super) content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// These.
+    Fixed(BTreeMap<Span, Option<Data>>),
+    /// Those of the set itself when it is made, which go by themselves.
+    Volatile,
+    /// The members of a selector, which change more often than anything else and are kept apart.
+    Members(MemberKey),
+}
+
+/// Whose addresses a set holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct MemberKey {
+    /// These pods; `None` for all.
+    pub(super) pods: Option<Arc<PodSelector>>,
+    /// With each address, the ports of this protocol to which the pod gives this name.
+    pub(super) port: Option<(Protocol, Box<str>)>,
+    /// Addresses of this family.
+    pub(super) family: Family,
+}
+
+impl MemberKey {
+    /// The length of a key in bytes.
+    pub(super) fn key_len(&self) -> usize {
+        let address = if self.family == Family::V4 { 4 } else { 16 };
+        address + if self.port.is_some() { super::keys::PORT_LEN } else { 0 }
+    }
+}
+
+/// One part of what has to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// A chain comes, without rules yet.
+    AddChain(Chain),
+    /// A set or map comes, with these elements.
+    AddSet(Set),
+    /// A chain that is there gets these rules instead of those that it has.
+    Rules(Chain),
+    /// A set loses elements.
+    DeleteElements(Set),
+    /// A set gains elements.
+    AddElements(Set),
+    /// A chain loses its rules, before it goes.
+    Empty(String),
+    /// A map goes, with what leads from it to chains.
+    DeleteMap(String),
+    /// A chain goes.
+    DeleteChain(String),
+    /// A set goes.
+    DeleteSet(String),
+}
+
+/// The members of sets, by whose they are.
+pub(super) trait MembersOf {
+    fn members(&self, key: &MemberKey) -> &Keys;
+}
+
+impl ImageSet {
+    pub(super) fn fixed(set: Set, elements: BTreeMap<Span, Option<Data>>) -> Self {
+        Self { set, content: Content::Fixed(elements) }
+    }
+
+    /// All elements.
+    pub(super) fn elements(&self, members: &impl MembersOf) -> BTreeMap<Span, Option<Data>> {
+        match &self.content {
+            Content::Fixed(elements) => elements.clone(),
+            Content::Volatile => self.set.elements.clone(),
+            Content::Members(key) => members.members(key).iter().map(|key| (span(key), None)).collect(),
+        }
+    }
+
+    pub(super) fn with(&self, elements: BTreeMap<Span, Option<Data>>) -> Set {
+        Set { elements, ..self.set.clone() }
+    }
+}
+
+/// A single key.
+pub(super) fn span(key: &[u8]) -> Span {
+    Span { from: key.into(), to: key.into() }
+}
+
+impl Image {
+    /// The table that this is, with everything in it.
+    pub(super) fn table(&self, empty: Table, members: &impl MembersOf) -> Table {
+        Table {
+            chains: self.chains.values().cloned().collect(),
+            sets: self.sets.values().map(|set| set.with(set.elements(members))).collect(),
+            ..empty
+        }
+    }
+}
+
+/// What makes `wanted` of what the kernel has; `None` when what is there can't be changed into it, because an object
+/// that has the right name is of another kind.
+pub(super) fn diff_found(wanted: &Image, found: &Table, members: &impl MembersOf) -> Option<Vec<Edit>> {
+    let chains: BTreeMap<&str, &Chain> =
+        found.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
+    let sets: BTreeMap<&str, &Set> = found.sets.iter().map(|set| (set.name.as_str(), set)).collect();
+    let mut edits = Edits::default();
+    for (name, chain) in &wanted.chains {
+        match chains.get(name.as_str()) {
+            Some(known) if known.base != chain.base => return None,
+            Some(known) if same_rules(&chain.rules, &known.rules) => {}
+            Some(_) => edits.rules.push(chain.clone()),
+            None => edits.add_chain(chain),
+        }
+    }
+    for (name, want) in &wanted.sets {
+        let elements = want.elements(members);
+        match sets.get(name.as_str()) {
+            Some(known) if !same_kind(&want.set, known) => return None,
+            Some(_) if want.content == Content::Volatile => {}
+            Some(known) => edits.elements(want, &known.elements, &elements),
+            None => edits.add_sets.push(want.with(elements)),
+        }
+    }
+    for chain in found.chains.iter().filter(|chain| !wanted.chains.contains_key(&chain.name)) {
+        edits.delete_chains.push(chain.name.clone());
+    }
+    for set in found.sets.iter().filter(|set| !wanted.sets.contains_key(&set.name)) {
+        edits.delete_set(set);
+    }
+    Some(edits.in_order())
+}
+
+/// What makes `wanted` of `known`, where the members of sets that stay are changed apart, by `deltas`.
+pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &impl MembersOf) -> Vec<Edit> {
+    let mut edits = Edits::default();
+    let same = std::ptr::eq(known, wanted);
+    for (name, chain) in wanted.chains.iter().filter(|_| !same) {
+        match known.chains.get(name) {
+            Some(before) if before == chain => {}
+            Some(_) => edits.rules.push(chain.clone()),
+            None => edits.add_chain(chain),
+        }
+    }
+    for (name, want) in wanted.sets.iter().filter(|_| !same) {
+        match known.sets.get(name) {
+            Some(before) => {
+                if let (Content::Fixed(before), Content::Fixed(after)) = (&before.content, &want.content) {
+                    edits.elements(want, before, after);
+                }
+            }
+            None => edits.add_sets.push(want.with(want.elements(members))),
+        }
+    }
+    for delta in deltas {
+        // One that is new has all of its members, one that goes needs none.
+        let Some(set) = known.sets.get(&delta.set).filter(|_| wanted.sets.contains_key(&delta.set)) else {
+            continue;
+        };
+        let spans =
+            |keys: Vec<Vec<u8>>| keys.into_iter().map(|key| (span(&key), None)).collect::<BTreeMap<_, _>>();
+        edits.change(set, spans(delta.removed), spans(delta.added));
+    }
+    for name in known.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
+        edits.delete_chains.push(name.clone());
+    }
+    for (_, set) in known.sets.iter().filter(|(name, _)| !wanted.sets.contains_key(*name)) {
+        edits.delete_set(&set.set);
+    }
+    edits.in_order()
+}
+
+/// How the members of a set changed.
+#[derive(Debug, Default)]
+pub(super) struct Delta {
+    pub(super) set: String,
+    pub(super) added: Vec<Vec<u8>>,
+    pub(super) removed: Vec<Vec<u8>>,
+}
+
+/// Edits by kind: what something leads to or uses is there before it, and goes after it.
+#[derive(Default)]
+struct Edits {
+    add_chains: Vec<Chain>,
+    add_sets: Vec<Set>,
+    rules: Vec<Chain>,
+    delete_elements: Vec<Set>,
+    add_elements: Vec<Set>,
+    delete_chains: Vec<String>,
+    delete_maps: Vec<String>,
+    delete_sets: Vec<String>,
+}
+
+impl Edits {
+    fn add_chain(&mut self, chain: &Chain) {
+        self.add_chains.push(Chain { rules: Vec::new(), ..chain.clone() });
+        self.rules.push(chain.clone());
+    }
+
+    fn delete_set(&mut self, set: &Set) {
+        let list = if set.data.is_some() { &mut self.delete_maps } else { &mut self.delete_sets };
+        list.push(set.name.clone());
+    }
+
+    fn elements(
+        &mut self,
+        set: &ImageSet,
+        before: &BTreeMap<Span, Option<Data>>,
+        after: &BTreeMap<Span, Option<Data>>,
+    ) {
+        let only = |these: &BTreeMap<Span, Option<Data>>, others: &BTreeMap<Span, Option<Data>>| {
+            let differing = these.iter().filter(|(span, data)| others.get(span) != Some(data));
+            differing.map(|(span, data)| (span.clone(), data.clone())).collect::<BTreeMap<_, _>>()
+        };
+        self.change(set, only(before, after), only(after, before));
+    }
+
+    fn change(
+        &mut self,
+        set: &ImageSet,
+        removed: BTreeMap<Span, Option<Data>>,
+        added: BTreeMap<Span, Option<Data>>,
+    ) {
+        if !removed.is_empty() {
+            self.delete_elements.push(set.with(removed));
+        }
+        if !added.is_empty() {
+            self.add_elements.push(set.with(added));
+        }
+    }
+
+    /// A new chain is there before maps and rules that lead to it, and a set before rules that use it. A map of a
+    /// pod is changed after what it leads to is complete. An element leaves before it comes with another verdict.
+    fn in_order(self) -> Vec<Edit> {
+        let empty = self.delete_chains.iter().cloned().map(Edit::Empty);
+        let parts = self.add_chains.into_iter().map(Edit::AddChain);
+        let parts = parts.chain(self.add_sets.into_iter().map(Edit::AddSet));
+        let parts = parts.chain(self.rules.into_iter().map(Edit::Rules));
+        let parts = parts.chain(self.delete_elements.into_iter().map(Edit::DeleteElements));
+        let parts = parts.chain(self.add_elements.into_iter().map(Edit::AddElements));
+        let parts = parts.chain(empty);
+        let parts = parts.chain(self.delete_maps.into_iter().map(Edit::DeleteMap));
+        let parts = parts.chain(self.delete_chains.iter().cloned().map(Edit::DeleteChain));
+        parts.chain(self.delete_sets.into_iter().map(Edit::DeleteSet)).collect()
+    }
+}
+
+/// What counters counted makes no difference.
+fn same_rules(wanted: &[Rule], found: &[Rule]) -> bool {
+    let same = |want: &Expr, have: &Expr| {
+        matches!((want, have), (Expr::Counter { .. }, Expr::Counter { .. })) || want == have
+    };
+    wanted.len() == found.len()
+        && wanted.iter().zip(found).all(|(want, have)| {
+            want.comment == have.comment
+                && want.exprs.len() == have.exprs.len()
+                && want.exprs.iter().zip(&have.exprs).all(|(want, have)| same(want, have))
+        })
+}
+
+fn same_kind(wanted: &Set, found: &Set) -> bool {
+    (wanted.flags, &wanted.key, wanted.data, wanted.size) == (found.flags, &found.key, found.data, found.size)
+}

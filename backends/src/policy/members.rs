@@ -1,0 +1,194 @@
+//! The addresses behind selectors: found once when a set comes, then kept by each address that changes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use subnet::Family;
+
+use super::cluster::{Cluster, Record};
+use super::image::{Content, Delta, Image, MemberKey, MembersOf};
+use super::keys::{self, Keys};
+
+/// The smallest size of a set in the kernel; each further one is four times as large.
+const SIZE_MIN: u32 = 64;
+
+/// The members of all selectors that sets in the table are about.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    of: BTreeMap<MemberKey, Membership>,
+}
+
+#[derive(Debug)]
+struct Membership {
+    keys: Keys,
+    /// That of the set in the kernel; it doesn't shrink, so that a set is not made anew again and again.
+    size: u32,
+}
+
+impl MembersOf for Members {
+    fn members(&self, key: &MemberKey) -> &Keys {
+        static NONE: std::sync::LazyLock<Keys> = std::sync::LazyLock::new(|| Keys::new(4));
+        self.of.get(key).map_or(&NONE, |membership| &membership.keys)
+    }
+}
+
+impl Members {
+    /// The size of the set of these members.
+    pub(super) fn size(&self, key: &MemberKey) -> u32 {
+        self.of.get(key).map_or(SIZE_MIN, |membership| membership.size)
+    }
+
+    /// Sets that an earlier run made larger than they need to be stay as large.
+    ///
+    /// Whether this one is larger.
+    pub(super) fn adopt_size(&mut self, key: &MemberKey, size: u32) -> bool {
+        let Some(membership) = self.of.get_mut(key).filter(|membership| membership.size < size) else {
+            return false;
+        };
+        membership.size = size;
+        true
+    }
+
+    /// How many addresses there are in all sets.
+    pub(super) fn count(&self) -> usize {
+        self.of.values().map(|membership| membership.keys.count()).sum()
+    }
+
+    /// Keeps those of `wanted`, and finds those that are new. Whether one of these is larger than the smallest.
+    pub(super) fn set(&mut self, wanted: impl Iterator<Item = MemberKey>, cluster: &Cluster) -> bool {
+        let mut known = std::mem::take(&mut self.of);
+        let mut new = Vec::new();
+        for key in wanted {
+            match known.remove_entry(&key) {
+                Some((key, membership)) => drop(self.of.insert(key, membership)),
+                None if self.of.contains_key(&key) => {}
+                None => new.push(key),
+            }
+        }
+        new.sort_unstable();
+        new.dedup();
+        let mut large = false;
+        for (key, keys) in find(&new, cluster) {
+            let size = size_for(keys.count());
+            large |= size > SIZE_MIN;
+            self.of.insert(key, Membership { keys, size });
+        }
+        large
+    }
+
+    /// Looks once more at what an address is; gives what changed, by set.
+    ///
+    /// The second value tells whether a set is too small now.
+    pub(super) fn refresh<'a>(
+        &mut self,
+        addresses: impl Iterator<Item = &'a IpAddr> + Clone,
+        cluster: &Cluster,
+        image: &Image,
+    ) -> (Vec<Delta>, bool) {
+        let (mut deltas, mut too_small) = (Vec::new(), false);
+        if addresses.clone().next().is_none() {
+            return (deltas, too_small);
+        }
+        for (name, set) in &image.sets {
+            let Content::Members(key) = &set.content else { continue };
+            let Some(membership) = self.of.get_mut(key) else { continue };
+            let mut delta = Delta { set: name.clone(), ..Delta::default() };
+            for address in addresses.clone().filter(|address| Family::of(**address) == key.family) {
+                membership.refresh(key, *address, cluster, &mut delta);
+            }
+            if membership.keys.count() > membership.size as usize {
+                membership.size = size_for(membership.keys.count());
+                too_small = true;
+            }
+            if !delta.added.is_empty() || !delta.removed.is_empty() {
+                deltas.push(delta);
+            }
+        }
+        (deltas, too_small)
+    }
+}
+
+impl Membership {
+    fn refresh(&mut self, key: &MemberKey, address: IpAddr, cluster: &Cluster, delta: &mut Delta) {
+        let owner = cluster.owner(address);
+        let owner = owner.filter(|record| {
+            key.pods.as_ref().is_none_or(|selector| cluster.groups().matches(record.group, selector))
+        });
+        let wanted: Vec<Vec<u8>> =
+            owner.map(|record| entries(key, address, record, cluster)).unwrap_or_default();
+        let prefix = keys::of_address(address);
+        let stale: Vec<Vec<u8>> = self
+            .keys
+            .with_prefix(&prefix)
+            .filter(|found| !wanted.iter().any(|want| want == found))
+            .map(<[u8]>::to_vec)
+            .collect();
+        for stale in stale {
+            self.keys.remove(&stale);
+            delta.removed.push(stale);
+        }
+        for want in wanted {
+            if self.keys.insert(&want) {
+                delta.added.push(want);
+            }
+        }
+    }
+}
+
+/// What a pod that a selector describes puts into the set.
+fn entries(key: &MemberKey, address: IpAddr, record: &Record, cluster: &Cluster) -> Vec<Vec<u8>> {
+    match &key.port {
+        None => vec![keys::of_address(address)],
+        Some((protocol, name)) => {
+            let ports = cluster
+                .ports_of(record)
+                .iter()
+                .filter(|port| (port.protocol, &port.name) == (*protocol, name));
+            ports.map(|port| keys::of_endpoint(address, *protocol, port.port)).collect()
+        }
+    }
+}
+
+/// One pass over the groups for each selector, and one over the pods for all of them.
+fn find(wanted: &[MemberKey], cluster: &Cluster) -> Vec<(MemberKey, Keys)> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let groups = cluster.groups();
+    let mut by_group: Vec<Vec<u32>> = vec![Vec::new(); groups.count()];
+    let mut everywhere = Vec::new();
+    for (i, key) in wanted.iter().enumerate() {
+        match &key.pods {
+            None => everywhere.push(i as u32),
+            Some(selector) => {
+                groups
+                    .matching(selector)
+                    .into_iter()
+                    .for_each(|group| by_group[group as usize].push(i as u32));
+            }
+        }
+    }
+    let mut bytes: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
+    for (number, record) in cluster.records() {
+        for i in by_group[record.group as usize].iter().chain(&everywhere) {
+            let key = &wanted[*i as usize];
+            if let Some(address) = cluster.own_address(number, key.family) {
+                entries(key, address, record, cluster)
+                    .iter()
+                    .for_each(|entry| bytes[*i as usize].extend(entry));
+            }
+        }
+    }
+    let found = wanted.iter().zip(bytes);
+    found.map(|(key, bytes)| (key.clone(), Keys::from_unsorted(key.key_len(), &bytes))).collect()
+}
+
+/// Room for twice as many.
+fn size_for(count: usize) -> u32 {
+    let needed = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX);
+    let mut size = SIZE_MIN;
+    while size < needed {
+        size = size.saturating_mul(4);
+    }
+    size
+}
