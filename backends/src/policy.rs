@@ -14,6 +14,7 @@
 mod class;
 mod cluster;
 mod conntrack;
+mod demand;
 mod enforcer;
 mod engine;
 mod generation;
@@ -28,6 +29,7 @@ mod owners;
 mod steer;
 
 pub use cluster::{Cluster, PodSelector, Scope};
+pub use demand::{DEMAND_MAX, Demand};
 pub use enforcer::{Converged, Enforcer, own_tables, remove_all};
 pub use engine::{Engine, Plan, Summary, TableStep};
 pub use generation::{Generations, RAISE_INTERVAL, REPLIES_PASS};

@@ -63,8 +63,18 @@ pub(super) struct Record {
     ports: u32,
     v4: Option<[u8; 4]>,
     v6: Option<[u8; 16]>,
-    /// Whether our CNI plugin said that it gave these addresses to this pod.
-    announced: bool,
+    origin: Origin,
+}
+
+/// Who says which addresses a pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Its object.
+    Object,
+    /// Our CNI plugin gave them to it, long before its object says so.
+    Plugin,
+    /// Our CNI plugin took them back, though its object goes on naming them.
+    Released,
 }
 
 /// A pod of this node.
@@ -80,12 +90,12 @@ impl Record {
     }
 
     pub(super) fn announced(&self) -> bool {
-        self.announced
+        self.origin == Origin::Plugin
     }
 
     /// Who of two that claim an address has it: the one that our CNI plugin named, then the younger.
     fn claim(&self) -> (bool, u32, [u8; 16]) {
-        (self.announced, self.created, self.uid)
+        (self.announced(), self.created, self.uid)
     }
 }
 
@@ -120,13 +130,28 @@ impl Cluster {
 
     /// A pod is there, as described. One that has ended or is on its host's network is to be removed instead.
     pub fn set_pod(&mut self, pod: &Pod) {
-        let announced = self.number(pod.uid).is_some_and(|number| self.pods[number as usize].announced);
-        self.put_pod(pod, announced);
+        let known = self.number(pod.uid).map(|number| &self.pods[number as usize]);
+        let (origin, addresses) = match known.map(|record| (record.origin, record)) {
+            None | Some((Origin::Object, _)) => (Origin::Object, pod.addresses.clone()),
+            Some((origin, record)) => (origin, record.addresses().collect()),
+        };
+        self.put_pod(pod, &addresses, origin);
     }
 
     /// The CNI plugin gave these addresses to a pod of this node: they are its own, whatever else is said.
     pub fn announce_pod(&mut self, pod: &Pod) {
-        self.put_pod(pod, true);
+        self.put_pod(pod, &pod.addresses, Origin::Plugin);
+    }
+
+    /// The CNI plugin took the addresses of a pod back. What its object names from now on counts for nothing.
+    pub fn release_pod(&mut self, uid: Uid) {
+        let Some(number) = self.number(uid) else { return };
+        for address in self.pods[number as usize].addresses() {
+            self.disown(address, number);
+        }
+        let record = &mut self.pods[number as usize];
+        (record.v4, record.v6, record.origin) = (None, None, Origin::Released);
+        self.touched.locals |= self.locals.contains_key(&uid);
     }
 
     /// A pod is gone, has ended, or turns out to be on its host's network.
@@ -218,11 +243,11 @@ impl Cluster {
         self.index.get(&uid.0.to_be_bytes()).copied()
     }
 
-    fn put_pod(&mut self, pod: &Pod, announced: bool) {
+    fn put_pod(&mut self, pod: &Pod, addresses: &[IpAddr], origin: Origin) {
         let mut ports: Vec<NamedPort> = pod.ports.clone();
         ports.sort_unstable();
         ports.dedup();
-        let of = |family| pod.addresses.iter().copied().find(|address| Family::of(*address) == family);
+        let of = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
         let record = Record {
             uid: pod.uid.0.to_be_bytes(),
             created: u32::try_from(pod.created).unwrap_or(u32::MAX),
@@ -236,7 +261,7 @@ impl Cluster {
                 IpAddr::V6(v6) => Some(v6.octets()),
                 IpAddr::V4(_) => None,
             }),
-            announced,
+            origin,
         };
         let number = match self.number(pod.uid) {
             Some(number) => {
@@ -275,8 +300,8 @@ impl Cluster {
     /// Whether anything is different.
     fn replace(&mut self, number: u32, record: Record) -> bool {
         let known = &self.pods[number as usize];
-        let same = (known.group, known.ports, known.announced, known.created)
-            == (record.group, record.ports, record.announced, record.created)
+        let same = (known.group, known.ports, known.origin, known.created)
+            == (record.group, record.ports, record.origin, record.created)
             && (known.v4, known.v6) == (record.v4, record.v6);
         if same {
             self.groups.release(record.group);
@@ -397,5 +422,46 @@ impl std::fmt::Display for PodSelector {
             Scope::Namespace(name) => write!(f, "{name}: {}", self.pods),
             Scope::Matching(labels) => write!(f, "namespaces {labels}: {}", self.pods),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: u128, address: Option<&str>) -> Pod {
+        Pod {
+            uid: Uid(uid),
+            name: ObjectName::new("shop", format!("pod-{uid}")),
+            labels: Labels::new(),
+            addresses: address.map(|text| text.parse().unwrap()).into_iter().collect(),
+            ports: Vec::new(),
+            created: 0,
+            local: true,
+        }
+    }
+
+    fn owner(cluster: &Cluster, address: &str) -> Option<u128> {
+        cluster.owner(address.parse().unwrap()).map(|record| u128::from_be_bytes(record.uid))
+    }
+
+    #[test]
+    fn what_the_plugin_says_about_addresses_counts_before_what_the_object_says() {
+        let mut cluster = Cluster::default();
+        cluster.set_pod(&pod(1, None));
+        cluster.announce_pod(&pod(1, Some("10.0.0.1")));
+        // The object is changed before it names the address.
+        cluster.set_pod(&pod(1, None));
+        assert_eq!(owner(&cluster, "10.0.0.1"), Some(1));
+        // Another object still names it, and a younger one would have it otherwise.
+        cluster.set_pod(&Pod { created: 9, ..pod(2, Some("10.0.0.1")) });
+        assert_eq!(owner(&cluster, "10.0.0.1"), Some(1));
+        cluster.release_pod(Uid(1));
+        cluster.set_pod(&pod(1, Some("10.0.0.1")));
+        assert_eq!(owner(&cluster, "10.0.0.1"), Some(2));
+        cluster.remove_pod(Uid(2));
+        assert_eq!(owner(&cluster, "10.0.0.1"), None);
+        cluster.remove_pod(Uid(1));
+        assert_eq!((cluster.pod_count(), cluster.groups().of_namespace("shop")), (0, None));
     }
 }

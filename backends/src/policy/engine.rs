@@ -9,6 +9,7 @@ use subnet::Family;
 
 use super::class::{Book, Class};
 use super::cluster::{Cluster, Record, Touched};
+use super::demand::Demand;
 use super::generation::Generations;
 use super::image::{Content, Delta, Edit, Image, diff, diff_found};
 use super::layout::{self, Member, Settings};
@@ -156,6 +157,11 @@ impl Engine {
             elements: self.members.count(),
             generation: held.map_or(0, |held| held.generations.number()),
         }
+    }
+
+    /// The pods of other nodes that have to be watched, as of the last plan.
+    pub fn demand(&self) -> Demand {
+        self.members.demand(&self.cluster)
     }
 
     /// The bits of connection marks that are ours.

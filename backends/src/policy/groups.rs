@@ -74,6 +74,13 @@ impl Groups {
         known.map(|(id, _)| self.strings.text(*id))
     }
 
+    /// The names of those that are known and have such labels.
+    pub(super) fn namespaces_matching(&self, labels: &Selector) -> impl Iterator<Item = String> {
+        let known = self.namespaces.iter().filter(|(_, namespace)| namespace.labels.is_some());
+        let matching = known.filter(|(id, _)| self.namespace_matches(**id, labels));
+        matching.map(|(id, _)| self.strings.text(*id).to_owned())
+    }
+
     pub(super) fn of_namespace(&self, name: &str) -> Option<&[GroupId]> {
         Some(&self.namespaces.get(&self.strings.find(name)?)?.groups)
     }

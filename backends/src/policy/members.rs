@@ -1,11 +1,12 @@
 //! The addresses behind selectors: found once when a set comes, then kept by each address that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use subnet::Family;
 
-use super::cluster::{Cluster, Record};
+use super::cluster::{Cluster, Record, Scope};
+use super::demand::Demand;
 use super::image::{Content, Delta, Image, MemberKey, MembersOf};
 use super::keys::{self, Keys};
 
@@ -47,6 +48,22 @@ impl Members {
         };
         membership.size = size;
         true
+    }
+
+    /// The pods that have to be known for these sets.
+    pub(super) fn demand(&self, cluster: &Cluster) -> Demand {
+        let mut namespaces = BTreeSet::new();
+        for key in self.of.keys() {
+            match key.pods.as_deref().map(|pods| &pods.scope) {
+                None => return Demand::Everything,
+                Some(Scope::Namespace(name)) => drop(namespaces.insert(name.to_string())),
+                Some(Scope::Matching(labels)) if labels.is_everything() => return Demand::Everything,
+                Some(Scope::Matching(labels)) => {
+                    namespaces.extend(cluster.groups().namespaces_matching(labels))
+                }
+            }
+        }
+        Demand::of(namespaces)
     }
 
     /// How many addresses there are in all sets.

@@ -4,6 +4,7 @@
 
 mod bed;
 mod cases;
+mod demand;
 mod generations;
 mod kernel;
 mod random;
