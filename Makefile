@@ -46,7 +46,7 @@ bench-control: release ## Measures start, repair, restart and size of what is sh
 	cargo build --locked -p bench --bin bench
 	$(SUDO) $(PROGRAMS)/bench control $(ARGS)
 
-bench-cni: release ## Measures adding 200 pods at once through flannel and through its delegate (root; ARGS="--rounds 15")
+bench-cni: release ## Measures the plugin beside Go's plugins: many pods at once, one after the other (root; ARGS="--only one")
 	cargo build --locked -p bench --bin bench
 	$(SUDO) $(PROGRAMS)/bench cni $(ARGS)
 

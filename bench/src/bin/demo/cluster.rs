@@ -84,9 +84,7 @@ impl Cluster {
 
     /// Pods on every node, attached by the CNI plugin, that reach each other.
     pub(crate) fn attach_pods(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        progress.step(&format!(
-            "{PODS_PER_NODE} pods per node through the CNI chain flannel, bridge, host-local"
-        ))?;
+        progress.step(&format!("{PODS_PER_NODE} pods per node through the CNI plugin"))?;
         let plugin = program("flannel")?;
         let start = Instant::now();
         for site in &mut self.sites {

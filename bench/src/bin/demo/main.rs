@@ -1,4 +1,4 @@
-//! Shows the agent at work: three nodes, pods attached through the CNI chain, traffic between them, damage
+//! Shows the agent at work: three nodes, pods attached by the CNI plugin, traffic between them, damage
 //! and repair.
 //!
 //! All of it happens in network namespaces of this process; nothing is left behind, however it ends. Only SIGKILL
