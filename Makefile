@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BACKEND ?= vxlan
+# What `flanneld version` names.
+export FLANNEL_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where cargo puts programs: .cargo/config.toml names a target, so there is a directory per target.
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug

@@ -29,7 +29,6 @@ use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Name, Report, W
 use ipnet::IpNet;
 use subnet::env_file::{Previous, SubnetEnv, sweep};
 use subnet::net::overlap;
-use subnet::saved::Saved;
 use subnet::store::random_below;
 use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
 use tokio::sync::{Notify, watch};
@@ -143,7 +142,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             sweep(path);
         }
         let store = Arc::new(store);
-        let saved = Saved::read(&settings.state_file, &store.describe());
+        let saved = recall::read(&settings.state_file, &store.describe(), &health);
         let (mut change, mut settings) = (Change::default(), settings);
         let (mut network, mut ways, recalled) =
             match claim::configuration(&*store, saved.clone(), &health).await {

@@ -1,89 +1,185 @@
 //! `flanneld cleanup`: finds and removes everything that an agent makes on a host, without the store.
 
+mod extent;
+
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use backends::firewall::nftables::NftFirewall;
 use backends::kernel::netlink::Netlink;
-use backends::kernel::{Records, is_tunnel};
 use backends::state::Change;
 use backends::{Firewall, Kernel, KernelState, Look, Scope, converge};
 use ipnet::IpNet;
-use subnet::Family;
-use subnet::env_file::Previous;
 use subnet::saved::Saved;
 
 use crate::cli::options::CleanupOptions;
+use crate::lock::{self, LockError};
+use extent::Extent;
 
 /// Prints each object, and removes it unless this is a dry run.
 ///
-/// What is ours is told by the subnet file: objects inside its network, and none of another agent on this
-/// host. Without a subnet file, every route with our protocol number and every device that is named and
-/// made like ours is.
+/// Whose objects they are is told by a record: the subnet file, or else what the agent saved. Without one, nothing
+/// is removed unless `--all` asks for whatever is made like ours. The record goes last, and only if all else went:
+/// a run after a failure needs it.
 ///
 /// # Errors
-/// A sentence naming what could not be read or removed.
+/// A sentence naming what could not be read or removed, or which agent is still running.
 pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
-    let mut kernel = Netlink::open()?;
-    let saved = Saved::read_of_any_store(&crate::state_file(&options.subnet_file));
-    let scope = scope(&mut kernel, &Previous::read(&options.subnet_file), saved.as_ref())?;
-    let mut out = io::stdout().lock();
-    let mut removed = 0usize;
-    let mut failures = Vec::new();
-    if options.dry_run {
+    let (extent, saved) = Extent::of(options)?;
+    let saved = saved.as_ref();
+    if let Extent::Agent { told_by: Some(file), .. } = &extent {
+        let subnet_file = options.subnet_file.display();
+        eprintln!("flanneld: {subnet_file} says no network: {} tells what is its agent's", file.display());
+    }
+    let running = extent::running(&extent, &options.subnet_file);
+    if options.dry_run || matches!(extent, Extent::Unknown) {
+        let found = preview(&extent, saved, options);
+        match running {
+            Ok(holders) => holders.iter().for_each(|holder| {
+                eprintln!("flanneld: {holder}: stop it before you run cleanup without --dry-run");
+            }),
+            Err(error) => eprintln!("flanneld: whether an agent is running was not seen: {error}"),
+        }
+        return found;
+    }
+    if let Some(holder) = running?.first() {
+        anyhow::bail!("{holder} and would restore what is removed: stop it first, then run cleanup again");
+    }
+    let _lock = match lock::take(&options.subnet_file) {
+        Ok(lock) => Some(lock),
+        // Without its directory there is no agent with this subnet file.
+        Err(LockError::Unusable { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(LockError::Held(holder)) => {
+            anyhow::bail!("{holder} and would restore what is removed: stop it first, then run cleanup again")
+        }
+        Err(error) => {
+            anyhow::bail!("the lock of the subnet file can't be taken: {error}; run cleanup as root")
+        }
+    };
+    remove(&extent, saved, options)
+}
+
+/// Prints what would be removed, and what could not be looked at.
+fn preview(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> anyhow::Result<()> {
+    let (mut found, mut unseen) = (Vec::new(), Vec::new());
+    let scope = Netlink::open().and_then(|mut kernel| {
+        let scope = extent.scope(&mut kernel, saved)?;
         let observed = kernel.observe(&KernelState::default(), &scope)?;
-        for change in backends::diff::diff(&KernelState::default(), &observed.state) {
-            writeln!(out, "would remove: {}", object(&change))?;
-            removed += 1;
+        Ok((scope, observed))
+    });
+    let scope = match scope {
+        Ok((scope, observed)) => {
+            let changes = backends::diff::diff(&KernelState::default(), &observed.state);
+            found.extend(changes.iter().map(object));
+            scope
         }
-    } else {
-        let report = converge(&mut kernel, &KernelState::default(), &scope)?;
-        for change in &report.applied {
-            writeln!(out, "removed: {}", object(change))?;
-            removed += 1;
+        Err(error) => {
+            unseen.push(format!("devices, addresses and routes ({error})"));
+            Scope { networks: extent.networks(), ..Scope::default() }
         }
-        failures.extend(report.failed.iter().map(ToString::to_string));
+    };
+    match NftFirewall::open()
+        .map_err(anyhow::Error::from)
+        .and_then(|mut firewall| Ok(firewall.preview(&[], &known(&scope))?))
+    {
+        Ok(rules) => found.extend(rules.iter().map(|rule| rule_object(rule))),
+        Err(error) => unseen.push(format!("traffic rules ({error})")),
     }
-    let mut rules = rules(&scope, options.dry_run, &mut failures)?;
-    removed += rules.len();
-    for rule in rules.drain(..) {
-        writeln!(out, "{}: {rule}", if options.dry_run { "would change" } else { "changed" })?;
-    }
-    for file in [&crate::state_file(&options.subnet_file), &options.subnet_file] {
-        if file.symlink_metadata().is_err() {
-            continue;
+    for file in files(options) {
+        match file.symlink_metadata() {
+            Ok(_) => found.push(format!("file {}", file.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => unseen.push(format!("{} ({error})", file.display())),
         }
-        removed += 1;
-        if options.dry_run {
-            writeln!(out, "would remove: file {}", file.display())?;
+    }
+    let mut out = io::stdout().lock();
+    for object in &found {
+        writeln!(out, "would remove: {object}")?;
+    }
+    if found.is_empty() && unseen.is_empty() {
+        writeln!(out, "nothing to remove")?;
+    }
+    anyhow::ensure!(unseen.is_empty(), "not seen: {}: run it as root (CAP_NET_ADMIN)", unseen.join("; "));
+    if matches!(extent, Extent::Unknown) && !options.dry_run && !found.is_empty() {
+        let file = options.subnet_file.display();
+        anyhow::bail!(
+            "nothing was removed: {file} does not exist, so which of this was made by its agent is not known; name \
+             that agent's --subnet-file, or remove what every agent left on this host with --all"
+        );
+    }
+    Ok(())
+}
+
+fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> anyhow::Result<()> {
+    let mut kernel = Netlink::open()?;
+    let scope = extent.scope(&mut kernel, saved)?;
+    let mut out = io::stdout().lock();
+    let report = converge(&mut kernel, &KernelState::default(), &scope)?;
+    let mut failures: Vec<String> = report.failed.iter().map(ToString::to_string).collect();
+    let (rules, obstacles) = remove_rules(&known(&scope));
+    failures.extend(obstacles);
+    let removed: Vec<String> = report.applied.iter().map(object).chain(rules).collect();
+    for object in &removed {
+        writeln!(out, "removed: {object}")?;
+    }
+    let there = || files(options).into_iter().filter(|file| file.symlink_metadata().is_ok());
+    if !failures.is_empty() {
+        let kept: Vec<String> = there().map(|file| file.display().to_string()).collect();
+        let kept = if kept.is_empty() {
+            String::new()
         } else {
-            match remove_file(file) {
-                Ok(()) => writeln!(out, "removed: file {}", file.display())?,
-                Err(error) => failures.push(format!("{}: {error}", file.display())),
-            }
+            format!("; the next run needs {} and finds it in place", kept.join(" and "))
+        };
+        anyhow::bail!("not everything could be removed: {}{kept}", failures.join("; "));
+    }
+    let mut nothing = removed.is_empty();
+    for file in there() {
+        nothing = false;
+        match remove_file(&file) {
+            Ok(()) => writeln!(out, "removed: file {}", file.display())?,
+            Err(error) => failures.push(format!("{}: {error}", file.display())),
         }
     }
-    if removed == 0 && failures.is_empty() {
+    match remove_file(&lock::path(&options.subnet_file)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push(format!("the lock: {error}")),
+        _ => {}
+    }
+    if nothing && failures.is_empty() {
         writeln!(out, "nothing to remove")?;
     }
     anyhow::ensure!(failures.is_empty(), "not everything could be removed: {}", failures.join("; "));
     Ok(())
 }
 
-/// Traffic rules of either mechanism. Those of iptables go over nftables, as far as they are visible there.
-fn rules(scope: &Scope, dry_run: bool, failures: &mut Vec<String>) -> anyhow::Result<Vec<String>> {
-    // Without a subnet file no network is known, and then every table of our name is ours.
-    let known: Vec<IpNet> = scope.networks.iter().copied().filter(|net| net.prefix_len() > 0).collect();
-    let mut firewall = NftFirewall::open()?;
-    if dry_run {
-        return Ok(firewall.preview(&[], &known).unwrap_or_default());
+/// Traffic rules of either mechanism: those that went, and what did not. Those of iptables go over nftables, as
+/// far as they are visible there.
+fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
+    let (mut removed, mut failures) = (Vec::new(), Vec::new());
+    let mut firewall = match NftFirewall::open() {
+        Ok(firewall) => firewall,
+        Err(error) => return (removed, vec![error.to_string()]),
+    };
+    for outcome in [firewall.converge(&[], known), firewall.filter_tunnels(&[], known, Look::Kernel)] {
+        match outcome {
+            Ok(report) => {
+                removed.extend(report.changed.iter().map(|rule| rule_object(rule)));
+                failures.extend(report.obstacles);
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
     }
-    let report = firewall.converge(&[], &known)?;
-    failures.extend(report.obstacles);
-    let filter = firewall.filter_tunnels(&[], &known, Look::Kernel)?;
-    Ok(report.changed.into_iter().chain(filter.changed).collect())
+    (removed, failures)
+}
+
+/// The record of what is an agent's, in the order in which it goes.
+fn files(options: &CleanupOptions) -> [PathBuf; 2] {
+    [crate::state_file(&options.subnet_file), options.subnet_file.clone()]
+}
+
+/// The networks whose rules are ours. Where no network is known, every table of our name is.
+fn known(scope: &Scope) -> Vec<IpNet> {
+    scope.networks.iter().copied().filter(|net| net.prefix_len() > 0).collect()
 }
 
 /// The file, and its directory if that was made for it and is empty now.
@@ -95,41 +191,32 @@ fn remove_file(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn scope(kernel: &mut Netlink, previous: &Previous, saved: Option<&Saved>) -> anyhow::Result<Scope> {
-    let mut records = Records::default();
-    saved.iter().for_each(|saved| records.learn(&saved.leases));
-    let mut scope = Scope {
-        networks: previous.networks.iter().collect(),
-        subnets: previous.subnets.iter().collect(),
-        subnet_lens: previous.subnets.iter().map(|net| (Family::of(net.addr()), net.prefix_len())).collect(),
-        ranges: saved.iter().flat_map(|saved| saved.network.ranges().copied()).collect(),
-        records: Arc::new(records),
-        ..Scope::default()
-    };
-    let known = !scope.networks.is_empty();
-    if !known {
-        scope.networks = vec![IpNet::V4(Default::default()), IpNet::V6(Default::default())];
-    }
-    // Every device named like ours is looked at; whether it is ours, its kind and its addresses tell.
-    let host = kernel.observe(&KernelState::default(), &Scope::default())?.host;
-    let named = host.links.values().map(|link| link.name).filter(|name| name.as_str().starts_with("fl"));
-    let candidates = Scope { devices: named.collect(), networks: scope.networks.clone(), ..Scope::default() };
-    let state = kernel.observe(&KernelState::default(), &candidates)?.state;
-    for (name, link) in &state.links {
-        let mut addresses = state.addresses.iter().filter(|(dev, _)| dev == name);
-        let ours =
-            !known || addresses.any(|(_, net)| scope.networks.iter().any(|network| network.contains(net)));
-        if ours && is_tunnel(name, &link.identity) {
-            scope.devices.push(*name);
-        }
-    }
-    // Routes that a Go flannel left point through one external interface; which one, its routes say.
-    scope.underlay = host.defaults.iter().find_map(|route| route.link);
-    Ok(scope)
-}
-
 /// The object of a removal, in words.
 fn object(change: &Change) -> String {
     let text = change.to_string();
     text.replacen(" del ", " ", 1)
+}
+
+/// The same for a change of traffic rules, which is told in the past tense.
+fn rule_object(text: &str) -> String {
+    text.replacen(" removed", "", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_is_named_by_its_object_so_that_it_reads_right_before_and_after() {
+        for (text, object) in [
+            ("nftables table ip flannel-ipv4 removed", "nftables table ip flannel-ipv4"),
+            ("chain FLANNEL-FWD removed from table ip filter", "chain FLANNEL-FWD from table ip filter"),
+            (
+                "rules that accept the network's packets removed from chain FORWARD of table ip filter",
+                "rules that accept the network's packets from chain FORWARD of table ip filter",
+            ),
+        ] {
+            assert_eq!(rule_object(text), object);
+        }
+    }
 }

@@ -33,8 +33,16 @@ pub(crate) enum Command {
 pub(crate) enum Print {
     /// The usage, which goes to stdout.
     Help(String),
-    /// The version, which goes to stderr as Go flannel's does.
+    /// What `version` prints, to stdout.
     Version(String),
+    /// What `--version` prints, to stderr as Go flannel's does.
+    VersionFlag(String),
+}
+
+/// The version, with the commit that the program was built from if the build was told (by the Makefile).
+pub(crate) fn version() -> String {
+    let commit = option_env!("FLANNEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown");
+    format!("v{} (commit {commit})", env!("CARGO_PKG_VERSION"))
 }
 
 impl Print {
@@ -45,7 +53,8 @@ impl Print {
     pub(crate) fn print(&self) -> io::Result<()> {
         match self {
             Self::Help(text) => io::stdout().write_all(text.as_bytes()),
-            Self::Version(text) => writeln!(io::stderr(), "{text}"),
+            Self::Version(text) => writeln!(io::stdout(), "{text}"),
+            Self::VersionFlag(text) => writeln!(io::stderr(), "{text}"),
         }
     }
 }
@@ -76,7 +85,19 @@ pub(crate) fn parse(
     let args = args.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
     match args.split_first() {
         Some((first, rest)) if first == "cleanup" => cleanup(rest, environment),
+        Some((first, [])) if first == "version" => Ok(Command::Print(Print::Version(version()))),
+        Some((first, rest)) if first == "help" => help_on(rest),
         _ => run(&args, environment),
+    }
+}
+
+fn help_on(topic: &[String]) -> Result<Command, UsageError> {
+    match topic {
+        [] => Ok(help(flags::documented(RunFlags::command()))),
+        [topic] if topic == "cleanup" => Ok(help(flags::documented(CleanupFlags::command()))),
+        _ => Err(UsageError(
+            "help is about flanneld or about cleanup: write flanneld help, or flanneld help cleanup".into(),
+        )),
     }
 }
 
@@ -88,7 +109,7 @@ fn run(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Resul
     };
     // Before the environment, as in Go: asking for the version works whatever the environment says.
     if read::<RunFlags>(&command, &settings)?.version {
-        return Ok(Command::Print(Print::Version(concat!("v", env!("CARGO_PKG_VERSION")).to_owned())));
+        return Ok(Command::Print(Print::VersionFlag(version())));
     }
     settings.extend(grammar::from_environment(&command, &settings, &environment)?);
     let flags = read(&command, &settings)?;
@@ -186,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_version_is_printed_whatever_the_environment_says() {
-        let wanted = Print::Version(concat!("v", env!("CARGO_PKG_VERSION")).to_owned());
+        let wanted = Print::VersionFlag(version());
         for args in [&["--version"][..], &["-version=T", "--kube-subnet-mgr"]] {
             match parse(args, &[("FLANNELD_V", "much"), ("FLANNELD_VERSION", "false")]).unwrap() {
                 Command::Print(print) => assert_eq!(print, wanted),
@@ -194,6 +215,23 @@ mod tests {
             }
         }
         assert!(matches!(parse(&[], &[("FLANNELD_VERSION", "true")]), Ok(Command::Run(_))));
+    }
+
+    #[test]
+    fn version_and_help_are_commands_too() {
+        let text = version();
+        assert!(text.starts_with(concat!("v", env!("CARGO_PKG_VERSION"), " (commit ")), "{text}");
+        let Command::Print(print) = parse(&["version"], &[]).unwrap() else { panic!() };
+        assert_eq!(print, Print::Version(text));
+        let text = |args: &[&str]| match parse(args, &[]).unwrap() {
+            Command::Print(Print::Help(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text(&["help"]), text(&["--help"]));
+        assert_eq!(text(&["help", "cleanup"]), text(&["cleanup", "--help"]));
+        assert!(text(&["help"]).contains("Examples:\n  flanneld --etcd-endpoints="));
+        assert!(text(&["help", "cleanup"]).contains("--all"));
+        assert!(parse(&["help", "me"], &[]).unwrap_err().to_string().contains("flanneld help cleanup"));
     }
 
     #[test]
@@ -225,6 +263,7 @@ mod tests {
         ] {
             let Command::Cleanup(options) = parse(args, &environment).unwrap() else { panic!("{args:?}") };
             assert_eq!((options.dry_run, options.subnet_file.to_str()), (dry_run, Some(file)));
+            assert!(options.named && !options.all);
             assert_eq!(options.verbosity, crate::log::Verbosity::new(0));
         }
         let text = parse(&["cleanup", "--iface=eth0"], &[]).unwrap_err().to_string();

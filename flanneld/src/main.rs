@@ -4,6 +4,7 @@ mod agent;
 mod cleanup;
 mod cli;
 mod interface;
+mod lock;
 mod log;
 mod serve;
 
@@ -72,7 +73,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         signal(SignalKind::user_defined2())?,
         Arc::clone(&rules_moved),
     ));
-    tracing::info!("flanneld v{} {options}", env!("CARGO_PKG_VERSION"));
+    tracing::info!("flanneld {} {options}", cli::version());
+    let _lock = alone(&options.subnet_file)?;
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
@@ -150,6 +152,27 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let _ = served.await;
     }
     outcome
+}
+
+/// The lock of the subnet file: two agents with one file would undo each other's work. One that can't be made for
+/// another reason keeps no node from its network.
+fn alone(subnet_file: &Path) -> anyhow::Result<Option<lock::Lock>> {
+    if let Some(directory) = subnet_file.parent() {
+        // What stands in the way is said when the subnet file is written.
+        let _ = std::fs::create_dir_all(directory);
+    }
+    match lock::take(subnet_file) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(lock::LockError::Held(holder)) => anyhow::bail!(
+            "{holder} and --subnet-file={}: stop it first, or give this agent a subnet file, a network and a health \
+             port of its own",
+            subnet_file.display()
+        ),
+        Err(error) => {
+            tracing::warn!("a second agent with this subnet file would not be noticed: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// Has everything on the host looked at again whenever somebody asks (SIGHUP, as a reload). What is read from

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{BackendConfig, NetworkConfig};
 use crate::env_file::write_atomically;
+use crate::text::shortened;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::net::Subnets;
 
@@ -77,39 +78,50 @@ impl Saved {
         write_atomically(path, &serde_json::to_vec(&file)?, 0o600)
     }
 
-    /// Reads the file, if there is one about this store that makes sense: `None` is never a failure, only
-    /// nothing to start from.
-    pub fn read(path: &Path, store: &str) -> Option<Self> {
-        Self::parse(&std::fs::read(path).ok()?, store)
+    /// Reads the file; `None` if there is none, or if it is about another store.
+    ///
+    /// # Errors
+    /// In words why there is a file that can't be used. That is no failure, only nothing to start from.
+    pub fn read(path: &Path, store: &str) -> Result<Option<Self>, String> {
+        Ok(read_file(path)?.filter(|(of, _)| of == store).map(|(_, saved)| saved))
     }
 
-    /// The same, whatever store it is about.
-    pub fn read_of_any_store(path: &Path) -> Option<Self> {
-        Self::checked(serde_json::from_slice(&std::fs::read(path).ok()?).ok()?)
+    /// Reads the file, whatever store it is about.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_of_any_store(path: &Path) -> Result<Option<Self>, String> {
+        Ok(read_file(path)?.map(|(_, saved)| saved))
     }
 
-    fn parse(bytes: &[u8], store: &str) -> Option<Self> {
-        let file: File = serde_json::from_slice(bytes).ok()?;
-        if file.store == store { Self::checked(file) } else { None }
-    }
-
-    fn checked(file: File) -> Option<Self> {
+    /// The content of a file, with the store that it is about.
+    fn parse(bytes: &[u8]) -> Result<(String, Self), String> {
+        let file: File = serde_json::from_slice(bytes).map_err(|error| format!("it is damaged ({error})"))?;
         if file.version != VERSION {
-            return None;
+            return Err(format!("it has version {}, and this program writes {VERSION}", file.version));
         }
         let mut leases = Leases::default();
         for Entry(key, value, created) in file.leases {
             let subnets: Subnets = key.into();
-            let (public, attachment) = decode_value(value.as_bytes()).ok()?;
+            let (public, attachment) = decode_value(value.as_bytes())
+                .map_err(|error| format!("it is damaged (the lease of {subnets}: {error})"))?;
             leases.leases.insert(subnets, Lease { subnets, public, attachment, created });
         }
         let own: Subnets = file.own.into();
-        leases.leases.contains_key(&own).then_some(Self {
-            network: file.network,
-            former: file.former,
-            own,
-            leases,
-        })
+        if !leases.leases.contains_key(&own) {
+            return Err("it is damaged (it lacks this node's own lease)".to_owned());
+        }
+        Ok((file.store, Self { network: file.network, former: file.former, own, leases }))
+    }
+}
+
+fn read_file(path: &Path) -> Result<Option<(String, Saved)>, String> {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            Saved::parse(&bytes).map(Some).map_err(|why| format!("{}: {}", path.display(), shortened(&why)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
 
@@ -140,21 +152,35 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         saved().write(&path, "etcd at a").unwrap();
-        assert_eq!(Saved::read(&path, "etcd at a"), Some(saved()));
-        assert_eq!(Saved::read(&path, "etcd at b"), None);
-        assert_eq!(Saved::read(&directory.path().join("other"), "etcd at a"), None);
+        assert_eq!(Saved::read(&path, "etcd at a"), Ok(Some(saved())));
+        assert_eq!(Saved::read(&path, "etcd at b"), Ok(None));
+        assert_eq!(Saved::read_of_any_store(&path), Ok(Some(saved())));
+        assert_eq!(Saved::read(&directory.path().join("other"), "etcd at a"), Ok(None));
     }
 
     #[test]
-    fn a_file_of_another_version_or_without_the_own_lease_is_nothing() {
+    fn a_file_that_can_not_be_used_is_named_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        for (content, part) in [("", "damaged"), ("{\"version\":1", "damaged"), ("[]", "damaged")] {
+            std::fs::write(&path, content).unwrap();
+            let why = Saved::read(&path, "s").unwrap_err();
+            assert!(why.contains("state.json") && why.contains(part), "{why}");
+        }
+        let why = Saved::read(directory.path(), "s").unwrap_err();
+        assert!(why.contains("directory"), "{why}");
+    }
+
+    #[test]
+    fn a_file_of_another_version_or_without_the_own_lease_is_not_used_and_says_why() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
         saved().write(&path, "s").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let parse = |text: &str| Saved::parse(text.as_bytes(), "s");
-        assert!(parse(&text).is_some());
-        assert_eq!(parse(&text.replace("\"version\":1", "\"version\":2")), None);
-        assert_eq!(parse(&text.replace("\"own\":[\"10.5.1.0/24\"", "\"own\":[\"10.5.9.0/24\"")), None);
+        let why = |from: &str, to: &str| Saved::parse(text.replace(from, to).as_bytes()).unwrap_err();
+        assert!(Saved::parse(text.as_bytes()).is_ok());
+        assert!(why("\"version\":1", "\"version\":2").contains("version 2"));
+        assert!(why("\"own\":[\"10.5.1.0/24\"", "\"own\":[\"10.5.9.0/24\"").contains("own lease"));
     }
 
     proptest! {
@@ -167,7 +193,7 @@ mod tests {
             bytes.truncate(bytes.len().saturating_sub(cut).max(1));
             let index = at % bytes.len();
             bytes[index] = byte;
-            let _ = Saved::parse(&bytes, "s");
+            let _ = Saved::parse(&bytes);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What was known before: kept on disk, and good for a start while the store is away.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::claim;
 use super::tenure::Task;
 use super::{Agent, BULK};
+use crate::serve::Health;
 
 /// In a busy cluster the file is not written more often than this; what it lacks then is heard again.
 const APART: Duration = Duration::from_secs(10);
@@ -30,6 +32,17 @@ impl Keeper {
     pub(super) fn stale(&mut self) {
         self.kept = None;
     }
+}
+
+/// What an earlier run saved. A file that can't be used is named until there is a new one.
+pub(super) fn read(path: &Path, store: &str, health: &Health) -> Option<Saved> {
+    Saved::read(path, store).unwrap_or_else(|why| {
+        let text =
+            format!("what was saved of the cluster is not used: {why}; it is replaced once there is a lease");
+        tracing::warn!("{text}");
+        health.note("saved", vec![text]);
+        None
+    })
 }
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
@@ -71,6 +84,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let write = move || Saved { network, former, own, leases: (*all).clone() }.write(&path, &store);
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
+        if written.is_ok() {
+            self.health.note("saved", Vec::new());
+        }
         self.bulky |= leases.leases.len() >= BULK;
         if written.is_err() {
             return Some(APART);

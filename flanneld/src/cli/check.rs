@@ -333,7 +333,11 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(options.warnings.len(), 1);
-        assert!(options.warnings[0].contains("--vmodule and --log_backtrace_at"), "{:?}", options.warnings);
+        assert!(
+            options.warnings[0].contains("--vmodule and --log_backtrace_at have no effect"),
+            "{:?}",
+            options.warnings
+        );
     }
 
     #[test]

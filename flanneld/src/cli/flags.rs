@@ -19,7 +19,33 @@ Flags are written --flag=value, --flag value, -flag=value or -flag value; a bool
 with '=' and means true without one. Every flag but --version can be set by the environment variable that
 its help names; the command line wins, and an empty variable is no variable. NODE_NAME is this node's name.
 
-Exit codes: 0 after a clean stop, --help and --version; 2 when a flag or a variable can't be used.";
+Exit codes: 0 after a clean stop, --help and --version; 1 when flanneld can't run; 2 when a flag or a variable can't be used.";
+
+const EXAMPLES: &str = "\
+Examples:
+  flanneld --etcd-endpoints=http://192.0.2.10:2379 --iface=eth0 --ip-masq
+      leases in etcd; the configuration is the value of /coreos.com/network/config:
+      etcdctl put /coreos.com/network/config '{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}'
+  NODE_NAME=node1 flanneld --kube-subnet-mgr --kubeconfig-file=/etc/kubernetes/flannel.conf --ip-masq
+      leases as annotations of Kubernetes nodes, outside of a pod
+  flanneld --lease-store=file:/srv/flannel --healthz-ip=127.0.0.1 --healthz-port=8081
+      leases in a directory that all nodes share; curl http://127.0.0.1:8081/readyz tells what is missing
+  flanneld cleanup --dry-run
+      what an agent left on this host";
+
+const CLEANUP_EXAMPLES: &str = "\
+Stop flanneld first: cleanup refuses to run beside it.
+
+Examples:
+  flanneld cleanup --dry-run
+      lists what the agent of /run/flannel/subnet.env left; as root, others can't see traffic rules
+  flanneld cleanup --subnet-file=/run/second/subnet.env
+      removes what another agent of this host left, and its files at the end
+  flanneld cleanup --all
+      removes what every agent left, if the subnet file is lost
+
+Exit codes: 0 when nothing is left; 1 when something could not be seen or removed, or an agent is running; 2 when a
+flag or a variable can't be used.";
 
 /// Leases a subnet for this node and keeps the kernel in the state that all leases ask for.
 #[derive(Parser)]
@@ -28,8 +54,8 @@ Exit codes: 0 after a clean stop, --help and --version; 2 when a flag or a varia
     bin_name = "flanneld",
     disable_version_flag = true,
     args_override_self = true,
-    override_usage = "flanneld [FLAGS]\n       flanneld cleanup [--dry-run] [FLAGS]   remove what flanneld left on this host",
-    after_help = GRAMMAR
+    override_usage = "flanneld [FLAGS]\n       flanneld cleanup [--dry-run] [FLAGS]   remove what flanneld left on this host\n       flanneld version | help [cleanup]",
+    after_help = format!("{EXAMPLES}\n\n{GRAMMAR}")
 )]
 pub(super) struct RunFlags {
     /// Name or address of the interface that carries the traffic between nodes; repeatable, tried in order
@@ -154,13 +180,17 @@ pub(super) const ANNOTATION_PREFIX: &str = "flannel.alpha.coreos.com";
     name = "flanneld cleanup",
     bin_name = "flanneld cleanup",
     args_override_self = true,
-    override_usage = "flanneld cleanup [FLAGS]"
+    override_usage = "flanneld cleanup [FLAGS]",
+    after_help = CLEANUP_EXAMPLES
 )]
 pub(super) struct CleanupFlags {
     /// Print what would be removed, and remove nothing
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     pub(super) dry_run: bool,
-    /// The file that told the CNI plugin about this node; removed as well
+    /// Remove what every agent left on this host, not only the one of --subnet-file
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
+    pub(super) all: bool,
+    /// The file that told the CNI plugin about this node: its network is what is removed, then the file itself
     #[arg(long, value_name = "FILE", default_value = subnet::env_file::DEFAULT_PATH)]
     pub(super) subnet_file: String,
     /// Detail of the log, as for flanneld

@@ -136,8 +136,9 @@ impl Options {
             [("vmodule", !flags.vmodule.is_empty()), ("log_backtrace_at", flags.log_backtrace_at != ":0")];
         let ignored: Vec<_> = ignored.into_iter().filter_map(|(flag, set)| set.then_some(flag)).collect();
         if !ignored.is_empty() {
-            warnings
-                .push(format!("--{} has no effect: --v sets the detail of the log", ignored.join(" and --")));
+            let verb = if ignored.len() == 1 { "has" } else { "have" };
+            let flags = ignored.join(" and --");
+            warnings.push(format!("--{flags} {verb} no effect: --v sets the detail of the log"));
         }
         let mut shown: Vec<(&'static str, String)> = Vec::new();
         let store = store(&flags, &source, &place, &mut warnings)?;
@@ -284,8 +285,12 @@ fn store(
 pub(crate) struct CleanupOptions {
     /// Print what would be removed, and remove nothing.
     pub(crate) dry_run: bool,
+    /// Remove what every agent left on this host.
+    pub(crate) all: bool,
     /// The file that told the CNI plugin about this node.
     pub(crate) subnet_file: PathBuf,
+    /// Whether that file was named, by flag or variable.
+    pub(crate) named: bool,
     /// How much is logged.
     pub(crate) verbosity: Verbosity,
 }
@@ -294,6 +299,8 @@ impl CleanupOptions {
     pub(super) fn check(flags: CleanupFlags, settings: &[Setting]) -> Result<Self, UsageError> {
         Ok(Self {
             dry_run: flags.dry_run,
+            all: flags.all,
+            named: settings.iter().any(|setting| setting.flag == "subnet-file"),
             subnet_file: check::file("subnet-file", flags.subnet_file, &Source::new(settings))?,
             verbosity: Verbosity::new(flags.v),
         })
