@@ -93,6 +93,8 @@ fn hold_back(changes: &mut Vec<Change>, held: &BTreeSet<String>) {
         .retain(|change| !is_held(change) && change.device().is_none_or(|device| !devices.contains(&device)));
 }
 
+const ENODEV: i32 = 19;
+
 /// Leaves out what only follows from a device that could not be made, which is said by itself.
 fn causes(mut failed: Vec<KernelError>) -> Vec<KernelError> {
     let refused = |error: &KernelError| match error {
@@ -100,7 +102,13 @@ fn causes(mut failed: Vec<KernelError>) -> Vec<KernelError> {
         _ => None,
     };
     let refused: BTreeSet<Name> = failed.iter().filter_map(refused).collect();
-    failed.retain(|error| !matches!(error, KernelError::NoDevice(name) if refused.contains(name)));
+    failed.retain(|error| match error {
+        KernelError::NoDevice(name) => !refused.contains(name),
+        KernelError::Refused { object, device: Some(name), source, .. } => {
+            *object == "link" || !refused.contains(name) || source.raw_os_error() != Some(ENODEV)
+        }
+        _ => true,
+    });
     failed
 }
 
@@ -152,6 +160,12 @@ mod tests {
         let failed = causes(vec![
             refused,
             KernelError::NoDevice(name),
+            KernelError::Refused {
+                object: "forwarding",
+                device: Some(name),
+                change: "forwarding set flannel0".into(),
+                source: std::io::Error::from_raw_os_error(ENODEV),
+            },
             KernelError::NoDevice("eth9".parse().unwrap()),
         ]);
         let texts: Vec<String> = failed.iter().map(ToString::to_string).collect();

@@ -378,8 +378,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.bulky |= report.applied.len() >= BULK;
             // First, so that readiness is about what is so after that.
             self.mend_bridges(&mut report.observed).await;
-            outcome = self.judge(&report);
+            // What the kernel refuses of a configuration that is only tried is no fault of the node.
             let retry = self.judge_change(&report);
+            outcome = if retry { Turn::Again } else { self.judge(&report) };
             self.judge_left(&report.observed);
             let before = self.external.clone();
             self.choose(&report.observed);

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{BackendConfig, NetworkConfig};
 use crate::env_file::write_atomically;
-use crate::text::shortened;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::net::Subnets;
+use crate::text::shortened;
 
 /// The last complete snapshot, with what it takes to make use of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

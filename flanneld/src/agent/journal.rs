@@ -106,7 +106,7 @@ impl Journal {
         self.trouble = trouble.map(str::to_owned);
     }
 
-    pub(super) fn peers(&mut self, peers: &Peers) {
+    pub(super) fn peers(&mut self, peers: &Peers, usable: usize) {
         for (key, why) in &peers.skipped {
             if self.skipped.get(key) != Some(why) {
                 warn!(key, "lease skipped: {why}");
@@ -115,7 +115,7 @@ impl Journal {
         for key in self.skipped.keys().filter(|key| !peers.skipped.contains_key(*key)) {
             info!(key, "lease no longer skipped");
         }
-        let (usable, skipped) = (peers.usable.len(), peers.skipped.len());
+        let skipped = peers.skipped.len();
         if self.usable != Some(usable) || self.skipped.len() != skipped {
             info!(usable, skipped, "peers");
         }

@@ -1,11 +1,12 @@
 //! What the kernel should contain, from everything that is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use backends::backend::Direct;
 use backends::{Kernel, KernelError, KernelState, Macs, Outlook, Peers, Scene, Scope};
+use ipnet::IpNet;
 use subnet::{Family, LeaseStore, Leases};
 use tokio::time::Instant;
 
@@ -52,7 +53,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);
-        self.journal.peers(&peers);
+        self.journal.peers(&peers, usable_nodes(&peers, &all));
         self.rules.admit(&peers);
         self.journal.ways(&self.ways);
         let node = backends::Node { direct: Arc::clone(&self.direct), ..node(&external) };
@@ -137,9 +138,43 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 }
 
+/// How many nodes are reached: one with both families is one.
+fn usable_nodes(peers: &Peers, all: &Leases) -> usize {
+    let usable: BTreeSet<IpNet> = peers.usable.iter().map(|peer| peer.subnet).collect();
+    all.leases.keys().filter(|subnets| subnets.iter().any(|subnet| usable.contains(&subnet))).count()
+}
+
 fn announced_by_others<'a>(
     all: &'a Leases,
     own: &'a subnet::Lease,
 ) -> impl Iterator<Item = &'a subnet::Attachment> {
     all.leases.values().filter(|lease| lease.subnets != own.subnets).map(|lease| &lease.attachment)
+}
+
+#[cfg(test)]
+mod tests {
+    use backends::Peer;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_with_both_families_is_one_node() {
+        let mut all = Leases::default();
+        let both = br#"{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"host-gw"}"#;
+        all.insert_entry("10.5.2.0-24&fd00:2::-64", both, 7);
+        all.insert_entry("10.5.3.0-24", br#"{"PublicIP":"192.0.2.3","BackendType":"host-gw"}"#, 7);
+        let peer = |subnet: &str, public: &str| Peer {
+            subnet: subnet.parse().unwrap(),
+            public: public.parse().unwrap(),
+            mac: subnet::Mac([2, 0, 0, 0, 0, 1]),
+            way: 0,
+        };
+        let mut peers = Peers {
+            usable: vec![peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")],
+            ..Peers::default()
+        };
+        assert_eq!(usable_nodes(&peers, &all), 1);
+        peers.usable.push(peer("10.5.3.0/24", "192.0.2.3"));
+        assert_eq!(usable_nodes(&peers, &all), 2);
+    }
 }

@@ -44,13 +44,120 @@ fn after_cleanup_a_node_is_as_it_was_before_the_agent() {
     }
 }
 
+/// Output, errors and code of a cleanup.
+fn try_cleanup(member: &Member, wrapper: &[&str], args: &[&str]) -> (String, String, Option<i32>) {
+    let mut words: Vec<String> = wrapper.iter().map(ToString::to_string).collect();
+    words.extend([flanneld().display().to_string(), "cleanup".to_owned()]);
+    words.extend(args.iter().map(ToString::to_string));
+    let output = member.node.namespace().command(&words[0]).args(&words[1..]).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code())
+}
+
+fn file_of(member: &Member) -> String {
+    format!("--subnet-file={}", member.node.subnet_file().display())
+}
+
+fn state_of(member: &Member) -> std::path::PathBuf {
+    let entries = std::fs::read_dir(member.node.subnet_file().parent().unwrap()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.into_iter().find(|path| path.to_string_lossy().ends_with(".state.json")).unwrap()
+}
+
 #[test]
-fn cleanup_works_without_a_subnet_file_and_says_when_there_is_nothing() {
+fn without_its_subnet_file_an_agents_objects_are_told_by_what_it_saved_and_else_only_all_is_wide() {
     let cluster = Cluster::new(VXLAN);
     let (mut a, b) = (cluster.join(), cluster.join());
     a.wait("the peer's route", || a.node.has_route(b.subnet()).unwrap());
+    let state = state_of(&a);
+    a.wait("the saved state", || state.exists());
     a.agent.kill().unwrap();
+    let file = file_of(&a);
     std::fs::remove_file(a.node.subnet_file()).unwrap();
-    assert!(cleanup(&a, &[]).contains("link flannel.1"));
-    assert_eq!(cleanup(&a, &[]), "nothing to remove\n");
+    let (told, errors, code) = try_cleanup(&a, &[], &[&file, "--dry-run"]);
+    assert!(told.contains("would remove: link flannel.1") && code == Some(0), "{told}{errors}");
+    assert!(errors.contains(&state.display().to_string()), "{errors}");
+
+    // A typing error widens nothing.
+    let installed = everything(&a);
+    let (told, errors, code) = try_cleanup(&a, &[], &["--subnet-file=/run/typo.env"]);
+    assert_eq!((told.as_str(), code), ("", Some(1)), "{errors}");
+    assert!(errors.contains("/run/typo.env does not exist") && errors.contains("--all"), "{errors}");
+    std::fs::remove_file(&state).unwrap();
+    for (content, part) in [(None, "does not exist"), (Some("# nothing"), "names no network")] {
+        if let Some(content) = content {
+            std::fs::write(a.node.subnet_file(), content).unwrap();
+        }
+        let (_, errors, code) = try_cleanup(&a, &[], &[&file]);
+        assert!(errors.contains(part) && errors.contains("--all") && code == Some(1), "{errors}");
+    }
+    assert_eq!(everything(&a), installed);
+    assert!(cleanup(&a, &["--all"]).contains("removed: link flannel.1"));
+    assert_eq!(cleanup(&a, &["--all"]), "nothing to remove\n");
+    assert!(!everything(&a).contains("flannel"));
+}
+
+#[test]
+fn cleanup_beside_a_running_agent_names_its_pid_and_removes_nothing() {
+    let cluster = Cluster::new(VXLAN);
+    let (mut a, b) = (cluster.join(), cluster.join());
+    a.wait("the peer's route", || a.node.has_route(b.subnet()).unwrap());
+    let (file, pid) = (file_of(&a), format!("pid {}", a.agent.process().id()));
+    let installed = everything(&a);
+    for args in [&[file.as_str()][..], &[&file, "--all"], &["--all", "--subnet-file=/run/none.env"]] {
+        let (told, errors, code) = try_cleanup(&a, &[], args);
+        assert_eq!((told.as_str(), code), ("", Some(1)), "{args:?}: {errors}");
+        assert!(errors.contains(&pid), "{args:?}: {errors}");
+    }
+    let (told, errors, code) = try_cleanup(&a, &[], &[&file, "--dry-run"]);
+    assert!(told.contains("would remove: link flannel.1") && code == Some(0), "{told}{errors}");
+    assert!(errors.contains(&pid), "{errors}");
+    assert_eq!(everything(&a), installed);
+
+    // The same unit started twice is stopped by the same lock.
+    let second =
+        a.node.namespace().command(flanneld()).args([&file, "--lease-store=file:/nowhere"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&second.stderr);
+    assert!(errors.contains(&pid) && second.status.code() == Some(1), "{errors}");
+
+    a.agent.kill().unwrap();
+    assert!(cleanup(&a, &[]).contains("removed: link flannel.1"), "a lock ends with its process");
+    assert!(
+        std::fs::read_dir(a.node.subnet_file().parent().unwrap())
+            .unwrap()
+            .all(|entry| { !entry.unwrap().path().to_string_lossy().contains("subnet.env") })
+    );
+}
+
+#[test]
+fn what_can_not_be_removed_or_seen_is_said_and_the_next_run_still_knows_what_to_remove() {
+    let cluster = Cluster::new(VXLAN);
+    let (mut a, b) = (cluster.join_with(&["--ip-masq"]), cluster.join());
+    a.wait("the peer's route", || a.node.has_route(b.subnet()).unwrap());
+    a.agent.terminate(LIMIT).unwrap();
+    let (file, state, installed) = (file_of(&a), state_of(&a), everything(&a));
+    let weak = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];
+    let (told, errors, code) = try_cleanup(&a, &weak, &[&file]);
+    assert!(!told.contains("removed: file") && code == Some(1), "{told}{errors}");
+    assert!(errors.contains("not everything could be removed"), "{errors}");
+    assert!(state.exists() && a.node.subnet_file().exists());
+    assert_eq!(everything(&a), installed);
+
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    // The directory of the test has to let others in, as /run/flannel does.
+    for directory in
+        a.node.subnet_file().ancestors().skip(1).take_while(|path| path.starts_with(std::env::temp_dir()))
+    {
+        let _ = std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    }
+    let (told, errors, code) = try_cleanup(&a, &nobody, &[&file, "--dry-run"]);
+    assert!(told.contains("would remove: link flannel.1"), "{told}{errors}");
+    assert!(errors.contains("not seen: traffic rules") && errors.contains("root"), "{errors}");
+    assert_eq!(code, Some(1));
+
+    let told = cleanup(&a, &["--dry-run"]);
+    assert!(told.contains("would remove: nftables table ip flannel-ipv4\n"), "{told}");
+    let told = cleanup(&a, &[]);
+    assert!(told.contains("removed: nftables table ip flannel-ipv4\n"), "{told}");
+    assert!(!state.exists() && !a.node.subnet_file().exists());
 }

@@ -99,6 +99,28 @@ async fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_stays() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_stays_ready_while_a_configuration_is_tried_that_the_kernel_refuses() {
+    let bed = Bed::new(HOST_GW);
+    bed.ready().await;
+    bed.kernel.lock().failing.insert("vxlan", 95);
+    let health = bed.health.clone();
+    let unready = tokio::spawn(async move {
+        while health.ready().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        health.ready()
+    });
+    bed.cluster.configure(CONFIG);
+    let refused = |bed: &Bed| bed.health.all().1.iter().any(|note| note.contains("link add flannel.1"));
+    while !refused(&bed) {
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    assert!(!unready.is_finished(), "{:?}", unready.await);
+    unready.abort();
+    assert!(bed.health.ready().is_ok(), "{}", bed.reasons());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_kernel_refuses_is_undone_before_anybody_hears_of_it() {
     let bed = Bed::new(HOST_GW);
     announce(&bed, 77, Attachment::HostGw);
