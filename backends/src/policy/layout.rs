@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::class::{Allowed, AnyOf, Book, Class, Term, joined_blocks};
+use super::class::{Allowed, AnyOf, Book, Class, Term, TermId, joined_blocks};
 use super::generation::Generations;
 use super::image::{Content, Image, ImageSet, MemberKey, span};
 use super::keys;
@@ -90,7 +90,14 @@ pub(super) struct Member<'a> {
 
 /// All that the table holds, but for what belongs to generations.
 pub(super) fn image(settings: &Settings, pods: &[Member<'_>], book: &Book, members: &Members) -> Image {
-    let mut layout = Layout { settings, book, members, image: Image::default(), names: BTreeMap::new() };
+    let mut layout = Layout {
+        settings,
+        book,
+        members,
+        image: Image::default(),
+        names: BTreeMap::new(),
+        member_sets: BTreeMap::new(),
+    };
     layout.pods(pods);
     for family in settings.families() {
         let nodes = settings.nodes.iter().filter(|address| Family::of(**address) == family);
@@ -240,6 +247,8 @@ struct Layout<'a> {
     image: Image,
     /// Chains that are there already, by what they are for.
     names: BTreeMap<(Direction, AnyOf), String>,
+    /// Sets of members that are there already: finding one by its selector compares much text.
+    member_sets: BTreeMap<(TermId, Family), String>,
 }
 
 impl Layout<'_> {
@@ -341,22 +350,22 @@ impl Layout<'_> {
     /// The conditions of each rule, each with words that are as different as the conditions are.
     fn conditions(&mut self, direction: Direction, terms: &AnyOf) -> Vec<(String, Vec<Expr>)> {
         let book = self.book;
-        let mut terms: Vec<&Term> = terms.iter().map(|id| book.term(*id)).collect();
+        let mut terms: Vec<(&Term, TermId)> = terms.iter().map(|id| (book.term(*id), *id)).collect();
         // Numbers depend on what came when, and another run has to come to the same names.
         terms.sort_unstable();
-        if terms.contains(&&Term::Any) {
+        if terms.iter().any(|(term, _)| **term == Term::Any) {
             return vec![("any".to_owned(), Vec::new())];
         }
         let mut rules = Vec::new();
         for of in self.settings.families().collect::<Vec<_>>() {
-            let blocks = joined_blocks(terms.iter().copied(), of);
+            let blocks = joined_blocks(terms.iter().map(|(term, _)| *term), of);
             if !blocks.is_empty() {
                 let (word, condition) = self.block(direction, &blocks);
                 rules.push((word, [family(of), condition].concat()));
             }
-            for term in &terms {
+            for (term, id) in &terms {
                 rules.extend(
-                    self.condition(direction, of, term)
+                    self.condition(direction, of, term, *id)
                         .map(|(word, steps)| (word, [family(of), steps].concat())),
                 );
             }
@@ -364,7 +373,13 @@ impl Layout<'_> {
         rules
     }
 
-    fn condition(&mut self, direction: Direction, of: Family, term: &Term) -> Option<(String, Vec<Expr>)> {
+    fn condition(
+        &mut self,
+        direction: Direction,
+        of: Family,
+        term: &Term,
+        id: TermId,
+    ) -> Option<(String, Vec<Expr>)> {
         let far = direction.far(of);
         let endpoint = [far, Field::Protocol, Field::DestinationPort];
         Some(match term {
@@ -376,19 +391,19 @@ impl Layout<'_> {
                 (word, [direction.far_in(Op::Eq, network), not_in_set(&[far], &nodes)].concat())
             }
             Term::Pods(pods) => {
-                let set = self.member_set(MemberKey { pods: Some(pods.clone()), port: None, family: of });
+                let set = self.member_set(id, MemberKey { pods: Some(pods.clone()), port: None, family: of });
                 (set.clone(), in_set(&[far], &set))
             }
             Term::Named { pods, protocol, name } => {
                 let port = Some((*protocol, name.clone()));
-                let set = self.member_set(MemberKey { pods: pods.clone(), port, family: of });
+                let set = self.member_set(id, MemberKey { pods: pods.clone(), port, family: of });
                 (set.clone(), in_set(&endpoint, &set))
             }
             Term::NamedInBlock { block, .. } if block.family != of => return None,
             Term::NamedInBlock { block, protocol, name } => {
                 let (word, inside) = self.block(direction, block);
                 let port = Some((*protocol, name.clone()));
-                let set = self.member_set(MemberKey { pods: None, port, family: of });
+                let set = self.member_set(id, MemberKey { pods: None, port, family: of });
                 (format!("{word} {set}"), [inside, in_set(&endpoint, &set)].concat())
             }
         })
@@ -411,7 +426,16 @@ impl Layout<'_> {
         }
     }
 
-    fn member_set(&mut self, key: MemberKey) -> String {
+    fn member_set(&mut self, id: TermId, key: MemberKey) -> String {
+        if let Some(name) = self.member_sets.get(&(id, key.family)) {
+            return name.clone();
+        }
+        let (family, name) = (key.family, self.new_member_set(key));
+        self.member_sets.insert((id, family), name.clone());
+        name
+    }
+
+    fn new_member_set(&mut self, key: MemberKey) -> String {
         let (size, address) = (self.members.size(&key), KeyType::address(key.family));
         let kind = if key.port.is_some() { 'n' } else { 's' };
         let name = format!("{kind}{}-{:032x}-{size}", digit(key.family), hash(&(&key.pods, &key.port)));
