@@ -62,6 +62,9 @@ pub(super) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         in_turn(&nodes[way], "ADD", &pods[..FULL], 0)?;
         let (_, used) = in_turn(&nodes[way], "ADD", &pods[FULL..], FULL)?;
         full[way].rounds.push(used);
+        // The pods are the other way's next.
+        in_turn(&nodes[way], "DEL", &pods[..FULL], 0)?;
+        in_turn(&nodes[way], "DEL", &pods[FULL..], FULL)?;
     }
     let all = times
         .iter()
