@@ -137,11 +137,6 @@ pub trait Backend: Send + Sync {
     /// The tunnel devices whose MACs identify this node, if the backend has such.
     fn devices(&self) -> Vec<(Family, Name)>;
 
-    /// The numbers that tell this network from another on the same host; part of a derived MAC.
-    fn seed(&self) -> u32 {
-        0
-    }
-
     /// Whether it wants to know which peers are on this node's own links ([`Node::direct`]).
     fn asks_for_direct(&self) -> bool {
         false
@@ -191,24 +186,10 @@ fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
-/// The MAC of a tunnel device: that of the living one, else the one that our lease announces, else one
-/// that follows from what makes this node's place in this network unique, so that it is the same again
-/// after a reboot. Never from the machine alone: containers and cloned disks share that.
-pub fn choose_mac(
-    living: Option<Mac>,
-    announced: Option<Mac>,
-    seed: u32,
-    node: &str,
-    public: &PublicAddrs,
-    family: Family,
-) -> Mac {
-    living.or(announced).filter(|mac| mac.is_unicast()).unwrap_or_else(|| {
-        let (seed, public) = (seed.to_be_bytes(), public.get(family).map(|addr| addr.to_string()));
-        let public = public.unwrap_or_default();
-        let parts: [&[u8]; 4] = [&seed, node.as_bytes(), public.as_bytes(), b"v6"];
-        // The two devices of a node are told apart, though nothing depends on it.
-        Mac::derived(if family == Family::V6 { &parts } else { &parts[..3] })
-    })
+/// The MAC of a tunnel device: the first that this node has already and that nobody else announces, or else a
+/// new one. It is never made from what others can know: whoever knows it can send frames to this node's pods.
+pub fn choose_mac(known: impl IntoIterator<Item = Mac>, foreign: impl Fn(Mac) -> bool, new: Mac) -> Mac {
+    known.into_iter().find(|mac| mac.is_unicast() && !foreign(*mac)).unwrap_or(new)
 }
 
 #[cfg(test)]
@@ -236,20 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn a_living_device_keeps_its_mac_and_a_new_one_is_the_same_after_a_reboot() {
-        let (living, announced) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
-        let public = PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: None };
-        let mac = |living, announced, seed, name, public: &PublicAddrs| {
-            choose_mac(living, announced, seed, name, public, Family::V4)
-        };
-        assert_eq!(mac(Some(living), Some(announced), 1, "a", &public), living);
-        assert_eq!(mac(None, Some(announced), 1, "a", &public), announced);
-        let derived = mac(None, None, 1, "a", &public);
-        assert_eq!(derived, mac(None, None, 1, "a", &public));
-        let other = PublicAddrs { v4: Some("192.0.2.2".parse().unwrap()), v6: None };
-        assert_ne!(derived, mac(None, None, 1, "a", &other));
-        assert_ne!(derived, mac(None, None, 2, "a", &public));
-        assert_ne!(derived, mac(None, None, 1, "b", &public));
-        assert_ne!(derived, choose_mac(None, None, 1, "a", &public, Family::V6));
+    fn a_mac_that_the_node_has_is_kept_unless_another_announces_it() {
+        let [living, announced, group, new] = [2, 6, 1, 10].map(|first| Mac([first, 0, 0, 0, 0, 1]));
+        let nobody = |_| false;
+        assert_eq!(choose_mac([living, announced], nobody, new), living);
+        assert_eq!(choose_mac([group, announced], nobody, new), announced);
+        assert_eq!(choose_mac([living, announced], |mac| mac == living, new), announced);
+        assert_eq!(choose_mac([living], |mac| mac == living, new), new);
+        assert_eq!(choose_mac([], nobody, new), new);
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::env_file::gateway;
-use subnet::{Family, Subnets};
+use subnet::{Family, Mac, Subnets};
 
 use crate::name::Name;
 
@@ -35,6 +35,8 @@ pub struct HostLink {
     pub bridge: bool,
     /// Index of the bridge (or other controller) that it is a port of.
     pub controller: Option<u32>,
+    /// Its hardware address; zero for a device without one.
+    pub mac: Mac,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<HostAddr>,
 }
@@ -61,6 +63,8 @@ pub struct DefaultRoute {
     pub link: Option<u32>,
     /// Its metric; lower is better.
     pub metric: u32,
+    /// The router, if there is one and only one.
+    pub gateway: Option<IpAddr>,
 }
 
 /// The kernel's answer to "which way to this address?".

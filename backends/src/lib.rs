@@ -24,8 +24,10 @@ pub mod nft;
 pub mod peers;
 pub mod policy;
 pub mod prerequisites;
+pub mod random;
 pub mod reconcile;
 pub mod state;
+pub mod surroundings;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod traffic;
@@ -43,6 +45,7 @@ pub use name::Name;
 pub use peers::{Outlook, Peer, Peers};
 pub use reconcile::{Report, converge, converge_but};
 pub use state::{Change, KernelState};
+pub use surroundings::Surroundings;
 pub use traffic::{Masquerade, Traffic};
 pub use tunnel::{TunnelFilter, TunnelPort};
 pub use ways::Ways;

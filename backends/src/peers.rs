@@ -3,15 +3,16 @@
 //! A lease that can't be used is left out with a reason and never disturbs another one: one bad key or
 //! one misconfigured node must not cost anybody else's traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::lease::format_key;
-use subnet::net::{bits_of, overlap};
-use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, Subnets};
+use subnet::net::{addr_of, bits_of, overlap};
+use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig};
 
 use crate::state::KernelState;
+use crate::surroundings::Surroundings;
 use crate::ways::Ways;
 
 /// One family of a peer that can be reached.
@@ -34,6 +35,8 @@ pub struct Peers {
     pub usable: Vec<Peer>,
     /// The leases that were left out, by their key, with the reason.
     pub skipped: BTreeMap<String, String>,
+    /// The MACs that several nodes announce.
+    pub disputed: BTreeSet<Mac>,
     /// How many of the usable ones announce something that this node doesn't know, and are reached as before.
     pub kept: usize,
 }
@@ -51,6 +54,10 @@ pub struct Outlook<'a> {
     pub ways: &'a Ways,
     /// What it last wanted of the kernel.
     pub before: &'a KernelState,
+    /// What no peer may cover.
+    pub surroundings: &'a Surroundings,
+    /// Disputed MACs of which nobody knows yet which of the nodes is living: they stay where they are.
+    pub undecided: &'a BTreeSet<Mac>,
 }
 
 impl Peers {
@@ -67,36 +74,43 @@ impl Peers {
                 || lease.public.same_node(&own.public)
                     && lease.subnets.iter().any(|subnet| own.subnets.iter().any(|mine| mine == subnet))
         };
-        let mut claims: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(lease)).collect();
+        let mut leases: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(lease)).collect();
         // Of leases that overlap, one with the right length beats one with a wrong length, and of two
         // with the right length the older one is right.
         let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));
-        claims.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
+        leases.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
 
-        let mut taken = Taken::default();
-        for lease in claims {
+        let mut chosen = Vec::new();
+        for lease in leases {
             for family in Family::BOTH {
                 let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
                     continue;
                 };
-                match examine(outlook, range.network, lease, subnet, &mut taken) {
-                    Ok((peer, kept)) => {
-                        peers.usable.push(peer);
-                        peers.kept += usize::from(kept);
-                    }
-                    Err(why) => {
-                        let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
-                        peers.skip(&lease.subnets, why);
-                    }
+                match examine(outlook, range.network, lease, subnet) {
+                    Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
+                    Err(why) => peers.skip(network, lease, family, why),
                 }
             }
         }
+        let rules: [(Rule, bool); 3] =
+            [(uncovered, false), (first_of_overlapping, false), (last_written_of_a_mac, true)];
+        for (rule, about_macs) in rules {
+            let (kept, refused) = rule(outlook, chosen);
+            peers.disputed.extend(refused.iter().filter(|_| about_macs).map(|(claimed, _)| claimed.peer.mac));
+            for (claimed, why) in refused {
+                peers.skip(network, claimed.lease, Family::of(claimed.peer.public), why);
+            }
+            chosen = kept;
+        }
+        peers.kept = chosen.iter().filter(|claimed| claimed.kept).count();
+        peers.usable = chosen.into_iter().map(|claimed| claimed.peer).collect();
         peers.usable.sort_unstable_by_key(|peer| peer.subnet);
         peers
     }
 
-    fn skip(&mut self, subnets: &Subnets, why: String) {
-        let key = format_key(subnets).unwrap_or_else(|| subnets.to_string());
+    fn skip(&mut self, network: &NetworkConfig, lease: &Lease, family: Family, why: String) {
+        let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
+        let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
         let entry = self.skipped.entry(key).or_default();
         if !entry.is_empty() {
             entry.push_str("; ");
@@ -110,33 +124,29 @@ fn fits_length(range: &subnet::Range, lease: &Lease) -> bool {
     lease.subnets.get(family).is_none_or(|subnet| subnet.prefix_len() == range.subnet_len)
 }
 
-/// What earlier, better leases hold already.
-#[derive(Default)]
-struct Taken {
-    /// Subnets by first address, per family, none overlapping another.
-    subnets: BTreeMap<(Family, u128), IpNet>,
-    /// Tunnel endpoints and the address behind which they are.
-    macs: BTreeMap<(Family, Mac), IpAddr>,
+/// One family of a lease that is right as long as no other one contradicts it.
+struct Claimed<'a> {
+    lease: &'a Lease,
+    peer: Peer,
+    /// It announces something unknown and is reached as before.
+    kept: bool,
 }
 
-impl Taken {
-    fn overlapping(&self, subnet: IpNet) -> Option<IpNet> {
-        let family = Family::of(subnet.addr());
-        let last = (family, bits_of(subnet.broadcast()));
-        let (_, before) = self.subnets.range(..=last).next_back()?;
-        overlap(*before, subnet).then_some(*before)
-    }
-}
+/// Those that a rule leaves, and those that it doesn't, with the reason.
+type Sorted<'a> = (Vec<Claimed<'a>>, Vec<(Claimed<'a>, String)>);
 
-/// The peer, and whether it is only reached as before.
+/// Says which of these can't be used together with the others.
+type Rule = for<'a> fn(Outlook<'_>, Vec<Claimed<'a>>) -> Sorted<'a>;
+
+/// What is wrong with one family of a lease, whatever the others say; or the peer, and whether it is only
+/// reached as before.
 fn examine(
     outlook: Outlook<'_>,
     network: IpNet,
     lease: &Lease,
     subnet: IpNet,
-    taken: &mut Taken,
 ) -> Result<(Peer, bool), String> {
-    let Outlook { former, own, ways, before, .. } = outlook;
+    let Outlook { former, own, ways, before, surroundings, .. } = outlook;
     let family = Family::of(subnet.addr());
     let announced = ways.reaching(lease);
     let kept = if announced.is_none() { ways.reached(&lease.attachment, before, subnet) } else { None };
@@ -157,37 +167,32 @@ fn examine(
     if let Some(mine) = own.subnets.get(family).filter(|mine| overlap(*mine, subnet)) {
         return Err(format!("it overlaps this node's own subnet {mine}"));
     }
-    if let Some(other) = taken.overlapping(subnet) {
-        return Err(format!("it overlaps {other}, which has the right length or is older"));
-    }
     let public = lease.public.get(family).ok_or("it has no public address")?;
-    if public.is_unspecified() || public.is_loopback() || public.is_multicast() || is_broadcast(public) {
-        return Err(format!("its public address {public} is not that of a node"));
-    }
     if Some(public) == own.public.get(family) {
         return Err(format!(
             "its public address {public} is this node's own: an old lease of this node, or a node with a duplicate address"
         ));
     }
+    let networks: Vec<IpNet> = outlook.network.networks().iter().chain(former.iter().copied()).collect();
+    if let Some(why) = surroundings.unreachable(public, &networks) {
+        return Err(format!("its public address {public} {why}"));
+    }
+    if let Some(why) = surroundings.covered(subnet) {
+        return Err(format!(
+            "{why}: a route to it would cut that off; give the node another subnet, with a network that does not \
+             overlap that of the nodes"
+        ));
+    }
     let mac = match (&lease.attachment, kept) {
         (_, Some(mac)) => mac,
-        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(way) => {
-            vtep(own, lease, family, public, taken)?
-        }
+        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(way) => vtep(own, lease, family)?,
         (_, None) => Mac([0; 6]),
     };
-    taken.subnets.insert((family, bits_of(subnet.network())), subnet);
     Ok((Peer { subnet, public, mac, way }, kept.is_some()))
 }
 
-/// The peer's tunnel endpoint. The forwarding database has one entry for a MAC, so two nodes can't share one.
-fn vtep(
-    own: &Lease,
-    lease: &Lease,
-    family: Family,
-    public: IpAddr,
-    taken: &mut Taken,
-) -> Result<Mac, String> {
+/// The peer's tunnel endpoint.
+fn vtep(own: &Lease, lease: &Lease, family: Family) -> Result<Mac, String> {
     let mac = lease.attachment.vtep(family).ok_or("it announces no tunnel endpoint (BackendData)")?.mac;
     if !mac.is_unicast() {
         return Err(format!("its VtepMAC {mac} can't be the address of a device"));
@@ -195,25 +200,94 @@ fn vtep(
     if own.attachment.vtep(family).is_some_and(|mine| mine.mac == mac) {
         return Err(format!("its VtepMAC {mac} is this node's own"));
     }
-    match taken.macs.get(&(family, mac)) {
-        Some(other) if *other != public => {
-            Err(format!("its VtepMAC {mac} belongs to the node at {other} already"))
-        }
-        _ => {
-            taken.macs.insert((family, mac), public);
-            Ok(mac)
-        }
-    }
+    Ok(mac)
 }
 
-fn is_broadcast(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V4(v4) if v4.is_broadcast())
+/// Leaves out the subnets that contain the public address of a peer: packets to that node would be taken for
+/// packets to a pod.
+fn uncovered<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    let publics: BTreeSet<(Family, u128)> =
+        claimed.iter().map(|one| (Family::of(one.peer.public), bits_of(one.peer.public))).collect();
+    let covered = |subnet: IpNet| {
+        let family = Family::of(subnet.addr());
+        let (first, last) = (bits_of(subnet.network()), bits_of(subnet.broadcast()));
+        publics.range((family, first)..=(family, last)).next().map(|(family, bits)| addr_of(*family, *bits))
+    };
+    partition(claimed, |one| {
+        let public = covered(one.peer.subnet)?;
+        Some(format!(
+            "it contains the public address {public} of a node: a route to it would cut that node off"
+        ))
+    })
+}
+
+/// Of subnets that overlap leaves the first.
+fn first_of_overlapping<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    // By first address, per family, none overlapping another.
+    let mut taken: BTreeMap<(Family, u128), IpNet> = BTreeMap::new();
+    partition(claimed, |one| {
+        let (subnet, family) = (one.peer.subnet, Family::of(one.peer.subnet.addr()));
+        let before = taken.range(..=(family, bits_of(subnet.broadcast()))).next_back();
+        if let Some((_, other)) = before.filter(|(_, before)| overlap(**before, subnet)) {
+            return Some(format!("it overlaps {other}, which has the right length or is older"));
+        }
+        taken.insert((family, bits_of(subnet.network())), subnet);
+        None
+    })
+}
+
+/// The forwarding database has one entry for a MAC, so two nodes can't share one. A node that has moved leaves
+/// its old lease behind: the one written last is the living one.
+fn last_written_of_a_mac<'a>(outlook: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    let mut holders: BTreeMap<(Family, Mac), Holder> = BTreeMap::new();
+    let has_vtep = |one: &Claimed<'_>| outlook.ways.leads_to_vteps(one.peer.way) && !one.kept;
+    for one in claimed.iter().filter(|one| has_vtep(one)) {
+        let Peer { public, mac, .. } = one.peer;
+        let current = outlook.undecided.contains(&mac)
+            && outlook.before.fdb.iter().any(|((_, known), dst)| *known == mac && *dst == public);
+        let mine = Holder { current, written: one.lease.written, public };
+        let holder = holders.entry((Family::of(public), mac)).or_insert(mine);
+        if (mine.current, mine.written) > (holder.current, holder.written) {
+            *holder = mine;
+        }
+    }
+    partition(claimed, |one| {
+        let holder = holders.get(&(Family::of(one.peer.public), one.peer.mac)).filter(|_| has_vtep(one))?;
+        (holder.public != one.peer.public).then(|| {
+            let (mac, public) = (one.peer.mac, holder.public);
+            format!("its VtepMAC {mac} is that of the node at {public}, whose lease was written later")
+        })
+    })
+}
+
+/// Which node a MAC is at.
+#[derive(Clone, Copy)]
+struct Holder {
+    /// It is undecided, and this is where it was.
+    current: bool,
+    written: u64,
+    public: IpAddr,
+}
+
+fn partition<'a>(
+    claimed: Vec<Claimed<'a>>,
+    mut refusal: impl FnMut(&Claimed<'a>) -> Option<String>,
+) -> Sorted<'a> {
+    let (mut kept, mut refused) = (Vec::with_capacity(claimed.len()), Vec::new());
+    for one in claimed {
+        match refusal(&one) {
+            None => kept.push(one),
+            Some(why) => refused.push((one, why)),
+        }
+    }
+    (kept, refused)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use subnet::Subnets;
     use subnet::lease::parse_key;
 
     fn network() -> NetworkConfig {
@@ -239,7 +313,12 @@ mod tests {
     fn choose(network: &NetworkConfig, own: &Lease, all: &Leases) -> Peers {
         let ways = Ways::new(&network.backend, network).unwrap();
         let before = KernelState::default();
-        Peers::choose(Outlook { network, former: &[], own, ways: &ways, before: &before }, all)
+        let surroundings = Surroundings::default();
+        let undecided = BTreeSet::new();
+        let (surroundings, undecided) = (&surroundings, &undecided);
+        let outlook =
+            Outlook { network, former: &[], own, ways: &ways, before: &before, surroundings, undecided };
+        Peers::choose(outlook, all)
     }
 
     fn subnets(peers: &Peers) -> Vec<String> {
@@ -267,7 +346,8 @@ mod tests {
             ("10.244.17.0-24", value("192.0.2.17", 17).replace("02:00", "03:00"), 4),
         ]);
         let peers = choose(&network(), &own, &all);
-        assert_eq!(subnets(&peers), ["10.244.2.0/24", "10.244.3.0/24"]);
+        assert_eq!(subnets(&peers), ["10.244.3.0/24", "10.244.15.0/24"]);
+        assert_eq!(peers.disputed.len(), 1);
         assert_eq!(peers.skipped.len(), 14);
         for (key, part) in [
             ("nonsense", "not a subnet"),
@@ -281,12 +361,86 @@ mod tests {
             ("10.244.12.0-24", "224.0.0.1 is not that of a node"),
             ("10.244.13.0-24", "192.0.2.1 is this node's own"),
             ("10.244.14.0-24", "is this node's own"),
-            ("10.244.15.0-24", "belongs to the node at 192.0.2.2 already"),
+            (
+                "10.244.2.0-24",
+                "its VtepMAC 02:00:00:00:00:02 is that of the node at 192.0.2.15, whose lease was written later",
+            ),
             ("10.244.16.0-24", "no tunnel endpoint"),
             ("10.244.17.0-24", "can't be the address of a device"),
         ] {
             assert!(peers.skipped[key].contains(part), "{key}: {}", peers.skipped[key]);
         }
+    }
+
+    #[test]
+    fn of_two_leases_with_one_mac_the_one_written_last_is_used_once_that_is_settled() {
+        let (own, mut all) = cluster(&[("10.244.2.0-24", value("192.0.2.11", 2), 2)]);
+        all.insert_written("10.244.3.0-24", value("192.0.2.51", 2).as_bytes(), 3, 3);
+        let network = network();
+        assert_eq!(subnets(&choose(&network, &own, &all)), ["10.244.3.0/24"]);
+        let mac: Mac = "02:00:00:00:00:02".parse().unwrap();
+        let mut before = KernelState::default();
+        before.fdb.insert(("flannel.1".parse().unwrap(), mac), "192.0.2.11".parse().unwrap());
+        let ways = Ways::new(&network.backend, &network).unwrap();
+        let (undecided, surroundings) = (BTreeSet::from([mac]), Surroundings::default());
+        let outlook = Outlook {
+            network: &network,
+            former: &[],
+            own: &own,
+            ways: &ways,
+            before: &before,
+            surroundings: &surroundings,
+            undecided: &undecided,
+        };
+        assert_eq!(subnets(&Peers::choose(outlook, &all)), ["10.244.2.0/24"], "where it was");
+        // The living one wrote its lease again.
+        all.insert_written("10.244.2.0-24", value("192.0.2.11", 2).as_bytes(), 2, 4);
+        assert_eq!(subnets(&choose(&network, &own, &all)), ["10.244.2.0/24"]);
+    }
+
+    #[test]
+    fn a_lease_whose_public_address_is_a_pods_is_skipped_and_costs_the_pods_node_nothing() {
+        let (own, all) = cluster(&[
+            ("10.244.2.0-24", value("192.0.2.2", 2), 2),
+            ("10.244.3.0-24", value("10.244.2.5", 3), 1),
+            ("10.244.200.0-24", value("10.244.200.5", 4), 1),
+        ]);
+        let peers = choose(&network(), &own, &all);
+        assert_eq!(subnets(&peers), ["10.244.2.0/24"]);
+        assert!(
+            peers.skipped.values().all(|why| why.contains("inside the pod network")),
+            "{:?}",
+            peers.skipped
+        );
+    }
+
+    #[test]
+    fn a_subnet_that_contains_a_node_is_never_routed() {
+        let (own, all) = cluster(&[
+            ("10.244.2.0-24", value("192.0.2.2", 2), 2),
+            ("10.244.3.0-24", value("10.244.2.5", 3), 3),
+        ]);
+        let network = network();
+        let ways = Ways::new(&network.backend, &network).unwrap();
+        let lan = ("eth0".parse().unwrap(), "10.244.2.1/23".parse().unwrap());
+        let surroundings = Surroundings { addresses: vec![lan], ..Surroundings::default() };
+        let outlook = Outlook {
+            network: &network,
+            former: &[],
+            own: &own,
+            ways: &ways,
+            before: &KernelState::default(),
+            surroundings: &surroundings,
+            undecided: &BTreeSet::new(),
+        };
+        let peers = Peers::choose(outlook, &all);
+        // The other one is reached, since it is on a LAN of this host.
+        assert_eq!(subnets(&peers), ["10.244.3.0/24"]);
+        assert!(
+            peers.skipped["10.244.2.0-24"].contains("this host's address on eth0"),
+            "{:?}",
+            peers.skipped
+        );
     }
 
     #[test]

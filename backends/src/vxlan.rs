@@ -194,10 +194,6 @@ impl Backend for Vxlan {
         self.devices.clone()
     }
 
-    fn seed(&self) -> u32 {
-        self.config.vni
-    }
-
     fn asks_for_direct(&self) -> bool {
         self.config.direct_routing
     }

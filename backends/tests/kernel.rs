@@ -102,7 +102,15 @@ impl<'m> Agent<'m> {
     fn desired(&self, all: &Leases) -> KernelState {
         let Self { network, ways, node, own, macs, .. } = self;
         let before = KernelState::default();
-        let outlook = Outlook { network, former: &[], own: &all.leases[own], ways, before: &before };
+        let outlook = Outlook {
+            network,
+            former: &[],
+            own: &all.leases[own],
+            ways,
+            before: &before,
+            surroundings: &backends::Surroundings::default(),
+            undecided: &Default::default(),
+        };
         let peers = Peers::choose(outlook, all).usable;
         ways.plan(Scene { node, own, macs, peers: &peers, all: &peers })
     }

@@ -6,6 +6,8 @@
 
 mod change;
 mod claim;
+mod contest;
+mod dispute;
 mod files;
 mod journal;
 mod plan;
@@ -19,13 +21,14 @@ mod tests;
 mod underlay;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backends::backend::Direct;
 use backends::kernel::{Interest, Notices, Observed, Records};
-use backends::{Firewall, Kernel, KernelError, KernelState, Macs, Name, Report, Ways, converge_but};
+use backends::{Firewall, Kernel, KernelError, KernelState, Name, Report, Surroundings, Ways, converge_but};
 use ipnet::IpNet;
 use subnet::env_file::{Previous, SubnetEnv, sweep};
 use subnet::net::overlap;
@@ -38,6 +41,8 @@ use crate::interface::{External, Selectors};
 use crate::serve::Health;
 use change::{Change, News};
 use claim::{Beginning, Identity};
+use contest::Contest;
+use dispute::Disputes;
 use journal::Journal;
 use prerequisites::Prerequisites;
 use recall::Keeper;
@@ -93,8 +98,6 @@ pub(crate) struct Settings {
     pub(crate) state_file: PathBuf,
     /// A CNI configuration to copy, and where to, once pods can be added (`--cni-conf`).
     pub(crate) cni_conf: Option<(PathBuf, PathBuf)>,
-    /// What makes this node itself: its name, or its machine id.
-    pub(crate) identity: String,
     /// Which traffic rules to install.
     pub(crate) traffic: TrafficSettings,
     /// Switch IP forwarding on at start where it is off (`--ip-forward`).
@@ -143,6 +146,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         }
         let store = Arc::new(store);
         let saved = recall::read(&settings.state_file, &store.describe(), &health);
+        let (identity, stores) = (Identity::new(saved.as_ref()), store.endpoints().await);
         let (mut change, mut settings) = (Change::default(), settings);
         let (mut network, mut ways, recalled) =
             match claim::configuration(&*store, saved.clone(), &health).await {
@@ -176,7 +180,10 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let agent = Agent {
             hands: Some(hands),
             store,
-            identity: Identity { name: settings.identity.clone(), macs: Macs::default() },
+            identity,
+            stores,
+            surroundings: Surroundings::default(),
+            disputes: Disputes::default(),
             settings,
             given,
             health,
@@ -210,7 +217,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             made: BTreeSet::new(),
             freed: BTreeSet::new(),
             draining: false,
-            contested: None,
+            contest: Contest::default(),
             sound: false,
             written: None,
             bulky: false,
@@ -248,6 +255,12 @@ struct Agent<'a, K, S> {
     ways: Ways,
     change: Change,
     identity: Identity,
+    /// Where the store answers.
+    stores: Vec<IpAddr>,
+    /// What of the host's own network no subnet may cover.
+    surroundings: Surroundings,
+    /// MACs that several nodes announce.
+    disputes: Disputes,
     /// What the run before this one had, until its leftovers are swept.
     previous: Previous,
     feed: Feed,
@@ -287,7 +300,7 @@ struct Agent<'a, K, S> {
     freed: BTreeSet<(Name, IpNet)>,
     /// A bridge keeps pods from being added until the last one on it is gone.
     draining: bool,
-    contested: Option<Loss>,
+    contest: Contest,
     /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
     sound: bool,
     /// What this run wrote to `subnet.env` last.
@@ -327,11 +340,20 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             let held = self.change.held(self.sound && self.lease.is_some());
             let (_, fought) = self.journal.held(Instant::now().into_std());
             let rules = self.rules.held();
-            let wait =
-                [self.keeper.again, self.keeper.files, expiry, held, self.choosing.again(), fought, rules]
-                    .into_iter()
-                    .flatten()
-                    .fold(wait, Duration::min);
+            let contest = self.contest.wait();
+            let wait = [
+                self.keeper.again,
+                self.keeper.files,
+                expiry,
+                held,
+                contest,
+                self.choosing.again(),
+                fought,
+                rules,
+            ]
+            .into_iter()
+            .flatten()
+            .fold(wait, Duration::min);
             tokio::select! {
                 () = self.moved.notified() => settle(self.moved).await,
                 () = self.rules_moved.notified() => {
@@ -471,8 +493,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if stranded.is_empty() {
             self.lost.clear();
         }
-        let state = match (&self.contested, stranded.is_empty()) {
-            (Some(loss), _) => Err(loss.to_string()),
+        let state = match (self.contest.reason(), stranded.is_empty()) {
+            (Some(reason), _) => Err(reason),
             (None, false) => Err(stranded.join("; ")),
             (None, true) => Ok(()),
         };

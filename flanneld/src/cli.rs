@@ -173,14 +173,12 @@ mod tests {
             ("FLANNELD_HEALTHZ_PORT", "0x1f91"),
             ("FLANNELD_IFACE", "eth0,eth1"),
             ("FLANNELD_PUBLIC_IP", ""),
-            ("NODE_NAME", "a1"),
         ];
         let read = options(&["--healthz-port=9000"], &environment);
         assert_eq!(read.subnet_file.to_str(), Some("/tmp/environment"));
         assert_eq!(read.health.unwrap().port(), 9000);
         assert_eq!(read.selectors.iface, ["eth0,eth1"], "a repeatable flag gets one element");
         assert_eq!(read.selectors.public.v4, None);
-        assert_eq!(read.node_name.as_deref(), Some("a1"));
         assert_eq!(options(&[], &environment).health.unwrap().port(), 8081);
     }
 

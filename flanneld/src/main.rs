@@ -108,7 +108,6 @@ async fn run(options: Options) -> anyhow::Result<()> {
         subnet_file: options.subnet_file.clone(),
         state_file: state_file(&options.subnet_file),
         cni_conf: options.cni_conf.clone(),
-        identity: identity(options.node_name.as_deref()),
         traffic: options.traffic,
         ip_forward: options.ip_forward,
         services: matches!(options.store, StoreOptions::Kube(_)),
@@ -243,13 +242,6 @@ pub(crate) fn state_file(subnet_file: &Path) -> PathBuf {
     let absolute = std::path::absolute(subnet_file).unwrap_or_else(|_| subnet_file.to_owned());
     let name: String = absolute.to_string_lossy().trim_start_matches('/').replace('/', "-");
     directory.join(format!("{name}.state.json"))
-}
-
-/// What tells this machine from others: its name, or else its machine id.
-fn identity(node_name: Option<&str>) -> String {
-    let file = |path| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-    let given = node_name.map(str::to_owned);
-    given.or_else(|| file("/etc/machine-id")).filter(|id| !id.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -55,19 +55,23 @@ pub(crate) fn choose(
     let held = held.and_then(|held| {
         leases.leases.get(&held.subnets).filter(|now| judge(held, Some(now)) == Verdict::Kept)
     });
-    let candidates = held.into_iter().chain(leases.by_public(&claim.public));
+    // What this node can prove to be its own goes before what has its address: that may be another's old one.
+    let moved = leases.leases.values().filter(|lease| claim.recognises(lease));
+    let candidates = held.into_iter().chain(moved).chain(leases.by_public(&claim.public));
     // The first of those of which most can be kept.
     let known = candidates.min_by_key(|known| {
-        let keep = keepable(network, known, leases);
+        let keep = keepable(network, claim, known, leases);
         (keep != known.subnets || !network.allows(&keep), std::cmp::Reverse(keep.iter().count()))
     });
-    let mut subnets = known.map(|known| keepable(network, known, leases)).unwrap_or_default();
+    let mut subnets = known.map(|known| keepable(network, claim, known, leases)).unwrap_or_default();
     let keeps = !subnets.is_empty();
     for range in network.ranges() {
         let family = Family::of(range.network.addr());
         let free = |wanted: &IpNet| {
             let taken = || leases.taken().filter_map(|taken| taken.get(family));
-            range.allows(*wanted) && !taken().any(|taken| overlap(taken, *wanted))
+            range.allows(*wanted)
+                && !reserved(claim, *wanted)
+                && !taken().any(|taken| overlap(taken, *wanted))
         };
         if let (None, Some(previous)) = (subnets.get(family), claim.previous.get(family).filter(free)) {
             subnets.set(previous);
@@ -75,8 +79,19 @@ pub(crate) fn choose(
     }
     // The place of a lease that does not fit any more is used if there is no other.
     let others = || leases.taken().filter(|taken| known.is_none_or(|known| known.subnets != *taken));
-    let subnets = allocate(network, subnets, leases.taken(), random_below)
-        .or_else(|| allocate(network, subnets, others(), random_below))?;
+    let known_public = known.map(|known| known.public).unwrap_or_default();
+    let strangers = leases.leases.values().map(|lease| lease.public).filter(|public| *public != known_public);
+    let publics =
+        strangers.flat_map(|public| Family::BOTH.into_iter().filter_map(move |family| public.get(family)));
+    let avoided: Vec<IpNet> = claim.reserved.iter().copied().chain(publics.map(IpNet::from)).collect();
+    let apart = |taken: Vec<Subnets>, avoided: &[IpNet]| {
+        let avoided = avoided.iter().map(|net| [*net].into_iter().collect());
+        allocate(network, subnets, taken.into_iter().chain(avoided), random_below)
+    };
+    let with_lans: Vec<IpNet> = avoided.iter().chain(claim.lans).copied().collect();
+    let subnets = apart(leases.taken().collect(), &with_lans)
+        .or_else(|| apart(leases.taken().collect(), &avoided))
+        .or_else(|| apart(others().collect(), &avoided))?;
     // One that the network allows was not kept because an older one has its place.
     let usurped =
         |known: &Lease| network.ranges().any(|range| known.subnets.iter().any(|subnet| range.allows(subnet)));
@@ -86,12 +101,17 @@ pub(crate) fn choose(
     Some(Choice { subnets, known: known.cloned(), replaces })
 }
 
-/// Those subnets that a node may keep of a lease that it has: the network allows them, and no older lease
-/// of another node overlaps them.
-fn keepable(network: &NetworkConfig, known: &Lease, leases: &Leases) -> Subnets {
+/// Whether a subnet contains an address that is not a pod's.
+fn reserved(claim: &Claim<'_>, subnet: IpNet) -> bool {
+    claim.reserved.iter().any(|net| overlap(*net, subnet))
+}
+
+/// Those subnets that a node may keep of a lease that it has: the network allows them, no older lease of
+/// another node overlaps them, and they contain no address of the host itself.
+fn keepable(network: &NetworkConfig, claim: &Claim<'_>, known: &Lease, leases: &Leases) -> Subnets {
     let allowed = |subnet: IpNet| {
         let range = network.range(Family::of(subnet.addr()))?;
-        range.allows(subnet).then_some(subnet)
+        (range.allows(subnet) && !reserved(claim, subnet)).then_some(subnet)
     };
     let older = |other: &&Lease| other.created < known.created && !other.public.same_node(&known.public);
     let usurped = |subnet: &IpNet| {

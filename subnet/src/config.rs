@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::gojson::Object;
-use crate::net::{Family, Subnets, addr_of, bits_of};
+use crate::net::{Family, Subnets, addr_of, bits_of, overlap};
 use crate::text::shortened;
 pub use keys::Warnings;
 
@@ -263,12 +263,15 @@ fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
     let step = 1u128 << (family.bits() - subnet_len);
     let first = bits_of(network.network());
     let bound = |key, default| bound(object, key, network, subnet_len, addr_of(family, default));
-    Ok(Range {
-        network,
-        subnet_len,
-        min: bound(keys.min, first + step)?,
-        max: bound(keys.max, bits_of(network.broadcast()) & !(step - 1))?,
-    })
+    let min = bound(keys.min, first + step)?;
+    let max = bound(keys.max, bits_of(network.broadcast()) & !(step - 1))?;
+    if bits_of(min) > bits_of(max) {
+        return Err(ConfigError(format!(
+            "{}: {min} lies above {} {max}, so no subnet is left: exchange them, or leave one out",
+            keys.min, keys.max
+        )));
+    }
+    Ok(Range { network, subnet_len, min, max })
 }
 
 /// The whole network, of which somebody else gives every part away.
@@ -294,7 +297,38 @@ fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, Co
             shortened(&text)
         )));
     };
-    Ok(network.trunc())
+    match not_for_pods(network.trunc()) {
+        None => Ok(network.trunc()),
+        Some(why) => Err(ConfigError(format!(
+            "{}: {text:?} {why}: pods can't have such addresses; use a private network such as \"{example}\"",
+            keys.network
+        ))),
+    }
+}
+
+/// Why pods can't have the addresses of a network, if they can't.
+fn not_for_pods(network: IpNet) -> Option<String> {
+    const SPECIAL: [(&str, &str); 11] = [
+        ("0.0.0.0/8", "\"this network\""),
+        ("127.0.0.0/8", "the host's loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved and the broadcast address"),
+        ("::/128", "the unspecified address"),
+        ("::1/128", "the host's loopback"),
+        ("::ffff:0:0/96", "IPv4 addresses in IPv6 clothes (IPv4-mapped)"),
+        ("64:ff9b::/96", "IPv4 hosts behind NAT64"),
+        ("fe80::/10", "link-local"),
+        ("ff00::/8", "multicast"),
+    ];
+    let special = SPECIAL.iter().filter_map(|(net, what)| Some((net.parse::<IpNet>().ok()?, *what)));
+    special
+        .filter(|(net, _)| overlap(*net, network))
+        .map(|(net, what)| match net.contains(&network) {
+            true => format!("is {what} ({net})"),
+            false => format!("contains {net}, which is {what}"),
+        })
+        .next()
 }
 
 fn subnet_len(object: &Object<'_>, keys: &Keys, network: IpNet) -> Result<u8, ConfigError> {

@@ -12,6 +12,7 @@ mod tls;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +24,8 @@ use tokio::time::Instant;
 use crate::config::{ConfigError, NetworkConfig};
 use crate::lease::{Lease, Leases};
 use crate::pace::Backoff;
-use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, Tenure};
+use crate::standing::Standing;
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, Tenure, addresses_of};
 use client::Connection;
 use follow::is_too_large;
 use keys::Keys;
@@ -68,6 +70,7 @@ impl fmt::Debug for EtcdOptions {
 /// One node's end of an etcd cluster.
 pub struct Etcd {
     connection: Connection,
+    endpoints: Vec<String>,
     keys: Keys,
     renew_margin: Duration,
     /// What this node holds. Locked while it is being changed in etcd, so that `hold` can tell our own
@@ -84,6 +87,7 @@ pub struct Etcd {
     /// The revision as of which the configuration was read last, and the pace at which watching it fails.
     configured: Mutex<Option<i64>>,
     config_pace: Mutex<Backoff>,
+    standing: Mutex<Standing>,
     /// Whether `follow` has begun and so needs no listing any more.
     following: AtomicBool,
 }
@@ -115,6 +119,7 @@ impl Etcd {
     pub fn new(options: EtcdOptions) -> Result<Self, StoreError> {
         Ok(Self {
             connection: Connection::new(&options)?,
+            endpoints: options.endpoints.clone(),
             keys: Keys::new(&options.prefix),
             renew_margin: options.renew_margin,
             held: tokio::sync::Mutex::new(None),
@@ -124,8 +129,13 @@ impl Etcd {
             grants: Mutex::default(),
             configured: Mutex::new(None),
             config_pace: Mutex::new(Backoff::watching()),
+            standing: Mutex::default(),
             following: AtomicBool::new(false),
         })
+    }
+
+    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps in mind how the lease stands.
@@ -190,6 +200,10 @@ impl LeaseStore for Etcd {
 
     async fn follow(&self, feed: &Feed) -> Infallible {
         self.feed(feed).await
+    }
+
+    async fn endpoints(&self) -> Vec<IpAddr> {
+        addresses_of(&self.endpoints).await
     }
 
     fn readdressed(&self) {

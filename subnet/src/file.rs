@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! DIR/config.json               the network configuration
-//! DIR/subnets/10.244.3.0-24     a lease: key and value as in etcd, and two members more
+//! DIR/subnets/10.244.3.0-24     a lease: key and value as in etcd, and three members more
 //! DIR/.lock                     locked by whoever lists or writes leases
 //! ```
 //!
-//! A lease's value is the one that etcd has (contract §3.1.1), with `"Created"` (microseconds since 1970)
-//! and `"Expires"` (seconds since 1970). Without `Expires` it is a reservation, without `Created` the
+//! A lease's value is the one that etcd has (contract §3.1.1), with `"Created"` (microseconds since 1970),
+//! `"Expires"` (seconds since 1970) and `"Owner"`, by which a process knows its own writing from another's. Without `Expires` it is a reservation, without `Created` the
 //! file's time of modification counts. An expired file counts as absent for everybody; clocks of
 //! machines that share a directory have to agree to a fraction of the renewal margin.
 
@@ -29,9 +29,10 @@ use crate::claim::{Choice, Verdict, choose, exhausted, judge, require_public, ri
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
+use crate::standing::{Standing, writer};
 use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError, Tenure};
 use directory::{Directory, Locked};
-use entry::{Entry, whole_seconds};
+use entry::{Entry, created_at, whole_seconds};
 use notice::Notice;
 
 /// A renewal never follows sooner than this on another, however large the margin is.
@@ -54,6 +55,9 @@ pub struct Files {
     stamps: std::sync::Mutex<VecDeque<u64>>,
     /// When the lease ends that this node holds; never, if it is a reservation.
     ends: std::sync::Mutex<Option<SystemTime>>,
+    /// The name of this value's writing.
+    writer: String,
+    standing: std::sync::Mutex<Standing>,
 }
 
 /// What was found out about the own lease.
@@ -79,6 +83,8 @@ impl Files {
             moved: Notify::new(),
             stamps: std::sync::Mutex::default(),
             ends: std::sync::Mutex::default(),
+            writer: writer(),
+            standing: std::sync::Mutex::default(),
         }
     }
 
@@ -112,6 +118,7 @@ impl Files {
         let found = self.directory.alone(|directory| self.find_locked(directory, mine)).await?;
         if let Found::Lost(_) = found {
             *held = None;
+            self.standing().lost();
         }
         Ok(found)
     }
@@ -136,16 +143,28 @@ impl Files {
             return Ok(Found::Restored);
         };
         let created = entry.created.unwrap_or(mine.created);
-        let found = Lease { subnets: mine.subnets, public, attachment, created };
-        if let Verdict::Lost(loss) = judge(mine, Some(&found)) {
-            return Ok(Found::Lost(loss));
+        let found = Lease { subnets: mine.subnets, public, attachment, created, written: mine.written };
+        // The same value again, but by another flanneld: a living node that has our public address, and therefore
+        // adopted our lease. Without a name it is known by a time that is not from us.
+        let by_another = match &entry.owner {
+            Some(owner) => *owner != self.writer,
+            None => entry.expires.is_some_and(|expires| !self.stamps().contains(&whole_seconds(expires))),
+        };
+        let loss = match judge(mine, Some(&found)) {
+            Verdict::Lost(loss) => Some(loss),
+            _ if by_another => Some(Loss::Contested { subnets: mine.subnets, public: mine.public }),
+            _ => None,
+        };
+        match loss {
+            Some(loss @ Loss::Contested { .. }) if self.standing().answers() => {
+                tracing::warn!("{loss}; it was written again, since this node has held it for longer");
+                let expires = entry.expires.map(|_| self.stamp(now));
+                directory.write(&key, &Entry::encode(mine, expires, &self.writer))?;
+                return Ok(Found::Restored);
+            }
+            Some(loss) => return Ok(Found::Lost(loss)),
+            None => *mine = found,
         }
-        // The same value again, but with a time that another flanneld gave it: a living node that has our
-        // public address, and therefore adopted our lease.
-        if entry.expires.is_some_and(|expires| !self.stamps().contains(&whole_seconds(expires))) {
-            return Ok(Found::Lost(Loss::Contested { subnets: mine.subnets, public: mine.public }));
-        }
-        *mine = found;
         *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = entry.expires;
         let due = |expires: SystemTime| expires.checked_sub(self.renew_margin).unwrap_or(now);
         let mut again = entry.expires.map(due);
@@ -164,7 +183,7 @@ impl Files {
         now: SystemTime,
     ) -> Result<SystemTime, StoreError> {
         let expires = self.stamp(now);
-        directory.write(key, &Entry::encode(mine, Some(expires)))?;
+        directory.write(key, &Entry::encode(mine, Some(expires), &self.writer))?;
         Ok(expires)
     }
 
@@ -176,6 +195,10 @@ impl Files {
         stamps.truncate(STAMPS_KNOWN - 1);
         stamps.push_front(whole_seconds(expires));
         expires
+    }
+
+    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stamps(&self) -> std::sync::MutexGuard<'_, VecDeque<u64>> {
@@ -209,19 +232,19 @@ impl Files {
         let (table, now) = (directory.list_and_sweep()?, SystemTime::now());
         let chosen = choose(network, claim, held, &table.leases);
         let Some(Choice { subnets, known, replaces }) = chosen else { return Err(exhausted(network)) };
-        let attachment = (claim.attach)(known.as_ref());
+        let attachment = (claim.attach)(known.as_ref(), &table.leases);
         let (same, replaced) = match known {
             Some(known) if known.subnets == subnets => (Some(known), None),
             other => (None, other.filter(|_| replaces)),
         };
         let created = same.as_ref().map_or_else(|| table.next_created(now), |known| known.created);
-        let lease = Lease { subnets, public: claim.public, attachment, created };
+        let lease = Lease { subnets, public: claim.public, attachment, created, written: created_at(now) };
         let key = directory.key(&subnets)?;
         // A reservation stays one, also under a new name.
         let before = same.as_ref().or(replaced.as_ref()).map(|lease| directory.key(&lease.subnets));
         let before = before.transpose()?.map(|key| directory.read(&key)).transpose()?.flatten();
         let reserved = before.is_some_and(|entry| entry.expires.is_none());
-        directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now))))?;
+        directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now)), &self.writer))?;
         // With what a move left behind that was interrupted right here.
         let own = table.leases.by_public(&claim.public).filter(|own| own.subnets.overlaps(&subnets));
         for old in replaced.iter().chain(own).filter(|old| old.subnets != subnets) {
@@ -251,6 +274,7 @@ impl LeaseStore for Files {
         let taken = self.directory.alone(|directory| self.take(directory, network, claim, held.as_ref()));
         let lease = taken.await?;
         *held = Some(lease.clone());
+        self.standing().taken();
         self.moved.notify_one();
         Ok(lease)
     }

@@ -18,6 +18,7 @@ mod table;
 use std::convert::Infallible;
 use std::fmt;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,7 +30,7 @@ use tokio::time::timeout;
 use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease};
 use crate::net::{Family, PublicAddrs, Subnets};
-use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, addresses_of};
 use crate::watched::Watched;
 use annotations::Prefix;
 use connection::Connection;
@@ -288,6 +289,11 @@ impl LeaseStore for Kube {
 
     async fn node_public(&self) -> Result<PublicAddrs, StoreError> {
         self.read_public().await
+    }
+
+    async fn endpoints(&self) -> Vec<IpAddr> {
+        let url = self.connection.described.rsplit(' ').next().unwrap_or_default();
+        addresses_of(&[url.to_owned()]).await
     }
 
     fn readdressed(&self) {

@@ -12,7 +12,7 @@ use crate::text::shortened;
 pub use wire::{DecodeError, decode_value, encode_value, format_key, parse_key};
 
 /// One node's slice of the network. About 100 bytes, however large the store's object is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct Lease {
     /// The pod subnets.
     pub subnets: Subnets,
@@ -23,6 +23,20 @@ pub struct Lease {
     /// When the lease was created, as a number that grows within one store (etcd create revision, file
     /// time): of two leases that overlap, the one created first is right.
     pub created: u64,
+    /// When the lease was last written, as a number that grows within one store (etcd mod revision, the
+    /// file's time of modification): of two leases that can't both be living, the one written last is.
+    /// Not part of equality: a renewal changes nothing that anybody acts on, and wakes nobody.
+    pub written: u64,
+}
+
+impl PartialEq for Lease {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { subnets, public, attachment, created, written: _ } = self;
+        *subnets == other.subnets
+            && *public == other.public
+            && *attachment == other.attachment
+            && *created == other.created
+    }
 }
 
 /// What a node publishes about its backend: Flannel's `BackendType` and `BackendData`.
@@ -95,8 +109,13 @@ pub struct Malformed {
 }
 
 impl Leases {
-    /// Files one entry of a store: a lease, or a malformed entry with the reason.
+    /// Files one entry of a store that was never written again: a lease, or a malformed entry with the reason.
     pub fn insert_entry(&mut self, key: &str, value: &[u8], created: u64) {
+        self.insert_written(key, value, created, created);
+    }
+
+    /// Files one entry of a store: a lease, or a malformed entry with the reason.
+    pub fn insert_written(&mut self, key: &str, value: &[u8], created: u64, written: u64) {
         let subnets = match subnets_of(key) {
             Ok(subnets) => subnets,
             Err(malformed) => {
@@ -106,7 +125,7 @@ impl Leases {
         };
         match wire::decode_for(value, Some(&subnets)) {
             Ok((public, attachment, wrong)) => {
-                self.leases.insert(subnets, Lease { subnets, public, attachment, created });
+                self.leases.insert(subnets, Lease { subnets, public, attachment, created, written });
                 if let Some(error) = wrong {
                     // The lease has the subnets.
                     let malformed = Malformed { why: error.to_string(), subnets: None };

@@ -39,6 +39,8 @@ pub mod memory;
 mod pace;
 #[cfg(feature = "store")]
 pub mod saved;
+#[cfg(any(feature = "etcd", feature = "file"))]
+mod standing;
 #[cfg(feature = "store")]
 pub mod store;
 #[cfg(feature = "testing")]

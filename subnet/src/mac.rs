@@ -17,22 +17,6 @@ impl Mac {
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
-
-    /// A locally administered unicast address that depends on every byte of `seeds` and on nothing else,
-    /// so that a node computes the same one again after a reboot.
-    pub fn derived(seeds: &[&[u8]]) -> Self {
-        // FNV-1a, finished by a multiply-xorshift so that the last seed reaches the high bytes too.
-        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        for seed in seeds {
-            for byte in seed.iter().chain(&[0xff]) {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        }
-        hash = (hash ^ (hash >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
-        let [.., a, b, c, d, e, f] = hash.to_be_bytes();
-        Self([(a & 0xfe) | 0x02, b, c, d, e, f])
-    }
 }
 
 impl fmt::Display for Mac {
@@ -91,24 +75,6 @@ mod tests {
         fn arbitrary_text_never_panics(text in ".{0,24}") {
             let _ = text.parse::<Mac>();
         }
-
-        #[test]
-        fn derived_addresses_are_local_unicast(seed: Vec<u8>) {
-            let mac = Mac::derived(&[&seed]);
-            prop_assert!(mac.is_unicast() && mac.0[0] & 2 == 2);
-        }
-    }
-
-    #[test]
-    fn derived_addresses_differ_in_every_seed() {
-        let mut seen = std::collections::BTreeSet::new();
-        for vni in 0..50u32 {
-            for node in 0..50u32 {
-                seen.insert(Mac::derived(&[&vni.to_be_bytes(), &node.to_be_bytes()]));
-            }
-        }
-        assert_eq!(seen.len(), 2500);
-        assert_ne!(Mac::derived(&[b"ab", b"c"]), Mac::derived(&[b"a", b"bc"]));
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl LeaseStore for Memory {
         self.cluster.0.leases.send_modify(|leases| {
             let Some(choice) = choose(network, claim, held.as_ref(), leases) else { return };
             let Choice { subnets, known, replaces } = choice;
-            let attachment: Attachment = (claim.attach)(known.as_ref());
+            let attachment: Attachment = (claim.attach)(known.as_ref(), leases);
             if let Some(old) = known.as_ref().filter(|_| replaces) {
                 leases.leases.remove(&old.subnets);
             }
@@ -116,7 +116,8 @@ impl LeaseStore for Memory {
                 || 1 + leases.leases.values().map(|lease| lease.created).max().unwrap_or(0),
                 |old| old.created,
             );
-            let lease = Lease { subnets, public: claim.public, attachment, created };
+            let written = 1 + leases.leases.values().map(|lease| lease.written).max().unwrap_or(0);
+            let lease = Lease { subnets, public: claim.public, attachment, created, written };
             leases.leases.insert(subnets, lease.clone());
             // Before `hold` can see the new leases: it must not take our writing for another's.
             *self.held() = Some(lease.clone());

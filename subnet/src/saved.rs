@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{BackendConfig, NetworkConfig};
 use crate::env_file::write_atomically;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
+use crate::mac::Mac;
 use crate::net::Subnets;
 use crate::text::shortened;
 
@@ -21,6 +22,9 @@ pub struct Saved {
     pub former: Vec<BackendConfig>,
     /// The subnets that this node held.
     pub own: Subnets,
+    /// The hardware address of the external interface: a copy of the file on another machine says nothing about
+    /// that one.
+    pub hardware: Option<Mac>,
     /// The leases of all nodes, the own one included. Entries that were malformed are not kept.
     pub leases: Leases,
 }
@@ -34,6 +38,8 @@ struct File {
     #[serde(default)]
     former: Vec<BackendConfig>,
     own: Key,
+    #[serde(default)]
+    hardware: Option<String>,
     leases: Vec<Entry>,
 }
 
@@ -42,9 +48,9 @@ const VERSION: u32 = 1;
 #[derive(Serialize, Deserialize)]
 struct Key(Option<Ipv4Net>, Option<Ipv6Net>);
 
-/// Subnets, the value as etcd has it, and when it was created.
+/// Subnets, the value as etcd has it, when it was created and when it was last written.
 #[derive(Serialize, Deserialize)]
-struct Entry(Key, String, u64);
+struct Entry(Key, String, u64, #[serde(default)] u64);
 
 impl From<&Subnets> for Key {
     fn from(subnets: &Subnets) -> Self {
@@ -65,7 +71,12 @@ impl Saved {
     /// The I/O error, with the path in its text.
     pub fn write(&self, path: &Path, store: &str) -> io::Result<()> {
         let entry = |(subnets, lease): (&Subnets, &Lease)| {
-            Entry(subnets.into(), encode_value(&lease.public, &lease.attachment), lease.created)
+            Entry(
+                subnets.into(),
+                encode_value(&lease.public, &lease.attachment),
+                lease.created,
+                lease.written,
+            )
         };
         let file = File {
             version: VERSION,
@@ -73,6 +84,7 @@ impl Saved {
             network: self.network.clone(),
             former: self.former.clone(),
             own: (&self.own).into(),
+            hardware: self.hardware.map(|mac| mac.to_string()),
             leases: self.leases.leases.iter().map(entry).collect(),
         };
         write_atomically(path, &serde_json::to_vec(&file)?, 0o600)
@@ -101,17 +113,18 @@ impl Saved {
             return Err(format!("it has version {}, and this program writes {VERSION}", file.version));
         }
         let mut leases = Leases::default();
-        for Entry(key, value, created) in file.leases {
+        for Entry(key, value, created, written) in file.leases {
             let subnets: Subnets = key.into();
             let (public, attachment) = decode_value(value.as_bytes())
                 .map_err(|error| format!("it is damaged (the lease of {subnets}: {error})"))?;
-            leases.leases.insert(subnets, Lease { subnets, public, attachment, created });
+            leases.leases.insert(subnets, Lease { subnets, public, attachment, created, written });
         }
         let own: Subnets = file.own.into();
         if !leases.leases.contains_key(&own) {
             return Err("it is damaged (it lacks this node's own lease)".to_owned());
         }
-        Ok((file.store, Self { network: file.network, former: file.former, own, leases }))
+        let hardware = file.hardware.and_then(|mac| mac.parse().ok());
+        Ok((file.store, Self { network: file.network, former: file.former, own, hardware, leases }))
     }
 }
 
@@ -144,7 +157,13 @@ mod tests {
         let own = *leases.leases.keys().next().unwrap();
         let network =
             NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
-        Saved { network, former: vec![BackendConfig::HostGw], own, leases }
+        Saved {
+            network,
+            former: vec![BackendConfig::HostGw],
+            own,
+            hardware: Some(Mac([2, 0, 0, 0, 0, 1])),
+            leases,
+        }
     }
 
     #[test]

@@ -4,14 +4,17 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::config::{ConfigError, NetworkConfig};
 use crate::lease::{Attachment, Lease, Leases};
-use crate::net::{PublicAddrs, Subnets};
+use crate::mac::Mac;
+use crate::net::{Family, PublicAddrs, Subnets};
 
 /// How long a lease lives without being renewed: 24 hours (contract §3.1.4).
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -108,9 +111,40 @@ pub struct Claim<'a> {
     pub public: PublicAddrs,
     /// The subnets of an earlier run, taken again if they are free.
     pub previous: Subnets,
-    /// What to publish, given the lease that the node turned out to hold already, if any. It may be
-    /// called more than once.
-    pub attach: &'a (dyn Fn(Option<&Lease>) -> Attachment + Send + Sync),
+    /// The MACs of this node's tunnel devices, living or remembered: a lease of a previous subnet with one of
+    /// them is this node's, whatever its public address.
+    pub macs: &'a [Mac],
+    /// The lease that this machine last held: it is this node's as long as nobody has written another one.
+    pub before: Option<&'a Lease>,
+    /// Addresses that no subnet may contain: this host's, its routers', the store's.
+    pub reserved: &'a [IpNet],
+    /// The networks that the host is in, from which subnets are taken only if there are no others.
+    pub lans: &'a [IpNet],
+    /// What to publish, given the lease that the node turned out to hold already, if any, and all that are
+    /// known. It may be called more than once.
+    pub attach: &'a Attach<'a>,
+}
+
+/// What a node publishes: see [`Claim::attach`].
+pub type Attach<'a> = dyn Fn(Option<&Lease>, &Leases) -> Attachment + Send + Sync + 'a;
+
+impl<'a> Claim<'a> {
+    /// A claim of a node that knows nothing else about itself.
+    pub fn new(public: PublicAddrs, previous: Subnets, attach: &'a Attach<'a>) -> Self {
+        Self { public, previous, macs: &[], before: None, reserved: &[], lans: &[], attach }
+    }
+
+    /// Whether this lease, which has another public address, is this node's from before it moved.
+    pub(crate) fn recognises(&self, lease: &Lease) -> bool {
+        let shares = lease.subnets.iter().any(|subnet| self.previous.iter().any(|mine| mine == subnet));
+        let vteps = || Family::BOTH.into_iter().filter_map(|family| lease.attachment.vtep(family));
+        let unchanged = |before: &Lease| {
+            before.subnets == lease.subnets
+                && before.public == lease.public
+                && before.attachment == lease.attachment
+        };
+        shares && (vteps().any(|vtep| self.macs.contains(&vtep.mac)) || self.before.is_some_and(unchanged))
+    }
 }
 
 /// What is known about the cluster's leases; always the latest state, never a change.
@@ -220,7 +254,7 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Obtains this node's lease, the same one as before where possible, and publishes the attachment.
     ///
     /// In this order: the lease that this value holds already (so that a new public address moves it),
-    /// the lease with the same public address, the claim's previous subnets, a free subnet; each family for
+    /// one that this node held before it moved to another address, the lease with the same public address, the claim's previous subnets, a free subnet; each family for
     /// itself, so that one that is added or removed leaves the other alone. The lease then moves in one
     /// step: whoever follows never sees the node without a lease or with both. A lease of which the network
     /// allows nothing any more is left to expire, for pods may still use it. Races with other nodes are
@@ -259,6 +293,11 @@ pub trait LeaseStore: Send + Sync + 'static {
         std::future::ready(())
     }
 
+    /// The addresses at which the store answers, as far as that can be found out: no pod subnet may contain them.
+    fn endpoints(&self) -> impl Future<Output = Vec<IpAddr>> + Send {
+        std::future::ready(Vec::new())
+    }
+
     /// The public addresses that an operator gave to this node in the store, if any: they act like
     /// `--public-ip` and `--public-ipv6`.
     fn node_public(&self) -> impl Future<Output = Result<PublicAddrs, StoreError>> + Send {
@@ -273,6 +312,26 @@ pub fn random_below(bound: usize) -> usize {
     // RandomState is keyed by the operating system's randomness, anew for each value.
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (hash % bound.max(1) as u64) as usize
+}
+
+/// The addresses of the hosts of `http://HOST:PORT` and the like, as far as they have any at the moment.
+#[cfg(any(feature = "etcd", feature = "kube"))]
+pub(crate) async fn addresses_of(urls: &[String]) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for url in urls {
+        let url = url.trim();
+        let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or_default();
+        let port = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            ""
+        } else {
+            ":443"
+        };
+        let within = std::time::Duration::from_secs(2);
+        let addrs = tokio::time::timeout(within, tokio::net::lookup_host(format!("{host}{port}"))).await;
+        found.extend(addrs.into_iter().flatten().flatten().map(|addr| addr.ip()));
+    }
+    found
 }
 
 /// `text` and what caused it, each said once.

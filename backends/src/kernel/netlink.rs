@@ -140,7 +140,7 @@ impl Netlink {
                 };
                 let (route, link) = (&facts.route, facts.link);
                 if route.dst.prefix_len() == 0 {
-                    defaults.push(DefaultRoute { family, link, metric: route.metric });
+                    defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
                 }
                 let own_device = link.is_some_and(|link| own.contains_key(&link));
                 let go_blackhole =

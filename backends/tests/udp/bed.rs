@@ -105,7 +105,15 @@ impl Site {
         }
         let Self { network, ways, node, own, .. } = self;
         let before = KernelState::default();
-        let outlook = Outlook { network, former: &[], own: &all.leases[own], ways, before: &before };
+        let outlook = Outlook {
+            network,
+            former: &[],
+            own: &all.leases[own],
+            ways,
+            before: &before,
+            surroundings: &backends::Surroundings::default(),
+            undecided: &Default::default(),
+        };
         let peers = Peers::choose(outlook, &all).usable;
         assert_eq!(peers.len(), self.peers.len() * network.ranges().count(), "every peer's lease is good");
         ways.plan(Scene { node, own, macs: &Macs::default(), peers: &peers, all: &peers })

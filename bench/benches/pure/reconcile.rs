@@ -40,7 +40,18 @@ impl Cluster {
     fn peers(&self) -> Peers {
         let before = KernelState::default();
         let Self { network, own, ways, .. } = self;
-        Peers::choose(Outlook { network, former: &[], own, ways, before: &before }, &self.all)
+        Peers::choose(
+            Outlook {
+                network,
+                former: &[],
+                own,
+                ways,
+                before: &before,
+                surroundings: &backends::Surroundings::default(),
+                undecided: &Default::default(),
+            },
+            &self.all,
+        )
     }
 
     fn plan(&self, peers: &Peers) -> KernelState {

@@ -381,7 +381,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Publishes what peers need, if it is not what was published last.
     pub(super) fn announce(&mut self) {
         let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
-        if self.change.trial.is_some() || self.reconnecting.is_some() || self.contested.is_some() {
+        if self.change.trial.is_some() || self.reconnecting.is_some() || self.contest.loss().is_some() {
             return;
         }
         let wanted = (external.public, self.ways.attachment(&self.macs()));

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backends::backend::choose_mac;
-use backends::{Macs, Ways};
+use backends::{Macs, Ways, random};
+use ipnet::IpNet;
 use subnet::saved::Saved;
-use subnet::{Claim, Lease, LeaseStore, NetworkConfig, PublicAddrs, StoreError, Subnets};
+use subnet::{
+    Claim, Family, Lease, LeaseStore, Leases, Mac, NetworkConfig, PublicAddrs, StoreError, Subnets,
+};
 use tokio::time::{sleep, timeout};
 
 use super::{RETRY, condition};
@@ -23,29 +26,81 @@ const SAVED_PATIENCE: Duration = Duration::from_secs(2);
 /// What makes this node recognisable to its peers.
 #[derive(Clone)]
 pub(super) struct Identity {
-    /// The node's name or its machine's id.
-    pub(super) name: String,
     /// The MAC of each tunnel device: that of the living one at first, then the announced one.
     pub(super) macs: Macs,
+    /// For devices of which nothing is known, and for those whose MAC another node announces.
+    new: Macs,
+    /// What this machine held before it was restarted.
+    former: Option<Former>,
+}
+
+/// The own lease as it was saved.
+#[derive(Clone)]
+struct Former {
+    lease: Lease,
+    /// Of the external interface.
+    hardware: Option<Mac>,
 }
 
 impl Identity {
-    /// The MAC of each tunnel device of any way, given the lease that this node holds already.
-    pub(super) fn macs(&self, ways: &Ways, known: Option<&Lease>, public: &PublicAddrs) -> Macs {
+    pub(super) fn new(saved: Option<&Saved>) -> Self {
+        let lease = saved.and_then(|saved| saved.leases.leases.get(&saved.own));
+        let former = lease
+            .map(|lease| Former { lease: lease.clone(), hardware: saved.and_then(|saved| saved.hardware) });
+        Self { macs: Macs::default(), new: random_macs(), former }
+    }
+
+    /// The lease that was saved, unless it was on another machine: a disk that was copied makes no second owner.
+    pub(super) fn former(&self, hardware: Option<Mac>) -> Option<&Lease> {
+        let former = self.former.as_ref()?;
+        (former.hardware.is_none() || former.hardware == hardware).then_some(&former.lease)
+    }
+
+    /// Every MAC of a tunnel device that this node has or had.
+    pub(super) fn known_macs(&self, former: Option<&Lease>) -> Vec<Mac> {
+        let announced = |family| former.and_then(|lease| lease.attachment.vtep(family)).map(|vtep| vtep.mac);
+        let macs = Family::BOTH.into_iter().flat_map(|family| [self.macs.get(family), announced(family)]);
+        macs.flatten().filter(|mac| mac.is_unicast()).collect()
+    }
+
+    /// Gives up the MAC of the devices of a family.
+    pub(super) fn renounce(&mut self, family: Family) {
+        self.new = random_macs();
+        if let Some(new) = self.new.get(family) {
+            self.macs.set(family, new);
+        }
+    }
+
+    /// The MAC of each tunnel device of any way, given the leases that this node has or had, best first, and
+    /// which MACs are other nodes'.
+    pub(super) fn macs(&self, ways: &Ways, own: &[&Lease], foreign: impl Fn(Family, Mac) -> bool) -> Macs {
         let mut macs = Macs::default();
         for backend in ways.backends() {
             for (family, _) in backend.devices() {
-                let announced = known.and_then(|lease| lease.attachment.vtep(family)).map(|vtep| vtep.mac);
                 // One MAC for all devices of a family: peers that follow a change of the VNI late can't miss.
-                if macs.get(family).is_none() {
-                    let living = self.macs.get(family);
-                    let mac = choose_mac(living, announced, backend.seed(), &self.name, public, family);
-                    macs.set(family, mac);
-                }
+                let (None, Some(new)) = (macs.get(family), self.new.get(family)) else { continue };
+                let announced = own.iter().filter_map(|lease| lease.attachment.vtep(family));
+                let known = self.macs.get(family).into_iter().chain(announced.map(|vtep| vtep.mac));
+                macs.set(family, choose_mac(known, |mac| foreign(family, mac), new));
             }
         }
         macs
     }
+}
+
+fn random_macs() -> Macs {
+    let mut macs = Macs::default();
+    Family::BOTH.into_iter().for_each(|family| macs.set(family, random::mac()));
+    macs
+}
+
+/// Whether a node with this address, other than by `known`, announces this MAC.
+fn is_foreign(all: &Leases, known: Option<&Lease>, public: &PublicAddrs, family: Family, mac: Mac) -> bool {
+    all.leases.values().any(|lease| {
+        lease.attachment.vtep(family).is_some_and(|vtep| vtep.mac == mac)
+            && !lease.public.same_node(public)
+            && known.is_none_or(|known| known.subnets != lease.subnets)
+    })
 }
 
 /// The configuration that an agent begins with.
@@ -213,22 +268,40 @@ pub(super) async fn node_public<S: LeaseStore>(store: &S, health: &Health) -> Pu
     }
 }
 
+/// What a node knows of itself when it asks for a lease.
+pub(super) struct Facts {
+    pub(super) network: NetworkConfig,
+    pub(super) identity: Identity,
+    pub(super) ways: Ways,
+    pub(super) public: PublicAddrs,
+    pub(super) previous: Subnets,
+    /// What this machine held before it was restarted.
+    pub(super) before: Option<Lease>,
+    pub(super) reserved: Vec<IpNet>,
+    pub(super) lans: Vec<IpNet>,
+}
+
 /// This node's lease, as soon as there is one.
-pub(super) async fn obtain<S: LeaseStore>(
-    store: Arc<S>,
-    network: NetworkConfig,
-    identity: Identity,
-    ways: Ways,
-    public: PublicAddrs,
-    previous: Subnets,
-    health: Health,
-) -> Lease {
-    let attach = |known: Option<&Lease>| ways.attachment(&identity.macs(&ways, known, &public));
+pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
+    let Facts { network, identity, ways, public, previous, before, reserved, lans } = facts;
+    let attach = |known: Option<&Lease>, all: &Leases| {
+        let own: Vec<&Lease> = known.into_iter().chain(&before).collect();
+        let foreign = |family, mac| is_foreign(all, known, &public, family, mac);
+        ways.attachment(&identity.macs(&ways, &own, foreign))
+    };
+    let macs = identity.known_macs(before.as_ref());
+    let claim = Claim {
+        macs: &macs,
+        before: before.as_ref(),
+        reserved: &reserved,
+        lans: &lans,
+        ..Claim::new(public, previous, &attach)
+    };
     let mut said = String::new();
     let mut pause = RETRY.0;
     loop {
         health.beat();
-        let error = match store.acquire(&network, &Claim { public, previous, attach: &attach }).await {
+        let error = match store.acquire(&network, &claim).await {
             Ok(lease) => return lease,
             Err(error) => error.to_string(),
         };

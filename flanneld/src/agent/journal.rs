@@ -27,6 +27,7 @@ pub(super) struct Journal {
     bridges: BTreeSet<String>,
     rules: BTreeSet<String>,
     tunnel: Vec<String>,
+    surroundings: BTreeSet<String>,
     trouble: Option<String>,
     no_interface: Option<String>,
     subnet_file: Option<String>,
@@ -82,14 +83,20 @@ impl Journal {
     }
 
     pub(super) fn lost(&mut self, loss: &Loss) {
-        match loss {
-            Loss::Taken { .. } | Loss::Changed { .. } => error!(
-                "{loss}; taking another subnet, this node is not ready until the pods of the old one are gone"
-            ),
-            Loss::Contested { .. } | Loss::Rewritten { .. } => error!(
-                "{loss}; this node no longer writes the lease and is not ready; restart flanneld to claim it again"
-            ),
+        error!(
+            "{loss}; taking another subnet, this node is not ready until the pods of the old one are gone"
+        );
+    }
+
+    pub(super) fn contested(&mut self, reason: &str) {
+        error!("{reason}");
+    }
+
+    pub(super) fn surroundings(&mut self, notes: &[String]) {
+        for note in notes.iter().filter(|note| !self.surroundings.contains(*note)) {
+            warn!("{note}");
         }
+        self.surroundings = notes.iter().cloned().collect();
     }
 
     pub(super) fn store(&mut self, trouble: Option<&str>, refused: bool) {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use backends::backend::Direct;
 use backends::{Kernel, KernelError, KernelState, Macs, Outlook, Peers, Scene, Scope};
 use ipnet::IpNet;
-use subnet::{Family, LeaseStore, Leases};
+use subnet::{Family, Lease, LeaseStore, Leases};
 use tokio::time::Instant;
 
-use super::Agent;
 use super::underlay::node;
+use super::{Agent, condition};
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     pub(super) fn scope(&self) -> Scope {
@@ -51,6 +51,17 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.change.find_others(&self.network, &all) {
             self.rules.due();
         }
+        if let Some(why) = self
+            .reconnecting
+            .as_ref()
+            .and_then(|_| lease.subnets.iter().find_map(|subnet| self.surroundings.covered(subnet)))
+        {
+            let why =
+                format!("what was saved is not used: this node's subnet {why}; the store has to answer");
+            self.health.set(condition::LEASE, Err(why));
+            return None;
+        }
+        self.defend_macs(&all);
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);
         self.journal.peers(&peers, usable_nodes(&peers, &all));
@@ -76,16 +87,23 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         loop {
             let lease = self.lease.as_ref().expect("there is a plan only with a lease");
             let ask_again = self.ways.hear_ports(all, &lease.subnets, now);
-            let outlook = Outlook {
+            let mut outlook = Outlook {
                 network: &self.network,
                 former: &self.change.former,
                 own: lease,
                 ways: &self.ways,
                 before: &before,
+                surroundings: &self.surroundings,
+                undecided: &BTreeSet::new(),
             };
-            let peers = Peers::choose(outlook, all);
+            let mut peers = Peers::choose(outlook, all);
+            let (undecided, decided) = self.disputes.weigh(&peers.disputed);
+            if !undecided.is_empty() {
+                outlook.undecided = &undecided;
+                peers = Peers::choose(outlook, all);
+            }
             let (given_up, next) = self.ways.give_up(&peers, now);
-            self.expiry = [next, ask_again].into_iter().flatten().min().map(Instant::from_std);
+            self.expiry = [next, ask_again].into_iter().flatten().map(Instant::from_std).chain(decided).min();
             if !given_up {
                 return peers;
             }
@@ -96,8 +114,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// The MAC of each tunnel device of any way.
     pub(super) fn macs(&self) -> Macs {
-        let public = self.external.as_ref().map(|external| external.public).unwrap_or_default();
-        self.identity.macs(&self.ways, self.lease.as_ref(), &public)
+        let former = self.identity.former(self.hardware());
+        let own: Vec<&Lease> = self.lease.iter().chain(former).collect();
+        self.identity.macs(&self.ways, &own, |_, _| false)
     }
 
     /// Has the kernel's notifications compared with what is known of these addresses.

@@ -15,28 +15,38 @@ use super::{Agent, BULK, claim, condition};
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Starts to obtain a lease, if there is none and none is being obtained.
     pub(super) fn claim(&mut self) {
-        if self.lease.is_none() && self.claiming.is_none() && self.contested.is_none() {
+        if self.claiming.is_some() || self.reconnecting.is_some() {
+            return;
+        }
+        let due = self.contest.wait().is_some_and(|left| left.is_zero());
+        if due || self.lease.is_none() && self.contest.loss().is_none() {
             self.start_claim();
         }
     }
 
     pub(super) fn start_claim(&mut self) {
         let Some(external) = &self.external else { return };
+        let before = self.identity.former(self.hardware()).filter(|_| self.lost.is_empty()).cloned();
         let previous = match &self.lease {
             Some(lease) => lease.subnets,
-            None if self.lost.is_empty() => self.previous.subnets,
-            None => Subnets::default(),
+            None if !self.lost.is_empty() => Subnets::default(),
+            None if self.previous.subnets.is_empty() => {
+                before.as_ref().map(|lease| lease.subnets).unwrap_or_default()
+            }
+            None => self.previous.subnets,
+        };
+        let facts = claim::Facts {
+            network: self.network.clone(),
+            identity: self.identity.clone(),
+            ways: self.ways.clone(),
+            public: external.public,
+            previous,
+            before,
+            reserved: self.surroundings.reserved(),
+            lans: self.surroundings.lans(),
         };
         self.claimed = Some((external.public, self.ways.attachment(&self.macs())));
-        self.claiming = Some(Task::spawn(claim::obtain(
-            Arc::clone(&self.store),
-            self.network.clone(),
-            self.identity.clone(),
-            self.ways.clone(),
-            external.public,
-            previous,
-            self.health.clone(),
-        )));
+        self.claiming = Some(Task::spawn(claim::obtain(Arc::clone(&self.store), facts, self.health.clone())));
     }
 
     pub(super) fn leased(&mut self, lease: Lease) {
@@ -52,6 +62,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.leave(before.subnets);
         }
         self.change.leased();
+        self.contest.claimed();
         self.plan = None;
         self.rules.due();
         self.health.note("store", Vec::new());
@@ -70,17 +81,22 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     pub(super) fn lost(&mut self, loss: Loss) {
-        self.journal.lost(&loss);
         self.health.set(condition::LEASE, Err(loss.to_string()));
         match &loss {
             // Pods use the subnet still, so the local routes to them stay; a new one is needed for others.
             Loss::Taken { subnets, .. } | Loss::Changed { subnets } => {
+                self.journal.lost(&loss);
                 self.lost.push(*subnets);
                 self.held.extend(subnets.iter());
                 self.lease = None;
                 self.plan = None;
             }
-            Loss::Contested { .. } | Loss::Rewritten { .. } => self.contested = Some(loss),
+            Loss::Contested { .. } | Loss::Rewritten { .. } => {
+                self.contest.lost(loss);
+                let reason = self.contest.reason().unwrap_or_default();
+                self.journal.contested(&reason);
+                self.health.set(condition::LEASE, Err(reason));
+            }
         }
     }
 
@@ -143,7 +159,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Tells how this node stands with its store, which may be in trouble.
     fn stand(&mut self, trouble: Option<(String, bool)>) {
         // What is wrong at a start without the store is told by those who wait for it.
-        if self.reconnecting.is_some() || self.lease.is_none() || self.contested.is_some() {
+        if self.reconnecting.is_some() || self.lease.is_none() || self.contest.loss().is_some() {
             return;
         }
         let now = SystemTime::now();

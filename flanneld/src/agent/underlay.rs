@@ -6,10 +6,13 @@ use std::time::Duration;
 use backends::backend::Direct;
 use backends::kernel::Observed;
 use backends::state::LinkIdentity;
-use backends::{HostView, Kernel, Node, Underlay};
-use subnet::{Family, LeaseStore, NetworkConfig, PublicAddrs, Subnets};
+use backends::surroundings::Ours;
+use backends::{HostView, Kernel, Name, Node, Surroundings, Underlay};
+use ipnet::IpNet;
+use subnet::{Family, LeaseStore, Mac, NetworkConfig, PublicAddrs, Subnets};
 use tokio::time::Instant;
 
+use super::contest::Contest;
 use super::{Agent, condition};
 use crate::interface::{self, External, PodPrefixes};
 
@@ -73,6 +76,48 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 }
             }
         }
+        self.survey(observed);
+    }
+
+    /// Takes note of what of the host's own network no subnet may cover.
+    fn survey(&mut self, observed: &Observed) {
+        let own = self.lease.iter().map(|lease| lease.subnets);
+        let former = self.identity.former(self.hardware_of(&observed.host)).map(|lease| lease.subnets);
+        let held = own.chain(former).chain([self.previous.subnets]).chain(self.lost.iter().copied());
+        let subnets: Vec<IpNet> =
+            held.flat_map(|subnets| subnets.iter()).chain(self.change.left.iter().copied()).collect();
+        let devices: Vec<Name> = self.ways.devices().chain(observed.state.links.keys().copied()).collect();
+        let public = self.external.as_ref().map(|external| external.public).unwrap_or_default();
+        let ours = Ours {
+            network: &self.network,
+            subnets: &subnets,
+            devices: &devices,
+            underlay: self.external.as_ref().map(|external| external.index),
+        };
+        let now = Surroundings::of(&observed.host, ours, &self.stores, public);
+        let mut notes = now.overlaps(&self.network);
+        let own = self.lease.iter().flat_map(|lease| lease.subnets.iter());
+        notes.extend(own.filter_map(|subnet| now.covered(subnet)).map(|why| {
+            format!(
+                "this node's subnet {why}: drain this node and restart flanneld, which then takes another one"
+            )
+        }));
+        self.journal.surroundings(&notes);
+        self.health.note("surroundings", notes);
+        if now != self.surroundings {
+            self.surroundings = now;
+            self.plan = None;
+        }
+    }
+
+    /// The hardware address of the external interface.
+    pub(super) fn hardware(&self) -> Option<Mac> {
+        self.hardware_of(&self.interest().host)
+    }
+
+    fn hardware_of(&self, host: &HostView) -> Option<Mac> {
+        let link = host.links.get(&self.external.as_ref()?.index)?;
+        Some(link.mac).filter(|mac| *mac != Mac([0; 6]))
     }
 
     /// Lets another interface be taken only if the one in use is gone, or has been without its address for a
@@ -137,7 +182,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.journal.interface(&external, self.ways.current().remark(&node(&external)));
         if self.lease.as_ref().is_some_and(|lease| lease.public != external.public) {
             // Whoever has the old address is no rival any more.
-            self.contested = None;
+            self.contest = Contest::None;
         }
         let outdated = self.claimed.as_ref().is_some_and(|(public, _)| *public != external.public);
         if outdated && self.reconnecting.is_none() && self.claiming.take().is_some() {

@@ -36,8 +36,6 @@ pub(crate) struct Options {
     pub(crate) traffic_manager: TrafficManager,
     /// Switch IP forwarding on at start where it is off.
     pub(crate) ip_forward: bool,
-    /// This node's name (`NODE_NAME`).
-    pub(crate) node_name: Option<String>,
     /// How much is logged.
     pub(crate) verbosity: Verbosity,
     /// What the operator should know before anything else happens: to be logged once.
@@ -215,7 +213,6 @@ impl Options {
             traffic,
             traffic_manager,
             ip_forward: flags.ip_forward,
-            node_name: place.node,
             verbosity: Verbosity::new(flags.v),
             warnings,
             shown,

@@ -2,6 +2,7 @@
 
 use backends::host::DefaultRoute;
 use proptest::prelude::*;
+use subnet::Mac;
 
 use super::*;
 
@@ -29,6 +30,7 @@ fn link(index: u32, name: &str, addresses: &[&str]) -> HostLink {
         carrier: true,
         bridge: false,
         controller: None,
+        mac: Mac([2, 0, 0, 0, 1, 1]),
         addresses,
     }
 }
@@ -36,7 +38,10 @@ fn link(index: u32, name: &str, addresses: &[&str]) -> HostLink {
 fn host(links: impl IntoIterator<Item = HostLink>, defaults: &[(Family, Option<u32>)]) -> HostView {
     HostView {
         links: links.into_iter().map(|link| (link.index, link)).collect(),
-        defaults: defaults.iter().map(|&(family, link)| DefaultRoute { family, link, metric: 0 }).collect(),
+        defaults: defaults
+            .iter()
+            .map(|&(family, link)| DefaultRoute { family, link, metric: 0, gateway: None })
+            .collect(),
     }
 }
 
@@ -324,7 +329,7 @@ fn any_host() -> impl Strategy<Value = HostView> {
         .prop_map(|(index, name, mtu, addresses)| HostLink { mtu, addresses, ..link(index, &name, &[]) });
     let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
     let default = (family, prop::option::of(0u32..6), 0u32..3)
-        .prop_map(|(family, link, metric)| DefaultRoute { family, link, metric });
+        .prop_map(|(family, link, metric)| DefaultRoute { family, link, metric, gateway: None });
     (prop::collection::btree_map(0u32..6, link, 0..5), prop::collection::vec(default, 0..4)).prop_map(
         |(mut links, defaults)| {
             links.iter_mut().for_each(|(index, link)| link.index = *index);

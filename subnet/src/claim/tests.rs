@@ -1,7 +1,8 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::lease::Attachment;
+use crate::lease::{Attachment, Vtep};
+use crate::mac::Mac;
 use crate::net::PublicAddrs;
 
 const V4: &str = r#"{"Network":"10.3.0.0/16"}"#;
@@ -22,10 +23,13 @@ fn chosen(config: &str, previous: &str, leases: &[(&str, &str)]) -> Choice {
     let mut all = Leases::default();
     for (created, (nets, addrs)) in (1..).zip(leases) {
         let (subnets, public) = (subnets(nets), public(addrs));
-        all.leases.insert(subnets, Lease { subnets, public, attachment: Attachment::HostGw, created });
+        all.leases.insert(
+            subnets,
+            Lease { subnets, public, attachment: Attachment::HostGw, created, written: created },
+        );
     }
-    let attach = |_: Option<&Lease>| Attachment::HostGw;
-    let claim = Claim { public: public(OWN), previous: subnets(previous), attach: &attach };
+    let attach = |_: Option<&Lease>, _: &Leases| Attachment::HostGw;
+    let claim = Claim::new(public(OWN), subnets(previous), &attach);
     choose(&NetworkConfig::parse(config).unwrap(), &claim, None, &all).unwrap()
 }
 
@@ -106,6 +110,7 @@ fn nodes_without_ipv4_are_told_apart_by_ipv6() {
         public: public(addrs),
         attachment,
         created: 1,
+        written: 1,
     };
     let mine = lease("2001:db8::1", Attachment::HostGw);
     let judge = |now: Lease| judge(&mine, Some(&now));
@@ -131,4 +136,77 @@ fn a_node_needs_an_address_of_the_family_by_which_it_is_recognised() {
         let error = need(config, addrs).unwrap_err();
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_node_that_moved_to_another_address_keeps_its_lease() {
+    let macs = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
+    let vxlan = |mac| Attachment::Vxlan { v4: Some(Vtep { vni: 1, mac, port: None }), v6: None };
+    let lease = |nets: &str, addrs: &str, attachment, created| {
+        let subnets = subnets(nets);
+        (subnets, Lease { subnets, public: public(addrs), attachment, created, written: created })
+    };
+    let mut all = Leases::default();
+    all.leases.extend([
+        lease("10.3.7.0/24", OTHER, vxlan(macs[0]), 1),
+        lease("10.3.8.0/24", OWN, vxlan(macs[1]), 2),
+        lease("10.3.9.0/24", "192.0.2.9", Attachment::HostGw, 3),
+    ]);
+    let attach = |_: Option<&Lease>, _: &Leases| Attachment::HostGw;
+    let network = NetworkConfig::parse(V4).unwrap();
+    let taken = |claim: Claim<'_>| choose(&network, &claim, None, &all).unwrap().subnets;
+    let claim = |previous: &str| Claim::new(public("192.0.2.77"), subnets(previous), &attach);
+    // MAC and subnet.
+    assert_eq!(taken(Claim { macs: &macs[..1], ..claim("10.3.7.0/24") }), subnets("10.3.7.0/24"));
+    // One of them alone proves nothing.
+    assert_ne!(taken(Claim { macs: &macs[..1], ..claim("10.3.8.0/24") }), subnets("10.3.7.0/24"));
+    assert_ne!(taken(Claim { macs: &macs[..1], ..claim("") }), subnets("10.3.7.0/24"));
+    assert_ne!(taken(claim("10.3.7.0/24")), subnets("10.3.7.0/24"));
+    // It goes before the lease that the new address had.
+    let moved = Claim { macs: &macs[..1], ..Claim::new(public(OWN), subnets("10.3.7.0/24"), &attach) };
+    assert_eq!(taken(moved), subnets("10.3.7.0/24"));
+    // Without a MAC: the lease as this machine saved it, as long as nobody else has written it.
+    let saved = all.leases[&subnets("10.3.9.0/24")].clone();
+    assert_eq!(taken(Claim { before: Some(&saved), ..claim("10.3.9.0/24") }), subnets("10.3.9.0/24"));
+    let older = Lease { public: public("192.0.2.8"), ..saved };
+    assert_ne!(taken(Claim { before: Some(&older), ..claim("10.3.9.0/24") }), subnets("10.3.9.0/24"));
+}
+
+#[test]
+fn no_subnet_contains_what_is_in_use_outside_of_pods() {
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let network =
+        NetworkConfig::parse(r#"{"Network":"172.16.0.0/20","SubnetLen":22,"SubnetMin":"172.16.0.0"}"#)
+            .unwrap();
+    let attach = |_: Option<&Lease>, _: &Leases| Attachment::HostGw;
+    let reserved = [net("172.16.0.1/32"), net("172.16.5.1/32")];
+    let claim = |previous: &str| Claim {
+        reserved: &reserved,
+        ..Claim::new(public("192.0.2.1"), subnets(previous), &attach)
+    };
+    let mut all = Leases::default();
+    // The public address of a peer is one of those.
+    let (theirs, peer) = (subnets("172.20.0.0/22"), public("172.16.8.8"));
+    let lease =
+        Lease { subnets: theirs, public: peer, attachment: Attachment::HostGw, created: 1, written: 1 };
+    all.leases.insert(theirs, lease);
+    for previous in ["", "172.16.0.0/22", "172.16.4.0/22"] {
+        let choice = choose(&network, &claim(previous), None, &all).unwrap();
+        assert_eq!(choice.subnets, subnets("172.16.12.0/22"), "{previous}");
+    }
+    // A lease that the node has is given up as well.
+    let (own, public) = (subnets("172.16.4.0/22"), public("192.0.2.1"));
+    all.leases
+        .insert(own, Lease { subnets: own, public, attachment: Attachment::HostGw, created: 2, written: 2 });
+    let choice = choose(&network, &claim("172.16.4.0/22"), None, &all).unwrap();
+    assert_eq!((choice.subnets, choice.replaces), (subnets("172.16.12.0/22"), true));
+    // LANs are left alone as long as there is something else, and only then.
+    all = Leases::default();
+    let lans = [net("172.16.0.0/21")];
+    for _ in 0..20 {
+        let choice = choose(&network, &Claim { lans: &lans, ..claim("") }, None, &all).unwrap();
+        assert!(choice.subnets == subnets("172.16.8.0/22") || choice.subnets == subnets("172.16.12.0/22"));
+    }
+    let all_lans = [net("172.16.0.0/16")];
+    assert!(choose(&network, &Claim { lans: &all_lans, ..claim("") }, None, &all).is_some());
 }

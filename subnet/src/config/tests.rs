@@ -154,3 +154,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn networks_whose_addresses_pods_cannot_have_are_refused_with_the_reason() {
+    for (network, part) in [
+        ("127.0.0.0/8", "is the host's loopback"),
+        ("127.5.0.0/16", "is the host's loopback"),
+        ("0.0.0.0/0", "contains 0.0.0.0/8"),
+        ("0.1.0.0/16", "this network"),
+        ("224.0.0.0/4", "is multicast"),
+        ("239.1.0.0/16", "is multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("128.0.0.0/1", "contains 169.254.0.0/16"),
+        ("169.254.0.0/16", "is link-local"),
+    ] {
+        let error = NetworkConfig::parse(&format!(r#"{{"Network":"{network}"}}"#)).unwrap_err().to_string();
+        assert!(
+            error.contains(network) && error.contains(part) && error.contains("10.244.0.0/16"),
+            "{error}"
+        );
+    }
+    for (network, part) in [
+        ("::/0", "the unspecified address"),
+        ("::/64", "the unspecified address"),
+        ("fe80::/10", "is link-local"),
+        ("fe80:1::/48", "is link-local"),
+        ("ff00::/8", "is multicast"),
+        ("ff02::/64", "is multicast"),
+        ("::ffff:0:0/96", "IPv4"),
+    ] {
+        let json = format!(r#"{{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"{network}"}}"#);
+        for error in
+            [NetworkConfig::parse(&json), NetworkConfig::parse_given_subnets(&json, &Subnets::default())]
+        {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("IPv6Network") && error.contains(part), "{network}: {error}");
+        }
+    }
+}
+
+#[test]
+fn bounds_in_the_wrong_order_are_named() {
+    let json = r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.5.0"}"#;
+    let error = NetworkConfig::parse(json).unwrap_err().to_string();
+    assert!(error.contains("SubnetMin: 10.3.9.0 lies above SubnetMax 10.3.5.0"), "{error}");
+}

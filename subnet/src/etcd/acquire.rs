@@ -47,6 +47,7 @@ impl Etcd {
         }
         *held = Some(new);
         self.stands(held.as_ref(), None);
+        self.standing().taken();
         self.moved.notify_one();
         Ok(lease)
     }
@@ -90,8 +91,8 @@ impl Etcd {
                 None => return Ok(None),
             }
         }
-        let attachment = (claim.attach)(known.as_ref());
-        let mut lease = Lease { subnets, public: claim.public, attachment, created: 0 };
+        let attachment = (claim.attach)(known.as_ref(), &listing.leases);
+        let mut lease = Lease { subnets, public: claim.public, attachment, created: 0, written: 0 };
         let same = known.as_ref().is_some_and(|known| known.subnets == subnets);
         let replaced = known.filter(|_| replaces);
         let written = match &current {
@@ -111,7 +112,7 @@ impl Etcd {
     /// reservation, which is a key without time to live, stays one.
     pub(super) async fn rewrite(
         &self,
-        lease: Lease,
+        mut lease: Lease,
         revision: i64,
         reservation: bool,
         grant: &mut Option<Grant>,
@@ -124,6 +125,7 @@ impl Etcd {
             *grant = granted;
             return Ok(None);
         };
+        lease.written = revision.unsigned_abs();
         Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
@@ -154,6 +156,7 @@ impl Etcd {
             return Ok(None);
         };
         lease.created = revision.unsigned_abs();
+        lease.written = lease.created;
 
         // The transaction guards one key. A key with another length, or with the same IPv4 subnet and
         // another IPv6 one, may have been created since the listing and overlap: the younger gives way.
@@ -185,7 +188,10 @@ impl Etcd {
                 leases.insert_entry(&self.keys.name(kv.key()), kv.value(), 0);
             }
         }
-        Ok(leases.taken().any(|taken| taken.overlaps(&lease.subnets)))
+        // Of two nodes with one public address that start at the same moment, the younger adopts the other's lease,
+        // and that one notices.
+        let twin = leases.by_public(&lease.public).next().is_some();
+        Ok(twin || leases.taken().any(|taken| taken.overlaps(&lease.subnets)))
     }
 
     /// The key, if it is there. Of one whose value is too large to be read there is all but the value.

@@ -114,10 +114,11 @@ impl Etcd {
             }
             for kv in page.kvs() {
                 let created = kv.create_revision().unsigned_abs();
-                Arc::make_mut(&mut listing.leases).insert_entry(
+                Arc::make_mut(&mut listing.leases).insert_written(
                     &self.keys.name(kv.key()),
                     kv.value(),
                     created,
+                    kv.mod_revision().unsigned_abs(),
                 );
             }
             let Some(last) = page.kvs().last().filter(|_| page.more()) else {
@@ -194,10 +195,11 @@ impl Etcd {
             let name = self.keys.name(kv.key());
             Arc::make_mut(&mut listing.leases).remove_entry(&name);
             if event.event_type() == EventType::Put {
-                Arc::make_mut(&mut listing.leases).insert_entry(
+                Arc::make_mut(&mut listing.leases).insert_written(
                     &name,
                     kv.value(),
                     kv.create_revision().unsigned_abs(),
+                    kv.mod_revision().unsigned_abs(),
                 );
             }
         }

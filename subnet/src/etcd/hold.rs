@@ -78,6 +78,7 @@ impl Etcd {
         };
         if let Found::Lost(_) = found {
             *guard = None;
+            self.standing().lost();
         }
         Ok(found)
     }
@@ -95,22 +96,49 @@ impl Etcd {
             return Ok(Found::Restored);
         };
         let created = kv.create_revision().unsigned_abs();
-        let now = Lease { subnets: held.lease.subnets, public, attachment, created };
-        Ok(match judge(&held.lease, Some(&now)) {
-            Verdict::Lost(loss) => Found::Lost(loss),
-            Verdict::Kept | Verdict::Deleted => {
-                let (expires, granted) = self.expiry(kv.lease()).await?;
-                // The same value again, with a flanneld's time to live that is not from us: a living node
-                // that has our public address, and therefore adopted our lease.
-                let again = kv.mod_revision() != held.revision && !self.is_grant_of_ours(kv.lease());
-                if again && granted == Some(LEASE_TTL) {
-                    let (subnets, public) = (held.lease.subnets, held.lease.public);
-                    return Ok(Found::Lost(Loss::Contested { subnets, public }));
+        let now = Lease {
+            subnets: held.lease.subnets,
+            public,
+            attachment,
+            created,
+            written: kv.mod_revision().unsigned_abs(),
+        };
+        let (expires, granted) = self.expiry(kv.lease()).await?;
+        let contested = Loss::Contested { subnets: held.lease.subnets, public: held.lease.public };
+        let loss = match judge(&held.lease, Some(&now)) {
+            Verdict::Lost(loss) => Some(loss),
+            Verdict::Kept | Verdict::Deleted => self.by_another(held, kv, granted).then_some(contested),
+        };
+        match loss {
+            Some(loss @ Loss::Contested { .. }) if self.standing().answers() => {
+                let mut grant = None;
+                let answer = self.rewrite(held.lease.clone(), kv.mod_revision(), kv.lease() == 0, &mut grant);
+                let answered = answer.await?;
+                self.revoke(grant).await;
+                if let Some(answered) = answered {
+                    tracing::warn!("{loss}; it was written again, since this node has held it for longer");
+                    *held = answered;
                 }
-                *held = Held { lease: now, revision: kv.mod_revision(), expires };
-                Found::Ours(held.clone())
+                Ok(Found::Restored)
             }
-        })
+            Some(loss) => Ok(Found::Lost(loss)),
+            None => {
+                *held = Held { lease: now, revision: kv.mod_revision(), expires };
+                Ok(Found::Ours(held.clone()))
+            }
+        }
+    }
+
+    /// The same value again, but by another flanneld: a living node that has our public address, and therefore
+    /// adopted our lease. It is known by a flanneld's time to live that is not from us; and at a reservation, which
+    /// has none and is never renewed, by having been written at all.
+    fn by_another(&self, held: &Held, kv: &KeyValue, granted: Option<Duration>) -> bool {
+        let again = kv.mod_revision() != held.revision;
+        match granted {
+            Some(granted) => again && granted == LEASE_TTL && !self.is_grant_of_ours(kv.lease()),
+            // Revision 0 is a move of ours of which the answer never came.
+            None => again && held.revision != 0 && held.expires.is_none(),
+        }
     }
 
     /// When an etcd lease ends, as etcd says: our own clock stands still while the machine is suspended.

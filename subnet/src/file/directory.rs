@@ -206,8 +206,9 @@ impl Locked<'_> {
                 Ok(None) => {}
                 Ok(Some((entry, _))) if entry.expired(now) => table.expired.push(name),
                 Ok(Some((entry, changed))) => {
-                    let created = entry.created.unwrap_or_else(|| created_at(changed));
-                    table.leases.insert_entry(&name, entry.text.as_bytes(), created);
+                    let written = created_at(changed);
+                    let created = entry.created.unwrap_or(written);
+                    table.leases.insert_written(&name, entry.text.as_bytes(), created, written);
                     table.next_expiry = table.next_expiry.into_iter().chain(entry.expires).min();
                 }
                 Err(why) => {
@@ -232,7 +233,7 @@ impl Locked<'_> {
     pub(super) fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         match self.open(key) {
             Ok(found) => Ok(found.map(|(entry, _)| entry)),
-            Err(text) => Ok(Some(Entry { text, created: None, expires: None })),
+            Err(text) => Ok(Some(Entry { text, created: None, expires: None, owner: None })),
         }
     }
 

@@ -5,29 +5,32 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::gojson::Object;
 use crate::lease::{Lease, encode_value};
 
-/// One file as it was read: the lease's value, and the two members that etcd keeps beside it.
+/// One file as it was read: the lease's value, the two members that etcd keeps beside it, and who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) text: String,
     pub(super) created: Option<u64>,
     pub(super) expires: Option<SystemTime>,
+    /// Which process wrote it; entries by hand and by earlier versions don't say.
+    pub(super) owner: Option<String>,
 }
 
 impl Entry {
-    /// Reads the two members. The rest is left to the reader of leases.
+    /// Reads the members besides the lease's. The rest is left to the reader of leases.
     ///
     /// # Errors
     /// A sentence naming the member and its value.
     pub(super) fn parse(text: String) -> Result<Self, String> {
         let object = Object::parse(&text)?;
         let created = object.get("Created")?;
+        let owner = object.get("Owner")?;
         let expires: Option<u64> = object.get("Expires")?;
         let expires = match expires.map(|at| UNIX_EPOCH.checked_add(Duration::from_secs(at))) {
             Some(None) => return Err("Expires: it is too far away".into()),
             Some(at) => at,
             None => None,
         };
-        Ok(Self { text, created, expires })
+        Ok(Self { text, created, expires, owner })
     }
 
     pub(super) fn expired(&self, now: SystemTime) -> bool {
@@ -35,7 +38,7 @@ impl Entry {
     }
 
     /// The content for a lease that expires then, or never.
-    pub(super) fn encode(lease: &Lease, expires: Option<SystemTime>) -> String {
+    pub(super) fn encode(lease: &Lease, expires: Option<SystemTime>, owner: &str) -> String {
         let mut text = encode_value(&lease.public, &lease.attachment);
         debug_assert!(text.ends_with('}'), "a value is an object and has members");
         text.pop();
@@ -43,7 +46,7 @@ impl Entry {
         if let Some(expires) = expires {
             text.push_str(&format!(",\"Expires\":{}", whole_seconds(expires)));
         }
-        text.push_str("}\n");
+        text.push_str(&format!(",\"Owner\":{owner:?}}}\n"));
         text
     }
 }
@@ -66,23 +69,24 @@ mod tests {
     use crate::net::PublicAddrs;
 
     #[test]
-    fn an_entry_is_the_value_of_etcd_and_two_members() {
+    fn an_entry_is_the_value_of_etcd_and_three_members() {
         let public = PublicAddrs { v4: Some("1.2.3.4".parse().unwrap()), v6: None };
         let subnets = ["10.3.1.0/24".parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
-        let lease = Lease { subnets, public, attachment: Attachment::HostGw, created: 17 };
+        let lease = Lease { subnets, public, attachment: Attachment::HostGw, created: 17, written: 17 };
         let expires = UNIX_EPOCH + Duration::from_millis(1_000_001);
-        let text = Entry::encode(&lease, Some(expires));
+        let text = Entry::encode(&lease, Some(expires), "a1");
         assert_eq!(
             text,
-            "{\"PublicIP\":\"1.2.3.4\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\",\"Created\":17,\"Expires\":1001}\n"
+            "{\"PublicIP\":\"1.2.3.4\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\",\"Created\":17,\"Expires\":1001,\"Owner\":\"a1\"}\n"
         );
         assert_eq!(decode_value(text.as_bytes()), Ok((public, Attachment::HostGw)));
         let entry = Entry::parse(text).unwrap();
+        assert_eq!(entry.owner.as_deref(), Some("a1"));
         assert_eq!((entry.created, entry.expires), (Some(17), Some(UNIX_EPOCH + Duration::from_secs(1001))));
         assert!(!entry.expired(UNIX_EPOCH + Duration::from_secs(1000)));
         assert!(entry.expired(UNIX_EPOCH + Duration::from_secs(1001)));
 
-        let entry = Entry::parse(Entry::encode(&lease, None)).unwrap();
+        let entry = Entry::parse(Entry::encode(&lease, None, "a1")).unwrap();
         assert!(entry.expires.is_none() && !entry.expired(SystemTime::now()));
     }
 

@@ -172,8 +172,9 @@ impl Node<'_> {
             }
             return Entry::malformed(wrong.join("; "), Some(subnets));
         }
+        let created = self.created();
         Entry {
-            lease: Some(Lease { subnets, public, attachment, created: self.created() }),
+            lease: Some(Lease { subnets, public, attachment, created, written: created }),
             wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
         }
     }

@@ -11,7 +11,7 @@ use super::follow::{NODES, encoded, watch_path};
 use super::node::Own;
 use super::{Held, Kube, families_of};
 use crate::config::{NetworkConfig, Range};
-use crate::lease::Lease;
+use crate::lease::{Lease, Leases};
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::store::{Claim, StoreError};
 
@@ -181,7 +181,7 @@ impl Kube {
                 return Err(StoreError::Unusable(why));
             }
         };
-        let attachment = (claim.attach)(read.announced.as_ref());
+        let attachment = (claim.attach)(read.announced.as_ref(), &Leases::default());
         let (public, basis) = (claim.public, Basis::of(&own));
         let new = Held { subnets, public, attachment: attachment.clone(), families, basis };
         let wanted =
@@ -190,7 +190,7 @@ impl Kube {
         self.enforce_families(network);
         *held = Some(new);
         self.moved.notify_one();
-        Ok(Lease { subnets, public, attachment, created: own.created })
+        Ok(Lease { subnets, public, attachment, created: own.created, written: own.created })
     }
 
     /// The annotations that the own node has to have.

@@ -124,6 +124,7 @@ mod tests {
             public: PublicAddrs { v4: Some(public.parse().unwrap()), v6: None },
             attachment: Attachment::HostGw,
             created,
+            written: created,
         };
         Entry { lease: Some(lease), wrong: None }
     }

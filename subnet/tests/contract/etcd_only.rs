@@ -251,7 +251,7 @@ async fn acquire_while(
     meanwhile: (&str, u16),
 ) -> Result<subnet::Lease, StoreError> {
     let once = AtomicBool::new(true);
-    let attach = |_: Option<&subnet::Lease>| {
+    let attach = |_: Option<&subnet::Lease>, _: &subnet::Leases| {
         if once.swap(false, Ordering::Relaxed) {
             let (url, key) = (format!("http://{}", bed.server.address()), bed.key(meanwhile.0));
             let other = std::thread::spawn(move || {
@@ -265,7 +265,7 @@ async fn acquire_while(
         }
         super::nodes::vxlan(1)
     };
-    let claim = subnet::Claim { public: public(1), previous: subnet::Subnets::default(), attach: &attach };
+    let claim = subnet::Claim::new(public(1), subnet::Subnets::default(), &attach);
     within(bed.node().acquire(&super::nodes::network(config), &claim)).await
 }
 

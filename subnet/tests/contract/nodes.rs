@@ -71,10 +71,10 @@ pub(crate) async fn acquire_after(
     number: u16,
     previous: Subnets,
 ) -> Result<Lease, StoreError> {
-    let attach = |_: Option<&Lease>| vxlan(number);
+    let attach = |_: Option<&Lease>, _: &Leases| vxlan(number);
     let network = network(config);
     let public = if network.range(Family::V4).is_some() { public(number) } else { public_v6(number) };
-    let claim = Claim { public, previous, attach: &attach };
+    let claim = Claim::new(public, previous, &attach);
     within(store.acquire(&network, &claim)).await
 }
 

@@ -207,8 +207,8 @@ pub(crate) async fn a_living_twin_is_noticed_although_it_writes_the_same<B: Bed>
 }
 
 async fn acquire_with_mac(store: &impl subnet::LeaseStore, number: u16, mac: u16) -> subnet::Lease {
-    let attach = |_: Option<&subnet::Lease>| vxlan(mac);
-    let claim = subnet::Claim { public: public(number), previous: Subnets::default(), attach: &attach };
+    let attach = |_: Option<&subnet::Lease>, _: &subnet::Leases| vxlan(mac);
+    let claim = subnet::Claim::new(public(number), Subnets::default(), &attach);
     within(store.acquire(&network(CONFIG), &claim)).await.unwrap()
 }
 

@@ -82,11 +82,11 @@ async fn what_the_node_announced_before_is_known_when_it_decides_anew() {
     bed.server.put_node(announced(node("n1", &["10.244.3.0/24"]), "192.0.2.9", MAC));
     let store = bed.store("n1").await;
     let known = Mutex::new(None);
-    let attach = |lease: Option<&Lease>| {
+    let attach = |lease: Option<&Lease>, _: &subnet::Leases| {
         *known.lock().unwrap() = lease.cloned();
         lease.unwrap().attachment.clone()
     };
-    let claim = Claim { public: public("192.0.2.1", ""), previous: Subnets::default(), attach: &attach };
+    let claim = Claim::new(public("192.0.2.1", ""), Subnets::default(), &attach);
     let network = store.network().await.unwrap();
     let lease = store.acquire(&network, &claim).await.unwrap();
     assert_eq!(lease.attachment, vxlan(MAC, ""));

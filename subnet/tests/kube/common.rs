@@ -35,8 +35,8 @@ pub(crate) async fn acquire(
     attachment: &Attachment,
 ) -> Result<Lease, StoreError> {
     let network = store.network().await?;
-    let attach = |_: Option<&Lease>| attachment.clone();
-    store.acquire(&network, &Claim { public, previous: Subnets::default(), attach: &attach }).await
+    let attach = |_: Option<&Lease>, _: &Leases| attachment.clone();
+    store.acquire(&network, &Claim::new(public, Subnets::default(), &attach)).await
 }
 
 /// Acquires with the address of the node with this number.

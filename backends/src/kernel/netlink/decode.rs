@@ -67,6 +67,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
             carrier,
             bridge,
             controller,
+            mac,
             addresses: Vec::new(),
         },
         tunnel: Link {

@@ -12,7 +12,10 @@ fn vpn(bed: &Bed) {
     let mut kernel = bed.kernel.lock();
     kernel.host.links.insert(5, link(5, "tun0", "10.8.0.6/24"));
     kernel.host.defaults.iter_mut().for_each(|route| route.metric = 100);
-    kernel.host.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(5), metric: 50 });
+    kernel
+        .host
+        .defaults
+        .insert(0, DefaultRoute { family: Family::V4, link: Some(5), metric: 50, gateway: None });
 }
 
 fn announced(bed: &Bed) -> Option<std::net::Ipv4Addr> {
@@ -78,7 +81,10 @@ async fn a_device_of_flannel_with_a_default_route_does_not_become_its_own_underl
     {
         let mut kernel = bed.kernel.lock();
         kernel.host.links.insert(10, link(10, "flannel.1", "172.30.5.125/24"));
-        kernel.host.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(10), metric: 0 });
+        kernel
+            .host
+            .defaults
+            .insert(0, DefaultRoute { family: Family::V4, link: Some(10), metric: 0, gateway: None });
     }
     bed.ready().await;
     assert_eq!(announced(&bed), Some([192, 0, 2, 1].into()));

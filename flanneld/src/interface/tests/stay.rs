@@ -75,7 +75,7 @@ fn what_serves_pods_is_no_candidate_and_is_never_offered() {
 fn a_default_route_by_a_device_of_flannel_does_not_count() {
     let mut view = busy();
     for metric in [0, 200] {
-        view.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(10), metric });
+        view.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(10), metric, gateway: None });
     }
     view.defaults[2].metric = 300;
     assert_eq!(summary(&ask(&[], &view, None, V4).unwrap()), "eth0: 10.0.2.15");
@@ -112,7 +112,8 @@ fn what_is_in_use_stays_while_interface_and_address_are_there() {
         assert_eq!(before.name.as_str(), "eth0");
         let mut view = usual();
         view.links.insert(5, link(5, "tun0", &["10.8.0.6/24", "fd08::6/64"]));
-        let vpn = Family::BOTH.map(|family| DefaultRoute { family, link: Some(5), metric: 50 });
+        let vpn =
+            Family::BOTH.map(|family| DefaultRoute { family, link: Some(5), metric: 50, gateway: None });
         view.defaults.iter_mut().for_each(|route| route.metric = 100);
         view.defaults.splice(0..0, vpn);
         let eth0 = view.links.get_mut(&2).unwrap();
@@ -132,7 +133,8 @@ fn the_choice_is_made_again_when_interface_or_address_are_gone() {
     let before = ask(&[], &usual(), None, V4).unwrap();
     let with = |change: &dyn Fn(&mut HostView), args: &[&str]| {
         let mut view = usual();
-        view.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(3), metric: 50 });
+        view.defaults
+            .insert(0, DefaultRoute { family: Family::V4, link: Some(3), metric: 50, gateway: None });
         view.defaults[1].metric = 100;
         change(&mut view);
         ask(args, &view, Some(&before), V4).map(|external| summary(&external))
@@ -173,7 +175,7 @@ fn what_was_announced_before_a_restart_wins_unless_flags_name_another() {
     let mut view = usual();
     view.links.insert(5, link(5, "tun0", &["10.8.0.6/24"]));
     view.defaults[0].metric = 100;
-    view.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(5), metric: 50 });
+    view.defaults.insert(0, DefaultRoute { family: Family::V4, link: Some(5), metric: 50, gateway: None });
     let start = |args: &[&str], before: &[&str], families| {
         let prefer: PublicAddrs = before.iter().map(|text| ip(text)).collect();
         let selectors = Selectors { prefer, ..selectors(args) };

@@ -1,0 +1,93 @@
+//! A lease that another node writes: given up for a while, then taken up again.
+//!
+//! The other one may be a second agent that somebody started by mistake and ended soon after. Nobody says that it
+//! is gone; but it answers if it lives (`subnet/src/standing.rs`). So the lease is claimed again after a pause, which
+//! doubles as long as there is an answer: a mistake of seconds costs a quarter of a minute, and a real twin is
+//! disturbed once in ten minutes at most.
+
+use std::time::Duration;
+
+use subnet::Loss;
+use tokio::time::Instant;
+
+/// The first pause, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(600));
+
+/// Whether this node may write its lease.
+#[derive(Debug, Default)]
+pub(super) enum Contest {
+    /// Nobody else writes it, as far as is known.
+    #[default]
+    None,
+    /// Somebody else does, for this reason. It is claimed again at that time.
+    Lost { loss: Loss, again: Instant, pause: Duration },
+    /// It was claimed again after such a pause, at that time.
+    Claimed { since: Instant, pause: Duration },
+}
+
+impl Contest {
+    /// Somebody else writes the lease.
+    pub(super) fn lost(&mut self, loss: Loss) {
+        let now = Instant::now();
+        let pause = match self {
+            Self::Claimed { since, pause } if now - *since < PAUSE.1 => PAUSE.1.min(*pause * 2),
+            _ => PAUSE.0,
+        };
+        *self = Self::Lost { loss, again: now + pause, pause };
+    }
+
+    /// The lease was obtained.
+    pub(super) fn claimed(&mut self) {
+        if let Self::Lost { pause, .. } = self {
+            *self = Self::Claimed { since: Instant::now(), pause: *pause };
+        }
+    }
+
+    /// Why this node may not write its lease, if it may not.
+    pub(super) fn loss(&self) -> Option<&Loss> {
+        match self {
+            Self::Lost { loss, .. } => Some(loss),
+            Self::None | Self::Claimed { .. } => None,
+        }
+    }
+
+    /// The sentence for log and readiness.
+    pub(super) fn reason(&self) -> Option<String> {
+        let Self::Lost { loss, pause, .. } = self else { return None };
+        Some(format!("{loss}; this node writes it no more, and claims it again after {} s", pause.as_secs()))
+    }
+
+    /// After how long to claim it again.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::Lost { again, .. } => Some(again.saturating_duration_since(Instant::now())),
+            Self::None | Self::Claimed { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use subnet::Subnets;
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_while_the_other_answers_and_begin_anew_after_peace() {
+        let mut contest = Contest::default();
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            contest.lost(Loss::Rewritten { subnets: Subnets::default() });
+            assert!(contest.loss().is_some());
+            pauses.push(contest.wait().unwrap().as_secs());
+            advance(contest.wait().unwrap()).await;
+            assert_eq!(contest.wait(), Some(Duration::ZERO));
+            contest.claimed();
+            assert!(contest.loss().is_none());
+        }
+        assert_eq!(pauses, [15, 30, 60, 120, 240, 480, 600, 600]);
+        advance(PAUSE.1).await;
+        contest.lost(Loss::Rewritten { subnets: Subnets::default() });
+        assert_eq!(contest.wait(), Some(PAUSE.0));
+    }
+}
