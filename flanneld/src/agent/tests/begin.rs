@@ -20,7 +20,7 @@ fn own(bed: &Bed) -> Option<Lease> {
 /// A node that was ready with one peer, had its state kept, and was stopped.
 async fn stopped() -> Bed {
     let bed = Bed::new(CONFIG);
-    bed.peer(77);
+    bed.peer(177);
     bed.ready().await;
     bed.until("what is known on disk", |bed| bed.directory.path().join("state.json").exists()).await;
     bed.agent.abort();
@@ -31,9 +31,9 @@ async fn stopped() -> Bed {
 async fn follows(bed: &Bed, lease: &Lease, what: &str) {
     bed.ready().await;
     let before = bed.routes();
-    bed.peer(99);
+    bed.peer(199);
     bed.until(what, |bed| bed.routes() > before).await;
-    bed.cluster.edit(|all| all.leases.retain(|subnets, _| !subnets.to_string().contains(".99.")));
+    bed.cluster.edit(|all| all.leases.retain(|subnets, _| !subnets.to_string().contains(".199.")));
     bed.until(what, |bed| bed.routes() == before).await;
     assert_eq!(own(bed).as_ref(), Some(lease), "{what}");
 }
