@@ -82,6 +82,12 @@ impl Peers {
 
         let mut chosen = Vec::new();
         for lease in leases {
+            if network.ranges().all(|range| lease.subnets.get(Family::of(range.network.addr())).is_none()) {
+                let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
+                let why = format!("it has no subnet of a family that is enabled ({})", network.networks());
+                peers.skipped.insert(key, why);
+                continue;
+            }
             for family in Family::BOTH {
                 let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
                     continue;
@@ -396,6 +402,18 @@ mod tests {
         // The living one wrote its lease again.
         all.insert_written("10.244.2.0-24", value("192.0.2.11", 2).as_bytes(), 2, 4);
         assert_eq!(subnets(&choose(&network, &own, &all)), ["10.244.2.0/24"]);
+    }
+
+    #[test]
+    fn a_lease_without_an_enabled_family_is_named() {
+        let (own, all) = cluster(&[("0.0.0.0-0&fd00::-64", value("192.0.2.2", 2), 2)]);
+        let peers = choose(&network(), &own, &all);
+        assert!(peers.usable.is_empty());
+        assert!(
+            peers.skipped["0.0.0.0-0&fd00::-64"].contains("no subnet of a family"),
+            "{:?}",
+            peers.skipped
+        );
     }
 
     #[test]

@@ -57,6 +57,7 @@ macro_rules! contract {
             an_expired_lease_disappears
             the_same_node_gets_the_same_subnet
             two_claims_never_share
+            two_nodes_with_one_public_address_never_get_two_leases
             silence_is_not_deletion
             a_first_listing_that_fails_is_tried_again
             a_deleted_lease_is_put_back

@@ -10,6 +10,8 @@ mod families;
 mod hasty;
 mod heal;
 mod health;
+mod hostile;
+mod identity;
 mod independent;
 mod intruders;
 mod kube;

@@ -174,16 +174,11 @@ impl Etcd {
         Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
+    /// Whether a key that was created between the listing and this lease stands in its way.
     async fn older_rival(&self, lease: &Lease, listed: i64) -> Result<bool, StoreError> {
-        // Values are not needed: a key without one has its subnet all the same.
         let newer = GetOptions::new().with_range(self.keys.end()).with_min_create_revision(listed + 1);
-        let newer = newer.with_keys_only();
-        let answer = self.connection.call(|mut client| {
-            let newer = newer.clone();
-            async move { client.get(self.keys.first(), Some(newer)).await }
-        });
         let mut leases = Leases::default();
-        for kv in answer.await?.kvs() {
+        for kv in self.get_within_limits(self.keys.first(), newer).await? {
             if kv.create_revision().unsigned_abs() < lease.created {
                 leases.insert_entry(&self.keys.name(kv.key()), kv.value(), 0);
             }
@@ -194,9 +189,9 @@ impl Etcd {
         Ok(twin || leases.taken().any(|taken| taken.overlaps(&lease.subnets)))
     }
 
-    /// The key, if it is there. Of one whose value is too large to be read there is all but the value.
-    pub(super) async fn read(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        for options in [GetOptions::new(), GetOptions::new().with_keys_only()] {
+    /// Keys with their values; without, if those are too large to be read: a key has its subnet all the same.
+    async fn get_within_limits(&self, key: &str, what: GetOptions) -> Result<Vec<KeyValue>, StoreError> {
+        for options in [what.clone(), what.with_keys_only()] {
             let answer = self.connection.call(|mut client| {
                 let options = options.clone();
                 async move {
@@ -207,10 +202,15 @@ impl Etcd {
                 }
             });
             if let Some(mut answer) = answer.await? {
-                return Ok(answer.take_kvs().into_iter().next());
+                return Ok(answer.take_kvs());
             }
         }
         Err(self.connection.unreachable(format!("{} is too large to be read: delete it", shortened(key))))
+    }
+
+    /// The key, if it is there. Of one whose value is too large to be read there is all but the value.
+    pub(super) async fn read(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        Ok(self.get_within_limits(key, GetOptions::new()).await?.into_iter().next())
     }
 
     /// Carries the changes out if all comparisons hold; the revision of the changes, or `None`.

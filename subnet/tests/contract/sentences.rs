@@ -401,3 +401,12 @@ pub(crate) async fn a_reservation_stays_without_time_to_live<B: Bed>() {
     }
     assert_eq!(bed.read(&key(&other)).await, Some(now));
 }
+
+pub(crate) async fn two_nodes_with_one_public_address_never_get_two_leases<B: Bed>() {
+    for _ in 0..10 {
+        let bed = B::new(Some(CONFIG)).await;
+        let (one, other) = (bed.node(), bed.node());
+        let (one, other) = tokio::join!(acquire(&one, CONFIG, 1), acquire(&other, CONFIG, 1));
+        assert_eq!(one.unwrap().subnets, other.unwrap().subnets);
+    }
+}
