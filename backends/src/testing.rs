@@ -26,6 +26,7 @@ mod ping;
 mod pod;
 pub mod policy;
 mod process;
+mod programs;
 
 use std::env;
 use std::path::{Path, PathBuf};

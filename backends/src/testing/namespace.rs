@@ -1,9 +1,8 @@
 //! A network namespace that a thread of this process keeps alive.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -12,11 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{fmt, fs, process};
 
-use anyhow::{Context, anyhow};
-use nix::sched::CloneFlags;
+use anyhow::Context;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
-
-use super::process::NsCommand;
 
 /// How long an HTTP server may take to answer.
 const HTTP_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,19 +31,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new namespace whose `lo` is up.
-    pub fn new() -> anyhow::Result<Self> {
-        let namespace = Self::keep(|| nix::sched::unshare(CloneFlags::CLONE_NEWNET)).map_err(|errno| {
-            anyhow!("can't create a network namespace ({errno:#}): it needs CAP_SYS_ADMIN, run this as root")
-        })?;
-        namespace.ip("link set lo up")?;
-        Ok(namespace)
-    }
-
     /// The namespace that the calling thread is in: programs started here end with this value, too.
     pub fn current() -> anyhow::Result<Self> {
         Self::keep(|| Ok(()))
     }
+
     /// Runs `work` on a thread inside the namespace and hands back its result, or its panic.
     ///
     /// Sockets opened by `work` stay in the namespace, wherever they are used later.
@@ -67,26 +55,10 @@ impl Namespace {
         &self.path
     }
 
-    /// A program to be run inside.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> NsCommand<'_> {
-        NsCommand::new(self, program.as_ref())
-    }
-
-    /// Runs lines of `ip` commands (without the word `ip`) in order, up to the first that fails.
-    pub fn ip(&self, lines: &str) -> anyhow::Result<()> {
-        self.command("ip").args(["-batch", "-"]).input(lines).ok().map(drop).with_context(|| lines.to_owned())
-    }
-
     /// Writes a setting below `/proc/sys/net`, for instance `ipv4/ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let path = format!("/proc/sys/net/{key}");
         self.run(|| fs::write(&path, value)).with_context(|| format!("can't write {value:?} to {path}"))
-    }
-
-    /// Whether an echo request to `target` is answered within two seconds.
-    pub fn reaches(&self, target: IpAddr) -> anyhow::Result<bool> {
-        let target = target.to_string();
-        Ok(self.command("ping").args(["-n", "-c1", "-w2", "-i0.2", &target]).output()?.status.success())
     }
 
     /// Asks the HTTP server at `address` for `path`; gives the status code and the body.
@@ -116,7 +88,7 @@ impl Namespace {
     }
 
     /// A thread that prepares itself and then waits for jobs.
-    fn keep(prepare: impl FnOnce() -> nix::Result<()> + Send + 'static) -> anyhow::Result<Self> {
+    pub(super) fn keep(prepare: impl FnOnce() -> nix::Result<()> + Send + 'static) -> anyhow::Result<Self> {
         let (told, tell) = mpsc::channel();
         let (jobs, todo) = mpsc::channel::<Job>();
         let thread = thread::Builder::new().name("namespace".to_owned()).spawn(move || {
