@@ -256,7 +256,8 @@ fn a_moved_underlay_is_followed_without_losing_an_entry() {
     agent.converge(&desired);
     machine.namespace().ip("link set eth0 mtu 1400\naddr add 172.31.0.201/24 dev eth0").unwrap();
     agent.node.underlay.mtu = 1400;
-    agent.node.public.v4 = Some([172, 31, 0, 201].into());
+    (agent.node.public.v4, agent.node.source.v4) =
+        (Some([172, 31, 0, 201].into()), Some([172, 31, 0, 201].into()));
     let report = agent.converge(&agent.desired(&all));
     assert_eq!(words(&report.applied), ["link set flannel.1 mtu 1350 local 172.31.0.201"]);
     machine.namespace().ip("link set eth0 mtu 1500").unwrap();

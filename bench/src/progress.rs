@@ -147,7 +147,9 @@ struct TemporaryFiles(PathBuf);
 
 impl TemporaryFiles {
     fn new(program: &str) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix(&format!("flannel-{program}-")).tempdir();
+        // Not in tempfile's own directory, which is another one after the override below.
+        let prefix = format!("flannel-{program}-");
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir_in(std::env::temp_dir());
         let directory = directory.context("no directory for temporary files: set TMPDIR")?.keep();
         // An error means that it was overridden before: then there is a directory for all of them already.
         let _ = tempfile::env::override_temp_dir(&directory);

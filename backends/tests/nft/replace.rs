@@ -349,7 +349,10 @@ fn an_element_more_costs_one_element_and_leaves_rules_and_other_elements_alone()
     let Change::DeleteElements { table: id, set } = changes[1].clone() else { panic!("{:?}", changes[1]) };
     bed.nft.commit(&changes[..1]).unwrap();
     let text = bed.nft.commit(&[Change::DeleteElements { table: id, set }]).unwrap_err().to_string();
-    assert!(text.starts_with("deletion of elements of set peers in table ip6 guard: No such file"), "{text}");
+    assert!(
+        text.starts_with("deletion of element 1 of set peers in table ip6 guard: No such file"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -190,7 +190,9 @@ fn a_device_that_another_process_holds_is_left_to_it_with_a_clear_word() {
         let report = second.try_converge();
         let text = report.failed.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert!(
-            text.contains("another process holds flannel0: stop it") && text.contains("Backend.Port"),
+            text.contains(" holds flannel0: stop it")
+                && text.contains(&format!("(pid {})", std::process::id()))
+                && text.contains("Backend.Port"),
             "{text}; done: {:?}",
             report.applied
         );
@@ -208,7 +210,8 @@ fn a_port_that_another_process_has_is_named_and_taken_once_it_is_free() {
     let other = site.machine.namespace().run(|| UdpSocket::bind(at).unwrap());
     let report = site.try_converge();
     let text = report.failed.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    assert!(text.contains("another process has 172.31.0.1:8285 (ss -ulnp)"), "{text}");
+    let holder = format!("(pid {}) has UDP port 8285 (ss -ulnp", std::process::id());
+    assert!(text.contains(&holder), "{text}");
     drop(other);
     assert_eq!(site.converge(), ["forwarding set flannel0 local 172.31.0.1:8285 mtu 1472 peers 0"]);
 }

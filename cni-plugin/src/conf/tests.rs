@@ -36,10 +36,12 @@ fn add_waits_ten_seconds_unless_told_otherwise() {
     assert_eq!(wait(""), Ok(10));
     assert_eq!(wait(r#","waitSeconds":0"#), Ok(0));
     assert_eq!(wait(r#","waitSeconds":null"#), Ok(10));
-    for given in ["256", "-1", "1.5", "true"] {
+    for (given, what) in
+        [("256", "is not"), ("-1", "is not"), ("1.5", "is not"), ("true", "is a truth value")]
+    {
         let error = wait(&format!(r#","waitSeconds":{given}"#)).unwrap_err();
         assert!(
-            error.starts_with(&format!("failed to load netconf: waitSeconds: {given} is not")),
+            error.starts_with(&format!("failed to load netconf: waitSeconds: {given} {what}")),
             "{error}"
         );
     }
