@@ -89,8 +89,8 @@ fn what_stays_on_a_link_is_dropped_without_a_word() {
     let cluster = Cluster::new(2, UDP_V6, Offload(true));
     let site = &cluster.sites[0];
     let before = site.counters().dropped_not_carried.get();
-    for address in ["ff02::1%flannel0", "ff05::7%flannel0", "fe80::7%flannel0"] {
-        let args = ["-n", "-c1", "-W1", address];
+    for address in ["ff02::1", "ff05::7", "fe80::7"] {
+        let args = ["-n", "-c1", "-W1", "-I", "flannel0", address];
         let _ = site.machine.namespace().command("ping").args(args).output().unwrap();
     }
     site.wait_for("three packets", |counters| counters.dropped_not_carried.get() >= before + 3);
