@@ -140,10 +140,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         ))
     }
 
-    /// Other public addresses were given to this node by the store: the interface is chosen as at a start.
+    /// Other public addresses were given to this node by the store: the interface is chosen again. A family without one
+    /// keeps or gets back the address that it had by itself.
     pub(super) fn give_public(&mut self, public: PublicAddrs) {
         self.settings.selectors.public = public;
-        self.settings.selectors.prefer = PublicAddrs::default();
         self.choosing.anew = true;
         self.moved.notify_one();
     }
@@ -193,9 +193,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.claimed.is_some() && local != Some(external.addr) {
             self.store.readdressed();
         }
-        let before = self.settings.selectors.prefer;
-        self.settings.selectors.prefer =
-            PublicAddrs { v4: external.addr.v4.or(before.v4), v6: external.addr.v6.or(before.v6) };
+        let selectors = &mut self.settings.selectors;
+        // What the operator chooses for a while is not this node's own choice.
+        let own =
+            |family: Family| external.addr.get(family).filter(|_| selectors.public.get(family).is_none());
+        let prefer = |family: Family| own(family).or(selectors.prefer.get(family));
+        selectors.prefer = Family::BOTH.into_iter().filter_map(prefer).collect();
         self.external = Some(external);
         self.plan = None;
     }

@@ -178,7 +178,7 @@ fn a_second_agent_for_the_same_network_is_told_who_has_the_tunnel_and_harms_nobo
     let told = || {
         second
             .get("/readyz")
-            .is_ok_and(|(code, body)| code == 503 && body.contains("another process holds flannel0"))
+            .is_ok_and(|(code, body)| code == 503 && body.contains(" holds flannel0: stop it"))
     };
     if let Err(error) = wait_for("a word about the tunnel", LIMIT, told) {
         panic!("{error}: {:?}\n{}", second.get("/readyz"), second.log());
