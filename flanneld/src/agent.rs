@@ -348,6 +348,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 held,
                 contest,
                 self.choosing.again(),
+                self.rules.again(),
                 fought,
                 rules,
             ]

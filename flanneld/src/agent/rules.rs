@@ -1,6 +1,7 @@
 //! Traffic rules and the filter of tunnel ports: made with the lease, put right when somebody changes them, gone
 //! when they are off.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +19,20 @@ pub(super) struct Rules {
     sound: Option<Instant>,
     /// Networks of the run before this one, until their rules are gone.
     former: Vec<IpNet>,
-    /// The public addresses of peers of each family, sorted.
+    /// The public addresses of peers of each family, sorted, with those of `leaving`.
     peers: [Arc<[IpAddr]>; 2],
+    /// Addresses that no peer has any more, and until when they are admitted all the same.
+    leaving: BTreeMap<IpAddr, Instant>,
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
     filtered: Option<Vec<TunnelFilter>>,
     /// What was asked for last.
     wanted: Vec<Traffic>,
     fights: Fights,
 }
+
+/// A node that has got another address sends from the old one for a moment ([`super::underlay`]), so that both are
+/// admitted for this long after the new one was heard of.
+const LEAVING: Duration = Duration::from_secs(5);
 
 impl Rules {
     pub(super) fn new(former: impl IntoIterator<Item = IpNet>) -> Self {
@@ -45,14 +52,39 @@ impl Rules {
 
     /// These peers may send to this node's tunnels.
     pub(super) fn admit(&mut self, peers: &Peers) {
-        self.peers = Family::BOTH.map(|family| {
-            let of_family =
-                peers.usable.iter().map(|peer| peer.public).filter(|addr| Family::of(*addr) == family);
-            let mut all: Vec<IpAddr> = of_family.collect();
-            all.sort_unstable();
-            all.dedup();
-            all.into()
-        });
+        let current: BTreeSet<IpAddr> = peers.usable.iter().map(|peer| peer.public).collect();
+        let until = Instant::now() + LEAVING;
+        for gone in self.peers.iter().flat_map(|of_family| of_family.iter()) {
+            if !current.contains(gone) {
+                self.leaving.entry(*gone).or_insert(until);
+            }
+        }
+        self.leaving.retain(|address, _| !current.contains(address));
+        self.set_peers(current);
+    }
+
+    fn set_peers(&mut self, mut all: BTreeSet<IpAddr>) {
+        all.extend(self.leaving.keys());
+        self.peers = Family::BOTH
+            .map(|family| all.iter().copied().filter(|addr| Family::of(*addr) == family).collect());
+    }
+
+    /// Admits addresses no longer whose time is over.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let over: BTreeSet<IpAddr> =
+            self.leaving.iter().filter(|(_, until)| **until <= now).map(|(address, _)| *address).collect();
+        if !over.is_empty() {
+            self.leaving.retain(|address, _| !over.contains(address));
+            let all = self.peers.iter().flat_map(|of_family| of_family.iter().copied());
+            let left = all.filter(|address| !over.contains(address)).collect();
+            self.set_peers(left);
+        }
+    }
+
+    /// After how long the next address is no longer admitted.
+    pub(super) fn again(&self) -> Option<Duration> {
+        self.leaving.values().min().map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     /// How long they wait because somebody undoes what is made.
@@ -104,6 +136,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Has the tunnels take datagrams from peers only. Before routes to new peers are made, so that their answers are
     /// taken. Where it can't be done, tunnels work all the same, as Go flannel's do.
     pub(super) async fn filter_tunnels(&mut self) {
+        self.rules.expire();
         let wanted = self.wanted_filters();
         let due = self.rules.are_due() || self.rules.filtered.is_none();
         let repaired = self.rules.filtered.as_ref() == Some(&wanted);

@@ -1,5 +1,6 @@
 //! The external interface: chosen, followed while it changes, waited for while it is gone.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use crate::interface::{self, External, PodPrefixes};
 /// is taken: a DHCP client or `netplan apply` takes an address away and puts it back.
 const ADDRESS_GRACE: Duration = Duration::from_secs(5);
 
+/// A node that gets another address while the one before is still there goes on sending from that for this long: peers
+/// take datagrams from the new one once they have heard of it.
+const SOURCE_LINGERS: Duration = Duration::from_secs(2);
+
 /// How the choice of the external interface goes on.
 #[derive(Debug, Default)]
 pub(super) struct Choosing {
@@ -27,12 +32,17 @@ pub(super) struct Choosing {
     anew: bool,
     /// Since when another interface would be taken, were the one in use not waited for.
     lost: Option<Instant>,
+    /// Since when the tunnels would send from another address.
+    moving: Option<Instant>,
 }
 
 impl Choosing {
     /// After how long another interface may be taken.
     pub(super) fn again(&self) -> Option<Duration> {
-        self.lost.map(|lost| (lost + ADDRESS_GRACE).saturating_duration_since(Instant::now()))
+        let lost = self.lost.map(|lost| lost + ADDRESS_GRACE);
+        let moving = self.moving.map(|moving| moving + SOURCE_LINGERS);
+        let next = lost.into_iter().chain(moving).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -53,9 +63,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.allow_move(&external, &observed.host)?;
             Ok(external)
         });
-        if chosen.is_ok() {
-            self.choosing = Choosing::default();
-        }
+        let chosen = chosen.map(|external| {
+            self.choosing = Choosing { moving: self.choosing.moving, ..Choosing::default() };
+            self.linger(external, &observed.host)
+        });
         self.set_interest(|interest| {
             interest.choosing = chosen.is_err();
             interest.host = Arc::new(observed.host.clone());
@@ -140,6 +151,29 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         ))
     }
 
+    /// Has the tunnels send from the address before for a moment, if this host still has it.
+    fn linger(&mut self, mut next: External, host: &HostView) -> External {
+        let before = self.external.as_ref().filter(|before| before.index == next.index);
+        let has = |addr: IpAddr| {
+            let link = host.links.get(&next.index);
+            link.is_some_and(|link| link.addresses.iter().any(|own| own.net.addr() == addr))
+        };
+        let old = |family| before.and_then(|before| before.source.get(family)).filter(|addr| has(*addr));
+        let source = next.source;
+        let lingering: PublicAddrs = Family::BOTH
+            .into_iter()
+            .filter_map(|family| Some(old(family).unwrap_or(source.get(family)?)))
+            .collect();
+        if lingering == source {
+            self.choosing.moving = None;
+        } else if self.choosing.moving.get_or_insert_with(Instant::now).elapsed() < SOURCE_LINGERS {
+            next.source = lingering;
+        } else {
+            self.choosing.moving = None;
+        }
+        next
+    }
+
     /// Other public addresses were given to this node by the store: the interface is chosen again. A family without one
     /// keeps or gets back the address that it had by itself.
     pub(super) fn give_public(&mut self, public: PublicAddrs) {
@@ -179,7 +213,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.external.as_ref().is_some_and(same) {
             return;
         }
-        self.journal.interface(&external, self.ways.current().remark(&node(&external)));
+        let seen =
+            |old: &External| External { source: external.source, why: external.why.clone(), ..old.clone() };
+        if self.external.as_ref().map(seen).as_ref() != Some(&external) {
+            self.journal.interface(&external, self.ways.current().remark(&node(&external)));
+        }
         if self.lease.as_ref().is_some_and(|lease| lease.public != external.public) {
             // Whoever has the old address is no rival any more.
             self.contest = Contest::None;
