@@ -40,7 +40,7 @@ pub fn converge<K: Kernel>(
 }
 
 /// The same, but for changes that are held back because somebody undoes them again and again
-/// ([`Fights::held`]).
+/// ([`crate::Fights::held`]).
 ///
 /// # Errors
 /// As [`converge`].
