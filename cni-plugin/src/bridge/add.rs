@@ -152,16 +152,20 @@ fn connect(
 
     join(host, config, bridge, veth)?;
     gateway::ensure(host, bridge, &gateways, config.force_address)?;
-    // An address may have been another pod's a moment ago: neighbours that know its MAC are to forget it.
-    inner
-        .execute(vec![link::set_mac(end.index, &end.mac)])
-        .map_err(|refusal| format!("failed to announce the addresses of {ifname:?}: {}", refusal.errno))?;
-
-    let port = until_running(host, &veth.name, PORT_TIMEOUT)
-        .map_err(|errno| format!("failed to lookup {:?}: {errno}", veth.name))?;
+    let lookup = |name: &str, errno: Errno| format!("failed to lookup {name:?}: {errno}");
+    let port = until_running(host, &veth.name, PORT_TIMEOUT).map_err(|errno| lookup(&veth.name, errno))?;
     if !port.running {
         return Err("bridge port in error state: it does not come up".into());
     }
+    // Neighbours may hold the address with the MAC of another pod that had it a moment ago. The announcement
+    // is sent once both ends run: the kernel drops what a link sends before, and the port what it gets.
+    namespace
+        .within(|| until_running(&mut inner, ifname, PORT_TIMEOUT))
+        .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?
+        .map_err(|errno| lookup(ifname, errno))?;
+    inner
+        .execute(vec![link::set_mac(end.index, &end.mac)])
+        .map_err(|refusal| format!("failed to announce the addresses of {ifname:?}: {}", refusal.errno))?;
     let bridge = link::by_name(host, &bridge.name).ok().flatten().unwrap_or_else(|| bridge.clone());
     let interface =
         |link: &Link, sandbox: String| Interface { name: link.name.clone(), mac: link.mac_text(), sandbox };
