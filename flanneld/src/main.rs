@@ -6,6 +6,8 @@ mod cli;
 mod interface;
 mod lock;
 mod log;
+#[cfg_attr(not(test), expect(dead_code, reason = "the policy task comes with the next change"))]
+mod policy;
 mod serve;
 
 use std::path::{Path, PathBuf};
