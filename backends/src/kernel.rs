@@ -2,7 +2,10 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+pub mod fights;
 pub mod netlink;
+pub mod prerequisites;
+pub mod reconcile;
 mod scope;
 
 use std::collections::BTreeMap;
@@ -13,12 +16,13 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::backend::Direct;
-use crate::host::{HostView, Way};
-use crate::name::Name;
-use crate::prerequisites::Sysctls;
-use crate::state::{Change, KernelState, LinkIdentity};
+use crate::state::host::Direct;
+use crate::state::host::{HostView, Way};
+use crate::state::name::Name;
+use crate::state::{Change, KernelState};
+use prerequisites::Sysctls;
 
+pub use crate::state::{is_tunnel, is_tunnel_name};
 pub use scope::{Records, Scope};
 
 /// The kernel refuses, or can't be talked to.
@@ -95,38 +99,6 @@ pub struct Interest {
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,
-}
-
-/// Whether a device has the name and kind of one that a backend of Flannel makes, ours or Go flannel's. Its
-/// addresses tell whose it is: see [`Scope::owns_device_with`].
-pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
-    let name = name.as_str();
-    match identity {
-        LinkIdentity::Vxlan(_) => {
-            let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
-            number.is_some_and(is_number) || crate::vxlan::ASIDE.iter().any(|aside| name.starts_with(aside))
-        }
-        LinkIdentity::Tun => true,
-        LinkIdentity::Other(kind) if kind == "tun" => name.strip_prefix("flannel").is_some_and(is_number),
-        LinkIdentity::Other(kind) => matches!(
-            (name, kind.as_str()),
-            ("flannel-wg" | "flannel-wg-v6", "wireguard") | ("flannel.ipip", "ipip")
-        ),
-    }
-}
-
-/// Whether a device has the name of one that a backend of Flannel makes, whatever its kind: what can't be an
-/// external interface.
-pub fn is_tunnel_name(name: &Name) -> bool {
-    let name = name.as_str();
-    let numbered = ["flannel.", "flannel-v6.", "flannel"];
-    numbered.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
-        || crate::vxlan::ASIDE.iter().any(|aside| name.starts_with(aside))
-        || matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip")
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The kernel's network configuration in one network namespace.

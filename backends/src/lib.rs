@@ -6,46 +6,48 @@
 //! kernel ── observe ──► actual ─────────┘
 //! ```
 //!
-//! Everything left of the kernel is pure. Whatever wakes the agent, it does the same: [`reconcile`] observes,
+//! Everything left of the kernel is pure. Whatever wakes the agent, it does the same: [`converge`] observes,
 //! compares and applies until the kernel is as desired.
+//!
+//! | layer | what it holds | may use |
+//! |---|---|---|
+//! | `state` | the kernel's state and the host's network as values, and how two states differ | |
+//! | `netlink` | the protocol, for all that the kernel is told | |
+//! | [`nft`] | nftables as values, and the tables in the kernel | `netlink` |
+//! | `plan` | backends, and which peers and ways there are: from leases to state | `state` |
+//! | `datapath` | packets of the `udp` backend | `state` |
+//! | `traffic` | traffic rules and tunnel filters, by nftables or iptables | `state`, `nft` |
+//! | [`policy`] | network policies | `netlink`, `nft` |
+//! | [`kernel`] | devices, addresses, routes: reading and changing them | `state`, `netlink`, `datapath` |
+//!
+//! `.ci/module-cycles` checks the last column.
 
-pub mod backend;
-pub mod diff;
-pub mod fights;
-pub mod firewall;
-pub mod host;
-pub mod host_gw;
-pub mod iptables;
+pub mod datapath;
 pub mod kernel;
 pub mod memory;
-pub mod name;
 mod netlink;
 pub mod nft;
-pub mod peers;
+mod plan;
 pub mod policy;
-pub mod prerequisites;
 pub mod random;
-pub mod reconcile;
 pub mod state;
-pub mod surroundings;
 #[cfg(feature = "testing")]
 pub mod testing;
-pub mod traffic;
-pub mod tunnel;
-pub mod udp;
-pub mod vxlan;
-pub mod ways;
+mod traffic;
 
-pub use backend::{Backend, BackendError, Macs, Node, Scene, Underlay};
-pub use fights::Fights;
-pub use firewall::{Firewall, FirewallError, FirewallReport, Look};
-pub use host::HostView;
+pub use datapath as udp;
+pub use kernel::fights::{self, Fights};
+pub use kernel::prerequisites;
+pub use kernel::reconcile::{Report, converge, converge_but};
 pub use kernel::{Kernel, KernelError, Observed, Scope};
-pub use name::Name;
-pub use peers::{Outlook, Peer, Peers};
-pub use reconcile::{Report, converge, converge_but};
-pub use state::{Change, KernelState};
-pub use surroundings::Surroundings;
-pub use traffic::{Masquerade, Traffic};
-pub use tunnel::{TunnelFilter, TunnelPort};
-pub use ways::Ways;
+pub use plan::active::Ways;
+pub use plan::backend::{self, Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
+pub use plan::peers::{Outlook, Peers};
+pub use plan::surroundings::{self, Surroundings};
+pub use state::host::{self, HostView};
+pub use state::name::{self, Name};
+pub use state::tunnel::{TunnelFilter, TunnelPort};
+pub use state::{Change, KernelState, diff};
+pub use traffic::firewall::{self, Firewall, FirewallError, FirewallReport, Look};
+pub use traffic::iptables;
+pub use traffic::rules::{Masquerade, Traffic};

@@ -26,13 +26,15 @@ mod keys;
 mod layout;
 mod members;
 mod owners;
+mod selector;
 mod steer;
 
-pub use cluster::{Cluster, PodSelector, Scope};
+pub use cluster::Cluster;
 pub use demand::{DEMAND_MAX, Demand};
 pub use enforcer::{Converged, Enforcer, own_tables, remove_all};
 pub use engine::{Engine, Plan, Summary, TableStep};
 pub use generation::{Generations, RAISE_INTERVAL, REPLIES_PASS};
 pub use image::{Edit, Image};
 pub use layout::Settings;
+pub use selector::{PodSelector, Scope};
 pub use steer::{SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};

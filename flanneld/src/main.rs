@@ -17,11 +17,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backends::Firewall;
+use backends::datapath::counters::Counters;
 use backends::firewall::nftables::NftFirewall;
 use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
 use backends::nft::{self, Watched};
-use backends::udp::counters::Counters;
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Kernel, KernelError, Observed, Scope};
-use crate::backend::Direct;
-use crate::host::{HostView, Way};
-use crate::prerequisites::Sysctls;
+use crate::kernel::prerequisites::Sysctls;
+use crate::state::host::Direct;
+use crate::state::host::{HostView, Way};
 use crate::state::{Change, KernelState, LinkIdentity};
 
 /// The fake kernel. Stands in for netlink where a test is about the agent and not about the kernel.

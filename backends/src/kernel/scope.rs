@@ -9,7 +9,7 @@ use subnet::config::Range;
 use subnet::net::bits_of;
 use subnet::{Family, Leases};
 
-use crate::name::Name;
+use crate::state::name::Name;
 use crate::state::{PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
 
 /// What belongs to this agent.

@@ -12,8 +12,8 @@ use subnet::policy::{
     Rule,
 };
 
-use super::cluster::{PodSelector, Scope};
 use super::intervals::Intervals;
+use super::selector::{PodSelector, Scope};
 
 /// A kind of far end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use subnet::Family;
-use subnet::policy::{Labels, NamedPort, NetworkPolicy, ObjectName, Pod, Selector, Uid};
+use subnet::policy::{Labels, NamedPort, NetworkPolicy, ObjectName, Pod, Uid};
 
 use super::groups::{GroupId, Groups};
 use super::owners::Owners;
@@ -35,24 +35,6 @@ pub(super) struct Touched {
     pub(super) policies: bool,
     /// Pods of this node.
     pub(super) locals: bool,
-}
-
-/// The pods that a [`subnet::policy::Peer`] describes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodSelector {
-    /// Where they are.
-    pub scope: Scope,
-    /// Their labels.
-    pub pods: Selector,
-}
-
-/// The namespaces of a [`PodSelector`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// This one.
-    Namespace(Box<str>),
-    /// Those with such labels.
-    Matching(Selector),
 }
 
 #[derive(Debug)]
@@ -413,15 +395,6 @@ impl Ports {
 
     fn get(&self, id: u32) -> &[NamedPort] {
         &self.lists[id as usize].0
-    }
-}
-
-impl std::fmt::Display for PodSelector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.scope {
-            Scope::Namespace(name) => write!(f, "{name}: {}", self.pods),
-            Scope::Matching(labels) => write!(f, "namespaces {labels}: {}", self.pods),
-        }
     }
 }
 

@@ -8,7 +8,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::nft::{KeyType, Set, Span, Table};
+use crate::nft::matches::{accept, ct_mark_bits};
+use crate::nft::{Chain, Expr, KeyType, Op, Rule, Set, Span, Table};
+
+/// The base chain that judges what passes through this node; its first rule holds the number.
+pub(super) const FORWARD: &str = "forward";
 
 /// How long replies of a superseded generation pass, and with it those of connections that only the server speaks on.
 pub const REPLIES_PASS: Duration = Duration::from_secs(30);
@@ -42,8 +46,8 @@ impl Generations {
 
     /// The generation of tables that an earlier run left.
     pub fn adopt(shift: u32, found: &Table, now: Instant) -> Option<Self> {
-        let chain = found.chain(super::layout::FORWARD)?;
-        let number = super::layout::generation_of(chain, shift)?;
+        let chain = found.chain(FORWARD)?;
+        let number = generation_of(chain, shift)?;
         let byte =
             |span: &Span| span.from.first_chunk().map(|mark| (u32::from_ne_bytes(*mark) >> shift) as u8);
         let fresh = found.set(&set_name(number)).into_iter().flat_map(|set| &set.lifetimes);
@@ -113,6 +117,15 @@ impl Generations {
             alive.map(|(number, until)| (Span::mark(u32::from(*number) << self.shift), *until - now)),
         )
     }
+}
+
+/// The generation that a forward chain lets pass.
+fn generation_of(forward: &Chain, shift: u32) -> Option<u8> {
+    let Expr::Cmp { data, .. } = forward.rules.first()?.exprs.get(2)? else { return None };
+    let mark = u32::from_ne_bytes(data.as_slice().try_into().ok()?);
+    let number = (mark >> shift) as u8;
+    let rule = Rule::new([ct_mark_bits(0xff << shift, Op::Eq, u32::from(number) << shift), accept()]);
+    (number != 0 && rule.exprs == forward.rules.first()?.exprs).then_some(number)
 }
 
 fn set_name(number: u8) -> String {

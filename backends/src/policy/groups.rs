@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use subnet::policy::{Labels, Selector};
 
-use super::cluster::{PodSelector, Scope};
 use super::intern::{Id, Interner};
+use super::selector::{PodSelector, Scope};
 
 /// The number of a group.
 pub(super) type GroupId = u32;

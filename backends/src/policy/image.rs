@@ -6,8 +6,8 @@ use std::sync::Arc;
 use subnet::Family;
 use subnet::policy::Protocol;
 
-use super::cluster::PodSelector;
 use super::keys::Keys;
+use super::selector::PodSelector;
 use crate::nft::{Chain, Data, Expr, Rule, Set, Span, Table};
 
 /// What the table holds: objects by name.

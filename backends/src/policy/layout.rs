@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::class::{Allowed, AnyOf, Book, Class, Term, TermId, joined_blocks};
-use super::generation::Generations;
+use super::generation::{FORWARD, Generations};
 use super::image::{Content, Image, ImageSet, MemberKey, span};
 use super::keys;
 use super::members::Members;
@@ -19,8 +19,6 @@ use crate::nft::{
     Verdict,
 };
 
-/// The base chain that judges what passes through this node.
-pub(super) const FORWARD: &str = "forward";
 /// Where it hangs: before other programs' chains, which see what this one accepts.
 const PRIORITY: i32 = -5;
 const ACCEPTED: &str = "ok";
@@ -70,15 +68,6 @@ pub(super) fn filter_table() -> TableId {
 /// It without anything in it.
 pub(super) fn empty_table() -> Table {
     Table { comment: Some("network policies, by flanneld".to_owned()), ..Table::new(filter_table()) }
-}
-
-/// The generation that a forward chain lets pass.
-pub(super) fn generation_of(forward: &Chain, shift: u32) -> Option<u8> {
-    let Expr::Cmp { data, .. } = forward.rules.first()?.exprs.get(2)? else { return None };
-    let mark = u32::from_ne_bytes(data.as_slice().try_into().ok()?);
-    let number = (mark >> shift) as u8;
-    let rule = Rule::new([ct_mark_bits(0xff << shift, Op::Eq, u32::from(number) << shift), accept()]);
-    (number != 0 && rule.exprs == forward.rules.first()?.exprs).then_some(number)
 }
 
 /// A pod of this node, for the maps.

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use subnet::Family;
 
-use super::cluster::{Cluster, Record, Scope};
+use super::cluster::{Cluster, Record};
 use super::demand::Demand;
 use super::image::{Content, Delta, Image, MemberKey, MembersOf};
 use super::keys::{self, Keys};
+use super::selector::Scope;
 
 /// The smallest size of a set in the kernel; each further one is four times as large.
 const SIZE_MIN: u32 = 64;

@@ -3,13 +3,14 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
-use backends::udp::checksum;
-use backends::udp::forwarding::{Forwarding, Routing};
-use backends::udp::merge::Merger;
-use backends::udp::outbox::Outbox;
-use backends::udp::packet::{Header, address_sum};
-use backends::udp::split::split;
-use backends::udp::vnet::{Gso, Vnet};
+use backends::datapath::checksum;
+use backends::datapath::merge::Merger;
+use backends::datapath::outbox::Outbox;
+use backends::datapath::packet::{Header, address_sum};
+use backends::datapath::routing::Routing;
+use backends::datapath::split::split;
+use backends::datapath::vnet::{Gso, Vnet};
+use backends::state::forwarding::Forwarding;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use ipnet::{IpNet, Ipv4Net};

@@ -102,7 +102,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 outlook.undecided = &undecided;
                 peers = Peers::choose(outlook, all);
             }
-            let (given_up, next) = self.ways.give_up(&peers, now);
+            let (given_up, next) = self.ways.give_up(&peers.usable, now);
             self.expiry = [next, ask_again].into_iter().flatten().map(Instant::from_std).chain(decided).min();
             if !given_up {
                 return peers;
@@ -172,7 +172,7 @@ fn announced_by_others<'a>(
 
 #[cfg(test)]
 mod tests {
-    use backends::Peer;
+    use backends::{BackendId, Peer};
 
     use super::*;
 
@@ -186,7 +186,7 @@ mod tests {
             subnet: subnet.parse().unwrap(),
             public: public.parse().unwrap(),
             mac: subnet::Mac([2, 0, 0, 0, 0, 1]),
-            way: 0,
+            backend: BackendId::default(),
         };
         let mut peers = Peers {
             usable: vec![peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")],

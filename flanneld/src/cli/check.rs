@@ -10,8 +10,16 @@ use subnet::{Family, PublicAddrs};
 use super::UsageError;
 use super::flags::RunFlags;
 use super::grammar::{Origin, Setting, variable, written};
-use super::options::TrafficManager;
 use crate::interface::Selectors;
+
+/// What makes traffic rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TrafficManager {
+    /// nftables, over netlink.
+    Nft,
+    /// The iptables programs.
+    Iptables,
+}
 
 /// Knows where each flag was set, so that a refusal can name it as it was written.
 pub(super) struct Source<'a>(&'a [Setting]);

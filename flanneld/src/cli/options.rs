@@ -8,6 +8,7 @@ use std::time::Duration;
 use subnet::kube::KubeOptions;
 
 use super::UsageError;
+pub(crate) use super::check::TrafficManager;
 use super::check::{self, Source};
 use super::flags::{CleanupFlags, RunFlags};
 use super::grammar::Setting;
@@ -42,15 +43,6 @@ pub(crate) struct Options {
     pub(crate) warnings: Vec<String>,
     /// The settings as `Display` shows them, without secrets.
     shown: Vec<(&'static str, String)>,
-}
-
-/// What makes traffic rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TrafficManager {
-    /// nftables, over netlink.
-    Nft,
-    /// The iptables programs.
-    Iptables,
 }
 
 /// Where leases are kept.

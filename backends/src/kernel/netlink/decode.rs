@@ -14,8 +14,8 @@ use netlink_packet_route::route::{
 };
 use subnet::{Family, Mac};
 
-use crate::host::{HostAddr, HostLink};
-use crate::name::Name;
+use crate::state::host::{HostAddr, HostLink};
+use crate::state::name::Name;
 use crate::state::{
     BLACKHOLE_METRIC, Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity,
 };

@@ -14,11 +14,11 @@ use tokio::sync::Notify;
 
 use super::decode::{self, NeighbourFacts};
 use super::socket::messages;
-use crate::host::HostLink;
 use crate::kernel::{Interest, KernelError, Notices};
-use crate::name::Name;
 use crate::netlink::multicast::{MulticastSocket, Received};
 use crate::state::PROTOCOL_KERNEL;
+use crate::state::host::HostLink;
+use crate::state::name::Name;
 
 impl Interest {
     fn name(&self, index: u32) -> Option<Name> {

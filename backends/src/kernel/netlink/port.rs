@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::refusal::errno;
 use super::{LinkFacts, Netlink};
-use crate::name::Name;
+use crate::state::name::Name;
 use crate::state::{Change, LinkIdentity};
 
 impl Netlink {

@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::kernel::KernelError;
-use crate::name::Name;
+use crate::state::name::Name;
 use crate::state::{Change, Link, LinkIdentity};
 
 /// Files a failed change, unless the kernel only says that things are so already.

@@ -13,10 +13,10 @@ use subnet::Family;
 use super::decode::{self, NeighbourFacts};
 use super::refusal::errno;
 use super::{Netlink, encode, failed};
-use crate::backend::Direct;
-use crate::host::Way;
 use crate::kernel::KernelError;
-use crate::name::Name;
+use crate::state::host::Direct;
+use crate::state::host::Way;
+use crate::state::name::Name;
 
 impl Netlink {
     pub(super) fn route_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {

@@ -3,8 +3,8 @@
 use std::fs;
 use std::io;
 
-use crate::name::Name;
-use crate::prerequisites::Sysctls as Values;
+use crate::kernel::prerequisites::Sysctls as Values;
+use crate::state::name::Name;
 use crate::state::{LinkPatch, LinkSettings};
 
 /// Reads and sets what belongs to a device's settings.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use backends::udp::outbox::Outbox;
-use backends::udp::packet::{Header, age};
-use backends::udp::split::{largest, split};
-use backends::udp::vnet::Vnet;
+use backends::datapath::outbox::Outbox;
+use backends::datapath::packet::{Header, age};
+use backends::datapath::split::{largest, split};
+use backends::datapath::vnet::Vnet;
 
 use crate::model::{self, Offload, TCP, UDP};
 use bench::numbers::Numbers;

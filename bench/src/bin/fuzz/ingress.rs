@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use backends::udp::merge::{LONGEST_HEAD, Merger, Taken};
-use backends::udp::packet::Header as Parsed;
+use backends::datapath::merge::{LONGEST_HEAD, Merger, Taken};
+use backends::datapath::packet::Header as Parsed;
 
 use crate::model::{self, Header, Offload, TCP, UDP};
 use bench::numbers::Numbers;

@@ -1,0 +1,23 @@
+//! What the threads of a datapath have in common.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::counters::Counters;
+use super::routing::Routing;
+use super::sys::{Tun, Wire};
+
+/// The sockets of a worker, one for each family.
+pub(super) type Wires = Arc<[Arc<Wire>]>;
+
+/// What both directions of a worker work with.
+pub(super) struct Shared {
+    pub(super) tun: Arc<Tun>,
+    /// Those of its queues that are read here.
+    pub(super) queues: Range<u32>,
+    pub(super) wires: Wires,
+    pub(super) routing: Arc<ArcSwap<Routing>>,
+    pub(super) counters: Arc<Counters>,
+}

@@ -1,0 +1,165 @@
+//! The threads that move packets, and what starts, changes and stops them.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use arc_swap::ArcSwap;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::counters::Counters;
+use super::egress::Egress;
+use super::ingress::Ingress;
+use super::routing::Routing;
+use super::shared::{Shared, Wires};
+use super::sys::{Tun, Wire};
+use super::worker::{self, Loan};
+use crate::state::forwarding::Forwarding;
+
+/// A running datapath: stops when it is dropped.
+pub(super) struct Datapath {
+    forwarding: Arc<Forwarding>,
+    routing: Arc<ArcSwap<Routing>>,
+    /// Of each worker.
+    wires: Vec<Wires>,
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Datapath {
+    /// Starts moving packets, with those sockets that are `kept` and still wanted.
+    ///
+    /// # Errors
+    /// A socket can't be bound, or a thread can't be had.
+    pub(super) fn start(
+        tun: &Arc<Tun>,
+        forwarding: &Arc<Forwarding>,
+        counters: &Arc<Counters>,
+        offload: bool,
+        mut kept: Vec<Wires>,
+    ) -> io::Result<Self> {
+        let workers = usize::from(forwarding.workers.max(1));
+        // Sockets that share an address and one that doesn't are not for each other.
+        if kept.len() != workers {
+            kept.clear();
+        }
+        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(forwarding)));
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let mut this = Self {
+            forwarding: Arc::clone(forwarding),
+            routing,
+            wires: Vec::new(),
+            stop,
+            threads: Vec::new(),
+        };
+        for number in 0..workers {
+            let wire =
+                |local| match kept.get(number).and_then(|old| old.iter().find(|wire| wire.local == local)) {
+                    Some(wire) => Ok(Arc::clone(wire)),
+                    None => Wire::bind(local, offload, (workers > 1).then_some(number)).map(Arc::new),
+                };
+            let wires: Wires = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
+            if number == 0
+                && let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer())
+            {
+                tracing::warn!(
+                    bytes = wire.receive_buffer,
+                    "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, \
+                     or set net.core.rmem_max to 8388608"
+                );
+            }
+            this.wires.push(Arc::clone(&wires));
+            let shared = Shared {
+                tun: Arc::clone(tun),
+                queues: share(tun.queues().len(), number, workers),
+                wires,
+                routing: Arc::clone(&this.routing),
+                counters: Arc::clone(counters),
+            };
+            this.work(number, &shared)?;
+        }
+        Ok(this)
+    }
+
+    /// Starts the threads of a worker.
+    fn work(&mut self, number: usize, shared: &Shared) -> io::Result<()> {
+        let ingress = Ingress::new(shared);
+        let egress = Arc::new(Loan::new(Egress::new(shared), shared.queues.clone())?);
+        let suffix = if number > 0 { format!("-{number}") } else { String::new() };
+        let (tun, wires, lender) = (Arc::clone(&shared.tun), Arc::clone(&shared.wires), Arc::clone(&egress));
+        let stop = Arc::clone(&self.stop);
+        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &wires, &lender, ingress, &stop))?;
+        let (tun, stop) = (Arc::clone(&shared.tun), Arc::clone(&self.stop));
+        self.spawn(&format!("udp-help{suffix}"), move || worker::help(&tun, &egress, &stop))
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let work = move || {
+            if let Err(error) = work() {
+                // The reconciler makes the device again.
+                tracing::debug!("the tunnel stopped: {error}");
+            }
+        };
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
+        Ok(())
+    }
+
+    /// What it does; `None` once it has stopped by itself.
+    pub(super) fn forwarding(&self) -> Option<&Arc<Forwarding>> {
+        self.threads.iter().all(|thread| !thread.is_finished()).then_some(&self.forwarding)
+    }
+
+    /// Whether it can do this without being started anew.
+    pub(super) fn may_become(&self, forwarding: &Forwarding) -> bool {
+        let like = |have: &Arc<Forwarding>| {
+            have.sockets().eq(forwarding.sockets()) && have.workers == forwarding.workers
+        };
+        self.forwarding().is_some_and(like)
+    }
+
+    /// Stops; gives the sockets of each worker, which go on taking what comes.
+    pub(super) fn stop(mut self) -> Vec<Wires> {
+        std::mem::take(&mut self.wires)
+    }
+
+    /// Does something else from the next batch on. Only what it [may become](Self::may_become).
+    pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
+        self.routing.store(Arc::new(Routing::new(forwarding)));
+        self.forwarding = Arc::clone(forwarding);
+    }
+}
+
+/// The queues of one of several workers. A single one is the first worker's, which has the usual port.
+fn share(queues: usize, number: usize, workers: usize) -> Range<u32> {
+    let end = |number: usize| (queues * number).div_ceil(workers) as u32;
+    end(number)..end(number + 1)
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_has_one_worker() {
+        for (queues, workers) in (0..10).flat_map(|queues| (1..=8).map(move |workers| (queues, workers))) {
+            let all: Vec<u32> = (0..workers).flat_map(|number| share(queues, number, workers)).collect();
+            assert_eq!(all, Vec::from_iter(0..queues as u32), "{queues} queues, {workers} workers");
+        }
+        assert_eq!((share(8, 1, 3), share(1, 0, 8)), (3..6, 0..1));
+    }
+}

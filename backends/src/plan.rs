@@ -1,0 +1,10 @@
+//! From leases to the kernel state that this node should have; pure.
+
+pub(crate) mod active;
+pub mod backend;
+pub(crate) mod host_gw;
+pub(crate) mod peers;
+pub(crate) mod select;
+pub mod surroundings;
+pub(crate) mod udp;
+pub(crate) mod vxlan;

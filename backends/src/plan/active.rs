@@ -1,0 +1,445 @@
+//! The backends of one node at a time: the one that it announces, and those by which peers are still
+//! reached that announce something else.
+//!
+//! A cluster changes its backend node by node. Each peer is reached the way that it announces, and each node
+//! goes on accepting what it announced before for as long as a peer may send it: until some time after the
+//! last one has left that way itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
+
+use super::backend::{Backend, BackendError, BackendId, Macs, Peer, Scene};
+use super::select::select;
+use super::vxlan::USUAL_PORT;
+use crate::state::KernelState;
+use crate::state::name::Name;
+use crate::state::tunnel::TunnelPort;
+
+/// How long a way stays after the last peer has left it.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// More than this many changes at once are no migration.
+const MOST: usize = 8;
+
+/// The ways from this node to others, best first.
+#[derive(Clone)]
+pub struct Ways {
+    /// The first is the one that this node announces.
+    all: Vec<Way>,
+    /// Not in use, and taken up as soon as a peer announces what they lead to.
+    standby: Vec<Way>,
+    /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
+    stand_in: Option<BackendConfig>,
+    ports: Ports,
+}
+
+/// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
+/// that have both say the new one, and whoever has never said any is taken to be at the old one.
+#[derive(Clone, Debug, Default)]
+struct Ports {
+    /// What nodes have said last since the change began, by their leases.
+    at: BTreeMap<Subnets, u16>,
+    /// The port before the change, where those are that have said nothing; unknown if this node was started
+    /// since.
+    before: Option<u16>,
+    /// When this node was started: it may have missed what others said before.
+    born: Option<Instant>,
+    /// Whether this node says its port.
+    said: bool,
+}
+
+#[derive(Clone)]
+struct Way {
+    id: BackendId,
+    config: BackendConfig,
+    backend: Arc<dyn Backend>,
+    /// Since when no peer has been reached by it.
+    idle: Option<Instant>,
+}
+
+impl Way {
+    fn new(id: BackendId, config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
+        Ok(Self { id, config: config.clone(), backend: select(config, network)?, idle: None })
+    }
+
+    /// The same with devices that are in nobody's way.
+    fn aside(self) -> Option<Self> {
+        Some(Self { backend: self.backend.aside()?, ..self })
+    }
+}
+
+impl Ways {
+    /// One way, and what else its configuration allows.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the configuration can't be carried out.
+    pub fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
+        let mut ways = Self {
+            all: vec![Way::new(BackendId::default(), config, network)?],
+            standby: Vec::new(),
+            stand_in: None,
+            ports: Ports::default(),
+        };
+        if let BackendConfig::Vxlan(vxlan) = config
+            && vxlan.fallback
+        {
+            select(&BackendConfig::FALLBACK, network)
+                .map_err(|error| BackendError(format!("Backend.Fallback: {error}")))?;
+            ways.remember(&[BackendConfig::FALLBACK], network);
+        }
+        Ok(ways)
+    }
+
+    /// The backend that this node announces.
+    pub fn current(&self) -> &dyn Backend {
+        &*self.all[0].backend
+    }
+
+    /// All backends in use, the announced one first.
+    pub fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
+        self.all.iter().map(|way| &*way.backend)
+    }
+
+    /// The tunnel devices of the backend that this node announces.
+    pub fn own_devices(&self) -> Vec<Name> {
+        self.current().devices().into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// The tunnel devices of all ways, also of those held ready.
+    pub fn devices(&self) -> impl Iterator<Item = Name> {
+        self.devices_by_family().into_iter().map(|(_, name)| name)
+    }
+
+    /// The same with their families.
+    pub fn devices_by_family(&self) -> Vec<(Family, Name)> {
+        self.all.iter().chain(&self.standby).flat_map(|way| way.backend.devices()).collect()
+    }
+
+    /// The ports at which tunnels for packets of this family listen.
+    pub fn tunnel_ports(&self, family: Family) -> Vec<TunnelPort> {
+        let of_family = |backend: &&dyn Backend| backend.devices().iter().any(|(of, _)| *of == family);
+        TunnelPort::merged(self.backends().filter(of_family).filter_map(Backend::tunnel_port))
+    }
+
+    /// MTU of pods in bytes on an underlay of this MTU: every way carries it.
+    pub fn mtu(&self, underlay: u32) -> u32 {
+        self.backends().map(|backend| backend.mtu(underlay)).min().unwrap_or(underlay)
+    }
+
+    /// Whether any way depends on which peers are on this node's own links.
+    pub fn ask_for_direct(&self) -> bool {
+        self.backends().any(Backend::asks_for_direct)
+    }
+
+    /// The configurations that are in use besides the announced one.
+    pub fn former(&self) -> Vec<BackendConfig> {
+        self.all[1..].iter().map(|way| way.config.clone()).collect()
+    }
+
+    /// Holds ways of an earlier time ready, for peers that still announce them.
+    pub fn remember(&mut self, configs: &[BackendConfig], network: &NetworkConfig) {
+        for config in configs {
+            let Ok(way) = Way::new(self.free_id(), config, network) else { continue };
+            let words = way.backend.words();
+            let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
+            if known || self.standby.len() >= MOST {
+                continue;
+            }
+            // Nobody's lease tells whether it is needed.
+            if self.is_rival(&*way.backend) {
+                self.all.extend(way.aside());
+            } else {
+                self.standby.push(way);
+            }
+        }
+    }
+
+    /// Holds a way ready that this node will announce itself, for peers that announce it already. Another
+    /// port needs none: those peers listen at the old one for as long as this node is there.
+    pub fn expect(&mut self, config: &BackendConfig, network: &NetworkConfig) {
+        let rival = select(config, network).is_ok_and(|backend| self.is_rival(&*backend));
+        if !rival {
+            self.remember(std::slice::from_ref(config), network);
+        }
+    }
+
+    /// Announces another backend from now on, and keeps the one before for those who need it.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the configuration can't be carried out; nothing has changed then.
+    pub fn switch(&mut self, config: &BackendConfig, network: &NetworkConfig) -> Result<(), BackendError> {
+        let mut next = Self::new(&self.explicit(config), network)?;
+        let (words, devices) = (next.current().words(), next.current().devices());
+        let same = self.all.iter().find(|way| way.backend.words() == words);
+        next.all[0].id = same.map_or_else(|| self.free_id(), |way| way.id);
+        for way in &self.all {
+            if way.backend.words() == words || next.all.len() >= MOST {
+                continue;
+            }
+            // What an earlier way knows of the network, it has to learn anew.
+            let Ok(backend) = select(&way.config, network) else { continue };
+            let again = Way { backend, ..way.clone() };
+            if !again.backend.devices().iter().any(|device| devices.contains(device)) {
+                next.all.push(again);
+            } else if next.is_rival(&*again.backend) {
+                next.all.extend(again.aside());
+            } else {
+                return Err(BackendError(
+                    "Backend.GBP can't change while packets flow, since the kernel has one device for a VNI and a \
+                     port: give it back its value, or change Backend.VNI or Backend.Port with it"
+                        .into(),
+                ));
+            }
+        }
+        let standby: Vec<BackendConfig> = self.standby.iter().map(|way| way.config.clone()).collect();
+        next.remember(&standby, network);
+        let born = self.ports.born;
+        if next.is_changing() {
+            // A port may change again, and back, before everybody has heard of the first time.
+            let goes_on = self.is_changing() && next.vni() == self.vni();
+            let known = if goes_on { std::mem::take(&mut self.ports) } else { Ports::default() };
+            let newest = || if goes_on { self.rival_port() } else { next.rival_port() };
+            next.ports = Ports { before: known.before.or_else(newest), ..known };
+        }
+        next.ports.born = born;
+        *self = next;
+        Ok(())
+    }
+
+    /// Announces the fallback instead of what the configuration asks for and the kernel doesn't have.
+    /// Says whether there is one.
+    ///
+    /// # Errors
+    /// [`BackendError`] when it can't be carried out.
+    pub fn fall_back(&mut self, network: &NetworkConfig) -> Result<bool, BackendError> {
+        if !self.has_fallback() {
+            return Ok(false);
+        }
+        let instead = Way::new(self.free_id(), &BackendConfig::FALLBACK, network)?;
+        let words = instead.backend.words();
+        self.standby.retain(|way| way.backend.words() != words);
+        self.all.retain(|way| way.backend.words() != words);
+        self.stand_in = Some(std::mem::replace(&mut self.all[0], instead).config);
+        Ok(true)
+    }
+
+    /// The way to the node that has this lease.
+    pub fn reaching(&self, lease: &Lease) -> Option<BackendId> {
+        let attachment = &lease.attachment;
+        let says_port = Family::BOTH
+            .iter()
+            .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.port.is_some()));
+        if !says_port && self.current().reaches(attachment) {
+            let known = self.ports.at.get(&lease.subnets).copied().or(self.ports.before);
+            let vtep = self.vni().zip(known.or_else(|| self.rival_port()));
+            let there = self.first(|backend| vtep.is_some() && backend.vtep() == vtep);
+            if there.is_some() {
+                return there;
+            }
+        }
+        let exact = self.first(|backend| backend.reaches(attachment));
+        let any = || self.first(|backend| backend.might_reach(attachment));
+        let stand_in = || match (&self.stand_in, attachment) {
+            (Some(BackendConfig::Vxlan(_)), Attachment::Vxlan { .. }) => Some(self.current_id()),
+            _ => None,
+        };
+        exact.or_else(any).or_else(stand_in)
+    }
+
+    /// The first backend in use that is so.
+    fn first(&self, is_so: impl Fn(&dyn Backend) -> bool) -> Option<BackendId> {
+        self.all.iter().find(|way| is_so(&*way.backend)).map(|way| way.id)
+    }
+
+    /// The id of the backend that this node announces.
+    pub(crate) fn current_id(&self) -> BackendId {
+        self.all[0].id
+    }
+
+    /// An id that no backend in use or held ready has.
+    fn free_id(&self) -> BackendId {
+        let taken = |id: &BackendId| self.all.iter().chain(&self.standby).any(|way| way.id == *id);
+        (0..u8::MAX).map(BackendId).find(|id| !taken(id)).unwrap_or_default()
+    }
+
+    /// What this node announces.
+    pub fn attachment(&self, macs: &Macs) -> Attachment {
+        let mut attachment = self.current().attachment(macs);
+        if let (Attachment::Vxlan { v4, v6 }, Some((_, port))) = (&mut attachment, self.current().vtep())
+            && self.ports.said
+        {
+            for vtep in v4.iter_mut().chain(v6) {
+                vtep.port = Some(port);
+            }
+        }
+        attachment
+    }
+
+    /// Takes in what leases say about ports. Says when to ask again.
+    pub fn hear_ports(&mut self, all: &Leases, own: &Subnets, now: Instant) -> Option<Instant> {
+        let listens_until = *self.ports.born.get_or_insert(now) + 2 * LINGER;
+        let changing = self.is_changing();
+        if !changing {
+            self.ports.at.clear();
+            self.ports.before = None;
+        }
+        if self.port().is_none() {
+            self.ports.said = false;
+            return None;
+        }
+        let mut others_say = false;
+        for (subnets, lease) in all.leases.iter().filter(|(subnets, _)| *subnets != own) {
+            let said = Family::BOTH.iter().find_map(|family| lease.attachment.vtep(*family)?.port);
+            others_say |= said.is_some();
+            if let Some(port) = said.filter(|_| changing) {
+                self.ports.at.insert(*subnets, port);
+            }
+        }
+        // A node that comes while others change tells them that it is there already.
+        let listens = others_say && now < listens_until;
+        self.ports.said = changing || listens;
+        (listens && !changing).then_some(listens_until)
+    }
+
+    /// The announced port, if the announced backend has one.
+    fn port(&self) -> Option<u16> {
+        self.current().vtep().map(|(_, port)| port)
+    }
+
+    fn vni(&self) -> Option<u32> {
+        self.current().vtep().map(|(vni, _)| vni)
+    }
+
+    /// The newest of the ports that differ from the announced one.
+    fn rival_port(&self) -> Option<u16> {
+        self.backends().find(|backend| self.is_rival(*backend))?.vtep().map(|(_, port)| port)
+    }
+
+    /// Whether there is a way by another port.
+    fn is_changing(&self) -> bool {
+        self.rival_port().is_some()
+    }
+
+    /// Whether this backend has the VNI of the current one and another port.
+    fn is_rival(&self, backend: &dyn Backend) -> bool {
+        match (self.current().vtep(), backend.vtep()) {
+            (Some((vni, port)), Some((other_vni, other_port))) => vni == other_vni && port != other_port,
+            _ => false,
+        }
+    }
+
+    /// The configuration with its port, where there is a device of another one that would do otherwise.
+    fn explicit(&self, config: &BackendConfig) -> BackendConfig {
+        match config {
+            BackendConfig::Vxlan(vxlan) if vxlan.port.is_none() => {
+                let port = self
+                    .backends()
+                    .filter_map(Backend::vtep)
+                    .any(|(vni, port)| vni == vxlan.vni && port != USUAL_PORT);
+                BackendConfig::Vxlan(VxlanConfig { port: port.then_some(USUAL_PORT), ..vxlan.clone() })
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Whether this node reached `subnet` by what it announces, and to which MAC, if its node has moved on
+    /// to another backend of ours. That node accepts it, because this one still announces it.
+    pub(crate) fn reached(
+        &self,
+        attachment: &Attachment,
+        before: &KernelState,
+        subnet: IpNet,
+    ) -> Option<Mac> {
+        match attachment {
+            Attachment::Foreign(_) => None,
+            _ => self.current().reached(before, subnet),
+        }
+    }
+
+    /// Whether the way leads to VXLAN tunnel endpoints.
+    pub(crate) fn leads_to_vteps(&self, id: BackendId) -> bool {
+        self.all.iter().any(|way| way.id == id && matches!(way.config, BackendConfig::Vxlan(_)))
+    }
+
+    /// Takes up the ways that a peer asks for and that are held ready. Says whether there was any.
+    pub fn take_up<'a>(&mut self, announced: impl Iterator<Item = &'a Attachment>) -> bool {
+        if self.standby.is_empty() {
+            return false;
+        }
+        let before = self.all.len();
+        for attachment in announced {
+            if self.backends().any(|backend| backend.reaches(attachment)) {
+                continue;
+            }
+            if let Some(index) = self.standby.iter().position(|way| way.backend.reaches(attachment)) {
+                let way = self.standby.remove(index);
+                self.all.push(way);
+            }
+        }
+        self.all.len() > before
+    }
+
+    /// Gives up the ways that no peer has been reached by for [`LINGER`]. Says whether there was any, and
+    /// when to ask again.
+    pub fn give_up(&mut self, peers: &[Peer], now: Instant) -> (bool, Option<Instant>) {
+        let (before, announced) = (self.all.len(), self.current_id());
+        let mut next = None;
+        let mut gone = Vec::new();
+        self.all.retain_mut(|way| {
+            if way.id == announced || peers.iter().any(|peer| peer.backend == way.id) {
+                way.idle = None;
+                return true;
+            }
+            let end = *way.idle.get_or_insert(now) + LINGER;
+            if end <= now {
+                gone.push(Way { idle: None, ..way.clone() });
+                return false;
+            }
+            next = Some(next.map_or(end, |next: Instant| next.min(end)));
+            true
+        });
+        // Somebody may come back to it.
+        for way in gone {
+            if matches!(way.config, BackendConfig::Udp { .. }) && self.has_fallback() {
+                self.standby.push(way);
+            }
+        }
+        (self.all.len() < before, next)
+    }
+
+    fn has_fallback(&self) -> bool {
+        matches!(&self.all[0].config, BackendConfig::Vxlan(vxlan) if vxlan.fallback)
+    }
+
+    /// The kernel state that reaches every peer, each in its way.
+    pub fn plan(&self, scene: Scene<'_>) -> KernelState {
+        if let [only] = self.all.as_slice() {
+            return only.backend.plan(scene);
+        }
+        let mut state = KernelState::default();
+        for way in &self.all {
+            let peers: Vec<_> = scene.peers.iter().filter(|peer| peer.backend == way.id).copied().collect();
+            state.join(way.backend.plan(Scene { peers: &peers, ..scene }));
+        }
+        state
+    }
+}
+
+impl fmt::Debug for Ways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.backends().map(Backend::words)).finish()
+    }
+}
+
+impl fmt::Display for Ways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.current().words())?;
+        let former: Vec<String> = self.backends().skip(1).map(Backend::words).collect();
+        if former.is_empty() { Ok(()) } else { write!(f, " and still {}", former.join(", ")) }
+    }
+}

@@ -1,0 +1,281 @@
+//! Which of the cluster's leases this node can use, and why not the others; pure.
+//!
+//! A lease that can't be used is left out with a reason and never disturbs another one: one bad key or
+//! one misconfigured node must not cost anybody else's traffic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use subnet::lease::format_key;
+use subnet::net::{addr_of, bits_of, overlap};
+use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig};
+
+use super::active::Ways;
+use super::backend::Peer;
+use super::surroundings::Surroundings;
+use crate::state::KernelState;
+
+/// The outcome of looking through all leases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// The peers to reach, ordered by subnet.
+    pub usable: Vec<Peer>,
+    /// The leases that were left out, by their key, with the reason.
+    pub skipped: BTreeMap<String, String>,
+    /// The MACs that several nodes announce.
+    pub disputed: BTreeSet<Mac>,
+    /// How many of the usable ones announce something that this node doesn't know, and are reached as before.
+    pub kept: usize,
+}
+
+/// From what this node looks at the leases.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'a> {
+    /// The cluster's configuration.
+    pub network: &'a NetworkConfig,
+    /// Networks of earlier configurations, in which leases may still be.
+    pub former: &'a [IpNet],
+    /// This node's lease.
+    pub own: &'a Lease,
+    /// The ways that this node has.
+    pub ways: &'a Ways,
+    /// What it last wanted of the kernel.
+    pub before: &'a KernelState,
+    /// What no peer may cover.
+    pub surroundings: &'a Surroundings,
+    /// Disputed MACs of which nobody knows yet which of the nodes is living: they stay where they are.
+    pub undecided: &'a BTreeSet<Mac>,
+}
+
+impl Peers {
+    /// Looks through `all` from this node.
+    pub fn choose(outlook: Outlook<'_>, all: &Leases) -> Self {
+        let Outlook { network, own, .. } = outlook;
+        let mut peers = Self::default();
+        for (key, malformed) in &all.malformed {
+            peers.skipped.insert(key.clone(), malformed.why.clone());
+        }
+        // What this node had before a family came or went is its own as well.
+        let is_own = |lease: &Lease| {
+            lease.subnets == own.subnets
+                || lease.public.same_node(&own.public)
+                    && lease.subnets.iter().any(|subnet| own.subnets.iter().any(|mine| mine == subnet))
+        };
+        let mut leases: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(lease)).collect();
+        // Of leases that overlap, one with the right length beats one with a wrong length, and of two
+        // with the right length the older one is right.
+        let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));
+        leases.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
+
+        let mut chosen = Vec::new();
+        for lease in leases {
+            if network.ranges().all(|range| lease.subnets.get(Family::of(range.network.addr())).is_none()) {
+                let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
+                let why = format!("it has no subnet of a family that is enabled ({})", network.networks());
+                peers.skipped.insert(key, why);
+                continue;
+            }
+            for family in Family::BOTH {
+                let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
+                    continue;
+                };
+                match examine(outlook, range.network, lease, subnet) {
+                    Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
+                    Err(why) => peers.skip(network, lease, family, why),
+                }
+            }
+        }
+        let rules: [(Rule, bool); 3] =
+            [(uncovered, false), (first_of_overlapping, false), (last_written_of_a_mac, true)];
+        for (rule, about_macs) in rules {
+            let (kept, refused) = rule(outlook, chosen);
+            peers.disputed.extend(refused.iter().filter(|_| about_macs).map(|(claimed, _)| claimed.peer.mac));
+            for (claimed, why) in refused {
+                peers.skip(network, claimed.lease, Family::of(claimed.peer.public), why);
+            }
+            chosen = kept;
+        }
+        peers.kept = chosen.iter().filter(|claimed| claimed.kept).count();
+        peers.usable = chosen.into_iter().map(|claimed| claimed.peer).collect();
+        peers.usable.sort_unstable_by_key(|peer| peer.subnet);
+        peers
+    }
+
+    fn skip(&mut self, network: &NetworkConfig, lease: &Lease, family: Family, why: String) {
+        let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
+        let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
+        let entry = self.skipped.entry(key).or_default();
+        if !entry.is_empty() {
+            entry.push_str("; ");
+        }
+        entry.push_str(&why);
+    }
+}
+
+fn fits_length(range: &subnet::Range, lease: &Lease) -> bool {
+    let family = Family::of(range.network.addr());
+    lease.subnets.get(family).is_none_or(|subnet| subnet.prefix_len() == range.subnet_len)
+}
+
+/// One family of a lease that is right as long as no other one contradicts it.
+struct Claimed<'a> {
+    lease: &'a Lease,
+    peer: Peer,
+    /// It announces something unknown and is reached as before.
+    kept: bool,
+}
+
+/// Those that a rule leaves, and those that it doesn't, with the reason.
+type Sorted<'a> = (Vec<Claimed<'a>>, Vec<(Claimed<'a>, String)>);
+
+/// Says which of these can't be used together with the others.
+type Rule = for<'a> fn(Outlook<'_>, Vec<Claimed<'a>>) -> Sorted<'a>;
+
+/// What is wrong with one family of a lease, whatever the others say; or the peer, and whether it is only
+/// reached as before.
+fn examine(
+    outlook: Outlook<'_>,
+    network: IpNet,
+    lease: &Lease,
+    subnet: IpNet,
+) -> Result<(Peer, bool), String> {
+    let Outlook { former, own, ways, before, surroundings, .. } = outlook;
+    let family = Family::of(subnet.addr());
+    let announced = ways.reaching(lease);
+    let kept = if announced.is_none() { ways.reached(&lease.attachment, before, subnet) } else { None };
+    let Some(backend) = announced.or(kept.map(|_| ways.current_id())) else {
+        let name = |attachment: &Attachment| match attachment.type_name() {
+            "" => "udp".to_owned(),
+            name => name.to_owned(),
+        };
+        return Err(format!(
+            "its backend is {}, this node's is {}: both need the same",
+            name(&lease.attachment),
+            name(&own.attachment)
+        ));
+    };
+    if !network.contains(&subnet) && !former.iter().any(|former| former.contains(&subnet)) {
+        return Err(format!("it lies outside the network {network}"));
+    }
+    if let Some(mine) = own.subnets.get(family).filter(|mine| overlap(*mine, subnet)) {
+        return Err(format!("it overlaps this node's own subnet {mine}"));
+    }
+    let public = lease.public.get(family).ok_or("it has no public address")?;
+    if Some(public) == own.public.get(family) {
+        return Err(format!(
+            "its public address {public} is this node's own: an old lease of this node, or a node with a duplicate address"
+        ));
+    }
+    let networks: Vec<IpNet> = outlook.network.networks().iter().chain(former.iter().copied()).collect();
+    if let Some(why) = surroundings.unreachable(public, &networks) {
+        return Err(format!("its public address {public} {why}"));
+    }
+    if let Some(why) = surroundings.covered(subnet) {
+        return Err(format!(
+            "{why}: a route to it would cut that off; give the node another subnet, with a network that does not \
+             overlap that of the nodes"
+        ));
+    }
+    let mac = match (&lease.attachment, kept) {
+        (_, Some(mac)) => mac,
+        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(backend) => vtep(own, lease, family)?,
+        (_, None) => Mac([0; 6]),
+    };
+    Ok((Peer { subnet, public, mac, backend }, kept.is_some()))
+}
+
+/// The peer's tunnel endpoint.
+fn vtep(own: &Lease, lease: &Lease, family: Family) -> Result<Mac, String> {
+    let mac = lease.attachment.vtep(family).ok_or("it announces no tunnel endpoint (BackendData)")?.mac;
+    if !mac.is_unicast() {
+        return Err(format!("its VtepMAC {mac} can't be the address of a device"));
+    }
+    if own.attachment.vtep(family).is_some_and(|mine| mine.mac == mac) {
+        return Err(format!("its VtepMAC {mac} is this node's own"));
+    }
+    Ok(mac)
+}
+
+/// Leaves out the subnets that contain the public address of a peer: packets to that node would be taken for
+/// packets to a pod.
+fn uncovered<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    let publics: BTreeSet<(Family, u128)> =
+        claimed.iter().map(|one| (Family::of(one.peer.public), bits_of(one.peer.public))).collect();
+    let covered = |subnet: IpNet| {
+        let family = Family::of(subnet.addr());
+        let (first, last) = (bits_of(subnet.network()), bits_of(subnet.broadcast()));
+        publics.range((family, first)..=(family, last)).next().map(|(family, bits)| addr_of(*family, *bits))
+    };
+    partition(claimed, |one| {
+        let public = covered(one.peer.subnet)?;
+        Some(format!(
+            "it contains the public address {public} of a node: a route to it would cut that node off"
+        ))
+    })
+}
+
+/// Of subnets that overlap leaves the first.
+fn first_of_overlapping<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    // By first address, per family, none overlapping another.
+    let mut taken: BTreeMap<(Family, u128), IpNet> = BTreeMap::new();
+    partition(claimed, |one| {
+        let (subnet, family) = (one.peer.subnet, Family::of(one.peer.subnet.addr()));
+        let before = taken.range(..=(family, bits_of(subnet.broadcast()))).next_back();
+        if let Some((_, other)) = before.filter(|(_, before)| overlap(**before, subnet)) {
+            return Some(format!("it overlaps {other}, which has the right length or is older"));
+        }
+        taken.insert((family, bits_of(subnet.network())), subnet);
+        None
+    })
+}
+
+/// The forwarding database has one entry for a MAC, so two nodes can't share one. A node that has moved leaves
+/// its old lease behind: the one written last is the living one.
+fn last_written_of_a_mac<'a>(outlook: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    let mut holders: BTreeMap<(Family, Mac), Holder> = BTreeMap::new();
+    let has_vtep = |one: &Claimed<'_>| outlook.ways.leads_to_vteps(one.peer.backend) && !one.kept;
+    for one in claimed.iter().filter(|one| has_vtep(one)) {
+        let Peer { public, mac, .. } = one.peer;
+        let current = outlook.undecided.contains(&mac)
+            && outlook.before.fdb.iter().any(|((_, known), dst)| *known == mac && *dst == public);
+        let mine = Holder { current, written: one.lease.written, public };
+        let holder = holders.entry((Family::of(public), mac)).or_insert(mine);
+        if (mine.current, mine.written) > (holder.current, holder.written) {
+            *holder = mine;
+        }
+    }
+    partition(claimed, |one| {
+        let holder = holders.get(&(Family::of(one.peer.public), one.peer.mac)).filter(|_| has_vtep(one))?;
+        (holder.public != one.peer.public).then(|| {
+            let (mac, public) = (one.peer.mac, holder.public);
+            format!("its VtepMAC {mac} is that of the node at {public}, whose lease was written later")
+        })
+    })
+}
+
+/// Which node a MAC is at.
+#[derive(Clone, Copy)]
+struct Holder {
+    /// It is undecided, and this is where it was.
+    current: bool,
+    written: u64,
+    public: IpAddr,
+}
+
+fn partition<'a>(
+    claimed: Vec<Claimed<'a>>,
+    mut refusal: impl FnMut(&Claimed<'a>) -> Option<String>,
+) -> Sorted<'a> {
+    let (mut kept, mut refused) = (Vec::with_capacity(claimed.len()), Vec::new());
+    for one in claimed {
+        match refusal(&one) {
+            None => kept.push(one),
+            Some(why) => refused.push((one, why)),
+        }
+    }
+    (kept, refused)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! What of the host's own network no pod subnet may cover: its addresses, its way out, the store; pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use subnet::env_file::gateway;
+use subnet::net::overlap;
+use subnet::{Family, NetworkConfig, PublicAddrs};
+
+use crate::state::host::HostView;
+use crate::state::name::Name;
+
+/// The addresses around this node that are not the pods', each with what it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Addresses of this host with the length of their LAN, by device; no bridge of pods, no tunnel device.
+    pub addresses: Vec<(Name, IpNet)>,
+    /// The routers of the default routes.
+    pub gateways: Vec<IpAddr>,
+    /// Where the store answers.
+    pub stores: Vec<IpAddr>,
+    /// The addresses that peers send to, which are others behind address translation.
+    pub public: PublicAddrs,
+}
+
+/// What tells the pods' addresses on this host from its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Ours<'a> {
+    /// The cluster's configuration.
+    pub network: &'a NetworkConfig,
+    /// The subnets that this node holds or held.
+    pub subnets: &'a [IpNet],
+    /// Tunnel devices.
+    pub devices: &'a [Name],
+    /// The external interface, which carries no pods.
+    pub underlay: Option<u32>,
+}
+
+impl Surroundings {
+    /// What the host looks like, without what is there for pods: an address of a subnet of this node, a bridge with
+    /// the gateway address of any subnet, a tunnel device.
+    pub fn of(host: &HostView, ours: Ours<'_>, stores: &[IpAddr], public: PublicAddrs) -> Self {
+        let pods = |bridge: bool, net: &IpNet| {
+            let range = ours.network.range(Family::of(net.addr()));
+            let of_a_subnet = range.is_some_and(|range| {
+                range.network.contains(net)
+                    && range.subnet_len == net.prefix_len()
+                    && net.addr() == gateway(*net)
+            });
+            bridge && of_a_subnet || ours.subnets.iter().any(|subnet| subnet.contains(net))
+        };
+        let mut addresses = Vec::new();
+        for link in host.links.values().filter(|link| !ours.devices.contains(&link.name)) {
+            let external = Some(link.index) == ours.underlay;
+            let nets = link.addresses.iter().map(|address| address.net);
+            let own = nets.filter(|net| is_global(net.addr()) && (external || !pods(link.bridge, net)));
+            addresses.extend(own.map(|net| (link.name, net)));
+        }
+        let gateways = host.defaults.iter().filter_map(|route| route.gateway).collect();
+        let stores = stores.iter().copied().filter(|addr| !addr.is_loopback()).collect();
+        Self { addresses, gateways, stores, public }
+    }
+
+    /// Every address with what it is.
+    fn named(&self) -> impl Iterator<Item = (IpAddr, String)> {
+        let hosts =
+            self.addresses.iter().map(|(name, net)| (net.addr(), format!("this host's address on {name}")));
+        let gateways = self.gateways.iter().map(|addr| (*addr, "this host's default gateway".to_owned()));
+        let stores = self.stores.iter().map(|addr| (*addr, "where the store answers".to_owned()));
+        let public = Family::BOTH.into_iter().filter_map(|family| self.public.get(family));
+        let public = public.map(|addr| (addr, "this node's public address".to_owned()));
+        hosts.chain(gateways).chain(stores).chain(public)
+    }
+
+    /// Why no packet for `subnet` may be sent to a pod: it contains an address that is something else.
+    pub fn covered(&self, subnet: IpNet) -> Option<String> {
+        let (addr, what) = self.named().find(|(addr, _)| subnet.contains(addr))?;
+        Some(format!("{subnet} contains {addr}, {what}"))
+    }
+
+    /// The addresses that no subnet may contain.
+    pub fn reserved(&self) -> Vec<IpNet> {
+        let mut all: Vec<IpNet> = self.named().map(|(addr, _)| IpNet::from(addr)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The LANs of this host, in which there may be hosts that nobody here knows.
+    pub fn lans(&self) -> Vec<IpNet> {
+        let mut all: Vec<IpNet> = self.addresses.iter().map(|(_, net)| net.trunc()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Why peers can't be reached at `public`, if they can't: the reason begins after "its public address …".
+    pub fn unreachable(&self, public: IpAddr, networks: &[IpNet]) -> Option<String> {
+        if !is_of_a_node(public) {
+            return Some("is not that of a node".to_owned());
+        }
+        for (name, net) in &self.addresses {
+            if net.addr() == public {
+                return Some(format!("is this host's own, on {name}"));
+            }
+            let lan = net.trunc();
+            let ends = matches!(lan, IpNet::V4(_)) && lan.prefix_len() <= 30 && lan.contains(&public);
+            if ends && (public == lan.broadcast() || public == lan.network()) {
+                return Some(format!(
+                    "is the broadcast address of {lan} on {name}: every packet would go to the whole LAN"
+                ));
+            }
+        }
+        // A network that overlaps the LAN is the operator's mistake, and the LAN's hosts are there all the same.
+        let on_link = self.addresses.iter().any(|(_, net)| net.contains(&public));
+        let network = networks.iter().find(|network| network.contains(&public) && !on_link)?;
+        Some(format!(
+            "is inside the pod network {network}: what is sent there would be sent to a pod again, without end"
+        ))
+    }
+
+    /// What the operator has to know if networks and the host's own network have addresses in common.
+    pub fn overlaps(&self, network: &NetworkConfig) -> Vec<String> {
+        network
+            .networks()
+            .iter()
+            .filter_map(|pods| {
+                let (addr, what) = self.named().find(|(addr, _)| pods.contains(addr))?;
+                let key = if pods.addr().is_ipv4() { "Network" } else { "IPv6Network" };
+                Some(format!(
+                    "{key} {pods} overlaps the network of the nodes: it contains {addr}, {what}; subnets with such \
+                     addresses are not used, and hosts that are unknown here may be cut off: choose another {key}, or \
+                     limit it with {} and {}",
+                    if key == "Network" { "SubnetMin" } else { "IPv6SubnetMin" },
+                    if key == "Network" { "SubnetMax" } else { "IPv6SubnetMax" },
+                ))
+            })
+            .collect()
+    }
+}
+
+/// Whether a host can have this address and be sent packets there from another.
+fn is_of_a_node(addr: IpAddr) -> bool {
+    let never = addr.is_unspecified() || addr.is_loopback() || addr.is_multicast();
+    !never
+        && match addr {
+            // 240.0.0.0/4, broadcast included, and 0.0.0.0/8.
+            IpAddr::V4(v4) => v4.octets()[0] < 240 && v4.octets()[0] != 0,
+            // Link-local addresses mean nothing without the name of a device.
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
+        }
+}
+
+/// Whether the address means the same on every device of the host.
+fn is_global(addr: IpAddr) -> bool {
+    !addr.is_loopback() && !matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// Whether any of these prefixes shares an address with `net`.
+pub fn any_overlap(nets: &[IpNet], net: IpNet) -> bool {
+    nets.iter().any(|other| overlap(*other, net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::host::{DefaultRoute, HostAddr, HostLink};
+    use subnet::Mac;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn link(index: u32, name: &str, bridge: bool, addresses: &[&str]) -> (u32, HostLink) {
+        let address =
+            |text: &&str| HostAddr { net: net(text), deprecated: false, permanent: true, temporary: false };
+        let addresses = addresses.iter().map(address).collect();
+        let (name, mac) = (name.parse().unwrap(), Mac([2, 0, 0, 0, 0, 1]));
+        (
+            index,
+            HostLink {
+                index,
+                name,
+                mtu: 1500,
+                up: true,
+                carrier: true,
+                bridge,
+                controller: None,
+                mac,
+                addresses,
+            },
+        )
+    }
+
+    /// A node with a LAN inside the network, an etcd and a gateway in it, and pods.
+    fn overlapping() -> (NetworkConfig, Surroundings) {
+        let network = NetworkConfig::parse(r#"{"Network":"172.16.0.0/12"}"#).unwrap();
+        let host = HostView {
+            links: [
+                link(1, "lo", false, &["127.0.0.1/8", "::1/128"]),
+                link(2, "eth0", false, &["172.16.5.1/16", "fe80::1/64"]),
+                link(3, "cni0", true, &["172.20.7.1/24"]),
+                link(4, "old0", true, &["172.20.8.1/24"]),
+                link(5, "docker0", true, &["172.17.0.1/16"]),
+                link(6, "flannel.1", false, &["172.20.7.0/32"]),
+                link(7, "lo1", false, &["172.20.7.9/32"]),
+            ]
+            .into(),
+            defaults: vec![DefaultRoute {
+                family: Family::V4,
+                link: Some(2),
+                metric: 0,
+                gateway: Some(ip("172.16.0.1")),
+            }],
+        };
+        let (own, devices) = ([net("172.20.7.0/24")], ["flannel.1".parse().unwrap()]);
+        let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };
+        let stores = [ip("172.16.9.9"), ip("127.0.0.1")];
+        let found = Surroundings::of(&host, ours, &stores, PublicAddrs::default());
+        (network, found)
+    }
+
+    #[test]
+    fn what_no_subnet_may_contain_is_the_hosts_and_not_the_pods() {
+        let (network, found) = overlapping();
+        let reserved: Vec<String> = found.reserved().iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["172.16.0.1/32", "172.16.5.1/32", "172.16.9.9/32", "172.17.0.1/32"]);
+        for (subnet, part) in [
+            ("172.16.5.0/24", "172.16.5.1, this host's address on eth0"),
+            ("172.16.0.0/24", "172.16.0.1, this host's default gateway"),
+            ("172.16.9.0/24", "172.16.9.9, where the store answers"),
+            ("172.17.0.0/24", "172.17.0.1, this host's address on docker0"),
+        ] {
+            let why = found.covered(net(subnet)).unwrap();
+            assert!(why.contains(part), "{why}");
+        }
+        assert_eq!(found.covered(net("172.20.7.0/24")), None, "the own subnet");
+        assert_eq!(found.covered(net("172.16.6.0/24")), None);
+        let notes = found.overlaps(&network);
+        assert!(
+            notes[0].contains("Network 172.16.0.0/12 overlaps") && notes[0].contains("SubnetMin"),
+            "{notes:?}"
+        );
+        let apart = NetworkConfig::parse(r#"{"Network":"10.244.0.0/16"}"#).unwrap();
+        assert!(found.overlaps(&apart).is_empty());
+    }
+
+    #[test]
+    fn a_public_address_at_which_no_node_can_be_is_refused_with_the_reason() {
+        let (_, found) = overlapping();
+        let networks = [net("172.16.0.0/12"), net("10.244.0.0/16")];
+        for (public, part) in [
+            ("0.0.0.0", "not that of a node"),
+            ("0.1.2.3", "not that of a node"),
+            ("127.0.0.1", "not that of a node"),
+            ("224.0.0.1", "not that of a node"),
+            ("240.0.0.1", "not that of a node"),
+            ("255.255.255.255", "not that of a node"),
+            ("::", "not that of a node"),
+            ("::1", "not that of a node"),
+            ("ff02::1", "not that of a node"),
+            ("fe80::2", "not that of a node"),
+            ("::ffff:192.0.2.1", "not that of a node"),
+            ("172.16.255.255", "broadcast address of 172.16.0.0/16 on eth0"),
+            ("172.16.0.0", "broadcast address of 172.16.0.0/16 on eth0"),
+            ("172.16.5.1", "this host's own, on eth0"),
+            ("10.244.200.5", "inside the pod network 10.244.0.0/16"),
+            ("172.20.9.1", "inside the pod network 172.16.0.0/12"),
+        ] {
+            let why = found.unreachable(ip(public), &networks).unwrap_or_default();
+            assert!(why.contains(part), "{public}: {why}");
+        }
+        for public in ["192.0.2.1", "169.254.7.7", "2001:db8::1", "172.16.5.2"] {
+            assert_eq!(found.unreachable(ip(public), &networks), None, "{public}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Changes to the kernel, and what each makes of a state.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use subnet::Mac;
+
+use super::KernelState;
+use super::forwarding::Forwarding;
+use super::link::{Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity};
+use super::name::Name;
+use super::route::{BLACKHOLE_METRIC, Route};
+
+/// One change to the kernel. A value, so that it can be logged, counted, compared and dry-run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Removes a device with all that hangs on it.
+    DelLink(Name),
+    /// Gives a device another name, with all that hangs on it.
+    RenameLink(Name, Name),
+    /// Makes a device. A TUN device that nobody holds is taken over.
+    AddLink(Name, Link),
+    /// Corrects the settings of a device: only those that differ, since setting a MAC to the same value
+    /// flushes the device's neighbours.
+    SetLink(Name, LinkPatch),
+    /// Starts the datapath of a TUN device, or changes what it does.
+    SetForwarding(Name, Arc<Forwarding>),
+    /// Stops the datapath of a TUN device.
+    DelForwarding(Name),
+    /// Adds an address.
+    AddAddress(Name, IpNet),
+    /// Removes an address.
+    DelAddress(Name, IpNet),
+    /// Adds or redirects a forwarding entry.
+    SetFdb(Name, Mac, IpAddr),
+    /// Removes a forwarding entry.
+    DelFdb(Name, Mac),
+    /// Adds or corrects a permanent neighbour.
+    SetNeighbour(Name, IpAddr, Mac),
+    /// Removes a neighbour.
+    DelNeighbour(Name, IpAddr),
+    /// Adds a route, or replaces the one to the same destination.
+    SetRoute(Route),
+    /// Removes exactly this route.
+    DelRoute(Route),
+    /// Adds a blackhole route.
+    AddBlackhole(IpNet),
+    /// Removes a blackhole route.
+    DelBlackhole(IpNet),
+}
+
+impl Change {
+    /// The kind of object, for counting.
+    pub fn object(&self) -> &'static str {
+        match self {
+            Self::DelLink(..) | Self::RenameLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
+            Self::SetForwarding(..) | Self::DelForwarding(..) => "forwarding",
+            Self::AddAddress(..) | Self::DelAddress(..) => "address",
+            Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
+            Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
+            Self::SetRoute(..) | Self::DelRoute(..) => "route",
+            Self::AddBlackhole(..) | Self::DelBlackhole(..) => "blackhole",
+        }
+    }
+
+    /// Whether something goes away.
+    pub fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::DelLink(..)
+                | Self::DelForwarding(..)
+                | Self::DelAddress(..)
+                | Self::DelFdb(..)
+                | Self::DelNeighbour(..)
+                | Self::DelRoute(..)
+                | Self::DelBlackhole(..)
+        )
+    }
+
+    /// The device that it names.
+    pub fn device(&self) -> Option<Name> {
+        match self {
+            Self::DelLink(name)
+            | Self::RenameLink(name, _)
+            | Self::AddLink(name, _)
+            | Self::SetLink(name, _)
+            | Self::SetForwarding(name, _)
+            | Self::DelForwarding(name)
+            | Self::AddAddress(name, _)
+            | Self::DelAddress(name, _)
+            | Self::SetFdb(name, ..)
+            | Self::DelFdb(name, _)
+            | Self::SetNeighbour(name, ..)
+            | Self::DelNeighbour(name, _) => Some(*name),
+            Self::SetRoute(route) | Self::DelRoute(route) => route.dev,
+            Self::AddBlackhole(_) | Self::DelBlackhole(_) => None,
+        }
+    }
+}
+
+impl KernelState {
+    /// Makes one change to the value, without the side effects that a kernel has.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::DelLink(name) => self.drop_link(name),
+            Change::RenameLink(from, to) => self.rename_link(*from, *to),
+            Change::AddLink(name, link) => {
+                self.drop_link(name);
+                self.links.insert(*name, link.clone());
+            }
+            Change::SetLink(name, patch) => {
+                if let Some(link) = self.links.get_mut(name) {
+                    link.settings.patch(patch);
+                }
+            }
+            Change::SetForwarding(name, forwarding) => {
+                self.forwarding.insert(*name, Arc::clone(forwarding));
+            }
+            Change::DelForwarding(name) => {
+                self.forwarding.remove(name);
+            }
+            Change::AddAddress(name, net) => {
+                self.addresses.insert((*name, *net));
+            }
+            Change::DelAddress(name, net) => {
+                self.addresses.remove(&(*name, *net));
+            }
+            Change::SetFdb(name, mac, dst) => {
+                self.fdb.insert((*name, *mac), *dst);
+            }
+            Change::DelFdb(name, mac) => {
+                self.fdb.remove(&(*name, *mac));
+            }
+            Change::SetNeighbour(name, ip, mac) => {
+                self.neighbours.insert((*name, *ip), *mac);
+            }
+            Change::DelNeighbour(name, ip) => {
+                self.neighbours.remove(&(*name, *ip));
+            }
+            Change::SetRoute(route) => {
+                self.routes.insert(route.dst, *route);
+            }
+            Change::DelRoute(route) => {
+                if !self.surplus.remove(route) && self.routes.get(&route.dst) == Some(route) {
+                    self.routes.remove(&route.dst);
+                }
+            }
+            Change::AddBlackhole(dst) => {
+                self.blackholes.insert(*dst);
+            }
+            Change::DelBlackhole(dst) => {
+                self.blackholes.remove(dst);
+            }
+        }
+    }
+
+    /// Renames a device and, like the kernel, everything on it.
+    fn rename_link(&mut self, from: Name, to: Name) {
+        fn moved<K: Ord, V>(map: &mut BTreeMap<K, V>, key: impl Fn(K) -> K) {
+            *map = std::mem::take(map).into_iter().map(|(old, value)| (key(old), value)).collect();
+        }
+        let name = |name: Name| if name == from { to } else { name };
+        let route = |route: Route| Route { dev: route.dev.map(name), ..route };
+        moved(&mut self.links, name);
+        moved(&mut self.forwarding, name);
+        moved(&mut self.fdb, |(dev, mac)| (name(dev), mac));
+        moved(&mut self.neighbours, |(dev, ip)| (name(dev), ip));
+        self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
+        self.routes.values_mut().for_each(|one| *one = route(*one));
+        self.surplus = self.surplus.iter().map(|one| route(*one)).collect();
+    }
+
+    /// Removes a device and, like the kernel, everything on it.
+    fn drop_link(&mut self, name: &Name) {
+        self.links.remove(name);
+        self.forwarding.remove(name);
+        self.addresses.retain(|(dev, _)| dev != name);
+        self.fdb.retain(|(dev, _), _| dev != name);
+        self.neighbours.retain(|(dev, _), _| dev != name);
+        self.routes.retain(|_, route| route.dev != Some(*name));
+        self.surplus.retain(|route| route.dev != Some(*name));
+    }
+}
+
+impl fmt::Display for Change {
+    /// In the words of `ip` and `bridge`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DelLink(name) => write!(f, "link del {name}"),
+            Self::RenameLink(from, to) => write!(f, "link set {from} name {to}"),
+            Self::AddLink(name, link) => match &link.identity {
+                LinkIdentity::Vxlan(VxlanIdentity { vni, .. }) => {
+                    let LinkSettings { mtu, mac, local, .. } = link.settings;
+                    write!(f, "link add {name} type vxlan id {vni} local {local} mtu {mtu} address {mac}")
+                }
+                LinkIdentity::Tun => write!(f, "link add {name} type tun mtu {}", link.settings.mtu),
+                LinkIdentity::Other(kind) => write!(f, "link add {name} type {kind}"),
+            },
+            Self::SetLink(name, patch) => write!(f, "link set {name}{patch}"),
+            Self::SetForwarding(name, forwarding) => write!(f, "forwarding set {name} {forwarding}"),
+            Self::DelForwarding(name) => write!(f, "forwarding del {name}"),
+            Self::AddAddress(name, net) => write!(f, "address add {net} dev {name}"),
+            Self::DelAddress(name, net) => write!(f, "address del {net} dev {name}"),
+            Self::SetFdb(name, mac, dst) => write!(f, "fdb replace {mac} dst {dst} dev {name}"),
+            Self::DelFdb(name, mac) => write!(f, "fdb del {mac} dev {name}"),
+            Self::SetNeighbour(name, ip, mac) => write!(f, "neigh replace {ip} lladdr {mac} dev {name}"),
+            Self::DelNeighbour(name, ip) => write!(f, "neigh del {ip} dev {name}"),
+            Self::SetRoute(route) => write!(f, "route replace {route}"),
+            Self::DelRoute(route) => write!(f, "route del {route}"),
+            Self::AddBlackhole(dst) => write!(f, "route add blackhole {dst} metric {BLACKHOLE_METRIC}"),
+            Self::DelBlackhole(dst) => write!(f, "route del blackhole {dst} metric {BLACKHOLE_METRIC}"),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! From desired and actual kernel state to an ordered list of changes; pure.
+//!
+//! The order keeps packets flowing: what is new goes in before what is stale goes out, the things that a
+//! route needs before the route, a replacement in place where the kernel has one. A device that must be
+//! made anew takes everything on it along, so what is on it counts as absent.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::state::name::Name;
+use crate::state::{Change, KernelState, Link, LinkIdentity, PROTOCOL_KERNEL};
+
+/// The changes that turn `actual` into `desired`, in the order in which they are to be made.
+pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+    let mut changes = renames(desired, actual);
+    let renamed = (!changes.is_empty()).then(|| {
+        let mut actual = actual.clone();
+        changes.iter().for_each(|change| actual.apply(change));
+        actual
+    });
+    let actual = renamed.as_ref().unwrap_or(actual);
+
+    let mut rebuilt: BTreeSet<Name> = BTreeSet::new();
+    for (name, want) in &desired.links {
+        match actual.links.get(name) {
+            None => changes.push(Change::AddLink(*name, want.clone())),
+            Some(have) if want.identity.takes_over(&have.identity) => {
+                rebuilt.insert(*name);
+                changes.push(Change::AddLink(*name, want.clone()));
+            }
+            Some(have) if !want.identity.accepts(&have.identity) => {
+                rebuilt.insert(*name);
+                changes.push(Change::DelLink(*name));
+                changes.push(Change::AddLink(*name, want.clone()));
+            }
+            Some(have) => {
+                let patch = have.settings.patch_to(&want.settings);
+                if !patch.is_empty() {
+                    changes.push(Change::SetLink(*name, patch));
+                }
+            }
+        }
+    }
+    let there = |name: &Name| !rebuilt.contains(name);
+    let stale_link = |name: &Name| actual.links.contains_key(name) && !desired.links.contains_key(name);
+    // What hangs on a device that goes away needs no change of its own.
+    let stays = |name: &Name| there(name) && !stale_link(name);
+
+    for (name, net) in &desired.addresses {
+        if !(there(name) && actual.addresses.contains(&(*name, *net))) {
+            changes.push(Change::AddAddress(*name, *net));
+        }
+    }
+    // Only after the new one is there: a device without any address loses its routes.
+    for (name, net) in actual.addresses.difference(&desired.addresses) {
+        if stays(name) {
+            changes.push(Change::DelAddress(*name, *net));
+        }
+    }
+    for (name, forwarding) in &desired.forwarding {
+        if !(there(name) && actual.forwarding.get(name) == Some(forwarding)) {
+            changes.push(Change::SetForwarding(*name, Arc::clone(forwarding)));
+        }
+    }
+    for (key @ (name, mac), dst) in &desired.fdb {
+        if !(there(name) && actual.fdb.get(key) == Some(dst)) {
+            changes.push(Change::SetFdb(*name, *mac, *dst));
+        }
+    }
+    for (key @ (name, ip), mac) in &desired.neighbours {
+        if !(there(name) && actual.neighbours.get(key) == Some(mac)) {
+            changes.push(Change::SetNeighbour(*name, *ip, *mac));
+        }
+    }
+    for route in &actual.surplus {
+        if route.dev.is_none_or(|dev| stays(&dev)) {
+            changes.push(Change::DelRoute(*route));
+        }
+    }
+    for (dst, want) in &desired.routes {
+        let have = actual.routes.get(dst).filter(|route| route.dev.is_none_or(|dev| there(&dev)));
+        if have != Some(want) && !is_connected(desired, actual, dst) {
+            changes.push(Change::SetRoute(*want));
+        }
+    }
+
+    let (wanted, found) = (&desired.blackholes, &actual.blackholes);
+    changes.extend(wanted.difference(found).map(|dst| Change::AddBlackhole(*dst)));
+    changes.extend(found.difference(wanted).map(|dst| Change::DelBlackhole(*dst)));
+    for (dst, route) in &actual.routes {
+        let kept = desired.routes.contains_key(dst) || route.dev.is_some_and(|dev| !stays(&dev));
+        if !kept && route.protocol != PROTOCOL_KERNEL {
+            changes.push(Change::DelRoute(*route));
+        }
+    }
+    for name in actual.forwarding.keys() {
+        if stays(name) && !desired.forwarding.contains_key(name) {
+            changes.push(Change::DelForwarding(*name));
+        }
+    }
+    for key @ (name, ip) in actual.neighbours.keys() {
+        if stays(name) && !desired.neighbours.contains_key(key) {
+            changes.push(Change::DelNeighbour(*name, *ip));
+        }
+    }
+    for key @ (name, mac) in actual.fdb.keys() {
+        if stays(name) && !desired.fdb.contains_key(key) {
+            changes.push(Change::DelFdb(*name, *mac));
+        }
+    }
+    changes.extend(actual.links.keys().filter(|name| stale_link(name)).map(|name| Change::DelLink(*name)));
+    changes
+}
+
+/// Devices that are wanted under another name: because another one is to have theirs, or because they are
+/// what is wanted there. They live on, with the packets that they carry.
+fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+    let mut all = renames_at_once(desired, actual);
+    if !all.is_empty() {
+        // A name that became free may be another one's.
+        let mut renamed = actual.clone();
+        all.iter().for_each(|change| renamed.apply(change));
+        all.append(&mut renames_at_once(desired, &renamed));
+    }
+    all
+}
+
+fn renames_at_once(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+    let missing = desired.links.iter().filter(|(name, _)| !actual.links.contains_key(name));
+    let rename = |(to, want): (&Name, &Link)| {
+        let unwelcome = |name: &Name, have: &Link| {
+            desired.links.get(name).is_none_or(|other| {
+                !other.identity.accepts(&have.identity) && !other.identity.takes_over(&have.identity)
+            })
+        };
+        let vxlan = matches!(want.identity, LinkIdentity::Vxlan(_));
+        let (from, _) = actual
+            .links
+            .iter()
+            .find(|(name, have)| vxlan && want.identity.accepts(&have.identity) && unwelcome(name, have))?;
+        Some((*from, *to))
+    };
+    let mut done = BTreeSet::new();
+    let pairs = missing.filter_map(rename).filter(|(from, _)| done.insert(*from));
+    pairs.map(|(from, to)| Change::RenameLink(from, to)).collect()
+}
+
+/// Whether the host itself has an address in `dst`: replacing the kernel's own route would cut off what
+/// is attached there (often a bridge left from an earlier lease), so it is reported instead. A device of
+/// ours that goes away takes its route along and doesn't count.
+fn is_connected(desired: &KernelState, actual: &KernelState, dst: &IpNet) -> bool {
+    let Some(route) = actual.routes.get(dst).filter(|route| route.protocol == PROTOCOL_KERNEL) else {
+        return false;
+    };
+    let ours = route.dev.and_then(|dev| Some((dev, actual.links.get(&dev)?)));
+    ours.is_none_or(|(dev, have)| {
+        desired.links.get(&dev).is_some_and(|want| want.identity.accepts(&have.identity))
+    })
+}
+
+/// The wanted routes that can't be set because the host has an address in their destination, in words.
+pub fn conflicts(desired: &KernelState, actual: &KernelState) -> Vec<String> {
+    let taken = desired.routes.keys().filter(|dst| is_connected(desired, actual, dst));
+    taken
+        .map(|dst| {
+            let dev = actual.routes[dst].dev.map_or_else(|| "a device".to_owned(), |dev| dev.to_string());
+            format!(
+                "{dst} belongs to another node, but {dev} of this host has an address in it: \
+                 remove that address (ip address flush dev {dev}), or delete {dev} if it is a bridge left over \
+                 from an earlier subnet"
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

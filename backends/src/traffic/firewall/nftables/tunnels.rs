@@ -1,0 +1,146 @@
+//! The filter of tunnel ports: read back and put right, or one element for a peer that comes or goes.
+
+use std::io;
+
+use ipnet::IpNet;
+use subnet::Family;
+
+use super::{NftFirewall, Plan, failed};
+use crate::nft::{Change, NftError, Refit, TableId};
+use crate::state::tunnel::TunnelFilter;
+use crate::traffic::firewall::{FirewallError, FirewallReport, Look, tunnel};
+
+/// What the kernel says to an expression for which it has no module.
+const NO_MODULE: [i32; 2] = [2, 95];
+
+/// The tables that are in place, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Tunnels {
+    /// Those that were found or made with the last look.
+    tables: Vec<(TableId, TunnelFilter)>,
+    /// All names under which there may be one.
+    pub(super) watched: Vec<TableId>,
+    /// This kernel can't look for the reverse path of a packet.
+    without_reverse_path: bool,
+}
+
+impl NftFirewall {
+    pub(crate) fn filter(
+        &mut self,
+        wanted: &[TunnelFilter],
+        former: &[IpNet],
+        look: Look,
+    ) -> Result<FirewallReport, FirewallError> {
+        if look == Look::Remembered && self.exchange_peers(wanted) {
+            return Ok(self.tunnel_report(wanted));
+        }
+        self.tunnels.tables.clear();
+        let mut outcome = self.refit(wanted, former);
+        if let Err(NftError::Refused { source, .. }) = &outcome
+            && lacks_module(source)
+            && !self.tunnels.without_reverse_path
+        {
+            self.tunnels.without_reverse_path = true;
+            outcome = self.refit(wanted, former);
+            self.tunnels.without_reverse_path = outcome.is_ok();
+        }
+        match outcome {
+            Ok(changed) => Ok(FirewallReport { changed, ..self.tunnel_report(wanted) }),
+            // Where nothing is wanted, a kernel without nftables has nothing of ours.
+            Err(_) if wanted.iter().all(|filter| filter.ports.is_empty()) => Ok(FirewallReport::default()),
+            Err(error) => Err(failed("filtering the tunnel's port", &error)),
+        }
+    }
+
+    fn tunnel_report(&self, wanted: &[TunnelFilter]) -> FirewallReport {
+        let mut report = FirewallReport::default();
+        if self.tunnels.without_reverse_path && wanted.iter().any(|filter| !filter.ports.is_empty()) {
+            report.notes.push(
+                "the kernel has no module nft_fib: a process in a pod that may send from any address (CAP_NET_RAW) can \
+                 speak to the tunnel's port in the name of a peer"
+                    .to_owned(),
+            );
+        }
+        report
+    }
+
+    /// Adds and deletes peers in the tables that are known. Says whether that was all there is to do.
+    fn exchange_peers(&mut self, wanted: &[TunnelFilter]) -> bool {
+        let wanted: Vec<_> = wanted.iter().filter(|filter| !filter.ports.is_empty()).collect();
+        let known = &self.tunnels.tables;
+        let pairs = || known.iter().zip(&wanted).map(|((id, before), filter)| (id, before, *filter));
+        if known.len() != wanted.len()
+            || pairs().any(|(_, before, filter)| !filter.differs_in_peers_alone(before))
+        {
+            return false;
+        }
+        let changes = pairs().flat_map(|(id, before, filter)| tunnel::peer_changes(id, before, filter));
+        let changes: Vec<Change<'static>> = changes.collect();
+        if let Err(error) = self.nft.commit(&changes) {
+            tracing::debug!("the tunnel's filter is looked at once more: {error}");
+            return false;
+        }
+        for ((_, known), filter) in self.tunnels.tables.iter_mut().zip(wanted) {
+            known.clone_from(filter);
+        }
+        true
+    }
+
+    fn refit(&mut self, wanted: &[TunnelFilter], former: &[IpNet]) -> Result<Vec<String>, NftError> {
+        let plan = self.plan_tunnels(wanted, former)?;
+        let replaced = plan.tables.iter().map(Change::Replace);
+        let deleted = plan.deleted.iter().cloned().map(Change::DeleteTable);
+        let changes: Vec<Change<'_>> = replaced.chain(deleted).chain(plan.elements.iter().cloned()).collect();
+        let outcome = self.nft.commit(&changes);
+        if outcome.is_err() {
+            self.tunnels.tables.clear();
+        }
+        outcome.map(|()| plan.report.changed)
+    }
+
+    pub(super) fn plan_tunnels(
+        &mut self,
+        wanted: &[TunnelFilter],
+        former: &[IpNet],
+    ) -> Result<Plan, NftError> {
+        let mut plan = Plan::default();
+        let (mut tables, mut watched) = (Vec::new(), Vec::new());
+        for family in Family::BOTH {
+            let filter = wanted.iter().find(|filter| filter.family() == family);
+            let networks = filter.map(|filter| filter.networks.as_slice()).unwrap_or_default();
+            let own = self.own_tables(family, tunnel::TABLE, networks, former)?;
+            let with_fib = !self.tunnels.without_reverse_path;
+            let table = filter.and_then(|filter| tunnel::table(filter, &own.name, with_fib));
+            for id in &own.ids {
+                let Some(table) = table.as_ref().filter(|table| table.id == *id) else {
+                    plan.remove(id, &own.found);
+                    continue;
+                };
+                match Refit::of(table, &own.found) {
+                    Refit::Right => {}
+                    Refit::Elements(difference, changes) => {
+                        plan.report.changed.push(format!("nftables table {id} put right: {difference}"));
+                        plan.elements.extend(changes);
+                    }
+                    Refit::Replace(difference) => {
+                        plan.replace(table, &difference);
+                        continue;
+                    }
+                }
+                if let (Some(filter), Some(found)) = (filter, own.found.table(id)) {
+                    plan.elements.extend(tunnel::renewal(filter, found));
+                }
+            }
+            tables.extend(table.zip(filter).map(|(table, filter)| (table.id, filter.clone())));
+            watched.extend(own.ids);
+        }
+        self.lock_watched().tables.extend(watched.iter().cloned());
+        self.tunnels.tables = tables;
+        self.tunnels.watched = watched;
+        Ok(plan)
+    }
+}
+
+fn lacks_module(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| NO_MODULE.contains(&code))
+}
