@@ -3,26 +3,34 @@
 
 mod config;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
+use crate::chained::{attached, passed_on, previous};
 use crate::conf::Network;
-use crate::env::{Call, Verb};
+use crate::env::{Attachment, Call, Verb};
 use crate::hash;
 use crate::netlink::link::{self, Link};
 use crate::netlink::socket::Socket;
 use crate::netlink::tc::{self, Limit};
 use crate::netlink::{Errno, message::Message};
 use crate::netns::{Missing, Namespace};
-use crate::plugin::{attached, passed_on, previous};
 use crate::result::Interface;
 use config::Config;
+
+/// How the names of our ifbs and of those of Go's plugin begin, and how ours begin to tell whose they are.
+const PREFIX: &str = "bwp";
+const ALIAS: &str = "flannel bandwidth ";
+/// `IFALIASZ`, without the zero byte.
+const MAX_ALIAS: usize = 255;
 
 /// What is printed when a call succeeds.
 ///
 /// # Errors
 /// A sentence.
 pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<String, String> {
-    let ifb = || hash::name("bwp", 15, &format!("{}{}", network.name, call.attachment.container));
+    let ifb = || hash::name(PREFIX, 15, &format!("{}{}", network.name, call.attachment.container));
     match call.verb {
         Verb::Add => {
             let config = Config::parse(stdin)?;
@@ -39,8 +47,11 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             check(call, network, &config, &ifb())?;
             Ok(String::new())
         }
-        // The name of an ifb tells neither network nor container: those of others can't be told from garbage.
-        Verb::Status | Verb::Gc | Verb::Version => Ok(String::new()),
+        Verb::Gc => {
+            let valid = network.valid_attachments().map_err(|error| error.msg)?;
+            collect(&network.name, &valid).map(|()| String::new())
+        }
+        Verb::Status | Verb::Version => Ok(String::new()),
     }
 }
 
@@ -61,7 +72,8 @@ fn add(call: &Call, network: &Network, config: &Config, ifb: &str, result: &Valu
     delete_ifb(&mut host, ifb)?;
     let mut result = result.clone();
     if let Some(limit) = config.egress {
-        let made = limit_egress(&mut host, &port, ifb, limit);
+        let alias = alias(&network.name, &call.attachment.container);
+        let made = limit_egress(&mut host, &port, ifb, &alias, limit);
         let made = made.inspect_err(|_| drop(delete_ifb(&mut host, ifb)))?;
         if let Some(interfaces) = result.get_mut("interfaces").and_then(Value::as_array_mut) {
             interfaces.retain(|one| one["name"] != *ifb);
@@ -71,8 +83,19 @@ fn add(call: &Call, network: &Network, config: &Config, ifb: &str, result: &Valu
     Ok(passed_on(&result))
 }
 
-fn limit_egress(host: &mut Socket, port: &Link, ifb: &str, limit: Limit) -> Result<Link, String> {
-    apply(host, vec![link::new_plain(ifb, port.mtu, "ifb")], "adding link")?;
+fn limit_egress(
+    host: &mut Socket,
+    port: &Link,
+    ifb: &str,
+    alias: &str,
+    limit: Limit,
+) -> Result<Link, String> {
+    let mut new = vec![link::new_plain(ifb, port.mtu, "ifb")];
+    // A longer one is refused, and nothing but GC would miss it.
+    if alias.len() <= MAX_ALIAS {
+        new.push(link::set_alias(ifb, alias));
+    }
+    apply(host, new, "adding link")?;
     let made = link::by_name(host, ifb).map_err(|errno| format!("get ifb device: {errno}"))?;
     let made = made.ok_or("get ifb device: Link not found")?;
     // The queue comes before the traffic.
@@ -84,6 +107,24 @@ fn limit_egress(host: &mut Socket, port: &Link, ifb: &str, limit: Limit) -> Resu
 
 fn apply(host: &mut Socket, changes: Vec<Message>, what: &str) -> Result<(), String> {
     host.execute(changes).map_err(|refusal| format!("{what}: {}", refusal.errno))
+}
+
+/// What an ifb says about itself, for GC: its name is a hash, and tells neither network nor container.
+fn alias(network: &str, container: &str) -> String {
+    format!("{ALIAS}{network} {container}")
+}
+
+/// Removes the ifbs of this network whose containers have no valid attachment to it. Those of Go's plugin do not tell
+/// their network: their DEL removes them.
+fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(), String> {
+    let mut host = open()?;
+    let all = link::of_kind(&mut host, "ifb").map_err(|errno| format!("failed to list links: {errno}"))?;
+    let of_network = alias(network, "");
+    let stale = all.iter().filter(|one| {
+        let container = one.alias.strip_prefix(&of_network).filter(|_| one.name.starts_with(PREFIX));
+        container.is_some_and(|container| valid.iter().all(|one| one.container != container))
+    });
+    stale.map(|one| delete_ifb(&mut host, &one.name)).fold(Ok(()), Result::and)
 }
 
 fn delete_ifb(host: &mut Socket, name: &str) -> Result<(), String> {

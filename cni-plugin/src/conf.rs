@@ -22,6 +22,8 @@ pub(crate) struct Network {
     pub(crate) data_dir: String,
     /// `waitSeconds`: how long ADD waits for a `subnet.env` that is missing.
     pub(crate) wait: Duration,
+    /// `policyWaitSeconds`: how long ADD waits for the agent to have a pod's network policies in force.
+    pub(crate) policy_wait: Duration,
     /// `inProcess`: whether a delegate may run in this process.
     pub(crate) in_process: bool,
     cni_version: String,
@@ -78,6 +80,7 @@ impl Network {
             subnet_file: DEFAULT_PATH.into(),
             data_dir: "/var/lib/cni/flannel".into(),
             wait: Duration::from_secs(10),
+            policy_wait: Duration::from_secs(10),
             in_process: true,
             cni_version,
             delegate: Map::new(),
@@ -101,6 +104,9 @@ impl Network {
         }
         if let Some(seconds) = object.get::<u8>("waitSeconds")? {
             self.wait = Duration::from_secs(seconds.into());
+        }
+        if let Some(seconds) = object.get::<u8>("policyWaitSeconds")? {
+            self.policy_wait = Duration::from_secs(seconds.into());
         }
         self.in_process = object.get("inProcess")?.unwrap_or(true);
         self.delegate = object.get("delegate")?.unwrap_or_default();

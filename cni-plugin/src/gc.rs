@@ -17,7 +17,7 @@ use crate::env::{Attachment, Call, Verb, check_interface, is_identifier};
 use crate::error::{self, CniError};
 use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Store};
 use crate::way::Way;
-use crate::{node, note, saved};
+use crate::{node, note, policy, saved};
 
 /// What was kept, by the names of the files.
 type Kept = BTreeMap<String, (PathBuf, Delegate)>;
@@ -38,6 +38,7 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
     });
     let node = node::read(&network.subnet_file).ok();
     let known = node.is_some();
+    let mut agent = Agent(node.as_ref().and_then(|node| node.policy_socket.clone()));
     let anew = network.delegate_for_del(node);
 
     let mut held = Held::default();
@@ -47,9 +48,12 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         let gone: Vec<_> = whose(name, held.by(delegate)).difference(&valid).cloned().collect();
         let mut remains = gone.is_empty();
         for attachment in gone {
-            if let Err(error) = del(call, network, delegate, &attachment) {
-                failures.push(error);
-                remains = true;
+            match del(call, network, delegate, &attachment) {
+                Ok(()) => agent.forgets(&attachment),
+                Err(error) => {
+                    failures.push(error);
+                    remains = true;
+                }
             }
             tried.insert(attachment);
         }
@@ -66,7 +70,10 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
         // DEL is the same in all versions, but one that the delegate does not know would be refused.
         let usable = if modern { anew.clone() } else { anew.clone().in_version("1.0.0") };
         for attachment in held.by(&anew).difference(&tried) {
-            failures.extend(way.del_gone(&usable, attachment).err().map(CniError::from));
+            match way.del_gone(&usable, attachment) {
+                Ok(()) => agent.forgets(attachment),
+                Err(failure) => failures.push(failure.into()),
+            }
         }
         failures.extend(release_leftovers(&anew, &valid));
         match way {
@@ -81,6 +88,17 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
     failures.extend(rest.err());
     saved::sweep(&network.data_dir);
     summary(failures)
+}
+
+/// Where the agent is told about attachments that are gone, until it can't be told.
+struct Agent(Option<PathBuf>);
+
+impl Agent {
+    fn forgets(&mut self, attachment: &Attachment) {
+        if self.0.as_deref().is_some_and(|socket| !policy::release(socket, attachment, "")) {
+            self.0 = None;
+        }
+    }
 }
 
 fn del(call: &Call, network: &Network, delegate: &Delegate, attachment: &Attachment) -> Result<(), CniError> {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::applet;
+use crate::copy;
 use crate::note;
 use crate::plugin::Plugin;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<(), Vec<String>> {
     }
     let failed = |error: String| vec![format!("install: {error}")];
     let flannel = directory.join(Plugin::Flannel.name());
-    applet::copy(Path::new("/proc/self/exe"), &flannel).map_err(failed)?;
+    copy::copy(Path::new("/proc/self/exe"), &flannel).map_err(failed)?;
     let mut failures = Vec::new();
     for plugin in Plugin::COMMON {
         let file = directory.join(plugin.name());
@@ -71,11 +71,11 @@ fn whose(file: &Path, flannel: &Path) -> Whose {
 
 /// Makes `file` another name of `flannel`, or a copy where that can't be.
 fn link(flannel: &Path, file: &Path) -> Result<(), String> {
-    let temporary = applet::temporary(file);
+    let temporary = copy::temporary(file);
     let linked = fs::hard_link(flannel, &temporary).and_then(|()| fs::rename(&temporary, file));
     if linked.is_ok() {
         return Ok(());
     }
     let _ = fs::remove_file(&temporary);
-    applet::copy(flannel, file)
+    copy::copy(flannel, file)
 }

@@ -1,12 +1,12 @@
 //! `loopback`: the pod's own link is up.
 
+use crate::chained::passed_on;
 use crate::conf::Network;
 use crate::env::{Call, Verb};
 use crate::netlink::link::{self, Link};
 use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, address};
 use crate::netns::{Missing, Namespace};
-use crate::plugin::passed_on;
 use crate::result::{Attached, Interface, Ip};
 
 const NAME: &str = "lo";

@@ -3,13 +3,10 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use serde_json::Value;
-
 use crate::bridge::{self, Reading};
 use crate::conf::Network;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
-use crate::result::{Attached, pretty};
 use crate::way::pod;
 use crate::{bandwidth, host_local, loopback, portmap};
 
@@ -54,6 +51,9 @@ impl Plugin {
     /// Code 999, and 50 for STATUS, with the words of Go's plugins where they have some; 7 for a configuration
     /// that is not implemented.
     pub(crate) fn answer(self, call: &Call, network: &Network, stdin: &str) -> Result<String, CniError> {
+        if call.verb == Verb::Gc && self != Self::Loopback {
+            network.valid_attachments()?;
+        }
         let outcome = match self {
             Self::Bridge => return bridge_answer(call, network, stdin),
             Self::HostLocal => host_local::answer(call, network, stdin),
@@ -97,22 +97,4 @@ fn bridge_answer(call: &Call, network: &Network, stdin: &str) -> Result<String, 
         }
         Verb::Version => Ok(String::new()),
     }
-}
-
-/// The result of the plugin before, as a chained plugin passes it on.
-///
-/// # Errors
-/// The words of Go's plugins, when there is none.
-pub(crate) fn previous(network: &Network) -> Result<&Value, String> {
-    network.prev_result.as_ref().ok_or_else(|| "must be called as chained plugin".into())
-}
-
-/// The previous result as it is passed on, with what a chained plugin adds.
-pub(crate) fn passed_on(previous: &Value) -> String {
-    pretty(previous)
-}
-
-/// The previous result, read.
-pub(crate) fn attached(network: &Network) -> Result<Attached, String> {
-    previous(network).map(Attached::read)
 }

@@ -3,14 +3,16 @@
 mod config;
 mod legacy;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::chained::{attached, passed_on, previous};
 use crate::conf::Network;
-use crate::env::{Call, Verb};
-use crate::netlink::nft::{self, Expr, MAX_COMMENT};
+use crate::env::{Attachment, Call, Verb};
+use crate::netlink::message::Message;
+use crate::netlink::nft::{self, Expr, MAX_COMMENT, Owner};
 use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, conntrack, route};
-use crate::plugin::{attached, passed_on, previous};
 use crate::{note, sysctl};
 use config::{Config, addresses};
 
@@ -36,7 +38,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             let result = passed_on(previous(network)?);
             let addresses = addresses(&attached(network)?, &call.attachment.ifname);
             if !config.mappings.is_empty() {
-                add(&config, container, &addresses)?;
+                add(&config, Owner { container, network: &network.name }, &addresses)?;
             }
             Ok(result)
         }
@@ -57,16 +59,17 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             })?;
             Ok(String::new())
         }
-        // Rules tell containers, and not networks: those of other networks can't be told from garbage.
-        Verb::Gc | Verb::Version => Ok(String::new()),
+        Verb::Gc => collect(&network.name, &network.valid_attachments().map_err(|error| error.msg)?)
+            .map(|()| String::new()),
+        Verb::Version => Ok(String::new()),
     }
 }
 
-fn add(config: &Config, container: &str, addresses: &[IpAddr]) -> Result<(), String> {
-    if container.len() > MAX_COMMENT {
+fn add(config: &Config, owner: Owner<'_>, addresses: &[IpAddr]) -> Result<(), String> {
+    if owner.container.len() > MAX_COMMENT {
         return Err(format!(
             "a container id of {} characters does not fit into a rule's comment",
-            container.len()
+            owner.container.len()
         ));
     }
     let failed = |errno: Errno| format!("unable to set up nftables rules for port mappings: {errno}");
@@ -79,7 +82,7 @@ fn add(config: &Config, container: &str, addresses: &[IpAddr]) -> Result<(), Str
         if !ipv6 && config.snat {
             allow_loopback(*address);
         }
-        nft::commit(&mut socket, changes(config, container, *address))
+        nft::commit(&mut socket, changes(config, owner, *address))
             .map_err(|refusal| failed(refusal.errno))?;
         let udp = i32::from;
         let ports: Vec<u16> = config
@@ -97,11 +100,11 @@ fn add(config: &Config, container: &str, addresses: &[IpAddr]) -> Result<(), Str
 }
 
 /// Everything that a pod's address needs, with what all pods share.
-fn changes(config: &Config, container: &str, address: IpAddr) -> Vec<crate::netlink::message::Message> {
+fn changes(config: &Config, owner: Owner<'_>, address: IpAddr) -> Vec<Message> {
     let ipv6 = address.is_ipv6();
     let family = nft::family(ipv6);
     let rule =
-        |chain: &str, exprs: &[Expr], comment: Option<&str>| nft::rule(family, TABLE, chain, exprs, comment);
+        |chain: &str, exprs: &[Expr], owner: Option<Owner<'_>>| nft::rule(family, TABLE, chain, exprs, owner);
     let mut changes = vec![
         nft::table(family, TABLE, "CNI portmap plugin"),
         nft::chain(family, TABLE, BY_PORT, None),
@@ -122,14 +125,14 @@ fn changes(config: &Config, container: &str, address: IpAddr) -> Vec<crate::netl
         let port = Expr::Port(one.protocol, one.host_port);
         let to = Expr::Dnat(address, one.container_port);
         changes.push(match one.host_ip.filter(|ip| !ip.is_unspecified()) {
-            Some(ip) => rule(BY_ADDRESS, &[Expr::Destination(ip), port, to], Some(container)),
-            None => rule(BY_PORT, &[port, to], Some(container)),
+            Some(ip) => rule(BY_ADDRESS, &[Expr::Destination(ip), port, to], Some(owner)),
+            None => rule(BY_PORT, &[port, to], Some(owner)),
         });
     }
     if config.snat {
         let mut masquerade = |source: IpAddr| {
             let exprs = [Expr::Source(source), Expr::Destination(address), Expr::Masquerade];
-            changes.push(rule(MASQUERADING, &exprs, Some(container)));
+            changes.push(rule(MASQUERADING, &exprs, Some(owner)));
         };
         masquerade(address);
         if !ipv6 {
@@ -167,9 +170,28 @@ fn del(network: &Network, container: &str, stdin: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Removes the rules of this network whose containers have no valid attachment to it. Those of Go's plugin do not tell
+/// their network: their DEL removes them.
+fn collect(network: &str, valid: &BTreeSet<Attachment>) -> Result<(), String> {
+    let failed = |errno: Errno| format!("error deleting nftables rules: {errno}");
+    let mut socket = Socket::netfilter().map_err(failed)?;
+    let stale = |rule: &nft::Rule| {
+        rule.network.as_deref() == Some(network) && valid.iter().all(|one| one.container != rule.comment)
+    };
+    [false, true]
+        .into_iter()
+        .try_for_each(|ipv6| remove_if(&mut socket, nft::family(ipv6), stale).map_err(failed))
+}
+
 fn remove(socket: &mut Socket, family: u8, container: &str) -> Result<(), Errno> {
+    remove_if(socket, family, |rule| rule.comment == container)
+}
+
+/// Removes rules that were made for containers.
+fn remove_if(socket: &mut Socket, family: u8, wanted: impl Fn(&nft::Rule) -> bool) -> Result<(), Errno> {
     for _ in 0..10 {
-        let rules = own(socket, family, container)?;
+        let mut rules = of_containers(socket, family)?;
+        rules.retain(&wanted);
         let deletions: Vec<_> = rules.iter().map(|rule| nft::delete_rule(family, TABLE, rule)).collect();
         if deletions.is_empty() {
             return Ok(());
@@ -184,10 +206,14 @@ fn remove(socket: &mut Socket, family: u8, container: &str) -> Result<(), Errno>
 }
 
 fn own(socket: &mut Socket, family: u8, container: &str) -> Result<Vec<nft::Rule>, Errno> {
+    let mut rules = of_containers(socket, family)?;
+    rules.retain(|rule| rule.comment == container);
+    Ok(rules)
+}
+
+fn of_containers(socket: &mut Socket, family: u8) -> Result<Vec<nft::Rule>, Errno> {
     let mut rules = nft::rules(socket, family, TABLE)?;
-    rules.retain(|rule| {
-        rule.comment == container && [BY_ADDRESS, BY_PORT, MASQUERADING].contains(&&*rule.chain)
-    });
+    rules.retain(|rule| [BY_ADDRESS, BY_PORT, MASQUERADING].contains(&&*rule.chain));
     Ok(rules)
 }
 

@@ -1,5 +1,7 @@
 //! What each verb does (contract §7.5).
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value};
 use subnet::gojson;
 
@@ -10,7 +12,7 @@ use crate::error::{self, CniError};
 use crate::result::pretty;
 use crate::saved::{self, Saved};
 use crate::way::Way;
-use crate::{node, note};
+use crate::{node, note, policy};
 
 /// Connects a pod; gives the delegate's result.
 ///
@@ -29,7 +31,21 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
         }
         CniError::from(failure)
     })?;
-    result(&output, &delegate.plugin, network.version())
+    let result = result(&output, &delegate.plugin, network.version())?;
+    if let Some(socket) = &node.policy_socket {
+        policy::announce(socket, call, &result, network.policy_wait)
+            .inspect_err(|_| undo(&way, call, &delegate, &file))?;
+    }
+    Ok(pretty(&result))
+}
+
+/// Takes back what an ADD made whose pod must not start. The runtime's DEL does it again; a pod that the runtime
+/// keeps in spite of the failure has no network meanwhile.
+fn undo(way: &Way, call: &Call, delegate: &Delegate, file: &Path) {
+    match way.del(call, delegate) {
+        Ok(()) => removed(saved::remove(file)),
+        Err(failure) => note(&format!("left for DEL: {}", CniError::from(failure).msg)),
+    }
 }
 
 /// Disconnects a pod. What was kept goes only when the delegate has succeeded, so that the runtime's next
@@ -49,7 +65,16 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
         Saved::Nothing => del_unknown(call, network)?,
     }
     saved::tidy(&network.data_dir, &call.attachment);
+    // Only now: the agent leaves addresses alone that it knows nothing of.
+    if let Some(socket) = policy_socket(network) {
+        policy::release(&socket, &call.attachment, &call.args);
+    }
     Ok(())
+}
+
+/// Where the agent is told about pods that are gone, if `subnet.env` is there and names it.
+fn policy_socket(network: &Network) -> Option<PathBuf> {
+    node::read(&network.subnet_file).ok()?.policy_socket
 }
 
 /// DEL without a trace of an ADD: perhaps it was lost, perhaps there was none. There was none for certain
@@ -89,7 +114,11 @@ pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
     let node =
         node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
     let delegate = network.delegate(&node).map_err(unavailable)?;
-    Way::of(call, network, &delegate, Verb::Status).map_err(unavailable)?.status(network, &delegate)
+    Way::of(call, network, &delegate, Verb::Status).map_err(unavailable)?.status(network, &delegate)?;
+    match &node.policy_socket {
+        Some(socket) => policy::status(socket).map_err(|error| CniError::new(error::NOT_AVAILABLE, error)),
+        None => Ok(()),
+    }
 }
 
 fn find(call: &Call, network: &Network) -> Saved {
@@ -106,8 +135,8 @@ fn removed(outcome: Result<(), String>) {
     }
 }
 
-/// The delegate's result as Go prints it: indented by four, with the version if the delegate left it out.
-fn result(output: &[u8], plugin: &str, version: &str) -> Result<String, CniError> {
+/// The delegate's result, with the version if the delegate left it out.
+fn result(output: &[u8], plugin: &str, version: &str) -> Result<Value, CniError> {
     let mut result: Map<String, Value> = serde_json::from_slice(output).map_err(|error| {
         let said = gojson::shortened(&String::from_utf8_lossy(output));
         let msg = format!(
@@ -116,7 +145,7 @@ fn result(output: &[u8], plugin: &str, version: &str) -> Result<String, CniError
         CniError::new(error::OTHER, msg)
     })?;
     result.entry("cniVersion").or_insert_with(|| version.into());
-    Ok(pretty(&result.into()))
+    Ok(result.into())
 }
 
 #[cfg(test)]
@@ -129,8 +158,8 @@ mod tests {
         let given = br#"{"ips":[{"address":"10.244.1.2/24","  new\n ":[]}],"cniVersion":"1.0.0"}"#;
         let expected = "{\n    \"cniVersion\": \"1.0.0\",\n    \"ips\": [\n        {\n            \"  new\\n \": [],\n            \
                         \"address\": \"10.244.1.2/24\"\n        }\n    ]\n}";
-        assert_eq!(result(given, "bridge", "0.3.1").unwrap(), expected);
-        assert_eq!(result(b"{}", "bridge", "0.3.1").unwrap(), "{\n    \"cniVersion\": \"0.3.1\"\n}");
+        assert_eq!(pretty(&result(given, "bridge", "0.3.1").unwrap()), expected);
+        assert_eq!(pretty(&result(b"{}", "bridge", "0.3.1").unwrap()), "{\n    \"cniVersion\": \"0.3.1\"\n}");
     }
 
     #[test]
@@ -145,7 +174,7 @@ mod tests {
         #[test]
         fn printing_changes_nothing_but_spaces(key in ".*", text in ".*", number: i64) {
             let given = serde_json::json!({key: [text, {"n": number}], "cniVersion": "1.0.0"});
-            let printed = result(given.to_string().as_bytes(), "p", "1.0.0").unwrap();
+            let printed = pretty(&result(given.to_string().as_bytes(), "p", "1.0.0").unwrap());
             prop_assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), given);
         }
 

@@ -104,6 +104,8 @@ pub(crate) struct Settings {
     pub(crate) ip_forward: bool,
     /// Pods reach Services by rules of kube-proxy, which packets over a bridge have to meet.
     pub(crate) services: bool,
+    /// Where the CNI plugin asks for a pod's network policies, if they are enforced.
+    pub(crate) policy_socket: Option<PathBuf>,
 }
 
 /// Which traffic rules the operator asks for.

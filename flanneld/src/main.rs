@@ -113,6 +113,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         traffic: options.traffic,
         ip_forward: options.ip_forward,
         services: matches!(options.store, StoreOptions::Kube(_)),
+        policy_socket: None,
     };
     let margin = options.renew_margin;
     let life = async {

@@ -5,14 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use crate::net::{Family, Subnets, addr_of, bits_of};
 
 /// The content that the agent writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
     /// The whole overlay of each enabled family.
     pub networks: Subnets,
@@ -22,6 +22,9 @@ pub struct SubnetEnv {
     pub mtu: u32,
     /// Whether the agent masquerades, so that the delegate plugin must not.
     pub ip_masq: bool,
+    /// Where the plugin asks for a pod's network policies before the pod starts, if there are any. Go's plugin
+    /// ignores it.
+    pub policy_socket: Option<PathBuf>,
 }
 
 impl fmt::Display for SubnetEnv {
@@ -33,7 +36,11 @@ impl fmt::Display for SubnetEnv {
                 writeln!(f, "{prefix}_NETWORK={network}\n{prefix}_SUBNET={gateway}/{len}")?;
             }
         }
-        writeln!(f, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.ip_masq)
+        writeln!(f, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}", self.mtu, self.ip_masq)?;
+        match &self.policy_socket {
+            Some(socket) => writeln!(f, "FLANNEL_POLICY_SOCKET={}", socket.display()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -171,7 +178,12 @@ pub struct Reading {
     pub mtu: Option<u32>,
     /// `FLANNEL_IPMASQ`; `true` only for exactly that word.
     pub ip_masq: Option<bool>,
+    /// `FLANNEL_POLICY_SOCKET`: an absolute path, if network policies are in force on this node.
+    pub policy_socket: Option<PathBuf>,
 }
+
+/// A path of a socket is at most this long: the kernel's `sun_path`, with a zero byte at its end.
+pub const SOCKET_PATH_MAX: usize = 107;
 
 /// A line of `subnet.env` can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -208,6 +220,10 @@ impl Reading {
                 }
                 "FLANNEL_MTU" => reading.mtu = Some(value.parse().map_err(|_| bad("a number of bytes"))?),
                 "FLANNEL_IPMASQ" => reading.ip_masq = Some(value == "true"),
+                "FLANNEL_POLICY_SOCKET" => {
+                    let wanted = "an absolute path of at most 107 bytes";
+                    reading.policy_socket = Some(socket(value).ok_or_else(|| bad(wanted))?);
+                }
                 _ => {}
             }
         }
@@ -231,6 +247,11 @@ impl Reading {
         }
         missing
     }
+}
+
+fn socket(text: &str) -> Option<PathBuf> {
+    let usable = text.starts_with('/') && text.len() <= SOCKET_PATH_MAX && !text.contains('\0');
+    usable.then(|| text.into())
 }
 
 fn prefix(text: &str, family: Family) -> Option<IpNet> {
@@ -307,6 +328,7 @@ mod tests {
             subnets: nets(&["10.42.0.0/24", "2001:cafe:42::/64"]),
             mtu: 1450,
             ip_masq: true,
+            policy_socket: None,
         }
     }
 
@@ -317,6 +339,22 @@ mod tests {
             "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.0.1/24\nFLANNEL_IPV6_NETWORK=2001:cafe:42::/56\n\
              FLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
         );
+    }
+
+    #[test]
+    fn the_policy_socket_is_named_only_where_there_is_one_and_read_back() {
+        let with = SubnetEnv { policy_socket: Some("/run/flannel/policy.sock".into()), ..dual() };
+        let text = with.to_string();
+        assert_eq!(text, format!("{}FLANNEL_POLICY_SOCKET=/run/flannel/policy.sock\n", dual()));
+        assert_eq!(Reading::parse(&text).unwrap().policy_socket, with.policy_socket);
+        assert_eq!(Reading::parse(&dual().to_string()).unwrap().policy_socket, None);
+        // Switched on or off, the file is written again.
+        assert_eq!(with.standing_of(&dual().to_string()), Standing::Broken);
+        assert_eq!(dual().standing_of(&text), Standing::Broken);
+        for bad in ["", "policy.sock", &format!("/{}", "x".repeat(107))] {
+            let error = Reading::parse(&format!("FLANNEL_POLICY_SOCKET={bad}\n")).unwrap_err().to_string();
+            assert!(error.contains("FLANNEL_POLICY_SOCKET=") && error.contains("absolute path"), "{error}");
+        }
     }
 
     #[test]
@@ -436,7 +474,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(v4: u32, len in 8u8..31, mtu in 576u32..65536, ip_masq: bool) {
             let net = IpNet::new(std::net::Ipv4Addr::from(v4).into(), len).unwrap();
-            let env = SubnetEnv { networks: [net.supernet().unwrap()].into_iter().collect(), subnets: [net].into_iter().collect(), mtu, ip_masq };
+            let env = SubnetEnv { networks: [net.supernet().unwrap()].into_iter().collect(), subnets: [net].into_iter().collect(), mtu, ip_masq, policy_socket: None };
             let previous = Previous::parse(&env.to_string());
             prop_assert_eq!((previous.networks, previous.subnets), (env.networks, env.subnets));
             let reading = Reading::parse(&env.to_string()).unwrap();

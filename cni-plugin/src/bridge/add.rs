@@ -3,7 +3,6 @@
 //! The order is that of Go's plugin, but for two things. The port joins the bridge when the pod's end is up: it forwards
 //! at once then, and nobody waits for it. The addresses are announced after that, when the announcement gets through.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -267,9 +266,4 @@ fn join(host: &mut Socket, config: &Config, bridge: &Link, veth: &Link) -> Resul
         0 => format!("failed to connect {:?} to bridge {}: {}", veth.name, bridge.name, refusal.errno),
         _ => format!("failed to setup hairpin mode for {}: {}", veth.name, refusal.errno),
     })
-}
-
-/// The families of addresses.
-pub(super) fn families(addresses: &[IpNet]) -> BTreeSet<bool> {
-    addresses.iter().map(|one| one.addr().is_ipv6()).collect()
 }

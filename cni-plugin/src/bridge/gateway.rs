@@ -1,8 +1,9 @@
 //! The gateway's addresses on the bridge, and forwarding.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 
-use super::add::families;
 use crate::netlink::link::{self, Link};
 use crate::netlink::message::Message;
 use crate::netlink::socket::Socket;
@@ -80,6 +81,11 @@ fn set(host: &mut Socket, bridge: &Link, gateway: IpNet, in_the_way: &[IpNet]) -
         }
     }
     Ok(())
+}
+
+/// The families of addresses.
+fn families(addresses: &[IpNet]) -> BTreeSet<bool> {
+    addresses.iter().map(|one| one.addr().is_ipv6()).collect()
 }
 
 #[cfg(test)]

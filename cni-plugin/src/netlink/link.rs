@@ -35,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) running: bool,
     /// Whether it is set up.
     pub(crate) up: bool,
+    /// `ifalias`: a text that a link carries for whoever looks.
+    pub(crate) alias: String,
 }
 
 impl Link {
@@ -60,6 +62,7 @@ impl Link {
             promiscuous: get_u32(libc::IFLA_PROMISCUITY) != 0,
             running: get(libc::IFLA_OPERSTATE).is_some_and(|state| state.first() == Some(&OPER_UP)),
             up: flags & libc::IFF_UP as u32 != 0,
+            alias: get(libc::IFLA_IFALIAS).map(text).unwrap_or_default(),
         })
     }
 }
@@ -162,6 +165,25 @@ pub(crate) fn clear_flags(index: u32, flags: i32) -> Message {
 pub(crate) fn set_mac(index: u32, mac: &[u8]) -> Message {
     let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
     message.with(libc::IFLA_ADDRESS, mac)
+}
+
+/// Gives a link its alias.
+pub(crate) fn set_alias(name: &str, alias: &str) -> Message {
+    let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, 0, 0, 0));
+    message.with_text(libc::IFLA_IFNAME, name).with(libc::IFLA_IFALIAS, alias.as_bytes())
+}
+
+/// All links of a kind.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn of_kind(socket: &mut Socket, kind: &str) -> Result<Vec<Link>, Errno> {
+    let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &fixed(libc::AF_UNSPEC, 0, 0, 0));
+    let message = message.nested(libc::IFLA_LINKINFO, |info| info.with_text(INFO_KIND, kind));
+    let mut links: Vec<_> = socket.ask(message)?.iter().filter_map(Link::parse).collect();
+    // Kernels before 4.17 do not filter.
+    links.retain(|link| link.kind == kind);
+    Ok(links)
 }
 
 /// Makes the link a port of a bridge.

@@ -62,13 +62,39 @@ fn be(number: u32) -> [u8; 4] {
     number.to_be_bytes()
 }
 
-/// A comment as the `nft` program writes it: type, length, text, and a zero byte.
-fn comment_bytes(comment: &str) -> Vec<u8> {
-    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
-    let mut bytes = vec![0, length];
-    bytes.extend(comment.as_bytes().iter().take(usize::from(length) - 1));
+/// Types of user data: what `nft` shows as the comment, and what it passes over.
+const COMMENT: u8 = 0;
+const NETWORK: u8 = 0xF1;
+/// As much user data as the kernel takes for a rule.
+const MAX_USERDATA: usize = 256;
+
+/// User data as the `nft` program writes a comment: type, length, text, and a zero byte.
+fn userdata(kind: u8, value: &str) -> Vec<u8> {
+    let length = u8::try_from(value.len() + 1).unwrap_or(u8::MAX);
+    let mut bytes = vec![kind, length];
+    bytes.extend(value.as_bytes().iter().take(usize::from(length) - 1));
     bytes.push(0);
     bytes
+}
+
+/// Whose a rule is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner<'a> {
+    /// The comment, which tells it to `nft` and to Go's plugin too.
+    pub(crate) container: &'a str,
+    /// Left out if there is no room for it.
+    pub(crate) network: &'a str,
+}
+
+impl Owner<'_> {
+    fn userdata(&self) -> Vec<u8> {
+        let mut bytes = userdata(COMMENT, self.container);
+        let network = userdata(NETWORK, self.network);
+        if bytes.len() + network.len() <= MAX_USERDATA {
+            bytes.extend(network);
+        }
+        bytes
+    }
 }
 
 /// As long as a comment can be.
@@ -77,7 +103,7 @@ pub(crate) const MAX_COMMENT: usize = 253;
 /// A table, unless it is there.
 pub(crate) fn table(family: u8, name: &str, comment: &str) -> Message {
     let message = Message::new(abi::NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_ACK, &fixed(family, 0));
-    message.with_text(abi::TABLE_NAME, name).with(abi::TABLE_USERDATA, &comment_bytes(comment))
+    message.with_text(abi::TABLE_NAME, name).with(abi::TABLE_USERDATA, &userdata(COMMENT, comment))
 }
 
 /// Where a base chain of type nat hooks in, and its priority.
@@ -128,13 +154,19 @@ pub(crate) enum Expr {
 }
 
 /// A rule at the end of a chain.
-pub(crate) fn rule(family: u8, table: &str, chain: &str, exprs: &[Expr], comment: Option<&str>) -> Message {
+pub(crate) fn rule(
+    family: u8,
+    table: &str,
+    chain: &str,
+    exprs: &[Expr],
+    owner: Option<Owner<'_>>,
+) -> Message {
     let flags = libc::NLM_F_CREATE | libc::NLM_F_APPEND | libc::NLM_F_ACK;
     let message = Message::new(abi::NEWRULE, flags, &fixed(family, 0));
     let message = message.with_text(abi::RULE_TABLE, table).with_text(abi::RULE_CHAIN, chain);
     let message = message.nested(abi::RULE_EXPRESSIONS, |list| exprs.iter().fold(list, add_expr));
-    match comment {
-        Some(comment) => message.with(abi::RULE_USERDATA, &comment_bytes(comment)),
+    match owner {
+        Some(owner) => message.with(abi::RULE_USERDATA, &owner.userdata()),
         None => message,
     }
 }
@@ -231,6 +263,8 @@ pub(crate) struct Rule {
     pub(crate) handle: u64,
     /// Empty if there is none.
     pub(crate) comment: String,
+    /// The network, if the rule tells it: those of Go's plugin don't.
+    pub(crate) network: Option<String>,
     /// The chain that it jumps to, if it does.
     pub(crate) jump: Option<String>,
 }
@@ -262,16 +296,22 @@ fn parse(reply: &Reply, family: u8, table: &str) -> Option<Rule> {
     Some(Rule {
         chain: text(attribute(rest, abi::RULE_CHAIN)?),
         handle: u64::from_be_bytes(attribute(rest, abi::RULE_HANDLE)?.try_into().ok()?),
-        comment: attribute(rest, abi::RULE_USERDATA).and_then(comment).unwrap_or_default(),
+        comment: told(rest, COMMENT).unwrap_or_default(),
+        network: told(rest, NETWORK),
         jump,
     })
 }
 
-/// The comment among other user data, which are triples of type, length and value.
-fn comment(mut userdata: &[u8]) -> Option<String> {
+/// What a rule's user data tell under a type.
+fn told(rule: &[u8], wanted: u8) -> Option<String> {
+    find(attribute(rule, abi::RULE_USERDATA)?, wanted)
+}
+
+/// User data are triples of type, length and value.
+fn find(mut userdata: &[u8], wanted: u8) -> Option<String> {
     while let [kind, length, rest @ ..] = userdata {
         let value = rest.get(..usize::from(*length))?;
-        if *kind == 0 {
+        if *kind == wanted {
             return Some(text(value));
         }
         userdata = &rest[usize::from(*length)..];
@@ -284,18 +324,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_rule_tells_its_network_where_there_is_room_for_it() {
+        for (length, expected) in [(64, Some("cbr0")), (246, Some("cbr0")), (247, None), (MAX_COMMENT, None)]
+        {
+            let container = "c".repeat(length);
+            let bytes = Owner { container: &container, network: "cbr0" }.userdata();
+            assert!(bytes.len() <= MAX_USERDATA);
+            assert_eq!(find(&bytes, COMMENT), Some(container));
+            assert_eq!(find(&bytes, NETWORK).as_deref(), expected, "{length}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_comment_is_read_as_it_was_written(wanted in "[a-zA-Z0-9._-]{1,253}", before in prop::collection::vec(any::<u8>(), 0..20)) {
             let mut bytes = vec![7, before.len() as u8];
             bytes.extend(before);
-            bytes.extend(comment_bytes(&wanted));
-            prop_assert_eq!(comment(&bytes), Some(wanted));
+            bytes.extend(userdata(COMMENT, &wanted));
+            prop_assert_eq!(find(&bytes, COMMENT), Some(wanted));
         }
 
         #[test]
         fn arbitrary_user_data_never_panic(bytes: Vec<u8>) {
-            let _ = comment(&bytes);
+            let _ = (find(&bytes, COMMENT), find(&bytes, NETWORK));
         }
     }
 }

@@ -132,3 +132,38 @@ fn the_limits_of_a_pod_that_runs_are_replaced() {
     call("ADD", &config).result();
     call("CHECK", &config).result();
 }
+
+#[test]
+fn gc_removes_the_ifbs_of_pods_that_are_gone_and_no_others() {
+    let node = Node::with_namespace(V4);
+    let list = list(&node, &node.own_plugins());
+    let namespaces = [Namespace::new(), Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    let pod =
+        |number: usize| Pod { container: ["c1", "c2", "c3"][number], ifname: "eth0", netns: &paths[number] };
+    let ifb = |result: &Value| result["interfaces"][3]["name"].as_str().unwrap().to_owned();
+    let first = ifb(&list.add(pod(0), limits(10)).result);
+    let second = ifb(&list.add(pod(1), limits(10)).result);
+    // Another network, whose name begins with that of the first, and an ifb of Go's plugin.
+    let program = format!("{}/bandwidth", node.own_plugins());
+    let other = json!({"name": "cbr0.other", "cniVersion": "1.0.0", "type": "bandwidth", "runtimeConfig": limits(10),
+        "prevResult": list.add(pod(2), json!({})).result});
+    let third = ifb(&node.call_plugin(&program, "ADD", pod(2), &other.to_string(), &[]).result());
+    node.host().ip(&["link", "add", "bwp123456789abc", "type", "ifb"]);
+    let gc = |valid: Value| {
+        let config = json!({"name": "cbr0", "cniVersion": "1.1.0", "type": "bandwidth", "cni.dev/valid-attachments": valid});
+        let nobody = Pod { container: "", ifname: "", netns: "" };
+        node.call_plugin(&program, "GC", nobody, &config.to_string(), &[]).result();
+        let mut links = node.host().links();
+        links.retain(|link| link.starts_with("bwp"));
+        links.into_iter().collect::<std::collections::BTreeSet<_>>()
+    };
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let (kept, gos) = (json!([{"containerID": "c2", "ifname": "eth0"}]), "bwp123456789abc");
+    assert_eq!(
+        gc(json!([{"containerID": "c1", "ifname": "eth0"}, kept[0]])),
+        set(&[&first, &second, &third, gos])
+    );
+    assert_eq!(gc(kept), set(&[&second, &third, gos]));
+    assert_eq!(gc(json!([])), set(&[&third, gos]));
+}

@@ -168,6 +168,35 @@ fn a_pod_reaches_itself_by_the_port_of_its_host() {
     list.del(&pod);
 }
 
+/// As kube-proxy would make them: a Service with one endpoint, which may be the client itself.
+const SERVICE: &str = "table ip services {
+    chain prerouting { type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 dnat to 10.1.17.2:5201; }
+    chain postrouting { type nat hook postrouting priority srcnat; ip saddr 10.1.17.2 ip daddr 10.1.17.2 masquerade; }
+}";
+
+#[test]
+fn a_pod_reaches_itself_by_its_service() {
+    for (exec, bridged) in [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")] {
+        let node = Node::with_namespace(V4);
+        // With 1 the frame goes back out by the port that it came in by.
+        let mut sysctl = node.host().command("sysctl");
+        let set =
+            sysctl.args(["-qw", &format!("net.bridge.bridge-nf-call-iptables={bridged}")]).status().unwrap();
+        assert!(set.success(), "load the module br_netfilter");
+        let made = node.host().command("nft").arg(SERVICE).status().unwrap();
+        assert!(made.success(), "install the package nftables");
+        let network = node.network("n", "1.0.0", json!({"hairpinMode": true, "isDefaultGateway": true}));
+        let namespace = Namespace::new();
+        let path = namespace.path();
+        let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+        node.call_with("ADD", pod, &network.to_string(), &[("FLANNEL_CNI_EXEC", exec)]).result();
+        namespace.ip(&["link", "set", "lo", "up"]);
+        let rate = rate_by(&namespace, &namespace, "10.96.0.10", 80, &["--time", "1", "--omit", "0"]);
+        assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "exec {exec}, bridged {bridged}: {rate:?}");
+        node.call("DEL", pod, &network).result();
+    }
+}
+
 #[test]
 fn a_list_passes_check_until_the_pod_is_damaged() {
     let node = Node::with_namespace(V4);

@@ -240,3 +240,46 @@ fn all_or_none_of_a_pods_rules_are_there_when_portmap_is_killed() {
         }
     }
 }
+
+#[test]
+fn gc_removes_the_rules_of_pods_that_are_gone_and_no_others() {
+    let node = Node::with_namespace(&format!("{V4}{V6}"));
+    let list = list(&node, "1.0.0");
+    let namespaces = [Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    for (number, container) in ["c1", "c2"].into_iter().enumerate() {
+        let pod = Pod { container, ifname: "eth0", netns: &paths[number] };
+        let more = json!({"hostIP": "192.0.2.9"});
+        let ports = [port(8080 + number as u16, json!({})), port(9090 + number as u16, more)].concat();
+        list.add(pod, json!({"portMappings": ports}));
+    }
+    let program = format!("{}/portmap", node.own_plugins());
+    let call = |verb: &str, container: &str, config: &Value| {
+        let pod = Pod { container, ifname: "eth0", netns: "/nowhere" };
+        node.call_plugin(&program, verb, pod, &config.to_string(), &[])
+    };
+    // A pod of another network, and one of Go's plugin, whose rules do not tell the network.
+    let other = json!({"name": "other", "cniVersion": "1.0.0", "type": "portmap",
+        "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/24"}]},
+        "runtimeConfig": {"portMappings": port(7070, json!({}))}});
+    call("ADD", "c3", &other).result();
+    let gos = ["tcp", "dport", "6060", "dnat", "to", "10.1.17.9:1", "comment", "\"c9\""];
+    nft(&node, &[&["add", "rule", "ip", "cni_hostport", "hostports"], &gos[..]].concat());
+    let gc = |valid: Value| {
+        let config = json!({"name": "cbr0", "cniVersion": "1.1.0", "type": "portmap", "cni.dev/valid-attachments": valid});
+        call("GC", "", &config).result();
+        let left = nft(&node, &["list", "ruleset"]);
+        ["c1", "c2", "c3", "c9"].map(|container| left.matches(&format!("comment \"{container}\"")).count())
+    };
+    // Four ports and two masquerades of IPv4, two ports and one of IPv6.
+    let whole = 4 + 2 + 2 + 1;
+    let both = json!([{"containerID": "c1", "ifname": "eth0"}, {"containerID": "c2", "ifname": "eth0"}]);
+    assert_eq!(gc(both), [whole, whole, 4, 1]);
+    assert_eq!(gc(json!([{"containerID": "c2", "ifname": "eth0"}])), [0, whole, 4, 1]);
+    assert_eq!(gc(json!([])), [0, 0, 4, 1]);
+    let (code, msg) =
+        call("GC", "", &json!({"name": "other", "cniVersion": "1.1.0", "type": "portmap"})).error();
+    assert!(code == 7 && msg.contains("nothing was dropped"), "{code} {msg}");
+    call("DEL", "c3", &other).result();
+    assert_eq!(gc(json!([])), [0, 0, 0, 1]);
+}

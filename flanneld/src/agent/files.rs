@@ -25,15 +25,16 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             subnets: lease.subnets,
             mtu: self.ways.mtu(external.mtu),
             ip_masq: self.settings.traffic.masquerade,
+            policy_socket: self.settings.policy_socket.clone(),
         };
         let path = &self.settings.subnet_file;
         // Another program may make something of the file that it needs at its own start; it has to be written
         // again only when it would say something else, or nothing.
         let standing = env.standing(path);
-        let rewritten = self.written == Some(env) && standing == Standing::Rewritten;
+        let rewritten = self.written.as_ref() == Some(&env) && standing == Standing::Rewritten;
         let written = if rewritten { Ok(false) } else { env.write(path) };
         if written.is_ok() {
-            self.written = Some(env);
+            self.written = Some(env.clone());
         }
         let note = rewritten.then(|| {
             format!(

@@ -142,6 +142,7 @@ impl Bed {
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
             ip_forward: true,
             services: false,
+            policy_socket: None,
         };
         let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };
