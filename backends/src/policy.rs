@@ -26,7 +26,9 @@ mod keys;
 mod layout;
 mod members;
 mod owners;
+mod parts;
 mod selector;
+mod settings;
 mod steer;
 
 pub use cluster::Cluster;
@@ -35,6 +37,6 @@ pub use enforcer::{Converged, Enforcer, own_tables, remove_all};
 pub use engine::{Engine, Plan, Summary, TableStep};
 pub use generation::{Generations, RAISE_INTERVAL, REPLIES_PASS};
 pub use image::{Edit, Image};
-pub use layout::Settings;
 pub use selector::{PodSelector, Scope};
+pub use settings::Settings;
 pub use steer::{SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};

@@ -3,6 +3,7 @@
 //! Pods for which this comes out the same are a class, and share their chains.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -52,6 +53,13 @@ pub(super) struct Allowed {
 pub(super) struct Class {
     pub(super) ingress: Option<Arc<Allowed>>,
     pub(super) egress: Option<Arc<Allowed>>,
+}
+
+/// A pod of this node.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) class: Arc<Class>,
 }
 
 /// Policies as terms. What was worked out once is kept as long as the policy is the same.
@@ -114,16 +122,18 @@ impl Book {
     }
 
     /// Forgets policies that are gone, and after very many of them everything: classes that were worked out before
-    /// mean nothing then.
-    pub(super) fn tidy(&mut self, exists: impl Fn(&ObjectName) -> bool) {
+    /// mean nothing then. Whether everything.
+    pub(super) fn tidy(&mut self, exists: impl Fn(&ObjectName) -> bool) -> bool {
         /// So many terms more than there are in use may be kept.
         const SLACK: usize = 10_000;
         self.policies.retain(|name, _| exists(name));
         let rules = self.policies.values().flat_map(|(_, entry)| entry.ingress.iter().chain(&entry.egress));
         let used: usize = rules.map(|rule| rule.peers.len() + rule.named.len()).sum();
-        if self.terms.len() > used + SLACK {
+        let too_many = self.terms.len() > used + SLACK;
+        if too_many {
             *self = Self::default();
         }
+        too_many
     }
 
     fn entry(&mut self, policy: &Arc<NetworkPolicy>) -> Arc<Entry> {

@@ -1,20 +1,22 @@
 //! From what is known of the cluster to what has to change in the kernel, each time only for what changed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use subnet::Family;
 
-use super::class::{Book, Class};
+use super::class::{Book, Class, Member};
 use super::cluster::{Cluster, Record, Touched};
 use super::demand::Demand;
 use super::generation::Generations;
-use super::image::{Content, Delta, Edit, Image, diff, diff_found};
-use super::layout::{self, Member, Settings};
+use super::image::{Content, Delta, Edit, Image, MemberKey, diff, diff_found};
+use super::layout;
 use super::members::Members;
-use crate::nft::{Set, Table};
+use super::parts::{Parts, stem};
+use super::settings::Settings;
+use crate::nft::Table;
 
 /// Compiles policies, and remembers what the kernel holds.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub struct Engine {
     book: Book,
     classes: HashMap<(u64, u32), Arc<Class>>,
     members: Members,
+    parts: Parts,
     kernel: Kernel,
     /// Addresses that mattered and have no pod now: whoever gets one must not inherit its connections.
     released: BTreeSet<IpAddr>,
@@ -124,6 +127,7 @@ impl Engine {
             book: Book::default(),
             classes: HashMap::new(),
             members: Members::default(),
+            parts: Parts::default(),
             kernel: Kernel::Unknown,
             released: BTreeSet::new(),
             raise: Raise::No,
@@ -132,8 +136,16 @@ impl Engine {
 
     /// Other settings, or other nodes, take effect with the next [`Self::plan`].
     pub fn set_settings(&mut self, settings: Settings) {
-        self.cluster.touched.locals |= self.settings != settings;
-        self.settings = settings;
+        if self.settings == settings {
+            return;
+        }
+        self.cluster.touched.locals = true;
+        let before = std::mem::replace(&mut self.settings, settings);
+        if (Settings { nodes: self.settings.nodes.clone(), ..before }) == self.settings {
+            self.parts.nodes.clear();
+        } else {
+            self.parts = Parts::default();
+        }
     }
 
     /// The settings.
@@ -200,6 +212,8 @@ impl Engine {
     pub fn adopt(&mut self, found: Option<&Table>, now: Instant) -> Plan {
         self.cluster.touched = Touched::default();
         self.forget_classes();
+        // Sets may have other sizes than they had.
+        self.parts = Parts::default();
         if !self.is_wanted() {
             self.kernel = Kernel::Absent;
             let table = if found.is_some() { TableStep::Remove } else { TableStep::Keep };
@@ -244,6 +258,7 @@ impl Engine {
                 self.kernel = Kernel::Absent;
                 self.cluster.touched = Touched::default();
                 self.members = Members::default();
+                self.parts = Parts::default();
                 Some(Plan { table: TableStep::Remove, ..Plan::default() })
             }
             Kernel::Holds(held) => Some(self.update(*held, now)),
@@ -257,6 +272,9 @@ impl Engine {
         let mut image = None;
         if touched.policies {
             self.forget_classes();
+        }
+        if too_small {
+            self.parts = Parts::default();
         }
         if touched.policies || touched.locals || too_small {
             let mut new = self.layout(None);
@@ -289,43 +307,36 @@ impl Engine {
         self.cluster.policy_count() > 0 || self.settings.strict
     }
 
-    /// Everything anew but what is known of classes, terms and members. Sets that are in `found` keep their size.
+    /// The image of what is known. Sets that are in `found` keep their size.
     fn layout(&mut self, found: Option<&Table>) -> Image {
-        let classes = self.classes();
-        let pods: Vec<Member<'_>> =
-            classes.iter().map(|(addresses, class)| Member { addresses: addresses.clone(), class }).collect();
-        // The first pass finds what sets are needed; how large they are is part of their names.
-        let first = layout::image(&self.settings, &pods, &self.book, &self.members);
-        let keys = first.sets.values().filter_map(|set| match &set.content {
-            Content::Members(key) => Some(key.clone()),
-            Content::Fixed(_) | Content::Volatile => None,
-        });
-        let mut resized = self.members.set(keys, &self.cluster);
-        for set in found.into_iter().flat_map(|table| &table.sets) {
-            resized |= self.adopt_size(&first, set);
+        let pods = self.classes();
+        let wanted = self.parts.members(&pods, &self.settings, &self.book);
+        self.members.set(&wanted, &self.cluster);
+        if let Some(found) = found {
+            self.adopt_sizes(found, &wanted);
         }
-        if !resized {
-            return first;
-        }
-        layout::image(&self.settings, &pods, &self.book, &self.members)
+        layout::image(&self.settings, &pods, &self.book, &self.members, &mut self.parts)
     }
 
-    fn adopt_size(&mut self, image: &Image, found: &Set) -> bool {
-        let (Some(size), Some((stem, _))) = (found.size, found.name.rsplit_once('-')) else { return false };
-        let same = image.sets.range(format!("{stem}-")..).next().filter(|(name, _)| name.starts_with(stem));
-        match same.map(|(_, set)| &set.content) {
-            Some(Content::Members(key)) => self.members.adopt_size(key, size),
-            _ => false,
+    fn adopt_sizes(&mut self, found: &Table, wanted: &HashSet<Arc<MemberKey>>) {
+        let stems: HashMap<String, &Arc<MemberKey>> = wanted.iter().map(|key| (stem(key), key)).collect();
+        for set in &found.sets {
+            let (Some(size), Some((stem, _))) = (set.size, set.name.rsplit_once('-')) else { continue };
+            if let Some(key) = stems.get(stem) {
+                self.members.adopt_size(key, size);
+            }
         }
     }
 
     fn forget_classes(&mut self) {
-        self.book.tidy(|name| self.cluster.has_policy(name));
+        if self.book.tidy(|name| self.cluster.has_policy(name)) {
+            self.parts = Parts::default();
+        }
         self.classes.clear();
     }
 
     /// The addresses of each pod of this node, and what policies mean for it.
-    fn classes(&mut self) -> Vec<(Vec<IpAddr>, Arc<Class>)> {
+    fn classes(&mut self) -> Vec<Member> {
         let mut known = std::mem::take(&mut self.classes);
         let mut pods = Vec::new();
         for (local, record) in self.cluster.locals() {
@@ -338,7 +349,7 @@ impl Engine {
             });
             let addresses =
                 Family::BOTH.iter().filter_map(|family| self.cluster.own_address(local.number, *family));
-            pods.push((addresses.collect(), Arc::clone(&class)));
+            pods.push(Member { addresses: addresses.collect(), class: Arc::clone(&class) });
             self.classes.insert(key, class);
         }
         pods

@@ -1,5 +1,6 @@
 //! The tables as a value, and what has to change for one to become another; pure.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use crate::nft::{Chain, Data, Expr, Rule, Set, Span, Table};
 /// and go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    pub(super) chains: BTreeMap<String, Chain>,
-    pub(super) sets: BTreeMap<String, ImageSet>,
+    pub(super) chains: BTreeMap<String, Arc<Chain>>,
+    pub(super) sets: BTreeMap<String, Arc<ImageSet>>,
 }
 
 /// A set or map without its elements, and where these come from.
@@ -34,7 +35,7 @@ pub(super) enum Content {
     /// Those of the set itself when it is made, which go by themselves.
     Volatile,
     /// The members of a selector, which change more often than anything else and are kept apart.
-    Members(MemberKey),
+    Members(Arc<MemberKey>),
 }
 
 /// Whose addresses a set holds.
@@ -112,7 +113,7 @@ impl Image {
     /// The table that this is, with everything in it.
     pub(super) fn table(&self, empty: Table, members: &impl MembersOf) -> Table {
         Table {
-            chains: self.chains.values().cloned().collect(),
+            chains: self.chains.values().map(|chain| Chain::clone(chain)).collect(),
             sets: self.sets.values().map(|set| set.with(set.elements(members))).collect(),
             ..empty
         }
@@ -130,7 +131,7 @@ pub(super) fn diff_found(wanted: &Image, found: &Table, members: &impl MembersOf
         match chains.get(name.as_str()) {
             Some(known) if known.base != chain.base => return None,
             Some(known) if same_rules(&chain.rules, &known.rules) => {}
-            Some(_) => edits.rules.push(chain.clone()),
+            Some(_) => edits.rules.push(Chain::clone(chain)),
             None => edits.add_chain(chain),
         }
     }
@@ -153,25 +154,26 @@ pub(super) fn diff_found(wanted: &Image, found: &Table, members: &impl MembersOf
 }
 
 /// What makes `wanted` of `known`, where the members of sets that stay are changed apart, by `deltas`.
+///
+/// Objects that both share are compared by their address, so it costs little but a walk over the names.
 pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &impl MembersOf) -> Vec<Edit> {
     let mut edits = Edits::default();
-    let same = std::ptr::eq(known, wanted);
-    for (name, chain) in wanted.chains.iter().filter(|_| !same) {
-        match known.chains.get(name) {
-            Some(before) if before == chain => {}
-            Some(_) => edits.rules.push(chain.clone()),
-            None => edits.add_chain(chain),
-        }
-    }
-    for (name, want) in wanted.sets.iter().filter(|_| !same) {
-        match known.sets.get(name) {
-            Some(before) => {
-                if let (Content::Fixed(before), Content::Fixed(after)) = (&before.content, &want.content) {
-                    edits.elements(want, before, after);
+    if !std::ptr::eq(known, wanted) {
+        pairs(&known.chains, &wanted.chains, |pair| match pair {
+            Pair::Gone(chain) => edits.delete_chains.push(chain.name.clone()),
+            Pair::New(chain) => edits.add_chain(chain),
+            Pair::Both(before, chain) if before == chain => {}
+            Pair::Both(_, chain) => edits.rules.push(Chain::clone(chain)),
+        });
+        pairs(&known.sets, &wanted.sets, |pair| match pair {
+            Pair::Gone(set) => edits.delete_set(&set.set),
+            Pair::New(set) => edits.add_sets.push(set.with(set.elements(members))),
+            Pair::Both(before, set) => {
+                if let (Content::Fixed(before), Content::Fixed(after)) = (&before.content, &set.content) {
+                    edits.elements(set, before, after);
                 }
             }
-            None => edits.add_sets.push(want.with(want.elements(members))),
-        }
+        });
     }
     for delta in deltas {
         // One that is new has all of its members, one that goes needs none.
@@ -182,13 +184,40 @@ pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &
             |keys: Vec<Vec<u8>>| keys.into_iter().map(|key| (span(&key), None)).collect::<BTreeMap<_, _>>();
         edits.change(set, spans(delta.removed), spans(delta.added));
     }
-    for name in known.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
-        edits.delete_chains.push(name.clone());
-    }
-    for (_, set) in known.sets.iter().filter(|(name, _)| !wanted.sets.contains_key(*name)) {
-        edits.delete_set(&set.set);
-    }
     edits.in_order()
+}
+
+/// What two maps have under one key.
+enum Pair<'a, T> {
+    Gone(&'a T),
+    New(&'a T),
+    Both(&'a T, &'a T),
+}
+
+/// Tells what differs between two maps by address or presence, in the order of the keys.
+fn pairs<'a, T>(
+    before: &'a BTreeMap<String, Arc<T>>,
+    after: &'a BTreeMap<String, Arc<T>>,
+    mut tell: impl FnMut(Pair<'a, T>),
+) {
+    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let old = before.next_if(|_| order != Ordering::Greater).map(|(_, old)| old);
+        let new = after.next_if(|_| order != Ordering::Less).map(|(_, new)| new);
+        match (old, new) {
+            (Some(old), Some(new)) if Arc::ptr_eq(old, new) => {}
+            (Some(old), Some(new)) => tell(Pair::Both(old, new)),
+            (Some(old), None) => tell(Pair::Gone(old)),
+            (None, Some(new)) => tell(Pair::New(new)),
+            (None, None) => return,
+        }
+    }
 }
 
 /// How the members of a set changed.

@@ -1,7 +1,8 @@
 //! The addresses behind selectors: found once when a set comes, then kept by each address that changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use subnet::Family;
 
@@ -17,7 +18,7 @@ const SIZE_MIN: u32 = 64;
 /// The members of all selectors that sets in the table are about.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    of: BTreeMap<MemberKey, Membership>,
+    of: HashMap<Arc<MemberKey>, Membership>,
 }
 
 #[derive(Debug)]
@@ -41,14 +42,10 @@ impl Members {
     }
 
     /// Sets that an earlier run made larger than they need to be stay as large.
-    ///
-    /// Whether this one is larger.
-    pub(super) fn adopt_size(&mut self, key: &MemberKey, size: u32) -> bool {
-        let Some(membership) = self.of.get_mut(key).filter(|membership| membership.size < size) else {
-            return false;
-        };
-        membership.size = size;
-        true
+    pub(super) fn adopt_size(&mut self, key: &MemberKey, size: u32) {
+        if let Some(membership) = self.of.get_mut(key) {
+            membership.size = membership.size.max(size);
+        }
     }
 
     /// The pods that have to be known for these sets.
@@ -72,26 +69,15 @@ impl Members {
         self.of.values().map(|membership| membership.keys.count()).sum()
     }
 
-    /// Keeps those of `wanted`, and finds those that are new. Whether one of these is larger than the smallest.
-    pub(super) fn set(&mut self, wanted: impl Iterator<Item = MemberKey>, cluster: &Cluster) -> bool {
-        let mut known = std::mem::take(&mut self.of);
-        let mut new = Vec::new();
-        for key in wanted {
-            match known.remove_entry(&key) {
-                Some((key, membership)) => drop(self.of.insert(key, membership)),
-                None if self.of.contains_key(&key) => {}
-                None => new.push(key),
-            }
-        }
+    /// Keeps those of `wanted`, and finds those that are new.
+    pub(super) fn set(&mut self, wanted: &HashSet<Arc<MemberKey>>, cluster: &Cluster) {
+        self.of.retain(|key, _| wanted.contains(key));
+        let mut new: Vec<_> = wanted.iter().filter(|key| !self.of.contains_key(*key)).cloned().collect();
         new.sort_unstable();
-        new.dedup();
-        let mut large = false;
         for (key, keys) in find(&new, cluster) {
             let size = size_for(keys.count());
-            large |= size > SIZE_MIN;
             self.of.insert(key, Membership { keys, size });
         }
-        large
     }
 
     /// Looks once more at what an address is; gives what changed, by set.
@@ -110,7 +96,7 @@ impl Members {
         for (name, set) in &image.sets {
             let Content::Members(key) = &set.content else { continue };
             let Some(membership) = self.of.get_mut(key) else { continue };
-            let mut delta = Delta { set: name.clone(), ..Delta::default() };
+            let mut delta = Delta::default();
             for address in addresses.clone().filter(|address| Family::of(**address) == key.family) {
                 membership.refresh(key, *address, cluster, &mut delta);
             }
@@ -119,7 +105,7 @@ impl Members {
                 too_small = true;
             }
             if !delta.added.is_empty() || !delta.removed.is_empty() {
-                deltas.push(delta);
+                deltas.push(Delta { set: name.clone(), ..delta });
             }
         }
         (deltas, too_small)
@@ -168,7 +154,7 @@ fn entries(key: &MemberKey, address: IpAddr, record: &Record, cluster: &Cluster)
 }
 
 /// One pass over the groups for each selector, and one over the pods for all of them.
-fn find(wanted: &[MemberKey], cluster: &Cluster) -> Vec<(MemberKey, Keys)> {
+fn find(wanted: &[Arc<MemberKey>], cluster: &Cluster) -> Vec<(Arc<MemberKey>, Keys)> {
     if wanted.is_empty() {
         return Vec::new();
     }
@@ -198,7 +184,7 @@ fn find(wanted: &[MemberKey], cluster: &Cluster) -> Vec<(MemberKey, Keys)> {
         }
     }
     let found = wanted.iter().zip(bytes);
-    found.map(|(key, bytes)| (key.clone(), Keys::from_unsorted(key.key_len(), &bytes))).collect()
+    found.map(|(key, bytes)| (Arc::clone(key), Keys::from_unsorted(key.key_len(), &bytes))).collect()
 }
 
 /// Room for twice as many.

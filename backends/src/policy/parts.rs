@@ -1,0 +1,370 @@
+//! The chains and sets of classes, kept as long as a pod needs them, so that a pod's arrival costs what is new; pure.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use subnet::Family;
+
+use super::class::{Allowed, AnyOf, Book, Member, Term, TermId, joined_blocks};
+use super::image::{Content, ImageSet, MemberKey};
+use super::intervals::Intervals;
+use super::keys;
+use super::members::Members;
+use super::settings::{Settings, digit};
+use crate::nft::matches::*;
+use crate::nft::{Chain, Data, Expr, KeyType, Op, Rate, Rule, Set, Span, Verdict};
+
+/// The chain that accepts, and marks the connection.
+pub(super) const ACCEPTED: &str = "ok";
+/// The chain that judges by the destination.
+pub(super) const INGRESS: &str = "ingress";
+/// Refusals that are logged of each class.
+const LOGGED: Rate = Rate { packets: 10, seconds: 1, burst: 5 };
+/// The longest text of a comment.
+const COMMENT_MAX: usize = 127;
+
+/// Which way a connection goes, seen from the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Ingress => "in",
+            Self::Egress => "eg",
+        }
+    }
+
+    /// The address of the far end.
+    fn far(self, family: Family) -> Field {
+        match self {
+            Self::Ingress => Field::Source(family),
+            Self::Egress => Field::Destination(family),
+        }
+    }
+
+    fn far_in(self, op: Op, net: IpNet) -> Vec<Expr> {
+        match self {
+            Self::Ingress => source(op, net),
+            Self::Egress => destination(op, net),
+        }
+    }
+
+    /// Where what is allowed goes on: the other end has to allow it too.
+    fn allowed(self) -> &'static str {
+        match self {
+            Self::Ingress => ACCEPTED,
+            Self::Egress => INGRESS,
+        }
+    }
+}
+
+/// What was laid out before, by what it is for. All of it follows from the settings, from the numbers of a [`Book`], and
+/// from the sizes of sets; when one of these changes, it has to be forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    /// By the address of what is allowed, which the part keeps alive.
+    classes: HashMap<(Direction, usize), Arc<ClassPart>>,
+    peers: HashMap<(Direction, AnyOf), Arc<PeersPart>>,
+    members: HashMap<(TermId, Family), MemberSet>,
+    pub(super) nodes: HashMap<Family, Arc<ImageSet>>,
+}
+
+/// What a class needs in one direction.
+#[derive(Debug)]
+pub(super) struct ClassPart {
+    allowed: Arc<Allowed>,
+    pub(super) chain: Arc<Chain>,
+    /// From ports to chains of peers.
+    pub(super) map: Option<Arc<ImageSet>>,
+    pub(super) peers: Vec<Arc<PeersPart>>,
+}
+
+/// The chain that lets some far ends pass, with the sets that it uses.
+#[derive(Debug)]
+pub(super) struct PeersPart {
+    pub(super) chain: Arc<Chain>,
+    pub(super) sets: Vec<Arc<ImageSet>>,
+}
+
+#[derive(Debug)]
+struct MemberSet {
+    key: Arc<MemberKey>,
+    /// Once its size is known.
+    set: Option<Arc<ImageSet>>,
+}
+
+impl Parts {
+    /// The members that sets for these pods are about.
+    pub(super) fn members(
+        &mut self,
+        pods: &[Member],
+        settings: &Settings,
+        book: &Book,
+    ) -> HashSet<Arc<MemberKey>> {
+        let mut seen = HashSet::new();
+        let mut terms = HashSet::new();
+        for allowed in pods.iter().flat_map(|pod| pod.class.ingress.iter().chain(&pod.class.egress)) {
+            if seen.insert(Arc::as_ptr(allowed)) {
+                let of_ports = allowed.ports.iter().flat_map(|(_, _, peers)| peers.iter());
+                terms.extend(of_ports.chain(allowed.rest.iter()).copied());
+            }
+        }
+        self.members.retain(|(term, _), _| terms.contains(term));
+        let families: Vec<Family> = settings.families().collect();
+        for (term, family) in terms.iter().flat_map(|term| families.iter().map(|family| (*term, *family))) {
+            if self.members.contains_key(&(term, family)) {
+                continue;
+            }
+            if let Some(key) = member_key(book.term(term), family) {
+                self.members.insert((term, family), MemberSet { key: Arc::new(key), set: None });
+            }
+        }
+        self.members.values().map(|member| Arc::clone(&member.key)).collect()
+    }
+}
+
+fn member_key(term: &Term, family: Family) -> Option<MemberKey> {
+    let (pods, port) = match term {
+        Term::Any | Term::EveryPod | Term::Block(_) => return None,
+        Term::NamedInBlock { block, .. } if block.family != family => return None,
+        Term::NamedInBlock { protocol, name, .. } => (None, Some((*protocol, name.clone()))),
+        Term::Pods(pods) => (Some(Arc::clone(pods)), None),
+        Term::Named { pods, protocol, name } => (pods.clone(), Some((*protocol, name.clone()))),
+    };
+    Some(MemberKey { pods, port, family })
+}
+
+/// One run that lays classes out.
+pub(super) struct Draw<'a> {
+    settings: &'a Settings,
+    book: &'a Book,
+    members: &'a Members,
+    parts: &'a mut Parts,
+    /// Parts of an earlier run that nobody asked for yet.
+    before: HashMap<(Direction, usize), Arc<ClassPart>>,
+}
+
+impl<'a> Draw<'a> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        book: &'a Book,
+        members: &'a Members,
+        parts: &'a mut Parts,
+    ) -> Self {
+        let before = std::mem::take(&mut parts.classes);
+        Self { settings, book, members, parts, before }
+    }
+
+    /// Forgets what this run did not need.
+    pub(super) fn finish(mut self) {
+        self.before.clear();
+        self.parts.peers.retain(|_, part| Arc::strong_count(part) > 1);
+    }
+
+    /// What a class needs in one direction. Pods with equal labels have the same `allowed`, not only an equal one.
+    pub(super) fn class(&mut self, direction: Direction, allowed: &Arc<Allowed>) -> Arc<ClassPart> {
+        let id = (direction, Arc::as_ptr(allowed).addr());
+        if let Some(part) = self.parts.classes.get(&id) {
+            return Arc::clone(part);
+        }
+        let known = self.before.remove(&id).filter(|part| Arc::ptr_eq(&part.allowed, allowed));
+        let part = known.unwrap_or_else(|| Arc::new(self.new_class(direction, allowed)));
+        self.parts.classes.insert(id, Arc::clone(&part));
+        part
+    }
+
+    fn new_class(&mut self, direction: Direction, allowed: &Arc<Allowed>) -> ClassPart {
+        let mut all = Vec::new();
+        let mut peers = |terms: &AnyOf| {
+            let part = self.peers(direction, terms);
+            let name = part.chain.name.clone();
+            all.push(part);
+            name
+        };
+        let ports: Vec<_> = allowed
+            .ports
+            .iter()
+            .map(|(protocol, range, terms)| (*protocol, range.clone(), peers(terms)))
+            .collect();
+        let rest = (!allowed.rest.is_empty()).then(|| peers(&allowed.rest));
+        let name = format!("{}-{:032x}", direction.prefix(), hash(&(&ports, &rest, self.settings.log_group)));
+        let mut chain = Chain::regular(name.clone());
+        let mut map = None;
+        if !ports.is_empty() {
+            let of_ports = format!("{name}-p");
+            chain.rules.push(Rule::new([verdict_map(&[Field::Protocol, Field::DestinationPort], &of_ports)]));
+            let mut set = Set::verdict_map(of_ports, &[KeyType::Protocol, KeyType::Port]);
+            if ports.iter().any(|(_, range, _)| range.start() != range.end()) {
+                set = set.with_ranges();
+            }
+            let elements = ports.into_iter().map(|(protocol, range, chain)| {
+                let key = Span::concat([Span::protocol(protocol as u8), Span::ports(range)]);
+                (key, Some(Data::Verdict(Verdict::Jump(chain))))
+            });
+            map = Some(Arc::new(ImageSet::fixed(set, elements.collect())));
+        }
+        chain.rules.extend(rest.map(|rest| Rule::new([jump(&rest)])));
+        if let Some(group) = self.settings.log_group {
+            chain.rules.push(Rule::new([limit(LOGGED), log(group, &format!("flannel-policy {name}"))]));
+        }
+        chain.rules.push(Rule::new([counter(), drop()]));
+        ClassPart { allowed: Arc::clone(allowed), chain: Arc::new(chain), map, peers: all }
+    }
+
+    /// The chain that lets any of these far ends pass.
+    fn peers(&mut self, direction: Direction, terms: &AnyOf) -> Arc<PeersPart> {
+        if let Some(part) = self.parts.peers.get(&(direction, Arc::clone(terms))) {
+            return Arc::clone(part);
+        }
+        let (mut words, mut rules, mut sets) = (Vec::new(), Vec::new(), Vec::new());
+        for (word, conditions) in self.conditions(direction, terms, &mut sets) {
+            words.push(word);
+            rules.push(Rule::new([conditions, goto(direction.allowed())]));
+        }
+        let name = format!("{}-peers-{:032x}", direction.prefix(), hash(&words));
+        let chain = Arc::new(Chain { rules, ..Chain::regular(name) });
+        let part = Arc::new(PeersPart { chain, sets });
+        self.parts.peers.insert((direction, Arc::clone(terms)), Arc::clone(&part));
+        part
+    }
+
+    /// The conditions of each rule, each with words that are as different as the conditions are.
+    fn conditions(
+        &mut self,
+        direction: Direction,
+        terms: &AnyOf,
+        sets: &mut Vec<Arc<ImageSet>>,
+    ) -> Vec<(String, Vec<Expr>)> {
+        let book = self.book;
+        let mut terms: Vec<(&Term, TermId)> = terms.iter().map(|id| (book.term(*id), *id)).collect();
+        // Numbers depend on what came when, and another run has to come to the same names.
+        terms.sort_unstable();
+        if terms.iter().any(|(term, _)| **term == Term::Any) {
+            return vec![("any".to_owned(), Vec::new())];
+        }
+        let mut rules = Vec::new();
+        for of in self.settings.families().collect::<Vec<_>>() {
+            let blocks = joined_blocks(terms.iter().map(|(term, _)| *term), of);
+            if !blocks.is_empty() {
+                let (word, condition) = block_condition(direction, &blocks, sets);
+                rules.push((word, [family(of), condition].concat()));
+            }
+            for (term, id) in &terms {
+                rules.extend(
+                    self.condition(direction, of, (term, *id), sets)
+                        .map(|(word, steps)| (word, [family(of), steps].concat())),
+                );
+            }
+        }
+        rules
+    }
+
+    fn condition(
+        &mut self,
+        direction: Direction,
+        of: Family,
+        (term, id): (&Term, TermId),
+        sets: &mut Vec<Arc<ImageSet>>,
+    ) -> Option<(String, Vec<Expr>)> {
+        let far = direction.far(of);
+        let endpoint = [far, Field::Protocol, Field::DestinationPort];
+        Some(match term {
+            Term::Any | Term::Block(_) => return None,
+            Term::EveryPod => {
+                let network = self.settings.network(of)?;
+                let nodes = format!("nodes{}", digit(of));
+                let word = format!("pods of {network}");
+                (word, [direction.far_in(Op::Eq, network), not_in_set(&[far], &nodes)].concat())
+            }
+            Term::Pods(_) => {
+                let set = self.member_set(id, of, sets)?;
+                (set.clone(), in_set(&[far], &set))
+            }
+            Term::Named { .. } => {
+                let set = self.member_set(id, of, sets)?;
+                (set.clone(), in_set(&endpoint, &set))
+            }
+            Term::NamedInBlock { block, .. } => {
+                let set = self.member_set(id, of, sets)?;
+                let (word, inside) = block_condition(direction, block, sets);
+                (format!("{word} {set}"), [inside, in_set(&endpoint, &set)].concat())
+            }
+        })
+    }
+
+    /// The name of the set of a term's members; `None` for a term without any in this family.
+    fn member_set(&mut self, id: TermId, family: Family, sets: &mut Vec<Arc<ImageSet>>) -> Option<String> {
+        let member = self.parts.members.get_mut(&(id, family))?;
+        let set = member.set.get_or_insert_with(|| Arc::new(member_set(&member.key, self.members)));
+        sets.push(Arc::clone(set));
+        Some(set.set.name.clone())
+    }
+}
+
+fn block_condition(
+    direction: Direction,
+    block: &Intervals,
+    sets: &mut Vec<Arc<ImageSet>>,
+) -> (String, Vec<Expr>) {
+    match block.as_net() {
+        // Everybody of the family: the condition on the family says it.
+        Some(net) if net.prefix_len() == 0 => (net.to_string(), Vec::new()),
+        Some(net) => (net.to_string(), direction.far_in(Op::Eq, net)),
+        None => {
+            let name = format!("b{}-{:032x}", digit(block.family), hash(block));
+            let spans = block
+                .bounds()
+                .map(|(first, last)| Span { from: keys::of_address(first), to: keys::of_address(last) });
+            let set = Set::new(name.clone(), &[KeyType::address(block.family)]).with_ranges();
+            sets.push(Arc::new(ImageSet::fixed(set, spans.map(|span| (span, None)).collect())));
+            (name.clone(), in_set(&[direction.far(block.family)], &name))
+        }
+    }
+}
+
+/// What the names of sets of these members begin with, whatever their size.
+pub(super) fn stem(key: &MemberKey) -> String {
+    let kind = if key.port.is_some() { 'n' } else { 's' };
+    format!("{kind}{}-{:032x}", digit(key.family), hash(&(&key.pods, &key.port)))
+}
+
+fn member_set(key: &Arc<MemberKey>, members: &Members) -> ImageSet {
+    let size = members.size(key);
+    let fields = [KeyType::address(key.family), KeyType::Protocol, KeyType::Port];
+    let fields = if key.port.is_some() { &fields[..] } else { &fields[..1] };
+    let mut set = Set::new(format!("{}-{size}", stem(key)), fields).with_size(size);
+    set.comment = Some(words(key));
+    ImageSet { set, content: Content::Members(Arc::clone(key)) }
+}
+
+/// What a set of members is about, for the reader of `nft list ruleset`.
+fn words(key: &MemberKey) -> String {
+    let mut words = match &key.pods {
+        Some(pods) => pods.to_string(),
+        None => "all pods".to_owned(),
+    };
+    if let Some((_, name)) = &key.port {
+        words += &format!(", port {name}");
+    }
+    let end = (0..=COMMENT_MAX.min(words.len())).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
+    words.truncate(end);
+    words
+}
+
+/// A number for a content, the same in every run of the same build.
+///
+/// Users write what is hashed, so it is long enough that two contents with one number can't be found.
+fn hash(content: &impl Hash) -> u128 {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, content).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(1) << 64 | half(2)
+}
