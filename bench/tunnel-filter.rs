@@ -2,7 +2,7 @@
 //!
 //! For each line with a number on the standard input, so many datagrams of 64 bytes go to the address given as the
 //! first argument. What the kernel does with them up to the receiver, it does in the time of this thread, since veth has
-//! no queue; so the time that the scheduler counted says what each costs, whatever else the machine does.
+//! no queue; so the time that the scheduler counted says what each costs, also on a busy machine.
 
 use std::io::{BufRead, Write};
 use std::net::UdpSocket;

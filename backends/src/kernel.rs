@@ -103,7 +103,7 @@ pub struct Interest {
 
 /// The kernel's network configuration in one network namespace.
 pub trait Kernel: Send + 'static {
-    /// Reads everything that is ours by `scope`, and whatever stands where `desired` wants something.
+    /// Reads everything that is ours by `scope`, and what stands where `desired` has something.
     ///
     /// # Errors
     /// [`KernelError::Netlink`] when the kernel can't be read.
@@ -139,6 +139,6 @@ pub trait Kernel: Send + 'static {
 /// The kernel's notifications.
 pub trait Notices: Send + 'static {
     /// Notifies `moved` whenever something of interest moves, and never says what: many notifications
-    /// while nobody looks are one. Returns only when there will be no more.
+    /// between two looks are one. Returns only when there will be no more.
     fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> impl Future<Output = KernelError> + Send;
 }

@@ -6,7 +6,7 @@
 //! kernel ── observe ──► actual ─────────┘
 //! ```
 //!
-//! Everything left of the kernel is pure. Whatever wakes the agent, it does the same: [`converge`] observes,
+//! Everything left of the kernel is pure. The agent does the same after each event: [`converge`] observes,
 //! compares and applies until the kernel is as desired.
 //!
 //! | layer | what it holds | may use |

@@ -19,7 +19,7 @@ const LARGE: i32 = 64 * 1024;
 
 /// Gives back what is free, which the allocator would keep for later.
 pub fn give_back() {
-    // SAFETY: malloc_trim takes the allocator's locks and touches only memory that nobody has.
+    // SAFETY: malloc_trim takes the allocator's locks and touches only free memory.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,8 +1,8 @@
-//! Random numbers that nobody can foretell, from the kernel.
+//! Random numbers that can't be predicted, from the kernel.
 
 use subnet::Mac;
 
-/// A locally administered unicast address that nobody who has not seen it can know: who knows it can make frames
+/// A locally administered unicast address that can't be guessed: a host that knows it can make frames
 /// for this node's pods.
 pub fn mac() -> Mac {
     let [a, b, c, d, e, f] = bytes();

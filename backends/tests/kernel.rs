@@ -115,7 +115,7 @@ impl<'m> Agent<'m> {
         ways.plan(Scene { node, own, macs, peers: &peers, all: &peers })
     }
 
-    /// Converges as the agent does: on whatever thread, with the sockets opened inside the namespace.
+    /// Converges as the agent does: on any thread, with the sockets opened inside the namespace.
     fn converge(&mut self, desired: &KernelState) -> Report {
         let scope = self.scope();
         let namespace = self.machine.namespace();
@@ -289,7 +289,7 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
     let machine = fabric.node().unwrap();
     let mut agent = Agent::new(&machine, VXLAN);
     let ip = |lines: &str| machine.namespace().ip(lines).unwrap();
-    // A device that a Go flannel left, of another agent with its own network, and of nobody we know.
+    // A device that a Go flannel left, of another agent with its own network, and of an unknown program.
     ip("link add flannel.1 type vxlan id 1 dev eth0 local 172.31.0.1 dstport 8472 nolearning\n\
         link set flannel.1 address 02:00:00:00:00:01 mtu 1450 up\naddr add 10.244.1.0/32 dev flannel.1");
     ip("link add flannel.7 type vxlan id 7 dev eth0 local 172.31.0.1 dstport 8477 nolearning\n\

@@ -14,7 +14,7 @@ use backends::testing::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Nobody is left under this process id, or only what its parent hasn't collected yet.
+/// No process is left under this process id, or only what its parent hasn't collected yet.
 fn is_gone(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))

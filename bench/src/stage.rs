@@ -121,7 +121,7 @@ pub(crate) fn ensure_release(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The directory of the release programs: beside that of this program, whatever its profile.
+/// The directory of the release programs: beside that of this program, for any profile.
 fn release_programs() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("this program's own path is unknown")?;
     let profiles = own.ancestors().nth(2).context("no directory of profiles: give --programs")?;

@@ -147,7 +147,7 @@ fn started(command: &mut Command, mut pause: impl FnMut()) -> io::Result<Child> 
     }
 }
 
-/// execvp hands a file that the kernel does not know to a shell, which would run whatever is in it.
+/// execvp hands a file that the kernel does not know to a shell, which would run its text.
 fn refuse_what_is_no_program(program: &Path) -> io::Result<()> {
     let mut start = Vec::new();
     File::open(program)?.take(4).read_to_end(&mut start)?;

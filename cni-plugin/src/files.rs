@@ -38,7 +38,7 @@ fn link_named(error: io::Error) -> io::Error {
     error
 }
 
-/// Makes `path` a file with this content and mode 0600; nobody sees a part of it.
+/// Makes `path` a file with this content and mode 0600; no reader sees a part of it.
 ///
 /// # Errors
 /// The system's; nothing is left behind then.
@@ -71,7 +71,7 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 }
 
 /// Removes temporary files of processes that were killed: files in `directory` whose names begin with
-/// `prefix`, a dot at least, and that nobody has written to for a minute.
+/// `prefix`, a dot at least, and that was not written to for a minute.
 pub(crate) fn sweep(directory: &Path, prefix: &str) {
     debug_assert!(prefix.starts_with('.'), "only hidden files are temporary");
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -2,7 +2,7 @@
 //!
 //! A kept configuration whose attachment is not listed is taken down by a DEL. Its file tells the container,
 //! but in Go's form of the name not the interface, without which no address is given back; `host-local` noted
-//! both for each address it holds. Addresses that it holds for nobody, because what was kept for them was
+//! both for each address it holds. Addresses that it holds for no pod, because what was kept for them was
 //! lost, are given back too, as its own GC would. The delegate's own GC follows if it has one.
 
 use std::collections::{BTreeMap, BTreeSet};

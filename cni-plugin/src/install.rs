@@ -1,4 +1,4 @@
-//! `flannel install DIRECTORY`: this program as `flannel`, and under the names of the common plugins where nobody has
+//! `flannel install DIRECTORY`: this program as `flannel`, and under the names of the common plugins where they are
 //! installed them. A node that has the containernetworking plugins keeps them.
 
 use std::ffi::OsString;

@@ -92,7 +92,7 @@ fn answer(plugin: Plugin, call: &Call) -> Result<String, CniError> {
     }
 }
 
-/// A message for the log of the container runtime. That nobody reads it is no reason to fail.
+/// A message for the log of the container runtime. That it has no reader is no reason to fail.
 fn note(message: &str) {
     let _ = writeln!(io::stderr(), "{}", error::bounded(message));
 }

@@ -22,7 +22,7 @@ pub(crate) enum Plugin {
 }
 
 impl Plugin {
-    /// Those that other projects have as well: installed only where nobody has installed them.
+    /// Those that other projects have as well: installed only where they are missing.
     pub(crate) const COMMON: [Self; 5] =
         [Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap, Self::Bandwidth];
 

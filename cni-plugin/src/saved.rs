@@ -43,7 +43,7 @@ pub(crate) fn find(directory: &str, attachment: &Attachment, network: &str) -> S
 }
 
 /// All that was kept for attachments to `network`, by the names of the files; of files that can't be used
-/// nobody knows whose they are, and `unusable` is told about each.
+/// their owner is unknown, and `unusable` is told about each.
 ///
 /// # Errors
 /// Code 999 with the directory.
@@ -125,7 +125,7 @@ pub(crate) fn sweep(directory: &str) {
 /// Removes a file whose attachment is gone.
 ///
 /// # Errors
-/// A sentence with the path. Nobody needs to stop for it: the next DEL would find the file again.
+/// A sentence with the path. It is no reason to fail: the next DEL would find the file again.
 pub(crate) fn remove(file: &Path) -> Result<(), String> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -20,7 +20,7 @@ use extent::Extent;
 /// Prints each object, and removes it unless this is a dry run.
 ///
 /// Whose objects they are is told by a record: the subnet file, or else what the agent saved. Without one, nothing
-/// is removed unless `--all` asks for whatever is made like ours. The record goes last, and only if all else went:
+/// is removed unless `--all` asks for all that is made like ours. The record goes last, and only if all else went:
 /// a run after a failure needs it.
 ///
 /// # Errors

@@ -107,7 +107,7 @@ fn run(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Resul
         Parsed::Help => return Ok(help(command)),
         Parsed::Settings(settings) => settings,
     };
-    // Before the environment, as in Go: asking for the version works whatever the environment says.
+    // Before the environment, as in Go: asking for the version works with any environment.
     if read::<RunFlags>(&command, &settings)?.version {
         return Ok(Command::Print(Print::VersionFlag(version())));
     }

@@ -136,7 +136,7 @@ struct OneLine<'w, W: Write> {
     room: usize,
 }
 
-/// No line is longer than this, whatever is in it: a node's log is not for others to fill.
+/// No line is longer than this, because a node's log is not for others to fill.
 const MAX_LINE: usize = 4096;
 
 impl<W: Write> Write for OneLine<'_, W> {
@@ -175,7 +175,7 @@ struct Utc {
 
 impl From<SystemTime> for Utc {
     fn from(time: SystemTime) -> Self {
-        // A clock before 1970 has never been set; its time of day tells nobody anything.
+        // A clock before 1970 has never been set; its time of day means nothing.
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (month, day) = month_and_day(since.as_secs() / 86_400);
         Self { month, day, seconds: (since.as_secs() % 86_400) as u32, micros: since.subsec_micros() }

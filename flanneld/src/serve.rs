@@ -164,7 +164,7 @@ fn listen_on(at: SocketAddr) -> io::Result<TcpListener> {
     // A restart is not kept waiting by connections of the run before.
     socket.set_reuse_address(true)?;
     if at.is_ipv6() {
-        // Whatever net.ipv6.bindv6only says.
+        // Independent of net.ipv6.bindv6only.
         socket.set_only_v6(!at.ip().is_unspecified())?;
     }
     socket.bind(&at.into())?;

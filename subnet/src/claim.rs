@@ -13,7 +13,7 @@ use crate::store::{Claim, Loss, StoreError, random_below};
 pub(crate) enum Verdict {
     /// It is there and ours.
     Kept,
-    /// It is gone and nobody has taken it: put it back.
+    /// It is gone and no other node has taken it: put it back.
     Deleted,
     /// Somebody else has it.
     Lost(Loss),
@@ -35,7 +35,7 @@ pub(crate) fn judge(mine: &Lease, now: Option<&Lease>) -> Verdict {
 #[derive(Debug)]
 pub(crate) struct Choice {
     pub(crate) subnets: Subnets,
-    /// The lease that the node has already, whatever becomes of it.
+    /// The lease that the node has already, kept or not.
     pub(crate) known: Option<Lease>,
     /// Whether the claim takes the place of `known`, which has other subnets and then must go in the same
     /// step. Otherwise such a lease ends by itself: pods may still use what the network has moved away from.

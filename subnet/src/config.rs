@@ -113,7 +113,7 @@ pub enum BackendConfig {
         #[serde(default = "one")]
         workers: u8,
     },
-    /// A type of Go flannel that this release doesn't have, or one that nobody has.
+    /// A type of Go flannel that this release doesn't have, or one that doesn't exist.
     Unknown(String),
 }
 

@@ -103,7 +103,7 @@ impl SubnetEnv {
 
 /// Replaces `path` by `content` in one step that survives a power cut: temporary file in the same
 /// directory, fsync, rename, fsync of the directory. An existing file keeps its mode, a new one gets `mode`
-/// whatever the umask.
+/// independent of the umask.
 ///
 /// # Errors
 /// The I/O error, with the path in its text.
@@ -157,7 +157,7 @@ pub fn sweep(path: &Path) {
     }
 }
 
-/// A temporary file that was not written to for this long belongs to nobody any more.
+/// A temporary file that was not written to for this long is left over from a process that has ended.
 const STALE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn is_pid(text: &str) -> bool {

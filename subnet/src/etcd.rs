@@ -76,7 +76,7 @@ pub struct Etcd {
     /// What this node holds. Locked while it is being changed in etcd, so that `hold` can tell our own
     /// writing from others'.
     held: tokio::sync::Mutex<Option<Held>>,
-    /// How the lease stands, to be told without waiting for whoever writes it.
+    /// How the lease stands, to be told without waiting for a write in progress.
     tenure: Mutex<Tenure>,
     /// Wakes `hold` when `acquire` has changed `held`.
     moved: Notify,
@@ -105,7 +105,7 @@ struct Held {
 /// Every lease as of one revision.
 #[derive(Debug, Default)]
 struct Listing {
-    /// Shared with whoever follows, and copied only when it changes while they look at it.
+    /// Shared with the followers, and copied only when it changes while they look at it.
     leases: Arc<Leases>,
     revision: i64,
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! DIR/config.json               the network configuration
 //! DIR/subnets/10.244.3.0-24     a lease: key and value as in etcd, and three members more
-//! DIR/.lock                     locked by whoever lists or writes leases
+//! DIR/.lock                     locked while leases are listed or written
 //! ```
 //!
 //! A lease's value is the one that etcd has (contract §3.1.1), with `"Created"` (microseconds since 1970),

@@ -34,11 +34,11 @@ pub enum Wanted {
     Flag,
     /// A list of strings.
     Texts,
-    /// A list of whatever.
+    /// A list of any values.
     List,
     /// An object.
     Object,
-    /// Whatever.
+    /// Any value.
     Any,
 }
 

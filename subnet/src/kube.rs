@@ -61,7 +61,7 @@ pub struct KubeOptions {
     pub set_network_unavailable: bool,
 }
 
-/// An option that can't be used, whatever the API server says.
+/// An option that can't be used, with any answer of the API server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{option}: {why}")]
 pub struct BadOption {

@@ -25,7 +25,7 @@ pub struct Lease {
     pub created: u64,
     /// When the lease was last written, as a number that grows within one store (etcd mod revision, the
     /// file's time of modification): of two leases that can't both be living, the one written last is.
-    /// Not part of equality: a renewal changes nothing that anybody acts on, and wakes nobody.
+    /// Not part of equality: a renewal changes nothing that a follower acts on, and wakes none.
     pub written: u64,
 }
 
@@ -104,7 +104,7 @@ pub struct Leases {
 pub struct Malformed {
     /// What is wrong with it.
     pub why: String,
-    /// The subnets that its key names, which nobody else can take while the entry exists.
+    /// The subnets that its key names, which no other node can take while the entry exists.
     pub subnets: Option<Subnets>,
 }
 

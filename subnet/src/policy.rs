@@ -1,7 +1,7 @@
 //! Network policies, pods and namespaces as values that know no API.
 //!
 //! A list that an object leaves out and one that is empty mean different things in places, so both have a name
-//! here: whoever reads objects decides once, and nothing else has to know.
+//! here: the reader of objects decides once, and nothing else has to know.
 
 pub mod objects;
 
@@ -97,7 +97,7 @@ pub enum Peer {
         /// Their labels.
         pods: Selector,
     },
-    /// Addresses, whoever has them.
+    /// Addresses, of pods or not.
     Block {
         /// All of these ...
         cidr: IpNet,

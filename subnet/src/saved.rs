@@ -98,7 +98,7 @@ impl Saved {
         Ok(read_file(path)?.filter(|(of, _)| of == store).map(|(_, saved)| saved))
     }
 
-    /// Reads the file, whatever store it is about.
+    /// Reads the file, of any store.
     ///
     /// # Errors
     /// As [`read`](Self::read).

@@ -1,7 +1,7 @@
 //! Two living nodes that write one lease: which of them goes on, so that one and only one does.
 //!
-//! A node can't see another one with its public address but by what that writes. Whoever has held the lease for a
-//! while answers by writing it again; a newcomer that is answered gives up. A node that was restarted is never
+//! A node can't see another one with its public address but by what that writes. The node that has held the lease
+//! for a while answers by writing it again; a newcomer that is answered gives up. A node that was restarted is never
 //! answered, because the process before it is gone.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Before this a node is a newcomer: an answer of the one that was there comes within a moment.
 const SETTLED: Duration = Duration::from_secs(10);
-/// So many answers within such a time: the other one goes on, whatever it is, and no answer will end that.
+/// So many answers within such a time: the other one goes on, and no answer will end that.
 const ANSWERS: (usize, Duration) = (8, Duration::from_secs(600));
 
 /// How well a node's hold on its lease is established.

@@ -88,7 +88,7 @@ pub enum Loss {
         /// The address that both announce.
         public: PublicAddrs,
     },
-    /// Whoever gives subnets out has given this node another one.
+    /// The allocator of subnets has given this node another one.
     #[error("this node was given other subnets than {subnets}")]
     Changed {
         /// The subnets that were ours.
@@ -112,9 +112,9 @@ pub struct Claim<'a> {
     /// The subnets of an earlier run, taken again if they are free.
     pub previous: Subnets,
     /// The MACs of this node's tunnel devices, living or remembered: a lease of a previous subnet with one of
-    /// them is this node's, whatever its public address.
+    /// them is this node's, with any public address.
     pub macs: &'a [Mac],
-    /// The lease that this machine last held: it is this node's as long as nobody has written another one.
+    /// The lease that this machine last held: it is this node's as long as no other node has written another one.
     pub before: Option<&'a Lease>,
     /// Addresses that no subnet may contain: this host's, its routers', the store's.
     pub reserved: &'a [IpNet],
@@ -169,7 +169,7 @@ impl Feed {
         (Self(sender), receiver)
     }
 
-    /// Publishes a complete snapshot and ends any trouble. A snapshot equal to the last wakes nobody.
+    /// Publishes a complete snapshot and ends any trouble. A snapshot equal to the last wakes no follower.
     pub fn snapshot(&self, leases: &Leases) {
         self.publish(leases, || Arc::new(leases.clone()));
     }
@@ -256,7 +256,7 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// In this order: the lease that this value holds already (so that a new public address moves it),
     /// one that this node held before it moved to another address, the lease with the same public address, the claim's previous subnets, a free subnet; each family for
     /// itself, so that one that is added or removed leaves the other alone. The lease then moves in one
-    /// step: whoever follows never sees the node without a lease or with both. A lease of which the network
+    /// step: a follower never sees the node without a lease or with both. A lease of which the network
     /// allows nothing any more is left to expire, for pods may still use it. Races with other nodes are
     /// resolved inside. Called again, it republishes.
     fn acquire(
@@ -283,7 +283,7 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// Resolves when somebody has decided something about this node that [`acquire`](Self::acquire) or
     /// [`node_public`](Self::node_public) have not seen yet, so that they are worth calling again at
-    /// once. Never, where nobody decides about nodes.
+    /// once. Never, where nothing decides about nodes.
     fn stirred(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }

@@ -34,7 +34,7 @@ pub struct Behaviour {
     pub lists_stop_after: Option<usize>,
     /// Lists in pages also where a real server answers from its cache, in one piece.
     pub always_pages: bool,
-    /// No more nodes than this on a page, whatever the client says.
+    /// No more nodes than this on a page, also when the client asks for more.
     pub largest_page: Option<usize>,
     /// How often each watch gets a bookmark; never, if there is none.
     pub bookmark_every: Option<Duration>,
@@ -233,7 +233,7 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.shared.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
-            // A panic of the server was seen by whoever asked it.
+            // The client that asked has seen a panic of the server.
             let _ = thread.join();
         }
     }

@@ -1,6 +1,6 @@
 //! Text from elsewhere, made fit for one line of a message: the one place that shortens and escapes it.
 //!
-//! Keys, values, names and error texts of others are written by whoever may write to the store, and every node
+//! Keys, values, names and error texts of others come from all that may write to the store, and every node
 //! shows them in its log. So they can be of any length, end the line, or steer a terminal.
 
 /// How many characters of foreign text a message shows.

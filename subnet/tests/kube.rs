@@ -37,7 +37,7 @@ async fn world() -> world::World {
     let server = subnet::testing::ApiServer::local().unwrap();
     let url = server.url();
     let mut config = ::kube::Config::new(url.parse().unwrap());
-    // Nobody is to be trusted, so there need not be a list of whom to trust.
+    // No certificate is to be trusted, so there need not be a list of authorities.
     config.root_cert = Some(Vec::new());
     world::World::new(config, None, Some(url), Box::new(server))
 }

@@ -1,4 +1,4 @@
-//! What the datapath counts: written by its threads once a batch, read by whoever asks.
+//! What the datapath counts: written by its threads once a batch, read by other threads.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -68,7 +68,7 @@ pub fn reply(
     packet: &[u8],
     reply: &mut [u8; LONGEST],
 ) -> Option<usize> {
-    // Of a later fragment, nobody knows what is in it.
+    // What is in a later fragment is unknown.
     let (protocol, at) = header.transport(packet)?;
     let kind = packet.get(at);
     match (from, header.src, header.dst) {
@@ -171,7 +171,7 @@ impl Limiter {
     /// One more each time this is over: 1,000 a second, like the kernel's `icmp_msgs_per_sec`.
     const EVERY: Duration = Duration::from_millis(1);
 
-    /// A limiter that nobody used yet.
+    /// A limiter that was not used yet.
     pub fn new(now: Instant) -> Self {
         Self { tokens: Self::BURST, since: now }
     }

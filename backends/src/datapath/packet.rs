@@ -116,7 +116,7 @@ impl Header {
             let octets: [u8; 16] = head[at..].first_chunk().copied().unwrap_or_default();
             IpAddr::V6(Ipv6Addr::from(octets))
         };
-        // Only what follows at once; nobody but ICMP wants to know what is farther behind.
+        // Only what follows at once; only ICMP needs what is farther behind.
         let place = match bytes.get(V6_HEADER + 2..V6_HEADER + 4) {
             Some(place) if protocol == FRAGMENT => u16::from_be_bytes([place[0], place[1]]),
             _ => 0,

@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Queues of a device. The addresses of a node's pods follow each other, so eight of them meet nobody.
+/// Queues of a device. The addresses of a node's pods follow each other, so eight of them rarely collide.
 pub(super) const QUEUES: usize = 8;
 
 /// `_IOR('T', 224, int)` (include/uapi/linux/if_tun.h).
@@ -85,7 +85,7 @@ pub(super) fn by_source(file: &OwnedFd) -> io::Result<()> {
     if loaded < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call gave a new descriptor, which nobody else has. The device keeps the program without it.
+    // SAFETY: the call gave a new descriptor, which nothing else owns. The device keeps the program without it.
     let program = unsafe { OwnedFd::from_raw_fd(loaded as RawFd) };
     let number: libc::c_int = program.as_raw_fd();
     // SAFETY: the ioctl reads one int at the address, which lives until the call returns.

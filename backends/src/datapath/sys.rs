@@ -41,7 +41,7 @@ pub(super) struct Tun {
 }
 
 impl Tun {
-    /// Makes the device, or takes over one that nobody holds, in the network namespace of the thread.
+    /// Makes the device, or takes over one that no process holds, in the network namespace of the thread.
     pub(super) fn open(name: &Name, queues: usize, offload: bool) -> io::Result<Self> {
         let full = (queues, if offload { libc::IFF_VNET_HDR } else { 0 });
         // A device that was left by somebody has one queue; an old or restricted kernel may have no more.
@@ -78,7 +78,7 @@ impl Tun {
         let mut files: Vec<OwnedFd> = Vec::with_capacity(queues);
         let mut unsteered = None;
         for number in 0..queues {
-            // Whoever opens a device with several queues joins it, even one that another process holds.
+            // A process that opens a device with several queues joins it, even one that another process holds.
             let alone = if queues > 1 && number == 0 { libc::IFF_TUN_EXCL } else { 0 };
             request.ifr_ifru.ifru_flags = (flags | alone) as libc::c_short;
             let file =

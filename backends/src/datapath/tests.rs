@@ -218,7 +218,7 @@ fn step() -> impl Strategy<Value = (u8, u8, u16, u8, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Whatever is merged: what the kernel makes of it are the packets that came in, in their order for each
+    /// What the kernel makes of merged packets are the packets that came in, in their order for each
     /// pair of addresses and protocol, and none else.
     #[test]
     fn merging_loses_changes_and_reorders_nothing(

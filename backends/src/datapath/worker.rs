@@ -220,7 +220,7 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
             let went = egress.turn(ready)?;
             more = went.more;
             if more == 0 && (went.bytes >= STREAM || went.reads >= FLOOD) {
-                // More is on its way. With some of it together, and nobody to be woken for each piece, a
+                // More is on its way. With some of it together, and no wake-up for each piece, a
                 // stream costs less.
                 thread::sleep(NAP);
             } else if more == 0 {

@@ -1,4 +1,4 @@
-//! Messages of a dump as values. Whatever a message lacks, nothing here panics: what can't be read is left
+//! Messages of a dump as values. A message that lacks something never makes this panic: what can't be read is left
 //! out.
 
 use std::collections::BTreeMap;

@@ -9,7 +9,7 @@ use super::set::{Data, Set, Span, flags};
 
 /// The first difference in words; `None` when every wanted table is there and holds exactly what it should.
 ///
-/// Other tables are nobody's business here. What counters counted and what the kernel numbered makes no
+/// Other tables don't matter here. What counters counted and what the kernel numbered makes no
 /// difference, nor do comments on tables, chains and sets, which old kernels forget.
 pub fn differs(wanted: &[Table], found: &Ruleset) -> Option<String> {
     wanted.iter().find_map(|table| match found.table(&table.id) {

@@ -317,6 +317,6 @@ impl CtState {
 
 /// Flags of a masquerade, from `nf_nat.h`.
 pub mod masquerade_flags {
-    /// A source port that nobody can guess, and that two flows rarely pick at once.
+    /// A source port that can't be guessed, and that two flows rarely pick at once.
     pub const FULLY_RANDOM: u32 = 1 << 4;
 }

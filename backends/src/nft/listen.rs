@@ -27,7 +27,7 @@ pub struct Watched {
     pub tables: BTreeSet<TableId>,
     /// Chains of other tables of which every change matters.
     pub chains: BTreeSet<(TableId, String)>,
-    /// A hook at which every base chain that comes or goes matters, whoever makes it.
+    /// A hook at which every base chain that comes or goes matters, of any owner.
     pub hook: Option<Hook>,
 }
 

@@ -39,7 +39,7 @@ pub struct Ways {
 }
 
 /// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
-/// that have both say the new one, and whoever has never said any is taken to be at the old one.
+/// that have both say the new one, and a peer that has never said any is taken to be at the old one.
 #[derive(Clone, Debug, Default)]
 struct Ports {
     /// What nodes have said last since the change began, by their leases.
@@ -67,7 +67,7 @@ impl Way {
         Ok(Self { id, config: config.clone(), backend: select(config, network)?, idle: None })
     }
 
-    /// The same with devices that are in nobody's way.
+    /// The same with devices that conflict with no other.
     fn aside(self) -> Option<Self> {
         Some(Self { backend: self.backend.aside()?, ..self })
     }
@@ -150,7 +150,7 @@ impl Ways {
             if known || self.standby.len() >= MOST {
                 continue;
             }
-            // Nobody's lease tells whether it is needed.
+            // No lease tells whether it is needed.
             if self.is_rival(&*way.backend) {
                 self.all.extend(way.aside());
             } else {

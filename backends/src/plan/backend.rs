@@ -27,7 +27,7 @@ pub struct Node {
     pub local: PublicAddrs,
     /// The addresses that tunnels send from: those of `public` that this host has, and `local` for others.
     pub source: PublicAddrs,
-    /// The peers on this node's own links that answer there, by public address; empty where nobody asks.
+    /// The peers on this node's own links that answer there, by public address; empty where it isn't asked.
     pub direct: Direct,
 }
 
@@ -167,8 +167,8 @@ pub trait Backend: Send + Sync {
     fn plan(&self, scene: Scene<'_>) -> KernelState;
 }
 
-/// The MAC of a tunnel device: the first that this node has already and that nobody else announces, or else a
-/// new one. It is never made from what others can know: whoever knows it can send frames to this node's pods.
+/// The MAC of a tunnel device: the first that this node has already and that no peer announces, or else a
+/// new one. It is never made from what others can know: a host that knows it can send frames to this node's pods.
 pub fn choose_mac(known: impl IntoIterator<Item = Mac>, foreign: impl Fn(Mac) -> bool, new: Mac) -> Mac {
     known.into_iter().find(|mac| mac.is_unicast() && !foreign(*mac)).unwrap_or(new)
 }

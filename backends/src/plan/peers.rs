@@ -44,7 +44,7 @@ pub struct Outlook<'a> {
     pub before: &'a KernelState,
     /// What no peer may cover.
     pub surroundings: &'a Surroundings,
-    /// Disputed MACs of which nobody knows yet which of the nodes is living: they stay where they are.
+    /// Disputed MACs of which it isn't known yet which of the nodes is living: they stay where they are.
     pub undecided: &'a BTreeSet<Mac>,
 }
 
@@ -132,7 +132,7 @@ type Sorted<'a> = (Vec<Claimed<'a>>, Vec<(Claimed<'a>, String)>);
 /// Says which of these can't be used together with the others.
 type Rule = for<'a> fn(Outlook<'_>, Vec<Claimed<'a>>) -> Sorted<'a>;
 
-/// What is wrong with one family of a lease, whatever the others say; or the peer, and whether it is only
+/// What is wrong with one family of a lease, independent of the others; or the peer, and whether it is only
 /// reached as before.
 fn examine(
     outlook: Outlook<'_>,

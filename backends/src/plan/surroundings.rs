@@ -86,7 +86,7 @@ impl Surroundings {
         all
     }
 
-    /// The LANs of this host, in which there may be hosts that nobody here knows.
+    /// The LANs of this host, in which there may be hosts that this node doesn't know.
     pub fn lans(&self) -> Vec<IpNet> {
         let mut all: Vec<IpNet> = self.addresses.iter().map(|(_, net)| net.trunc()).collect();
         all.sort_unstable();

@@ -148,7 +148,7 @@ impl Backend for Udp {
             local.push(at);
             addresses.push(subnet.network());
             state.addresses.insert((dev, host(subnet.network())));
-            // The whole network: packets for nobody are answered by the datapath. Peers that are reached in
+            // The whole network: packets for unknown addresses are answered by the datapath. Peers that are reached in
             // another way have routes of their own, which are better.
             state.routes.insert(*network, Route { dev: Some(dev), ..Route::ours(*network) });
         }

@@ -120,7 +120,8 @@ impl Cluster {
         self.put_pod(pod, &addresses, origin);
     }
 
-    /// The CNI plugin gave these addresses to a pod of this node: they are its own, whatever else is said.
+    /// The CNI plugin gave these addresses to a pod of this node: they are its own, also when its object
+    /// says otherwise.
     pub fn announce_pod(&mut self, pod: &Pod) {
         self.put_pod(pod, &pod.addresses, Origin::Plugin);
     }
@@ -201,7 +202,7 @@ impl Cluster {
         self.owners.get(address).map(|number| &self.pods[number as usize])
     }
 
-    /// The address of this family that a pod has, and nobody with a better claim.
+    /// The address of this family that a pod has, unless another pod has a better claim.
     pub(super) fn own_address(&self, number: u32, family: Family) -> Option<IpAddr> {
         let address =
             self.pods[number as usize].addresses().find(|address| Family::of(*address) == family)?;

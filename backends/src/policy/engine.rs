@@ -31,7 +31,7 @@ pub struct Engine {
     members: Members,
     parts: Parts,
     kernel: Kernel,
-    /// Addresses that mattered and have no pod now: whoever gets one must not inherit its connections.
+    /// Addresses that mattered and have no pod now: the next pod that gets one must not inherit its connections.
     released: BTreeSet<IpAddr>,
     raise: Raise,
 }
@@ -39,7 +39,7 @@ pub struct Engine {
 /// What the kernel holds, as far as is known.
 #[derive(Debug)]
 enum Kernel {
-    /// Nobody looked yet, or what was to be changed was refused.
+    /// Not read yet, or what was to be changed was refused.
     Unknown,
     /// There is no table.
     Absent,
@@ -249,7 +249,7 @@ impl Engine {
     }
 
     /// What has to change because of what changed in the cluster. The plan has to be carried out, or
-    /// [`Self::forget_kernel`] be called. `None` when nobody looked at the kernel yet.
+    /// [`Self::forget_kernel`] be called. `None` when the kernel was not read yet.
     pub fn plan(&mut self, now: Instant) -> Option<Plan> {
         match std::mem::replace(&mut self.kernel, Kernel::Unknown) {
             Kernel::Unknown => None,

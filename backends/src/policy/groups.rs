@@ -152,7 +152,7 @@ impl Groups {
         self.groups.len()
     }
 
-    /// Whether the pods of a group match the labels that `selector` asks for, whatever their namespace.
+    /// Whether the pods of a group match the labels that `selector` asks for, in any namespace.
     pub(super) fn has_labels(&self, id: GroupId, selector: &Selector) -> bool {
         self.pairs_match(&self.groups[id as usize].labels, selector)
     }

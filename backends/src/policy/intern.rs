@@ -1,4 +1,4 @@
-//! Strings that occur very often, each kept once and counted, so that those that nobody uses any more go.
+//! Strings that occur very often, each kept once and counted, so that unused ones go.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -146,7 +146,7 @@ pub(super) struct Draw<'a> {
     book: &'a Book,
     members: &'a Members,
     parts: &'a mut Parts,
-    /// Parts of an earlier run that nobody asked for yet.
+    /// Parts of an earlier run that this one hasn't needed yet.
     before: HashMap<(Direction, usize), Arc<ClassPart>>,
 }
 
@@ -328,7 +328,7 @@ fn block_condition(
     }
 }
 
-/// What the names of sets of these members begin with, whatever their size.
+/// What the names of sets of these members begin with; the size follows.
 pub(super) fn stem(key: &MemberKey) -> String {
     let kind = if key.port.is_some() { 'n' } else { 's' };
     format!("{kind}{}-{:032x}", digit(key.family), hash(&(&key.pods, &key.port)))

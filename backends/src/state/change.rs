@@ -21,7 +21,7 @@ pub enum Change {
     DelLink(Name),
     /// Gives a device another name, with all that hangs on it.
     RenameLink(Name, Name),
-    /// Makes a device. A TUN device that nobody holds is taken over.
+    /// Makes a device. A TUN device that no process holds is taken over.
     AddLink(Name, Link),
     /// Corrects the settings of a device: only those that differ, since setting a MAC to the same value
     /// flushes the device's neighbours.

@@ -225,7 +225,7 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     }
 }
 
-/// Whether a device has the name of one that a backend of Flannel makes, whatever its kind: what can't be an
+/// Whether a device has the name of one that a backend of Flannel makes, of any kind: what can't be an
 /// external interface.
 pub fn is_tunnel_name(name: &Name) -> bool {
     let name = name.as_str();

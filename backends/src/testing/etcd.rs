@@ -96,7 +96,7 @@ impl Etcd {
     }
 }
 
-/// Two ports that nobody listens on at the moment.
+/// Two ports without a listener at the moment.
 fn free_ports(address: IpAddr) -> anyhow::Result<[SocketAddr; 2]> {
     let listen = || TcpListener::bind((address, 0)).with_context(|| format!("no free port on {address}"));
     let (one, other) = (listen()?, listen()?);

@@ -163,7 +163,7 @@ impl Segment {
     /// Makes the link's bridge, with the switch's own addresses on it.
     fn lay(self, switch: &Namespace) -> anyhow::Result<()> {
         // Without a hardware address of its own it has that of one of its ports, and another one when nodes
-        // come and go: whoever knows the old one can't reach it for half a minute.
+        // come and go: a neighbour that knows the old one can't reach it for half a minute.
         // Set again after creation, the MTU is no longer derived from the ports'.
         switch.ip(&format!(
             "link add {bridge} address 02:00:ac:1f:{:02x}:fe mtu 1500 type bridge mcast_snooping 0\n\

@@ -1,4 +1,4 @@
-//! The seam to whatever carries out traffic rules: nftables, or the iptables programs.
+//! The interface to what carries out traffic rules: nftables, or the iptables programs.
 
 mod foreign;
 pub mod nftables;
@@ -36,7 +36,7 @@ pub struct FirewallReport {
 pub enum Look {
     /// All is read and compared.
     Kernel,
-    /// Nobody is known to have changed anything since, so only what is wanted now and was not before is changed.
+    /// No change by another program is known since, so only what is wanted now and was not before is changed.
     Remembered,
 }
 
@@ -54,7 +54,7 @@ pub trait Firewall: Send + 'static {
     fn converge(&mut self, wanted: &[Traffic], former: &[IpNet]) -> Result<FirewallReport, FirewallError>;
 
     /// Makes the filter of each family's tunnel ports be as `wanted`, one element for each peer that came or went.
-    /// The filter is in nftables, whatever makes the other rules: iptables has no sets.
+    /// The filter is always in nftables, because iptables has no sets.
     ///
     /// # Errors
     /// [`FirewallError`] when the filter can't be read or changed; then the old one is in place.

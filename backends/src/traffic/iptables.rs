@@ -19,7 +19,7 @@ use crate::traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 use crate::traffic::rules::Traffic;
 use programs::Programs;
 
-/// A repair, a look that finds it good, and one more of each for somebody who meddles meanwhile; whatever
+/// A repair, a look that finds it good, and one more of each for another program that changes rules meanwhile; what
 /// is wrong then is heard of again.
 const ATTEMPTS: usize = 4;
 

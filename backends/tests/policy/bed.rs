@@ -345,7 +345,7 @@ fn ask(target: SocketAddr, protocol: Protocol) -> Socket {
     socket
 }
 
-/// Which probes were answered by the time that all were which had to be, or that nobody waits any longer.
+/// Which probes were answered by the time that all were which had to be, or by the deadline.
 fn answers(probes: &[Probe]) -> Vec<bool> {
     let start = Instant::now();
     let mut answered = vec![false; probes.len()];

@@ -151,7 +151,7 @@ fn an_icmp_error_about_an_allowed_connection_passes() {
     let interpreter = Interpreter::new(judge.table.as_ref().unwrap());
     let run = |state| interpreter.run(FORWARD, &error, Connection { state, reply: true, mark: 0 });
     assert_eq!(run(CtState::RELATED), Outcome::Accepted(0));
-    // Replies of connections from before pass for a while, whatever they are.
+    // All replies of connections from before pass for a while.
     assert_eq!(run(CtState::INVALID), Outcome::Accepted(0));
     let fresh = Connection { state: CtState::INVALID, reply: false, mark: 0 };
     assert_eq!(interpreter.run(FORWARD, &error, fresh), Outcome::Dropped);

@@ -25,7 +25,7 @@ fn all_cases(same_node: SameNode) {
             let wrong = bed.wrong(step);
             assert!(wrong.is_empty(), "{name}, step {at}: {wrong:#?}\n{}", bed.nodes[0].ruleset());
         }
-        // Whatever the tables say, `nft` can print it.
+        // `nft` can print everything in the tables.
         if number % 16 == 0 {
             bed.nodes.iter().for_each(|node| drop(node.ruleset()));
         }

@@ -37,7 +37,7 @@ fn packets_go_one_by_one_where_the_way_is_narrower_than_the_link() {
     }
 }
 
-/// A kernel that segments for nobody (EINVAL).
+/// A kernel that refuses to segment (EINVAL).
 #[test]
 fn packets_go_one_by_one_where_the_kernel_does_not_segment_at_all() {
     for (config, table) in [(UDP, "udp"), (UDP_V6, "udp6")] {

@@ -1,4 +1,4 @@
-//! A wire that damages, drops, repeats and reorders what it carries, and adds what nobody sent: the nodes know
+//! A wire that damages, drops, repeats and reorders what it carries, and adds datagrams of its own: the nodes know
 //! it as each other's address.
 
 use std::collections::VecDeque;

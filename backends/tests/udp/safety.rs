@@ -12,7 +12,7 @@ use crate::wire::{PORT, v4};
 /// Where the pod listens.
 const LISTENING: u16 = 7000;
 
-/// A node with a tunnel, a namespace that is its peer, and one that nobody knows.
+/// A node with a tunnel, a namespace that is its peer, and one that is no peer.
 struct Scene {
     site: Site,
     pod: Pod,

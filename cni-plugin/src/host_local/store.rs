@@ -37,7 +37,7 @@ pub(crate) enum Holder {
     Attachment(Attachment),
     /// A container, by a version of `host-local` that did not write interfaces.
     Container(String),
-    /// Nobody: the file is empty, as after a full disk or a power cut, or holds what is no container.
+    /// None: the file is empty, as after a full disk or a power cut, or holds what is no container.
     Nobody,
     /// The file can't be read.
     Unknown(String),
@@ -151,7 +151,7 @@ impl Store {
         set: usize,
     ) -> Result<bool, String> {
         let path = self.directory.join(address.to_string());
-        // Nobody else makes one while the lock is held.
+        // No other process makes one while the lock is held.
         if fs::symlink_metadata(&path).is_ok() {
             return Ok(false);
         }

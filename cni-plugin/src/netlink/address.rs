@@ -8,7 +8,7 @@ use super::Errno;
 use super::message::{Message, Reply, attribute, number};
 use super::socket::Socket;
 
-/// `IFA_F_NODAD`: nobody is asked whether the address is in use.
+/// `IFA_F_NODAD`: no probe asks whether the address is in use.
 const NO_DAD: u8 = 0x02;
 /// `IFA_F_TENTATIVE` and `IFA_F_DADFAILED`: not usable yet, or not at all.
 const TENTATIVE: u32 = 0x40;

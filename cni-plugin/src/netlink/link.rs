@@ -35,7 +35,7 @@ pub(crate) struct Link {
     pub(crate) running: bool,
     /// Whether it is set up.
     pub(crate) up: bool,
-    /// `ifalias`: a text that a link carries for whoever looks.
+    /// `ifalias`: a text that a link carries, which `ip link` shows.
     pub(crate) alias: String,
 }
 

@@ -1,4 +1,4 @@
-//! Addresses are given back whatever has become of the kept configuration. The delegate is `host-local`
+//! Addresses are given back also when the kept configuration is lost or damaged. The delegate is `host-local`
 //! itself, which needs no namespace.
 
 use std::fs;

@@ -29,7 +29,7 @@ pub(super) enum Extent {
     },
     /// Those of every agent on this host.
     Host,
-    /// No file was named and there is no record: whatever looks like ours is only listed.
+    /// No file was named and there is no record: what looks like ours is only listed.
     Unknown,
 }
 

@@ -174,7 +174,7 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
     let mut endpoints = Vec::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let (scheme, rest) = item.split_once("://").unwrap_or(("", item));
-        // Whatever stands before the last '@' may be a password and is not repeated.
+        // What stands before the last '@' may be a password and is not repeated.
         let authority = rest.rsplit_once('@').map_or(rest, |(_, authority)| authority);
         credentials |= authority.len() < rest.len();
         // As etcd's own clients: a path means nothing, and without a scheme a client certificate decides about TLS.

@@ -231,7 +231,7 @@ async fn nonsense_is_answered_or_dropped_and_the_next_client_is_served() {
 async fn stopping_closes_the_port_and_does_not_wait_for_idle_clients_for_ever() {
     let grace = Duration::from_millis(20);
     let limits = Limits { head: NEVER, connection: NEVER, grace, ..Limits::default() };
-    // An address of its own: nobody else takes the port once it is free.
+    // An address of its own: no other test takes the port once it is free.
     let server = Server::bind((Ipv4Addr::new(127, 83, 17, 1), 0).into()).await.unwrap();
     let Running { at, stop, server } = run(Server { limits, ..server }, &ready());
     let (silent, half) = client(move || {

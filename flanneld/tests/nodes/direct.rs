@@ -156,7 +156,7 @@ fn an_address_on_the_link_that_nobody_has_is_not_direct_until_somebody_has_it() 
     });
     assert!(tunnelled(), "{:?}", routes());
     b.ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"));
-    // Whoever wants to send there asks again.
+    // The next packet to it asks again.
     a.wait("the direct ways", || {
         let _ = a.node.namespace().reaches(v4.into());
         let _ = a.node.namespace().reaches(v6.parse().unwrap());

@@ -8,7 +8,7 @@ use crate::bed::{Cluster, HOST_GW, Member, VXLAN};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
-/// A way that nobody uses any more is given up after 30 s.
+/// A backend that no peer uses any more is given up after 30 s.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that flanneld makes on a node, without numbers that differ from device to device or from second to

@@ -101,7 +101,7 @@ fn source_addresses_are_the_contracts_in_both_modes_and_with_both_backends() {
             let scene = Scene::new(&cluster, &["--ip-masq", mode]);
             assert_eq!(scene.matrix(), scene.expected(tunnel), "{mode} {config}");
 
-            // What kube-proxy marked is its own business, whatever other bits the mark has.
+            // What kube-proxy marked is left to it, with any other bits of the mark.
             let (pod, outside) = (scene.pod_a.namespace(), &scene.outside);
             for mark in ["0x4000", "0x14001"] {
                 scene.a.show("nft add table ip marker");

@@ -48,7 +48,7 @@ fn checksum_offload_that_is_off_stays_off_and_the_key_is_followed_live() {
         }
         site.configure(&backend("off"));
         DEVICES.iter().for_each(|device| wait(device, false));
-        // Nobody's business any more: it stays as it is, whatever that is.
+        // Not managed any more: it stays as it is.
         site.configure(&backend("auto"));
         for on in [true, false] {
             for device in DEVICES {

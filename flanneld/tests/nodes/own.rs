@@ -46,7 +46,7 @@ fn another_address_of_the_host_that_an_operator_chooses_is_used_and_given_up() {
     for backend in [VXLAN, r#"{"Type":"host-gw"}"#] {
         let site = Site::new(Kind::Kube, &config(&Family::BOTH, backend));
         let (a, b) = (site.join(), site.join());
-        // Addresses that come besides move nobody.
+        // Additional addresses move no node.
         a.ip("addr add 172.31.0.88/24 dev eth0\naddr add fd31::88/64 dev eth0 nodad");
         let (pod_a, pod_b) = (a.pod_of_all_families(), b.pod_of_all_families());
         b.wait("echoes in both families", || {

@@ -1,4 +1,4 @@
-//! Whose an object is, a record says: what no record gives to this agent stays, whatever it looks like.
+//! Whose an object is, a record says: what no record gives to this agent stays, also when it looks like ours.
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN, flanneld};
 

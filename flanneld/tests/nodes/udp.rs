@@ -259,7 +259,7 @@ fn thousands_of_leases_and_odd_ones_among_them_leave_the_good_ones_working() {
         let subnet = format!("10.{}.{}.0", 100 + number / 250, number % 250);
         if !taken.contains(&subnet) {
             let public = match number % 1000 {
-                // Those of this host, of nobody, and of everybody.
+                // Those of this host, the unspecified one, and broadcast.
                 7 => a.node.address().to_string(),
                 8 => "0.0.0.0".to_owned(),
                 9 => "255.255.255.255".to_owned(),

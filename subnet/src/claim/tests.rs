@@ -165,7 +165,7 @@ fn a_node_that_moved_to_another_address_keeps_its_lease() {
     // It goes before the lease that the new address had.
     let moved = Claim { macs: &macs[..1], ..Claim::new(public(OWN), subnets("10.3.7.0/24"), &attach) };
     assert_eq!(taken(moved), subnets("10.3.7.0/24"));
-    // Without a MAC: the lease as this machine saved it, as long as nobody else has written it.
+    // Without a MAC: the lease as this machine saved it, as long as no other node has written it.
     let saved = all.leases[&subnets("10.3.9.0/24")].clone();
     assert_eq!(taken(Claim { before: Some(&saved), ..claim("10.3.9.0/24") }), subnets("10.3.9.0/24"));
     let older = Lease { public: public("192.0.2.8"), ..saved };

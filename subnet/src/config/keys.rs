@@ -1,7 +1,7 @@
 //! Keys of `net-conf.json` that have no effect: misspelled, at the wrong place, or of another backend.
 //!
 //! Go flannel ignores unknown keys, so they are no errors. But a misspelled key leaves a default in force that
-//! nobody chose, and so each is named.
+//! the operator did not choose, and so each is named.
 
 use crate::gojson::Object;
 use crate::text::shortened;
@@ -49,7 +49,7 @@ const VXLAN: [&str; 11] = [
 ];
 const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
 const UDP: [&str; 4] = ["Type", "Port", "CheckSources", "Workers"];
-/// More messages than this about one document help nobody.
+/// More messages than this about one document are no help.
 const MAX_SAID: usize = 10;
 
 /// The keys of a configuration that have no effect, each with what to do.

@@ -52,7 +52,7 @@ impl Etcd {
         Ok(lease)
     }
 
-    /// Tries until nobody else was faster: what was listed, what is held now, and the lease that it
+    /// Tries until no other node was faster: what was listed, what is held now, and the lease that it
     /// replaces. There is no limit to the rounds: whenever one is lost, another node has got on.
     async fn race(
         &self,
@@ -129,7 +129,7 @@ impl Etcd {
         Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
-    /// Writes a lease to a key that nobody has, after a listing of revision `listed`, and deletes `old`,
+    /// Writes a lease to a key that doesn't exist, after a listing of revision `listed`, and deletes `old`,
     /// both in one transaction: there is no moment without any, as there is in Go flannel. A reservation
     /// stays one under its new name.
     pub(super) async fn create(

@@ -9,7 +9,7 @@ use super::Etcd;
 use super::follow::Ended;
 
 impl Etcd {
-    /// Resolves when the key was changed after it was read last; and also, at a slow pace, when nobody can
+    /// Resolves when the key was changed after it was read last; and also, at a slow pace, when the server can't
     /// tell: history may be gone, or the server. Then it has to be read again.
     pub(super) async fn watch_config(&self) {
         let begun = Instant::now();

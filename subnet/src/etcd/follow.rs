@@ -1,5 +1,5 @@
 //! All leases, from etcd to the feed: list at one revision, watch from the next, and list again after
-//! whatever ended the watch.
+//! each end of the watch.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Etcd {
                     limit = (limit / 8).max(1);
                     continue;
                 }
-                // It counts as malformed: whoever wrote it takes one subnet, and blinds nobody.
+                // It counts as malformed: its writer takes one subnet, and all others are still read.
                 Page::TooLarge => {
                     let Some(key) = self.next_key(from.clone(), listing.revision).await? else {
                         limit = PAGE;
@@ -170,7 +170,7 @@ impl Etcd {
                     }
                 }
             };
-            // Whatever else is here already belongs into the same snapshot.
+            // All else that is here already belongs into the same snapshot.
             let ended = loop {
                 match next {
                     Ok(response) => self.apply(&mut listing, &response),

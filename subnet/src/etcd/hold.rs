@@ -161,7 +161,7 @@ impl Etcd {
     async fn put_back(&self, held: &mut Held) -> Result<Found, StoreError> {
         let listing = self.list().await?;
         if listing.leases.leases.contains_key(&held.lease.subnets) {
-            return Ok(Found::Restored); // whoever it was: its key is to be judged
+            return Ok(Found::Restored); // another node's or ours: its key is to be judged
         }
         // A move of ours of which the answer never came.
         let public = held.lease.public;

@@ -45,7 +45,7 @@ impl Keys {
     }
 
     /// The first key that a lease could have. Go matches without the slash, and so keys such as
-    /// `subnetsX` too, which nobody writes.
+    /// `subnetsX` too, which no agent writes.
     pub(super) fn first(&self) -> &str {
         &self.subnets
     }

@@ -244,7 +244,7 @@ pub(super) fn of_status(code: i32, message: &str, user: Option<&str>, prefix: &s
     Some(Reason::Refused(text))
 }
 
-/// Nobody may read or write what is needed.
+/// The user may not read or write what is needed.
 pub(super) fn denied(user: Option<&str>, prefix: &str) -> String {
     let who = match user {
         Some(user) => format!("user {}", shortened(user)),

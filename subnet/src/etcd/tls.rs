@@ -36,7 +36,7 @@ impl Tls {
         self.cert.is_some() && self.key.is_some()
     }
 
-    /// Reads the files. A CA file alone is used too: Go flannel ignores it and then trusts whatever the
+    /// Reads the files. A CA file alone is used too: Go flannel ignores it and then trusts what the
     /// system trusts, which is more than the operator asked for.
     pub(super) fn load(&self) -> Result<TlsOptions, StoreError> {
         let mut tls = TlsOptions::new();

@@ -17,7 +17,7 @@ use crate::store::{StoreError, random_below};
 use crate::text::shortened;
 use crate::watched::Watched;
 
-/// Whoever has the lock needs milliseconds; after this long something is wrong.
+/// The holder of the lock needs milliseconds; after this long something is wrong.
 const LOCK_WITHIN: Duration = Duration::from_secs(10);
 /// No lease is as long as this many bytes.
 const LONGEST: u64 = 64 << 10;
@@ -95,7 +95,7 @@ impl Directory {
         }
     }
 
-    /// Does something while nobody else lists or writes.
+    /// Does something while no other process lists or writes.
     pub(super) async fn alone<T>(
         &self,
         work: impl FnOnce(&Locked<'_>) -> Result<T, StoreError>,
@@ -103,7 +103,7 @@ impl Directory {
         self.locked(File::try_lock, work).await
     }
 
-    /// Does something while nobody else writes.
+    /// Does something while no other process writes.
     pub(super) async fn together<T>(
         &self,
         work: impl FnOnce(&Locked<'_>) -> Result<T, StoreError>,
@@ -220,7 +220,7 @@ impl Locked<'_> {
         Ok(table)
     }
 
-    /// The same, and removes what has expired and what an interrupted writing left: nobody else writes.
+    /// The same, and removes what has expired and what an interrupted writing left: no other process writes.
     pub(super) fn list_and_sweep(&self) -> Result<Table, StoreError> {
         let mut table = self.list()?;
         for name in table.expired.drain(..).chain(table.stale.drain(..)) {
@@ -229,7 +229,7 @@ impl Locked<'_> {
         Ok(table)
     }
 
-    /// One entry. One that can't be read has its text, so that nobody takes it for absent.
+    /// One entry. One that can't be read has its text, so that it isn't taken for absent.
     pub(super) fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         match self.open(key) {
             Ok(found) => Ok(found.map(|(entry, _)| entry)),
@@ -277,7 +277,7 @@ impl Locked<'_> {
 }
 
 impl Table {
-    /// The age of a lease that is made now: younger than all there are, whatever their nodes' clocks say.
+    /// The age of a lease that is made now: younger than all there are, independent of their nodes' clocks.
     pub(super) fn next_created(&self, now: SystemTime) -> u64 {
         let youngest = self.leases.leases.values().map(|lease| lease.created).max().unwrap_or(0);
         created_at(now).max(youngest.saturating_add(1))

@@ -29,8 +29,8 @@ impl Kube {
         self.announced.store(true, Ordering::Release);
     }
 
-    /// Whether somebody has taken back what this node has announced: a cloud provider, or whoever
-    /// registered the node again.
+    /// Whether what this node has announced was taken back, by a cloud provider or because the node was
+    /// registered again.
     pub(super) fn is_unavailable(&self, own: &Own) -> bool {
         let says_false = own.unavailable.as_ref().is_some_and(|(status, _)| status == FALSE);
         self.announced.load(Ordering::Acquire) && !says_false

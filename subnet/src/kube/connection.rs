@@ -288,7 +288,7 @@ impl Source {
             config.cluster_url = url.clone();
         }
         if config.cluster_url.scheme_str() == Some("http") {
-            // Nobody is to be trusted, so there need not be a list of whom to trust: there is none in a
+            // No certificate is to be trusted, so there need not be a list of authorities: there is none in a
             // small image.
             config.root_cert = Some(Vec::new());
             config.root_cert_file = None;

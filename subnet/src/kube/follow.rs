@@ -243,7 +243,7 @@ impl Kube {
         if event.kind != Kind::Error {
             return Ok(event);
         }
-        // Nearly always: this version is too old. Whatever else it is, the same version won't do.
+        // Nearly always: this version is too old. For any other reason the same version won't do either.
         tracing::debug!(status = %shortened(&String::from_utf8_lossy(event.object())), "a watch was ended");
         Err(Ended::Outdated)
     }

@@ -112,7 +112,7 @@ impl Kube {
             }
             let basis = Basis::of(&own);
             if basis != held.basis {
-                // Registered again, or another wish of the operator: that is nobody's contest.
+                // Registered again, or another wish of the operator: that is no contest.
                 held.basis = basis;
                 past.put_back.clear();
                 at_once = true;

@@ -125,7 +125,7 @@ impl Kube {
     }
 
     /// Whether this node, with these subnets, can take part in another network: what Kubernetes gave it has
-    /// to be in there, for nobody can give it anything else while it lives.
+    /// to be in there, for it can't get another one while it lives.
     pub(super) fn examine(&self, network: &NetworkConfig, held: &Subnets) -> Result<(), String> {
         let name = self.name.get().map(String::as_str).unwrap_or_default();
         let (given, families) = (*self.given(), self.families());

@@ -371,7 +371,7 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
-/// Most uids are UUIDs; whatever else one is, it counts as a whole.
+/// Most uids are UUIDs; any other text counts as a whole.
 fn uid(text: &str) -> Uid {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
     if let (32, Ok(number)) = (digits.len(), u128::from_str_radix(&digits, 16)) {

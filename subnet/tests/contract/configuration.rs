@@ -129,7 +129,7 @@ async fn a_configuration_in_etcd_is_noticed_after_compactions_cuts_and_restarts(
         server.answering(None).await;
         bed.configure(Some(&config(40))).await;
     });
-    // The same text again is a change too: nobody knows what was between.
+    // The same text again is a change too: what was between is unknown.
     bed.configure(Some(&config(40))).await;
     within(node.network_changed()).await;
 }

@@ -135,7 +135,7 @@ async fn a_user_needs_the_password_and_a_token_that_is_void_is_replaced() {
         password: Some("hunter2".into()),
         ..options(format!("http://{}", server.address()), HOUR)
     };
-    // A password that nobody asks for does no harm.
+    // A password that the server doesn't ask for does no harm.
     within(Etcd::new(right.clone()).unwrap().network()).await.unwrap();
     root.auth_enable().await.unwrap();
 

@@ -138,7 +138,7 @@ impl Drop for Server {
     }
 }
 
-/// A loopback address on which nobody listens on the ports that we use.
+/// A loopback address without listeners on the ports that we use.
 pub(crate) fn own_address() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     loop {

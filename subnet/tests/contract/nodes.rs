@@ -142,7 +142,7 @@ impl Follower {
         found.expect("the store still follows").clone()
     }
 
-    /// The next state, whatever it is.
+    /// The next state.
     pub(crate) async fn next(&mut self) -> Known {
         self.known.changed().await.expect("the store still follows");
         self.known.borrow_and_update().clone()

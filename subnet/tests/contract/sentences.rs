@@ -25,7 +25,7 @@ pub(crate) async fn a_snapshot_is_never_partial<B: Bed>() {
     let mut follower = Follower::of(Arc::new(bed.node()));
     let first = follower.until(|known| known.leases.is_some()).await.leases.unwrap();
     assert_eq!(first.leases.len(), ALL);
-    // Whatever state is seen while leases go one by one, each is one that there was.
+    // Each state that is seen while leases go one by one is one that there was.
     for (key, _) in many(20) {
         bed.delete(&key).await;
     }

@@ -1,4 +1,4 @@
-//! Stores and followers, whatever server they have.
+//! Stores and followers, over each kind of server.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Following all leases, through whatever happens on the way.
+//! Following all leases through failures of the server and of the connection.
 
 use serde_json::json;
 use subnet::testing::{Refusal, announced, node};

@@ -140,7 +140,7 @@ fn address(index: u32, addr: IpAddr, len: u8) -> AddressMessage {
         IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, len).build(),
         IpAddr::V6(v6) => {
             let mut message = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, len).build();
-            // Leases say that nobody else has it, so it need not wait a second to be usable.
+            // Leases say that no other node has it, so it need not wait a second to be usable.
             message.header.flags |= AddressHeaderFlags::Nodad;
             message
         }

@@ -1,7 +1,7 @@
 //! Notifications of the kernel, filtered down to "something of ours is not as it should be".
 //!
 //! A notification carries no information further: it wakes the reconciler, which looks for itself. So
-//! losing some is harmless, and our own changes, which the kernel echoes, wake nobody because they are
+//! losing some is harmless, and our own changes, which the kernel echoes, wake nothing because they are
 //! what is desired.
 
 use std::sync::{Mutex, PoisonError};

@@ -192,7 +192,7 @@ fn a_peer_with_one_family_stays_reachable_in_it() {
 }
 
 proptest! {
-    /// Whatever is in the store: no two usable peers overlap, none leaves the network or touches our
+    /// With anything in the store: no two usable peers overlap, none leaves the network or touches our
     /// own subnet, every lease is either used or explained, and strangers never push out a lease
     /// that is right in every respect.
     #[test]

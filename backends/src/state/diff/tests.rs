@@ -1,4 +1,4 @@
-//! Properties of `diff` over random states: whatever there is, the changes lead to what is wanted.
+//! Properties of `diff` over random states: from each of them, the changes lead to the desired one.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -128,7 +128,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
 }
 
 /// `desired` as a kernel shows it that had `actual` before: where any port will do, the one that is
-/// there, and the kernel's own routes where they are in the way or nobody's business.
+/// there, and the kernel's own routes where they are in the way or of no concern.
 fn expected(desired: &KernelState, actual: &KernelState) -> KernelState {
     // Devices that are renamed live on.
     let mut renamed = actual.clone();

@@ -165,7 +165,7 @@ impl NftFirewall {
         ids[1..].sort_unstable();
         ids.dedup();
         let found = self.nft.dump_tables(&ids)?;
-        // Where no network is known, whatever has our name is ours.
+        // Where no network is known, each table with our name is ours.
         let is_ours = |table: &Table| all.is_empty() || tables::is_ours(table, &all);
         let taken = found.table(&ids[0]).is_some_and(|table| !is_ours(table));
         if taken {

@@ -21,7 +21,7 @@ pub(super) fn own_name(plain: &str, network: IpNet) -> String {
 }
 
 /// Whether a table with the plain name belongs to an agent with one of these networks, rather than to
-/// another agent on this host. One without any network belongs to whoever finds it.
+/// another agent on this host. One without any network belongs to the agent that finds it.
 pub(super) fn is_ours(table: &Table, networks: &[IpNet]) -> bool {
     let speaks_of = |exprs: &[Expr], words: &[Expr]| exprs.windows(words.len()).any(|part| part == words);
     let mut others = false;

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! The agent renews `active` each minute. Where it doesn't run any more, because another program such as Go flannel
-//! has taken its place, nobody keeps `peers` up to date, and the filter takes itself out of force.
+//! has taken its place, `peers` is not kept up to date, and the filter takes itself out of force.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

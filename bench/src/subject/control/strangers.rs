@@ -27,7 +27,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         ] {
             stage.progress.check()?;
             cluster.write(&[(key.to_owned(), value)])?;
-            // Whatever the agent says of it, it names it.
+            // Each message of the agent about it names it.
             pair.a.wait(&format!("{key} in the log"), || pair.a.agent.log().contains(key))?;
         }
         stage.progress.pause(Duration::from_secs(1))?;

@@ -111,7 +111,7 @@ struct Heard {
     last: Option<Instant>,
 }
 
-/// A route that nobody else makes, to know that the watch hears.
+/// A route that only this makes, to know that the watch hears.
 const MARK: &str = "192.0.2.1";
 
 impl RouteWatch {

@@ -140,8 +140,8 @@ fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duratio
 }
 
 /// An `ip` on a node that waits for its orders. All nodes have to change within a fraction of a millisecond:
-/// a veth drops what is longer than its own MTU, and what others send meanwhile would be lost, whatever
-/// agents do.
+/// a veth drops what is longer than its own MTU, and what others send meanwhile would be lost, with any
+/// agent.
 struct Hand {
     orders: File,
     _ip: Process,

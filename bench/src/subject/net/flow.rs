@@ -84,7 +84,7 @@ fn send(socket: &UdpSocket, pace: Pace, stop: &AtomicBool) -> io::Result<u64> {
         for _ in 0..pace.bursts.map_or(64, |(count, _)| count) {
             match socket.send(&payload) {
                 Ok(_) => sent += 1,
-                // A full queue, and an answer that nobody listens any more.
+                // A full queue, and an answer that no socket listens any more.
                 Err(error) if error.raw_os_error() == Some(ENOBUFS) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(error) => return Err(error),

@@ -52,7 +52,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Whether there is such a thing: nobody tells the bare underlay where pods are.
+    /// Whether there is such a thing: the bare underlay has no routes to pods.
     pub(crate) fn suits(self, way: Way) -> bool {
         way != Way::Bare || self.place == Place::Host
     }

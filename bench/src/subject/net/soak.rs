@@ -107,7 +107,7 @@ fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
     Ok((wrong, BYTES as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64()))
 }
 
-/// What became of the datagrams. Lost ones are nobody's fault: they are sent as fast as it goes.
+/// What became of the datagrams. Lost ones are no failure: they are sent as fast as it goes.
 #[derive(Debug, Default)]
 struct Datagrams {
     arrived: u64,
