@@ -117,13 +117,15 @@ without = tree=$$(cargo tree --locked -q -p $(1) -e normal,build --all-features 
 		! grep -qx $$crate <<<"$$tree" || { echo "$(1) must not depend on $$crate" >&2; exit 1; }; \
 	done
 
-layers: ## Checks who depends on whom
+layers: PACKAGES += python3
+layers: deps ## Checks who depends on whom: crates, files (no cycles) and layers inside of backends
 	@$(call without,subnet,rtnetlink netlink-sys clap)
 	@$(call without,backends,kube k8s-openapi etcd-client clap)
 	@$(call without,cni-plugin,tokio kube k8s-openapi etcd-client rtnetlink netlink-sys clap)
 	@$(call without,flanneld,etcd-client kube-client rtnetlink netlink-sys netlink-packet-route,--depth=1)
 	@$(call without,bench,kube etcd-client rtnetlink netlink-sys netlink-packet-route,--depth=1)
 	@for package in flanneld bench; do $(call without,$$package,aws-lc-rs aws-lc-sys openssl-sys); done
+	@.ci/module-cycles
 
 release: ## Builds the static programs that are shipped
 	cargo build --locked --release -p flanneld

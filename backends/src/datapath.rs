@@ -15,7 +15,7 @@
 pub mod checksum;
 pub mod counters;
 pub mod engine;
-pub mod icmp;
+pub(crate) mod icmp;
 pub mod merge;
 pub mod outbox;
 pub mod packet;

@@ -5,7 +5,7 @@ pub mod fake;
 pub mod fights;
 pub mod netlink;
 pub mod prerequisites;
-pub mod reconcile;
+pub(crate) mod reconcile;
 mod scope;
 
 use std::collections::BTreeMap;

@@ -22,11 +22,19 @@
 //!
 //! `.ci/module-cycles` checks the last column.
 
+#[cfg(feature = "testing")]
 pub mod datapath;
+#[cfg(not(feature = "testing"))]
+#[expect(unreachable_pub, reason = "public for tests and measurements only")]
+mod datapath;
 pub mod kernel;
 pub mod memory;
 mod netlink;
+#[cfg(feature = "testing")]
 pub mod nft;
+#[cfg(not(feature = "testing"))]
+#[expect(unreachable_pub, reason = "public for tests and measurements only")]
+mod nft;
 mod plan;
 pub mod policy;
 pub mod random;
@@ -35,19 +43,22 @@ pub mod state;
 pub mod testing;
 mod traffic;
 
+#[cfg(feature = "testing")]
 pub use datapath as udp;
-pub use kernel::fights::{self, Fights};
-pub use kernel::prerequisites;
+pub use datapath::counters::Counters;
+pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, converge, converge_but};
-pub use kernel::{Kernel, KernelError, Observed, Scope};
+pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
+pub use nft::{Listener as NftListener, Watched};
 pub use plan::active::Ways;
-pub use plan::backend::{self, Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
+pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
 pub use plan::peers::{Outlook, Peers};
-pub use plan::surroundings::{self, Surroundings};
-pub use state::host::{self, HostView};
-pub use state::name::{self, Name};
+pub use plan::surroundings::Surroundings;
+pub use plan::{backend, surroundings};
+pub use state::host::HostView;
+pub use state::name::Name;
 pub use state::tunnel::{TunnelFilter, TunnelPort};
-pub use state::{Change, KernelState, diff};
-pub use traffic::firewall::{self, Firewall, FirewallError, FirewallReport, Look};
-pub use traffic::iptables;
+pub use state::{Change, KernelState, diff, host, name};
+pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::rules::{Masquerade, Traffic};
+pub use traffic::{firewall, iptables};

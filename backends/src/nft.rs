@@ -38,13 +38,20 @@ use std::io;
 pub use change::{Change, Place};
 pub use differ::{Refit, differs};
 pub use encode::Transaction;
-pub use expr::{
-    CtKey, CtState, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict, masquerade_flags, packet_type,
-};
-pub use foreign::{may_refuse, removal};
-pub use listen::{Listener, Moved, Watched};
+#[cfg(feature = "testing")]
+pub(crate) use expr::{CtKey, Header, Lookup, MetaKey};
+pub use expr::{CtState, Expr, Op, Rate, Verdict, masquerade_flags};
+#[cfg(any(test, feature = "testing"))]
+pub use foreign::may_refuse;
+pub use foreign::removal;
+#[cfg(feature = "testing")]
+pub use listen::Moved;
+pub use listen::{Listener, Watched};
 pub use model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
-pub use set::{Data, DataType, Key, KeyType, Set, Span, flags as set_flags};
+pub(crate) use set::Data;
+#[cfg(feature = "testing")]
+pub(crate) use set::flags as set_flags;
+pub use set::{KeyType, Set, Span};
 
 use abi::*;
 use decode::Assembly;

@@ -7,7 +7,7 @@ pub mod host;
 mod link;
 pub mod name;
 mod route;
-pub mod tunnel;
+pub(crate) mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,9 +20,10 @@ use forwarding::Forwarding;
 use name::Name;
 
 pub use change::Change;
-pub(crate) use link::ASIDE;
-pub use link::{Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
-pub use route::{BLACKHOLE_METRIC, PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL, Route};
+pub(crate) use link::{ASIDE, LinkPatch};
+pub use link::{Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
+pub use route::Route;
+pub(crate) use route::{BLACKHOLE_METRIC, PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL};
 
 /// Everything that this agent makes in the kernel. Maps and sets in one order, so that two states compare
 /// and print alike.
@@ -55,7 +56,7 @@ impl KernelState {
     }
 
     /// Takes in what `other` has besides; where both have something, `self` stays as it is.
-    pub fn join(&mut self, other: Self) {
+    pub(crate) fn join(&mut self, other: Self) {
         fn add<K: Ord, V>(to: &mut BTreeMap<K, V>, from: BTreeMap<K, V>) {
             if to.is_empty() {
                 *to = from;

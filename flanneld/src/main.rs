@@ -16,12 +16,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use backends::Firewall;
-use backends::datapath::counters::Counters;
 use backends::firewall::nftables::NftFirewall;
 use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
-use backends::nft::{self, Watched};
+use backends::{Counters, Firewall, NftListener, Watched};
 use subnet::LeaseStore;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
@@ -103,7 +101,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let notices = Listener::open().context(privilege)?;
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
-    let rules = nft::Listener::open()?;
+    let rules = NftListener::open()?;
     let hands = Hands { kernel, firewall };
     let settings = agent::Settings {
         selectors: options.selectors.clone(),

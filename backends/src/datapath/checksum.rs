@@ -13,7 +13,7 @@ pub fn sum(data: &[u8]) -> u64 {
 /// Copies `data` to the start of `room`, which is at least as long, and gives its sum: one pass over it instead
 /// of two.
 #[inline]
-pub fn copy(data: &[u8], room: &mut [u8]) -> u64 {
+pub(crate) fn copy(data: &[u8], room: &mut [u8]) -> u64 {
     let (total, done) = wide::copy(data, room);
     let rest = &data[done..];
     room[done..data.len()].copy_from_slice(rest);
@@ -32,7 +32,7 @@ fn tail(rest: &[u8]) -> u64 {
 
 /// A 16-bit number as it lies in a packet.
 #[inline]
-pub fn word(number: u16) -> u64 {
+pub(crate) fn word(number: u16) -> u64 {
     u64::from(number.to_be())
 }
 

@@ -11,7 +11,7 @@ macro_rules! counters {
 
         impl Counters {
             /// All counters by their names.
-            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+            pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)*].into_iter()
             }
         }
@@ -75,7 +75,7 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds to it.
     #[inline]
-    pub fn add(&self, number: u64) {
+    pub(crate) fn add(&self, number: u64) {
         if number != 0 {
             self.0.fetch_add(number, Ordering::Relaxed);
         }

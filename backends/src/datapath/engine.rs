@@ -16,7 +16,7 @@ use crate::state::name::Name;
 pub struct Offload(pub bool);
 
 /// All tunnels, by the names of their devices.
-pub struct Engine {
+pub(crate) struct Engine {
     tunnels: BTreeMap<Name, Tunnel>,
     counters: Arc<Counters>,
     offload: bool,
@@ -32,12 +32,12 @@ struct Tunnel {
 
 impl Engine {
     /// An engine without tunnels.
-    pub fn new(Offload(offload): Offload) -> Self {
+    pub(crate) fn new(Offload(offload): Offload) -> Self {
         Self { tunnels: BTreeMap::new(), counters: Arc::default(), offload }
     }
 
     /// What all its datapaths count.
-    pub fn counters(&self) -> Arc<Counters> {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 

@@ -13,7 +13,7 @@ use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, seal};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// No peer has the destination.
     NetUnreachable,
     /// The packet may not be fragmented, and is longer than this.
@@ -57,11 +57,11 @@ const FIRST_INFORMATIONAL: u8 = 128;
 const REDIRECT: u8 = 137;
 
 /// The longest reply: what every link with IPv6 carries (RFC 4443 §2.4).
-pub const LONGEST: usize = 1280;
+pub(crate) const LONGEST: usize = 1280;
 
 /// Writes the error about `packet` into `reply`, and gives its length; `None` where none may be sent
 /// (RFC 1812 §4.3.2.7, RFC 4443 §2.4): about errors, about later fragments, to or about groups of hosts.
-pub fn reply(
+pub(crate) fn reply(
     trouble: Trouble,
     from: IpAddr,
     header: &Header,
@@ -161,7 +161,7 @@ fn fill(trouble: Trouble, quoted: &[u8], message: &mut [u8]) {
 
 /// Keeps errors from becoming a flood of their own: so many at once, and so many a second on average.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     tokens: u32,
     since: Instant,
 }
@@ -172,12 +172,12 @@ impl Limiter {
     const EVERY: Duration = Duration::from_millis(1);
 
     /// A limiter that was not used yet.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { tokens: Self::BURST, since: now }
     }
 
     /// Whether one more may be sent.
-    pub fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         let new = now.saturating_duration_since(self.since).as_nanos() / Self::EVERY.as_nanos();
         if new > 0 {
             self.tokens = Self::BURST.min(self.tokens + new.min(Self::BURST.into()) as u32);

@@ -25,7 +25,7 @@ const HEAD: usize = V6_HEADER + 60;
 /// The longest headers of an item: offload header, IPv6 without extension headers, TCP with all options.
 pub const LONGEST_HEAD: usize = vnet::LEN + HEAD;
 /// The most parts an item has.
-pub const MOST_PARTS: usize = 128;
+pub(crate) const MOST_PARTS: usize = 128;
 
 /// What goes to the device with one write.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ impl Outbox {
 
     /// Keeps the last group back if it may still grow, and with it its packets. Says whether it does. Not the
     /// only one, so that something is sent in any case.
-    pub fn hold_back(&mut self) -> bool {
+    pub(crate) fn hold_back(&mut self) -> bool {
         let last = self.groups[..self.count].last();
         // Few scattered packets are not worth the trouble.
         let may_grow = last.is_some_and(|last| !last.closed && last.extents.len() == 1);
@@ -69,7 +69,7 @@ impl Outbox {
     }
 
     /// Empties it except for the group that was held back.
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         let held = self.count;
         self.groups.swap(0, held);
         let group = &mut self.groups[0];
@@ -85,6 +85,7 @@ impl Outbox {
     }
 
     /// How many packets there are.
+    #[cfg(any(test, feature = "testing"))]
     pub fn packets(&self) -> usize {
         self.packets
     }

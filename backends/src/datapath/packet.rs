@@ -144,7 +144,7 @@ impl Header {
 
     /// Whether its checksum is right; IPv6 has none.
     #[inline]
-    pub fn is_sound(&self, packet: &[u8]) -> bool {
+    pub(crate) fn is_sound(&self, packet: &[u8]) -> bool {
         self.is_v6() || is_sound(&packet[..self.header_len])
     }
 
@@ -213,7 +213,7 @@ pub fn age(packet: &mut [u8]) {
 
 /// Whether an IPv4 header's checksum is right.
 #[inline]
-pub fn is_sound(header: &[u8]) -> bool {
+pub(crate) fn is_sound(header: &[u8]) -> bool {
     // With a length that is known, five additions.
     let total = match <&[u8; V4_HEADER]>::try_from(header) {
         Ok(plain) => sum(plain),

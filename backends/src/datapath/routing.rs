@@ -105,7 +105,7 @@ impl Routing {
 
     /// Whether datagrams from this address are taken.
     #[inline]
-    pub fn knows(&self, sender: IpAddr) -> bool {
+    pub(crate) fn knows(&self, sender: IpAddr) -> bool {
         !self.check_sources
             || match sender {
                 IpAddr::V4(v4) => self.v4.knows(v4.to_bits()),
@@ -115,7 +115,7 @@ impl Routing {
 
     /// Whether `sender` may send packets from `source`.
     #[inline]
-    pub fn owns(&self, sender: IpAddr, source: IpAddr) -> bool {
+    pub(crate) fn owns(&self, sender: IpAddr, source: IpAddr) -> bool {
         !self.check_sources || source == sender || self.peer_of(source) == Some(sender)
     }
 }

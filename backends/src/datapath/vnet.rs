@@ -2,7 +2,7 @@
 //! (include/uapi/linux/virtio_net.h, `struct virtio_net_hdr`), ten bytes in the machine's own byte order.
 
 /// Bytes of the header.
-pub const LEN: usize = 10;
+pub(crate) const LEN: usize = 10;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
@@ -76,7 +76,7 @@ impl Vnet {
     }
 
     /// The bytes in front of what is written.
-    pub fn bytes(&self) -> [u8; LEN] {
+    pub(crate) fn bytes(&self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         bytes[0] = (u8::from(self.needs_checksum) * NEEDS_CSUM) | (u8::from(self.verified) * DATA_VALID);
         bytes[1] = match self.gso {

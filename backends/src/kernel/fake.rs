@@ -35,7 +35,8 @@ pub struct FakeKernel {
 
 impl FakeKernel {
     /// A kernel in this state.
-    pub fn new(state: KernelState) -> Self {
+    #[cfg(test)]
+    pub(crate) fn new(state: KernelState) -> Self {
         Self { state, ..Self::default() }
     }
 

@@ -74,7 +74,7 @@ impl Records {
     }
 
     /// Whether this is or was a node's public address.
-    pub fn has_public(&self, addr: IpAddr) -> bool {
+    pub(crate) fn has_public(&self, addr: IpAddr) -> bool {
         self.publics.contains(&addr)
     }
 }
@@ -84,7 +84,7 @@ impl Scope {
     /// network of ours; or a Go flannel left it, which gives its routes the number of boot scripts: then
     /// it has a node's prefix length and no metric, and leaves by a device of ours, or by the external
     /// interface to a next hop that is or was a node.
-    pub fn owns_route(&self, route: &Route, own_device: bool, link: Option<u32>) -> bool {
+    pub(crate) fn owns_route(&self, route: &Route, own_device: bool, link: Option<u32>) -> bool {
         let inside = self.inside(route.dst)
             && (own_device || self.in_range(route.dst) || self.records.has_subnet(route.dst));
         if !inside {
@@ -111,7 +111,7 @@ impl Scope {
 
     /// Whether an address on a tunnel device of ours is ours to remove (contract §5.0): for IPv4 those
     /// inside the networks, for IPv6 all but link-local ones.
-    pub fn owns_address(&self, net: IpNet) -> bool {
+    pub(crate) fn owns_address(&self, net: IpNet) -> bool {
         match net.addr() {
             IpAddr::V4(_) => self.inside(net),
             IpAddr::V6(v6) => !v6.is_unicast_link_local(),
@@ -120,7 +120,7 @@ impl Scope {
 
     /// Whether a device named like ours is one that an earlier configuration left: it carries the base
     /// address of a subnet of ours.
-    pub fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
+    pub(crate) fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
         let bases: Vec<IpAddr> = self.subnets.iter().map(IpNet::network).collect();
         addresses.into_iter().any(|net| bases.contains(&net.addr()))
     }

@@ -148,7 +148,7 @@ impl Expr {
     }
 
     /// The match's name if this is a match of iptables, such as `comment` or `mark`.
-    pub fn xt_match(&self) -> Option<String> {
+    pub(crate) fn xt_match(&self) -> Option<String> {
         self.xt("match").and_then(|bytes| wire::find_string(bytes, NFTA_XT_NAME))
     }
 
@@ -239,9 +239,9 @@ pub struct Rate {
 }
 
 /// Values of [`Expr::SetPacketType`], from `if_packet.h`.
-pub mod packet_type {
+pub(crate) mod packet_type {
     /// To this host.
-    pub const HOST: u8 = 0;
+    pub(crate) const HOST: u8 = 0;
 }
 
 /// Where an offset counts from; the numbers are `NFT_PAYLOAD_*`.
@@ -306,13 +306,13 @@ impl CtState {
     /// Belongs to no connection.
     pub const INVALID: u32 = 1;
     /// Packets were seen in both directions.
+    #[cfg(any(test, feature = "testing"))]
     pub const ESTABLISHED: u32 = 1 << 1;
     /// New, but expected by another connection, or an ICMP error about one.
     pub const RELATED: u32 = 1 << 2;
     /// The first packet.
+    #[cfg(any(test, feature = "testing"))]
     pub const NEW: u32 = 1 << 3;
-    /// Exempted from tracking.
-    pub const UNTRACKED: u32 = 1 << 6;
 }
 
 /// Flags of a masquerade, from `nf_nat.h`.

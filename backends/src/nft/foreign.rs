@@ -1,7 +1,9 @@
 //! What concerns other people's tables: removing chains from them, and reading how they treat a packet.
 
 use super::change::Change;
-use super::model::{Chain, Policy, Ruleset, TableId};
+#[cfg(any(test, feature = "testing"))]
+use super::model::{Chain, Policy};
+use super::model::{Ruleset, TableId};
 
 /// What it takes to remove these chains from a table of somebody else, with all rules that lead to them.
 ///
@@ -34,6 +36,7 @@ pub fn removal<'a>(found: &Ruleset, table: &TableId, chains: &[&str]) -> Vec<Cha
 /// Whether packets may end in this base chain: by its policy, by a rule, or in a chain that it leads to.
 ///
 /// Conditions are not evaluated: this says where to look, not what happens to a packet.
+#[cfg(any(test, feature = "testing"))]
 pub fn may_refuse(table: &super::Table, chain: &Chain) -> bool {
     let mut seen: Vec<&str> = Vec::new();
     let mut todo = vec![chain];

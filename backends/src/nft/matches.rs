@@ -26,10 +26,11 @@ pub const TCP: u8 = 6;
 /// The number of UDP, for [`protocol`].
 pub const UDP: u8 = 17;
 /// The number of ICMP, for [`protocol`].
-pub const ICMP: u8 = 1;
+pub(crate) const ICMP: u8 = 1;
 /// The number of ICMPv6, for [`protocol`].
-pub const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 /// The number of SCTP, for [`protocol`].
+#[cfg(any(test, feature = "testing"))]
 pub const SCTP: u8 = 132;
 
 /// Something about a packet that can be a key of a set.
@@ -100,6 +101,7 @@ pub fn destination(op: Op, net: IpNet) -> Vec<Expr> {
 }
 
 /// The mark equals `value`.
+#[cfg(any(test, feature = "testing"))]
 pub fn mark(op: Op, value: u32) -> Vec<Expr> {
     compare(Field::Mark.load(Reg(0)), op, value.to_ne_bytes().into())
 }
@@ -239,6 +241,7 @@ pub fn destination_port(op: Op, port: u16) -> Vec<Expr> {
 }
 
 /// The destination port is in the range.
+#[cfg(any(test, feature = "testing"))]
 pub fn destination_ports(range: RangeInclusive<u16>) -> Vec<Expr> {
     let mut steps = destination_port(Op::Ge, *range.start());
     steps.push(Expr::Cmp { from: Reg(0), op: Op::Le, data: range.end().to_be_bytes().into() });
@@ -297,7 +300,7 @@ pub fn goto(chain: &str) -> Vec<Expr> {
 }
 
 /// Decides.
-pub fn verdict(verdict: Verdict) -> Vec<Expr> {
+pub(crate) fn verdict(verdict: Verdict) -> Vec<Expr> {
     vec![Expr::Verdict(verdict)]
 }
 

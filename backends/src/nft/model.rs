@@ -272,7 +272,7 @@ impl Rule {
     }
 
     /// The chain that it jumps or goes to; those in maps are not seen.
-    pub fn leads_to(&self) -> Option<&str> {
+    pub(crate) fn leads_to(&self) -> Option<&str> {
         self.exprs.iter().find_map(|expr| match expr {
             Expr::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.as_str()),
             _ => None,
@@ -280,7 +280,7 @@ impl Rule {
     }
 
     /// Whether packets end here: dropped or rejected, by this program's words or by those of iptables.
-    pub fn refuses(&self) -> bool {
+    pub(crate) fn refuses(&self) -> bool {
         self.exprs.iter().any(|expr| match expr {
             Expr::Verdict(Verdict::Drop) | Expr::Reject { .. } => true,
             other => other.xt_target().is_some_and(|target| target == "REJECT" || target == "DROP"),

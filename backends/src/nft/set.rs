@@ -35,19 +35,19 @@ pub struct Set {
 }
 
 /// Flags of a set; the numbers are `NFT_SET_*`.
-pub mod flags {
+pub(crate) mod flags {
     /// Nameless, part of one rule.
-    pub const ANONYMOUS: u32 = 1;
+    pub(crate) const ANONYMOUS: u32 = 1;
     /// Its elements never change once a rule uses it.
-    pub const CONSTANT: u32 = 2;
+    pub(crate) const CONSTANT: u32 = 2;
     /// Its keys are ranges.
-    pub const INTERVAL: u32 = 4;
+    pub(crate) const INTERVAL: u32 = 4;
     /// It has values.
-    pub const MAP: u32 = 8;
+    pub(crate) const MAP: u32 = 8;
     /// Its elements may go by themselves after a time.
-    pub const TIMEOUT: u32 = 0x10;
+    pub(crate) const TIMEOUT: u32 = 0x10;
     /// Its keys are made of several fields.
-    pub const CONCAT: u32 = 0x80;
+    pub(crate) const CONCAT: u32 = 0x80;
 }
 
 impl Set {
@@ -81,7 +81,7 @@ impl Set {
     }
 
     /// The set whose elements go by themselves this long after they were added.
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
         self.flags |= flags::TIMEOUT;
         self.timeout = Some(timeout);
         self
@@ -213,16 +213,11 @@ impl Key {
     }
 
     /// The length in bytes: each of several fields begins at a register of its own.
-    pub fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         match self.fields.as_slice() {
             [one] => *one,
             several => several.iter().map(|len| len.next_multiple_of(4)).sum(),
         }
-    }
-
-    /// Whether it has no field at all, which no set has.
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
     }
 }
 
@@ -285,7 +280,7 @@ pub struct DataType {
 
 impl DataType {
     /// `NFT_DATA_VERDICT`.
-    pub const VERDICT: Self = Self { kind: 0xffff_ff00, len: 0 };
+    pub(crate) const VERDICT: Self = Self { kind: 0xffff_ff00, len: 0 };
 }
 
 /// A value of a map.

@@ -229,7 +229,7 @@ impl Ways {
     }
 
     /// The way to the node that has this lease.
-    pub fn reaching(&self, lease: &Lease) -> Option<BackendId> {
+    pub(crate) fn reaching(&self, lease: &Lease) -> Option<BackendId> {
         let attachment = &lease.attachment;
         let says_port = Family::BOTH
             .iter()

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::env_file::gateway;
-use subnet::net::overlap;
 use subnet::{Family, NetworkConfig, PublicAddrs};
 
 use crate::state::host::HostView;
@@ -95,7 +94,7 @@ impl Surroundings {
     }
 
     /// Why peers can't be reached at `public`, if they can't: the reason begins after "its public address …".
-    pub fn unreachable(&self, public: IpAddr, networks: &[IpNet]) -> Option<String> {
+    pub(crate) fn unreachable(&self, public: IpAddr, networks: &[IpNet]) -> Option<String> {
         if !is_of_a_node(public) {
             return Some("is not that of a node".to_owned());
         }
@@ -154,11 +153,6 @@ fn is_of_a_node(addr: IpAddr) -> bool {
 /// Whether the address means the same on every device of the host.
 fn is_global(addr: IpAddr) -> bool {
     !addr.is_loopback() && !matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
-/// Whether any of these prefixes shares an address with `net`.
-pub fn any_overlap(nets: &[IpNet], net: IpNet) -> bool {
-    nets.iter().any(|other| overlap(*other, net))
 }
 
 #[cfg(test)]

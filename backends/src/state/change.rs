@@ -67,7 +67,7 @@ impl Change {
     }
 
     /// Whether something goes away.
-    pub fn is_removal(&self) -> bool {
+    pub(crate) fn is_removal(&self) -> bool {
         matches!(
             self,
             Self::DelLink(..)
@@ -81,7 +81,7 @@ impl Change {
     }
 
     /// The device that it names.
-    pub fn device(&self) -> Option<Name> {
+    pub(crate) fn device(&self) -> Option<Name> {
         match self {
             Self::DelLink(name)
             | Self::RenameLink(name, _)
@@ -103,7 +103,7 @@ impl Change {
 
 impl KernelState {
     /// Makes one change to the value, without the side effects that a kernel has.
-    pub fn apply(&mut self, change: &Change) {
+    pub(crate) fn apply(&mut self, change: &Change) {
         match change {
             Change::DelLink(name) => self.drop_link(name),
             Change::RenameLink(from, to) => self.rename_link(*from, *to),

@@ -161,7 +161,7 @@ fn is_connected(desired: &KernelState, actual: &KernelState, dst: &IpNet) -> boo
 }
 
 /// The wanted routes that can't be set because the host has an address in their destination, in words.
-pub fn conflicts(desired: &KernelState, actual: &KernelState) -> Vec<String> {
+pub(crate) fn conflicts(desired: &KernelState, actual: &KernelState) -> Vec<String> {
     let taken = desired.routes.keys().filter(|dst| is_connected(desired, actual, dst));
     taken
         .map(|dst| {

@@ -27,7 +27,7 @@ pub struct Forwarding {
 
 impl Forwarding {
     /// The addresses of its sockets.
-    pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> {
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = SocketAddr> {
         let socket = |family: &Family| Some(SocketAddr::new(self.local.get(*family)?, self.port));
         Family::BOTH.iter().filter_map(socket)
     }

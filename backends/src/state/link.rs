@@ -97,7 +97,7 @@ pub struct LinkPatch {
 
 impl LinkIdentity {
     /// Whether a device that is `actual` can serve where `self` is wanted.
-    pub fn accepts(&self, actual: &Self) -> bool {
+    pub(crate) fn accepts(&self, actual: &Self) -> bool {
         match (self, actual) {
             (Self::Vxlan(want), Self::Vxlan(have)) => {
                 VxlanIdentity { port: have.port, ..*want } == *have
@@ -109,7 +109,7 @@ impl LinkIdentity {
 
     /// Whether a device that is `actual` need not be removed before one that is `self` is made: another
     /// process may hold it.
-    pub fn takes_over(&self, actual: &Self) -> bool {
+    pub(crate) fn takes_over(&self, actual: &Self) -> bool {
         *self == Self::Tun && matches!(actual, Self::Other(kind) if kind == "tun")
     }
 }
@@ -134,7 +134,7 @@ impl LinkSettings {
     }
 
     /// What has to change for `self` to become `want`.
-    pub fn patch_to(&self, want: &Self) -> LinkPatch {
+    pub(crate) fn patch_to(&self, want: &Self) -> LinkPatch {
         fn differing<T: PartialEq>(have: T, want: T) -> Option<T> {
             (have != want).then_some(want)
         }
@@ -155,7 +155,7 @@ impl LinkSettings {
     }
 
     /// Applies a patch.
-    pub fn patch(&mut self, patch: &LinkPatch) {
+    pub(crate) fn patch(&mut self, patch: &LinkPatch) {
         self.up = patch.up.unwrap_or(self.up);
         self.mtu = patch.mtu.unwrap_or(self.mtu);
         self.mac = patch.mac.unwrap_or(self.mac);
@@ -170,7 +170,7 @@ impl LinkSettings {
 
 impl LinkPatch {
     /// Whether nothing changes.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }

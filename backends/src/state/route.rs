@@ -9,17 +9,17 @@ use super::name::Name;
 
 /// Protocol number (`rtm_protocol`) that marks our routes. Not assigned in
 /// include/uapi/linux/rtnetlink.h, and not in iproute2's `rt_protos`.
-pub const ROUTE_PROTOCOL: u8 = 70;
+pub(crate) const ROUTE_PROTOCOL: u8 = 70;
 
 /// Protocol number of routes that the kernel makes for addresses (`RTPROT_KERNEL`).
-pub const PROTOCOL_KERNEL: u8 = 2;
+pub(crate) const PROTOCOL_KERNEL: u8 = 2;
 
 /// Protocol number that Go flannel's routes carry, like those of boot scripts (`RTPROT_BOOT`).
-pub const PROTOCOL_BOOT: u8 = 3;
+pub(crate) const PROTOCOL_BOOT: u8 = 3;
 
 /// Metric of our blackhole routes: the worst there is, so that any other route to the same subnet, a
 /// bridge's above all, wins.
-pub const BLACKHOLE_METRIC: u32 = u32::MAX;
+pub(crate) const BLACKHOLE_METRIC: u32 = u32::MAX;
 
 /// A route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -27,12 +27,12 @@ pub struct TunnelFilter {
 
 impl TunnelFilter {
     /// The family of its addresses.
-    pub fn family(&self) -> Family {
+    pub(crate) fn family(&self) -> Family {
         Family::of(self.networks.first().map_or(IpAddr::V4([0; 4].into()), |network| network.addr()))
     }
 
     /// Whether only peers came or went since `other`.
-    pub fn differs_in_peers_alone(&self, other: &Self) -> bool {
+    pub(crate) fn differs_in_peers_alone(&self, other: &Self) -> bool {
         (&self.networks, self.underlay, &self.ports) == (&other.networks, other.underlay, &other.ports)
     }
 }
@@ -51,7 +51,7 @@ pub struct TunnelPort {
 
 impl TunnelPort {
     /// The ports of several tunnels, those with the same number as one.
-    pub fn merged(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
+    pub(crate) fn merged(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut ports: Vec<Self> = Vec::new();
         for port in all {
             match ports.iter_mut().find(|known| known.number == port.number) {

@@ -37,7 +37,7 @@ pub struct Masquerade {
 
 /// A condition on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Match {
+pub(crate) enum Match {
     /// It carries [`SERVICE_MARK`].
     Marked,
     /// Its source is inside.
@@ -52,7 +52,7 @@ pub enum Match {
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing here; later chains go on.
     Return,
     /// It is let through.
@@ -66,7 +66,7 @@ pub enum Verdict {
 
 /// A rule: the verdict for packets that meet all conditions and no earlier rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// All of them have to hold.
     pub matches: Vec<Match>,
     /// What then happens.
@@ -75,12 +75,12 @@ pub struct Rule {
 
 impl Traffic {
     /// The family of these rules.
-    pub fn family(&self) -> Family {
+    pub(crate) fn family(&self) -> Family {
         Family::of(self.network.addr())
     }
 
     /// The rules for packets that leave this node.
-    pub fn postrouting(&self) -> Vec<Rule> {
+    pub(crate) fn postrouting(&self) -> Vec<Rule> {
         let Some(masquerade) = &self.masquerade else { return Vec::new() };
         let (network, subnet) = (self.network, self.subnet);
         let fully_random = masquerade.fully_random;
@@ -118,7 +118,7 @@ impl Traffic {
     }
 
     /// The rules for packets that pass through this node.
-    pub fn forward(&self) -> Vec<Rule> {
+    pub(crate) fn forward(&self) -> Vec<Rule> {
         if !self.forward {
             return Vec::new();
         }
