@@ -27,6 +27,7 @@ mod layout;
 mod members;
 mod owners;
 mod parts;
+mod resolved;
 mod selector;
 mod settings;
 mod steer;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use subnet::Family;
+use subnet::policy::NetworkPolicy;
 
 use super::class::{Book, Class, Member};
 use super::cluster::{Cluster, Record, Touched};
@@ -15,6 +16,7 @@ use super::image::{Content, Delta, Edit, Image, MemberKey, diff, diff_found};
 use super::layout;
 use super::members::Members;
 use super::parts::{Parts, stem};
+use super::resolved::Resolved;
 use super::settings::Settings;
 use crate::nft::Table;
 
@@ -339,13 +341,19 @@ impl Engine {
     fn classes(&mut self) -> Vec<Member> {
         let mut known = std::mem::take(&mut self.classes);
         let mut pods = Vec::new();
+        // The policies of namespaces that have a pod of a new class.
+        let mut policies: HashMap<&str, Vec<(&Arc<NetworkPolicy>, Resolved)>> = HashMap::new();
         for (local, record) in self.cluster.locals() {
             let groups = self.cluster.groups();
             let key = (groups.serial(record.group), self.cluster.ports_id(record));
             let class = self.classes.get(&key).cloned().or_else(|| known.remove(&key)).unwrap_or_else(|| {
-                let policies = self.cluster.policies_of(&local.name.namespace);
-                let policies = policies.filter(|policy| groups.has_labels(record.group, &policy.pods));
-                Arc::new(self.book.class(policies, self.cluster.ports_of(record)))
+                let namespace = &*local.name.namespace;
+                let all = policies.entry(namespace).or_insert_with(|| {
+                    let all = self.cluster.policies_of(namespace);
+                    all.map(|policy| (policy, groups.resolve(&policy.pods))).collect()
+                });
+                let selecting = all.iter().filter(|(_, pods)| groups.has_labels(record.group, pods));
+                Arc::new(self.book.class(selecting.map(|(policy, _)| *policy), self.cluster.ports_of(record)))
             });
             let addresses =
                 Family::BOTH.iter().filter_map(|family| self.cluster.own_address(local.number, *family));

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use subnet::policy::{Labels, Selector};
 
 use super::intern::{Id, Interner};
+use super::resolved::Resolved;
 use super::selector::{PodSelector, Scope};
 
 /// The number of a group.
@@ -76,9 +77,8 @@ impl Groups {
 
     /// The names of those that are known and have such labels.
     pub(super) fn namespaces_matching(&self, labels: &Selector) -> impl Iterator<Item = String> {
-        let known = self.namespaces.iter().filter(|(_, namespace)| namespace.labels.is_some());
-        let matching = known.filter(|(id, _)| self.namespace_matches(**id, labels));
-        matching.map(|(id, _)| self.strings.text(*id).to_owned())
+        let known = self.matching_namespaces(labels).filter(|(_, namespace)| namespace.labels.is_some());
+        known.map(|(id, _)| self.strings.text(*id).to_owned())
     }
 
     pub(super) fn of_namespace(&self, name: &str) -> Option<&[GroupId]> {
@@ -152,9 +152,14 @@ impl Groups {
         self.groups.len()
     }
 
+    /// `selector` for [`Self::has_labels`], good until a group comes or goes.
+    pub(super) fn resolve(&self, selector: &Selector) -> Resolved {
+        Resolved::new(selector, &self.strings)
+    }
+
     /// Whether the pods of a group match the labels that `selector` asks for, in any namespace.
-    pub(super) fn has_labels(&self, id: GroupId, selector: &Selector) -> bool {
-        self.pairs_match(&self.groups[id as usize].labels, selector)
+    pub(super) fn has_labels(&self, id: GroupId, selector: &Resolved) -> bool {
+        selector.matches(&self.groups[id as usize].labels)
     }
 
     /// Whether the pods of a group are among those that `selector` describes.
@@ -164,35 +169,35 @@ impl Groups {
             Scope::Namespace(name) => self.strings.text(group.namespace) == &**name,
             Scope::Matching(labels) => self.namespace_matches(group.namespace, labels),
         };
-        in_scope && self.pairs_match(&group.labels, &selector.pods)
+        in_scope && self.resolve(&selector.pods).matches(&group.labels)
     }
 
     /// All groups whose pods `selector` describes.
     pub(super) fn matching(&self, selector: &PodSelector) -> Vec<GroupId> {
+        let pods = self.resolve(&selector.pods);
         let having = |groups: &[GroupId]| -> Vec<GroupId> {
-            groups.iter().copied().filter(|id| self.has_labels(*id, &selector.pods)).collect()
+            groups.iter().copied().filter(|id| self.has_labels(*id, &pods)).collect()
         };
         match &selector.scope {
             Scope::Namespace(name) => self.of_namespace(name).map(having).unwrap_or_default(),
-            Scope::Matching(labels) => {
-                let namespaces =
-                    self.namespaces.iter().filter(|(id, _)| self.namespace_matches(**id, labels));
-                namespaces.flat_map(|(_, namespace)| having(&namespace.groups)).collect()
-            }
+            Scope::Matching(labels) => self
+                .matching_namespaces(labels)
+                .flat_map(|(_, namespace)| having(&namespace.groups))
+                .collect(),
         }
+    }
+
+    fn matching_namespaces(&self, labels: &Selector) -> impl Iterator<Item = (&Id, &Namespace)> {
+        let (everything, labels) = (labels.is_everything(), self.resolve(labels));
+        self.namespaces.iter().filter(move |(_, namespace)| {
+            everything || namespace.labels.as_ref().is_some_and(|pairs| labels.matches(pairs))
+        })
     }
 
     /// A namespace that is only known by its pods matches nothing but the selector of all.
     fn namespace_matches(&self, id: Id, selector: &Selector) -> bool {
         let labels = self.namespaces.get(&id).and_then(|namespace| namespace.labels.as_ref());
-        selector.is_everything() || labels.is_some_and(|labels| self.pairs_match(labels, selector))
-    }
-
-    fn pairs_match(&self, pairs: &Pairs, selector: &Selector) -> bool {
-        selector.matches(|key| {
-            let pair = pairs.iter().find(|(found, _)| self.strings.text(*found) == key)?;
-            Some(self.strings.text(pair.1))
-        })
+        selector.is_everything() || labels.is_some_and(|labels| self.resolve(selector).matches(labels))
     }
 
     fn pairs(&mut self, labels: &Labels) -> Pairs {

@@ -19,6 +19,13 @@ impl Keys {
 
     /// Those in `bytes`, one after another in any order.
     pub(super) fn from_unsorted(len: usize, bytes: &[u8]) -> Self {
+        if let (4, (words, _)) = (len, bytes.as_chunks::<4>()) {
+            // IPv4 addresses, the most frequent keys by far.
+            let mut keys: Vec<u32> = words.iter().map(|word| u32::from_be_bytes(*word)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            return Self { len, bytes: keys.into_iter().flat_map(u32::to_be_bytes).collect() };
+        }
         let mut keys: Vec<&[u8]> = bytes.chunks_exact(len).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -121,6 +128,14 @@ mod tests {
             prop_assert_eq!(keys.iter().map(<[u8]>::to_vec).collect::<Vec<_>>(), model.iter().map(|key| key.to_vec()).collect::<Vec<_>>());
             let bytes = model.iter().rev().chain(&model).flatten().copied().collect::<Vec<_>>();
             prop_assert_eq!(Keys::from_unsorted(2, &bytes), keys);
+        }
+
+        #[test]
+        fn addresses_are_sorted_as_other_keys_are(mut keys: Vec<[u8; 4]>) {
+            let sorted = Keys::from_unsorted(4, &keys.concat());
+            keys.sort_unstable();
+            keys.dedup();
+            prop_assert_eq!(sorted.iter().map(<[u8]>::to_vec).collect::<Vec<_>>(), keys.iter().map(|key| key.to_vec()).collect::<Vec<_>>());
         }
     }
 }

@@ -175,11 +175,14 @@ fn find(wanted: &[Arc<MemberKey>], cluster: &Cluster) -> Vec<(Arc<MemberKey>, Ke
     let mut bytes: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
     for (number, record) in cluster.records() {
         for i in by_group[record.group as usize].iter().chain(&everywhere) {
-            let key = &wanted[*i as usize];
-            if let Some(address) = cluster.own_address(number, key.family) {
-                entries(key, address, record, cluster)
-                    .iter()
-                    .for_each(|entry| bytes[*i as usize].extend(entry));
+            let (key, bytes) = (&wanted[*i as usize], &mut bytes[*i as usize]);
+            match (cluster.own_address(number, key.family), &key.port) {
+                (None, _) => {}
+                (Some(IpAddr::V4(v4)), None) => bytes.extend(v4.octets()),
+                (Some(IpAddr::V6(v6)), None) => bytes.extend(v6.octets()),
+                (Some(address), Some(_)) => {
+                    entries(key, address, record, cluster).iter().for_each(|entry| bytes.extend(entry));
+                }
             }
         }
     }
