@@ -168,7 +168,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
             // Peers may announce what this node announced before it was restarted with something else.
             ways.remember(&saved.former, &network);
             ways.remember(std::slice::from_ref(&saved.network.backend), &network);
-            change.former.extend(saved.network.networks().iter());
+            change.former.extend(saved.network.networks().iter().chain(saved.left.iter().copied()));
         }
         let given = settings.selectors.public;
         if recalled.is_none() {
@@ -411,7 +411,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.choose(&report.observed);
             self.judge_underlay(&report.observed);
             self.look_at_prerequisites(&report.observed);
-            if self.external == before && !retry {
+            // What was found may change the plan: an address that came into a peer's subnet.
+            if self.external == before && !retry && self.plan.is_some() {
                 break;
             }
             self.claim();

@@ -42,6 +42,53 @@ pub(crate) struct Choice {
     pub(crate) replaces: bool,
 }
 
+/// Whether the network of a family has moved away from a lease. Such a lease stays whole, also where the claim that
+/// follows it keeps the subnet of the other family: a lease of one family alone would end Go nodes with both families
+/// that look for a free subnet, and one of IPv6 alone has the IPv4 subnet `0.0.0.0/0` for them (contract §9 B18).
+fn moved_away(network: &NetworkConfig, lease: &Lease) -> bool {
+    let outside = |subnet: IpNet| {
+        let range = network.range(Family::of(subnet.addr()));
+        range.is_some_and(|range| !overlap(range.network, subnet))
+    };
+    lease.subnets.iter().any(outside)
+}
+
+/// The other leases of a node in which its pods still are: they get a new time to live with each claim, and what the
+/// node announces now.
+pub(crate) fn still_used<'a>(
+    claim: &'a Claim<'_>,
+    choice: &'a Choice,
+    leases: &'a Leases,
+) -> impl Iterator<Item = &'a Lease> {
+    let own = move |lease: &&Lease| {
+        let before = choice.known.as_ref().map(|known| known.public);
+        lease.public.same_node(&claim.public) || before.is_some_and(|before| lease.public.same_node(&before))
+    };
+    let used = move |lease: &&Lease| lease.subnets.iter().any(|subnet| claim.left.contains(&subnet));
+    let other = move |lease: &&Lease| {
+        let replaced =
+            choice.replaces && choice.known.as_ref().is_some_and(|known| known.subnets == lease.subnets);
+        lease.subnets != choice.subnets && !replaced
+    };
+    leases.leases.values().filter(used).filter(own).filter(other)
+}
+
+/// What a claim leaves behind if its node is interrupted between taking a lease and removing the one before: the
+/// node's other leases that share an address with what it took, and are not kept for pods.
+#[cfg(feature = "file")]
+pub(crate) fn leftovers<'a>(
+    network: &'a NetworkConfig,
+    claim: &'a Claim<'_>,
+    taken: Subnets,
+    leases: &'a Leases,
+) -> impl Iterator<Item = &'a Lease> {
+    let kept = move |lease: &Lease| {
+        moved_away(network, lease) || lease.subnets.iter().any(|subnet| claim.left.contains(&subnet))
+    };
+    let own = leases.by_public(&claim.public);
+    own.filter(move |lease| lease.subnets != taken && lease.subnets.overlaps(&taken) && !kept(lease))
+}
+
 /// The subnets to claim, in the order of [`LeaseStore::acquire`], each family for itself. `None` when
 /// nothing is free.
 ///
@@ -96,7 +143,9 @@ pub(crate) fn choose(
     let usurped =
         |known: &Lease| network.ranges().any(|range| known.subnets.iter().any(|subnet| range.allows(subnet)));
     let replaces = known.is_some_and(|known| {
-        known.subnets != subnets && (keeps || usurped(known) || known.subnets.overlaps(&subnets))
+        known.subnets != subnets
+            && !moved_away(network, known)
+            && (keeps || usurped(known) || known.subnets.overlaps(&subnets))
     });
     Some(Choice { subnets, known: known.cloned(), replaces })
 }
@@ -121,9 +170,12 @@ fn keepable(network: &NetworkConfig, claim: &Claim<'_>, known: &Lease, leases: &
     known.subnets.iter().filter_map(allowed).filter(|subnet| !usurped(subnet)).collect()
 }
 
-/// Who stands in the way of putting a lease back that is not there any more.
+/// Who stands in the way of putting a lease back that is not there any more. Another lease of this node doesn't:
+/// pods are in a subnet that the network has moved away from.
 pub(crate) fn rival(mine: &Lease, leases: &Leases) -> Option<Loss> {
-    let other = |taken: &Subnets| *taken != mine.subnets && taken.overlaps(&mine.subnets);
+    let own =
+        |taken: &Subnets| leases.leases.get(taken).is_some_and(|lease| lease.public.same_node(&mine.public));
+    let other = |taken: &Subnets| *taken != mine.subnets && taken.overlaps(&mine.subnets) && !own(taken);
     let subnets = leases.taken().find(other)?;
     let holder = leases.leases.get(&subnets).map(|lease| lease.public).unwrap_or_default();
     Some(Loss::Taken { subnets: mine.subnets, holder })

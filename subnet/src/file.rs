@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep};
 
-use crate::claim::{Choice, Verdict, choose, exhausted, judge, require_public, rival};
+use crate::claim::{Choice, Verdict, choose, exhausted, judge, leftovers, require_public, rival, still_used};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
@@ -231,8 +231,16 @@ impl Files {
     ) -> Result<Lease, StoreError> {
         let (table, now) = (directory.list_and_sweep()?, SystemTime::now());
         let chosen = choose(network, claim, held, &table.leases);
-        let Some(Choice { subnets, known, replaces }) = chosen else { return Err(exhausted(network)) };
-        let attachment = (claim.attach)(known.as_ref(), &table.leases);
+        let Some(choice) = chosen else { return Err(exhausted(network)) };
+        let attachment = (claim.attach)(choice.known.as_ref(), &table.leases);
+        for used in still_used(claim, &choice, &table.leases) {
+            let renewed = Lease { public: claim.public, attachment: attachment.clone(), ..used.clone() };
+            let key = directory.key(&used.subnets)?;
+            let reserved = directory.read(&key)?.is_some_and(|entry| entry.expires.is_none());
+            let expires = (!reserved).then(|| now + LEASE_TTL);
+            directory.write(&key, &Entry::encode(&renewed, expires, &self.writer))?;
+        }
+        let Choice { subnets, known, replaces } = choice;
         let (same, replaced) = match known {
             Some(known) if known.subnets == subnets => (Some(known), None),
             other => (None, other.filter(|_| replaces)),
@@ -245,9 +253,7 @@ impl Files {
         let before = before.transpose()?.map(|key| directory.read(&key)).transpose()?.flatten();
         let reserved = before.is_some_and(|entry| entry.expires.is_none());
         directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now)), &self.writer))?;
-        // With what a move left behind that was interrupted right here.
-        let own = table.leases.by_public(&claim.public).filter(|own| own.subnets.overlaps(&subnets));
-        for old in replaced.iter().chain(own).filter(|old| old.subnets != subnets) {
+        for old in replaced.iter().chain(leftovers(network, claim, subnets, &table.leases)) {
             directory.remove(&directory.key(&old.subnets)?)?;
         }
         Ok(lease)

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::claim::{Choice, Verdict, choose, exhausted, judge, rival};
+use crate::claim::{Choice, Verdict, choose, exhausted, judge, rival, still_used};
 use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease, Leases};
+use crate::net::Subnets;
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError};
 
 /// The shared half: what would be the server. Cheap to clone; one for all nodes of a cluster.
@@ -107,8 +108,12 @@ impl LeaseStore for Memory {
         let mut result = Err(exhausted(network));
         self.cluster.0.leases.send_modify(|leases| {
             let Some(choice) = choose(network, claim, held.as_ref(), leases) else { return };
+            let attachment: Attachment = (claim.attach)(choice.known.as_ref(), leases);
+            let used: Vec<Subnets> = still_used(claim, &choice, leases).map(|lease| lease.subnets).collect();
+            for (_, lease) in leases.leases.iter_mut().filter(|(subnets, _)| used.contains(subnets)) {
+                (lease.public, lease.attachment) = (claim.public, attachment.clone());
+            }
             let Choice { subnets, known, replaces } = choice;
-            let attachment: Attachment = (claim.attach)(known.as_ref(), leases);
             if let Some(old) = known.as_ref().filter(|_| replaces) {
                 leases.leases.remove(&old.subnets);
             }

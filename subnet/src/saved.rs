@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{BackendConfig, NetworkConfig};
@@ -20,6 +20,8 @@ pub struct Saved {
     pub network: NetworkConfig,
     /// Backends of earlier configurations that peers still announced.
     pub former: Vec<BackendConfig>,
+    /// Networks of earlier configurations in which there were still leases.
+    pub left: Vec<IpNet>,
     /// The subnets that this node held.
     pub own: Subnets,
     /// The hardware address of the external interface: a copy of the file on another machine says nothing about
@@ -37,6 +39,8 @@ struct File {
     network: NetworkConfig,
     #[serde(default)]
     former: Vec<BackendConfig>,
+    #[serde(default)]
+    left: Vec<IpNet>,
     own: Key,
     #[serde(default)]
     hardware: Option<String>,
@@ -83,6 +87,7 @@ impl Saved {
             store: store.to_owned(),
             network: self.network.clone(),
             former: self.former.clone(),
+            left: self.left.clone(),
             own: (&self.own).into(),
             hardware: self.hardware.map(|mac| mac.to_string()),
             leases: self.leases.leases.iter().map(entry).collect(),
@@ -124,7 +129,8 @@ impl Saved {
             return Err("it is damaged (it lacks this node's own lease)".to_owned());
         }
         let hardware = file.hardware.and_then(|mac| mac.parse().ok());
-        Ok((file.store, Self { network: file.network, former: file.former, own, hardware, leases }))
+        let File { store, network, former, left, .. } = file;
+        Ok((store, Self { network, former, left, own, hardware, leases }))
     }
 }
 
@@ -160,6 +166,7 @@ mod tests {
         Saved {
             network,
             former: vec![BackendConfig::HostGw],
+            left: vec!["10.3.0.0/16".parse().unwrap()],
             own,
             hardware: Some(Mac([2, 0, 0, 0, 0, 1])),
             leases,

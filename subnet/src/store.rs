@@ -120,6 +120,9 @@ pub struct Claim<'a> {
     pub reserved: &'a [IpNet],
     /// The networks that the host is in, from which subnets are taken only if there are no others.
     pub lans: &'a [IpNet],
+    /// Subnets that the network has moved away from and in which pods of this node still are: leases of this node
+    /// that contain one are renewed together with the claim.
+    pub left: &'a [IpNet],
     /// What to publish, given the lease that the node turned out to hold already, if any, and all that are
     /// known. It may be called more than once.
     pub attach: &'a Attach<'a>,
@@ -131,7 +134,7 @@ pub type Attach<'a> = dyn Fn(Option<&Lease>, &Leases) -> Attachment + Send + Syn
 impl<'a> Claim<'a> {
     /// A claim of a node that knows nothing else about itself.
     pub fn new(public: PublicAddrs, previous: Subnets, attach: &'a Attach<'a>) -> Self {
-        Self { public, previous, macs: &[], before: None, reserved: &[], lans: &[], attach }
+        Self { public, previous, macs: &[], before: None, reserved: &[], lans: &[], left: &[], attach }
     }
 
     /// Whether this lease, which has another public address, is this node's from before it moved.
@@ -256,9 +259,9 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// In this order: the lease that this value holds already (so that a new public address moves it),
     /// one that this node held before it moved to another address, the lease with the same public address, the claim's previous subnets, a free subnet; each family for
     /// itself, so that one that is added or removed leaves the other alone. The lease then moves in one
-    /// step: a follower never sees the node without a lease or with both. A lease of which the network
-    /// allows nothing any more is left to expire, for pods may still use it. Races with other nodes are
-    /// resolved inside. Called again, it republishes.
+    /// step: a follower never sees the node without a lease or with both. A lease with a subnet that the
+    /// network has moved away from stays beside the new one, since pods may still use it; it expires unless
+    /// [`Claim::left`] renews it. Races with other nodes are resolved inside. Called again, it republishes.
     fn acquire(
         &self,
         network: &NetworkConfig,

@@ -92,6 +92,8 @@ macro_rules! shaped {
             nodes_that_all_gain_ipv6_at_once_keep_ipv4_and_never_share
             a_network_that_grows_keeps_the_lease
             a_network_that_moves_gives_a_new_subnet_and_leaves_the_old_lease
+            a_family_that_moves_keeps_the_other_one_and_leaves_the_old_lease_whole
+            a_lease_that_the_network_moved_away_from_is_renewed_while_pods_are_in_it
             a_v4_only_peer_and_a_dual_peer_live_side_by_side
             $($more)*
         }

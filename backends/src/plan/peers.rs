@@ -215,19 +215,34 @@ fn uncovered<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
     })
 }
 
-/// Of subnets that overlap leaves the first.
+/// Of subnets that overlap leaves the first. A node has one subnet in two leases if the network of its other family
+/// has moved: of those the one written last is left, and nothing is wrong with the other.
 fn first_of_overlapping<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
-    // By first address, per family, none overlapping another.
-    let mut taken: BTreeMap<(Family, u128), IpNet> = BTreeMap::new();
-    partition(claimed, |one| {
+    // By first address, per family, none overlapping another; with the index in `kept`.
+    let mut taken: BTreeMap<(Family, u128), usize> = BTreeMap::new();
+    let (mut kept, mut refused): (Vec<Claimed<'a>>, _) = (Vec::with_capacity(claimed.len()), Vec::new());
+    for one in claimed {
         let (subnet, family) = (one.peer.subnet, Family::of(one.peer.subnet.addr()));
         let before = taken.range(..=(family, bits_of(subnet.broadcast()))).next_back();
-        if let Some((_, other)) = before.filter(|(_, before)| overlap(**before, subnet)) {
-            return Some(format!("it overlaps {other}, which has the right length or is older"));
+        let before = before.and_then(|(_, index)| kept.get_mut(*index));
+        match before.filter(|before| overlap(before.peer.subnet, subnet)) {
+            None => {
+                taken.insert((family, bits_of(subnet.network())), kept.len());
+                kept.push(one);
+            }
+            Some(other) if other.peer.subnet == subnet && other.lease.public.same_node(&one.lease.public) => {
+                if (other.lease.written, other.lease.created) < (one.lease.written, one.lease.created) {
+                    *other = one;
+                }
+            }
+            Some(other) => {
+                let why =
+                    format!("it overlaps {}, which has the right length or is older", other.peer.subnet);
+                refused.push((one, why));
+            }
         }
-        taken.insert((family, bits_of(subnet.network())), subnet);
-        None
-    })
+    }
+    (kept, refused)
 }
 
 /// The forwarding database has one entry for a MAC, so two nodes can't share one. A node that has moved leaves

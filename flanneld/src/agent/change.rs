@@ -4,6 +4,7 @@
 //! announces what it did. Only what the kernel takes is announced. Otherwise the old one stays, and why is
 //! said in the log and in readiness.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,11 @@ use backends::host::{HostLink, HostView};
 use backends::kernel::{Observed, is_tunnel_name};
 use backends::{Kernel, KernelError, Report, Ways};
 use ipnet::IpNet;
+use subnet::env_file::gateway;
 use subnet::net::overlap;
 use subnet::saved::Saved;
-use subnet::{Family, LeaseStore, Leases, NetworkConfig, PublicAddrs, Subnets};
+use subnet::store::LEASE_TTL;
+use subnet::{Attachment, Family, Lease, LeaseStore, Leases, NetworkConfig, PublicAddrs, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +31,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a node may take to run as it did before its restart, if it is to run otherwise now.
 const AS_BEFORE: Duration = Duration::from_secs(5);
+
+/// How often leases of subnets that the network has moved away from are renewed while pods are in them.
+const RENEW_LEFT: Duration = LEASE_TTL.checked_div(2).expect("not by zero");
 
 /// What is being changed.
 #[derive(Default)]
@@ -49,6 +55,10 @@ pub(super) struct Change {
     others: Vec<IpNet>,
     /// This node's subnets of earlier configurations, as long as pods are in them.
     pub(super) left: Vec<IpNet>,
+    /// When the leases of `left` were last renewed.
+    renewed: Option<Instant>,
+    /// This node's leases in networks that the cluster is leaving.
+    beside: BTreeSet<Subnets>,
     /// The lease has to be taken again: the network is another one.
     pub(super) reclaim: bool,
 }
@@ -344,8 +354,35 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     pub(super) fn leave(&mut self, before: Subnets) {
         let now = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
         let gone: Vec<IpNet> = before.iter().filter(|subnet| !now.iter().any(|now| now == *subnet)).collect();
+        for subnet in &gone {
+            tracing::info!("{subnet} stays leased and routed until no pod of this node is in it");
+        }
         self.change.left.retain(|subnet| !now.iter().any(|now| now == *subnet) && !gone.contains(subnet));
         self.change.left.extend(gone);
+    }
+
+    /// Finds this node's leases in networks that the cluster is leaving, also those from before a restart: a bridge
+    /// that still serves one tells that pods are in it.
+    pub(super) fn find_left(&mut self, own: &Lease, all: &Leases) {
+        let beside = self.change.beside(own, all);
+        let gone = self.change.beside.iter().any(|subnets| !all.leases.contains_key(subnets));
+        if gone && own.attachment != Attachment::HostGw {
+            // A Go node that forgets a lease forgets the MAC too that the other one has.
+            self.change.reclaim = true;
+        }
+        let host = Arc::clone(&self.interest().host);
+        let serves = |subnet: &IpNet| {
+            let gateway = gateway(*subnet);
+            let addresses = |link: &HostLink| link.addresses.iter().any(|own| own.net.addr() == gateway);
+            host.links.values().any(|link| link.bridge && addresses(link))
+        };
+        for subnet in beside.iter().flat_map(Subnets::iter).filter(serves) {
+            let is_own = own.subnets.iter().any(|own| own == subnet);
+            if !is_own && !self.change.left.contains(&subnet) {
+                self.change.left.push(subnet);
+            }
+        }
+        self.change.beside = beside;
     }
 
     /// Forgets the subnets of earlier networks in which there are no pods any more, and names the others.
@@ -369,6 +406,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             None => false,
         });
+        let renewed = self.change.renewed.is_some_and(|at| at.elapsed() < RENEW_LEFT);
+        if self.change.left.is_empty() {
+            self.change.renewed = None;
+        } else if !renewed {
+            self.change.renewed = Some(Instant::now());
+            self.change.reclaim = true;
+        }
         let draining = !self.change.left.is_empty() || !self.lost.is_empty() || self.draining;
         self.set_interest(|interest| interest.draining = draining);
         if self.change.left.len() < before {
@@ -444,6 +488,21 @@ impl Change {
         let news = self.others != others;
         self.others = others;
         news
+    }
+
+    /// The networks that the cluster is leaving.
+    pub(super) fn inhabited(&self) -> Vec<IpNet> {
+        self.others.clone()
+    }
+
+    /// Which leases in those are this node's.
+    fn beside(&self, own: &Lease, all: &Leases) -> BTreeSet<Subnets> {
+        if self.others.is_empty() {
+            return BTreeSet::new();
+        }
+        let left = |subnet: IpNet| self.others.iter().any(|network| network.contains(&subnet));
+        let beside = all.by_public(&own.public).map(|lease| lease.subnets);
+        beside.filter(|subnets| *subnets != own.subnets && subnets.iter().any(left)).collect()
     }
 
     /// The networks that the cluster is leaving, with this node's subnet in each.

@@ -279,11 +279,13 @@ pub(super) struct Facts {
     pub(super) before: Option<Lease>,
     pub(super) reserved: Vec<IpNet>,
     pub(super) lans: Vec<IpNet>,
+    /// Subnets of earlier networks in which pods still are.
+    pub(super) left: Vec<IpNet>,
 }
 
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
-    let Facts { network, identity, ways, public, previous, before, reserved, lans } = facts;
+    let Facts { network, identity, ways, public, previous, before, reserved, lans, left } = facts;
     let attach = |known: Option<&Lease>, all: &Leases| {
         let own: Vec<&Lease> = known.into_iter().chain(&before).collect();
         let foreign = |family, mac| is_foreign(all, known, &public, family, mac);
@@ -295,6 +297,7 @@ pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: H
         before: before.as_ref(),
         reserved: &reserved,
         lans: &lans,
+        left: &left,
         ..Claim::new(public, previous, &attach)
     };
     let mut said = String::new();

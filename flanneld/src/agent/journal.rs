@@ -10,7 +10,7 @@ use backends::fights::Told;
 use backends::host::StaleBridge;
 use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report, Ways};
 use subnet::env_file::SubnetEnv;
-use subnet::{Lease, Loss, Subnets};
+use subnet::{Family, Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
 
 use crate::interface::External;
@@ -70,7 +70,14 @@ impl Journal {
 
     pub(super) fn leased(&mut self, lease: &Lease, old: Option<Subnets>) {
         let (subnet, public) = (lease.subnets, lease.public);
+        let has = |subnets: &Subnets, family| subnets.get(family).is_some();
         match old {
+            Some(old)
+                if old != subnet
+                    && Family::BOTH.iter().all(|family| has(&old, *family) == has(&subnet, *family)) =>
+            {
+                warn!(%subnet, was = %old, "this node has another subnet than before")
+            }
             // A family came or went.
             Some(old) if old != subnet && old.iter().any(|kept| subnet.iter().any(|now| now == kept)) => {
                 info!(%subnet, was = %old, "lease held, of other families than before");
@@ -93,10 +100,11 @@ impl Journal {
     }
 
     pub(super) fn surroundings(&mut self, notes: &[String]) {
-        for note in notes.iter().filter(|note| !self.surroundings.contains(*note)) {
-            warn!("{note}");
-        }
-        self.surroundings = notes.iter().cloned().collect();
+        say_news(
+            &mut self.surroundings,
+            notes,
+            "nothing of this host is in the way of the pods' network any more",
+        );
     }
 
     pub(super) fn store(&mut self, trouble: Option<&str>, refused: bool) {

@@ -51,6 +51,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         if self.change.find_others(&self.network, &all) {
             self.rules.due();
         }
+        self.find_left(&lease, &all);
         if let Some(why) = self
             .reconnecting
             .as_ref()

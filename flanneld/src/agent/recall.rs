@@ -80,10 +80,11 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
         let (path, store) = (self.settings.state_file.clone(), self.store.describe());
         let (network, own, all) = (self.network.clone(), lease.subnets, Arc::clone(&leases));
-        let former = self.ways.former();
+        let (former, left) = (self.ways.former(), self.change.inhabited());
         let hardware = self.hardware();
-        let write =
-            move || Saved { network, former, own, hardware, leases: (*all).clone() }.write(&path, &store);
+        let write = move || {
+            Saved { network, former, left, own, hardware, leases: (*all).clone() }.write(&path, &store)
+        };
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(error.into()));
         self.journal.kept(&self.settings.state_file, &written);
         if written.is_ok() {

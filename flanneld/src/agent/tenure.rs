@@ -44,6 +44,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             before,
             reserved: self.surroundings.reserved(),
             lans: self.surroundings.lans(),
+            left: self.change.left.clone(),
         };
         self.claimed = Some((external.public, self.ways.attachment(&self.macs())));
         self.claiming = Some(Task::spawn(claim::obtain(Arc::clone(&self.store), facts, self.health.clone())));

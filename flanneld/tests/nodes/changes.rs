@@ -345,3 +345,81 @@ fn a_node_that_cannot_run_any_more_as_before_its_restart_takes_the_new_configura
     assert!(member.is_ready());
     scene.assert_nothing_lost(pings, "IPv4");
 }
+
+/// What a pod of `member` has a route for on every other node.
+fn routed(scene: &Scene, index: usize, subnet: &str) -> bool {
+    let family = if subnet.contains(':') { "-6" } else { "-4" };
+    !scene.members[1 - index].show(&format!("ip {family} route show {subnet}")).is_empty()
+}
+
+/// The network of one family moves, then that of the other, and then every agent is restarted, while pods that were
+/// there before talk.
+fn one_family_moves(kind: Kind, backend: &str) {
+    let both = config(&Family::BOTH, backend);
+    let mut scene = Scene::new(kind, &both, &["--ip-masq", "--traffic-manager=nft"]);
+    let pings = scene.pings();
+    let before = scene.members.each_ref().map(Member::subnets);
+
+    let moved = both.replace("10.244.0.0/16", "10.99.0.0/16");
+    scene.site.configure(&moved);
+    scene.wait("an IPv4 subnet of the new network", |member| {
+        member.subnet().to_string().starts_with("10.99.")
+    });
+    let after = scene.members.each_ref().map(Member::subnets);
+    for index in 0..2 {
+        assert_eq!(after[index][1], before[index][1], "the IPv6 subnet stays");
+        scene.members[index].wait("the routes to both IPv4 subnets", || {
+            let both = [before[1 - index][0], after[1 - index][0]];
+            both.iter().all(|subnet| routed(&scene, 1 - index, &subnet.to_string()))
+        });
+    }
+    answered(&pings);
+
+    let again = moved.replace("fd00:244::/48", "fd00:99::/48");
+    scene.site.configure(&again);
+    scene.wait("an IPv6 subnet of the new network", |member| {
+        member.subnets()[1].to_string().starts_with("fd00:99:")
+    });
+    let last = scene.members.each_ref().map(Member::subnets);
+    for index in 0..2 {
+        assert_eq!(last[index][0], after[index][0], "the IPv4 subnet stays");
+    }
+    answered(&pings);
+    scene.wait("the state file with the networks that are left", |member| {
+        let kept = member.kept();
+        kept.contains("10.244.0.0/16") && kept.contains("fd00:244::/48") && kept.contains("\"own\":[\"10.99.")
+    });
+
+    for index in 0..2 {
+        scene.members[index].agent.terminate(LIMIT).unwrap();
+        scene.members[index].start_again();
+        answered(&pings);
+        scene.members[index].wait("a note about the pods of the old networks", || {
+            let notes = scene.members[index].verbose();
+            before[index].iter().all(|subnet| notes.contains(&format!("{subnet} is of an earlier network")))
+        });
+    }
+    let old = before.each_ref().map(|subnets| subnets.iter().map(ToString::to_string).collect::<Vec<_>>());
+    for (index, subnet) in
+        old.iter().enumerate().flat_map(|(index, all)| all.iter().map(move |one| (index, one)))
+    {
+        assert!(routed(&scene, index, subnet), "{subnet}");
+    }
+    for pod in &scene.pods {
+        let announced = scene.site.announced().join("\n");
+        for address in pod.addresses() {
+            assert!(announced.contains(&format!("{}-", address.network())), "{address}: {announced}");
+        }
+    }
+    scene.assert_nothing_lost(pings, &format!("{kind:?} {backend}"));
+    assert!(scene.members.iter().all(Member::is_ready));
+}
+
+#[test]
+fn the_network_of_one_family_moves_and_pods_of_both_lose_no_packet_not_even_at_a_restart() {
+    thread::scope(|scope| {
+        for (kind, backend) in [(Kind::Etcd, VXLAN), (Kind::Files, HOST_GW)] {
+            scope.spawn(move || one_family_moves(kind, backend));
+        }
+    });
+}

@@ -47,8 +47,11 @@ fn each_family_of_the_own_lease_is_kept_for_itself() {
         (DUAL, "fd00:3:0:7::/64", "fd00:3:0:7::/64", true),
         (V4, "10.3.7.0/24 fd00:3:0:7::/64", "10.3.7.0/24", true),
         (V6, "10.3.7.0/24 fd00:3:0:7::/64", "fd00:3:0:7::/64", true),
-        // One was moved, or has another length now.
-        (DUAL, "10.8.7.0/24 fd00:3:0:7::/64", "fd00:3:0:7::/64", true),
+        // One was moved: pods are in the old one, whose lease stays whole.
+        (DUAL, "10.8.7.0/24 fd00:3:0:7::/64", "fd00:3:0:7::/64", false),
+        (DUAL, "10.3.7.0/24 fd00:8:0:7::/64", "10.3.7.0/24", false),
+        (V4, "10.3.7.0/24 fd00:8:0:7::/64", "10.3.7.0/24", true),
+        // One has another length now.
         (DUAL, "10.3.7.0/24 fd00:3:0:7::/80", "10.3.7.0/24", true),
         // Nothing can be kept: the old one is left alone.
         (V6, "10.3.7.0/24", "", false),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::follow::is_too_large;
 use super::{Etcd, Held, Listing};
-use crate::claim::{Choice, choose, exhausted, require_public};
+use crate::claim::{Choice, choose, exhausted, require_public, still_used};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::store::{Claim, LEASE_TTL, StoreError, random_below};
@@ -82,16 +82,22 @@ impl Etcd {
         grant: &mut Option<Grant>,
     ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
         let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
-        let Some(Choice { subnets, known, replaces }) = chosen else { return Err(exhausted(network)) };
+        let Some(choice) = chosen else { return Err(exhausted(network)) };
         let mut current = None;
-        if let Some(known) = &known {
+        if let Some(known) = &choice.known {
             let kv = self.read(&self.keys.lease(&known.subnets)?).await?;
             match kv.filter(|kv| holds(kv, known)) {
                 Some(kv) => current = Some(kv),
                 None => return Ok(None),
             }
         }
-        let attachment = (claim.attach)(known.as_ref(), &listing.leases);
+        let attachment = (claim.attach)(choice.known.as_ref(), &listing.leases);
+        // Before the lease that is taken, so that of two with the same subnet that one is the later.
+        for used in still_used(claim, &choice, &listing.leases) {
+            let now = Lease { public: claim.public, attachment: attachment.clone(), ..used.clone() };
+            self.renew_used(used, now, grant).await?;
+        }
+        let Choice { subnets, known, replaces } = choice;
         let mut lease = Lease { subnets, public: claim.public, attachment, created: 0, written: 0 };
         let same = known.as_ref().is_some_and(|known| known.subnets == subnets);
         let replaced = known.filter(|_| replaces);
@@ -106,6 +112,20 @@ impl Etcd {
             }
         };
         Ok(written.map(|held| (held, replaced)))
+    }
+
+    /// Gives a lease that this node has besides the one that it claims a new time to live, unless somebody else
+    /// changes it meanwhile.
+    async fn renew_used(
+        &self,
+        used: &Lease,
+        now: Lease,
+        grant: &mut Option<Grant>,
+    ) -> Result<(), StoreError> {
+        let Some(kv) = self.read(&self.keys.lease(&used.subnets)?).await?.filter(|kv| holds(kv, used)) else {
+            return Ok(());
+        };
+        self.rewrite(now, kv.mod_revision(), kv.lease() == 0, grant).await.map(drop)
     }
 
     /// Writes a lease to the key that has it already, if its last change was at `revision`. A

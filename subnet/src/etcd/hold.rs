@@ -163,10 +163,11 @@ impl Etcd {
         if listing.leases.leases.contains_key(&held.lease.subnets) {
             return Ok(Found::Restored); // another node's or ours: its key is to be judged
         }
-        // A move of ours of which the answer never came.
+        // A move of ours of which the answer never came: no lease that was there before this one was written.
         let public = held.lease.public;
-        let moved =
-            listing.leases.by_public(&public).find(|lease| lease.subnets.overlaps(&held.lease.subnets));
+        let moved = listing.leases.by_public(&public).find(|lease| {
+            lease.subnets.overlaps(&held.lease.subnets) && lease.created > held.revision.unsigned_abs()
+        });
         if let Some(moved) = moved {
             *held = Held { lease: moved.clone(), revision: 0, expires: None };
             return Ok(Found::Restored);

@@ -78,6 +78,18 @@ pub(crate) async fn acquire_after(
     within(store.acquire(&network, &claim)).await
 }
 
+/// Acquires as [`acquire`] does, from a node with pods in subnets that the network has moved away from.
+pub(crate) async fn acquire_beside(
+    store: &impl LeaseStore,
+    config: &str,
+    number: u16,
+    left: &[ipnet::IpNet],
+) -> Result<Lease, StoreError> {
+    let attach = |_: Option<&Lease>, _: &Leases| vxlan(number);
+    let claim = Claim { left, ..Claim::new(public_with_v6(number), Subnets::default(), &attach) };
+    within(store.acquire(&network(config), &claim)).await
+}
+
 /// Waits for something that must happen.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.expect("this did not happen in time")

@@ -7,10 +7,15 @@ use subnet::{Family, Lease, Loss, Subnets};
 
 use super::bed::Bed;
 use super::nodes::{
-    Follower, Running, acquire, hold, key, network, public, public_v6, public_with_v6, subnets, until, value,
-    value_of,
+    Follower, Running, acquire, acquire_beside, hold, key, network, public, public_v6, public_with_v6,
+    subnets, until, value, value_of,
 };
 use super::sentences::CONFIG;
+
+/// The subnets that a key of both families names.
+fn subnets_of(key: &str) -> Subnets {
+    subnet::lease::parse_key(key).unwrap()
+}
 
 pub(crate) const V6: &str =
     r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:3::/48","Backend":{"Type":"vxlan"}}"#;
@@ -169,6 +174,79 @@ pub(crate) async fn a_network_that_moves_gives_a_new_subnet_and_leaves_the_old_l
     assert_eq!(acquire(&bed.node(), CONFIG, 1).await.unwrap().subnets, old.subnets);
     assert_eq!(acquire(&*node, &moved, 1).await.unwrap().subnets, new.subnets);
     let _ = holding;
+}
+
+/// Go flannel reads no lease of IPv6 alone, and one of IPv4 alone ends a Go node that looks for both families.
+pub(crate) async fn a_family_that_moves_keeps_the_other_one_and_leaves_the_old_lease_whole<B: Bed>() {
+    for (moved, stays) in
+        [(BOTH.replace("10.3.", "10.9."), Family::V6), (BOTH.replace("fd00:3::", "fd00:9::"), Family::V4)]
+    {
+        let bed = B::new(Some(BOTH)).await;
+        let node = Arc::new(bed.node());
+        let old = acquire_beside(&*node, BOTH, 1, &[]).await.unwrap();
+        let before = bed.read(&key(&old)).await.unwrap();
+        let holding = hold(&node);
+        let mut follower = Follower::of(Arc::new(bed.node()));
+        follower.leases(|leases| leases.leases.contains_key(&old.subnets)).await;
+        let new = acquire_beside(&*node, &moved, 1, &[]).await.unwrap();
+        assert!(network(&moved).allows(&new.subnets), "{new}");
+        assert_eq!(new.subnets.get(stays), old.subnets.get(stays), "the other family stays");
+        assert_eq!(bed.read(&key(&old)).await.unwrap().version, before.version, "pods still use it");
+        let all = follower.leases(|leases| leases.leases.contains_key(&new.subnets)).await;
+        assert_eq!(all.leases.keys().copied().collect::<Vec<_>>().len(), 2, "{all:?}");
+        // What is held is the new one, which is put back.
+        bed.delete(&key(&new)).await;
+        until(async || bed.read(&key(&new)).await).await;
+        assert!(!holding.ended(), "this node's own old lease is no rival");
+        assert!(bed.read(&key(&old)).await.is_some());
+        // A network that moves back finds the old one, and one that moves again the new one.
+        assert_eq!(acquire_beside(&*node, BOTH, 1, &[]).await.unwrap().subnets, old.subnets);
+        assert_eq!(acquire_beside(&*node, &moved, 1, &[]).await.unwrap().subnets, new.subnets);
+        assert!(!holding.ended());
+        drop(holding);
+        assert_eq!(
+            acquire_beside(&bed.node(), &moved, 1, &[]).await.unwrap().subnets,
+            new.subnets,
+            "after a restart"
+        );
+    }
+}
+
+pub(crate) async fn a_lease_that_the_network_moved_away_from_is_renewed_while_pods_are_in_it<B: Bed>() {
+    for moved in [
+        BOTH.replace("10.3.", "10.9."),
+        BOTH.replace("fd00:3::", "fd00:9::"),
+        BOTH.replace("10.3.", "10.9.").replace("fd00:3::", "fd00:9::"),
+    ] {
+        let bed = B::new(Some(BOTH)).await;
+        let (old, ttl) = ("10.3.7.0-24&fd00:3:0:7::-64", Some(Duration::from_secs(600)));
+        bed.put(old, &value_of(public_with_v6(1), 99), ttl).await;
+        let (strange, theirs) = ("10.3.8.0-24&fd00:3:0:8::-64", value_of(public_with_v6(2), 2));
+        bed.put(strange, &theirs, ttl).await;
+        let node = Arc::new(bed.node());
+        let new = acquire_beside(&*node, &moved, 1, &[]).await.unwrap();
+        let left: Vec<_> =
+            subnets_of(old).iter().filter(|old| !new.subnets.iter().any(|new| new == *old)).collect();
+        // Somebody else's subnet is not this node's, whatever it says.
+        let all: Vec<_> = left.iter().copied().chain(subnets_of(strange).iter()).collect();
+        assert_eq!(acquire_beside(&*node, &moved, 1, &all).await.unwrap().subnets, new.subnets);
+        let entry = bed.read(old).await.unwrap();
+        assert_eq!(entry.value, value_of(public_with_v6(1), 1), "as this node announces itself now");
+        assert!(entry.ttl.is_none_or(|ttl| ttl > Duration::from_secs(80_000)), "{:?}", entry.ttl);
+        let entry = bed.read(strange).await.unwrap();
+        assert!(
+            entry.value.starts_with(theirs.trim_end_matches('}'))
+                && entry.ttl.is_none_or(|ttl| ttl < Duration::from_secs(601)),
+            "{entry:?}"
+        );
+        // Of two leases with one subnet the current one is written last.
+        let mut follower = Follower::of(Arc::new(bed.node()));
+        let all = follower.leases(|leases| leases.leases.len() == 3).await;
+        let old = &all.leases[&subnets_of(old)];
+        assert!(
+            (old.written, old.created) < (all.leases[&new.subnets].written, all.leases[&new.subnets].created)
+        );
+    }
 }
 
 pub(crate) async fn a_v4_only_peer_and_a_dual_peer_live_side_by_side<B: Bed>() {

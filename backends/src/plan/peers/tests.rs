@@ -41,6 +41,53 @@ fn subnets(peers: &Peers) -> Vec<String> {
 }
 
 #[test]
+fn a_node_of_which_one_family_has_moved_is_reached_by_both_of_its_leases() {
+    let network = NetworkConfig::parse(
+        r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#,
+    )
+    .unwrap();
+    let value = |last: u8| {
+        format!(r#"{{"PublicIP":"192.0.2.{last}","PublicIPv6":"2001:db8::{last}","BackendType":"host-gw"}}"#)
+    };
+    let mut all = Leases::default();
+    for (key, last, created, written) in [
+        ("10.244.1.0-24&fd00:244:0:1::-64", 1, 1, 1),
+        ("10.99.1.0-24&fd00:244:0:1::-64", 1, 0, 0),
+        // The IPv4 network of this one, and the IPv6 network of that one.
+        ("10.99.2.0-24&fd00:244:0:2::-64", 2, 2, 5),
+        ("10.244.2.0-24&fd00:244:0:2::-64", 2, 6, 6),
+        ("10.244.3.0-24&fd00:99:0:3::-64", 3, 3, 8),
+        ("10.244.3.0-24&fd00:244:0:3::-64", 3, 7, 8),
+        // Another node's lease of the same subnet is no second one of the same.
+        ("10.244.9.0-24&fd00:244:0:3::-64", 4, 9, 9),
+    ] {
+        all.insert_written(key, value(last).as_bytes(), created, written);
+    }
+    let own = all.leases[&parse_key("10.244.1.0-24&fd00:244:0:1::-64").unwrap()].clone();
+    let (ways, before) = (Ways::new(&network.backend, &network).unwrap(), KernelState::default());
+    let (surroundings, undecided) = (&Surroundings::default(), &BTreeSet::new());
+    let former = &["10.99.0.0/16".parse().unwrap(), "fd00:99::/48".parse().unwrap()];
+    let (network, own, ways, before) = (&network, &own, &ways, &before);
+    let peers =
+        Peers::choose(Outlook { network, former, own, ways, before, surroundings, undecided }, &all);
+    assert_eq!(
+        subnets(&peers),
+        [
+            "10.99.2.0/24",
+            "10.244.2.0/24",
+            "10.244.3.0/24",
+            "10.244.9.0/24",
+            "fd00:99:0:3::/64",
+            "fd00:244:0:2::/64",
+            "fd00:244:0:3::/64"
+        ]
+    );
+    assert_eq!(peers.skipped.len(), 1, "{:?}", peers.skipped);
+    let key = "10.244.9.0-24&fd00:244:0:3::-64";
+    assert!(peers.skipped[key].contains("it overlaps fd00:244:0:3::/64"), "{:?}", peers.skipped);
+}
+
+#[test]
 fn nothing_that_a_stranger_writes_costs_a_good_peer_its_place() {
     let (own, all) = cluster(&[
         ("10.244.2.0-24", value("192.0.2.2", 2), 2),
