@@ -39,7 +39,14 @@ use sysctl::Sysctls;
 pub use listen::Listener;
 
 /// The routes that matter to us, and the default routes.
-type Found = (Vec<decode::RouteFacts>, Vec<DefaultRoute>);
+#[derive(Default)]
+struct Found {
+    /// Ours, or in the place of ours.
+    routes: Vec<decode::RouteFacts>,
+    defaults: Vec<DefaultRoute>,
+    /// Other programs' routes into the pod networks.
+    intruders: Vec<Route>,
+}
 
 /// The kernel of the network namespace in which it was opened.
 pub struct Netlink {
@@ -130,28 +137,28 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        let found =
-            self.socket.dump(&request, Default::default, |(routes, defaults): &mut Found, message| {
-                let RouteNetlinkMessage::NewRoute(message) = message else { return };
-                // A kernel without a family answers with what it has of the others.
-                let Some(facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
-                else {
-                    return;
-                };
-                let (route, link) = (&facts.route, facts.link);
-                if route.dst.prefix_len() == 0 {
-                    defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
-                }
-                let own_device = link.is_some_and(|link| own.contains_key(&link));
-                let go_blackhole =
-                    facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
-                if go_blackhole
-                    || scope.owns_route(route, own_device, link)
-                    || (route.metric == 0 && desired.routes.contains_key(&route.dst))
-                {
-                    routes.push(facts);
-                }
-            });
+        let found = self.socket.dump(&request, Found::default, |found, message| {
+            let RouteNetlinkMessage::NewRoute(message) = message else { return };
+            // A kernel without a family answers with what it has of the others.
+            let Some(facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
+            else {
+                return;
+            };
+            let (route, link) = (&facts.route, facts.link);
+            if route.dst.prefix_len() == 0 {
+                found.defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
+            }
+            let own_device = link.is_some_and(|link| own.contains_key(&link));
+            let go_blackhole = facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
+            if go_blackhole
+                || scope.owns_route(route, own_device, link)
+                || (route.metric == 0 && desired.routes.contains_key(&route.dst))
+            {
+                found.routes.push(facts);
+            } else if facts.blackhole != Some(Blackhole::Ours) && scope.intrudes(route, own_device, link) {
+                found.intruders.push(facts.route);
+            }
+        });
         or_nothing(found)
     }
 
@@ -295,12 +302,12 @@ impl Kernel for Netlink {
             }
         }
 
-        let mut defaults = Vec::new();
+        let mut host = host;
         for family in Family::BOTH {
-            let (routes, mut found) =
-                self.routes(family, desired, scope, &own, &host).map_err(failed("reading routes"))?;
-            defaults.append(&mut found);
-            sort_routes(&mut state, routes, scope, &own);
+            let found = self.routes(family, desired, scope, &own, &host).map_err(failed("reading routes"))?;
+            host.defaults.extend(found.defaults);
+            host.intruders.extend(found.intruders);
+            sort_routes(&mut state, found.routes, scope, &own);
         }
         for (index, name) in &own {
             for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
@@ -315,7 +322,7 @@ impl Kernel for Netlink {
                 }
             }
         }
-        Ok(Observed { state, host: HostView { defaults, ..host } })
+        Ok(Observed { state, host })
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {

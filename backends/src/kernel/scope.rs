@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::config::Range;
+use subnet::env_file::gateway;
 use subnet::net::bits_of;
 use subnet::{Family, Leases};
 
 use crate::state::name::Name;
-use crate::state::{PROTOCOL_BOOT, ROUTE_PROTOCOL, Route};
+use crate::state::{PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL, Route};
 
 /// What belongs to this agent.
 ///
@@ -109,6 +110,29 @@ impl Scope {
         }
     }
 
+    /// Whether a route of the main table is another program's and may take packets that are for pods: it leads into a
+    /// network of ours. The kernel's own routes are known by the addresses that they are there for. In a subnet of this
+    /// node, routes to devices are how some CNI plugins attach pods.
+    pub fn intrudes(&self, route: &Route, own_device: bool, link: Option<u32>) -> bool {
+        let to_pod = || route.via.is_none() && link != self.underlay && self.serves_pods(route.dst);
+        route.protocol != PROTOCOL_KERNEL
+            && self.inside(route.dst)
+            && !own_device
+            && !to_pod()
+            && !self.owns_route(route, own_device, link)
+    }
+
+    /// Whether an address that the host gets or loses may be in the way of pods: it is inside a network of ours, and not
+    /// the gateway of this node's pods, which some CNI plugins give to the host's end of each pod's link.
+    pub fn intrudes_with(&self, net: IpNet) -> bool {
+        self.inside(IpNet::from(net.addr()))
+            && !self.subnets.iter().any(|subnet| net.addr() == gateway(*subnet))
+    }
+
+    fn serves_pods(&self, net: IpNet) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(&net))
+    }
+
     /// Whether an address on a tunnel device of ours is ours to remove (contract §5.0): for IPv4 those
     /// inside the networks, for IPv6 all but link-local ones.
     pub(crate) fn owns_address(&self, net: IpNet) -> bool {
@@ -204,6 +228,44 @@ mod tests {
         scope.records = Arc::new(records);
         assert!(scope.owns_route(&route("192.168.20.0/24", "192.0.2.20", PROTOCOL_BOOT), false, Some(2)));
         assert!(!scope.owns_route(&route("192.168.21.0/24", "192.0.2.20", PROTOCOL_BOOT), false, Some(2)));
+    }
+
+    #[test]
+    fn a_route_of_another_program_into_the_pods_network_intrudes_and_one_to_a_pod_does_not() {
+        let mut scope = scope();
+        scope.subnets = vec!["192.168.129.0/24".parse().unwrap()];
+        let to_device = |dst: &str, link| {
+            let dev = Some("veth1".parse().unwrap());
+            (Route { dev, protocol: PROTOCOL_BOOT, ..Route::ours(dst.parse().unwrap()) }, Some(link))
+        };
+        let via = |dst: &str, protocol| (route(dst, "192.0.2.254", protocol), Some(2));
+        for ((route, link), intrudes) in [
+            (via("192.168.130.128/25", PROTOCOL_BOOT), true),
+            (via("192.168.130.7/32", 4), true),
+            (via("192.168.0.0/16", 4), true),
+            (via("192.168.130.128/25", PROTOCOL_KERNEL), false),
+            (via("192.168.131.0/24", ROUTE_PROTOCOL), false),
+            (via("192.0.2.0/24", 4), false),
+            (via("0.0.0.0/0", 4), false),
+            (via("192.168.129.128/25", 4), true),
+            // A pod's.
+            (to_device("192.168.129.5/32", 9), false),
+            (to_device("192.168.129.5/32", 2), true),
+            (to_device("192.168.130.5/32", 9), true),
+        ] {
+            assert_eq!(scope.intrudes(&route, false, link), intrudes, "{route}");
+        }
+        assert!(!scope.intrudes(&via("192.168.130.128/25", 4).0, true, Some(2)), "by a device of ours");
+        for (net, intrudes) in [
+            ("192.168.129.1/24", false),
+            ("192.168.129.1/32", false),
+            ("192.168.129.9/32", true),
+            ("192.168.130.1/24", true),
+            ("192.168.5.1/8", true),
+            ("192.0.2.1/24", false),
+        ] {
+            assert_eq!(scope.intrudes_with(net.parse().unwrap()), intrudes, "{net}");
+        }
     }
 
     #[test]

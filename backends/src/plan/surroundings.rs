@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::env_file::gateway;
+use subnet::net::overlap;
 use subnet::{Family, NetworkConfig, PublicAddrs};
 
 use crate::state::host::HostView;
 use crate::state::name::Name;
+use crate::state::{KernelState, Route};
 
 /// The addresses around this node that are not the pods', each with what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,10 @@ pub struct Surroundings {
     pub stores: Vec<IpAddr>,
     /// The addresses that peers send to, which are others behind address translation.
     pub public: PublicAddrs,
+    /// Addresses of this host in its own pod subnets that are not there for pods, by device.
+    pub strays: Vec<(Name, IpNet)>,
+    /// Other programs' routes into the pod networks.
+    pub intruders: Vec<Route>,
 }
 
 /// What tells the pods' addresses on this host from its own.
@@ -39,6 +45,10 @@ impl Surroundings {
     /// What the host looks like, without what is there for pods: an address of a subnet of this node, a bridge with
     /// the gateway address of any subnet, a tunnel device.
     pub fn of(host: &HostView, ours: Ours<'_>, stores: &[IpAddr], public: PublicAddrs) -> Self {
+        let in_own = |net: &IpNet| ours.subnets.iter().any(|subnet| subnet.contains(net));
+        // A bridge's address may be any that the CNI configuration names.
+        let is_gateway = |net: &IpNet| ours.subnets.iter().any(|own| net.addr() == gateway(*own));
+        let is_stray = |bridge: bool, net: &IpNet| !bridge && in_own(net) && !is_gateway(net);
         let pods = |bridge: bool, net: &IpNet| {
             let range = ours.network.range(Family::of(net.addr()));
             let of_a_subnet = range.is_some_and(|range| {
@@ -46,18 +56,67 @@ impl Surroundings {
                     && range.subnet_len == net.prefix_len()
                     && net.addr() == gateway(*net)
             });
-            bridge && of_a_subnet || ours.subnets.iter().any(|subnet| subnet.contains(net))
+            bridge && of_a_subnet || in_own(net)
         };
         let mut addresses = Vec::new();
+        let mut strays = Vec::new();
         for link in host.links.values().filter(|link| !ours.devices.contains(&link.name)) {
             let external = Some(link.index) == ours.underlay;
             let nets = link.addresses.iter().map(|address| address.net);
-            let own = nets.filter(|net| is_global(net.addr()) && (external || !pods(link.bridge, net)));
-            addresses.extend(own.map(|net| (link.name, net)));
+            let (pods, own): (Vec<IpNet>, Vec<IpNet>) =
+                nets.filter(|net| is_global(net.addr())).partition(|net| !external && pods(link.bridge, net));
+            addresses.extend(own.into_iter().map(|net| (link.name, net)));
+            strays.extend(
+                pods.into_iter().filter(|net| is_stray(link.bridge, net)).map(|net| (link.name, net)),
+            );
         }
         let gateways = host.defaults.iter().filter_map(|route| route.gateway).collect();
         let stores = stores.iter().copied().filter(|addr| !addr.is_loopback()).collect();
-        Self { addresses, gateways, stores, public }
+        Self { addresses, gateways, stores, public, strays, intruders: host.intruders.clone() }
+    }
+
+    /// What of this host takes packets that are for pods, each with the remedy: addresses and other programs' routes in
+    /// this node's own subnets and in those of `peers`, given with their public addresses. Against a route that is as
+    /// long as `planned`'s, or longer, another one does nothing.
+    pub fn intrusions(&self, own: &[IpNet], peers: &[(IpNet, IpAddr)], planned: &KernelState) -> Vec<String> {
+        let mut notes = Vec::new();
+        for (name, net) in &self.strays {
+            notes.push(format!(
+                "{name} has the address {net}, which lies in this node's own pod subnet, so a pod that gets it can't be \
+                 reached: remove it (ip address del {net} dev {name})"
+            ));
+        }
+        for (name, net) in &self.addresses {
+            let of_peer = peers.iter().find(|(subnet, _)| subnet.contains(&net.addr()));
+            if let Some((subnet, public)) = of_peer {
+                notes.push(format!(
+                    "{name} has the address {net}, which lies in the subnet {subnet} of the node at {public}, so no route \
+                     to that subnet is set: remove it (ip address del {net} dev {name}), or give that node another subnet"
+                ));
+            }
+        }
+        for route in &self.intruders {
+            let longer = |subnet: &IpNet| {
+                let mut around = std::iter::successors(Some(*subnet), IpNet::supernet);
+                let longest = around.find(|net| planned.routes.contains_key(net));
+                longest.is_some_and(|longest| route.dst.prefix_len() > longest.prefix_len())
+            };
+            let whose = if own.iter().any(|own| own.contains(&route.dst) && *own != route.dst) {
+                "this node's own pods".to_owned()
+            } else {
+                let mut taken =
+                    peers.iter().filter(|(subnet, _)| overlap(*subnet, route.dst) && longer(subnet));
+                let Some((subnet, public)) = taken.next() else { continue };
+                match taken.count() {
+                    0 => format!("the subnet {subnet} of the node at {public}"),
+                    more => format!("the subnet {subnet} of the node at {public} and {more} more"),
+                }
+            };
+            notes.push(format!(
+                "another program's route {route} takes packets that are for {whose}: remove it (ip route del {route})"
+            ));
+        }
+        notes
     }
 
     /// Every address with what it is.
@@ -210,6 +269,7 @@ mod tests {
                 metric: 0,
                 gateway: Some(ip("172.16.0.1")),
             }],
+            intruders: Vec::new(),
         };
         let (own, devices) = ([net("172.20.7.0/24")], ["flannel.1".parse().unwrap()]);
         let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };
@@ -241,6 +301,97 @@ mod tests {
         );
         let apart = NetworkConfig::parse(r#"{"Network":"10.244.0.0/16"}"#).unwrap();
         assert!(found.overlaps(&apart).is_empty());
+    }
+
+    #[test]
+    fn what_of_the_host_takes_packets_that_are_for_pods_is_named_with_the_remedy() {
+        let network = NetworkConfig::parse(
+            r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48"}"#,
+        )
+        .unwrap();
+        let (own, devices) =
+            ([net("10.244.1.0/24"), net("fd00:244:0:1::/64")], ["flannel.1".parse().unwrap()]);
+        let peers = [
+            (net("10.244.7.0/24"), ip("192.0.2.7")),
+            (net("10.244.8.0/24"), ip("192.0.2.8")),
+            (net("fd00:244:0:7::/64"), ip("2001:db8::7")),
+        ];
+        let notes = |planned: &[&str], addresses: &[(bool, &str)], routes: &[(&str, u32)]| {
+            let mut links: Vec<(u32, HostLink)> = vec![
+                link(2, "eth0", false, &["192.0.2.1/24", "2001:db8::1/64"]),
+                link(3, "cni0", true, &["10.244.1.1/24", "fd00:244:0:1::1/64"]),
+                link(4, "veth1", false, &["10.244.1.1/32"]),
+                link(5, "flannel.1", false, &["10.244.1.0/32"]),
+            ];
+            let more = addresses.iter().zip(6..);
+            links.extend(more.map(|((bridge, net), index)| link(index, "eth1", *bridge, &[net])));
+            let route = |(dst, metric): &(&str, u32)| Route {
+                via: Some(ip("192.0.2.254")),
+                dev: Some("eth0".parse().unwrap()),
+                protocol: 4,
+                metric: *metric,
+                ..Route::ours(net(dst))
+            };
+            let intruders = routes.iter().map(route).collect();
+            let host = HostView { links: links.into_iter().collect(), intruders, ..HostView::default() };
+            let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };
+            let mut state = KernelState::default();
+            state.routes.extend(planned.iter().map(|dst| (net(dst), Route::ours(net(dst)))));
+            Surroundings::of(&host, ours, &[], PublicAddrs::default()).intrusions(&own, &peers, &state)
+        };
+        let each = ["10.244.7.0/24", "10.244.8.0/24", "fd00:244:0:7::/64"];
+        for address in ["10.244.7.9/24", "10.244.7.9/32", "10.244.7.9/8", "fd00:244:0:7::9/128"] {
+            let notes = notes(&each, &[(false, address)], &[]);
+            assert_eq!(notes.len(), 1, "{address}: {notes:?}");
+            let (subnet, public) = if address.contains(':') {
+                ("fd00:244:0:7::/64", "2001:db8::7")
+            } else {
+                ("10.244.7.0/24", "192.0.2.7")
+            };
+            for part in [
+                &format!("eth1 has the address {address}"),
+                &format!("subnet {subnet} of the node at {public}"),
+                &format!("ip address del {address} dev eth1"),
+            ] {
+                assert!(notes[0].contains(part), "{address}: {notes:?}");
+            }
+        }
+        for address in ["10.244.1.77/24", "10.244.1.77/32", "fd00:244:0:1::77/64"] {
+            let notes = notes(&each, &[(false, address)], &[]);
+            assert!(notes.len() == 1 && notes[0].contains("own pod subnet"), "{address}: {notes:?}");
+        }
+        // Nobody's subnet, a bridge of pods whose gateway is not the first address, and the LAN.
+        let harmless = [(false, "10.244.99.1/24"), (true, "10.244.1.77/24"), (false, "192.0.2.77/24")];
+        assert_eq!(notes(&each, &harmless, &[]), Vec::<String>::new());
+
+        for (planned, dst, metric, part) in [
+            (&each[..], "10.244.7.128/25", 0, Some("the subnet 10.244.7.0/24 of the node at 192.0.2.7:")),
+            (&each, "10.244.7.9/32", 100, Some("the subnet 10.244.7.0/24 of the node at 192.0.2.7:")),
+            (&each, "fd00:244:0:7:8000::/65", 0, Some("fd00:244:0:7::/64 of the node at 2001:db8::7:")),
+            (&each, "10.244.1.128/25", 0, Some("this node's own pods:")),
+            // Ours is as long, and preferred or put in its place; ours are longer.
+            (&each, "10.244.7.0/24", 100, None),
+            (&each, "10.244.1.0/24", 100, None),
+            (&each, "10.244.0.0/20", 0, None),
+            (&each, "10.244.99.0/25", 0, None),
+            // With one route for the whole network.
+            (&["10.244.0.0/16"], "10.244.7.0/24", 100, Some("10.244.7.0/24 of the node at 192.0.2.7:")),
+            (
+                &["10.244.0.0/16"],
+                "10.244.0.0/20",
+                0,
+                Some("10.244.7.0/24 of the node at 192.0.2.7 and 1 more:"),
+            ),
+            (&["10.244.0.0/16"], "10.244.0.0/16", 9, None),
+            // To a peer that is not reached anyway.
+            (&[], "10.244.7.128/25", 0, None),
+        ] {
+            let notes = notes(planned, &[], &[(dst, metric)]);
+            assert_eq!(notes.len(), usize::from(part.is_some()), "{dst}: {notes:?}");
+            for (note, part) in notes.iter().zip(part) {
+                assert!(note.contains(part) && note.contains(&format!("ip route del {dst} via")), "{note}");
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use subnet::env_file::gateway;
 use subnet::{Family, Mac, Subnets};
 
 use crate::state::name::Name;
+use crate::state::route::Route;
 
 /// The links, addresses and default routes of the network namespace at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct HostView {
     pub links: BTreeMap<u32, HostLink>,
     /// The default routes of the main table, in the kernel's order: best first within a family.
     pub defaults: Vec<DefaultRoute>,
+    /// Other programs' routes into the pod networks ([`Scope::intrudes`](crate::Scope::intrudes)).
+    pub intruders: Vec<Route>,
 }
 
 /// A network device.

@@ -108,6 +108,7 @@ fn host(mtu: u32, address: &str) -> HostView {
     HostView {
         links: [(2, link)].into(),
         defaults: vec![DefaultRoute { family: Family::V4, link: Some(2), metric: 0, gateway: None }],
+        ..HostView::default()
     }
 }
 

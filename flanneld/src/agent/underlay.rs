@@ -10,6 +10,7 @@ use backends::state::LinkIdentity;
 use backends::surroundings::Ours;
 use backends::{HostView, Kernel, Name, Node, Surroundings, Underlay};
 use ipnet::IpNet;
+use subnet::net::overlap;
 use subnet::{Family, LeaseStore, Mac, NetworkConfig, PublicAddrs, Subnets};
 use tokio::time::Instant;
 
@@ -113,12 +114,33 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 "this node's subnet {why}: drain this node and restart flanneld, which then takes another one"
             )
         }));
+        notes.extend(self.intrusions(&now));
         self.journal.surroundings(&notes);
         self.health.note("surroundings", notes);
         if now != self.surroundings {
             self.surroundings = now;
             self.plan = None;
         }
+    }
+
+    /// What of this host takes packets that are for pods.
+    fn intrusions(&self, now: &Surroundings) -> Vec<String> {
+        let (Some(lease), Some(all)) = (&self.lease, &self.known.borrow().leases) else { return Vec::new() };
+        let network = self.network.networks();
+        let inside = |net: &IpNet| network.iter().any(|network| overlap(network, *net));
+        let mut addresses = now.addresses.iter().map(|(_, net)| IpNet::from(net.addr()));
+        let own: Vec<IpNet> = lease.subnets.iter().collect();
+        let any = !now.intruders.is_empty() || addresses.any(|net| inside(&net));
+        let others = all.leases.values().filter(|other| any && !other.public.same_node(&lease.public));
+        let peers: Vec<(IpNet, IpAddr)> = others
+            .flat_map(|other| {
+                other.subnets.iter().filter_map(|subnet| {
+                    Some((subnet, other.public.get(Family::of(subnet.addr()))?)).filter(|_| inside(&subnet))
+                })
+            })
+            .collect();
+        let planned = Arc::clone(&self.interest().desired);
+        now.intrusions(&own, &peers, &planned)
     }
 
     /// The hardware address of the external interface.

@@ -42,6 +42,7 @@ fn host(links: impl IntoIterator<Item = HostLink>, defaults: &[(Family, Option<u
             .iter()
             .map(|&(family, link)| DefaultRoute { family, link, metric: 0, gateway: None })
             .collect(),
+        ..HostView::default()
     }
 }
 
@@ -333,7 +334,7 @@ fn any_host() -> impl Strategy<Value = HostView> {
     (prop::collection::btree_map(0u32..6, link, 0..5), prop::collection::vec(default, 0..4)).prop_map(
         |(mut links, defaults)| {
             links.iter_mut().for_each(|(index, link)| link.index = *index);
-            HostView { links, defaults }
+            HostView { links, defaults, ..HostView::default() }
         },
     )
 }

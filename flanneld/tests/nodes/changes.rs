@@ -390,13 +390,13 @@ fn one_family_moves(kind: Kind, backend: &str) {
         kept.contains("10.244.0.0/16") && kept.contains("fd00:244::/48") && kept.contains("\"own\":[\"10.99.")
     });
 
-    for index in 0..2 {
+    for (index, before) in before.iter().enumerate() {
         scene.members[index].agent.terminate(LIMIT).unwrap();
         scene.members[index].start_again();
         answered(&pings);
         scene.members[index].wait("a note about the pods of the old networks", || {
             let notes = scene.members[index].verbose();
-            before[index].iter().all(|subnet| notes.contains(&format!("{subnet} is of an earlier network")))
+            before.iter().all(|subnet| notes.contains(&format!("{subnet} is of an earlier network")))
         });
     }
     let old = before.each_ref().map(|subnets| subnets.iter().map(ToString::to_string).collect::<Vec<_>>());

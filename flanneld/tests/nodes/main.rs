@@ -14,6 +14,7 @@ mod hostile;
 mod identity;
 mod independent;
 mod intruders;
+mod intrusions;
 mod kube;
 mod live;
 mod masquerade;

@@ -84,8 +84,10 @@ impl Interest {
         // The kernel's own route, which stood in the way of ours, goes with its address and often without
         // a notification of its own.
         let in_the_way = !new && self.desired.routes.contains_key(&net.trunc());
-        let outside = self.choosing || self.scope.underlay == Some(index);
-        in_the_way || (outside && (self.choosing || self.has_address(index, net) != new))
+        let news = || self.has_address(index, net) != new;
+        in_the_way
+            || self.choosing
+            || (self.scope.underlay == Some(index) || self.scope.intrudes_with(net)) && news()
     }
 
     fn new_entry(&self, entry: NeighbourFacts) -> bool {
@@ -129,7 +131,10 @@ impl Interest {
             Some(want) if new => route.metric == 0 && route != *want,
             // Also when the kernel's own route goes that stood in the way of ours.
             Some(want) => route == *want || route.protocol == PROTOCOL_KERNEL,
-            None => new && self.scope.owns_route(&route, own_device, link),
+            None if new && self.scope.owns_route(&route, own_device, link) => true,
+            None => {
+                self.scope.intrudes(&route, own_device, link) && self.host.intruders.contains(&route) != new
+            }
         }
     }
 

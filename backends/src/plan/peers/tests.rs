@@ -68,8 +68,7 @@ fn a_node_of_which_one_family_has_moved_is_reached_by_both_of_its_leases() {
     let (surroundings, undecided) = (&Surroundings::default(), &BTreeSet::new());
     let former = &["10.99.0.0/16".parse().unwrap(), "fd00:99::/48".parse().unwrap()];
     let (network, own, ways, before) = (&network, &own, &ways, &before);
-    let peers =
-        Peers::choose(Outlook { network, former, own, ways, before, surroundings, undecided }, &all);
+    let peers = Peers::choose(Outlook { network, former, own, ways, before, surroundings, undecided }, &all);
     assert_eq!(
         subnets(&peers),
         [
