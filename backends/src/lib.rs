@@ -49,7 +49,7 @@ pub use datapath::counters::Counters;
 pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, converge, converge_but};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
-pub use nft::{Listener as NftListener, Watched};
+pub use nft::{Listener as NftListener, Moved, NftError, Watched};
 pub use plan::active::Ways;
 pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
 pub use plan::peers::{Outlook, Peers};

@@ -44,10 +44,8 @@ pub use expr::{CtState, Expr, Op, Rate, Verdict, masquerade_flags};
 #[cfg(any(test, feature = "testing"))]
 pub use foreign::may_refuse;
 pub use foreign::removal;
-#[cfg(feature = "testing")]
-pub use listen::Moved;
-pub use listen::{Listener, Watched};
-pub use model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
+pub use listen::{Listener, Moved, Watched};
+pub use model::{Base, Chain, Hook, POLICY_TABLE, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 pub(crate) use set::Data;
 #[cfg(feature = "testing")]
 pub(crate) use set::flags as set_flags;

@@ -9,6 +9,12 @@ pub fn mac() -> Mac {
     Mac([(a & 0xfe) | 0x02, b, c, d, e, f])
 }
 
+/// Any number of eight bits.
+pub fn byte() -> u8 {
+    let [byte] = bytes();
+    byte
+}
+
 #[expect(unsafe_code, reason = "the standard library has no access to it")]
 fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];

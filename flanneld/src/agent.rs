@@ -38,6 +38,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::interface::{External, Selectors};
+use crate::policy::Facts;
 use crate::serve::Health;
 use change::{Change, News};
 use claim::{Beginning, Identity};
@@ -106,6 +107,8 @@ pub(crate) struct Settings {
     pub(crate) services: bool,
     /// Where the CNI plugin asks for a pod's network policies, if they are enforced.
     pub(crate) policy_socket: Option<PathBuf>,
+    /// Who enforces network policies, and has to know the leases for that.
+    pub(crate) policies: Option<watch::Sender<Option<Facts>>>,
 }
 
 /// Which traffic rules the operator asks for.
@@ -394,6 +397,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             if let Err(error) = self.find_direct().await {
                 return Turn::Broken(error);
             }
+            self.tell_policies();
             let Some(plan) = self.plan() else { return Turn::Done };
             self.filter_tunnels().await;
             let mut report = match self.converge(plan).await {

@@ -15,6 +15,7 @@ use subnet::saved::Saved;
 
 use crate::cli::options::CleanupOptions;
 use crate::lock::{self, LockError};
+use crate::policy;
 use extent::Extent;
 
 /// Prints each object, and removes it unless this is a dry run.
@@ -86,6 +87,9 @@ fn preview(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> 
         Ok(rules) => found.extend(rules.iter().map(|rule| rule_object(rule))),
         Err(error) => unseen.push(format!("traffic rules ({error})")),
     }
+    let (policies, unread) = policy::clean(&options.subnet_file, &scope.networks, false);
+    found.extend(policies);
+    unseen.extend(unread);
     for file in files(options) {
         match file.symlink_metadata() {
             Ok(_) => found.push(format!("file {}", file.display())),
@@ -119,7 +123,9 @@ fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> a
     let mut failures: Vec<String> = report.failed.iter().map(ToString::to_string).collect();
     let (rules, obstacles) = remove_rules(&known(&scope));
     failures.extend(obstacles);
-    let removed: Vec<String> = report.applied.iter().map(object).chain(rules).collect();
+    let (policies, left) = policy::clean(&options.subnet_file, &scope.networks, true);
+    failures.extend(left);
+    let removed: Vec<String> = report.applied.iter().map(object).chain(rules).chain(policies).collect();
     for object in &removed {
         writeln!(out, "removed: {object}")?;
     }

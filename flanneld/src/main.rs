@@ -6,7 +6,6 @@ mod cli;
 mod interface;
 mod lock;
 mod log;
-#[cfg_attr(not(test), expect(dead_code, reason = "the policy task comes with the next change"))]
 mod policy;
 mod serve;
 
@@ -21,14 +20,17 @@ use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
 use backends::{Counters, Firewall, NftListener, Watched};
 use subnet::LeaseStore;
+use subnet::env_file::Previous;
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
 use subnet::kube::Kube;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
+use policy::announce::Announcer;
+use policy::{Mode, Policies};
 use serve::{Health, Server};
 
 fn main() -> ExitCode {
@@ -103,7 +105,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = NftListener::open()?;
     let hands = Hands { kernel, firewall };
-    let settings = agent::Settings {
+    if options.network_policy.mode == Mode::Off {
+        switch_policies_off(&options.subnet_file);
+    }
+    let mut settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
         state_file: state_file(&options.subnet_file),
@@ -112,8 +117,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
         ip_forward: options.ip_forward,
         services: matches!(options.store, StoreOptions::Kube(_)),
         policy_socket: None,
+        policies: None,
     };
-    let margin = options.renew_margin;
+    let (margin, policy_options) = (options.renew_margin, options.network_policy);
     let life = async {
         match options.store {
             StoreOptions::Etcd(etcd) => {
@@ -131,7 +137,24 @@ async fn run(options: Options) -> anyhow::Result<()> {
             }
             StoreOptions::Kube(options) => {
                 let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
-                live(hands, notices, &rules_moved, store, settings, health).await
+                if policy_options.mode == Mode::Off {
+                    return live(hands, notices, &rules_moved, store, settings, health).await;
+                }
+                let (facts, told) = watch::channel(None);
+                settings.policies = Some(facts);
+                let (_announcer, requests) = Announcer::channel();
+                let policies = Policies::open(
+                    policy_options,
+                    store.policy_api(),
+                    &settings.subnet_file,
+                    told,
+                    requests,
+                    health.clone(),
+                )?;
+                tokio::select! {
+                    outcome = live(hands, notices, &rules_moved, store, settings, health) => outcome,
+                    error = policies.run() => Err(error),
+                }
             }
             StoreOptions::File(directory) => {
                 live(hands, notices, &rules_moved, Files::new(directory, margin), settings, health).await
@@ -152,6 +175,16 @@ async fn run(options: Options) -> anyhow::Result<()> {
         let _ = served.await;
     }
     outcome
+}
+
+/// Without network policies nothing of them is left: what an earlier run enforced would judge pods by what was.
+fn switch_policies_off(subnet_file: &Path) {
+    let networks: Vec<_> = Previous::read(subnet_file).networks.iter().collect();
+    let (removed, failures) = policy::clean(subnet_file, &networks, true);
+    removed.iter().for_each(|what| tracing::info!("network policies are off, removed: {what}"));
+    failures
+        .iter()
+        .for_each(|what| tracing::error!("network policies are off, but could not be removed: {what}"));
 }
 
 /// The lock of the subnet file: two agents with one file would undo each other's work. One that can't be made for

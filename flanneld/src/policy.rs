@@ -1,3 +1,81 @@
 //! Network policies on this node: what is known of the cluster, brought into the kernel.
+//!
+//! ```text
+//! watches ── news ──► Known ──► Cluster ┐
+//! socket ── ADD, DEL ──► Kept ──────────┤ Engine ──► Enforcer ──► one transaction
+//! agent ── leases ──► Facts ────────────┘    ▲
+//! kernel ── nftables, bridges ───────────────┘ forget, and look
+//! ```
 
+mod adding;
+#[cfg_attr(not(test), expect(dead_code, reason = "the socket that asks comes with a change of its own"))]
 pub(crate) mod announce;
+mod clean;
+mod figures;
+mod kept;
+mod known;
+mod steering;
+mod task;
+#[cfg(test)]
+mod tests;
+mod watches;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use backends::policy::SteerMode;
+use ipnet::IpNet;
+use subnet::{Leases, NetworkConfig, Subnets};
+
+pub(crate) use clean::clean;
+pub(crate) use figures::Figures;
+pub(crate) use task::Policies;
+
+/// Whether policies are enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Not at all, and nothing of them is left.
+    #[default]
+    Off,
+    /// For pods that are known.
+    On,
+    /// Also, addresses of this node that belong to no known pod are cut off.
+    Strict,
+}
+
+/// What the operator says about policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PolicyOptions {
+    /// Whether they are enforced.
+    pub(crate) mode: Mode,
+    /// Whether frames between pods of this node are routed.
+    pub(crate) steer: SteerMode,
+    /// The lowest of the eight bits of connection marks that are ours.
+    pub(crate) mark_shift: u32,
+    /// The NFLOG group that is told of refused packets.
+    pub(crate) log_group: Option<u16>,
+}
+
+/// What leases say that policies depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// The cluster's networks.
+    pub(crate) networks: Vec<IpNet>,
+    /// This node's part of them.
+    pub(crate) subnets: Vec<IpNet>,
+    /// Addresses inside the networks that are nodes'.
+    pub(crate) nodes: BTreeSet<IpAddr>,
+}
+
+impl Facts {
+    /// What these leases say.
+    pub(crate) fn of(network: &NetworkConfig, own: Subnets, all: &Leases) -> Self {
+        let subnets = all.leases.keys().flat_map(Subnets::iter).chain(own.iter());
+        let nodes = subnets.flat_map(|net| [net.network(), subnet::env_file::gateway(net)]);
+        Self {
+            networks: network.networks().iter().collect(),
+            subnets: own.iter().collect(),
+            nodes: nodes.collect(),
+        }
+    }
+}

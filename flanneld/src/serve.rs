@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz` over HTTP: what an orchestrator decides by (contract §1.6).
+//! `/healthz`, `/readyz` and `/metrics` over HTTP: what an orchestrator decides by (contract §1.6).
 //!
 //! Bodies and codes of success are Flannel's; a failure says in JSON what is wrong. Clients can't exhaust
 //! anything: there are few connections, each of them short, and the newest one counts.
@@ -244,6 +244,12 @@ fn answer(health: &Health, path: &str, query: Option<&str>) -> Response<Full<Byt
                     .collect();
                 unavailable(&json!({ "ready": false, "reasons": reasons }))
             }
+        },
+        "/metrics" => match health.figures() {
+            Some(figures) => {
+                response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(figures))
+            }
+            None => text(StatusCode::NOT_FOUND, "there are metrics only with --network-policy\n"),
         },
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }

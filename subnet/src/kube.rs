@@ -5,6 +5,7 @@
 //! node object.
 
 mod annotations;
+mod collection;
 mod condition;
 mod connection;
 mod credentials;
@@ -12,6 +13,7 @@ mod follow;
 mod hold;
 mod node;
 mod own;
+mod policies;
 mod split;
 mod table;
 
@@ -21,10 +23,10 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::config::NetworkConfig;
@@ -34,7 +36,9 @@ use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, addresses_of};
 use crate::watched::Watched;
 use annotations::Prefix;
 use connection::Connection;
-use own::{Seen, is_name};
+use own::{OwnNode, Seen, is_name};
+
+pub use policies::{FoundPod, News, PolicyApi, Told, Watch};
 
 /// What the network configuration is worth waiting for an API server that may be away.
 const HINT_WITHIN: Duration = Duration::from_secs(3);
@@ -111,11 +115,10 @@ impl KubeOptions {
 
 /// One node's end of a Kubernetes cluster.
 pub struct Kube {
-    connection: Connection,
+    connection: Arc<Connection>,
     /// The same at each start of this node: without anything that has to be asked for.
     described: String,
-    name: OnceCell<String>,
-    pod: Option<(String, String)>,
+    node: Arc<OwnNode>,
     prefix: Prefix,
     net_config: Watched,
     set_network_unavailable: bool,
@@ -169,9 +172,8 @@ impl Kube {
                 Some(name) => format!("{}, node {name}", connection.described),
                 None => connection.described.clone(),
             },
-            connection,
-            name: OnceCell::new_with(name),
-            pod,
+            connection: Arc::new(connection),
+            node: Arc::new(OwnNode::new(name, pod)),
             prefix,
             net_config: Watched::new(options.net_config_path),
             set_network_unavailable: options.set_network_unavailable,
@@ -185,6 +187,11 @@ impl Kube {
             complained: Mutex::new(String::new()),
             reported: tokio::sync::Mutex::new(None),
         })
+    }
+
+    /// The objects that network policies are about, read over the same connection.
+    pub fn policy_api(&self) -> PolicyApi {
+        PolicyApi::new(Arc::clone(&self.connection), Arc::clone(&self.node))
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

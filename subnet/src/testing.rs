@@ -1,6 +1,6 @@
 //! A Kubernetes API server that does as it is told: for tests, demo and bench.
 //!
-//! It knows nodes, pods and events, and of the API what a Flannel agent uses: lists in pages, watches with
+//! It knows nodes, namespaces, pods, network policies and events, and of the API what a Flannel agent uses: lists in pages, watches with
 //! bookmarks, strategic merge patches, versions that are too old. It does not know users, admission or
 //! etcd. Everything is in memory and gone with the value.
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 pub use nodes::{announced, fattened, node};
-use objects::Objects;
+use objects::{Objects, Resource};
 
 /// What the server does wrong, and how it does the rest.
 #[derive(Clone, Debug, Default)]
@@ -172,9 +172,45 @@ impl ApiServer {
         self.objects().names()
     }
 
-    /// Says on which node a pod runs.
+    /// Says on which node a pod of the host's network runs.
     pub fn put_pod(&self, namespace: &str, name: &str, node: &str) {
-        self.change(|objects| objects.put_pod(format!("{namespace}/{name}"), node));
+        let metadata = json!({"namespace": namespace, "name": name});
+        self.put_pod_object(json!({"metadata": metadata, "spec": {"nodeName": node, "hostNetwork": true}}));
+    }
+
+    /// Creates a pod, or replaces the one with the same name.
+    pub fn put_pod_object(&self, pod: Value) {
+        self.change(|objects| objects.put_in(Resource::Pods, pod));
+    }
+
+    /// Removes a pod.
+    pub fn delete_pod(&self, namespace: &str, name: &str) {
+        self.change(|objects| objects.remove_from(Resource::Pods, &format!("{namespace}/{name}")));
+    }
+
+    /// Creates a namespace with these labels, or gives it these.
+    pub fn put_namespace(&self, name: &str, labels: &[(&str, &str)]) {
+        let mut labels: serde_json::Map<String, Value> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
+        labels.insert("kubernetes.io/metadata.name".into(), name.into());
+        let namespace = json!({"metadata": {"name": name, "labels": labels}});
+        self.change(|objects| objects.put_in(Resource::Namespaces, namespace));
+    }
+
+    /// Removes a namespace.
+    pub fn delete_namespace(&self, name: &str) {
+        self.change(|objects| objects.remove_from(Resource::Namespaces, name));
+    }
+
+    /// Creates a network policy with this `spec`, or replaces the one with the same name.
+    pub fn put_policy(&self, namespace: &str, name: &str, spec: Value) {
+        let policy = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
+        self.change(|objects| objects.put_in(Resource::Policies, policy));
+    }
+
+    /// Removes a network policy.
+    pub fn delete_policy(&self, namespace: &str, name: &str) {
+        self.change(|objects| objects.remove_from(Resource::Policies, &format!("{namespace}/{name}")));
     }
 
     /// The version of the last change.

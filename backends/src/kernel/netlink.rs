@@ -1,5 +1,6 @@
 //! The real kernel, over rtnetlink.
 
+mod bridges;
 mod decode;
 mod encode;
 mod listen;
@@ -36,6 +37,7 @@ use refusal::{errno, record};
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
 
+pub use bridges::BridgeListener;
 pub use listen::Listener;
 
 /// The routes that matter to us, and the default routes.

@@ -28,6 +28,9 @@ impl Ruleset {
     }
 }
 
+/// The name of the tables of network policies.
+pub const POLICY_TABLE: &str = "flannel-policy";
+
 /// A table's family and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableId {

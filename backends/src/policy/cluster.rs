@@ -98,11 +98,16 @@ impl Cluster {
 
     /// A policy is there, and says this.
     pub fn set_policy(&mut self, policy: NetworkPolicy) {
-        if self.policies.get(&policy.name).is_some_and(|known| **known == policy) {
+        if self.knows_policy(&policy) {
             return;
         }
         self.policies.insert(policy.name.clone(), Arc::new(policy));
         self.touched.policies = true;
+    }
+
+    /// Whether this policy is known just so.
+    pub fn knows_policy(&self, policy: &NetworkPolicy) -> bool {
+        self.policies.get(&policy.name).is_some_and(|known| **known == *policy)
     }
 
     /// A policy is gone.
@@ -161,6 +166,14 @@ impl Cluster {
     /// The pods that are known, by uid.
     pub fn uids(&self) -> impl Iterator<Item = Uid> + '_ {
         self.index.keys().map(|uid| Uid(u128::from_be_bytes(*uid)))
+    }
+
+    /// The pods of other nodes whose namespace is `among` some.
+    pub fn pods_elsewhere(&self, among: impl Fn(&str) -> bool) -> Vec<Uid> {
+        let records = self.index.values().map(|number| &self.pods[*number as usize]);
+        let among = |record: &&Record| among(self.groups.namespace(record.group));
+        let uids = records.filter(among).map(|record| Uid(u128::from_be_bytes(record.uid)));
+        uids.filter(|uid| !self.locals.contains_key(uid)).collect()
     }
 
     /// The names of the policies that are known.

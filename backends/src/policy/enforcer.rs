@@ -49,6 +49,14 @@ impl Enforcer {
         self.nft.port()
     }
 
+    /// Whether an earlier run left a table.
+    ///
+    /// # Errors
+    /// [`NftError`] when the kernel doesn't say.
+    pub fn is_there(&mut self) -> Result<bool, NftError> {
+        Ok(self.nft.dump_tables(&[filter_table()])?.table(&filter_table()).is_some())
+    }
+
     /// Makes the table be as the policies say. The first time, and after [`Engine::forget_kernel`], what is there is
     /// read and compared; else only what changed in the cluster is looked at.
     ///

@@ -428,7 +428,7 @@ fn fixed_len(image: &Image, name: &str) -> usize {
 }
 
 /// The address that a key begins with.
-fn address_of(key: &[u8]) -> Option<IpAddr> {
+pub(super) fn address_of(key: &[u8]) -> Option<IpAddr> {
     match key.len() {
         4 | 12 => key.first_chunk::<4>().map(|v4| IpAddr::from(*v4)),
         _ => key.first_chunk::<16>().map(|v6| IpAddr::from(*v6)),

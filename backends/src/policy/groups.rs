@@ -144,6 +144,11 @@ impl Groups {
         self.free.push(id);
     }
 
+    /// The namespace of a group.
+    pub(super) fn namespace(&self, id: GroupId) -> &str {
+        self.strings.text(self.groups[id as usize].namespace)
+    }
+
     pub(super) fn serial(&self, id: GroupId) -> u64 {
         self.groups[id as usize].serial
     }

@@ -18,7 +18,8 @@ use super::parts::{ACCEPTED, ClassPart, Direction, Draw, INGRESS, Parts};
 use super::settings::{Settings, digit};
 use crate::nft::matches::*;
 use crate::nft::{
-    Base, Chain, CtState, Data, Hook, KeyType, Op, Rule, Set, Span, Table, TableFamily, TableId, Verdict,
+    Base, Chain, CtState, Data, Hook, KeyType, Op, POLICY_TABLE, Rule, Set, Span, Table, TableFamily,
+    TableId, Verdict,
 };
 
 /// Where it hangs: before other programs' chains, which see what this one accepts.
@@ -33,7 +34,7 @@ const CLIENT_PORTS: u16 = 32768;
 
 /// The table that filters.
 pub(super) fn filter_table() -> TableId {
-    TableId::new(TableFamily::Inet, "flannel-policy")
+    TableId::new(TableFamily::Inet, POLICY_TABLE)
 }
 
 /// It without anything in it.

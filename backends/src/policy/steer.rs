@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use crate::nft::matches::*;
-use crate::nft::{Base, Chain, Hook, Op, Rule, Table, TableFamily, TableId};
+use crate::nft::{Base, Chain, Hook, Op, POLICY_TABLE, Rule, Table, TableFamily, TableId};
 
 /// Where in a bridge's prerouting frames are steered: where destination NAT stands.
 const PRIORITY: i32 = -300;
@@ -108,12 +108,12 @@ impl Steering {
 
 /// The table that steers.
 pub(super) fn bridge_table() -> TableId {
-    TableId::new(TableFamily::Bridge, "flannel-policy")
+    TableId::new(TableFamily::Bridge, POLICY_TABLE)
 }
 
 /// The table that keeps redirects from pods.
 pub(super) fn redirect_table() -> TableId {
-    TableId::new(TableFamily::Ip6, "flannel-policy")
+    TableId::new(TableFamily::Ip6, POLICY_TABLE)
 }
 
 /// The setting that keeps IPv4 redirects from pods. The kernel sends them if either says so: the bridge's or that of

@@ -116,6 +116,13 @@ impl HostView {
         found
     }
 
+    /// The bridge that pods of these subnets hang on: the one with a gateway's address.
+    pub fn serving_bridge(&self, subnets: &[IpNet]) -> Option<&HostLink> {
+        let serves = |net: &IpNet| subnets.iter().any(|subnet| net.addr() == gateway(*subnet));
+        let mut bridges = self.links.values().filter(|link| link.bridge);
+        bridges.find(|link| link.addresses.iter().any(|address| serves(&address.net)))
+    }
+
     /// Takes an address out of the view, after it was removed.
     pub fn forget_address(&mut self, name: &Name, net: IpNet) {
         for link in self.links.values_mut().filter(|link| link.name == *name) {

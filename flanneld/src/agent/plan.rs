@@ -12,8 +12,22 @@ use tokio::time::Instant;
 
 use super::underlay::node;
 use super::{Agent, condition};
+use crate::policy::Facts;
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+    /// Tells those who enforce network policies what leases say, if that may be news.
+    pub(super) fn tell_policies(&self) {
+        let Some(policies) = self.settings.policies.as_ref().filter(|_| self.plan.is_none()) else { return };
+        let known = self.known.borrow();
+        let (Some(lease), Some(all)) = (&self.lease, &known.leases) else { return };
+        let facts = Some(Facts::of(&self.network, lease.subnets, all));
+        policies.send_if_modified(|known| {
+            let news = *known != facts;
+            *known = facts;
+            news
+        });
+    }
+
     pub(super) fn scope(&self) -> Scope {
         let own = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
         let lens = self.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));

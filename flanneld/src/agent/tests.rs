@@ -144,6 +144,7 @@ impl Bed {
             ip_forward: true,
             services: false,
             policy_socket: None,
+            policies: None,
         };
         let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };

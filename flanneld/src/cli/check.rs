@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backends::policy::SteerMode;
 use regex::bytes::RegexBuilder;
 use subnet::{Family, PublicAddrs};
 
@@ -11,6 +12,7 @@ use super::UsageError;
 use super::flags::RunFlags;
 use super::grammar::{Origin, Setting, variable, written};
 use crate::interface::Selectors;
+use crate::policy::{Mode, PolicyOptions};
 
 /// What makes traffic rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +126,54 @@ pub(super) fn traffic_manager(flags: &RunFlags, source: &Source<'_>) -> Result<T
         "iptables" => Ok(TrafficManager::Iptables),
         other => Err(source.refuse("traffic-manager", other, "makes no traffic rules: give nft or iptables")),
     }
+}
+
+/// Whether and how network policies are enforced.
+pub(super) fn network_policy(flags: &RunFlags, source: &Source<'_>) -> Result<PolicyOptions, UsageError> {
+    let mode = match flags.network_policy.as_str() {
+        "off" => Mode::Off,
+        "on" => Mode::On,
+        "strict" => Mode::Strict,
+        other => return Err(source.refuse("network-policy", other, "is no mode: give off, on or strict")),
+    };
+    if mode != Mode::Off && !flags.kube_subnet_mgr {
+        let why = "needs Kubernetes, where network policies are kept: give --kube-subnet-mgr as well, or off";
+        return Err(source.refuse("network-policy", &flags.network_policy, why));
+    }
+    let steer = match flags.network_policy_steer.as_str() {
+        "auto" => SteerMode::Auto,
+        "always" => SteerMode::Always,
+        "never" => SteerMode::Never,
+        other => {
+            return Err(source.refuse(
+                "network-policy-steer",
+                other,
+                "is no mode: give auto, always or never",
+            ));
+        }
+    };
+    let text = flags.network_policy_mark_mask.as_str();
+    let mask = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let mark_shift = mask.and_then(|mask: u32| {
+        let shift = mask.trailing_zeros().min(24);
+        (mask == 0xff << shift).then_some(shift)
+    });
+    let mark_shift = mark_shift.ok_or_else(|| {
+        let why = "is not eight bits in a row: give 0xff000000 for example, or 0x00ff0000";
+        source.refuse("network-policy-mark-mask", text, why)
+    })?;
+    let group = flags.network_policy_log;
+    let log_group = u16::try_from(group).map_err(|_| {
+        source.refuse(
+            "network-policy-log",
+            &group.to_string(),
+            "is no NFLOG group: give 1 to 65535, or 0 for none",
+        )
+    })?;
+    Ok(PolicyOptions { mode, steer, mark_shift, log_group: (log_group > 0).then_some(log_group) })
 }
 
 /// Seconds between two checks of the traffic rules.

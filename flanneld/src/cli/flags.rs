@@ -12,6 +12,7 @@ const STORE: &str = "Lease store";
 const HEALTH: &str = "Health";
 const RULES: &str = "Traffic rules";
 const KUBERNETES: &str = "Kubernetes";
+const POLICIES: &str = "Network policies";
 const COMPATIBLE: &str = "Accepted for compatibility with Go flannel";
 
 const GRAMMAR: &str = "\
@@ -162,6 +163,19 @@ pub(super) struct RunFlags {
     /// Set the node's condition NetworkUnavailable to False once its network works
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, help_heading = KUBERNETES)]
     pub(super) set_node_network_unavailable: bool,
+
+    /// Enforce NetworkPolicies: 'off', 'on', or 'strict', which also cuts off addresses of this node that no known pod has
+    #[arg(long, value_name = "MODE", default_value = "off", help_heading = POLICIES)]
+    pub(super) network_policy: String,
+    /// Route frames between pods of this node, so that policies see them: 'auto' where br_netfilter doesn't, 'always', 'never'
+    #[arg(long, value_name = "MODE", default_value = "auto", help_heading = POLICIES)]
+    pub(super) network_policy_steer: String,
+    /// Eight bits in a row of connection marks that no other program uses
+    #[arg(long, value_name = "MASK", default_value = "0xff000000", help_heading = POLICIES)]
+    pub(super) network_policy_mark_mask: String,
+    /// NFLOG group that is told of refused packets, 1 to 65535; 0 for none
+    #[arg(long, value_name = "GROUP", default_value_t = 0, help_heading = POLICIES)]
+    pub(super) network_policy_log: i64,
 
     /// Log detail by source file; no effect
     #[arg(long, value_name = "PATTERN=LEVEL", default_value = "", help_heading = COMPATIBLE)]

@@ -15,6 +15,7 @@ use super::grammar::Setting;
 use crate::agent::TrafficSettings;
 use crate::interface::Selectors;
 use crate::log::Verbosity;
+use crate::policy::{Mode, PolicyOptions};
 
 /// What the agent runs with.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) traffic_manager: TrafficManager,
     /// Switch IP forwarding on at start where it is off.
     pub(crate) ip_forward: bool,
+    /// Whether and how network policies are enforced.
+    pub(crate) network_policy: PolicyOptions,
     /// How much is logged.
     pub(crate) verbosity: Verbosity,
     /// What the operator should know before anything else happens: to be logged once.
@@ -171,6 +174,7 @@ impl Options {
         let renew_margin = check::renew_margin(&flags, &source)?;
         let cni_conf = check::cni_conf(&flags, &source)?;
         let traffic_manager = check::traffic_manager(&flags, &source)?;
+        let network_policy = check::network_policy(&flags, &source)?;
         let traffic = TrafficSettings {
             masquerade: flags.ip_masq,
             fully_random: !flags.ip_masq_fully_random_disable,
@@ -191,6 +195,14 @@ impl Options {
             ("healthz-port", flags.healthz_port.to_string()),
             ("v", flags.v.to_string()),
         ]);
+        if network_policy.mode != Mode::Off {
+            shown.extend([
+                ("network-policy", flags.network_policy),
+                ("network-policy-steer", flags.network_policy_steer),
+                ("network-policy-mark-mask", flags.network_policy_mark_mask),
+                ("network-policy-log", flags.network_policy_log.to_string()),
+            ]);
+        }
         shown.retain(|(_, value)| !value.is_empty());
         for (_, value) in &mut shown {
             *value = subnet::gojson::shortened(value);
@@ -205,6 +217,7 @@ impl Options {
             traffic,
             traffic_manager,
             ip_forward: flags.ip_forward,
+            network_policy,
             verbosity: Verbosity::new(flags.v),
             warnings,
             shown,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::policy::Figures;
+
 /// The health of this process, shared between those who know it and the server that tells.
 #[derive(Clone, Debug)]
 pub(crate) struct Health(Arc<State>);
@@ -17,6 +19,8 @@ struct State {
     turned: Mutex<Instant>,
     conditions: Mutex<BTreeMap<&'static str, Result<(), String>>>,
     notes: Mutex<BTreeMap<&'static str, Vec<String>>>,
+    /// What there is to measure; nothing while network policies are off.
+    figures: Mutex<Option<Figures>>,
 }
 
 impl Health {
@@ -29,6 +33,7 @@ impl Health {
             turned: Mutex::new(Instant::now()),
             conditions: Mutex::new(conditions.into_iter().map(unmet).collect()),
             notes: Mutex::default(),
+            figures: Mutex::default(),
         }))
     }
 
@@ -78,6 +83,16 @@ impl Health {
         for note in notes.iter().filter(|note| !before.contains(note)) {
             tracing::warn!("{note}");
         }
+    }
+
+    /// What there is to measure now.
+    pub(crate) fn measure(&self, figures: &Figures) {
+        unpoisoned(&self.0.figures).get_or_insert_default().clone_from(figures);
+    }
+
+    /// The figures in Prometheus' text format.
+    pub(crate) fn figures(&self) -> Option<String> {
+        unpoisoned(&self.0.figures).as_ref().map(Figures::text)
     }
 
     /// Every condition with its state, and the notes.

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use super::credentials;
-use super::split::Splitter;
+use super::split::{Bulk, Splitter};
 use crate::store::{StoreError, with_causes};
 use crate::text::{shortened, shortened_to};
 
@@ -150,7 +150,7 @@ impl Connection {
             // Perhaps the credentials were renewed since they were read.
             self.client.lock().await.take();
         }
-        Err(self.refusal(status.as_u16(), &text))
+        Err(self.refusal(status.as_u16(), path, &text))
     }
 
     async fn client(&self) -> Result<Client, Failure> {
@@ -186,7 +186,7 @@ impl Connection {
     }
 
     /// What it means that the server answers with this status.
-    pub(super) fn refusal(&self, status: u16, text: &[u8]) -> Failure {
+    fn refusal(&self, status: u16, path: &str, text: &[u8]) -> Failure {
         #[derive(Default, Deserialize)]
         struct Status {
             #[serde(default)]
@@ -204,13 +204,7 @@ impl Connection {
                      account or at --kubeconfig-file"
                 ),
             },
-            403 => StoreError::Denied {
-                store,
-                why: format!(
-                    "{message} (403): the ClusterRole of flanneld has to allow list and watch of nodes and patch of \
-                     nodes/status, and without NODE_NAME also get of pods"
-                ),
-            },
+            403 => StoreError::Denied { store, why: format!("{message} (403): {}", missing_right(path)) },
             404 | 408..=410 | 429 | 500.. => {
                 StoreError::Unreachable { store, why: format!("{message} ({status})") }
             }
@@ -317,6 +311,20 @@ fn client(config: Config) -> Result<Client, StoreError> {
     Ok(builder.build())
 }
 
+/// The remedy where a request for `path` is not allowed.
+fn missing_right(path: &str) -> &'static str {
+    let path = path.split('?').next().unwrap_or_default();
+    let policies =
+        path.ends_with("/networkpolicies") || path.ends_with("/pods") || path.ends_with("/namespaces");
+    if policies {
+        "with --network-policy the ClusterRole of flanneld has to allow get, list and watch of networkpolicies, namespaces \
+         and pods: apply kube-flannel-network-policy.yml, or start flanneld with --network-policy=off"
+    } else {
+        "the ClusterRole of flanneld has to allow list and watch of nodes and patch of nodes/status, and without \
+         NODE_NAME also get of pods"
+    }
+}
+
 /// `--kube-api-url`, checked.
 ///
 /// # Errors
@@ -344,9 +352,9 @@ pub(super) struct Objects<'a> {
 }
 
 impl Objects<'_> {
-    /// The same without status and managed fields, for who needs none of them. Before the first.
-    pub(super) fn without_bulk(mut self) -> Self {
-        self.splitter = self.splitter.without_bulk();
+    /// The same without this of each object. Before the first.
+    pub(super) fn without(mut self, bulk: Bulk) -> Self {
+        self.splitter = self.splitter.without(bulk);
         self
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::annotations::changes;
-use super::follow::{Ended, Kind, heard};
+use super::collection::{Ended, Kind};
 use super::node::Own;
 use super::own::{Basis, Seen};
 use super::{Held, Kube};
@@ -68,7 +68,7 @@ impl Kube {
         };
         let mut events = self.watch_own(&version).await?;
         loop {
-            let event = heard(self, &mut events).await?;
+            let event = self.connection.heard(&mut events).await?;
             if event.kind != Kind::Put {
                 continue;
             }
@@ -203,7 +203,7 @@ impl Kube {
         }
         let mut events = self.watch_own(&read.version).await?;
         loop {
-            let event = heard(self, &mut events).await?;
+            let event = self.connection.heard(&mut events).await?;
             let own = match event.kind {
                 Kind::Put => Some(self.decode_own(event.object())?),
                 Kind::Deleted => None,

@@ -4,11 +4,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use tokio::sync::OnceCell;
 
 use super::annotations::{CHANGING, Names, TYPE, Wanted, address, changes, needs_two_steps, patch, wanted};
-use super::connection::{Failure, Objects};
-use super::follow::{NODES, encoded, watch_path};
+use super::collection::Collection;
+use super::connection::{Connection, Failure, Objects};
+use super::follow::NODES;
 use super::node::Own;
+use super::split::Bulk;
 use super::{Held, Kube, families_of};
 use crate::config::{NetworkConfig, Range};
 use crate::lease::{Lease, Leases};
@@ -65,9 +68,26 @@ impl Seen {
     }
 }
 
-impl Kube {
-    /// The name of this node: as it was given, or that of the node on which this pod runs.
-    pub(super) async fn name(&self) -> Result<&str, Failure> {
+/// Which node this is.
+pub(super) struct OwnNode {
+    name: OnceCell<String>,
+    /// The pod that this process is in.
+    pod: Option<(String, String)>,
+}
+
+impl OwnNode {
+    /// The node of this name, or else that on which this pod runs.
+    pub(super) fn new(name: Option<String>, pod: Option<(String, String)>) -> Self {
+        Self { name: OnceCell::new_with(name), pod }
+    }
+
+    /// Its name, if that is known already.
+    pub(super) fn known(&self) -> Option<&str> {
+        self.name.get().map(String::as_str)
+    }
+
+    /// Its name; asks for the pod's node if it was not given.
+    pub(super) async fn name(&self, connection: &Connection) -> Result<&str, Failure> {
         #[derive(Deserialize)]
         struct Pod {
             #[serde(default)]
@@ -80,20 +100,27 @@ impl Kube {
         }
         let ask = || async {
             let Some((namespace, pod)) = &self.pod else {
-                return Err(self.connection.away("this node's name is unknown".into()));
+                return Err(connection.away("this node's name is unknown".into()));
             };
-            let json = self.connection.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await?;
+            let json = connection.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await?;
             match serde_json::from_slice::<Pod>(&json) {
                 Ok(pod) if is_name(&pod.spec.node) => Ok(pod.spec.node),
-                _ => Err(self.connection.away(format!("pod {namespace}/{pod} has no node yet"))),
+                _ => Err(connection.away(format!("pod {namespace}/{pod} has no node yet"))),
             }
         };
         self.name.get_or_try_init(ask).await.map(String::as_str)
     }
+}
 
-    /// The query that selects this node.
-    async fn selector(&self) -> Result<String, Failure> {
-        Ok(format!("fieldSelector=metadata.name%3D{}", encoded(self.name().await?)))
+impl Kube {
+    /// The name of this node: as it was given, or that of the node on which this pod runs.
+    pub(super) async fn name(&self) -> Result<&str, Failure> {
+        self.node.name(&self.connection).await
+    }
+
+    /// This node alone.
+    async fn own(&self) -> Result<Collection, Failure> {
+        Ok(Collection::new(NODES, Bulk::NONE).selected("metadata.name", self.name().await?))
     }
 
     /// Reads the own node. By a list, because a list has a version from which to watch also where there
@@ -103,14 +130,13 @@ impl Kube {
     }
 
     async fn read_own_for(&self, families: &[Family]) -> Result<Read, Failure> {
-        let selector = self.selector().await?;
-        let mut objects = self.connection.list(&format!("{NODES}?{selector}")).await?;
+        let mut objects = self.connection.one_page(&self.own().await?);
         let (mut own, mut announced) = (None, None);
-        while let Some(json) = objects.next_soon().await? {
+        while let Some(json) = objects.next().await? {
             own = Some(self.decode_own(&json)?);
             announced = Own::announced(&json, &self.prefix, families);
         }
-        Ok(Read { own, announced, version: self.page(&objects)?.version })
+        Ok(Read { own, announced, version: objects.version })
     }
 
     pub(super) fn decode_own(&self, json: &[u8]) -> Result<Own, Failure> {
@@ -127,7 +153,7 @@ impl Kube {
     /// Whether this node, with these subnets, can take part in another network: what Kubernetes gave it has
     /// to be in there, for it can't get another one while it lives.
     pub(super) fn examine(&self, network: &NetworkConfig, held: &Subnets) -> Result<(), String> {
-        let name = self.name.get().map(String::as_str).unwrap_or_default();
+        let name = self.node.known().unwrap_or_default();
         let (given, families) = (*self.given(), self.families());
         for range in network.ranges() {
             let family = Family::of(range.network.addr());
@@ -150,8 +176,7 @@ impl Kube {
 
     /// Watches the own node.
     pub(super) async fn watch_own(&self, version: &str) -> Result<Objects<'_>, Failure> {
-        let selector = self.selector().await?;
-        self.connection.watch(&format!("{}&{selector}", watch_path(version))).await
+        self.connection.watch_from(&self.own().await?, version).await
     }
 
     pub(super) async fn obtain(

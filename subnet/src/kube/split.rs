@@ -22,12 +22,26 @@ enum Form {
     List,
 }
 
+/// Members of objects that are left out, so that they need neither be kept nor decoded. Only objects and lists are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bulk {
+    /// Members of the object.
+    pub(super) members: &'static [&'static str],
+    /// Members of its members.
+    pub(super) parts: &'static [&'static str],
+}
+
+impl Bulk {
+    /// Nothing is left out.
+    pub(super) const NONE: Self = Self { members: &[], parts: &[] };
+}
+
 /// A reader of JSON that knows nothing but brackets and strings.
 #[derive(Debug)]
 pub(super) struct Splitter {
     form: Form,
-    /// Whether the bulk of each object is replaced by `null`.
-    drops_bulk: bool,
+    /// What of each object is replaced by `null`.
+    bulk: Bulk,
     /// At which depth what is being left out began.
     dropping: Option<usize>,
     depth: usize,
@@ -52,17 +66,15 @@ impl Splitter {
         Self::new(Form::List)
     }
 
-    /// Leaves out what makes most of a node and says nothing about leases, so that it need neither be kept
-    /// nor decoded: the status, and who manages which field.
-    pub(super) fn without_bulk(mut self) -> Self {
-        self.drops_bulk = true;
-        self
+    /// Leaves this out of each object.
+    pub(super) fn without(self, bulk: Bulk) -> Self {
+        Self { bulk, ..self }
     }
 
     fn new(form: Form) -> Self {
         Self {
             form,
-            drops_bulk: false,
+            bulk: Bulk::NONE,
             dropping: None,
             depth: 0,
             in_string: false,
@@ -108,18 +120,15 @@ impl Splitter {
             match bytes[at - 1] {
                 b'"' => self.in_string = true,
                 b'{' | b'[' => {
-                    let bulk: Option<&[u8]> = match self.depth.checked_sub(members) {
-                        Some(0) => Some(b"\"status\""),
-                        Some(1) => Some(b"\"managedFields\""),
-                        _ => None,
+                    let bulk = match self.depth.checked_sub(members) {
+                        Some(0) => self.bulk.members,
+                        Some(1) => self.bulk.parts,
+                        _ => &[],
                     };
-                    if let Some(name) = bulk
-                        && self.drops_bulk
-                        && self.dropping.is_none()
-                    {
+                    if !bulk.is_empty() && self.dropping.is_none() {
                         self.item.extend_from_slice(&bytes[kept..at - 1]);
                         kept = at - 1;
-                        if is_next(&self.item, name) {
+                        if is_next(&self.item, bulk) {
                             self.item.extend_from_slice(b"null");
                             self.dropping = Some(self.depth);
                         }
@@ -235,18 +244,23 @@ const STRUCTURE: [bool; 256] = {
     structure
 };
 
-/// Whether the value of the member with this name, in quotation marks, comes next.
-fn is_next(text: &[u8], name: &[u8]) -> bool {
-    let colon = text.trim_ascii_end().strip_suffix(b":");
-    let name = colon.and_then(|text| text.trim_ascii_end().strip_suffix(name));
-    // What ends like this inside of a name has a backslash before the quotation mark.
-    name.is_some_and(|text| matches!(text.trim_ascii_end().last(), Some(b'{' | b',')))
+/// Whether the value of a member with one of these names comes next.
+fn is_next(text: &[u8], names: &[&str]) -> bool {
+    let Some(text) = text.trim_ascii_end().strip_suffix(b":") else { return false };
+    let Some(text) = text.trim_ascii_end().strip_suffix(b"\"") else { return false };
+    names.iter().any(|name| {
+        let before = text.strip_suffix(name.as_bytes()).and_then(|text| text.strip_suffix(b"\""));
+        // What ends like this inside of a name has a backslash before the quotation mark.
+        before.is_some_and(|text| matches!(text.trim_ascii_end().last(), Some(b'{' | b',')))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"] };
 
     fn split(mut splitter: Splitter, text: &str, piece: usize) -> (Vec<String>, String) {
         let mut items = Vec::new();
@@ -301,10 +315,10 @@ mod tests {
             "{{\"type\":\"ADDED\",\"object\":{whole}}}\n{{\"status\":{{}},\"object\":{{\"status\":\"Failure\"}}}}"
         );
         for piece in 1..list.len() {
-            let (items, envelope) = split(Splitter::list().without_bulk(), &list, piece);
+            let (items, envelope) = split(Splitter::list().without(BULK), &list, piece);
             assert_eq!(items, [left.as_str(), &left], "{piece}");
             assert_eq!(envelope, r#"{"metadata":{"status":{}},"status":{"c":1},"items":[]}"#, "{piece}");
-            let (items, rest) = split(Splitter::sequence().without_bulk(), &events, piece);
+            let (items, rest) = split(Splitter::sequence().without(BULK), &events, piece);
             let first = format!(r#"{{"type":"ADDED","object":{left}}}"#);
             assert_eq!(items, [first.as_str(), r#"{"status":{},"object":{"status":"Failure"}}"#], "{piece}");
             assert_eq!(rest, "");
@@ -323,7 +337,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in "[\\[\\]{}\",:\\\\ a1\n]{0,60}", piece in 1usize..9) {
-            for mut splitter in [Splitter::list().without_bulk(), Splitter::sequence().without_bulk(), Splitter::list(), Splitter::sequence()] {
+            for mut splitter in [Splitter::list().without(BULK), Splitter::sequence().without(BULK), Splitter::list(), Splitter::sequence()] {
                 for piece in bytes.as_bytes().chunks(piece) {
                     let _ = splitter.push(piece);
                     while splitter.next().is_some() {}

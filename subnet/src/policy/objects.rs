@@ -111,6 +111,31 @@ pub fn namespace(json: &[u8]) -> Result<(String, Labels), Unreadable> {
     Ok((object.metadata.name, object.metadata.labels.unwrap_or_default()))
 }
 
+/// Reads the namespace and the name of an object, whatever it is.
+///
+/// # Errors
+/// [`Unreadable`] when it has none.
+pub fn name(json: &[u8]) -> Result<ObjectName, Unreadable> {
+    let object: Object<serde::de::IgnoredAny> = read(json)?;
+    Ok(ObjectName::new(object.metadata.namespace, object.metadata.name))
+}
+
+/// Reads the uid by which kubelet and the container runtime know a static pod, from the Pod that stands for it in the
+/// API; `None` for any other pod.
+pub fn static_uid(json: &[u8]) -> Option<Uid> {
+    #[derive(Deserialize)]
+    struct Mirror {
+        metadata: Annotated,
+    }
+    #[derive(Deserialize)]
+    struct Annotated {
+        annotations: Option<Labels>,
+    }
+    let annotations = read::<Mirror>(json).ok()?.metadata.annotations?;
+    annotations.contains_key("kubernetes.io/config.mirror").then_some(())?;
+    annotations.get("kubernetes.io/config.hash").map(|hash| uid(hash))
+}
+
 fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Unreadable> {
     serde_json::from_slice(json).map_err(|error| Unreadable(error.to_string()))
 }
@@ -371,8 +396,8 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
-/// Most uids are UUIDs; any other text counts as a whole.
-fn uid(text: &str) -> Uid {
+/// Reads a uid. Most are UUIDs; any other text counts as a whole.
+pub fn uid(text: &str) -> Uid {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
     if let (32, Ok(number)) = (digits.len(), u128::from_str_radix(&digits, 16)) {
         return Uid(number);

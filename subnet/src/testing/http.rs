@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::objects::{Change, Listing};
+use super::objects::{Change, Listing, Resource, Selection};
 use super::{Request, Shared};
 
 /// A body that is written while it is sent.
@@ -110,9 +110,13 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
         .map(|(key, value)| (key, decoded(value)))
         .collect();
     let steps: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+    if let Some(selection) = collection(&request.method, &steps, &query) {
+        return match query.contains_key("watch") {
+            true => watch(&query, selection, shared),
+            false => list(&query, &selection, shared),
+        };
+    }
     match (request.method.as_str(), steps.as_slice()) {
-        ("GET", ["api", "v1", "nodes"]) if query.contains_key("watch") => watch(&query, shared),
-        ("GET", ["api", "v1", "nodes"]) => list(&query, shared),
         ("GET", ["api", "v1", "nodes", name]) => match shared.objects().get(name) {
             Some(node) => whole(200, node.to_string()),
             None => refuse(404, &format!("nodes {name:?} not found")),
@@ -126,7 +130,7 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
             patch(name, &request, &shared, "application/strategic-merge-patch+json")
         }
         ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
-            match shared.objects().pod(&format!("{namespace}/{name}")) {
+            match shared.objects().find(Resource::Pods, &format!("{namespace}/{name}")) {
                 Some(pod) => whole(200, pod.to_string()),
                 None => refuse(404, &format!("pods {name:?} not found")),
             }
@@ -142,6 +146,27 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
         }
         _ => refuse(404, "the server could not find the requested resource"),
     }
+}
+
+/// The objects that a path stands for.
+fn collection(method: &str, steps: &[&str], query: &BTreeMap<&str, String>) -> Option<Selection> {
+    let (resource, namespace) = match steps {
+        ["api", "v1", "nodes"] => (Resource::Nodes, None),
+        ["api", "v1", "namespaces"] => (Resource::Namespaces, None),
+        ["api", "v1", "pods"] => (Resource::Pods, None),
+        ["api", "v1", "namespaces", namespace, "pods"] => (Resource::Pods, Some(*namespace)),
+        ["apis", "networking.k8s.io", "v1", "networkpolicies"] => (Resource::Policies, None),
+        ["apis", "networking.k8s.io", "v1", "namespaces", namespace, "networkpolicies"] => {
+            (Resource::Policies, Some(*namespace))
+        }
+        _ => return None,
+    };
+    let field = query.get("fieldSelector").and_then(|selector| selector.split_once('='));
+    (method == "GET").then(|| Selection {
+        resource,
+        namespace: namespace.map(str::to_owned),
+        field: field.map(|(field, value)| (field.to_owned(), value.to_owned())),
+    })
 }
 
 fn create(request: &Request, shared: &Shared) -> Answer {
@@ -184,11 +209,11 @@ fn patch(name: &str, request: &Request, shared: &Shared, form: &str) -> Answer {
     }
 }
 
-fn list(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
+fn list(query: &BTreeMap<&str, String>, selection: &Selection, shared: Arc<Shared>) -> Answer {
     let behaviour = shared.behaviour.borrow().clone();
     let mut objects = shared.objects();
     let (listing, from) = match query.get("continue").map(|token| token.split_once('.')) {
-        None => (objects.list(selected(query)), 0),
+        None => (objects.list(selection), 0),
         Some(token) => {
             let place = token.and_then(|(number, from)| Some((number.parse().ok()?, from.parse().ok()?)));
             match place.and_then(|(number, from): (_, usize)| Some((objects.kept(number)?, from))) {
@@ -211,8 +236,8 @@ fn list(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|_| pages);
     let limit: usize =
         limit.map_or(usize::MAX, |limit: usize| limit.min(behaviour.largest_page.unwrap_or(limit)));
-    let until = from.saturating_add(limit).min(listing.nodes.len());
-    let next = match until < listing.nodes.len() {
+    let until = from.saturating_add(limit).min(listing.objects.len());
+    let next = match until < listing.objects.len() {
         true => format!("{}.{until}", objects.keep(listing.clone())),
         false => String::new(),
     };
@@ -235,18 +260,17 @@ async fn write_list(
         let on = |behaviour: &super::Behaviour| behaviour.lists_stop_after.is_none_or(|after| sent < after);
         let _ = behaviour.wait_for(on).await;
         let comma = if sent > 0 { "," } else { "" };
-        if pen.send(format!("{comma}{}", listing.nodes[index].1).into()).await.is_err() {
+        if pen.send(format!("{comma}{}", listing.objects[index]).into()).await.is_err() {
             return;
         }
     }
     let _ = pen.send("]}\n".into()).await;
 }
 
-fn watch(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
+fn watch(query: &BTreeMap<&str, String>, selected: Selection, shared: Arc<Shared>) -> Answer {
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let seconds: u64 = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(1800);
     let end = shared.behaviour.borrow().watches_end_after.unwrap_or(Duration::from_secs(seconds));
-    let selected = selected(query).map(str::to_owned);
     let bookmarks = query.get("allowWatchBookmarks").is_some_and(|allowed| allowed == "true");
     let mut deafened = shared.watches.subscribe();
     written(move |pen| async move {
@@ -262,7 +286,7 @@ fn watch(query: &BTreeMap<&str, String>, shared: Arc<Shared>) -> Answer {
     })
 }
 
-async fn write_watch(pen: Pen, mut at: u64, selected: Option<String>, bookmarks: bool, shared: &Shared) {
+async fn write_watch(pen: Pen, mut at: u64, selected: Selection, bookmarks: bool, shared: &Shared) {
     let mut version = shared.version.subscribe();
     let every = shared.behaviour.borrow().bookmark_every.filter(|_| bookmarks);
     let mut bookmark = every.map(|every| Instant::now() + every);
@@ -281,11 +305,9 @@ async fn write_watch(pen: Pen, mut at: u64, selected: Option<String>, bookmarks:
                 return;
             }
         };
-        for Change { version, kind, name, node } in changes {
+        for Change { version, kind, resource, name, object } in changes {
             at = version;
-            if selected.as_deref().is_none_or(|selected| *name == *selected)
-                && pen.send(event(kind, &node)).await.is_err()
-            {
+            if selected.wants(resource, &name, &object) && pen.send(event(kind, &object)).await.is_err() {
                 return;
             }
         }
@@ -309,11 +331,6 @@ async fn until(when: Option<Instant>) {
 
 fn event(kind: &str, object: &str) -> Bytes {
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into()
-}
-
-/// The node that a field selector selects; all, without one.
-fn selected<'a>(query: &'a BTreeMap<&str, String>) -> Option<&'a str> {
-    query.get("fieldSelector").and_then(|selector| selector.strip_prefix("metadata.name="))
 }
 
 fn written<F: Future<Output = ()> + Send + 'static>(write: impl FnOnce(Pen) -> F) -> Answer {

@@ -8,30 +8,64 @@ use serde_json::{Value, json};
 /// How many changes are remembered for watches.
 const HISTORY: usize = 10_000;
 
-/// A node as text; parsed only to be changed.
+/// An object as text; parsed only to be changed.
 pub(super) type Json = Arc<str>;
 
-/// A change of a node.
+/// The resources that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Resource {
+    Nodes,
+    Namespaces,
+    Pods,
+    Policies,
+}
+
+/// Which objects are asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    pub(super) resource: Resource,
+    pub(super) namespace: Option<String>,
+    /// What a field has to be, `metadata.name` or `spec.nodeName`.
+    pub(super) field: Option<(String, String)>,
+}
+
+impl Selection {
+    pub(super) fn wants(&self, resource: Resource, name: &str, object: &str) -> bool {
+        let of_namespace = self
+            .namespace
+            .as_ref()
+            .is_none_or(|namespace| name.split_once('/').is_some_and(|(of, _)| of == namespace));
+        let selected = self.field.as_ref().is_none_or(|(field, value)| match field.as_str() {
+            "metadata.name" => name.rsplit('/').next() == Some(value),
+            "spec.nodeName" => serde_json::from_str::<Value>(object)
+                .is_ok_and(|object| object["spec"]["nodeName"] == value.as_str()),
+            _ => false,
+        });
+        resource == self.resource && of_namespace && selected
+    }
+}
+
+/// A change of an object.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) version: u64,
     pub(super) kind: &'static str,
+    pub(super) resource: Resource,
     pub(super) name: Arc<str>,
-    pub(super) node: Json,
+    pub(super) object: Json,
 }
 
 /// A list that is read in pages: all of them are as of one version.
 #[derive(Clone, Debug)]
 pub(super) struct Listing {
     pub(super) version: u64,
-    pub(super) nodes: Arc<Vec<(Arc<str>, Json)>>,
+    pub(super) objects: Arc<Vec<Json>>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     version: u64,
-    nodes: BTreeMap<Arc<str>, Json>,
-    pods: BTreeMap<String, String>,
+    objects: BTreeMap<(Resource, Arc<str>), Json>,
     events: Vec<Value>,
     history: VecDeque<Change>,
     /// History begins after this version.
@@ -46,27 +80,46 @@ impl Objects {
         self.version
     }
 
+    /// The object of this name; of a namespace `NAMESPACE/NAME`.
+    pub(super) fn find(&self, resource: Resource, name: &str) -> Option<Value> {
+        serde_json::from_str(self.objects.get(&(resource, name.into()))?).ok()
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<Value> {
-        self.nodes.get(name).and_then(|node| serde_json::from_str(node).ok())
+        self.find(Resource::Nodes, name)
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.nodes.keys().map(|name| name.to_string()).collect()
+        let nodes = self.objects.keys().filter(|(resource, _)| *resource == Resource::Nodes);
+        nodes.map(|(_, name)| name.to_string()).collect()
     }
 
-    pub(super) fn put(&mut self, mut node: Value) {
-        let name: Arc<str> = node["metadata"]["name"].as_str().unwrap_or_default().into();
+    pub(super) fn put(&mut self, node: Value) {
+        self.put_in(Resource::Nodes, node);
+    }
+
+    pub(super) fn put_in(&mut self, resource: Resource, mut object: Value) {
+        let text = |member: &str| object["metadata"][member].as_str().unwrap_or_default();
+        let name: Arc<str> = match text("namespace") {
+            "" => text("name").into(),
+            namespace => format!("{namespace}/{}", text("name")).into(),
+        };
         self.version += 1;
-        node["metadata"]["resourceVersion"] = self.version.to_string().into();
-        let kind = if self.nodes.contains_key(&name) { "MODIFIED" } else { "ADDED" };
-        self.happened(kind, name, node.to_string().into());
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let known = self.objects.contains_key(&(resource, Arc::clone(&name)));
+        let kind = if known { "MODIFIED" } else { "ADDED" };
+        self.happened(kind, resource, name, object.to_string().into());
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        let Some(mut node) = self.get(name) else { return };
+        self.remove_from(Resource::Nodes, name);
+    }
+
+    pub(super) fn remove_from(&mut self, resource: Resource, name: &str) {
+        let Some(mut object) = self.find(resource, name) else { return };
         self.version += 1;
-        node["metadata"]["resourceVersion"] = self.version.to_string().into();
-        self.happened("DELETED", name.into(), node.to_string().into());
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.happened("DELETED", resource, name.into(), object.to_string().into());
     }
 
     pub(super) fn touch(&mut self, name: &str) {
@@ -87,16 +140,17 @@ impl Objects {
         if node != before {
             self.put(node);
         }
-        self.nodes.get(name).cloned()
+        self.objects.get(&(Resource::Nodes, name.into())).cloned()
     }
 
-    fn happened(&mut self, kind: &'static str, name: Arc<str>, node: Json) {
+    fn happened(&mut self, kind: &'static str, resource: Resource, name: Arc<str>, object: Json) {
+        let key = (resource, Arc::clone(&name));
         if kind == "DELETED" {
-            self.nodes.remove(&name);
+            self.objects.remove(&key);
         } else {
-            self.nodes.insert(Arc::clone(&name), Arc::clone(&node));
+            self.objects.insert(key, Arc::clone(&object));
         }
-        self.history.push_back(Change { version: self.version, kind, name, node });
+        self.history.push_back(Change { version: self.version, kind, resource, name, object });
         if self.history.len() > HISTORY
             && let Some(oldest) = self.history.pop_front()
         {
@@ -116,10 +170,12 @@ impl Objects {
         (version >= self.forgotten).then(|| self.history.range(from..).cloned().collect())
     }
 
-    pub(super) fn list(&self, name: Option<&str>) -> Listing {
-        let wanted = |(key, _): &(&Arc<str>, &Json)| name.is_none_or(|name| ***key == *name);
-        let nodes = self.nodes.iter().filter(wanted).map(|(name, node)| (Arc::clone(name), Arc::clone(node)));
-        Listing { version: self.version, nodes: Arc::new(nodes.collect()) }
+    pub(super) fn list(&self, selection: &Selection) -> Listing {
+        let wanted = |((resource, name), object): &(&(Resource, Arc<str>), &Json)| {
+            selection.wants(*resource, name, object)
+        };
+        let objects = self.objects.iter().filter(wanted).map(|(_, object)| Arc::clone(object));
+        Listing { version: self.version, objects: Arc::new(objects.collect()) }
     }
 
     /// Remembers a list, of which more pages will be asked for.
@@ -131,19 +187,6 @@ impl Objects {
 
     pub(super) fn kept(&self, number: u64) -> Option<Listing> {
         self.listings.get(&number).cloned()
-    }
-
-    pub(super) fn put_pod(&mut self, name: String, node: &str) {
-        // Versions are common to objects of all kinds.
-        self.version += 1;
-        self.pods.insert(name, node.to_owned());
-    }
-
-    pub(super) fn pod(&self, name: &str) -> Option<Value> {
-        let node = self.pods.get(name)?;
-        Some(
-            json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name}, "spec": {"nodeName": node}}),
-        )
     }
 
     pub(super) fn put_event(&mut self, event: Value) {

@@ -8,7 +8,9 @@ use subnet::Family;
 
 use super::foreign::{self, Ours};
 use super::{Firewall, FirewallError, FirewallReport, Look, tables};
-use crate::nft::{Change, Hook, Nft, NftError, Ruleset, Table, TableId, Watched, differs, removal};
+use crate::nft::{
+    Change, Hook, Nft, NftError, POLICY_TABLE, Ruleset, Table, TableId, Watched, differs, removal,
+};
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::rules::Traffic;
 use tunnels::Tunnels;
@@ -83,7 +85,10 @@ impl NftFirewall {
 
     /// The base chains at which our rules hang, with what they lead to.
     pub(crate) fn hooked(&mut self) -> Result<[Ruleset; 2], NftError> {
-        Ok([self.nft.dump_hook(Hook::Postrouting)?, self.nft.dump_hook(Hook::Forward)?])
+        let mut hooked = [self.nft.dump_hook(Hook::Postrouting)?, self.nft.dump_hook(Hook::Forward)?];
+        // Nothing has to pass through network policies but what they allow, and they follow themselves.
+        hooked.iter_mut().for_each(|found| found.tables.retain(|table| table.id.name != POLICY_TABLE));
+        Ok(hooked)
     }
 
     fn lock_watched(&self) -> MutexGuard<'_, Watched> {

@@ -1,0 +1,160 @@
+//! Steering, kept as the node's bridge and `br_netfilter` ask for, and the settings that go with it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use backends::NftError;
+use backends::kernel::netlink::Netlink;
+use backends::policy::{Enforcer, SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};
+use ipnet::IpNet;
+use subnet::Family;
+
+/// Has frames between pods of this node pass where policies are enforced.
+pub(super) struct Steerer {
+    netlink: Netlink,
+    mode: SteerMode,
+    redirects: Redirects,
+    /// What was found in the kernel and made, unless somebody may have changed it.
+    made: Option<Made>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Made {
+    steering: Option<Steering>,
+    seen: [bool; 2],
+    wanted: bool,
+}
+
+/// What a look came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Steered {
+    /// Frames are steered.
+    On,
+    /// They need not be.
+    Off,
+}
+
+impl Steerer {
+    pub(super) fn new(netlink: Netlink, mode: SteerMode, directory: &Path) -> Self {
+        Self { netlink, mode, redirects: Redirects::read(directory), made: None }
+    }
+
+    /// Links or the tables may have changed.
+    pub(super) fn forget(&mut self) {
+        self.made = None;
+    }
+
+    /// Makes steering be as it has to be for these subnets. `wanted` is whether any policy is enforced. Costs two small
+    /// reads as long as nothing changes: a sysctl notifies nobody.
+    ///
+    /// # Errors
+    /// What the kernel refuses, in words.
+    pub(super) fn look(
+        &mut self,
+        enforcer: &mut Enforcer,
+        subnets: &[IpNet],
+        wanted: bool,
+    ) -> Result<Steered, String> {
+        let seen = Family::BOTH.map(bridged_packets_are_seen);
+        if let Some(made) = self.made.as_ref().filter(|made| (made.seen, made.wanted) == (seen, wanted)) {
+            return Ok(steered(made.steering.as_ref()));
+        }
+        let steering = if wanted { self.steering(subnets, seen)? } else { None };
+        let refused = |error: NftError| {
+            format!(
+                "frames between pods of this node can't be steered: {error}: load the kernel module nft_meta_bridge, or \
+                 br_netfilter with net.bridge.bridge-nf-call-iptables=1"
+            )
+        };
+        let before = self.made.as_ref().and_then(|made| made.steering.clone());
+        // Redirects end first, and begin last.
+        if let Some(steering) = &steering {
+            self.redirects.silence(&steering.bridge);
+        }
+        let changed = enforcer.steer(steering.as_ref()).map_err(refused)?;
+        if steering.is_none() {
+            self.redirects.restore();
+        }
+        if changed || before != steering {
+            match &steering {
+                Some(steering) => tracing::info!(
+                    bridge = steering.bridge,
+                    "frames between pods of this node are routed, so that network policies see them"
+                ),
+                None => {
+                    tracing::info!("frames between pods of this node need not be routed for network policies")
+                }
+            }
+        }
+        let outcome = steered(steering.as_ref());
+        self.made = Some(Made { steering, seen, wanted });
+        Ok(outcome)
+    }
+
+    fn steering(&mut self, subnets: &[IpNet], seen: [bool; 2]) -> Result<Option<Steering>, String> {
+        let host = self.netlink.links_and_addresses().map_err(|error| error.to_string())?;
+        // Without a bridge pods are routed anyway.
+        let Some(bridge) = host.serving_bridge(subnets) else { return Ok(None) };
+        let seen = |family| Family::BOTH.iter().position(|one| *one == family).is_some_and(|i| seen[i]);
+        Ok(Steering::wanted(self.mode, bridge.name.as_str(), bridge.mac.0, subnets, seen))
+    }
+}
+
+fn steered(steering: Option<&Steering>) -> Steered {
+    if steering.is_some() { Steered::On } else { Steered::Off }
+}
+
+/// The settings that keep ICMP redirects from pods while frames are steered, as they were before. They are kept on
+/// disk, because who ends steering is often another run.
+pub(super) struct Redirects {
+    file: PathBuf,
+    before: BTreeMap<String, String>,
+}
+
+impl Redirects {
+    /// What an earlier run has changed.
+    pub(super) fn read(directory: &Path) -> Self {
+        let file = directory.join("redirects");
+        let before =
+            fs::read(&file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+        Self { file, before }
+    }
+
+    /// Switches redirects of this bridge off.
+    fn silence(&mut self, bridge: &str) {
+        for path in redirect_sysctls(bridge) {
+            let Ok(value) = fs::read_to_string(&path) else { continue };
+            if value.trim() == "0" {
+                continue;
+            }
+            self.before.entry(path.clone()).or_insert_with(|| value.trim().to_owned());
+            // Redirects are noise, no danger: nothing depends on this.
+            if let Err(error) = self.save().and_then(|()| fs::write(&path, "0")) {
+                tracing::warn!("{path}: {error}: pods are told of shorter ways that they can't use");
+            }
+        }
+    }
+
+    /// Puts the settings back that were changed, unless somebody else did.
+    pub(super) fn restore(&mut self) -> usize {
+        let before = std::mem::take(&mut self.before);
+        let mut restored = 0;
+        for (path, value) in &before {
+            // A bridge that is gone has no settings.
+            let ours = fs::read_to_string(path).is_ok_and(|now| now.trim() == "0");
+            if ours && fs::write(path, value).is_ok() {
+                restored += 1;
+            }
+        }
+        if !before.is_empty() {
+            let _ = fs::remove_file(&self.file);
+        }
+        restored
+    }
+
+    fn save(&self) -> io::Result<()> {
+        fs::write(&self.file, serde_json::to_vec(&self.before)?)
+    }
+}

@@ -1,0 +1,674 @@
+//! The task that owns the compiler and the tables: it gathers what changes, and brings it into the kernel.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use backends::kernel::netlink::{BridgeListener, Netlink};
+use backends::{Moved, NftError, NftListener, Watched};
+use backends::policy::{Converged, Enforcer, Engine, Settings, TableStep, own_tables};
+use subnet::StoreError;
+use subnet::kube::{FoundPod, PolicyApi, Watch};
+use subnet::policy::objects::ReadPolicy;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::adding::{Adding, Step, examine, find, identify};
+use super::announce::{Announcement, Ended, Request, Retry};
+use super::kept::{self, Kept};
+use super::known::{Effect, Known};
+use super::steering::{Steered, Steerer};
+use super::watches::Watches;
+use super::{Facts, Figures, Mode, PolicyOptions};
+use crate::serve::Health;
+
+/// The condition of readiness that there is while policies are enforced.
+pub(crate) const CONDITION: &str = "network-policy";
+
+/// Changes that follow on each other within the first of these times are one transaction, after the second at the
+/// latest.
+const GATHER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(25));
+/// News that are taken in before anything else is looked at.
+const NEWS_MAX: usize = 2000;
+/// Time between attempts after refusals, doubling up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// How often sysctls are looked at that notify nobody.
+const SYSCTL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a change waits for the pods that it speaks of, if they have to be listed first.
+const CHANGE_WAITS: Duration = Duration::from_millis(500);
+/// How long an ADD waits for the watch of this node's pods to tell about the pod.
+const POD_WAITS: Duration = Duration::from_secs(1);
+/// How long it waits for its namespace's policies, and for an answer about the pod.
+const API_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// How long it waits for the pods that its policies name.
+const PEERS_WAIT: Duration = Duration::from_secs(2);
+/// When it is given up.
+const ADD_TIMEOUT: Duration = Duration::from_secs(8);
+/// More repairs than this within a minute are made no more than one a second.
+const REPAIRS_MAX: u32 = 60;
+
+/// What works on the kernel.
+struct Hands {
+    enforcer: Enforcer,
+    steerer: Steerer,
+}
+
+/// How far the start has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Policies, namespaces, own pods or the lease are not known yet: the tables are left as they are.
+    Waiting,
+    /// The pods that policies name are being listed. Tables of an earlier run stay until that is done; without any,
+    /// nobody is let in for longer than is needed.
+    Listing { until: Option<Instant> },
+    /// The kernel follows what is known.
+    Enforcing,
+}
+
+/// What the API said when it was asked for an ADD.
+enum Fetched {
+    Policies(u64, Result<Vec<(ReadPolicy, u64)>, StoreError>),
+    Pod(u64, Result<Option<FoundPod>, StoreError>),
+}
+
+/// Enforces network policies on this node.
+pub(crate) struct Policies {
+    options: PolicyOptions,
+    api: Arc<PolicyApi>,
+    health: Health,
+    facts: watch::Receiver<Option<Facts>>,
+    requests: mpsc::Receiver<Request>,
+    tables: NftListener,
+    watched: Mutex<Watched>,
+    bridges: BridgeListener,
+    /// Absent only while a blocking thread works with them.
+    hands: Option<Hands>,
+    known: Known,
+    kept: Kept,
+    watches: Watches,
+    phase: Phase,
+    /// What changed and is not in the kernel yet: since when, and when it last did.
+    gathered: Option<(Instant, Instant)>,
+    /// Something waits for the kernel now.
+    urgent: bool,
+    /// Which pods have to be watched may have changed.
+    demand_moved: bool,
+    /// Since when pods are missing that policies name.
+    missing_since: Option<Instant>,
+    /// When to plan again though nothing changes.
+    again: Option<Instant>,
+    /// When to try again what was refused, and after which delay.
+    retry: Option<(Instant, Duration)>,
+    refused: Option<String>,
+    /// When somebody else changed the tables.
+    damaged: Option<Instant>,
+    /// The minute in which repairs are counted, and their number.
+    repairs: (Instant, u32),
+    steer_due: Instant,
+    steered: Result<Steered, String>,
+    adding: Vec<(u64, Adding)>,
+    next_adding: u64,
+    releasing: Vec<oneshot::Sender<Result<(), Retry>>>,
+    fetching: JoinSet<Fetched>,
+    figures: Figures,
+    enforced: bool,
+}
+
+impl Policies {
+    /// Opens what is needed of the kernel in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// A sentence about what the kernel or the directory of the subnet file lacks.
+    pub(crate) fn open(
+        options: PolicyOptions,
+        api: PolicyApi,
+        subnet_file: &Path,
+        facts: watch::Receiver<Option<Facts>>,
+        requests: mpsc::Receiver<Request>,
+        health: Health,
+    ) -> anyhow::Result<Self> {
+        let directory = kept::directory(subnet_file);
+        let kept = Kept::open(directory.clone()).with_context(|| {
+            format!("--network-policy keeps what it is told about pods in {}", directory.display())
+        })?;
+        let settings = settings(&options, &Facts::default());
+        let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
+        let enforcer =
+            Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
+        let steerer = Steerer::new(Netlink::open()?, options.steer, &directory);
+        let watched = Watched {
+            ports: [enforcer.port()].into(),
+            tables: own_tables().into_iter().collect(),
+            ..Watched::default()
+        };
+        let now = Instant::now();
+        health.set(CONDITION, Err("network policies were not read yet".to_owned()));
+        let mut policies = Self {
+            options,
+            api: Arc::new(api),
+            health,
+            facts,
+            requests,
+            tables: NftListener::open()?,
+            watched: Mutex::new(watched),
+            bridges: BridgeListener::open()?,
+            hands: Some(Hands { enforcer, steerer }),
+            known: Known::default(),
+            kept,
+            watches: Watches::default(),
+            phase: Phase::Waiting,
+            gathered: None,
+            urgent: false,
+            demand_moved: false,
+            missing_since: None,
+            again: None,
+            retry: None,
+            refused: None,
+            damaged: None,
+            repairs: (now, 0),
+            steer_due: now,
+            steered: Ok(Steered::Off),
+            adding: Vec::new(),
+            next_adding: 0,
+            releasing: Vec::new(),
+            fetching: JoinSet::new(),
+            figures: Figures::default(),
+            enforced: false,
+        };
+        for watch in [Watch::Policies, Watch::Namespaces, Watch::OwnPods] {
+            policies.watches.start_for_good(watch, &policies.api, &mut policies.known);
+        }
+        Ok(policies)
+    }
+
+    /// Runs until the kernel's notifications fail for good; stopping is dropping. The tables are left as they are.
+    pub(crate) async fn run(mut self) -> anyhow::Error {
+        self.take_facts();
+        loop {
+            let wake = self.wake();
+            tokio::select! {
+                Some(news) = self.watches.news.recv() => {
+                    let mut effect = self.hear(news);
+                    for _ in 0..NEWS_MAX {
+                        let Ok(news) = self.watches.news.try_recv() else { break };
+                        let more = self.hear(news);
+                        effect = Effect { cluster: effect.cluster | more.cluster, demand: effect.demand | more.demand };
+                    }
+                    self.note(effect);
+                }
+                Some(request) = self.requests.recv() => self.take(request),
+                Some(Ok(fetched)) = self.fetching.join_next() => self.fetched(fetched),
+                Ok(()) = self.facts.changed() => self.take_facts(),
+                moved = self.tables.moved(&self.watched) => match moved {
+                    Ok(moved) => self.tables_moved(&moved),
+                    Err(error) => return error.into(),
+                },
+                moved = self.bridges.moved() => match moved {
+                    Ok(()) => self.bridges_moved(),
+                    Err(error) => return error.into(),
+                },
+                () = sleep_until(wake) => {}
+            }
+            self.advance().await;
+        }
+    }
+
+    /// When to look again though nothing is heard.
+    fn wake(&self) -> Instant {
+        let now = Instant::now();
+        let gathered = self.gathered.map(|(first, last)| (last + GATHER.0).min(first + GATHER.1));
+        let adding = self.adding.iter().map(|(_, adding)| match adding.step {
+            Step::Watched(until) | Step::Listed(until) => until.min(adding.since + ADD_TIMEOUT),
+            Step::Asked | Step::Found(_) | Step::Programmed => adding.since + ADD_TIMEOUT,
+        });
+        let missing = self.missing_since.map(|since| since + CHANGE_WAITS).filter(|at| *at > now);
+        let listing = match self.phase {
+            Phase::Listing { until } => until,
+            Phase::Waiting | Phase::Enforcing => None,
+        };
+        let steer = (self.phase == Phase::Enforcing).then_some(self.steer_due);
+        let mut wake = now + Duration::from_secs(60);
+        let others = [missing, listing, self.again, steer, self.watches.next_end()];
+        // While a start or a pause has to be waited for, what was gathered waits, too.
+        let gathered =
+            gathered.filter(|_| self.phase == Phase::Enforcing).map(|at| at.max(self.held_until(now)));
+        for at in others.into_iter().flatten().chain(gathered).chain(adding) {
+            wake = wake.min(at);
+        }
+        wake
+    }
+
+    /// Until when no transaction is to be made, because one was refused or repairs are fought over; or because pods are
+    /// missing that a change speaks of.
+    fn held_until(&self, now: Instant) -> Instant {
+        let mut until = now;
+        if let Some((at, _)) = self.retry {
+            until = until.max(at);
+        }
+        if self.damaged.is_some() {
+            if self.repairs.1 > REPAIRS_MAX {
+                until = until.max(self.damaged.unwrap_or(now) + SYSCTL_INTERVAL);
+            }
+        } else if let Some(since) = self.missing_since {
+            until = until.max(since + CHANGE_WAITS);
+        }
+        until
+    }
+
+    fn hear(&mut self, news: subnet::kube::News) -> Effect {
+        let Some(hands) = &mut self.hands else { return Effect::default() };
+        let cluster = &mut hands.enforcer.engine.cluster;
+        self.known.hear(news.watch, news.told, cluster, &mut self.kept)
+    }
+
+    fn note(&mut self, effect: Effect) {
+        self.demand_moved |= effect.demand;
+        if effect.cluster || effect.demand {
+            let now = Instant::now();
+            self.gathered = Some((self.gathered.map_or(now, |(first, _)| first), now));
+        }
+    }
+
+    fn take_facts(&mut self) {
+        let Some(facts) = self.facts.borrow_and_update().clone() else { return };
+        if let Some(hands) = &mut self.hands {
+            hands.enforcer.engine.set_settings(settings(&self.options, &facts));
+            hands.steerer.forget();
+        }
+        self.steer_due = Instant::now();
+        self.note(Effect { cluster: true, demand: false });
+    }
+
+    /// Somebody else changed our tables.
+    fn tables_moved(&mut self, moved: &Moved) {
+        tracing::debug!(what = %moved, "network policies: another program made a change");
+        if let Some(hands) = &mut self.hands {
+            hands.enforcer.engine.forget_kernel();
+            hands.steerer.forget();
+        }
+        let now = Instant::now();
+        self.damaged.get_or_insert(now);
+        self.steer_due = now;
+        self.note(Effect { cluster: true, demand: false });
+    }
+
+    fn bridges_moved(&mut self) {
+        if let Some(hands) = &mut self.hands {
+            hands.steerer.forget();
+        }
+        // They come in bursts.
+        self.steer_due = self.steer_due.min(Instant::now() + GATHER.1);
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Announce(pod, answer) => self.announced(pod, answer),
+            Request::Release(ended, answer) => self.released(&ended, answer),
+        }
+    }
+
+    fn announced(&mut self, pod: Announcement, answer: oneshot::Sender<Result<(), Retry>>) {
+        let now = Instant::now();
+        let adding = Adding::new(pod, answer, Step::Watched(now + POD_WAITS), now);
+        if let Err(why) = examine(&adding.pod, self.options.mode == Mode::Strict) {
+            self.figures.refused();
+            return adding.end(Err(why));
+        }
+        self.next_adding += 1;
+        let (id, api, namespace) = (self.next_adding, Arc::clone(&self.api), adding.pod.namespace.clone());
+        self.adding.push((id, adding));
+        self.fetching.spawn(async move {
+            let read = timeout(API_WAITS.0, api.policies_of(&namespace)).await;
+            Fetched::Policies(id, read.unwrap_or_else(|_| Err(silent())))
+        });
+    }
+
+    fn released(&mut self, ended: &Ended, answer: oneshot::Sender<Result<(), Retry>>) {
+        match self.kept.release(ended) {
+            Ok(Some(kept)) => {
+                if let (Some(pod), Some(hands)) = (find(&self.known, &kept), &mut self.hands) {
+                    hands.enforcer.engine.cluster.release_pod(pod.uid);
+                    self.note(Effect { cluster: true, demand: false });
+                    self.releasing.push(answer);
+                    return;
+                }
+                let _ = answer.send(Ok(()));
+            }
+            Ok(None) => drop(answer.send(Ok(()))),
+            Err(error) => drop(answer.send(Err(Retry { why: format!("what is kept of pods: {error}") }))),
+        }
+    }
+
+    fn fetched(&mut self, fetched: Fetched) {
+        let (Fetched::Policies(id, _) | Fetched::Pod(id, _)) = fetched;
+        let Some(place) = self.adding.iter().position(|(other, _)| *other == id) else { return };
+        match fetched {
+            Fetched::Policies(_, read) => {
+                self.adding[place].1.policies_read = true;
+                // Without the API, what is known counts.
+                let read = read.inspect_err(|error| tracing::debug!(%error, "policies of a new pod"));
+                for (policy, version) in read.unwrap_or_default() {
+                    let Some(hands) = &mut self.hands else { return };
+                    let cluster = &mut hands.enforcer.engine.cluster;
+                    let effect = self.known.set_policy(policy, version, true, cluster);
+                    self.note(effect);
+                }
+            }
+            Fetched::Pod(_, read) => {
+                let found = read.map_err(|error| error.to_string());
+                match found.and_then(|found| identify(&self.adding[place].1.pod, found)) {
+                    Ok(pod) => self.adding[place].1.step = Step::Found(pod),
+                    Err(why) => {
+                        self.figures.refused();
+                        self.adding.swap_remove(place).1.end(Err(why));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings everything one step further.
+    async fn advance(&mut self) {
+        let now = Instant::now();
+        self.begin_phase(now).await;
+        self.adjust_watches(now);
+        self.advance_adding(now);
+        self.adjust_watches(now);
+        let due = self.gathered.is_some_and(|(first, last)| {
+            now >= (last + GATHER.0).min(first + GATHER.1) && now >= self.held_until(now)
+        });
+        let again = self.again.is_some_and(|at| at <= now);
+        if self.phase == Phase::Enforcing && (due || again || self.urgent) {
+            self.converge(now).await;
+        }
+        if self.phase == Phase::Enforcing && self.steer_due <= Instant::now() {
+            self.steer().await;
+        }
+        self.tell();
+    }
+
+    /// The start: nothing is changed before all is known.
+    async fn begin_phase(&mut self, now: Instant) {
+        if self.phase == Phase::Waiting {
+            if self.facts.borrow().is_none() || !self.watches.base_complete(&self.known) {
+                return;
+            }
+            // Whether anything holds meanwhile decides how long the pods that policies name may take.
+            let there = self.with_hands(|hands| hands.enforcer.is_there()).await;
+            let until = if matches!(there, Ok(true)) { None } else { Some(now + CHANGE_WAITS) };
+            self.phase = Phase::Listing { until };
+            self.demand_moved = true;
+            self.adjust_watches(now);
+        }
+        if let Phase::Listing { until } = self.phase
+            && (self.watches.peers_complete(&self.known) || until.is_some_and(|until| until <= now))
+        {
+            self.phase = Phase::Enforcing;
+            self.urgent = true;
+        }
+    }
+
+    fn adjust_watches(&mut self, now: Instant) {
+        let Some(hands) = &mut self.hands else { return };
+        let cluster = &mut hands.enforcer.engine.cluster;
+        if std::mem::take(&mut self.demand_moved) && self.phase != Phase::Waiting {
+            let demand = self.known.demand(cluster);
+            self.watches.demand(demand, &self.api, &mut self.known, now);
+        }
+        let ended = self.watches.end_idle(&mut self.known, cluster, now);
+        if ended {
+            self.note(Effect { cluster: true, demand: false });
+        }
+        if self.watches.peers_complete(&self.known) {
+            self.missing_since = None;
+        } else {
+            self.missing_since.get_or_insert(now);
+        }
+    }
+
+    fn advance_adding(&mut self, now: Instant) {
+        for (id, mut adding) in std::mem::take(&mut self.adding) {
+            if now >= adding.since + ADD_TIMEOUT {
+                self.figures.refused();
+                adding.end(Err(self.reason().unwrap_or_else(|| "the API doesn't answer".to_owned())));
+                continue;
+            }
+            if let Step::Watched(until) = adding.step {
+                if let Some(pod) = find(&self.known, &adding.pod) {
+                    adding.step = Step::Found(Box::new(pod));
+                } else if until <= now && self.phase != Phase::Waiting {
+                    self.ask_for(id, &adding);
+                    adding.step = Step::Asked;
+                }
+            }
+            if adding.policies_read
+                && self.phase != Phase::Waiting
+                && let Step::Found(pod) = &adding.step
+            {
+                if let Err(error) = self.put_announced((**pod).clone(), &adding.pod) {
+                    adding.end(Err(format!("what is announced of pods can't be kept: {error}")));
+                    continue;
+                }
+                adding.step = Step::Listed(now + PEERS_WAIT);
+                self.adjust_watches(now);
+            }
+            if let Step::Listed(until) = adding.step
+                && (self.watches.peers_complete(&self.known) || until <= now)
+            {
+                if until <= now {
+                    let Announcement { namespace, pod, .. } = &adding.pod;
+                    tracing::warn!(%namespace, %pod, "the pods that its policies name are not all known yet: closed for them");
+                }
+                adding.step = Step::Programmed;
+                self.urgent = true;
+            }
+            self.adding.push((id, adding));
+        }
+    }
+
+    fn ask_for(&mut self, id: u64, adding: &Adding) {
+        let (api, name) = (Arc::clone(&self.api), adding.name());
+        self.fetching.spawn(async move {
+            let read = timeout(API_WAITS.1, api.pod(&name)).await;
+            Fetched::Pod(id, read.unwrap_or_else(|_| Err(silent())))
+        });
+    }
+
+    /// The addresses are this pod's from now on, and nobody else's.
+    fn put_announced(&mut self, pod: subnet::policy::Pod, announced: &Announcement) -> std::io::Result<()> {
+        let Some(hands) = &mut self.hands else { return Ok(()) };
+        let cluster = &mut hands.enforcer.engine.cluster;
+        // A static pod is kept under the uid of its object.
+        let kept = Announcement { uid: format!("{:032x}", pod.uid.0), ..announced.clone() };
+        for robbed in self.kept.put(&kept)? {
+            if let Some(other) = find(&self.known, &robbed) {
+                cluster.announce_pod(&subnet::policy::Pod { addresses: robbed.addresses.clone(), ..other });
+            }
+        }
+        let effect = self.known.set_own(pod, cluster, &self.kept);
+        self.note(effect);
+        Ok(())
+    }
+
+    async fn converge(&mut self, now: Instant) {
+        (self.gathered, self.urgent, self.again) = (None, false, None);
+        let (programmed, waiting) = std::mem::take(&mut self.adding)
+            .into_iter()
+            .partition(|(_, adding)| adding.step == Step::Programmed);
+        self.adding = waiting;
+        let releasing = std::mem::take(&mut self.releasing);
+        let started = Instant::now();
+        let (converged, walked) = self
+            .with_hands(|hands| {
+                let now = std::time::Instant::now();
+                let converged = hands.enforcer.converge(now);
+                let due =
+                    hands.enforcer.engine.generations().is_some_and(|generations| generations.walk_due());
+                (converged, due.then(|| hands.enforcer.forget_old_generations(now)))
+            })
+            .await;
+        if let Some(Err(error)) = walked {
+            tracing::warn!(%error, "generations of connections can't be forgotten: load nf_conntrack_netlink");
+        }
+        self.figures.applied(started.elapsed());
+        let outcome = self.converged(&converged, now);
+        let programmed: Vec<(u64, Adding)> = programmed;
+        for (_, adding) in programmed {
+            self.figures.added(adding.since.elapsed(), outcome.is_ok());
+            adding.end(outcome.clone());
+        }
+        for answer in releasing {
+            let _ = answer.send(outcome.clone().map_err(|why| Retry { why }));
+        }
+    }
+
+    /// Takes note of how a transaction went.
+    fn converged(&mut self, converged: &Result<Converged, NftError>, now: Instant) -> Result<(), String> {
+        match converged {
+            Ok(done) => {
+                self.figures.changes += done.changes as u64;
+                self.again = done.again.map(Instant::from_std);
+                (self.retry, self.refused) = (None, None);
+                let damaged = self.damaged.take();
+                if let Some(since) = damaged.filter(|_| done.changes > 0 || done.table != TableStep::Keep) {
+                    self.repaired(since, now);
+                }
+                if !std::mem::replace(&mut self.enforced, true) {
+                    let summary = self.summary();
+                    tracing::info!(
+                        policies = summary.policies,
+                        pods = summary.local_pods,
+                        "network policies are enforced"
+                    );
+                    self.steer_due = now;
+                }
+                // Whether there are tables decides whether anything is steered.
+                self.steer_due = self.steer_due.min(now + SYSCTL_INTERVAL);
+                if done.table != TableStep::Keep {
+                    self.steer_due = now;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let delay = self.retry.map_or(RETRY.0, |(_, delay)| (delay * 2).min(RETRY.1));
+                self.retry = Some((now + delay, delay));
+                self.gathered = Some((now, now));
+                let why = format!("the kernel refuses network policies, those before stay in force: {error}");
+                if self.refused.as_ref() != Some(&why) {
+                    tracing::error!("{why}");
+                }
+                self.refused = Some(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    /// Somebody's damage is repaired.
+    fn repaired(&mut self, since: Instant, now: Instant) {
+        self.figures.repairs += 1;
+        if now.duration_since(self.repairs.0) > Duration::from_secs(60) {
+            self.repairs = (now, 0);
+        }
+        self.repairs.1 += 1;
+        if self.repairs.1 <= 3 {
+            tracing::warn!(
+                took = ?since.elapsed(),
+                "another program removed or changed the table of network policies: it is put back; connections that \
+                 were made meanwhile are judged with their next packet"
+            );
+        }
+    }
+
+    async fn steer(&mut self) {
+        let subnets = self.facts.borrow().as_ref().map(|facts| facts.subnets.clone()).unwrap_or_default();
+        let looked = self
+            .with_hands(move |hands| {
+                let wanted = hands.enforcer.engine.summary().generation != 0;
+                hands.steerer.look(&mut hands.enforcer, &subnets, wanted)
+            })
+            .await;
+        if let Err(why) = &looked
+            && self.steered.as_ref() != Err(why)
+        {
+            tracing::error!("{why}");
+        }
+        self.steered = looked;
+        self.steer_due = Instant::now() + SYSCTL_INTERVAL;
+    }
+
+    /// Lends what works on the kernel to a thread that may block.
+    async fn with_hands<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Hands) -> T + Send + 'static,
+    ) -> T {
+        let mut hands = self.hands.take().expect("only one piece of work has the hands at a time");
+        let done = tokio::task::spawn_blocking(move || {
+            let result = work(&mut hands);
+            (hands, result)
+        });
+        let (hands, result) = done.await.expect("work on the host does not panic");
+        self.hands = Some(hands);
+        result
+    }
+
+    fn summary(&self) -> backends::policy::Summary {
+        self.hands.as_ref().map(|hands| hands.enforcer.engine.summary()).unwrap_or_default()
+    }
+
+    /// Why policies are not in force as they should be.
+    fn reason(&self) -> Option<String> {
+        if let Some(why) = &self.refused {
+            return Some(why.clone());
+        }
+        let trouble = self.known.trouble();
+        if let Some(denied @ StoreError::Denied { .. }) = trouble {
+            return Some(denied.to_string());
+        }
+        match (self.phase, trouble) {
+            (Phase::Enforcing, _) => self.steered.as_ref().err().cloned(),
+            (_, Some(trouble)) => Some(trouble.to_string()),
+            (Phase::Waiting, None) if self.facts.borrow().is_none() => {
+                Some("network policies need this node's lease, which is not there yet".to_owned())
+            }
+            (Phase::Waiting, None) => Some("network policies were not read yet".to_owned()),
+            (Phase::Listing { .. }, None) => {
+                Some("the pods that network policies name were not read yet".to_owned())
+            }
+        }
+    }
+
+    /// Readiness, notes, figures.
+    fn tell(&mut self) {
+        let reason = match (self.reason(), self.enforced) {
+            (Some(why), _) => Err(why),
+            (None, false) => Err("network policies are not in the kernel yet".to_owned()),
+            (None, true) => Ok(()),
+        };
+        let stale = self.known.trouble().filter(|_| reason.is_ok());
+        let notes = stale.map(|why| format!("network policies are enforced as they were read last: {why}"));
+        let summary = self.summary();
+        let steering = self.steered == Ok(Steered::On);
+        self.figures.update(&summary, steering, self.known.watch_count(), self.known.ignored_count());
+        self.health.note(CONDITION, notes.into_iter().collect());
+        self.health.set(CONDITION, reason);
+        self.health.measure(&self.figures);
+    }
+}
+
+/// The settings of the compiler.
+fn settings(options: &PolicyOptions, facts: &Facts) -> Settings {
+    Settings {
+        networks: facts.networks.clone(),
+        subnets: facts.subnets.clone(),
+        nodes: facts.nodes.iter().copied().collect::<BTreeSet<_>>(),
+        strict: options.mode == Mode::Strict,
+        log_group: options.log_group,
+    }
+}
+
+fn silent() -> StoreError {
+    StoreError::Unreachable { store: "the Kubernetes API".to_owned(), why: "no answer in time".to_owned() }
+}
