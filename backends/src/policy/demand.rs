@@ -6,6 +6,7 @@ use std::sync::Arc;
 use subnet::policy::{NamespaceScope, NetworkPolicy, Peer, Peers, PortMatch, Ports, Rule, Selector};
 
 use super::cluster::Cluster;
+use super::resolved::Resolved;
 
 /// With more namespaces than this, one watch of all pods takes less of the API server than a watch of each.
 pub const DEMAND_MAX: usize = 64;
@@ -56,6 +57,8 @@ impl Foresight {
         let mut known = std::mem::take(&mut self.groups);
         let mut namespaces = BTreeSet::new();
         let mut everybody = false;
+        // Those of the namespaces of groups that are new.
+        let mut policies: HashMap<&str, Vec<(&Arc<NetworkPolicy>, Resolved)>> = HashMap::new();
         for (local, record) in cluster.locals() {
             let serial = groups.serial(record.group);
             if self.groups.contains_key(&serial) {
@@ -63,10 +66,13 @@ impl Foresight {
             }
             let named = known.remove(&serial).unwrap_or_else(|| {
                 let mut named = Named::default();
-                let policies = cluster.policies_of(&local.name.namespace);
-                policies
-                    .filter(|policy| groups.has_labels(record.group, &policy.pods))
-                    .for_each(|policy| named.add(policy));
+                let namespace = &*local.name.namespace;
+                let policies = policies.entry(namespace).or_insert_with(|| {
+                    let all = cluster.policies_of(namespace);
+                    all.map(|policy| (policy, groups.resolve(&policy.pods))).collect()
+                });
+                let selecting = policies.iter().filter(|(_, pods)| groups.has_labels(record.group, pods));
+                selecting.for_each(|(policy, _)| named.add(policy));
                 Arc::new(named)
             });
             everybody |= named.everybody;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backends::kernel::netlink::{BridgeListener, Netlink};
-use backends::{Moved, NftError, NftListener, Watched};
 use backends::policy::{Converged, Enforcer, Engine, Settings, TableStep, own_tables};
+use backends::{Moved, NftError, NftListener, Watched};
 use subnet::StoreError;
 use subnet::kube::{FoundPod, PolicyApi, Watch};
 use subnet::policy::objects::ReadPolicy;

@@ -104,6 +104,12 @@ impl Member {
         self.start_again();
     }
 
+    /// The same with further arguments, of which a repetition counts.
+    pub(crate) fn start_again_with(&mut self, more: &[&str]) {
+        self.args.extend(more.iter().map(ToString::to_string));
+        self.start_again();
+    }
+
     pub(crate) fn subnet(&self) -> IpNet {
         self.agent.subnet_env().unwrap().subnets.v4.unwrap().into()
     }

@@ -9,14 +9,14 @@ use subnet::testing::{ApiServer, node};
 use crate::bed::{LIMIT, Member, VXLAN};
 
 /// A fabric with an API server that all nodes reach.
-struct Kubernetes {
+pub(crate) struct Kubernetes {
     fabric: Fabric,
-    api: ApiServer,
+    pub(crate) api: ApiServer,
     files: tempfile::TempDir,
 }
 
 impl Kubernetes {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let fabric = Fabric::new().unwrap();
         let at = (fabric.address(), 0);
         let listener = fabric.switch().run(|| TcpListener::bind(at).unwrap());
@@ -28,24 +28,34 @@ impl Kubernetes {
 
     /// An agent that was only just started, for the node object called as the node.
     fn start(&self) -> Member {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[&str]) -> Member {
         let node = self.fabric.node().unwrap();
         let files = self.files.path().display();
         let conflist = node.dir().join("net.d/10-flannel.conflist");
         // Go finds the node's name in the environment or through its pod; here it is through the pod.
         self.api.put_pod("kube-flannel", &node.name(), &node.name());
-        let args = [
+        let mut args = vec![
             "--kube-subnet-mgr".to_owned(),
             format!("--kube-api-url={}", self.api.url()),
             format!("--net-config-path={files}/net-conf.json"),
             format!("--cni-conf={files}/cni-conf.json:{}", conflist.display()),
             "--ip-masq".to_owned(),
         ];
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let name = node.name();
         Member::start_with_env(node, &args, &[("POD_NAMESPACE", "kube-flannel"), ("POD_NAME", &name)])
     }
 
     fn join(&self, cidr: &str) -> Member {
-        let mut member = self.start();
+        self.join_with(cidr, &[])
+    }
+
+    /// An agent that is ready, with these arguments besides.
+    pub(crate) fn join_with(&self, cidr: &str, more: &[&str]) -> Member {
+        let mut member = self.start_with(more);
         self.api.put_node(node(&member.node.name(), &[cidr]));
         member.agent.wait_ready(LIMIT).unwrap();
         member

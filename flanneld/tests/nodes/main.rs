@@ -21,6 +21,7 @@ mod masquerade;
 mod offload;
 mod own;
 mod ownership;
+mod policy;
 mod prerequisites;
 mod restart;
 mod site;
