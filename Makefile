@@ -143,15 +143,15 @@ image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:
 VALIDATOR := kubernetes-validate==1.37.0
 CHECKS := $(or $(CARGO_TARGET_DIR),target)/manifest-check
 manifest-check: PACKAGES += python3-venv
-manifest-check: deps ## Checks kube-flannel.yml against the schemas of Kubernetes, without a cluster
+manifest-check: deps ## Checks the manifests against the schemas of Kubernetes, without a cluster
 	@if [ "$$(cat $(CHECKS)/done 2>/dev/null)" != "$(VALIDATOR)" ]; then \
 		rm -rf $(CHECKS); \
 		/usr/bin/python3 -m venv $(CHECKS); \
 		$(CHECKS)/bin/pip -q --disable-pip-version-check install $(VALIDATOR); \
 		echo "$(VALIDATOR)" >$(CHECKS)/done; \
 	fi
-	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml
-	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION)
+	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml kube-flannel-network-policy.yml
+	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) kube-flannel-network-policy.yml
 
 docs-check: PACKAGES += python3
 docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
