@@ -9,6 +9,7 @@ mod collection;
 mod condition;
 mod connection;
 mod credentials;
+mod exec;
 mod follow;
 mod hold;
 mod node;

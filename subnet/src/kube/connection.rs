@@ -11,10 +11,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::credentials;
 use super::split::{Bulk, Splitter};
+use super::{credentials, exec};
 use crate::store::{StoreError, with_causes};
 use crate::text::{shortened, shortened_to};
 
@@ -23,6 +23,8 @@ use crate::text::{shortened, shortened_to};
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Parts of one answer follow each other faster than this.
 pub(super) const PART_WITHIN: Duration = Duration::from_secs(30);
+/// Credentials that were read this long ago may be others by now: kubelet replaces tokens, plugins give them an end.
+const MAY_BE_RENEWED: Duration = Duration::from_secs(30);
 /// How much of an error's text is read.
 const ERROR_TEXT: usize = 64 << 10;
 
@@ -45,10 +47,17 @@ pub(super) struct Connection {
     source: Source,
     /// The store in words.
     pub(super) described: String,
-    /// And how often this node's addresses had changed when it was made.
-    client: Mutex<Option<(u64, Client)>>,
+    client: Mutex<Option<Made>>,
     /// Counts how often they have changed.
     moves: watch::Sender<u64>,
+}
+
+/// A client with the credentials that there were.
+struct Made {
+    client: Client,
+    at: Instant,
+    /// How often this node's addresses had changed when it was made.
+    moves: u64,
 }
 
 /// What is known about the way to the API server.
@@ -69,7 +78,8 @@ impl Connection {
         let source = Source { kubeconfig, url };
         let config = source.config().await?;
         let described = format!("Kubernetes at {}", config.cluster_url);
-        let client = Mutex::new(Some((0, client(config)?)));
+        let made = Made { client: client(config)?, at: Instant::now(), moves: 0 };
+        let client = Mutex::new(Some(made));
         let described = described.trim_end_matches('/').to_owned();
         Ok(Self { source, described, client, moves: watch::Sender::new(0) })
     }
@@ -113,7 +123,24 @@ impl Connection {
         Ok(Objects { connection: self, body, splitter: Splitter::sequence(), moves })
     }
 
+    /// Sends a request; once more if the credentials are refused and may have been renewed since they were read.
     async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content: Option<(&'static str, Vec<u8>)>,
+    ) -> Result<Body, Failure> {
+        let begun = Instant::now();
+        let read = self.client.lock().await.as_ref().map(|made| made.at);
+        match self.attempt(method.clone(), path, content.clone()).await {
+            Err(failure) if failure.status == 401 && read.is_some_and(|at| begun - at >= MAY_BE_RENEWED) => {
+                self.attempt(method, path, content).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(
         &self,
         method: Method,
         path: &str,
@@ -130,7 +157,11 @@ impl Connection {
         };
         let request = request.body(body).map_err(|error| self.away(error.to_string()))?;
         let mut moves = self.moves.subscribe();
-        let client = self.client().await?;
+        let client = tokio::select! {
+            biased;
+            client = self.client() => client?,
+            _ = moves.changed() => return Err(self.moved()),
+        };
         let answer = tokio::select! {
             biased;
             answer = timeout(ANSWER_WITHIN, client.send(request)) => answer,
@@ -156,15 +187,13 @@ impl Connection {
     async fn client(&self) -> Result<Client, Failure> {
         let mut current = self.client.lock().await;
         let moves = *self.moves.borrow();
-        if let Some((made, client)) = &*current
-            && *made == moves
-        {
-            return Ok(client.clone());
+        if let Some(made) = current.as_ref().filter(|made| made.moves == moves) {
+            return Ok(made.client.clone());
         }
         let new = async { client(self.source.config().await?) };
-        let new = new.await.map_err(|error: StoreError| Failure { status: 0, error })?;
-        *current = Some((moves, new.clone()));
-        Ok(new)
+        let client = new.await.map_err(|error: StoreError| Failure { status: 0, error })?;
+        *current = Some(Made { client: client.clone(), at: Instant::now(), moves });
+        Ok(client)
     }
 
     async fn whole(&self, body: Body) -> Result<Vec<u8>, Failure> {
@@ -223,17 +252,8 @@ impl Connection {
     }
 
     fn meaning(&self, error: &kube::Error) -> Failure {
-        let why = explain(error);
-        let denied = matches!(error, kube::Error::Auth(_))
-            || [
-                "invalid peer certificate",
-                "fatal alert",
-                "certificate required",
-                "failed to read token file",
-            ]
-            .iter()
-            .any(|text| why.contains(text));
-        if denied {
+        let (denied, why) = in_words(&explain(error));
+        if denied || matches!(error, kube::Error::Auth(_)) {
             let error = StoreError::Denied { store: self.described.clone(), why };
             return Failure { status: 0, error };
         }
@@ -246,27 +266,32 @@ impl Source {
     async fn config(&self) -> Result<Config, StoreError> {
         let mut config = match (&self.kubeconfig, &self.url) {
             (Some(path), _) => {
+                let refused = |why: String| {
+                    StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()))
+                };
+                // An error of YAML shows several lines of the file.
                 let wrong = |error| {
-                    StoreError::Unusable(format!("--kubeconfig-file {}: {}", path.display(), explain(&error)))
+                    let text = explain(&error);
+                    refused(shortened_to(text.lines().next().unwrap_or_default(), 300))
                 };
                 let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
                 credentials::tidy(&mut file);
+                credentials::check_cluster(&file).map_err(refused)?;
                 let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
                 let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
                 let options = KubeConfigOptions::default();
                 let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
                 if proxied && config.proxy_url.is_some() {
-                    return Err(StoreError::Unusable(format!(
-                        "--kubeconfig-file {}: proxy-url is not supported: remove it, and give the address by which this \
-                         node reaches the API server itself",
-                        path.display()
-                    )));
+                    return Err(refused(
+                        "proxy-url is not supported: remove it, and give the address by which this node reaches the API \
+                         server itself"
+                            .into(),
+                    ));
                 }
                 // From the environment; there is no proxy between a node and its API server.
                 config.proxy_url = None;
-                credentials::check(&config.auth_info).map_err(|why| {
-                    StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()))
-                })?;
+                exec::credentials(&mut config.auth_info).await.map_err(refused)?;
+                credentials::check(&config.auth_info).map_err(refused)?;
                 config
             }
             (None, Some(url)) => Config::new(url.clone()),
@@ -392,6 +417,40 @@ impl Objects<'_> {
     pub(super) fn rest(&self) -> &[u8] {
         self.splitter.rest()
     }
+}
+
+/// Whether one of both refuses the other, and why, with the setting to look at.
+fn in_words(error: &str) -> (bool, String) {
+    // What the client's libraries put before the reason tells an operator nothing.
+    let reason = error.rsplit("client error (Connect): ").next().unwrap_or(error);
+    let reason = shortened_to(reason, 300);
+    let has = |parts: &[&str]| parts.iter().any(|part| reason.contains(part));
+    let its = "the API server's certificate";
+    if has(&["UnknownIssuer"]) {
+        let why = format!(
+            "{its} is signed by an authority that is not trusted here: look at certificate-authority in \
+             --kubeconfig-file, or at the service account's ca.crt"
+        );
+        return (true, why);
+    }
+    if has(&["not valid for name"]) {
+        return (true, format!("{its} is for other names ({reason}): look at server and tls-server-name"));
+    }
+    if has(&["invalid peer certificate"]) {
+        return (true, format!("{its} is refused here: {reason}"));
+    }
+    if has(&["fatal alert", "certificate required"]) {
+        return (true, format!("the API server refuses this node's certificate: {reason}"));
+    }
+    if has(&["Connection refused"]) {
+        return (
+            false,
+            format!(
+                "nothing listens there ({reason}): look at --kube-api-url or server in --kubeconfig-file"
+            ),
+        );
+    }
+    (has(&["failed to read token file"]), reason)
 }
 
 /// An error with its causes.

@@ -5,19 +5,46 @@ use std::fs;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::config::{AuthInfo, Kubeconfig};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
-use crate::tls::{Wrong, check_pair};
+use crate::text::shortened;
+use crate::tls::{Wrong, certificates, check_pair};
 
-/// Removes the line ends that YAML leaves in long base64 texts; Go's decoder skips them.
+/// Removes the line ends that YAML leaves in long base64 texts, which Go's decoder skips, and members that are empty,
+/// which kubectl takes for missing.
 pub(super) fn tidy(file: &mut Kubeconfig) {
     let tidied = |text: &str| text.split_ascii_whitespace().collect::<String>();
+    // A path is relative to the kubeconfig's directory, so an empty one has become that by now.
+    let drop_empty = |member: &mut Option<String>| {
+        if member.as_ref().is_some_and(|text| text.is_empty() || text.ends_with('/')) {
+            *member = None;
+        }
+    };
     for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
+        for member in [
+            &mut cluster.certificate_authority,
+            &mut cluster.certificate_authority_data,
+            &mut cluster.tls_server_name,
+            &mut cluster.proxy_url,
+        ] {
+            drop_empty(member);
+        }
         if let Some(data) = &mut cluster.certificate_authority_data {
             *data = tidied(data);
         }
     }
     for user in file.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
+        for member in [
+            &mut user.client_certificate,
+            &mut user.client_certificate_data,
+            &mut user.client_key,
+            &mut user.token_file,
+        ] {
+            drop_empty(member);
+        }
+        let is_empty = |secret: &SecretString| secret.expose_secret().is_empty();
+        user.token = user.token.take().filter(|token| !is_empty(token));
+        user.client_key_data = user.client_key_data.take().filter(|key| !is_empty(key));
         if let Some(data) = &mut user.client_certificate_data {
             *data = tidied(data);
         }
@@ -25,6 +52,39 @@ pub(super) fn tidy(file: &mut Kubeconfig) {
             *data = tidied(data.expose_secret()).into();
         }
     }
+}
+
+/// Refuses a file that doesn't say which cluster, or names an authority that is none.
+///
+/// # Errors
+/// A sentence with the member or the file, and the remedy.
+pub(super) fn check_cluster(file: &Kubeconfig) -> Result<(), String> {
+    let Some(current) = file.current_context.as_deref().filter(|name| !name.is_empty()) else {
+        return Err("it has no current-context: choose one with `kubectl config use-context NAME`".into());
+    };
+    let context =
+        file.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
+    let Some(context) = context else {
+        let names: Vec<String> = file.contexts.iter().map(|named| shortened(&named.name)).collect();
+        return Err(format!(
+            "its current-context is {:?}, but it has the contexts [{}]: choose one of them",
+            shortened(current),
+            names.join(", ")
+        ));
+    };
+    let named = file.clusters.iter().find(|named| named.name == context.cluster);
+    let Some(cluster) = named.and_then(|named| named.cluster.as_ref()) else {
+        return Err(format!("it has no cluster {:?}, which its context names", shortened(&context.cluster)));
+    };
+    let authority = pem(
+        "certificate-authority",
+        cluster.certificate_authority_data.as_deref(),
+        &cluster.certificate_authority,
+    )?;
+    if let Some((at, text)) = authority {
+        certificates(&text).map_err(|why| format!("{at}: {why}"))?;
+    }
+    Ok(())
 }
 
 /// Refuses what can't work.
@@ -41,7 +101,18 @@ pub(super) fn check(user: &AuthInfo) -> Result<(), String> {
         pem("client-certificate", user.client_certificate_data.as_deref(), &user.client_certificate)?;
     let data = user.client_key_data.as_ref().map(ExposeSecret::expose_secret);
     let key = pem("client-key", data, &user.client_key)?;
-    let (Some((cert_at, certificate)), Some((key_at, key))) = (certificate, key) else { return Ok(()) };
+    let ((cert_at, certificate), (key_at, key)) = match (certificate, key) {
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some((at, _)), None) => {
+            return Err(format!("{at} has no key: give client-key or client-key-data as well"));
+        }
+        (None, Some((at, _))) => {
+            return Err(format!(
+                "{at} has no certificate: give client-certificate or client-certificate-data as well"
+            ));
+        }
+        (None, None) => return Ok(()),
+    };
     check_pair(&certificate, &key).map_err(|wrong| match wrong {
         Wrong::Certificate(why) => format!("{cert_at}: {why}"),
         Wrong::Key(why) => format!("{key_at}: {why}"),

@@ -85,7 +85,8 @@ async fn certificates_and_a_token_from_files_let_a_node_in() {
     let store = Kube::new(options.clone()).await.unwrap();
     let error = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await.unwrap_err();
     assert!(matches!(error, StoreError::Denied { .. }), "{error}");
-    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("not trusted here: look at certificate-authority in --kubeconfig-file"), "{text}");
 
     let nobody = certificates.kubeconfig(at, "ca.crt", "{token: second}");
     options.kubeconfig = Some(bed.write("kubeconfig", &nobody));
@@ -109,5 +110,178 @@ async fn files_that_are_missing_are_named() {
         options.kubeconfig = Some(bed.write("kubeconfig", &certificates.kubeconfig(at, ca, user)));
         let error = Kube::new(options.clone()).await.unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
+    }
+}
+
+fn base64(certificates: &Certificates, name: &str) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(std::fs::read(certificates.path(name)).unwrap())
+}
+
+/// A kubeconfig with these members of its cluster and its user, each a line of YAML.
+fn written(at: &str, cluster: &str, user: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts:\n- name: c\n  context: {{cluster: c, user: u}}\nclusters:\n- name: c\n  cluster:\n    server: {at}\n    {cluster}\nusers:\n- name: u\n  user:\n    {user}\n"
+    )
+}
+
+#[tokio::test]
+async fn a_kubeconfig_is_read_as_leniently_as_kubectl_reads_it() {
+    let bed = Bed::new(VXLAN);
+    bed.server.put_node(node("n1", &["10.244.3.0/24"]));
+    let certificates = Certificates::new();
+    let inside: SocketAddr = bed.server.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let (at, _serving) = before(&certificates, inside).await;
+    let at = format!("https://{at}");
+    let wrapped = |name: &str| {
+        let lines: Vec<String> = base64(&certificates, name)
+            .as_bytes()
+            .chunks(76)
+            .map(|line| String::from_utf8(line.to_vec()).unwrap())
+            .collect();
+        format!("|\n      {}", lines.join("\n      "))
+    };
+    let files = format!(
+        "client-certificate: {}\n    client-key: {}",
+        certificates.text("client.crt"),
+        certificates.text("client.key")
+    );
+    let authority = format!("certificate-authority: {}", certificates.text("ca.crt"));
+    let script = certificates.text("plugin");
+    let credential = serde_json::json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {
+            "clientCertificateData": std::fs::read_to_string(certificates.path("client.crt")).unwrap(),
+            "clientKeyData": std::fs::read_to_string(certificates.path("client.key")).unwrap(),
+        },
+    });
+    std::fs::write(certificates.path("credential"), credential.to_string()).unwrap();
+    std::fs::write(&script, "#!/bin/sh\nexec cat \"$CREDENTIAL\"\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for (what, cluster, user) in [
+        (
+            "base64 with line ends",
+            format!("certificate-authority-data: {}", wrapped("ca.crt")),
+            format!(
+                "client-certificate-data: {}\n    client-key-data: {}",
+                wrapped("client.crt"),
+                wrapped("client.key")
+            ),
+        ),
+        (
+            "members that are empty",
+            format!(
+                "{authority}\n    certificate-authority-data: \"\"\n    proxy-url: \"\"\n    tls-server-name: \"\""
+            ),
+            format!(
+                "{files}\n    client-certificate-data: \"\"\n    client-key-data: \"\"\n    tokenFile: \"\"\n    token: \"\""
+            ),
+        ),
+        (
+            "nobody to trust",
+            "certificate-authority: \"\"\n    insecure-skip-tls-verify: true".to_owned(),
+            files.clone(),
+        ),
+        (
+            "members that are unknown",
+            format!("{authority}\n    disable-compression: true\n    colour: red"),
+            files.clone(),
+        ),
+        (
+            "a plugin",
+            authority.clone(),
+            format!(
+                "exec: {{apiVersion: client.authentication.k8s.io/v1, command: {script}, interactiveMode: Never, env: \
+                 [{{name: CREDENTIAL, value: {}}}]}}",
+                certificates.text("credential")
+            ),
+        ),
+    ] {
+        let mut options = bed.options("n1");
+        options.api_url = None;
+        options.kubeconfig = Some(bed.write("kubeconfig", &written(&at, &cluster, &user)));
+        let store = Kube::new(options).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let lease = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await;
+        lease.unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_work_in_a_kubeconfig_is_named_in_one_sentence_with_the_remedy() {
+    let bed = Bed::new(VXLAN);
+    let certificates = Certificates::new();
+    let ca = format!("certificate-authority: {}", certificates.text("ca.crt"));
+    let token = "token: secret";
+    let exec =
+        |command: &str| format!("exec: {{apiVersion: client.authentication.k8s.io/v1, command: {command}}}");
+    let data = |member: &str, value: &str| format!("{member}: {value}");
+    let half = format!("client-certificate: {}", certificates.text("client.crt"));
+    let other_half = format!("client-key: {}", certificates.text("client.key"));
+    let mismatch = format!("{half}\n    client-key: {}", certificates.text("server.key"));
+    for (cluster, user, parts) in [
+        (
+            data("certificate-authority-data", "\"###\""),
+            token.to_owned(),
+            &["certificate-authority-data is not base64", "base64 -w0"][..],
+        ),
+        (
+            data("certificate-authority-data", "aGVsbG8="),
+            token.to_owned(),
+            &["certificate-authority-data", "BEGIN CERTIFICATE"],
+        ),
+        (
+            "certificate-authority: /nowhere.crt".to_owned(),
+            token.to_owned(),
+            &["certificate-authority /nowhere.crt", "No such file"],
+        ),
+        (
+            format!("{ca}\n    proxy-url: http://192.0.2.1:3128"),
+            token.to_owned(),
+            &["proxy-url is not supported", "remove it"],
+        ),
+        (
+            ca.clone(),
+            "auth-provider: {name: gcp, config: {}}".to_owned(),
+            &["auth-provider is not supported", "give a token"],
+        ),
+        (ca.clone(), exec("no-such-plugin"), &["exec: no-such-plugin", "no such program", "install it"]),
+        (ca.clone(), exec("\"false\""), &["exec: false", "exit status: 1"]),
+        (ca.clone(), exec("id"), &["exec: id", "something else than an ExecCredential"]),
+        (ca.clone(), half.clone(), &["client.crt has no key", "client-key"]),
+        (ca.clone(), other_half, &["client.key has no certificate", "client-certificate"]),
+        (ca.clone(), mismatch, &["server.key is not that of the certificate in", "belong together"]),
+        (ca.clone(), "tokenFile: /nowhere".to_owned(), &["tokenFile /nowhere", "No such file"]),
+        (ca.clone(), "token: \"two words\"".to_owned(), &["token", "a space"]),
+    ] {
+        let mut options = bed.options("n1");
+        options.api_url = None;
+        options.kubeconfig = Some(bed.write("kubeconfig", &written("https://127.0.0.1:1", &cluster, &user)));
+        let error = Kube::new(options).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unusable(_)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("--kubeconfig-file") && parts.iter().all(|part| text.contains(part)), "{text}");
+        assert!(!text.contains("secret") && !text.contains('\n'), "{text}");
+    }
+    for (text, parts) in [
+        (
+            "apiVersion: v1\nkind: Config\n".to_owned(),
+            &["no current-context", "kubectl config use-context"][..],
+        ),
+        (
+            written("https://127.0.0.1:1", &ca, token).replace("current-context: c", "current-context: d"),
+            &["\"d\"", "[c]"],
+        ),
+        (
+            written("https://127.0.0.1:1", &ca, token).replace("cluster: c,", "cluster: e,"),
+            &["no cluster \"e\""],
+        ),
+        ("apiVersion: v1\n\tkind: Config\n".to_owned(), &["--kubeconfig-file"]),
+    ] {
+        let mut options = bed.options("n1");
+        options.api_url = None;
+        options.kubeconfig = Some(bed.write("kubeconfig", &text));
+        let error = Kube::new(options).await.unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)) && !error.contains('\n'), "{error}");
     }
 }
