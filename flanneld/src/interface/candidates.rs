@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use backends::host::{HostLink, HostView};
+use backends::host::{HostAddr, HostLink, HostView};
 use backends::kernel::is_tunnel_name;
 use ipnet::IpNet;
+use subnet::Family;
 use subnet::env_file::gateway;
+
+use super::is_link_local;
 
 /// The prefixes that belong to pods.
 #[derive(Clone, Debug, Default)]
@@ -50,15 +53,31 @@ impl Candidates {
                 let addr = own.net.addr();
                 let network = inside(addr);
                 if let Some(network) = network {
+                    let key = if addr.is_ipv4() { "Network" } else { "IPv6Network" };
                     let why = format!(
-                        "{addr} of {} lies inside the pod network {network}: give Network a prefix that no node has \
-                         an address in",
+                        "{addr} of {} lies inside the pod network {network}: give {key} a prefix that no node has an \
+                         address in",
                         link.name
                     );
                     found.addresses.push((link.index, addr, why));
                 }
                 network.is_none()
             });
+            // A link-local address is one for nodes that have no other, not for those that may not use it.
+            let lost: Vec<IpAddr> = found
+                .addresses
+                .iter()
+                .filter(|(index, _, _)| *index == link.index)
+                .map(|(_, addr, _)| *addr)
+                .collect();
+            for family in
+                Family::BOTH.into_iter().filter(|family| lost.iter().any(|addr| Family::of(*addr) == *family))
+            {
+                let of_family = |own: &&HostAddr| Family::of(own.net.addr()) == family;
+                if link.addresses.iter().filter(of_family).all(|own| is_link_local(own.net.addr())) {
+                    link.addresses.retain(|own| Family::of(own.net.addr()) != family);
+                }
+            }
         }
         found
     }

@@ -93,6 +93,14 @@ fn an_address_inside_the_network_is_no_nodes_and_the_network_is_named() {
     }
     let view = host([link(2, "eth0", &["10.244.3.9/16", "192.0.2.9/24"])], &[(Family::V4, Some(2))]);
     assert_eq!(summary(&ask(&[], &view, None, V4).unwrap()), "eth0: 192.0.2.9", "another one is used");
+    // IPv6 likewise: the link-local address that every interface has is no way around that.
+    let view =
+        host([link(2, "eth0", &["192.0.2.9/24", "fd44::9/64", "fe80::9/64"])], &[(Family::V6, Some(2))]);
+    for args in [&[][..], &["--iface=eth0"]] {
+        let error = ask(args, &view, None, V6).unwrap_err();
+        assert!(error.contains("fd44::9 of eth0 lies inside the pod network"), "{error}");
+        assert!(error.contains("give IPv6Network a prefix"), "{error}");
+    }
 }
 
 #[test]
