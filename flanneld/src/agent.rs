@@ -72,6 +72,8 @@ pub(crate) mod condition {
     pub(crate) const CONFIGURATION: &str = "configuration";
     /// There is an external interface.
     pub(crate) const INTERFACE: &str = "interface";
+    /// The store lets this node in, and the own lease does not end soon without being renewed.
+    pub(crate) const STORE: &str = "store";
     /// This node holds a lease.
     pub(crate) const LEASE: &str = "lease";
     /// The leases of the cluster were read once.
@@ -85,7 +87,8 @@ pub(crate) mod condition {
     /// The CNI configuration is in place; only where one is asked for.
     pub(crate) const CNI_CONF: &str = "cni-conf";
     /// All that there always are.
-    pub(crate) const ALL: [&str; 7] = [CONFIGURATION, INTERFACE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];
+    pub(crate) const ALL: [&str; 8] =
+        [CONFIGURATION, INTERFACE, STORE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];
 }
 
 /// What the agent is told by its operator.
@@ -287,7 +290,7 @@ struct Agent<'a, K, S> {
     holding: Option<Task<Loss>>,
     /// What is wrong with the store, if anything.
     trouble: Option<Trouble>,
-    /// The own lease ended while the store was away.
+    /// The own lease ended, or is about to, while it can't be renewed.
     lapsed: bool,
     /// Waits for the store, while this node runs on what was saved.
     reconnecting: Option<Task<()>>,

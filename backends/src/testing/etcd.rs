@@ -19,6 +19,8 @@ pub struct Etcd {
     client: SocketAddr,
     peer: SocketAddr,
     dir: TempDir,
+    /// Arguments besides those that every server has.
+    more: Vec<String>,
     process: Option<Process>,
 }
 
@@ -36,6 +38,18 @@ impl Etcd {
     /// Where clients find it, `http://127.0.0.1:12345`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.client)
+    }
+
+    /// Where another URL may be served: the same address, and a port that nobody has.
+    pub fn other_address(&self) -> anyhow::Result<SocketAddr> {
+        let [free, _] = self.namespace.run(|| free_ports(self.client.ip()))?;
+        Ok(free)
+    }
+
+    /// Starts the server again with other arguments besides those that every server has.
+    pub fn restart_with(&mut self, more: Vec<String>) -> anyhow::Result<()> {
+        self.more = more;
+        self.restart()
     }
 
     /// Kills the server and keeps its data.
@@ -57,6 +71,7 @@ impl Etcd {
             .args(["--name", "testbed", "--initial-cluster", &format!("testbed={peer}")])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(&self.more)
             .stdout(to()?)
             .stderr(to()?);
         // Known from 3.5 on; makes it quick where it exists.
@@ -86,7 +101,8 @@ impl Etcd {
                 .prefix("flannel-etcd-")
                 .tempdir()
                 .context("no temporary directory for etcd")?;
-            let mut etcd = Self { namespace: Arc::clone(&namespace), client, peer, dir, process: None };
+            let namespace = Arc::clone(&namespace);
+            let mut etcd = Self { namespace, client, peer, dir, more: Vec::new(), process: None };
             match etcd.restart() {
                 Err(error) if attempt < 3 && format!("{error:#}").contains("address already in use") => {}
                 result => return result.map(|()| etcd),

@@ -134,7 +134,9 @@ pub(super) async fn configuration<S: LeaseStore>(
             Some(_) => timeout(SAVED_PATIENCE, answered(store)).await.unwrap_or_else(|_| {
                 Err(StoreError::Unreachable { store: store.describe(), why: "no answer yet".into() })
             }),
-            None if said.is_empty() => patiently(store, health, store.network()).await,
+            None if said.is_empty() => {
+                patiently(store, health, condition::CONFIGURATION, store.network()).await
+            }
             None => store.network().await,
         };
         let why = match answer {
@@ -190,14 +192,19 @@ async fn answered<S: LeaseStore>(store: &S) -> Result<NetworkConfig, StoreError>
 }
 
 /// Says that there is no answer yet, if there is none soon: a name server that is silent keeps everything waiting.
-async fn patiently<T, S: LeaseStore>(store: &S, health: &Health, answer: impl Future<Output = T>) -> T {
+async fn patiently<T, S: LeaseStore>(
+    store: &S,
+    health: &Health,
+    condition: &'static str,
+    answer: impl Future<Output = T>,
+) -> T {
     tokio::pin!(answer);
     tokio::select! {
         answer = &mut answer => return answer,
         () = sleep(SOON) => {
             let why = format!("{}: no answer yet", store.describe());
             tracing::warn!("{why}");
-            health.set(condition::CONFIGURATION, Err(why));
+            health.set(condition, Err(why));
         }
     }
     answer.await
@@ -213,12 +220,12 @@ pub(super) fn without_store(health: &Health, own: &Subnets, since: SystemTime, e
             let text = format!("the store refuses this node since {since} ({why}); {saved}");
             tracing::error!("{error}; {saved}, and this node is not ready until the store lets it in");
             health.note("store", vec![text.clone()]);
-            health.set(condition::LEASE, Err(text));
+            health.set(condition::STORE, Err(text));
         }
         error => {
             tracing::warn!("{error}; {saved}");
             health.note("store", vec![format!("store unreachable since {since} ({error}); {saved}")]);
-            health.set(condition::LEASE, Ok(()));
+            health.set(condition::STORE, Ok(()));
         }
     }
 }
@@ -252,13 +259,20 @@ pub(super) async fn node_public<S: LeaseStore>(store: &S, health: &Health) -> Pu
     let mut said = String::new();
     loop {
         health.beat();
-        let why = match store.node_public().await {
-            Ok(public) => return public,
+        let answer = match said.is_empty() {
+            true => patiently(store, health, condition::STORE, store.node_public()).await,
+            false => store.node_public().await,
+        };
+        let why = match answer {
+            Ok(public) => {
+                health.set(condition::STORE, Ok(()));
+                return public;
+            }
             Err(error) => error.to_string(),
         };
         if said != why {
             tracing::error!("waiting for what the store says about this node: {why}");
-            health.set(condition::LEASE, Err(why.clone()));
+            health.set(condition::STORE, Err(why.clone()));
             said = why;
         }
         tokio::select! {
@@ -281,11 +295,13 @@ pub(super) struct Facts {
     pub(super) lans: Vec<IpNet>,
     /// Subnets of earlier networks in which pods still are.
     pub(super) left: Vec<IpNet>,
+    /// The store has not let this process in before.
+    pub(super) first: bool,
 }
 
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
-    let Facts { network, identity, ways, public, previous, before, reserved, lans, left } = facts;
+    let Facts { network, identity, ways, public, previous, before, reserved, lans, left, first } = facts;
     let attach = |known: Option<&Lease>, all: &Leases| {
         let own: Vec<&Lease> = known.into_iter().chain(&before).collect();
         let foreign = |family, mac| is_foreign(all, known, &public, family, mac);
@@ -304,13 +320,16 @@ pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: H
     let mut pause = RETRY.0;
     loop {
         health.beat();
-        let error = match store.acquire(&network, &claim).await {
+        let (refused, error) = match store.acquire(&network, &claim).await {
             Ok(lease) => return lease,
-            Err(error) => error.to_string(),
+            Err(error) => (matches!(error, StoreError::Denied { .. }), error.to_string()),
         };
         if said != error {
             tracing::error!("no lease yet: {error}");
             health.set(condition::LEASE, Err(error.clone()));
+            if first {
+                health.set(condition::STORE, if refused { Err(error.clone()) } else { Ok(()) });
+            }
             said = error;
         }
         tokio::select! {

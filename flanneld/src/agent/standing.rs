@@ -1,13 +1,16 @@
 //! How this node stands with its store: what an operator has to know of it, and when it is no longer ready.
 //!
 //! Nothing is wrong with packets while the store is away, so the node stays ready and says in readiness what is
-//! to come. Once the own lease has ended, peers have dropped the node, and it is not ready.
+//! to come. When the own lease ends, peers drop the node, so it is not ready from a while before that.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use subnet::Tenure;
 
 use crate::log::moment;
+
+/// A node whose lease can't be renewed is not ready from this long before its end, so that pods can be moved in time.
+const ENDS_SOON: Duration = Duration::from_secs(300);
 
 /// What is wrong with the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,9 +48,12 @@ impl Standing {
             (None, Some(why)) => Some(format!("the own lease can't be renewed ({why}); {ends}")),
             (None, None) => None,
         };
-        let is_over = tenure.ends.is_some_and(|ends| ends <= now) && note.is_some();
-        let unready =
-            note.clone().filter(|_| is_over).map(|note| format!("{note}: peers have dropped this node"));
+        let effect = match tenure.ends {
+            Some(ends) if ends <= now => Some("peers have dropped this node"),
+            Some(ends) if ends <= now + ENDS_SOON => Some("peers drop this node then"),
+            _ => None,
+        };
+        let unready = note.as_ref().zip(effect).map(|(note, effect)| format!("{note}: {effect}"));
         Self { notes: note.into_iter().collect(), unready }
     }
 }
@@ -81,10 +87,20 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_not_ready_before_a_lease_ends_that_cannot_be_renewed() {
+        let trouble = Trouble { since: at(60), why: "no answer".into(), refused: false };
+        let tenure = Tenure { ends: Some(at(1000)), trouble: None };
+        assert_eq!(Standing::at(at(699), Some(&trouble), &tenure).unready, None);
+        let why = Standing::at(at(700), Some(&trouble), &tenure).unready.unwrap();
+        assert!(why.ends_with("own lease ends at 01-01 00:16:40 UTC: peers drop this node then"), "{why}");
+        // It is renewed in time as long as nothing is wrong.
+        assert_eq!(Standing::at(at(999), None, &tenure), Standing::default());
+    }
+
+    #[test]
     fn a_node_whose_lease_has_ended_without_renewal_is_not_ready() {
         let trouble = Trouble { since: at(60), why: "no answer".into(), refused: false };
         let tenure = Tenure { ends: Some(at(100)), trouble: None };
-        assert_eq!(Standing::at(at(99), Some(&trouble), &tenure).unready, None);
         let standing = Standing::at(at(100), Some(&trouble), &tenure);
         assert!(
             standing.unready.as_ref().unwrap().contains("own lease ended at 01-01 00:01:40 UTC"),

@@ -45,6 +45,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             reserved: self.surroundings.reserved(),
             lans: self.surroundings.lans(),
             left: self.change.left.clone(),
+            first: self.following.is_none(),
         };
         self.claimed = Some((external.public, self.ways.attachment(&self.macs())));
         self.claiming = Some(Task::spawn(claim::obtain(Arc::clone(&self.store), facts, self.health.clone())));
@@ -67,6 +68,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         self.plan = None;
         self.rules.due();
         self.health.note("store", Vec::new());
+        self.health.set(condition::STORE, Ok(()));
         // After a loss the kernel decides when the node is ready again: see `judge`.
         if self.lost.is_empty() {
             self.health.set(condition::LEASE, Ok(()));
@@ -160,12 +162,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Tells how this node stands with its store, which may be in trouble.
     fn stand(&mut self, trouble: Option<(String, bool)>) {
         // What is wrong at a start without the store is told by those who wait for it.
-        if self.reconnecting.is_some() || self.lease.is_none() || self.contest.loss().is_some() {
+        if self.following.is_none() || self.lease.is_none() || self.contest.loss().is_some() {
             return;
         }
         let now = SystemTime::now();
-        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        self.trouble = trouble.map(|(why, refused)| Trouble { since, why, refused });
+        self.trouble = trouble.map(|(why, refused)| {
+            // A store that comes back and refuses this node has done so since then.
+            let before = self.trouble.as_ref().filter(|before| before.refused == refused);
+            Trouble { since: before.map_or(now, |before| before.since), why, refused }
+        });
         let standing = Standing::at(now, self.trouble.as_ref(), &self.store.tenure());
         self.health.note("store", standing.notes);
         match standing.unready {
@@ -173,13 +178,12 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 if !std::mem::replace(&mut self.lapsed, true) {
                     tracing::error!("{why}");
                 }
-                self.health.set(condition::LEASE, Err(why));
+                self.health.set(condition::STORE, Err(why));
             }
-            // After a loss the kernel decides when the node is ready again: see `judge`.
-            None if std::mem::take(&mut self.lapsed) && self.lost.is_empty() => {
-                self.health.set(condition::LEASE, Ok(()));
+            None => {
+                self.lapsed = false;
+                self.health.set(condition::STORE, Ok(()));
             }
-            None => {}
         }
     }
 }

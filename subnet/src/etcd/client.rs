@@ -20,6 +20,8 @@ use crate::text::{shortened, shortened_to};
 
 /// After this long without an answer a request has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A name server that knows a name tells it sooner than this.
+const NAME_WITHIN: Duration = Duration::from_secs(1);
 /// A connection that is silent is probed this often; etcd's server forbids less than 5 s.
 const PROBE_EVERY: Duration = Duration::from_secs(20);
 /// A probe that is not answered for this long means that the connection is dead.
@@ -127,7 +129,7 @@ impl Connection {
             let error = match timeout(ANSWER_WITHIN, request(client)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => self.understood(&error, &endpoint).await,
-                Err(_) => self.silent(),
+                Err(_) => self.silent(&endpoint).await,
             };
             self.failed(generation).await;
             Err(error)
@@ -139,9 +141,16 @@ impl Connection {
         }
     }
 
-    /// The error for a server that keeps quiet.
-    fn silent(&self) -> StoreError {
-        self.unreachable(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))
+    /// The error for a server that keeps quiet, or a name server on the way to it.
+    async fn silent(&self, endpoint: &str) -> StoreError {
+        let authority = endpoint.rsplit("://").next().unwrap_or_default();
+        if timeout(NAME_WITHIN, tokio::net::lookup_host(authority)).await.is_err() {
+            return self.unreachable(format!(
+                "the name in {endpoint} can't be resolved, for no name server answers: look at /etc/resolv.conf, or give an \
+                 address in --etcd-endpoints"
+            ));
+        }
+        self.unreachable(SILENT.to_owned())
     }
 
     /// Gives the client of this generation up, and its endpoint.
@@ -197,7 +206,7 @@ impl Connection {
             async |options| match timeout(ANSWER_WITHIN, Client::connect([endpoint], Some(options))).await {
                 Ok(Ok(client)) => Ok(client),
                 Ok(Err(error)) => Err(self.understood(&error, endpoint).await),
-                Err(_) => Err(self.silent()),
+                Err(_) => Err(self.silent(endpoint).await),
             };
         let Some((name, password)) = &self.user else { return connect(options).await };
         match connect(options.clone().with_user(name, password)).await {
@@ -263,6 +272,11 @@ impl Connection {
         }
         let reason = if reason.is_empty() { "the watch was cancelled" } else { reason };
         self.unreachable(shortened_to(reason, 200))
+    }
+
+    /// Whether etcd may refuse this node something that it was allowed before.
+    pub(super) fn may_refuse(&self) -> bool {
+        self.user.is_some() || self.tls.has_identity()
     }
 
     /// The error for a store that can't be used at the moment.
@@ -345,8 +359,19 @@ fn explain(error: &etcd_client::Error) -> String {
         etcd_client::Error::TransportError(error) => with_causes(error.to_string(), error.source()),
         error => error.to_string(),
     };
+    // The client's libraries tell of silence and of the end of a connection in many words, and in others each time.
+    let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    if has(&["deadline has elapsed", "timed out", "Timeout expired"]) && !text.starts_with("etcdserver") {
+        return SILENT.to_owned();
+    }
+    if has(&["broken pipe", "connection reset", "operation was canceled", "tls handshake eof"]) {
+        return "the connection broke off".to_owned();
+    }
     shortened_to(&text, 300)
 }
+
+/// What is said of a server that keeps quiet.
+const SILENT: &str = "it keeps silent: look at etcd and at the network in between";
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use etcd_client::{EventType, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{
+    Compare, CompareOp, EventType, GetOptions, GetResponse, Txn, TxnOp, WatchOptions, WatchResponse,
+    WatchStream,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -23,6 +26,8 @@ const SILENCE: Duration = Duration::from_secs(30 * 60);
 /// How often this node finds out whether etcd still lets it in: a watch goes on for a day after that has ended.
 /// A little different from node to node.
 const LOOK_EVERY: Duration = Duration::from_secs(40);
+/// The same while it does not.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
 
 /// A watch, and what may cut it off.
 pub(super) struct Watch {
@@ -140,14 +145,32 @@ impl Etcd {
         Ok(answer.await?.kvs().first().map(|kv| kv.key().to_vec()))
     }
 
-    /// Whether etcd still lets this node read its keys.
+    /// Whether etcd still lets this node read its keys, and write its own.
     async fn look(&self) -> Result<(), StoreError> {
         let options = GetOptions::new().with_range(self.keys.end()).with_limit(1).with_keys_only();
+        if let Some(own) = self.own_key().filter(|_| self.connection.may_refuse()) {
+            // etcd checks the rights to all that a transaction may do; no key has a version below 0.
+            let txn = Txn::new()
+                .when([Compare::version(own.as_str(), CompareOp::Less, 0)])
+                .and_then([TxnOp::put(own.as_str(), "", None)])
+                .or_else([TxnOp::get(self.keys.first(), Some(options))]);
+            let answer = self.connection.call(|mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            });
+            return answer.await.map(drop);
+        }
         let answer = self.connection.call(|mut client| {
             let options = options.clone();
             async move { client.get(self.keys.first(), Some(options)).await }
         });
         answer.await.map(drop)
+    }
+
+    /// The key of the own lease, unless that is being written.
+    fn own_key(&self) -> Option<String> {
+        let held = self.held.try_lock().ok()?;
+        self.keys.lease(&held.as_ref()?.lease.subnets).ok()
     }
 
     /// Applies what happens after the listing until the watch ends.
@@ -157,17 +180,26 @@ impl Etcd {
             Ok(watch) => watch,
             Err(error) => return error.into(),
         };
-        let every = || LOOK_EVERY + Duration::from_millis(random_below(10_000) as u64);
-        let mut due = Instant::now() + every();
+        let after =
+            |pause: Duration| Instant::now() + pause + pause.mul_f64(random_below(250) as f64 / 1000.0);
+        let mut due = after(LOOK_EVERY);
+        // The watch goes on although etcd refuses everything else.
+        let mut refused = None;
         loop {
             let mut next = tokio::select! {
                 next = self.heard(&mut watch) => next,
                 () = sleep_until(due) => {
-                    due = Instant::now() + every();
                     match self.look().await {
-                        Ok(()) => continue,
+                        Ok(()) if refused.take().is_some() => feed.share(&listing.leases),
+                        Ok(()) => {}
+                        Err(error @ StoreError::Denied { .. }) => {
+                            feed.trouble(&error);
+                            refused = Some(error);
+                        }
                         Err(error) => return error.into(),
                     }
+                    due = after(if refused.is_some() { LOOK_AGAIN } else { LOOK_EVERY });
+                    continue;
                 }
             };
             // All else that is here already belongs into the same snapshot.
@@ -182,7 +214,10 @@ impl Etcd {
                     () = std::future::ready(()) => break None,
                 };
             };
-            feed.share(&listing.leases);
+            match &refused {
+                None => feed.share(&listing.leases),
+                Some(why) => feed.share_in_trouble(&listing.leases, why),
+            }
             if let Some(ended) = ended {
                 return ended;
             }

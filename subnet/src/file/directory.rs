@@ -155,8 +155,17 @@ impl Directory {
         let path = path.display().to_string();
         let why = if text.contains(&path) { text } else { format!("{path}: {text}") };
         match error.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                StoreError::Denied { store: self.described(), why }
+            ErrorKind::PermissionDenied => StoreError::Denied {
+                store: self.described(),
+                why: format!("{why}: give flanneld the right to read and write there"),
+            },
+            ErrorKind::ReadOnlyFilesystem => StoreError::Denied {
+                store: self.described(),
+                why: format!("{why}: mount its file system so that it can be written"),
+            },
+            // Whichever file it is that finds no room: the text is the same at each attempt.
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                self.unreachable(format!("its file system is full: make room on it ({})", error.kind()))
             }
             _ => self.unreachable(why),
         }
