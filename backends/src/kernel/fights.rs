@@ -20,8 +20,9 @@ const SUSTAINED: Duration = Duration::from_millis(500);
 const BURST: u32 = 10;
 /// The pauses, doubling from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// What stays as it is for this long after a pause is not fought over any more.
-const CALM: Duration = Duration::from_secs(10);
+/// What stays as it is for this long is not fought over any more. The other one may be held back as long as this one,
+/// and then goes on.
+const CALM: Duration = Duration::from_secs(130);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is put right how often.
@@ -50,11 +51,12 @@ impl Entry {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        let rest = self.pause.map_or(MINUTE, |pause| 2 * pause + CALM);
+        let rest = if self.pause.is_some() { CALM } else { MINUTE };
         now.saturating_duration_since(self.last) > rest
     }
 
-    /// One more repair. Says whether it is worth a line: the sixth in a minute, and each longer pause.
+    /// One more repair. Says whether it is worth a line: the sixth in a minute, and each longer pause. From the
+    /// longest pause on, it is only counted.
     fn repaired(&mut self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.last);
         self.last = now;
@@ -65,8 +67,8 @@ impl Entry {
         self.minute.1 += 1;
         self.debt = self.debt.saturating_sub(elapsed) + SUSTAINED;
         if let Some(pause) = &mut self.pause {
-            *pause = (2 * *pause).min(PAUSE.1);
-            return true;
+            let longer = (2 * *pause).min(PAUSE.1);
+            return std::mem::replace(pause, longer) < longer;
         }
         if self.debt > SUSTAINED * BURST {
             self.pause = Some(PAUSE.0);
@@ -80,8 +82,8 @@ impl Entry {
 pub struct Told {
     /// Repairs that need no line of their own: they were warned about, and are counted.
     pub quiet: BTreeSet<String>,
-    /// Warnings.
-    pub warnings: Vec<String>,
+    /// A warning.
+    pub warning: Option<String>,
 }
 
 impl Fights {
@@ -89,6 +91,7 @@ impl Fights {
     pub fn record(&mut self, repairs: impl ExactSizeIterator<Item = String>, now: Instant) -> Told {
         self.0.retain(|_, entry| !entry.is_over(now));
         let mut told = Told::default();
+        let mut more = 0;
         if repairs.len() > MAX_CHANGES || self.0.len() > MAX_ENTRIES {
             return told;
         }
@@ -100,11 +103,17 @@ impl Fights {
             let entry = self.0.entry(text.clone()).or_insert_with(|| Entry::new(now));
             let known = entry.minute.1 > TOLERATED || entry.pause.is_some();
             if entry.repaired(now) {
-                told.warnings.push(sentence(&text, entry));
+                match told.warning {
+                    None => told.warning = Some(sentence(&text, entry)),
+                    Some(_) => more += 1,
+                }
             }
             if known {
                 told.quiet.insert(text);
             }
+        }
+        if let Some(warning) = told.warning.as_mut().filter(|_| more > 0) {
+            *warning += &format!("; likewise {more} more, which /readyz?verbose lists");
         }
         told
     }
@@ -158,7 +167,7 @@ mod tests {
         for second in 0..90 {
             let now = start + Duration::from_secs(second);
             assert!(fights.held(now).is_empty());
-            warnings += once(&mut fights, now).warnings.len();
+            warnings += usize::from(once(&mut fights, now).warning.is_some());
         }
         assert_eq!(warnings, 2);
         assert!(fights.notes(start + Duration::from_secs(90)).is_empty());
@@ -172,17 +181,49 @@ mod tests {
             let now = start + Duration::from_millis(50 * tick);
             if fights.held(now).is_empty() {
                 let told = once(&mut fights, now);
-                lines += told.warnings.len() + usize::from(told.quiet.is_empty());
+                lines += usize::from(told.warning.is_some()) + usize::from(told.quiet.is_empty());
                 made.push(now);
             }
         }
         assert!((20..=40).contains(&made.len()), "{} repairs in 15 minutes", made.len());
         let last = made[made.len() - 1] - made[made.len() - 2];
         assert!(last >= PAUSE.1 && last < PAUSE.1 + Duration::from_secs(1), "{last:?}");
-        assert!(lines <= made.len() + 1, "{lines}");
+        assert!(lines <= 14, "{lines} lines: none at all once the pause is as long as it gets");
         let now = *made.last().unwrap();
         assert!(fights.notes(now)[0].contains(TEXT), "{:?}", fights.notes(now));
         assert_eq!(fights.wait(now), Some(PAUSE.1));
+    }
+
+    #[test]
+    fn two_that_hold_each_other_back_both_remember_it() {
+        let (mut ours, mut theirs, start) = (Fights::default(), Fights::default(), Instant::now());
+        let mut now = start;
+        for _ in 0..60 {
+            // The one that may act first undoes what the other one did.
+            let waits = [&ours, &theirs].map(|side| side.wait(now).unwrap_or(Duration::from_millis(50)));
+            let turn = if waits[0] <= waits[1] { &mut ours } else { &mut theirs };
+            now += waits[0].min(waits[1]).max(Duration::from_millis(1));
+            once(turn, now);
+            let other = if waits[0] <= waits[1] { &mut theirs } else { &mut ours };
+            now += other.wait(now).unwrap_or(Duration::from_millis(50));
+            once(other, now);
+        }
+        assert!(now - start > Duration::from_secs(1000), "{:?}", now - start);
+        for side in [&ours, &theirs] {
+            assert!(side.notes(now)[0].contains("waits 60 s"), "{:?}", side.notes(now));
+        }
+    }
+
+    #[test]
+    fn a_fight_over_many_things_is_one_line_for_all_of_them_each_time() {
+        let (mut fights, start) = (Fights::default(), Instant::now());
+        let texts = || (0..40).map(|number| number.to_string()).collect::<Vec<_>>().into_iter();
+        let mut warnings = Vec::new();
+        for tick in 0..20 {
+            warnings.extend(fights.record(texts(), start + Duration::from_millis(50 * tick)).warning);
+        }
+        assert!(warnings.iter().all(|line| line.contains("likewise 39 more")), "{warnings:?}");
+        assert_eq!(fights.notes(start + Duration::from_secs(1)).len(), 40);
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Journal {
             info!("{} changes: {}", report.applied.len(), counted(&report.applied));
             report.applied.iter().for_each(|change| debug!("{change}"));
         }
-        told.warnings.iter().for_each(|warning| warn!("{warning}"));
+        told.warning.iter().for_each(|warning| warn!("{warning}"));
         let failed = report.failed.iter().map(ToString::to_string).chain(report.conflicts.iter().cloned());
         let refused: BTreeSet<String> = failed.collect();
         let news = refused.difference(&self.refused);
@@ -242,7 +242,7 @@ impl Journal {
     }
 
     pub(super) fn rules(&mut self, outcome: &Result<FirewallReport, FirewallError>, told: &Told) {
-        told.warnings.iter().for_each(|warning| warn!("{warning}"));
+        told.warning.iter().for_each(|warning| warn!("{warning}"));
         let said: BTreeSet<String> = match outcome {
             Ok(report) => {
                 let news = report.changed.iter().filter(|change| !told.quiet.contains(*change));
@@ -274,8 +274,11 @@ impl Journal {
         &mut self,
         outcome: &Result<FirewallReport, FirewallError>,
         notes: &[String],
+        told: &Told,
     ) {
-        outcome.iter().flat_map(|report| &report.changed).for_each(|change| info!("{change}"));
+        told.warning.iter().for_each(|warning| warn!("{warning}"));
+        let changed = outcome.iter().flat_map(|report| &report.changed);
+        changed.filter(|change| !told.quiet.contains(*change)).for_each(|change| info!("{change}"));
         notes.iter().filter(|note| !self.tunnel.contains(note)).for_each(|note| warn!("{note}"));
         self.tunnel = notes.to_vec();
     }

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use backends::backend::Direct;
 use backends::{Kernel, KernelError, KernelState, Macs, Outlook, Peers, Scene, Scope};
 use ipnet::IpNet;
-use subnet::{Family, Lease, LeaseStore, Leases};
+use subnet::{Family, Lease, LeaseStore, Leases, Subnets};
 use tokio::time::Instant;
 
 use super::underlay::node;
 use super::{Agent, condition};
 use crate::policy::Facts;
+
+/// More nodes with one public address than this are not listed.
+const MAX_NAMESAKES: usize = 4;
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Tells those who enforce network policies what leases say, if that may be news.
@@ -76,6 +79,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.health.set(condition::LEASE, Err(why));
             return None;
         }
+        self.health.warn("public-address", &self.namesakes(&lease, &all));
         self.defend_macs(&all);
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);
@@ -90,6 +94,28 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         state.blackholes.extend(lease.subnets.iter().chain(self.change.left.iter().copied()));
         self.plan = Some(Arc::new(state));
         self.plan.clone()
+    }
+
+    /// Other nodes' leases with this node's public address: what is sent to their pods arrives here. Subnets that this
+    /// node held itself are left out, for their leases may remain until they expire.
+    fn namesakes(&self, lease: &Lease, all: &Leases) -> Vec<String> {
+        let own = |subnets: &Subnets| subnets.iter().any(|subnet| self.held.contains(&subnet));
+        let others = all.leases.values().filter(|other| !own(&other.subnets));
+        let shared = |other: &Lease| {
+            Family::BOTH.into_iter().find_map(|family| {
+                lease.public.get(family).filter(|addr| other.public.get(family) == Some(*addr))
+            })
+        };
+        let sentence = |other: &Lease| {
+            let addr = shared(other)?;
+            Some(format!(
+                "another node, which has {}, announces this node's public address {addr}, so that its pods can't be \
+                 reached: give each node its own (--public-ip, --iface, public-ip-overwrite), or delete what is left of a \
+                 node that is gone",
+                other.subnets
+            ))
+        };
+        others.filter_map(sentence).take(MAX_NAMESAKES).collect()
     }
 
     /// The peers, each with the way to it. Ways that nobody needs any more are given up.

@@ -151,11 +151,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Ok(report) => report.notes.clone(),
             Err(error) => vec![format!("the tunnel's port takes datagrams from anybody: {error}")],
         };
-        self.journal.tunnel_filter(&outcome, &notes);
         let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
         let told =
             self.rules.fights.record(changed.unwrap_or_default().into_iter(), Instant::now().into_std());
-        told.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        self.journal.tunnel_filter(&outcome, &notes, &told);
         self.health.note("tunnel", notes);
         self.rules.filtered = outcome.is_ok().then_some(wanted);
     }

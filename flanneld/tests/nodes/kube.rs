@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use backends::testing::Fabric;
+use backends::testing::{Fabric, Node};
 use subnet::testing::{ApiServer, node};
 
 use crate::bed::{LIMIT, Member, VXLAN};
@@ -33,10 +33,16 @@ impl Kubernetes {
 
     fn start_with(&self, more: &[&str]) -> Member {
         let node = self.fabric.node().unwrap();
+        let name = node.name();
+        self.start_as(node, &name, more)
+    }
+
+    /// The same for a node object of another name.
+    fn start_as(&self, node: Node, object: &str, more: &[&str]) -> Member {
         let files = self.files.path().display();
         let conflist = node.dir().join("net.d/10-flannel.conflist");
         // Go finds the node's name in the environment or through its pod; here it is through the pod.
-        self.api.put_pod("kube-flannel", &node.name(), &node.name());
+        self.api.put_pod("kube-flannel", &node.name(), object);
         let mut args = vec![
             "--kube-subnet-mgr".to_owned(),
             format!("--kube-api-url={}", self.api.url()),
@@ -62,7 +68,11 @@ impl Kubernetes {
     }
 
     fn annotation(&self, member: &Member, key: &str) -> Option<String> {
-        let node = self.api.node(&member.node.name())?;
+        self.annotation_of(&member.node.name(), key)
+    }
+
+    fn annotation_of(&self, name: &str, key: &str) -> Option<String> {
+        let node = self.api.node(name)?;
         let key = format!("flannel.alpha.coreos.com/{key}");
         node["metadata"]["annotations"][&key].as_str().map(str::to_owned)
     }
@@ -148,4 +158,84 @@ fn a_restart_without_the_api_server_brings_the_data_path_up_from_what_was_kept()
     cluster.api.behave(|behaviour| behaviour.down = false);
     let c = cluster.join("10.244.3.0/24");
     a.wait("the new peer", || a.node.has_route(c.subnet()).unwrap());
+}
+
+/// A node whose agent was stopped and whose machine then has another name, and an object of that name besides the old
+/// one, with other pods' addresses.
+fn renamed(cluster: &Kubernetes, mut old: Member, cidr: &str, prepare: impl FnOnce(&Node)) -> Member {
+    old.agent.terminate(LIMIT).unwrap();
+    prepare(&old.node);
+    cluster.api.put_node(node("renamed", &[cidr]));
+    let mut new = cluster.start_as(old.node, "renamed", &[]);
+    new.agent.wait_ready(LIMIT).unwrap();
+    new
+}
+
+/// Pods of the two nodes reach each other, although the object remains under which the first was known.
+fn both_reach_each_other(new: &Member, peer: &Member) {
+    let (pod, other) = (new.pod(), peer.pod());
+    new.wait("an echo to the peer", || pod.namespace().reaches(other.address()).unwrap());
+    peer.wait("an echo to the renamed node", || other.namespace().reaches(pod.address()).unwrap());
+    let skipped = |line: &&str| line.contains("lease skipped") && line.contains("renamed");
+    let log = peer.agent.log();
+    let (_, verbose) = peer.agent.get("/readyz?verbose").unwrap();
+    assert!(peer.agent.get("/readyz").unwrap().0 == 200 && !verbose.contains("skipped"), "{verbose}\n{log}");
+    assert_eq!(log.lines().rfind(skipped), None, "{log}");
+}
+
+#[test]
+fn a_node_that_was_renamed_and_moved_is_reached_while_its_old_object_remains() {
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let v6 = a.node.address_v6();
+    let a =
+        renamed(&cluster, a, "10.244.3.0/24", |node| node.readdress([172, 31, 0, 77].into(), v6).unwrap());
+    assert_eq!(cluster.annotation_of("renamed", "public-ip").as_deref(), Some("172.31.0.77"));
+    both_reach_each_other(&a, &b);
+}
+
+#[test]
+fn a_node_that_was_renamed_and_kept_its_address_is_reached_while_its_old_object_remains() {
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let a = renamed(&cluster, a, "10.244.3.0/24", |_| {});
+    both_reach_each_other(&a, &b);
+}
+
+#[test]
+fn a_renamed_node_whose_address_is_overwritten_is_reached_while_its_old_object_remains() {
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let a = renamed(&cluster, a, "10.244.3.0/24", |node| {
+        node.namespace().ip("addr add 172.31.0.99/24 dev eth0").unwrap();
+    });
+    cluster.api.annotate("renamed", "flannel.alpha.coreos.com/public-ip-overwrite", Some("172.31.0.99"));
+    a.wait("the overwritten address", || {
+        cluster.annotation_of("renamed", "public-ip").as_deref() == Some("172.31.0.99")
+    });
+    both_reach_each_other(&a, &b);
+}
+
+#[test]
+fn a_peer_that_starts_later_finds_the_renamed_node_and_not_its_old_object() {
+    let cluster = Kubernetes::new();
+    let a = cluster.join("10.244.1.0/24");
+    let a = renamed(&cluster, a, "10.244.3.0/24", |_| {});
+    both_reach_each_other(&a, &cluster.join("10.244.2.0/24"));
+}
+
+#[test]
+fn two_living_nodes_that_are_told_one_public_address_say_so() {
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let c = cluster.join("10.244.3.0/24");
+    let (pod_b, pod_c) = (b.pod(), c.pod());
+    let address = a.node.address().to_string();
+    let note =
+        format!("another node, which has {}, announces this node's public address {address}", b.subnet());
+    cluster.api.annotate(&b.node.name(), "flannel.alpha.coreos.com/public-ip-overwrite", Some(&address));
+    a.wait("a word about it", || a.verbose().contains(&note) && a.agent.log().contains(&note));
+    cluster.api.annotate(&b.node.name(), "flannel.alpha.coreos.com/public-ip-overwrite", None);
+    c.wait("an echo once that is corrected", || pod_c.namespace().reaches(pod_b.address()).unwrap());
+    a.wait("the end of the note", || !a.verbose().contains("announces this node's"));
 }

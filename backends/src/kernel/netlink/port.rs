@@ -39,9 +39,8 @@ impl Netlink {
                 _ => None,
             },
             (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
-                tun_holder(name).map(|process| {
-                    format!("{process} holds {name}: stop it, or give this network another Backend.Port")
-                })
+                let process = tun_holder(name);
+                Some(format!("{process} holds {name}: stop it, or give this network another Backend.Port"))
             }
             _ => None,
         };
@@ -97,15 +96,19 @@ fn socket_at(table: &str, port: u16) -> Option<u64> {
     })
 }
 
-/// The process that holds a TUN device of this name.
-fn tun_holder(name: &Name) -> Option<String> {
-    process_with(|fd| {
+/// The process that holds the TUN device of this name. Every network namespace may have one of that name.
+fn tun_holder(name: &Name) -> String {
+    let own = fs::read_link("/proc/thread-self/ns/net").ok();
+    let process = process_with(|fd| {
         points_to(fd, "/dev/net/tun") && {
             let info = fd.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
             let iff = format!("iff:\t{name}\n");
+            let namespace = fd.parent().and_then(Path::parent).map(|process| process.join("ns/net"));
             fs::read_to_string(info).is_ok_and(|text| text.contains(&iff))
+                && namespace.and_then(|path| fs::read_link(path).ok()) == own
         }
-    })
+    });
+    process.unwrap_or_else(|| "a process of another PID or network namespace".to_owned())
 }
 
 fn points_to(fd: &Path, target: &str) -> bool {

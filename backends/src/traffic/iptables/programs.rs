@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use subnet::Family;
 
+use super::orphan::end_with_this_thread;
 use crate::traffic::firewall::FirewallError;
 
 /// How long a program may take that only prints its version or the rules.
@@ -82,7 +83,7 @@ fn run(command: &mut Command, input: Option<&str>, limit: Duration) -> Result<St
     let what = command.get_program().to_string_lossy().into_owned();
     let failed = |why: String| FirewallError { what: what.clone(), why };
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child = command
+    let mut child = end_with_this_thread(command)
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
