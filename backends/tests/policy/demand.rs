@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backends::policy::Demand;
+use backends::policy::{Demand, Foresight};
 use backends::testing::policy::{Connection, Interpreter, Outcome, Random};
 use subnet::Family;
 
@@ -57,6 +57,57 @@ fn what_is_not_demanded_makes_no_difference() {
                 .as_ref()
                 .is_none_or(|run| run.run(FORWARD, &packet, Connection::NEW) != Outcome::Dropped);
             assert_eq!(passes, world.allows(&packet), "seed {seed}: {packet:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_plan_will_demand_is_known_before_it() {
+    for seed in 6000..6150 {
+        let mut random = Random::new(seed);
+        let mut world = random.world();
+        let mut judge = Judge::new(&world);
+        let (mut foresight, mut now) = (Foresight::default(), Instant::now());
+        for step in 0..8 {
+            let policies = world.policies.clone();
+            random.change(&mut world, &mut judge.engine.cluster);
+            if world.policies != policies {
+                foresight.policies_changed();
+            }
+            let foreseen = foresight.demand(&judge.engine.cluster);
+            now += Duration::from_secs(2);
+            judge.update(now);
+            let demanded = judge.engine.demand();
+            let covered = match (&foreseen, &demanded) {
+                (Demand::Everything, _) => true,
+                (Demand::Namespaces(foreseen), Demand::Namespaces(demanded)) => demanded.is_subset(foreseen),
+                (Demand::Namespaces(_), Demand::Everything) => false,
+            };
+            assert!(covered, "seed {seed}, step {step}: {foreseen:?} was foreseen, {demanded:?} is demanded");
+        }
+    }
+}
+
+#[test]
+fn what_is_foreseen_is_no_more_than_policies_of_local_pods_speak_of() {
+    let foreseen = |case: &str, node: &str| {
+        let cases = cases();
+        let case = cases.cases.iter().find(|one| one.name == case).unwrap();
+        let judge = Judge::new(&cases.world(&case.steps[0], node, &Family::BOTH));
+        (Foresight::default().demand(&judge.engine.cluster), judge.engine.demand())
+    };
+    for case in [
+        "no policy",
+        "pod a: ingress denied",
+        "ingress: pods: b of the namespace",
+        "ingress: namespaces: In y, z",
+        "ingress: namespaces: all",
+        "ingress: all namespaces and pod",
+        "egress ports: named, from everywhere",
+    ] {
+        for node in ["node1", "node2"] {
+            let (foreseen, demanded) = foreseen(case, node);
+            assert_eq!(foreseen, demanded, "{case}, {node}");
         }
     }
 }

@@ -378,6 +378,47 @@ mod tests {
     }
 
     #[test]
+    fn network_policies_need_kubernetes_and_a_mask_of_eight_bits() {
+        use crate::policy::Mode;
+        use backends::policy::SteerMode;
+        let policies = |args: &[&str]| parse(args).map(|options| options.network_policy);
+        let off = policies(&[]).unwrap();
+        assert_eq!(
+            (off.mode, off.steer, off.mark_shift, off.log_group),
+            (Mode::Off, SteerMode::Auto, 24, None)
+        );
+        let strict = policies(&[
+            "--kube-subnet-mgr",
+            "--network-policy=strict",
+            "--network-policy-steer=never",
+            "--network-policy-mark-mask=0xFF0",
+            "--network-policy-log=0x10",
+        ])
+        .unwrap();
+        assert_eq!(
+            (strict.mode, strict.steer, strict.mark_shift, strict.log_group),
+            (Mode::Strict, SteerMode::Never, 4, Some(16))
+        );
+        assert_eq!(policies(&["--network-policy-mark-mask=255"]).unwrap().mark_shift, 0);
+        let shown = parse(&["--kube-subnet-mgr", "--network-policy=on"]).unwrap().to_string();
+        assert!(shown.contains("--network-policy=on"), "{shown}");
+        for (args, parts) in [
+            (&["--network-policy=on"][..], ["--network-policy=\"on\"", "--kube-subnet-mgr"]),
+            (&["--network-policy=yes"], ["\"yes\"", "off, on or strict"]),
+            (&["--network-policy-steer=yes"], ["--network-policy-steer=\"yes\"", "auto, always or never"]),
+            (&["--network-policy-mark-mask=0"], ["\"0\"", "0xff000000"]),
+            (&["--network-policy-mark-mask=0x1ff"], ["\"0x1ff\"", "eight bits in a row"]),
+            (&["--network-policy-mark-mask=0xff0000000"], ["\"0xff0000000\"", "eight bits in a row"]),
+            (&["--network-policy-mark-mask=mark"], ["\"mark\"", "eight bits in a row"]),
+            (&["--network-policy-log=65536"], ["\"65536\"", "1 to 65535"]),
+            (&["--network-policy-log=-1"], ["\"-1\"", "1 to 65535"]),
+        ] {
+            let error = parse(args).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
     fn flags_that_ask_for_nothing_that_is_missing_are_accepted() {
         let options = parse(&[
             "--kube-subnet-mgr=false",

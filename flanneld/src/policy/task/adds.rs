@@ -1,0 +1,169 @@
+//! ADDs and DELs of pods, as far as the task has to do with them: each step is taken when what it waits for is there.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use subnet::StoreError;
+use subnet::kube::FoundPod;
+use subnet::policy::Pod;
+use subnet::policy::objects::ReadPolicy;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::super::Mode;
+use super::super::adding::{Adding, Step, examine, find, identify};
+use super::super::announce::{Announcement, Ended, Request, Retry};
+use super::super::known::Effect;
+use super::{Phase, Policies};
+
+/// How long an ADD waits for the watch of this node's pods to tell about the pod.
+const POD_WAITS: Duration = Duration::from_secs(1);
+/// How long it waits for its namespace's policies, and for an answer about the pod.
+const API_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// How long it waits for the pods that its policies name.
+const PEERS_WAIT: Duration = Duration::from_secs(2);
+/// When it is given up.
+pub(super) const ADD_TIMEOUT: Duration = Duration::from_secs(8);
+/// What the API said when it was asked for an ADD.
+pub(super) enum Fetched {
+    Policies(u64, Result<Vec<(ReadPolicy, u64)>, StoreError>),
+    Pod(u64, Result<Option<FoundPod>, StoreError>),
+}
+
+impl Policies {
+    pub(super) fn take(&mut self, request: Request) {
+        match request {
+            Request::Announce(pod, answer) => self.announced(pod, answer),
+            Request::Release(ended, answer) => self.released(&ended, answer),
+        }
+    }
+
+    fn announced(&mut self, pod: Announcement, answer: oneshot::Sender<Result<(), Retry>>) {
+        let now = Instant::now();
+        let adding = Adding::new(pod, answer, Step::Watched(now + POD_WAITS), now);
+        if let Err(why) = examine(&adding.pod, self.options.mode == Mode::Strict) {
+            self.figures.refused();
+            return adding.end(Err(why));
+        }
+        self.next_adding += 1;
+        let (id, api, namespace) = (self.next_adding, Arc::clone(&self.api), adding.pod.namespace.clone());
+        self.adding.push((id, adding));
+        self.fetching.spawn(async move {
+            let read = timeout(API_WAITS.0, api.policies_of(&namespace)).await;
+            Fetched::Policies(id, read.unwrap_or_else(|_| Err(silent())))
+        });
+    }
+
+    fn released(&mut self, ended: &Ended, answer: oneshot::Sender<Result<(), Retry>>) {
+        match self.kept.release(ended) {
+            Ok(Some(kept)) => {
+                if let (Some(pod), Some(hands)) = (find(&self.known, &kept), &mut self.hands) {
+                    hands.enforcer.engine.cluster.release_pod(pod.uid);
+                    self.note(Effect { cluster: true, demand: false });
+                    self.releasing.push(answer);
+                    return;
+                }
+                let _ = answer.send(Ok(()));
+            }
+            Ok(None) => drop(answer.send(Ok(()))),
+            Err(error) => drop(answer.send(Err(Retry { why: format!("what is kept of pods: {error}") }))),
+        }
+    }
+
+    pub(super) fn fetched(&mut self, fetched: Fetched) {
+        let (Fetched::Policies(id, _) | Fetched::Pod(id, _)) = fetched;
+        let Some(place) = self.adding.iter().position(|(other, _)| *other == id) else { return };
+        match fetched {
+            Fetched::Policies(_, read) => {
+                self.adding[place].1.policies_read = true;
+                // Without the API, what is known counts.
+                let read = read.inspect_err(|error| tracing::debug!(%error, "policies of a new pod"));
+                for (policy, version) in read.unwrap_or_default() {
+                    let Some(hands) = &mut self.hands else { return };
+                    let cluster = &mut hands.enforcer.engine.cluster;
+                    let effect = self.known.set_policy(policy, version, true, cluster);
+                    self.note(effect);
+                }
+            }
+            Fetched::Pod(_, read) => {
+                let found = read.map_err(|error| error.to_string());
+                match found.and_then(|found| identify(&self.adding[place].1.pod, found)) {
+                    Ok(pod) => self.adding[place].1.step = Step::Found(pod),
+                    Err(why) => {
+                        self.figures.refused();
+                        self.adding.swap_remove(place).1.end(Err(why));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn advance_adding(&mut self, now: Instant) {
+        for (id, mut adding) in std::mem::take(&mut self.adding) {
+            if now >= adding.since + ADD_TIMEOUT {
+                self.figures.refused();
+                adding.end(Err(self.reason().unwrap_or_else(|| "the API doesn't answer".to_owned())));
+                continue;
+            }
+            if let Step::Watched(until) = adding.step {
+                if let Some(pod) = find(&self.known, &adding.pod) {
+                    adding.step = Step::Found(Box::new(pod));
+                } else if until <= now && self.phase != Phase::Waiting {
+                    self.ask_for(id, &adding);
+                    adding.step = Step::Asked;
+                }
+            }
+            if adding.policies_read
+                && self.phase != Phase::Waiting
+                && let Step::Found(pod) = &adding.step
+            {
+                if let Err(error) = self.put_announced((**pod).clone(), &adding.pod) {
+                    adding.end(Err(format!("what is announced of pods can't be kept: {error}")));
+                    continue;
+                }
+                adding.step = Step::Listed(now + PEERS_WAIT);
+                self.adjust_watches(now);
+            }
+            if let Step::Listed(until) = adding.step
+                && (self.watches.peers_complete(&self.known) || until <= now)
+            {
+                if until <= now {
+                    let Announcement { namespace, pod, .. } = &adding.pod;
+                    tracing::warn!(%namespace, %pod, "the pods that its policies name are not all known yet: closed for them");
+                }
+                adding.step = Step::Programmed;
+                self.urgent = true;
+            }
+            self.adding.push((id, adding));
+        }
+    }
+
+    fn ask_for(&mut self, id: u64, adding: &Adding) {
+        let (api, name) = (Arc::clone(&self.api), adding.name());
+        self.fetching.spawn(async move {
+            let read = timeout(API_WAITS.1, api.pod(&name)).await;
+            Fetched::Pod(id, read.unwrap_or_else(|_| Err(silent())))
+        });
+    }
+
+    /// The addresses are this pod's from now on, and nobody else's.
+    fn put_announced(&mut self, pod: Pod, announced: &Announcement) -> io::Result<()> {
+        let Some(hands) = &mut self.hands else { return Ok(()) };
+        let cluster = &mut hands.enforcer.engine.cluster;
+        // A static pod is kept under the uid of its object.
+        let kept = Announcement { uid: format!("{:032x}", pod.uid.0), ..announced.clone() };
+        for robbed in self.kept.put(&kept)? {
+            if let Some(other) = find(&self.known, &robbed) {
+                cluster.announce_pod(&Pod { addresses: robbed.addresses.clone(), ..other });
+            }
+        }
+        let effect = self.known.set_own(pod, cluster, &self.kept);
+        self.note(effect);
+        Ok(())
+    }
+}
+
+fn silent() -> StoreError {
+    StoreError::Unreachable { store: "the Kubernetes API".to_owned(), why: "no answer in time".to_owned() }
+}
