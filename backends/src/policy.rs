@@ -42,4 +42,4 @@ pub use image::{Edit, Image};
 pub use owner::{Owner, owner, remove_tables};
 pub use selector::{PodSelector, Scope};
 pub use settings::Settings;
-pub use steer::{SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};
+pub use steer::{SteerMode, Steering, bridged_packets_are_seen};

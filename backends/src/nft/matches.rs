@@ -178,6 +178,20 @@ pub fn to_this_host(mac: [u8; 6]) -> Vec<Expr> {
     ]
 }
 
+/// It is an ICMP redirect of this family.
+pub fn icmp_redirect(family: Family) -> Vec<Expr> {
+    const ICMP_REDIRECT: u8 = 5;
+    const ND_REDIRECT: u8 = 137;
+    let (number, kind) = match family {
+        Family::V4 => (ICMP, ICMP_REDIRECT),
+        Family::V6 => (ICMPV6, ND_REDIRECT),
+    };
+    let mut steps = protocol(Op::Eq, number);
+    steps.push(Expr::Payload { header: Header::Transport, offset: 0, len: 1, to: Reg(0) });
+    steps.push(Expr::Cmp { from: Reg(0), op: Op::Eq, data: vec![kind] });
+    steps
+}
+
 /// The ICMPv6 type is in the range.
 pub fn icmpv6_types(range: RangeInclusive<u8>) -> Vec<Expr> {
     let mut steps = protocol(Op::Eq, ICMPV6);

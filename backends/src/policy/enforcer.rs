@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Instant;
 
+use subnet::Family;
+
 use super::conntrack::Conntrack;
 use super::engine::{Engine, Plan, TableStep};
 use super::image::Edit;
@@ -30,8 +32,8 @@ pub struct Converged {
 }
 
 /// The tables that are ours.
-pub fn own_tables() -> [TableId; 3] {
-    [filter_table(), bridge_table(), redirect_table()]
+pub fn own_tables() -> [TableId; 4] {
+    [filter_table(), bridge_table(), redirect_table(Family::V4), redirect_table(Family::V6)]
 }
 
 impl Enforcer {
@@ -81,7 +83,7 @@ impl Enforcer {
     /// [`NftError`] when the kernel refuses.
     pub fn steer(&mut self, wanted: Option<&Steering>) -> Result<bool, NftError> {
         let wanted = wanted.map(Steering::tables).unwrap_or_default();
-        let ids = [bridge_table(), redirect_table()];
+        let ids = [bridge_table(), redirect_table(Family::V4), redirect_table(Family::V6)];
         let found = self.nft.dump_tables(&ids)?;
         let stale =
             ids.iter().filter(|id| !wanted.iter().any(|table| table.id == **id) && found.table(id).is_some());

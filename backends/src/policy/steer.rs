@@ -76,8 +76,8 @@ impl Steering {
         (!subnets.is_empty()).then(|| Self { mac, bridge: bridge.to_owned(), subnets })
     }
 
-    /// The table that does it. The kernel routes what it gets and tells the sender of a shorter way each time, which
-    /// for IPv6 nothing but a rule keeps it from.
+    /// The table that does it. The kernel routes what it gets and tells the sender of a shorter way each time; rules
+    /// keep that from pods, because for IPv6 no setting does, and settings can't be written in most containers.
     pub fn tables(&self) -> Vec<Table> {
         let mut steer = Chain::base("steer", Base::filter(Hook::BRIDGE_PREROUTING, PRIORITY));
         steer.rules.push(Rule::new([ether_destination(Op::Eq, self.mac), accept()]));
@@ -97,10 +97,11 @@ impl Steering {
             ]));
         }
         let mut tables = vec![Table { chains: vec![steer], ..Table::new(bridge_table()) }];
-        if self.subnets.iter().any(|(net, _)| Family::of(net.addr()) == Family::V6) {
+        for (net, _) in &self.subnets {
+            let family = Family::of(net.addr());
             let mut output = Chain::base("output", Base::filter(Hook::Output, 0));
-            output.rules = vec![Rule::new([out_name(Op::Eq, &self.bridge), icmpv6_types(137..=137), drop()])];
-            tables.push(Table { chains: vec![output], ..Table::new(redirect_table()) });
+            output.rules = vec![Rule::new([out_name(Op::Eq, &self.bridge), icmp_redirect(family), drop()])];
+            tables.push(Table { chains: vec![output], ..Table::new(redirect_table(family)) });
         }
         tables
     }
@@ -111,13 +112,11 @@ pub(super) fn bridge_table() -> TableId {
     TableId::new(TableFamily::Bridge, POLICY_TABLE)
 }
 
-/// The table that keeps redirects from pods.
-pub(super) fn redirect_table() -> TableId {
-    TableId::new(TableFamily::Ip6, POLICY_TABLE)
-}
-
-/// The setting that keeps IPv4 redirects from pods. The kernel sends them if either says so: the bridge's or that of
-/// all interfaces.
-pub fn redirect_sysctls(bridge: &str) -> [String; 2] {
-    ["all", bridge].map(|name| format!("/proc/sys/net/ipv4/conf/{name}/send_redirects"))
+/// The table that keeps redirects of a family from pods.
+pub(super) fn redirect_table(family: Family) -> TableId {
+    let family = match family {
+        Family::V4 => TableFamily::Ip,
+        Family::V6 => TableFamily::Ip6,
+    };
+    TableId::new(family, POLICY_TABLE)
 }

@@ -10,7 +10,6 @@ use ipnet::IpNet;
 
 use super::announce::socket_path;
 use super::kept;
-use super::steering::Redirects;
 
 /// What was found, and removed unless it was only looked for: in words.
 pub(crate) fn clean(subnet_file: &Path, networks: &[IpNet], remove: bool) -> (Vec<String>, Vec<String>) {
@@ -29,9 +28,6 @@ pub(crate) fn clean(subnet_file: &Path, networks: &[IpNet], remove: bool) -> (Ve
     }
     // Tables that are left judge pods by what is kept here.
     if remove && failures.is_empty() {
-        if Redirects::read(&directory).restore() > 0 {
-            found.push("settings that kept ICMP redirects from pods (send_redirects)".to_owned());
-        }
         let gone = |outcome: io::Result<()>| match outcome {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Some(error),
             _ => None,

@@ -1,13 +1,8 @@
-//! Steering, kept as the node's bridge and `br_netfilter` ask for, and the settings that go with it.
-
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+//! Steering, kept as the node's bridge and `br_netfilter` ask for.
 
 use backends::NftError;
 use backends::kernel::netlink::Netlink;
-use backends::policy::{Enforcer, SteerMode, Steering, bridged_packets_are_seen, redirect_sysctls};
+use backends::policy::{Enforcer, SteerMode, Steering, bridged_packets_are_seen};
 use ipnet::IpNet;
 use subnet::Family;
 
@@ -15,7 +10,6 @@ use subnet::Family;
 pub(super) struct Steerer {
     netlink: Netlink,
     mode: SteerMode,
-    redirects: Redirects,
     /// What was found in the kernel and made, unless somebody may have changed it.
     made: Option<Made>,
 }
@@ -37,8 +31,8 @@ pub(super) enum Steered {
 }
 
 impl Steerer {
-    pub(super) fn new(netlink: Netlink, mode: SteerMode, directory: &Path) -> Self {
-        Self { netlink, mode, redirects: Redirects::read(directory), made: None }
+    pub(super) fn new(netlink: Netlink, mode: SteerMode) -> Self {
+        Self { netlink, mode, made: None }
     }
 
     /// Links or the tables may have changed.
@@ -69,14 +63,7 @@ impl Steerer {
             )
         };
         let before = self.made.as_ref().and_then(|made| made.steering.clone());
-        // Redirects end first, and begin last.
-        if let Some(steering) = &steering {
-            self.redirects.silence(&steering.bridge);
-        }
         let changed = enforcer.steer(steering.as_ref()).map_err(refused)?;
-        if steering.is_none() {
-            self.redirects.restore();
-        }
         if changed || before != steering {
             match &steering {
                 Some(steering) => tracing::info!(
@@ -104,57 +91,4 @@ impl Steerer {
 
 fn steered(steering: Option<&Steering>) -> Steered {
     if steering.is_some() { Steered::On } else { Steered::Off }
-}
-
-/// The settings that keep ICMP redirects from pods while frames are steered, as they were before. They are kept on
-/// disk, because who ends steering is often another run.
-pub(super) struct Redirects {
-    file: PathBuf,
-    before: BTreeMap<String, String>,
-}
-
-impl Redirects {
-    /// What an earlier run has changed.
-    pub(super) fn read(directory: &Path) -> Self {
-        let file = directory.join("redirects");
-        let before =
-            fs::read(&file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        Self { file, before }
-    }
-
-    /// Switches redirects of this bridge off.
-    fn silence(&mut self, bridge: &str) {
-        for path in redirect_sysctls(bridge) {
-            let Ok(value) = fs::read_to_string(&path) else { continue };
-            if value.trim() == "0" {
-                continue;
-            }
-            self.before.entry(path.clone()).or_insert_with(|| value.trim().to_owned());
-            // Redirects are noise, no danger: nothing depends on this.
-            if let Err(error) = self.save().and_then(|()| fs::write(&path, "0")) {
-                tracing::warn!("{path}: {error}: pods are told of shorter ways that they can't use");
-            }
-        }
-    }
-
-    /// Puts the settings back that were changed, unless somebody else did.
-    pub(super) fn restore(&mut self) -> usize {
-        let before = std::mem::take(&mut self.before);
-        let mut restored = 0;
-        for (path, value) in &before {
-            // A bridge that is gone has no settings.
-            let ours = fs::read_to_string(path).is_ok_and(|now| now.trim() == "0");
-            if ours && fs::write(path, value).is_ok() {
-                restored += 1;
-            }
-        }
-        if !before.is_empty() {
-            let _ = fs::remove_file(&self.file);
-        }
-        restored
-    }
-
-    fn save(&self) -> io::Result<()> {
-        fs::write(&self.file, serde_json::to_vec(&self.before)?)
-    }
 }

@@ -126,7 +126,7 @@ impl Policies {
         let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
         let enforcer =
             Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
-        let steerer = Steerer::new(Netlink::open()?, options.steer, &directory);
+        let steerer = Steerer::new(Netlink::open()?, options.steer);
         let watched = Watched {
             ports: [enforcer.port()].into(),
             tables: own_tables().into_iter().collect(),
