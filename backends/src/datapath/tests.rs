@@ -215,6 +215,15 @@ fn step() -> impl Strategy<Value = (u8, u8, u16, u8, usize)> {
     (0u8..24, 0u8..40, 0u16..3, any::<u8>(), sizes)
 }
 
+fn by_stream(packets: Vec<Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
+    let mut streams: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    for packet in packets {
+        // Each port of its own, but in one order with fragments of the same addresses.
+        streams.entry(stream(&packet)).or_default().push(comparable(packet));
+    }
+    streams
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
@@ -261,14 +270,6 @@ proptest! {
         let (out, writes) = merged(&packets, udp);
         prop_assert!(writes <= packets.len());
         prop_assert_eq!(out.len(), packets.len());
-        let by_stream = |packets: Vec<Vec<u8>>| {
-            let mut streams: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
-            for packet in packets {
-                // Each port of its own, but in one order with fragments of the same addresses.
-                streams.entry(stream(&packet)).or_default().push(comparable(packet));
-            }
-            streams
-        };
         let wanted = by_stream(packets.iter().map(|packet| aged(packet)).collect());
         let found = by_stream(out);
         for (key, wanted) in wanted {

@@ -124,23 +124,14 @@ pub(super) fn serve(
         vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.back, PollFlags::IN)];
     files.extend(wires.iter().map(|wire| PollFd::new(wire, PollFlags::IN)));
     files.extend(egress.files(tun));
-    let mut patience = Patience::new();
-    let mut looking: Option<(Moved, Instant)> = None;
+    let mut search = Search { patience: Patience::new(), since: None };
     let mut more = 0;
     loop {
         let lent = egress.lent.load(Ordering::Acquire);
         let watched = if lent { own } else { files.len() };
-        let timeout = (looking.is_some() || more != 0).then_some(&AT_ONCE);
+        let timeout = (search.since.is_some() || more != 0).then_some(&AT_ONCE);
         if wait(&mut files[..watched], timeout)? == 0 && more == 0 {
-            if let Some((moved, since)) = looking {
-                if since.elapsed() < SPIN {
-                    // Others may have work for this CPU.
-                    thread::yield_now();
-                } else {
-                    patience.failed(moved);
-                    looking = None;
-                }
-            }
+            search.found_nothing();
             continue;
         }
         if !files[0].revents().is_empty() {
@@ -149,14 +140,9 @@ pub(super) fn serve(
         if !files[1].revents().is_empty() {
             hush(&egress.back);
         }
-        if let Some((moved, _)) = looking.take() {
-            patience.succeeded(moved);
-        }
-        let mut came = 0;
+        search.succeeded();
         let heard = ready(&files[FIRST..own]);
-        if heard != 0 {
-            came = ingress.turn(heard)?;
-        }
+        let came = if heard == 0 { 0 } else { ingress.turn(heard)? };
         let mut went = Went::default();
         if !lent {
             if came > 0 {
@@ -178,11 +164,8 @@ pub(super) fn serve(
             }
         }
         // Beside a stream, looking would only take the CPU from it.
-        if !lent
-            && let Some(moved) = Moved::of(came, went.bytes)
-            && patience.is_worth_it(moved)
-        {
-            looking = Some((moved, Instant::now()));
+        if !lent {
+            search.begin(came, went.bytes);
         }
     }
 }
@@ -228,6 +211,39 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
             } else {
                 ready = more;
             }
+        }
+    }
+}
+
+/// Looking for more before sleeping.
+struct Search {
+    patience: Patience,
+    /// After what it began, and when.
+    since: Option<(Moved, Instant)>,
+}
+
+impl Search {
+    /// Begins after so many bytes, unless it hasn't been worth it lately.
+    fn begin(&mut self, came: usize, went: usize) {
+        let moved = Moved::of(came, went).filter(|moved| self.patience.is_worth_it(*moved));
+        self.since = moved.map(|moved| (moved, Instant::now()));
+    }
+
+    /// There is nothing yet: lets others have the CPU, and ends after [`SPIN`].
+    fn found_nothing(&mut self) {
+        match self.since {
+            Some((_, since)) if since.elapsed() < SPIN => thread::yield_now(),
+            Some((moved, _)) => {
+                self.patience.failed(moved);
+                self.since = None;
+            }
+            None => {}
+        }
+    }
+
+    fn succeeded(&mut self) {
+        if let Some((moved, _)) = self.since.take() {
+            self.patience.succeeded(moved);
         }
     }
 }

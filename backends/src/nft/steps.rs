@@ -37,38 +37,20 @@ fn name(expr: &Expr) -> &str {
 
 fn body(w: &mut Writer, expr: &Expr) {
     match expr {
-        Expr::Meta { key, to } => {
-            w.u32(NFTA_META_KEY, *key as u32);
-            w.u32(NFTA_META_DREG, register(*to));
-        }
+        Expr::Meta { key, to } => keyed(w, (NFTA_META_KEY, *key as u32), (NFTA_META_DREG, *to)),
         Expr::Payload { header, offset, len, to } => {
-            w.u32(NFTA_PAYLOAD_DREG, register(*to));
-            w.u32(NFTA_PAYLOAD_BASE, *header as u32);
-            w.u32(NFTA_PAYLOAD_OFFSET, *offset);
-            w.u32(NFTA_PAYLOAD_LEN, *len);
+            payload(w, (NFTA_PAYLOAD_DREG, *to), *header, *offset, *len);
         }
-        Expr::Ct { key, to } => {
-            w.u32(NFTA_CT_KEY, *key as u32);
-            w.u32(NFTA_CT_DREG, register(*to));
-        }
+        Expr::Ct { key, to } => keyed(w, (NFTA_CT_KEY, *key as u32), (NFTA_CT_DREG, *to)),
         Expr::ReversePath { to } => {
             w.u32(NFTA_FIB_DREG, register(*to));
             w.u32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIF);
             w.u32(NFTA_FIB_FLAGS, REVERSE_PATH);
         }
-        Expr::SetCtMark { from } => {
-            w.u32(NFTA_CT_KEY, CtKey::Mark as u32);
-            w.u32(NFTA_CT_SREG, register(*from));
-        }
-        Expr::SetPacketType { from } => {
-            w.u32(NFTA_META_KEY, NFT_META_PKTTYPE);
-            w.u32(NFTA_META_SREG, register(*from));
-        }
+        Expr::SetCtMark { from } => keyed(w, (NFTA_CT_KEY, CtKey::Mark as u32), (NFTA_CT_SREG, *from)),
+        Expr::SetPacketType { from } => keyed(w, (NFTA_META_KEY, NFT_META_PKTTYPE), (NFTA_META_SREG, *from)),
         Expr::WritePayload { header, offset, len, from } => {
-            w.u32(NFTA_PAYLOAD_SREG, register(*from));
-            w.u32(NFTA_PAYLOAD_BASE, *header as u32);
-            w.u32(NFTA_PAYLOAD_OFFSET, *offset);
-            w.u32(NFTA_PAYLOAD_LEN, *len);
+            payload(w, (NFTA_PAYLOAD_SREG, *from), *header, *offset, *len);
             for kind in [NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET, NFTA_PAYLOAD_CSUM_FLAGS] {
                 w.u32(kind, 0);
             }
@@ -77,13 +59,7 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_IMMEDIATE_DREG, register(*to));
             value(w, NFTA_IMMEDIATE_DATA, data);
         }
-        Expr::Limit(Rate { packets, seconds, burst }) => {
-            w.u64(NFTA_LIMIT_RATE, *packets);
-            w.u64(NFTA_LIMIT_UNIT, *seconds);
-            w.u32(NFTA_LIMIT_BURST, *burst);
-            w.u32(NFTA_LIMIT_TYPE, 0);
-            w.u32(NFTA_LIMIT_FLAGS, 0);
-        }
+        Expr::Limit(rate) => write_limit(w, *rate),
         Expr::Log { group, prefix } => {
             w.string(NFTA_LOG_PREFIX, prefix);
             w.bytes_attribute(NFTA_LOG_GROUP, &group.to_be_bytes());
@@ -100,15 +76,7 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_CMP_OP, *op as u32);
             value(w, NFTA_CMP_DATA, data);
         }
-        Expr::Lookup { set, from, mode } => {
-            w.string(NFTA_LOOKUP_SET, set);
-            w.u32(NFTA_LOOKUP_SREG, register(*from));
-            match mode {
-                Lookup::In => {}
-                Lookup::NotIn => w.u32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV),
-                Lookup::Verdict => w.u32(NFTA_LOOKUP_DREG, VERDICT_REGISTER),
-            }
-        }
+        Expr::Lookup { set, from, mode } => write_lookup(w, set, *from, *mode),
         Expr::Verdict(verdict) => {
             w.u32(NFTA_IMMEDIATE_DREG, VERDICT_REGISTER);
             w.nest(NFTA_IMMEDIATE_DATA, |w| write_verdict(w, verdict));
@@ -125,6 +93,38 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.bytes_attribute(NFTA_REJECT_ICMP_CODE, &[*code]);
         }
         Expr::Unknown { bytes, .. } => w.raw(bytes),
+    }
+}
+
+/// A key of the packet or its connection, and the register that it is read to or written from.
+fn keyed(w: &mut Writer, (kind, key): (u16, u32), (direction, reg): (u16, Reg)) {
+    w.u32(kind, key);
+    w.u32(direction, register(reg));
+}
+
+/// A part of the packet, and the register that it is read to or written from.
+fn payload(w: &mut Writer, (direction, reg): (u16, Reg), header: Header, offset: u32, len: u32) {
+    w.u32(direction, register(reg));
+    w.u32(NFTA_PAYLOAD_BASE, header as u32);
+    w.u32(NFTA_PAYLOAD_OFFSET, offset);
+    w.u32(NFTA_PAYLOAD_LEN, len);
+}
+
+fn write_limit(w: &mut Writer, Rate { packets, seconds, burst }: Rate) {
+    w.u64(NFTA_LIMIT_RATE, packets);
+    w.u64(NFTA_LIMIT_UNIT, seconds);
+    w.u32(NFTA_LIMIT_BURST, burst);
+    w.u32(NFTA_LIMIT_TYPE, 0);
+    w.u32(NFTA_LIMIT_FLAGS, 0);
+}
+
+fn write_lookup(w: &mut Writer, set: &str, from: Reg, mode: Lookup) {
+    w.string(NFTA_LOOKUP_SET, set);
+    w.u32(NFTA_LOOKUP_SREG, register(from));
+    match mode {
+        Lookup::In => {}
+        Lookup::NotIn => w.u32(NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV),
+        Lookup::Verdict => w.u32(NFTA_LOOKUP_DREG, VERDICT_REGISTER),
     }
 }
 
@@ -170,19 +170,10 @@ fn read(expr: &[u8]) -> Expr {
 }
 
 fn known(name: &str, b: &[u8]) -> Option<Expr> {
-    let only = |kinds: &[u16]| attributes(b).all(|(kind, _)| kinds.contains(&kind)).then_some(());
-    let reg = |kind| find_u32(b, kind).and_then(from_register);
+    let only = |kinds: &[u16]| only(b, kinds);
+    let reg = |kind| reg(b, kind);
     Some(match name {
-        "meta" if find(b, NFTA_META_SREG).is_some() => {
-            only(&[NFTA_META_SREG, NFTA_META_KEY])?;
-            let packet_type = find_u32(b, NFTA_META_KEY)? == NFT_META_PKTTYPE;
-            packet_type.then_some(Expr::SetPacketType { from: reg(NFTA_META_SREG)? })?
-        }
-        "meta" => {
-            only(&[NFTA_META_DREG, NFTA_META_KEY])?;
-            let key = MetaKey::from_number(find_u32(b, NFTA_META_KEY)?)?;
-            Expr::Meta { key, to: reg(NFTA_META_DREG)? }
-        }
+        "meta" => read_meta(b)?,
         "payload" if find(b, NFTA_PAYLOAD_SREG).is_some() => write_payload(b)?,
         "payload" => {
             only(&[NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN])?;
@@ -193,15 +184,7 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
                 to: reg(NFTA_PAYLOAD_DREG)?,
             }
         }
-        "ct" if find(b, NFTA_CT_SREG).is_some() => {
-            only(&[NFTA_CT_SREG, NFTA_CT_KEY])?;
-            let mark = find_u32(b, NFTA_CT_KEY)? == CtKey::Mark as u32;
-            mark.then_some(Expr::SetCtMark { from: reg(NFTA_CT_SREG)? })?
-        }
-        "ct" => {
-            only(&[NFTA_CT_DREG, NFTA_CT_KEY])?;
-            Expr::Ct { key: CtKey::from_number(find_u32(b, NFTA_CT_KEY)?)?, to: reg(NFTA_CT_DREG)? }
-        }
+        "ct" => read_ct(b)?,
         "fib" => {
             only(&[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
             let asked = (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?);
@@ -210,30 +193,13 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         }
         "limit" => limit(b)?,
         "log" => log(b)?,
-        "bitwise" => {
-            // The operation 0 is this one; older kernels know no other and don't name it.
-            let mask_and_xor = find_u32(b, NFTA_BITWISE_OP).unwrap_or(0) == 0;
-            let (mask, xor) =
-                (read_value(find(b, NFTA_BITWISE_MASK)?)?, read_value(find(b, NFTA_BITWISE_XOR)?)?);
-            let (from, to) = (reg(NFTA_BITWISE_SREG)?, reg(NFTA_BITWISE_DREG)?);
-            let fits = find_u32(b, NFTA_BITWISE_LEN)? as usize == mask.len() && mask.len() == xor.len();
-            (mask_and_xor && fits).then_some(Expr::Bitwise { from, to, mask, xor })?
-        }
+        "bitwise" => read_bitwise(b)?,
         "cmp" => Expr::Cmp {
             from: reg(NFTA_CMP_SREG)?,
             op: Op::from_number(find_u32(b, NFTA_CMP_OP)?)?,
             data: read_value(find(b, NFTA_CMP_DATA)?)?,
         },
-        "lookup" => Expr::Lookup {
-            set: find_string(b, NFTA_LOOKUP_SET)?,
-            from: reg(NFTA_LOOKUP_SREG)?,
-            mode: match (find_u32(b, NFTA_LOOKUP_DREG), find_u32(b, NFTA_LOOKUP_FLAGS).unwrap_or(0)) {
-                (None, 0) => Lookup::In,
-                (None, NFT_LOOKUP_F_INV) => Lookup::NotIn,
-                (Some(VERDICT_REGISTER), 0) => Lookup::Verdict,
-                _ => return None,
-            },
-        },
+        "lookup" => read_lookup(b)?,
         "immediate" => {
             let data = find(b, NFTA_IMMEDIATE_DATA)?;
             match find_u32(b, NFTA_IMMEDIATE_DREG)? {
@@ -258,6 +224,57 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         },
         _ => return None,
     })
+}
+
+/// `None` if there are other attributes than these.
+fn only(b: &[u8], kinds: &[u16]) -> Option<()> {
+    attributes(b).all(|(kind, _)| kinds.contains(&kind)).then_some(())
+}
+
+fn reg(b: &[u8], kind: u16) -> Option<Reg> {
+    find_u32(b, kind).and_then(from_register)
+}
+
+fn read_meta(b: &[u8]) -> Option<Expr> {
+    if find(b, NFTA_META_SREG).is_some() {
+        only(b, &[NFTA_META_SREG, NFTA_META_KEY])?;
+        let packet_type = find_u32(b, NFTA_META_KEY)? == NFT_META_PKTTYPE;
+        let from = reg(b, NFTA_META_SREG)?;
+        return packet_type.then_some(Expr::SetPacketType { from });
+    }
+    only(b, &[NFTA_META_DREG, NFTA_META_KEY])?;
+    let key = MetaKey::from_number(find_u32(b, NFTA_META_KEY)?)?;
+    Some(Expr::Meta { key, to: reg(b, NFTA_META_DREG)? })
+}
+
+fn read_ct(b: &[u8]) -> Option<Expr> {
+    if find(b, NFTA_CT_SREG).is_some() {
+        only(b, &[NFTA_CT_SREG, NFTA_CT_KEY])?;
+        let mark = find_u32(b, NFTA_CT_KEY)? == CtKey::Mark as u32;
+        let from = reg(b, NFTA_CT_SREG)?;
+        return mark.then_some(Expr::SetCtMark { from });
+    }
+    only(b, &[NFTA_CT_DREG, NFTA_CT_KEY])?;
+    Some(Expr::Ct { key: CtKey::from_number(find_u32(b, NFTA_CT_KEY)?)?, to: reg(b, NFTA_CT_DREG)? })
+}
+
+fn read_bitwise(b: &[u8]) -> Option<Expr> {
+    // The operation 0 is this one; older kernels know no other and don't name it.
+    let mask_and_xor = find_u32(b, NFTA_BITWISE_OP).unwrap_or(0) == 0;
+    let (mask, xor) = (read_value(find(b, NFTA_BITWISE_MASK)?)?, read_value(find(b, NFTA_BITWISE_XOR)?)?);
+    let (from, to) = (reg(b, NFTA_BITWISE_SREG)?, reg(b, NFTA_BITWISE_DREG)?);
+    let fits = find_u32(b, NFTA_BITWISE_LEN)? as usize == mask.len() && mask.len() == xor.len();
+    (mask_and_xor && fits).then_some(Expr::Bitwise { from, to, mask, xor })
+}
+
+fn read_lookup(b: &[u8]) -> Option<Expr> {
+    let mode = match (find_u32(b, NFTA_LOOKUP_DREG), find_u32(b, NFTA_LOOKUP_FLAGS).unwrap_or(0)) {
+        (None, 0) => Lookup::In,
+        (None, NFT_LOOKUP_F_INV) => Lookup::NotIn,
+        (Some(VERDICT_REGISTER), 0) => Lookup::Verdict,
+        _ => return None,
+    };
+    Some(Expr::Lookup { set: find_string(b, NFTA_LOOKUP_SET)?, from: reg(b, NFTA_LOOKUP_SREG)?, mode })
 }
 
 /// Only what corrects no checksum is read.

@@ -22,6 +22,39 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     });
     let actual = renamed.as_ref().unwrap_or(actual);
 
+    let rebuilt = links(desired, actual, &mut changes);
+    let devices = Devices { desired, actual, rebuilt };
+    additions(&devices, &mut changes);
+    removals(&devices, &mut changes);
+    changes
+}
+
+/// What becomes of devices, and with them of what is on them.
+struct Devices<'a> {
+    desired: &'a KernelState,
+    actual: &'a KernelState,
+    /// Those that are made anew.
+    rebuilt: BTreeSet<Name>,
+}
+
+impl Devices<'_> {
+    /// Whether what is on a device that has this name now is still there after [`links`].
+    fn there(&self, name: &Name) -> bool {
+        !self.rebuilt.contains(name)
+    }
+
+    fn is_stale(&self, name: &Name) -> bool {
+        self.actual.links.contains_key(name) && !self.desired.links.contains_key(name)
+    }
+
+    /// What is on a device that goes away needs no change of its own.
+    fn stays(&self, name: &Name) -> bool {
+        self.there(name) && !self.is_stale(name)
+    }
+}
+
+/// Devices that are made or corrected; gives those that are made anew.
+fn links(desired: &KernelState, actual: &KernelState, changes: &mut Vec<Change>) -> BTreeSet<Name> {
     let mut rebuilt: BTreeSet<Name> = BTreeSet::new();
     for (name, want) in &desired.links {
         match actual.links.get(name) {
@@ -43,75 +76,80 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
             }
         }
     }
-    let there = |name: &Name| !rebuilt.contains(name);
-    let stale_link = |name: &Name| actual.links.contains_key(name) && !desired.links.contains_key(name);
-    // What hangs on a device that goes away needs no change of its own.
-    let stays = |name: &Name| there(name) && !stale_link(name);
+    rebuilt
+}
 
+/// What is new, and what is stale and has to go before something new.
+fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+    let Devices { desired, actual, .. } = *devices;
     for (name, net) in &desired.addresses {
-        if !(there(name) && actual.addresses.contains(&(*name, *net))) {
+        if !(devices.there(name) && actual.addresses.contains(&(*name, *net))) {
             changes.push(Change::AddAddress(*name, *net));
         }
     }
     // Only after the new one is there: a device without any address loses its routes.
     for (name, net) in actual.addresses.difference(&desired.addresses) {
-        if stays(name) {
+        if devices.stays(name) {
             changes.push(Change::DelAddress(*name, *net));
         }
     }
     for (name, forwarding) in &desired.forwarding {
-        if !(there(name) && actual.forwarding.get(name) == Some(forwarding)) {
+        if !(devices.there(name) && actual.forwarding.get(name) == Some(forwarding)) {
             changes.push(Change::SetForwarding(*name, Arc::clone(forwarding)));
         }
     }
     for (key @ (name, mac), dst) in &desired.fdb {
-        if !(there(name) && actual.fdb.get(key) == Some(dst)) {
+        if !(devices.there(name) && actual.fdb.get(key) == Some(dst)) {
             changes.push(Change::SetFdb(*name, *mac, *dst));
         }
     }
     for (key @ (name, ip), mac) in &desired.neighbours {
-        if !(there(name) && actual.neighbours.get(key) == Some(mac)) {
+        if !(devices.there(name) && actual.neighbours.get(key) == Some(mac)) {
             changes.push(Change::SetNeighbour(*name, *ip, *mac));
         }
     }
     for route in &actual.surplus {
-        if route.dev.is_none_or(|dev| stays(&dev)) {
+        if route.dev.is_none_or(|dev| devices.stays(&dev)) {
             changes.push(Change::DelRoute(*route));
         }
     }
     for (dst, want) in &desired.routes {
-        let have = actual.routes.get(dst).filter(|route| route.dev.is_none_or(|dev| there(&dev)));
+        let have = actual.routes.get(dst).filter(|route| route.dev.is_none_or(|dev| devices.there(&dev)));
         if have != Some(want) && !is_connected(desired, actual, dst) {
             changes.push(Change::SetRoute(*want));
         }
     }
+}
 
+/// What is stale.
+fn removals(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+    let Devices { desired, actual, .. } = *devices;
     let (wanted, found) = (&desired.blackholes, &actual.blackholes);
     changes.extend(wanted.difference(found).map(|dst| Change::AddBlackhole(*dst)));
     changes.extend(found.difference(wanted).map(|dst| Change::DelBlackhole(*dst)));
     for (dst, route) in &actual.routes {
-        let kept = desired.routes.contains_key(dst) || route.dev.is_some_and(|dev| !stays(&dev));
+        let kept = desired.routes.contains_key(dst) || route.dev.is_some_and(|dev| !devices.stays(&dev));
         if !kept && route.protocol != PROTOCOL_KERNEL {
             changes.push(Change::DelRoute(*route));
         }
     }
     for name in actual.forwarding.keys() {
-        if stays(name) && !desired.forwarding.contains_key(name) {
+        if devices.stays(name) && !desired.forwarding.contains_key(name) {
             changes.push(Change::DelForwarding(*name));
         }
     }
     for key @ (name, ip) in actual.neighbours.keys() {
-        if stays(name) && !desired.neighbours.contains_key(key) {
+        if devices.stays(name) && !desired.neighbours.contains_key(key) {
             changes.push(Change::DelNeighbour(*name, *ip));
         }
     }
     for key @ (name, mac) in actual.fdb.keys() {
-        if stays(name) && !desired.fdb.contains_key(key) {
+        if devices.stays(name) && !desired.fdb.contains_key(key) {
             changes.push(Change::DelFdb(*name, *mac));
         }
     }
-    changes.extend(actual.links.keys().filter(|name| stale_link(name)).map(|name| Change::DelLink(*name)));
     changes
+        .extend(actual.links.keys().filter(|name| devices.is_stale(name)).map(|name| Change::DelLink(*name)));
 }
 
 /// Devices that are wanted under another name: because another one is to have theirs, or because they are

@@ -113,30 +113,7 @@ fn measure(rounds: u32) -> anyhow::Result<()> {
     report("1,000 policies, 100 pods: compiled and applied from nothing", &mut apply);
     namespace.command("nft").args(["list", "ruleset"]).ok().context("nft can print it")?;
 
-    let mut arrivals = Vec::new();
-    for number in 0..ARRIVALS {
-        enforcer.engine.cluster.set_pod(&pod(
-            1_000_000 + number,
-            number % 300,
-            "10.244.200.0",
-            number,
-            false,
-        ));
-        arrivals.push(converge(&mut enforcer, false)?);
-    }
-    report("a pod of another node arrives", &mut arrivals);
-    let mut arrivals = Vec::new();
-    for number in 0..ARRIVALS / 2 {
-        enforcer.engine.cluster.announce_pod(&pod(
-            2_000_000 + number,
-            number % 100,
-            "10.244.1.0",
-            110 + number,
-            true,
-        ));
-        arrivals.push(converge(&mut enforcer, false)?);
-    }
-    report("a pod of this node arrives", &mut arrivals);
+    arrivals(&mut enforcer)?;
     let mut nothing = Vec::new();
     for _ in 0..ARRIVALS {
         nothing.push(converge(&mut enforcer, true)?);
@@ -148,6 +125,34 @@ fn measure(rounds: u32) -> anyhow::Result<()> {
     let mut restart = vec![converge(&mut enforcer, true)?];
     report("restart: read, compared, 0 changes", &mut restart);
     memory()
+}
+
+fn arrivals(enforcer: &mut Enforcer) -> anyhow::Result<()> {
+    let mut arrivals = Vec::new();
+    for number in 0..ARRIVALS {
+        enforcer.engine.cluster.set_pod(&pod(
+            1_000_000 + number,
+            number % 300,
+            "10.244.200.0",
+            number,
+            false,
+        ));
+        arrivals.push(converge(enforcer, false)?);
+    }
+    report("a pod of another node arrives", &mut arrivals);
+    let mut arrivals = Vec::new();
+    for number in 0..ARRIVALS / 2 {
+        enforcer.engine.cluster.announce_pod(&pod(
+            2_000_000 + number,
+            number % 100,
+            "10.244.1.0",
+            110 + number,
+            true,
+        ));
+        arrivals.push(converge(enforcer, false)?);
+    }
+    report("a pod of this node arrives", &mut arrivals);
+    Ok(())
 }
 
 fn converge(enforcer: &mut Enforcer, unchanged: bool) -> anyhow::Result<Duration> {

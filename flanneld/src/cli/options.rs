@@ -133,42 +133,8 @@ impl Options {
             let flags = ignored.join(" and --");
             warnings.push(format!("--{flags} {verb} no effect: --v sets the detail of the log"));
         }
-        let mut shown: Vec<(&'static str, String)> = Vec::new();
         let store = store(&flags, &source, &place, &mut warnings)?;
-        match &store {
-            StoreOptions::File(directory) => {
-                shown.push(("lease-store", format!("file:{}", directory.display())));
-            }
-            StoreOptions::Kube(_) => {
-                shown.push(("kube-subnet-mgr", "true".into()));
-                for (flag, value) in [
-                    ("kube-api-url", &flags.kube_api_url),
-                    ("kube-annotation-prefix", &flags.kube_annotation_prefix),
-                    ("kubeconfig-file", &flags.kubeconfig_file),
-                    ("net-config-path", &flags.net_config_path),
-                ] {
-                    shown.push((flag, value.clone()));
-                }
-            }
-            StoreOptions::Etcd(etcd) => {
-                shown.push(("etcd-endpoints", etcd.endpoints.join(",")));
-                shown.push(("etcd-prefix", etcd.prefix.clone()));
-                for (flag, value) in [
-                    ("etcd-keyfile", &flags.etcd_keyfile),
-                    ("etcd-certfile", &flags.etcd_certfile),
-                    ("etcd-cafile", &flags.etcd_cafile),
-                    ("etcd-username", &flags.etcd_username),
-                ] {
-                    shown.push((flag, value.clone()));
-                }
-                if etcd.user.is_some() {
-                    shown.push(("etcd-password", "***".into()));
-                }
-            }
-        }
         let selectors = check::selectors(&flags, &source)?;
-        shown.extend(flags.iface.iter().map(|value| ("iface", value.clone())));
-        shown.extend(flags.iface_regex.iter().map(|value| ("iface-regex", value.clone())));
         let health = check::health(&flags, &source)?;
         check::resync(&flags, &source)?;
         let renew_margin = check::renew_margin(&flags, &source)?;
@@ -180,33 +146,7 @@ impl Options {
             fully_random: !flags.ip_masq_fully_random_disable,
             forward: flags.iptables_forward_rules,
         };
-        shown.extend([
-            ("iface-can-reach", flags.iface_can_reach),
-            ("public-ip", flags.public_ip),
-            ("public-ipv6", flags.public_ipv6),
-            ("subnet-file", flags.subnet_file.clone()),
-            ("cni-conf", flags.cni_conf.clone()),
-            ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
-            ("traffic-manager", flags.traffic_manager.clone()),
-            ("ip-masq", flags.ip_masq.to_string()),
-            ("iptables-forward-rules", flags.iptables_forward_rules.to_string()),
-            ("ip-forward", flags.ip_forward.to_string()),
-            ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
-            ("healthz-port", flags.healthz_port.to_string()),
-            ("v", flags.v.to_string()),
-        ]);
-        if network_policy.mode != Mode::Off {
-            shown.extend([
-                ("network-policy", flags.network_policy),
-                ("network-policy-steer", flags.network_policy_steer),
-                ("network-policy-mark-mask", flags.network_policy_mark_mask),
-                ("network-policy-log", flags.network_policy_log.to_string()),
-            ]);
-        }
-        shown.retain(|(_, value)| !value.is_empty());
-        for (_, value) in &mut shown {
-            *value = subnet::gojson::shortened(value);
-        }
+        let shown = shown(&flags, &store, health, network_policy.mode);
         Ok(Self {
             store,
             selectors,
@@ -223,6 +163,82 @@ impl Options {
             shown,
         })
     }
+}
+
+/// The settings that have a value, without secrets.
+fn shown(
+    flags: &RunFlags,
+    store: &StoreOptions,
+    health: Option<SocketAddr>,
+    policies: Mode,
+) -> Vec<(&'static str, String)> {
+    let mut shown = shown_store(flags, store);
+    shown.extend(flags.iface.iter().map(|value| ("iface", value.clone())));
+    shown.extend(flags.iface_regex.iter().map(|value| ("iface-regex", value.clone())));
+    shown.extend([
+        ("iface-can-reach", flags.iface_can_reach.clone()),
+        ("public-ip", flags.public_ip.clone()),
+        ("public-ipv6", flags.public_ipv6.clone()),
+        ("subnet-file", flags.subnet_file.clone()),
+        ("cni-conf", flags.cni_conf.clone()),
+        ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
+        ("traffic-manager", flags.traffic_manager.clone()),
+        ("ip-masq", flags.ip_masq.to_string()),
+        ("iptables-forward-rules", flags.iptables_forward_rules.to_string()),
+        ("ip-forward", flags.ip_forward.to_string()),
+        ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
+        ("healthz-port", flags.healthz_port.to_string()),
+        ("v", flags.v.to_string()),
+    ]);
+    if policies != Mode::Off {
+        shown.extend([
+            ("network-policy", flags.network_policy.clone()),
+            ("network-policy-steer", flags.network_policy_steer.clone()),
+            ("network-policy-mark-mask", flags.network_policy_mark_mask.clone()),
+            ("network-policy-log", flags.network_policy_log.to_string()),
+        ]);
+    }
+    shown.retain(|(_, value)| !value.is_empty());
+    for (_, value) in &mut shown {
+        *value = subnet::gojson::shortened(value);
+    }
+    shown
+}
+
+fn shown_store(flags: &RunFlags, store: &StoreOptions) -> Vec<(&'static str, String)> {
+    let mut shown: Vec<(&'static str, String)> = Vec::new();
+    match store {
+        StoreOptions::File(directory) => {
+            shown.push(("lease-store", format!("file:{}", directory.display())));
+        }
+        StoreOptions::Kube(_) => {
+            shown.push(("kube-subnet-mgr", "true".into()));
+            for (flag, value) in [
+                ("kube-api-url", &flags.kube_api_url),
+                ("kube-annotation-prefix", &flags.kube_annotation_prefix),
+                ("kubeconfig-file", &flags.kubeconfig_file),
+                ("net-config-path", &flags.net_config_path),
+            ] {
+                shown.push((flag, value.clone()));
+            }
+        }
+        StoreOptions::Etcd(etcd) => {
+            shown.push(("etcd-endpoints", etcd.endpoints.join(",")));
+            shown.push(("etcd-prefix", etcd.prefix.clone()));
+            for (flag, value) in [
+                ("etcd-keyfile", &flags.etcd_keyfile),
+                ("etcd-certfile", &flags.etcd_certfile),
+                ("etcd-cafile", &flags.etcd_cafile),
+                ("etcd-username", &flags.etcd_username),
+            ] {
+                shown.push((flag, value.clone()));
+            }
+            if etcd.user.is_some() {
+                shown.push(("etcd-password", "***".into()));
+            }
+        }
+    }
+    shown
 }
 
 fn store(

@@ -349,22 +349,23 @@ fn one(edit: &Edit, chains: &mut BTreeMap<String, Chain>, sets: &mut BTreeMap<St
             assert!(!chains.values().flat_map(|chain| &chain.rules).any(used), "{name} is in use");
             assert!(sets.remove(name).is_some(), "no set {name}");
         }
-        Edit::DeleteChain(name) => {
-            let to =
-                |verdict: &Verdict| matches!(verdict, Verdict::Jump(to) | Verdict::Goto(to) if to == name);
-            let rules = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs);
-            assert!(
-                !rules.clone().any(|expr| matches!(expr, Expr::Verdict(verdict) if to(verdict))),
-                "{name} is in use"
-            );
-            let data = sets.values().flat_map(|set| set.elements.values());
-            assert!(
-                !data.clone().any(|data| matches!(data, Some(Data::Verdict(verdict)) if to(verdict))),
-                "{name} is in use"
-            );
-            assert!(chains.remove(name).expect("a chain that is there").rules.is_empty());
-        }
+        Edit::DeleteChain(name) => delete_chain(name, chains, sets),
     }
+}
+
+fn delete_chain(name: &str, chains: &mut BTreeMap<String, Chain>, sets: &BTreeMap<String, Set>) {
+    let to = |verdict: &Verdict| matches!(verdict, Verdict::Jump(to) | Verdict::Goto(to) if to == name);
+    let rules = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs);
+    assert!(
+        !rules.clone().any(|expr| matches!(expr, Expr::Verdict(verdict) if to(verdict))),
+        "{name} is in use"
+    );
+    let data = sets.values().flat_map(|set| set.elements.values());
+    assert!(
+        !data.clone().any(|data| matches!(data, Some(Data::Verdict(verdict)) if to(verdict))),
+        "{name} is in use"
+    );
+    assert!(chains.remove(name).expect("a chain that is there").rules.is_empty());
 }
 
 fn leads<'a>(chains: &BTreeMap<String, Chain>, verdicts: impl Iterator<Item = &'a Option<Data>>) {

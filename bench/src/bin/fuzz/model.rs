@@ -162,6 +162,22 @@ impl Offload {
     }
 }
 
+/// A packet with the checksum that was left to the device.
+fn summed(offload: &Offload, packet: &[u8], head: usize, never_zero: bool) -> Option<Vec<u8>> {
+    let from = usize::from(offload.from);
+    let at = from + usize::from(offload.at);
+    if from < head || from % 2 != 0 || at + 2 > packet.len() {
+        return None;
+    }
+    let mut whole = packet.to_vec();
+    let sum = match checksum(&[&packet[from..]]) {
+        0 if never_zero => 0xffff,
+        sum => sum,
+    };
+    put(&mut whole, at, sum);
+    Some(whole)
+}
+
 /// The packets that one stands for; none where header and packet don't fit together.
 pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
     let Header { head, total, fragment, extended } = header(packet)?;
@@ -170,18 +186,8 @@ pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>>
     let l4 = match offload.kind & 0x7f {
         0 if offload.flags & 1 == 0 => return Some(vec![packet.to_vec()]),
         0 => {
-            let from = usize::from(offload.from);
-            let at = from + usize::from(offload.at);
-            if from < head || from % 2 != 0 || at + 2 > total {
-                return None;
-            }
-            let mut whole = packet.to_vec();
-            let sum = match checksum(&[&packet[from..]]) {
-                0 if protocol == UDP || v6 && extended && offload.at == 6 => 0xffff,
-                sum => sum,
-            };
-            put(&mut whole, at, sum);
-            return Some(vec![whole]);
+            let never_zero = protocol == UDP || v6 && extended && offload.at == 6;
+            return Some(vec![summed(offload, packet, head, never_zero)?]);
         }
         kind if kind == if v6 { 4 } else { 1 }
             && protocol == TCP
