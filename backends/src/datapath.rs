@@ -5,30 +5,30 @@
 //! | [`routing`] | lookup tables of a [`Forwarding`](crate::state::forwarding::Forwarding) |
 //! | [`packet`], [`checksum`], [`vnet`] | headers |
 //! | [`split`], [`outbox`] | from what the kernel hands over at once to groups of packets |
-//! | [`merge`] | from packets to what the kernel takes at once |
+//! | [`coalesce`] | from packets to what the kernel takes at once |
 //! | [`icmp`] | errors about packets that can't be carried |
 //! | [`counters`] | what happened |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `worker`, `threads`, [`engine`] | threads, devices, sockets |
-//! | `sys`, `room` | system calls, and memory for them |
+//! | `sys`, `buffer` | system calls, and memory for them |
 
 pub mod checksum;
+pub mod coalesce;
 pub mod counters;
 pub mod engine;
 pub(crate) mod icmp;
-pub mod merge;
 pub mod outbox;
 pub mod packet;
 pub mod routing;
 pub mod split;
 pub mod vnet;
 
-mod complaints;
+mod buffer;
 mod egress;
+mod icmp_sender;
 mod ingress;
-mod room;
+mod queue_steering;
 mod shared;
-mod steer;
 mod sys;
 #[cfg(test)]
 mod tests;

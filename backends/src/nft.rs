@@ -18,25 +18,25 @@
 //! A table is as wanted, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`Listener`] tells when somebody
 //! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
 
-mod abi;
 mod change;
+mod compare;
 mod decode;
-mod differ;
 mod encode;
 mod expr;
+mod expr_codec;
 mod foreign;
 mod listen;
 pub mod matches;
 mod model;
 mod set;
 mod socket;
-mod steps;
+mod uapi;
 
 use std::collections::BTreeSet;
 use std::io;
 
 pub use change::{Change, Place};
-pub use differ::{Refit, differs};
+pub use compare::{Refit, differs};
 pub use encode::Transaction;
 #[cfg(feature = "testing")]
 pub(crate) use expr::{CtKey, Header, Lookup, MetaKey};
@@ -51,10 +51,10 @@ pub(crate) use set::Data;
 pub(crate) use set::flags as set_flags;
 pub use set::{KeyType, Set, Span};
 
-use abi::*;
 use decode::Assembly;
 use rustix::io::Errno;
 use socket::{NftSocket, Refused};
+use uapi::*;
 
 use crate::netlink::wire::{self, Writer};
 

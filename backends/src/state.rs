@@ -20,8 +20,8 @@ use forwarding::Forwarding;
 use name::Name;
 
 pub use change::Change;
-pub(crate) use link::{ASIDE, LinkPatch};
 pub use link::{Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
+pub(crate) use link::{LinkPatch, SPARE_PREFIXES};
 pub use route::Route;
 pub(crate) use route::{BLACKHOLE_METRIC, PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL};
 
@@ -44,7 +44,7 @@ pub struct KernelState {
     pub routes: BTreeMap<IpNet, Route>,
     /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
     /// metric. Never wanted.
-    pub surplus: BTreeSet<Route>,
+    pub shadowed_routes: BTreeSet<Route>,
     /// Destinations that end here unless a better route exists ([`BLACKHOLE_METRIC`]).
     pub blackholes: BTreeSet<IpNet>,
 }
@@ -72,7 +72,7 @@ impl KernelState {
         add(&mut self.neighbours, other.neighbours);
         add(&mut self.routes, other.routes);
         self.addresses.extend(other.addresses);
-        self.surplus.extend(other.surplus);
+        self.shadowed_routes.extend(other.shadowed_routes);
         self.blackholes.extend(other.blackholes);
     }
 }

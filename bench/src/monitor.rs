@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use backends::testing::{Node, Process};
 
 /// How long anything may take before it is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Routes and FDB entries that mark the beginning and the end in what the witnesses write; no agent has
 /// anything to do with them.
@@ -50,7 +50,7 @@ impl Monitor {
             if changes != quiet.0 {
                 quiet = (changes, Instant::now());
             }
-            ensure!(start.elapsed() < PATIENCE, "the kernel is never quiet: {:?}", monitor.changes()?);
+            ensure!(start.elapsed() < TIMEOUT, "the kernel is never quiet: {:?}", monitor.changes()?);
             std::thread::sleep(Duration::from_millis(50));
         }
         monitor.mark(node, &BEGIN)?;
@@ -80,7 +80,7 @@ impl Monitor {
     /// Makes and removes the objects of a mark until both witnesses tell of that.
     fn mark(&self, node: &Node, mark: &Mark) -> anyhow::Result<()> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < TIMEOUT {
             let before = self.told(mark)?;
             node.namespace().ip(&format!("route add {0} dev lo\nroute del {0} dev lo", mark.route))?;
             let fdb = format!("fdb add {0} dev cni0 self\nfdb del {0} dev cni0 self\n", mark.mac);

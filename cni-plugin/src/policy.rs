@@ -169,7 +169,7 @@ impl Answer {
 /// Why there is no answer.
 #[derive(Debug)]
 enum Trouble {
-    /// Nobody listens.
+    /// No process listens.
     Away(String, io::Error),
     /// The answer did not come in time.
     Silent,

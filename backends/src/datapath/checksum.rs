@@ -10,7 +10,7 @@ pub fn sum(data: &[u8]) -> u64 {
     total + tail(rest)
 }
 
-/// Copies `data` to the start of `room`, which is at least as long, and gives its sum: one pass over it instead
+/// Copies `data` to the start of `buffer`, which is at least as long, and gives its sum: one pass over it instead
 /// of two.
 #[inline]
 pub(crate) fn copy(data: &[u8], room: &mut [u8]) -> u64 {

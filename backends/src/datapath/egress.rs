@@ -11,16 +11,16 @@ use arc_swap::{ArcSwap, Cache};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use subnet::Family;
 
-use super::complaints::Complaints;
+use super::buffer::AlignedBuffer;
 use super::counters::Counters;
-use super::icmp::Trouble;
+use super::icmp::IcmpError;
+use super::icmp_sender::IcmpSender;
 use super::outbox::{Group, Outbox};
-use super::packet::{Header, Malformed, UDP, V6_HEADER, age};
-use super::room::Room;
+use super::packet::{Header, Malformed, UDP, V6_HEADER, decrement_ttl};
 use super::routing::Routing;
-use super::shared::{Shared, Wires};
-use super::split::{largest, split};
-use super::sys::{Tun, Wire};
+use super::shared::{Shared, Sockets};
+use super::split::{max_segment_len, split};
+use super::sys::{Tun, UdpSocket};
 use super::vnet::{self, Vnet};
 
 /// The device is read until so many bytes are to be sent, so many reads were made, or nothing is left.
@@ -36,7 +36,7 @@ const DISTANCE: usize = 2;
 /// How long packets to a peer go one by one after the kernel refused to segment them.
 const DISTRUST: Duration = Duration::from_secs(300);
 /// How long the kernel may take to make room in the buffer of the socket.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const SEND_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How often the log is told of the same trouble.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -44,17 +44,17 @@ pub(super) struct Egress {
     tun: Arc<Tun>,
     /// The queues of the device to read.
     queues: Range<u32>,
-    wires: Wires,
+    sockets: Sockets,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     turns: u32,
-    room: Room,
+    room: AlignedBuffer,
     outbox: Outbox,
     /// The queues that had more after the last turn.
     more: u32,
     /// A group waits in the outbox for what they have.
     held: bool,
-    complaints: Complaints,
+    icmp_sender: IcmpSender,
     /// Peers whose packets go one by one, until then.
     distrusted: BTreeMap<IpAddr, Instant>,
     /// The MTU under which they were.
@@ -64,7 +64,7 @@ pub(super) struct Egress {
 
 /// What a turn has read.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Went {
+pub(super) struct EgressStats {
     pub(super) bytes: usize,
     /// Packets, merged ones counting as one.
     pub(super) reads: u64,
@@ -74,19 +74,19 @@ pub(super) struct Went {
 
 impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, queues, wires, routing, counters } = shared;
+        let Shared { tun, queues, sockets, routing, counters } = shared;
         Self {
             turns: 0,
             tun: Arc::clone(tun),
             queues: queues.clone(),
-            wires: Arc::clone(wires),
+            sockets: Arc::clone(sockets),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
-            room: Room::new(LONGEST, DISTANCE),
+            room: AlignedBuffer::new(LONGEST, DISTANCE),
             outbox: Outbox::with_capacity(BATCH_BYTES + 4 * LONGEST),
             more: 0,
             held: false,
-            complaints: Complaints::new(shared),
+            icmp_sender: IcmpSender::new(shared),
             distrusted: BTreeMap::new(),
             mtu: 0,
             told: None,
@@ -98,7 +98,7 @@ impl Egress {
     ///
     /// # Errors
     /// The device is gone.
-    pub(super) fn turn(&mut self, ready: u32) -> io::Result<Went> {
+    pub(super) fn turn(&mut self, ready: u32) -> io::Result<EgressStats> {
         let routing = Arc::clone(self.routing.load());
         if routing.mtu != self.mtu {
             // What the kernel refused while the link changed, it may take now.
@@ -113,7 +113,7 @@ impl Egress {
         let Range { start: first, end } = self.queues;
         let count = end - first;
         self.turns = self.turns.wrapping_add(1);
-        let mut went = Went::default();
+        let mut went = EgressStats::default();
         for step in 0..count {
             // Not always the same one first.
             let queue = first + self.turns.wrapping_add(step) % count;
@@ -189,56 +189,56 @@ impl Egress {
                 return counters.dropped_not_carried.add(1);
             }
             counters.dropped_no_peer.add(1);
-            return self.complain(Trouble::NetUnreachable, routing, &header, len);
+            return self.complain(IcmpError::NetUnreachable, routing, &header, len);
         };
         if header.ttl <= 1 {
             counters.dropped_ttl.add(1);
-            return self.complain(Trouble::TimeExceeded, routing, &header, len);
+            return self.complain(IcmpError::TimeExceeded, routing, &header, len);
         }
-        if header.dont_fragment && largest(&vnet, &header, packet) > routing.mtu.into() {
+        if header.dont_fragment && max_segment_len(&vnet, &header, packet) > routing.mtu.into() {
             counters.dropped_too_long.add(1);
-            return self.complain(Trouble::TooBig(routing.mtu), routing, &header, len);
+            return self.complain(IcmpError::TooBig(routing.mtu), routing, &header, len);
         }
-        age(packet);
+        decrement_ttl(packet);
         if split(&vnet, &header, packet, &mut self.outbox.to(peer)).is_err() {
             counters.dropped_malformed.add(1);
         }
     }
 
     /// Tells the sender of the packet that was just read.
-    fn complain(&mut self, trouble: Trouble, routing: &Routing, header: &Header, len: usize) {
-        self.complaints.send(trouble, routing, header, &self.room[vnet::LEN..len]);
+    fn complain(&mut self, trouble: IcmpError, routing: &Routing, header: &Header, len: usize) {
+        self.icmp_sender.send(trouble, routing, header, &self.room[vnet::LEN..len]);
     }
 
     /// The socket for packets to this peer.
-    fn wire(&self, to: IpAddr) -> Option<&Wire> {
-        self.wires.iter().map(|wire| &**wire).find(|wire| wire.reaches(to))
+    fn socket(&self, to: IpAddr) -> Option<&UdpSocket> {
+        self.sockets.iter().map(|socket| &**socket).find(|socket| socket.reaches(to))
     }
 
     fn flush(&mut self, port: u16) {
         let mut from = 0;
         while from < self.outbox.groups().len() {
             let groups = &self.outbox.groups()[from..];
-            let Some(wire) = self.wire(groups[0].to) else {
+            let Some(socket) = self.socket(groups[0].to) else {
                 // Its peers went before it.
                 self.counters.dropped_unsent.add(groups[0].packets.into());
                 from += 1;
                 continue;
             };
-            let together = |group: &&Group| wire.reaches(group.to) && !self.distrusts(group);
+            let together = |group: &&Group| socket.reaches(group.to) && !self.distrusts(group);
             let trusted = groups.iter().take_while(together).count();
             if trusted == 0 {
                 self.send_singly(from, port);
                 from += 1;
                 continue;
             }
-            match wire.send(port, self.outbox.bytes(), &groups[..trusted]) {
+            match socket.send(port, self.outbox.bytes(), &groups[..trusted]) {
                 Ok(sent) => {
                     groups[..sent].iter().for_each(|group| self.count(group));
                     from += sent;
                 }
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => wait(wire),
+                    Some(libc::EAGAIN | libc::EINTR) => wait(socket),
                     Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO) if groups[0].packets > 1 => {
                         self.distrust(groups[0].to, &error);
                         self.send_singly(from, port);
@@ -281,16 +281,16 @@ impl Egress {
 
     fn send_singly(&mut self, index: usize, port: u16) {
         let group = &self.outbox.groups()[index];
-        let Some(wire) = self.wire(group.to) else { return };
+        let Some(socket) = self.socket(group.to) else { return };
         self.counters.sent_fallbacks.add(1);
         let to = SocketAddr::new(group.to, port);
         let mut trouble = None;
         for range in group.each() {
             let packet = &self.outbox.bytes()[range];
             let outcome = loop {
-                match wire.send_one(to, packet) {
+                match socket.send_one(to, packet) {
                     Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {
-                        wait(wire);
+                        wait(socket);
                     }
                     outcome => break outcome,
                 }
@@ -329,8 +329,8 @@ impl Egress {
     }
 }
 
-fn wait(wire: &Wire) {
-    let _ = poll(&mut [PollFd::new(wire.sender(), PollFlags::OUT)], Some(&PATIENCE));
+fn wait(socket: &UdpSocket) {
+    let _ = poll(&mut [PollFd::new(socket.sender(), PollFlags::OUT)], Some(&SEND_TIMEOUT));
 }
 
 /// Whether the packet is a datagram from this node's tunnel to another one's.

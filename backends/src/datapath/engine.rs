@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::counters::Counters;
-use super::steer::QUEUES;
+use super::queue_steering::QUEUES;
 use super::sys::Tun;
 use super::threads::Datapath;
 use crate::state::forwarding::Forwarding;

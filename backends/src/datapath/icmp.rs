@@ -9,11 +9,11 @@ use pnet::packet::ip::IpNextHeaderProtocols;
 use pnet::packet::ipv4::{Ipv4Flags, MutableIpv4Packet};
 use pnet::packet::ipv6::MutableIpv6Packet;
 
-use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, seal};
+use super::packet::{Header, ICMP, ICMPV6, V4_HEADER, V6_HEADER, write_header_checksum};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum IcmpError {
     /// No peer has the destination.
     NetUnreachable,
     /// The packet may not be fragmented, and is longer than this.
@@ -22,7 +22,7 @@ pub(crate) enum Trouble {
     TimeExceeded,
 }
 
-impl Trouble {
+impl IcmpError {
     /// Type and code.
     fn v4(self) -> (u8, u8) {
         match self {
@@ -62,7 +62,7 @@ pub(crate) const LONGEST: usize = 1280;
 /// Writes the error about `packet` into `reply`, and gives its length; `None` where none may be sent
 /// (RFC 1812 §4.3.2.7, RFC 4443 §2.4): about errors, about later fragments, to or about groups of hosts.
 pub(crate) fn reply(
-    trouble: Trouble,
+    trouble: IcmpError,
     from: IpAddr,
     header: &Header,
     packet: &[u8],
@@ -92,7 +92,7 @@ fn single(addr: Ipv4Addr) -> bool {
 }
 
 fn v4(
-    trouble: Trouble,
+    trouble: IcmpError,
     (from, to): (Ipv4Addr, Ipv4Addr),
     header: &Header,
     packet: &[u8],
@@ -113,7 +113,7 @@ fn v4(
     ip.set_next_level_protocol(IpNextHeaderProtocols::Icmp);
     ip.set_source(from);
     ip.set_destination(to);
-    seal(head);
+    write_header_checksum(head);
     fill(trouble, quoted, message);
     let (kind, code) = trouble.v4();
     let mut error = MutableIcmpPacket::new(message)?;
@@ -125,7 +125,7 @@ fn v4(
 }
 
 fn v6(
-    trouble: Trouble,
+    trouble: IcmpError,
     (from, to): (Ipv6Addr, Ipv6Addr),
     header: &Header,
     packet: &[u8],
@@ -153,7 +153,7 @@ fn v6(
 }
 
 /// What both families have in common: a header that may end with an MTU, and the packet in question.
-fn fill(trouble: Trouble, quoted: &[u8], message: &mut [u8]) {
+fn fill(trouble: IcmpError, quoted: &[u8], message: &mut [u8]) {
     message[..ICMP_HEADER].fill(0);
     message[6..ICMP_HEADER].copy_from_slice(&trouble.mtu());
     message[ICMP_HEADER..].copy_from_slice(quoted);
@@ -191,7 +191,7 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packet::{TCP, UDP, is_sound};
+    use super::super::packet::{TCP, UDP, checksum_ok};
     use super::*;
 
     const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 0));
@@ -209,7 +209,7 @@ mod tests {
         packet
     }
 
-    fn answer(trouble: Trouble, packet: &[u8]) -> Option<Vec<u8>> {
+    fn answer(trouble: IcmpError, packet: &[u8]) -> Option<Vec<u8>> {
         let mut room = [0xaa; LONGEST];
         let header = Header::parse(packet).unwrap();
         let from = if header.is_v6() { FROM_V6 } else { FROM };
@@ -220,15 +220,15 @@ mod tests {
     fn an_error_names_the_trouble_and_quotes_the_packet() {
         let offending = packet(UDP, |_| ());
         for (trouble, kind, code, mtu) in [
-            (Trouble::NetUnreachable, 3, 0, [0, 0]),
-            (Trouble::TooBig(1372), 3, 4, [0x05, 0x5c]),
-            (Trouble::TimeExceeded, 11, 0, [0, 0]),
+            (IcmpError::NetUnreachable, 3, 0, [0, 0]),
+            (IcmpError::TooBig(1372), 3, 4, [0x05, 0x5c]),
+            (IcmpError::TimeExceeded, 11, 0, [0, 0]),
         ] {
             let answer = answer(trouble, &offending).unwrap();
             let header = Header::parse(&answer).unwrap();
             assert_eq!((header.src, header.dst), (FROM, Ipv4Addr::new(10, 244, 1, 5).into()));
             assert_eq!((header.total_len, header.protocol), (answer.len(), ICMP));
-            assert!(is_sound(&answer[..20]));
+            assert!(checksum_ok(&answer[..20]));
             assert_eq!((answer[20], answer[21], [answer[26], answer[27]]), (kind, code, mtu));
             assert_eq!(answer[28..], offending[..28]);
             assert_eq!(pnet::util::checksum(&answer[20..], usize::MAX), 0);
@@ -237,8 +237,8 @@ mod tests {
 
     #[test]
     fn there_is_no_error_about_an_error_a_fragment_or_a_group() {
-        assert!(answer(Trouble::TimeExceeded, &packet(TCP, |_| ())).is_some());
-        assert!(answer(Trouble::TimeExceeded, &packet(ICMP, |packet| packet[20] = 8)).is_some());
+        assert!(answer(IcmpError::TimeExceeded, &packet(TCP, |_| ())).is_some());
+        assert!(answer(IcmpError::TimeExceeded, &packet(ICMP, |packet| packet[20] = 8)).is_some());
         for silent in [
             packet(ICMP, |packet| packet[20] = 3),
             packet(ICMP, |packet| packet[20] = 11),
@@ -246,7 +246,7 @@ mod tests {
             packet(UDP, |packet| packet[16] = 224),
             packet(UDP, |packet| packet[12..16].fill(0)),
         ] {
-            assert_eq!(answer(Trouble::TimeExceeded, &silent), None);
+            assert_eq!(answer(IcmpError::TimeExceeded, &silent), None);
         }
     }
 
@@ -269,9 +269,9 @@ mod tests {
         for (payload, quoted) in [(0, 40), (33, 73), (1192, 1232), (1193, 1232), (9000, 1232)] {
             let offending = packet_v6(UDP, payload, |_| ());
             for (trouble, kind, mtu) in [
-                (Trouble::NetUnreachable, 1, [0; 4]),
-                (Trouble::TooBig(1452), 2, [0, 0, 0x05, 0xac]),
-                (Trouble::TimeExceeded, 3, [0; 4]),
+                (IcmpError::NetUnreachable, 1, [0; 4]),
+                (IcmpError::TooBig(1452), 2, [0, 0, 0x05, 0xac]),
+                (IcmpError::TimeExceeded, 3, [0; 4]),
             ] {
                 let answer = answer(trouble, &offending).unwrap();
                 let header = Header::parse(&answer).unwrap();
@@ -303,7 +303,7 @@ mod tests {
             hidden(129),
             fragment(1),
         ] {
-            assert!(answer(Trouble::TimeExceeded, &told).is_some());
+            assert!(answer(IcmpError::TimeExceeded, &told).is_some());
         }
         for silent in [
             packet_v6(ICMPV6, 20, |packet| packet[40] = 1),
@@ -315,7 +315,7 @@ mod tests {
             packet_v6(UDP, 20, |packet| packet[8] = 0xff),
             packet_v6(UDP, 20, |packet| packet[24] = 0xff),
         ] {
-            assert_eq!(answer(Trouble::TimeExceeded, &silent), None);
+            assert_eq!(answer(IcmpError::TimeExceeded, &silent), None);
         }
     }
 

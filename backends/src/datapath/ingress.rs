@@ -8,37 +8,37 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 
-use super::complaints::Complaints;
+use super::coalesce::{Added, Coalescer, LONGEST_HEAD, MAX_PARTS, SuperPacket};
 use super::counters::Counters;
-use super::icmp::Trouble;
-use super::merge::{Item, LONGEST_HEAD, MOST_PARTS, Merger, Taken};
+use super::icmp::IcmpError;
+use super::icmp_sender::IcmpSender;
 use super::packet::Header;
 use super::routing::Routing;
 use super::shared::Shared;
-use super::sys::{Receiver, Tun, Wire};
+use super::sys::{Receiver, Tun, UdpSocket};
 
 pub(super) struct Ingress {
     tun: Arc<Tun>,
-    wires: Arc<[Arc<Wire>]>,
+    sockets: Arc<[Arc<UdpSocket>]>,
     routing: Cache<Arc<ArcSwap<Routing>>, Arc<Routing>>,
     counters: Arc<Counters>,
     receiver: Receiver,
-    merger: Merger,
-    complaints: Complaints,
+    coalescer: Coalescer,
+    icmp_sender: IcmpSender,
 }
 
 impl Ingress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, wires, routing, counters, .. } = shared;
-        let merger = Merger::new(tun.vnet, tun.vnet && tun.udp);
+        let Shared { tun, sockets, routing, counters, .. } = shared;
+        let coalescer = Coalescer::new(tun.vnet, tun.vnet && tun.udp);
         Self {
             tun: Arc::clone(tun),
-            wires: Arc::clone(wires),
+            sockets: Arc::clone(sockets),
             routing: Cache::new(Arc::clone(routing)),
             counters: Arc::clone(counters),
             receiver: Receiver::new(),
-            merger,
-            complaints: Complaints::new(shared),
+            coalescer,
+            icmp_sender: IcmpSender::new(shared),
         }
     }
 
@@ -48,14 +48,14 @@ impl Ingress {
     /// The device is gone, or a socket can't be read any more.
     pub(super) fn turn(&mut self, ready: u32) -> io::Result<usize> {
         let mut bytes = 0;
-        for number in (0..self.wires.len()).filter(|number| ready & (1 << number) != 0) {
+        for number in (0..self.sockets.len()).filter(|number| ready & (1 << number) != 0) {
             bytes += self.batch(number)?;
         }
         Ok(bytes)
     }
 
     fn batch(&mut self, number: usize) -> io::Result<usize> {
-        match self.receiver.receive(&self.wires[number]) {
+        match self.receiver.receive(&self.sockets[number]) {
             Ok(()) => {}
             Err(error) => {
                 return match error.raw_os_error() {
@@ -66,30 +66,31 @@ impl Ingress {
             }
         }
         let routing = Arc::clone(self.routing.load());
-        self.merger.clear();
-        let mut tally = Tally::default();
+        self.coalescer.clear();
+        let mut stats = IngressStats::default();
         let (datagrams, bytes) = self.receiver.batch();
         for datagram in datagrams {
             if !routing.knows(datagram.from) {
-                tally.strangers += 1;
+                stats.strangers += 1;
                 continue;
             }
-            tally.malformed += u64::from(datagram.len == 0);
+            stats.malformed += u64::from(datagram.len == 0);
             let end = datagram.start + datagram.len;
             let mut start = datagram.start;
             while start < end {
                 let next = end.min(start + datagram.segment);
-                let expired = take(&mut self.merger, &routing, datagram.from, bytes, start..next, &mut tally);
+                let expired =
+                    take(&mut self.coalescer, &routing, datagram.from, bytes, start..next, &mut stats);
                 if let Some(header) = expired {
                     let packet = &bytes[start..next];
-                    self.complaints.send(Trouble::TimeExceeded, &routing, &header, packet);
+                    self.icmp_sender.send(IcmpError::TimeExceeded, &routing, &header, packet);
                 }
                 start = next;
             }
         }
         let bytes = datagrams.iter().map(|datagram| datagram.len).sum();
         self.counters.received_datagrams.add(datagrams.len() as u64);
-        tally.publish(&self.counters);
+        stats.publish(&self.counters);
         self.write()?;
         Ok(bytes)
     }
@@ -98,7 +99,7 @@ impl Ingress {
         let (_, bytes) = self.receiver.batch();
         let bytes = &*bytes;
         let (mut writes, mut refused) = (0, 0);
-        for item in self.merger.items() {
+        for item in self.coalescer.items() {
             match write(&self.tun, item, bytes) {
                 Ok(()) => writes += 1,
                 Err(error) => match error.raw_os_error() {
@@ -126,52 +127,52 @@ impl Ingress {
 /// The device is gone (drivers/net/tun.c); libc has no name for it on all targets.
 const EBADFD: i32 = 77;
 
-/// Checks the packet at `range` and hands it to the merger; gives its header if its sender is to be told
+/// Checks the packet at `range` and hands it to the coalescer; gives its header if its sender is to be told
 /// that its time to live is over.
 #[inline]
 fn take(
-    merger: &mut Merger,
+    coalescer: &mut Coalescer,
     routing: &Routing,
     sender: IpAddr,
     bytes: &mut [u8],
     range: Range<usize>,
-    tally: &mut Tally,
+    stats: &mut IngressStats,
 ) -> Option<Header> {
     let header = match Header::parse(&bytes[range.clone()]) {
         Ok(header) if header.is_v6() == sender.is_ipv6() => header,
         _ => {
-            tally.malformed += 1;
+            stats.malformed += 1;
             return None;
         }
     };
     if !routing.owns(sender, header.src) {
-        tally.sources += 1;
+        stats.sources += 1;
         return None;
     }
     let range = range.start..range.start + header.total_len;
     let len = header.total_len as u64;
-    match merger.add(bytes, range, &header) {
-        Taken::Sound => {}
-        Taken::Unsound => tally.unsound += 1,
-        Taken::Expired => {
-            tally.expired += 1;
+    match coalescer.add(bytes, range, &header) {
+        Added::Sound => {}
+        Added::Unsound => stats.unsound += 1,
+        Added::Expired => {
+            stats.expired += 1;
             return Some(header);
         }
     }
-    tally.packets += 1;
-    tally.bytes += len;
+    stats.packets += 1;
+    stats.bytes += len;
     None
 }
 
 #[inline]
-fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
+fn write(tun: &Tun, item: &SuperPacket, bytes: &[u8]) -> io::Result<()> {
     if !tun.vnet {
         let one = |part: &Range<usize>| tun.write(&[IoSlice::new(&bytes[part.clone()])]);
         return item.parts().iter().try_for_each(one);
     }
     let mut head = [0; LONGEST_HEAD];
     let len = item.head(&mut head);
-    let mut parts = [IoSlice::new(&[]); MOST_PARTS + 1];
+    let mut parts = [IoSlice::new(&[]); MAX_PARTS + 1];
     parts[0] = IoSlice::new(&head[..len]);
     let mut count = 1;
     for (slice, part) in parts[1..].iter_mut().zip(item.parts()) {
@@ -183,7 +184,7 @@ fn write(tun: &Tun, item: &Item, bytes: &[u8]) -> io::Result<()> {
 
 /// What a batch adds to the counters.
 #[derive(Default)]
-struct Tally {
+struct IngressStats {
     packets: u64,
     bytes: u64,
     unsound: u64,
@@ -193,7 +194,7 @@ struct Tally {
     expired: u64,
 }
 
-impl Tally {
+impl IngressStats {
     fn publish(&self, counters: &Counters) {
         counters.received_packets.add(self.packets);
         counters.received_bytes.add(self.bytes);

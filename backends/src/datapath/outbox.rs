@@ -4,12 +4,12 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use super::split::Sink;
+use super::split::SegmentSink;
 
 /// Packets in a group (`UDP_MAX_SEGMENTS` of kernels before 6.9).
-const MOST_PACKETS: u16 = 64;
+const MAX_PACKETS: u16 = 64;
 /// Bytes in a group: the payload of the largest UDP datagram over IPv4; IPv6 has room for 20 more.
-const MOST_BYTES: usize = 65_507;
+const MAX_BYTES: usize = 65_507;
 /// So many groups back, an open one is looked for.
 const WINDOW: usize = 32;
 
@@ -45,8 +45,8 @@ impl Outbox {
     }
 
     /// A sink for packets to `peer`.
-    pub fn to(&mut self, peer: IpAddr) -> Towards<'_> {
-        Towards { outbox: self, peer }
+    pub fn to(&mut self, peer: IpAddr) -> PeerBatch<'_> {
+        PeerBatch { outbox: self, peer }
     }
 
     /// All groups, in the order in which they are to be sent.
@@ -131,8 +131,8 @@ impl Group {
     fn takes(&self, len: usize) -> bool {
         !self.closed
             && len <= usize::from(self.segment)
-            && self.packets < MOST_PACKETS
-            && self.bytes + len <= MOST_BYTES
+            && self.packets < MAX_PACKETS
+            && self.bytes + len <= MAX_BYTES
     }
 
     #[inline]
@@ -156,14 +156,14 @@ impl Group {
 }
 
 /// A sink for packets to one peer.
-pub struct Towards<'a> {
+pub struct PeerBatch<'a> {
     outbox: &'a mut Outbox,
     peer: IpAddr,
 }
 
-impl Sink for Towards<'_> {
+impl SegmentSink for PeerBatch<'_> {
     #[inline]
-    fn room(&mut self, len: usize) -> &mut [u8] {
+    fn reserve(&mut self, len: usize) -> &mut [u8] {
         let range = self.outbox.place(self.peer, len);
         &mut self.outbox.bytes[range]
     }
@@ -196,7 +196,7 @@ mod tests {
     fn a_shorter_packet_ends_a_group_and_a_longer_one_begins_another() {
         let mut outbox = Outbox::default();
         for (number, len) in [(1, 100), (2, 50), (1, 100), (1, 60), (1, 60), (2, 70), (2, 70)] {
-            outbox.to(peer(number)).room(len).fill(number);
+            outbox.to(peer(number)).reserve(len).fill(number);
         }
         assert_eq!(
             lens(&outbox),
@@ -208,7 +208,7 @@ mod tests {
     fn a_group_that_may_grow_is_held_back_and_goes_on() {
         let mut outbox = Outbox::default();
         let fill = |outbox: &mut Outbox, bytes: std::ops::Range<u8>| {
-            bytes.for_each(|byte| outbox.to(peer(1)).room(1000).fill(byte));
+            bytes.for_each(|byte| outbox.to(peer(1)).reserve(1000).fill(byte));
         };
         fill(&mut outbox, 0..70);
         assert!(outbox.hold_back());
@@ -219,8 +219,8 @@ mod tests {
         let group = &outbox.groups()[0];
         assert!(group.each().zip(64..).all(|(range, byte)| outbox.bytes()[range] == [byte; 1000]));
         assert!(!outbox.hold_back(), "it is all there is");
-        outbox.to(peer(2)).room(10).fill(0);
-        outbox.to(peer(2)).room(9).fill(0);
+        outbox.to(peer(2)).reserve(10).fill(0);
+        outbox.to(peer(2)).reserve(9).fill(0);
         assert!(!outbox.hold_back(), "it can't grow");
     }
 
@@ -241,7 +241,7 @@ mod tests {
                     for _ in 0..*times {
                         number += 1;
                         let mut sink = outbox.to(peer);
-                        let room = sink.room(*len);
+                        let room = sink.reserve(*len);
                         room.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at + number) as u8);
                         wanted.entry(peer).or_default().push(room.to_vec());
                     }
@@ -251,7 +251,7 @@ mod tests {
                 for group in outbox.groups() {
                     let all: Vec<_> = group.each().map(|range| outbox.bytes()[range].to_vec()).collect();
                     prop_assert_eq!(all.len(), usize::from(group.packets));
-                    prop_assert!(all.len() <= 64 && all.iter().map(Vec::len).sum::<usize>() <= MOST_BYTES);
+                    prop_assert!(all.len() <= 64 && all.iter().map(Vec::len).sum::<usize>() <= MAX_BYTES);
                     let (last, others) = all.split_last().unwrap();
                     prop_assert!(others.iter().all(|packet| packet.len() == usize::from(group.segment)));
                     prop_assert!(last.len() <= usize::from(group.segment));

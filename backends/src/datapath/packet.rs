@@ -144,8 +144,8 @@ impl Header {
 
     /// Whether its checksum is right; IPv6 has none.
     #[inline]
-    pub(crate) fn is_sound(&self, packet: &[u8]) -> bool {
-        self.is_v6() || is_sound(&packet[..self.header_len])
+    pub(crate) fn checksum_ok(&self, packet: &[u8]) -> bool {
+        self.is_v6() || checksum_ok(&packet[..self.header_len])
     }
 
     /// The protocol behind all extension headers of the packet, and where its header begins; `None` for a
@@ -198,7 +198,7 @@ pub fn address_sum(packet: &[u8]) -> u64 {
 
 /// Takes one hop from the packet's time to live, which must not be 0; of IPv4, mends the checksum (RFC 1624).
 #[inline]
-pub fn age(packet: &mut [u8]) {
+pub fn decrement_ttl(packet: &mut [u8]) {
     if is_v6(packet) {
         packet[7] -= 1;
         return;
@@ -213,7 +213,7 @@ pub fn age(packet: &mut [u8]) {
 
 /// Whether an IPv4 header's checksum is right.
 #[inline]
-pub(crate) fn is_sound(header: &[u8]) -> bool {
+pub(crate) fn checksum_ok(header: &[u8]) -> bool {
     // With a length that is known, five additions.
     let total = match <&[u8; V4_HEADER]>::try_from(header) {
         Ok(plain) => sum(plain),
@@ -224,7 +224,7 @@ pub(crate) fn is_sound(header: &[u8]) -> bool {
 
 /// Makes an IPv4 header's checksum anew.
 #[inline]
-pub(super) fn seal(header: &mut [u8]) {
+pub(super) fn write_header_checksum(header: &mut [u8]) {
     header[10..12].fill(0);
     let checksum = finish(sum(header));
     header[10..12].copy_from_slice(&checksum);
@@ -320,9 +320,9 @@ mod tests {
             prop_assert_eq!(header.total_len, 40 + usize::from(pnet.get_payload_length()));
             prop_assert_eq!((header.ttl, header.protocol), (pnet.get_hop_limit(), pnet.get_next_header().0));
             prop_assert_eq!((header.src, header.dst), (pnet.get_source().into(), pnet.get_destination().into()));
-            prop_assert!(header.dont_fragment && header.is_v6() && header.is_sound(&bytes));
+            prop_assert!(header.dont_fragment && header.is_v6() && header.checksum_ok(&bytes));
             if header.ttl > 0 {
-                age(&mut bytes);
+                decrement_ttl(&mut bytes);
                 prop_assert_eq!(Header::parse(&bytes).unwrap(), Header { ttl: header.ttl - 1, ..header });
             }
         }
@@ -335,12 +335,12 @@ mod tests {
             packet.set_ttl(ttl);
             let right = checksum(&packet.to_immutable());
             packet.set_checksum(right);
-            prop_assert!(is_sound(&bytes));
-            age(&mut bytes);
+            prop_assert!(checksum_ok(&bytes));
+            decrement_ttl(&mut bytes);
             prop_assert_eq!(bytes[8], ttl - 1);
-            prop_assert!(is_sound(&bytes));
+            prop_assert!(checksum_ok(&bytes));
             let incremental = bytes.clone();
-            seal(&mut bytes);
+            write_header_checksum(&mut bytes);
             // 0 and 0xffff are the same number to this sum.
             prop_assert!(incremental == bytes || incremental[10..12] == [0xff, 0xff]);
         }

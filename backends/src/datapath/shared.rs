@@ -7,17 +7,17 @@ use arc_swap::ArcSwap;
 
 use super::counters::Counters;
 use super::routing::Routing;
-use super::sys::{Tun, Wire};
+use super::sys::{Tun, UdpSocket};
 
 /// The sockets of a worker, one for each family.
-pub(super) type Wires = Arc<[Arc<Wire>]>;
+pub(super) type Sockets = Arc<[Arc<UdpSocket>]>;
 
 /// What both directions of a worker work with.
 pub(super) struct Shared {
     pub(super) tun: Arc<Tun>,
     /// Those of its queues that are read here.
     pub(super) queues: Range<u32>,
-    pub(super) wires: Wires,
+    pub(super) sockets: Sockets,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
 }

@@ -6,14 +6,14 @@ use super::packet::{Header, TCP, UDP, V6_HEADER, address_sum};
 use super::vnet::{Gso, Vnet};
 
 /// Where packets go.
-pub trait Sink {
+pub trait SegmentSink {
     /// Room for the next packet of `len` bytes, all of which are written before the next call.
-    fn room(&mut self, len: usize) -> &mut [u8];
+    fn reserve(&mut self, len: usize) -> &mut [u8];
 }
 
 /// The offload header and the packet don't fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unfit;
+pub struct InvalidGso;
 
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
@@ -22,26 +22,31 @@ const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 /// Less payload than this in a segment makes no sense; the kernel's least maximum segment size is 48
 /// (`TCP_MIN_SND_MSS`), options included.
-pub(super) const LEAST_SEGMENT: usize = 8;
+pub(super) const MIN_SEGMENT: usize = 8;
 
 /// Hands the packets that `packet` stands for to `sink`.
 ///
 /// # Errors
-/// [`Unfit`], before anything is handed over.
+/// [`InvalidGso`], before anything is handed over.
 #[inline]
-pub fn split(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
-    let packet = packet.get(..header.total_len).ok_or(Unfit)?;
+pub fn split(
+    vnet: &Vnet,
+    header: &Header,
+    packet: &[u8],
+    sink: &mut impl SegmentSink,
+) -> Result<(), InvalidGso> {
+    let packet = packet.get(..header.total_len).ok_or(InvalidGso)?;
     match vnet.gso {
         Gso::None => whole(vnet, header, packet, sink),
         Gso::TcpV4 if !header.is_v6() => tcp(vnet, header, packet, sink),
         Gso::TcpV6 if header.is_v6() => tcp(vnet, header, packet, sink),
         Gso::Udp => udp(vnet, header, packet, sink),
-        _ => Err(Unfit),
+        _ => Err(InvalidGso),
     }
 }
 
 /// The largest packet that [`split`] would make.
-pub fn largest(vnet: &Vnet, header: &Header, packet: &[u8]) -> usize {
+pub fn max_segment_len(vnet: &Vnet, header: &Header, packet: &[u8]) -> usize {
     let at = transport_at(vnet, header);
     let l4 = match vnet.gso {
         Gso::None | Gso::Other(_) => return header.total_len,
@@ -60,24 +65,24 @@ fn transport_at(vnet: &Vnet, header: &Header) -> usize {
 
 /// The same where it is sure that this protocol's header is there.
 #[inline]
-fn transport(vnet: &Vnet, header: &Header, packet: &[u8], protocol: u8) -> Result<usize, Unfit> {
+fn transport(vnet: &Vnet, header: &Header, packet: &[u8], protocol: u8) -> Result<usize, InvalidGso> {
     let at = transport_at(vnet, header);
     let there = match header.is_v6() && header.extended {
         false => header.protocol == protocol,
         true => header.transport(packet) == Some((protocol, at)),
     };
-    if there && !header.fragment { Ok(at) } else { Err(Unfit) }
+    if there && !header.fragment { Ok(at) } else { Err(InvalidGso) }
 }
 
-fn whole(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+fn whole(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl SegmentSink) -> Result<(), InvalidGso> {
     if !vnet.needs_checksum {
-        sink.room(packet.len()).copy_from_slice(packet);
+        sink.reserve(packet.len()).copy_from_slice(packet);
         return Ok(());
     }
     let from = usize::from(vnet.checksum_from);
     let at = from + usize::from(vnet.checksum_at);
     if from < header.header_len || at + 2 > packet.len() || from % 2 != 0 {
-        return Err(Unfit);
+        return Err(InvalidGso);
     }
     // The sum of the pseudo header is in the place of the checksum.
     let mut checksum = finish(sum(&packet[from..]));
@@ -86,7 +91,7 @@ fn whole(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> R
     if udp && checksum == [0, 0] {
         checksum = [0xff, 0xff];
     }
-    let room = sink.room(packet.len());
+    let room = sink.reserve(packet.len());
     room.copy_from_slice(packet);
     room[at..at + 2].copy_from_slice(&checksum);
     Ok(())
@@ -146,12 +151,12 @@ impl<'a> Template<'a> {
     }
 }
 
-fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl SegmentSink) -> Result<(), InvalidGso> {
     let (at, step) = (transport(vnet, header, packet, TCP)?, usize::from(vnet.segment));
-    let l4 = packet[at..].first_chunk::<TCP_HEADER>().ok_or(Unfit)?;
+    let l4 = packet[at..].first_chunk::<TCP_HEADER>().ok_or(InvalidGso)?;
     let l4_len = usize::from(l4[12] >> 4) * 4;
-    if l4_len < TCP_HEADER || at + l4_len >= packet.len() || step < LEAST_SEGMENT {
-        return Err(Unfit);
+    if l4_len < TCP_HEADER || at + l4_len >= packet.len() || step < MIN_SEGMENT {
+        return Err(InvalidGso);
     }
     let (sequence, flags) = (u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]), l4[13]);
     let template = Template::new(header, packet, TCP, (at, l4_len, 16));
@@ -169,7 +174,7 @@ fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Res
             flags &= !CWR;
         }
         let sequence = sequence.wrapping_add((number * step) as u32);
-        let room = sink.room(at + l4_len + part.len());
+        let room = sink.reserve(at + l4_len + part.len());
         let payload_sum = template.write(number, part, room);
         let l4 = &mut room[at..];
         l4[4..8].copy_from_slice(&sequence.to_be_bytes());
@@ -185,16 +190,16 @@ fn tcp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Res
     Ok(())
 }
 
-fn udp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl Sink) -> Result<(), Unfit> {
+fn udp(vnet: &Vnet, header: &Header, packet: &[u8], sink: &mut impl SegmentSink) -> Result<(), InvalidGso> {
     let (at, step) = (transport(vnet, header, packet, UDP)?, usize::from(vnet.segment));
     if at + UDP_HEADER >= packet.len() || step == 0 {
-        return Err(Unfit);
+        return Err(InvalidGso);
     }
     let template = Template::new(header, packet, UDP, (at, UDP_HEADER, 6));
     let ports = sum(&packet[at..at + 4]);
     for (number, part) in packet[at + UDP_HEADER..].chunks(step).enumerate() {
         let len = (UDP_HEADER + part.len()) as u16;
-        let room = sink.room(at + UDP_HEADER + part.len());
+        let room = sink.reserve(at + UDP_HEADER + part.len());
         let payload_sum = template.write(number, part, room);
         let l4 = &mut room[at..];
         l4[4..6].copy_from_slice(&len.to_be_bytes());

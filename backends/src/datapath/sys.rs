@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::buffer::AlignedBuffer;
 use super::outbox::Group;
-use super::room::Room;
-use super::steer;
+use super::queue_steering;
 use super::vnet::Vnet;
 use crate::state::name::Name;
 use address::Address;
@@ -86,7 +86,7 @@ impl Tun {
             // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
             check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
             if queues > 1 && number == 0 {
-                unsteered = steer::by_source(&file).err();
+                unsteered = queue_steering::by_source(&file).err();
             }
             files.push(file);
             if unsteered.is_some() {
@@ -145,7 +145,7 @@ const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
 
 /// The socket that datagrams of one family come from and go to.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct UdpSocket {
     socket: Socket,
     /// Sends instead, from a port of its own.
     sender: Option<Socket>,
@@ -154,7 +154,7 @@ pub(super) struct Wire {
     pub(super) receive_buffer: usize,
 }
 
-impl Wire {
+impl UdpSocket {
     /// A socket of the network namespace of the thread. Those of several workers share the address, and the
     /// kernel gives all that comes from one port of one peer to one of them; but the first, they send from
     /// ports of their own.
@@ -250,7 +250,7 @@ impl Wire {
     }
 }
 
-impl AsFd for Wire {
+impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -277,7 +277,7 @@ impl SegmentControl {
 
 /// Room for a batch of datagrams.
 pub(super) struct Receiver {
-    bytes: Room,
+    bytes: AlignedBuffer,
     found: Vec<Datagram>,
 }
 
@@ -303,13 +303,13 @@ struct GroControl {
 
 impl Receiver {
     pub(super) fn new() -> Self {
-        Self { bytes: Room::new(BATCH * ROOM, 0), found: Vec::with_capacity(BATCH) }
+        Self { bytes: AlignedBuffer::new(BATCH * ROOM, 0), found: Vec::with_capacity(BATCH) }
     }
 
     /// Takes what is there, up to [`BATCH`] messages; at least one.
-    pub(super) fn receive(&mut self, wire: &Wire) -> io::Result<()> {
+    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
         self.found.clear();
-        let v6 = wire.local.is_ipv6();
+        let v6 = socket.local.is_ipv6();
         // SAFETY: all-zero addresses and control messages are valid values of these plain C structures.
         let (mut addresses, mut controls): ([Address; BATCH], [GroControl; BATCH]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };
@@ -330,7 +330,7 @@ impl Receiver {
         // which live until the call returns; the lengths are those of what they point to.
         let count = check(unsafe {
             libc::recvmmsg(
-                wire.socket.as_raw_fd(),
+                socket.socket.as_raw_fd(),
                 messages.as_mut_ptr(),
                 BATCH as libc::c_uint,
                 libc::MSG_DONTWAIT,

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use pnet::packet::ipv4;
 use proptest::prelude::*;
 
-use super::merge::{LONGEST_HEAD, Merger, Taken};
-use super::packet::{Header, ICMP, TCP, UDP, address_sum, addresses, age, is_v6};
-use super::split::{Sink, largest, split};
+use super::coalesce::{Added, Coalescer, LONGEST_HEAD};
+use super::packet::{Header, ICMP, TCP, UDP, address_sum, addresses, decrement_ttl, is_v6};
+use super::split::{SegmentSink, max_segment_len, split};
 use super::vnet::{self, Gso, Vnet};
 use plain::{Plain, l4_checksum, payload, plain};
 
@@ -17,8 +17,8 @@ mod plain;
 #[derive(Default)]
 struct Packets(Vec<Vec<u8>>);
 
-impl Sink for Packets {
-    fn room(&mut self, len: usize) -> &mut [u8] {
+impl SegmentSink for Packets {
+    fn reserve(&mut self, len: usize) -> &mut [u8] {
         self.0.push(vec![0; len]);
         self.0.last_mut().unwrap()
     }
@@ -101,7 +101,7 @@ proptest! {
         let mut packets = Packets::default();
         prop_assert!(split(&vnet, &header, &bytes, &mut packets).is_ok());
         let wanted = segments(&whole, step);
-        prop_assert_eq!(largest(&vnet, &header, &bytes), wanted[0].len());
+        prop_assert_eq!(max_segment_len(&vnet, &header, &bytes), wanted[0].len());
         prop_assert_eq!(&packets.0, &wanted);
         prop_assert!(packets.0.iter().all(|packet| is_right(packet)));
     }
@@ -143,19 +143,19 @@ proptest! {
         }
         if let Ok(header) = Header::parse(&bytes) {
             let vnet = Vnet::parse(&head);
-            let _ = largest(&vnet, &header, &bytes);
+            let _ = max_segment_len(&vnet, &header, &bytes);
             let _ = split(&vnet, &header, &bytes, &mut Packets::default());
-            let mut merger = Merger::new(true, true);
+            let mut coalescer = Coalescer::new(true, true);
             let at = 0..header.total_len;
-            merger.add(&mut bytes, at, &header);
+            coalescer.add(&mut bytes, at, &header);
         }
     }
 }
 
 /// Writes the items of a batch as a device without offload would show them: split again.
-fn written(merger: &Merger, bytes: &[u8]) -> Vec<Vec<u8>> {
+fn written(coalescer: &Coalescer, bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut all = Packets::default();
-    for item in merger.items() {
+    for item in coalescer.items() {
         let mut room = [0; LONGEST_HEAD];
         let len = item.head(&mut room);
         let vnet = Vnet::parse(room.first_chunk().unwrap());
@@ -174,22 +174,22 @@ fn written(merger: &Merger, bytes: &[u8]) -> Vec<Vec<u8>> {
 
 /// Merges packets as one batch; gives what is written and how many writes that takes.
 fn merged(packets: &[Vec<u8>], udp: bool) -> (Vec<Vec<u8>>, usize) {
-    let mut merger = Merger::new(true, udp);
+    let mut coalescer = Coalescer::new(true, udp);
     let mut bytes = packets.concat();
     let mut start = 0;
     for packet in packets {
         let at = start..start + packet.len();
         let header = Header::parse(packet).unwrap();
-        merger.add(&mut bytes, at, &header);
+        coalescer.add(&mut bytes, at, &header);
         start += packet.len();
     }
-    (written(&merger, &bytes), merger.items().len())
+    (written(&coalescer, &bytes), coalescer.items().len())
 }
 
 /// What must come out for a packet that went in.
 fn aged(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
-    age(&mut packet);
+    decrement_ttl(&mut packet);
     packet
 }
 
@@ -298,25 +298,25 @@ proptest! {
         let at = if v6 { 8 + at % (len - 8) } else { at % len };
         packets[position][at] ^= 1 << bit;
         let damaged = packets[position].clone();
-        let mut merger = Merger::new(true, true);
+        let mut coalescer = Coalescer::new(true, true);
         let mut bytes = packets.concat();
         let (mut start, mut unsound) = (0, 0);
         for packet in &packets {
             // Damage to the lengths is found before.
             let Ok(header) = Header::parse(packet) else { return Ok(()) };
             if header.total_len != packet.len() { return Ok(()) };
-            unsound += usize::from(merger.add(&mut bytes, start..start + packet.len(), &header) == Taken::Unsound);
+            unsound += usize::from(coalescer.add(&mut bytes, start..start + packet.len(), &header) == Added::Unsound);
             start += packet.len();
         }
         // A datagram may be shorter than its packet: the kernel has to judge that, too.
         let in_length = !tcp && (whole.head() + 4..whole.head() + 6).contains(&at);
         prop_assert_eq!(unsound, usize::from(!in_length));
-        let alone = merger.items().iter().filter(|item| item.packets() == 1);
+        let alone = coalescer.items().iter().filter(|item| item.packets() == 1);
         let mut found = alone.map(|item| bytes[item.each().next().unwrap()].to_vec());
         let untouched = damaged.clone();
         let as_it_came = |packet: Vec<u8>| {
             packet == untouched
-                || (Header::parse(&damaged).unwrap().is_sound(&damaged) && packet == aged(&damaged))
+                || (Header::parse(&damaged).unwrap().checksum_ok(&damaged) && packet == aged(&damaged))
         };
         prop_assert!(found.any(as_it_came));
     }
@@ -360,9 +360,9 @@ fn a_packet_whose_time_is_over_is_not_written() {
     for (ttl, v6) in [(0, false), (1, false), (0, true), (1, true)] {
         let mut packet = Plain { v6, ttl, ..plain(UDP, payload(10, 0)) }.bytes();
         let header = Header::parse(&packet).unwrap();
-        let mut merger = Merger::new(true, true);
+        let mut coalescer = Coalescer::new(true, true);
         let at = 0..packet.len();
-        assert_eq!(merger.add(&mut packet, at, &header), Taken::Expired);
-        assert!(merger.items().is_empty());
+        assert_eq!(coalescer.add(&mut packet, at, &header), Added::Expired);
+        assert!(coalescer.items().is_empty());
     }
 }

@@ -13,9 +13,9 @@ use super::counters::Counters;
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::routing::Routing;
-use super::shared::{Shared, Wires};
-use super::sys::{Tun, Wire};
-use super::worker::{self, Loan};
+use super::shared::{Shared, Sockets};
+use super::sys::{Tun, UdpSocket};
+use super::worker::{self, SharedEgress};
 use crate::state::forwarding::Forwarding;
 
 /// A running datapath: stops when it is dropped.
@@ -23,7 +23,7 @@ pub(super) struct Datapath {
     forwarding: Arc<Forwarding>,
     routing: Arc<ArcSwap<Routing>>,
     /// Of each worker.
-    wires: Vec<Wires>,
+    sockets: Vec<Sockets>,
     stop: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -38,7 +38,7 @@ impl Datapath {
         forwarding: &Arc<Forwarding>,
         counters: &Arc<Counters>,
         offload: bool,
-        mut kept: Vec<Wires>,
+        mut kept: Vec<Sockets>,
     ) -> io::Result<Self> {
         let workers = usize::from(forwarding.workers.max(1));
         // Sockets that share an address and one that doesn't are not for each other.
@@ -50,31 +50,33 @@ impl Datapath {
         let mut this = Self {
             forwarding: Arc::clone(forwarding),
             routing,
-            wires: Vec::new(),
+            sockets: Vec::new(),
             stop,
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let wire =
-                |local| match kept.get(number).and_then(|old| old.iter().find(|wire| wire.local == local)) {
-                    Some(wire) => Ok(Arc::clone(wire)),
-                    None => Wire::bind(local, offload, (workers > 1).then_some(number)).map(Arc::new),
-                };
-            let wires: Wires = forwarding.sockets().map(wire).collect::<io::Result<_>>()?;
+            let socket = |local| match kept
+                .get(number)
+                .and_then(|old| old.iter().find(|socket| socket.local == local))
+            {
+                Some(socket) => Ok(Arc::clone(socket)),
+                None => UdpSocket::bind(local, offload, (workers > 1).then_some(number)).map(Arc::new),
+            };
+            let sockets: Sockets = forwarding.sockets().map(socket).collect::<io::Result<_>>()?;
             if number == 0
-                && let Some(wire) = wires.iter().find(|wire| !wire.has_whole_buffer())
+                && let Some(socket) = sockets.iter().find(|socket| !socket.has_whole_buffer())
             {
                 tracing::warn!(
-                    bytes = wire.receive_buffer,
+                    bytes = socket.receive_buffer,
                     "the receive buffer of the tunnel is small, so packets are lost under load: add CAP_NET_ADMIN, \
                      or set net.core.rmem_max to 8388608"
                 );
             }
-            this.wires.push(Arc::clone(&wires));
+            this.sockets.push(Arc::clone(&sockets));
             let shared = Shared {
                 tun: Arc::clone(tun),
                 queues: share(tun.queues().len(), number, workers),
-                wires,
+                sockets,
                 routing: Arc::clone(&this.routing),
                 counters: Arc::clone(counters),
             };
@@ -86,11 +88,12 @@ impl Datapath {
     /// Starts the threads of a worker.
     fn work(&mut self, number: usize, shared: &Shared) -> io::Result<()> {
         let ingress = Ingress::new(shared);
-        let egress = Arc::new(Loan::new(Egress::new(shared), shared.queues.clone())?);
+        let egress = Arc::new(SharedEgress::new(Egress::new(shared), shared.queues.clone())?);
         let suffix = if number > 0 { format!("-{number}") } else { String::new() };
-        let (tun, wires, lender) = (Arc::clone(&shared.tun), Arc::clone(&shared.wires), Arc::clone(&egress));
+        let (tun, sockets, lender) =
+            (Arc::clone(&shared.tun), Arc::clone(&shared.sockets), Arc::clone(&egress));
         let stop = Arc::clone(&self.stop);
-        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &wires, &lender, ingress, &stop))?;
+        self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &sockets, &lender, ingress, &stop))?;
         let (tun, stop) = (Arc::clone(&shared.tun), Arc::clone(&self.stop));
         self.spawn(&format!("udp-help{suffix}"), move || worker::help(&tun, &egress, &stop))
     }
@@ -124,8 +127,8 @@ impl Datapath {
     }
 
     /// Stops; gives the sockets of each worker, which go on taking what comes.
-    pub(super) fn stop(mut self) -> Vec<Wires> {
-        std::mem::take(&mut self.wires)
+    pub(super) fn stop(mut self) -> Vec<Sockets> {
+        std::mem::take(&mut self.sockets)
     }
 
     /// Does something else from the next batch on. Only what it [may become](Self::may_become).

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use super::egress::{Egress, Went};
+use super::egress::{Egress, EgressStats};
 use super::ingress::Ingress;
-use super::sys::{Tun, Wire};
+use super::sys::{Tun, UdpSocket};
 
 /// So many bytes at once are a stream.
 const STREAM: usize = 32 * 1024;
@@ -36,7 +36,7 @@ const NAP: Duration = Duration::from_micros(30);
 const SPIN: Duration = Duration::from_micros(120);
 
 /// The way out, and who has it.
-pub(super) struct Loan {
+pub(super) struct SharedEgress {
     /// The queues of the device that it begins at.
     queues: Range<u32>,
     egress: Mutex<Egress>,
@@ -48,7 +48,7 @@ pub(super) struct Loan {
     back: OwnedFd,
 }
 
-impl Loan {
+impl SharedEgress {
     pub(super) fn new(egress: Egress, queues: Range<u32>) -> io::Result<Self> {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self {
@@ -71,27 +71,27 @@ impl Loan {
         ready(queues) << self.queues.start
     }
 
-    fn turn(&self, ready: u32) -> io::Result<Went> {
+    fn turn(&self, ready: u32) -> io::Result<EgressStats> {
         self.egress.lock().unwrap_or_else(PoisonError::into_inner).turn(ready)
     }
 
     fn lend(&self) -> io::Result<()> {
         self.lent.store(true, Ordering::Release);
-        Ok(ring(&self.lend)?)
+        Ok(notify(&self.lend)?)
     }
 
     fn give_back(&self) -> io::Result<()> {
         self.lent.store(false, Ordering::Release);
-        Ok(ring(&self.back)?)
+        Ok(notify(&self.back)?)
     }
 }
 
-fn ring(event: &OwnedFd) -> rustix::io::Result<()> {
+fn notify(event: &OwnedFd) -> rustix::io::Result<()> {
     rustix::io::write(event, &1u64.to_ne_bytes()).map(drop)
 }
 
 /// Forgets that it was rung.
-fn hush(event: &OwnedFd) {
+fn clear(event: &OwnedFd) {
     let _ = rustix::io::read(event, &mut [0; 8]);
 }
 
@@ -113,16 +113,16 @@ fn wait(files: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> io::Result<usiz
 /// Works for both directions until told to stop.
 pub(super) fn serve(
     tun: &Tun,
-    wires: &[Arc<Wire>],
-    egress: &Loan,
+    sockets: &[Arc<UdpSocket>],
+    egress: &SharedEgress,
     mut ingress: Ingress,
     stop: &OwnedFd,
 ) -> io::Result<()> {
     const FIRST: usize = 2;
-    let own = FIRST + wires.len();
+    let own = FIRST + sockets.len();
     let mut files: Vec<PollFd<'_>> =
         vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.back, PollFlags::IN)];
-    files.extend(wires.iter().map(|wire| PollFd::new(wire, PollFlags::IN)));
+    files.extend(sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)));
     files.extend(egress.files(tun));
     let mut search = Search { patience: Patience::new(), since: None };
     let mut more = 0;
@@ -138,12 +138,12 @@ pub(super) fn serve(
             return Ok(());
         }
         if !files[1].revents().is_empty() {
-            hush(&egress.back);
+            clear(&egress.back);
         }
         search.succeeded();
         let heard = ready(&files[FIRST..own]);
         let came = if heard == 0 { 0 } else { ingress.turn(heard)? };
-        let mut went = Went::default();
+        let mut went = EgressStats::default();
         if !lent {
             if came > 0 {
                 // What came in may have been answered already.
@@ -171,7 +171,7 @@ pub(super) fn serve(
 }
 
 /// Works for the way out whenever it is lent, until told to stop.
-pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
+pub(super) fn help(tun: &Tun, egress: &SharedEgress, stop: &OwnedFd) -> io::Result<()> {
     const OWN: usize = 2;
     let mut files: Vec<PollFd<'_>> =
         vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&egress.lend, PollFlags::IN)];
@@ -193,7 +193,7 @@ pub(super) fn help(tun: &Tun, egress: &Loan, stop: &OwnedFd) -> io::Result<()> {
         }
         let mut ready = if watched > OWN { egress.ready(&files[OWN..]) } else { 0 };
         if !files[1].revents().is_empty() {
-            hush(&egress.lend);
+            clear(&egress.lend);
             lent = true;
             // What the lender has begun is to be finished.
             more = egress.turn(ready)?.more;

@@ -472,7 +472,7 @@ fn sort_routes(
         if first {
             state.routes.insert(route.dst, route);
         } else if scope.owns_route(&route, own_device, link) {
-            state.surplus.insert(route);
+            state.shadowed_routes.insert(route);
         }
     }
 }

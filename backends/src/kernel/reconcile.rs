@@ -122,7 +122,8 @@ mod tests {
         let dst = "10.1.2.0/24".parse().unwrap();
         let via = Some("192.0.2.2".parse().unwrap());
         let dev = Some("eth0".parse().unwrap());
-        let route = Route { dst, via, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, odd: false };
+        let route =
+            Route { dst, via, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false };
         KernelState { routes: [(dst, route)].into(), ..KernelState::default() }
     }
 

@@ -100,7 +100,7 @@ impl Scope {
                         && link == self.underlay
                         && route.via.is_some_and(|via| self.records.has_public(via))
                 };
-                !route.odd
+                !route.foreign
                     && route.metric == 0
                     && route.via.is_some()
                     && self.subnet_lens.contains(&(family, route.dst.prefix_len()))

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::abi::*;
+use super::expr_codec;
 use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
-use super::steps;
+use super::uapi::*;
 use crate::netlink::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
 
 impl Ruleset {
@@ -104,7 +104,7 @@ impl Assembly {
         let Some(&table) = self.tables.get(&table_id(message, NFTA_RULE_TABLE)?) else { return Some(()) };
         let chain = *self.chains.get(&(table, find_string(b, NFTA_RULE_CHAIN)?))?;
         self.ruleset.tables[table].chains[chain].rules.push(Rule {
-            exprs: steps::read_all(find(b, NFTA_RULE_EXPRESSIONS).unwrap_or_default()),
+            exprs: expr_codec::read_all(find(b, NFTA_RULE_EXPRESSIONS).unwrap_or_default()),
             comment: find(b, NFTA_RULE_USERDATA).and_then(|data| comment(data, UDATA_COMMENT)),
             handle: find_u64(b, NFTA_RULE_HANDLE),
         });
@@ -147,17 +147,19 @@ impl Assembly {
         let set = &mut self.ruleset.tables[table].sets[number];
         for (_, element) in attributes(find(b, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default()) {
             // The element that stands for all other keys has none.
-            let Some(key) = find(element, NFTA_SET_ELEM_KEY).and_then(steps::read_value) else { continue };
+            let Some(key) = find(element, NFTA_SET_ELEM_KEY).and_then(expr_codec::read_value) else {
+                continue;
+            };
             let data = find(element, NFTA_SET_ELEM_DATA).and_then(|data| {
-                let verdict = steps::read_verdict(data).map(Data::Verdict);
-                verdict.or_else(|| steps::read_value(data).map(Data::Value))
+                let verdict = expr_codec::read_verdict(data).map(Data::Verdict);
+                verdict.or_else(|| expr_codec::read_value(data).map(Data::Value))
             });
             if set.has_end_elements() {
                 let end =
                     find_u32(element, NFTA_SET_ELEM_FLAGS).unwrap_or(0) & NFT_SET_ELEM_INTERVAL_END != 0;
                 self.halves.entry((table, number)).or_default().push(Half { key, end, data });
             } else {
-                let last = find(element, NFTA_SET_ELEM_KEY_END).and_then(steps::read_value);
+                let last = find(element, NFTA_SET_ELEM_KEY_END).and_then(expr_codec::read_value);
                 let to = last.unwrap_or_else(|| key.clone());
                 let span = Span { from: key, to };
                 if let Some(left) = lifetime(element) {

@@ -3,11 +3,11 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 
 use super::NftError;
-use super::abi::*;
 use super::change::{Change, Origin, Part, Place};
+use super::expr_codec;
 use super::model::{Base, Chain, Policy, Rule, Table, TableId};
 use super::set::{Data, DataType, Set, Span, flags, following};
-use super::steps;
+use super::uapi::*;
 use crate::netlink::wire::{Head, Writer};
 
 /// The longest name, `NFT_NAME_MAXLEN` without the zero.
@@ -230,7 +230,7 @@ impl Encoder<'_> {
             if let Place::Before(handle) = place {
                 w.u64(NFTA_RULE_POSITION, handle);
             }
-            w.nest(NFTA_RULE_EXPRESSIONS, |w| rule.exprs.iter().for_each(|expr| steps::write(w, expr)));
+            w.nest(NFTA_RULE_EXPRESSIONS, |w| rule.exprs.iter().for_each(|expr| expr_codec::write(w, expr)));
             user_data(w, NFTA_RULE_USERDATA, &comment);
         })
     }
@@ -329,13 +329,15 @@ impl Encoder<'_> {
 
 fn element(w: &mut Writer, set: &Set, span: &Span, data: Option<&Data>) {
     w.nest(NFTA_LIST_ELEM, |w| {
-        steps::value(w, NFTA_SET_ELEM_KEY, &span.from);
+        expr_codec::value(w, NFTA_SET_ELEM_KEY, &span.from);
         if set.flags & flags::INTERVAL != 0 && !set.has_end_elements() {
-            steps::value(w, NFTA_SET_ELEM_KEY_END, &span.to);
+            expr_codec::value(w, NFTA_SET_ELEM_KEY_END, &span.to);
         }
         match data {
-            Some(Data::Verdict(verdict)) => w.nest(NFTA_SET_ELEM_DATA, |w| steps::write_verdict(w, verdict)),
-            Some(Data::Value(bytes)) => steps::value(w, NFTA_SET_ELEM_DATA, bytes),
+            Some(Data::Verdict(verdict)) => {
+                w.nest(NFTA_SET_ELEM_DATA, |w| expr_codec::write_verdict(w, verdict))
+            }
+            Some(Data::Value(bytes)) => expr_codec::value(w, NFTA_SET_ELEM_DATA, bytes),
             None => {}
         }
         if let Some(lifetime) = set.lifetimes.get(span) {
@@ -347,7 +349,7 @@ fn element(w: &mut Writer, set: &Set, span: &Span, data: Option<&Data>) {
         && let Some(end) = following(&span.to)
     {
         w.nest(NFTA_LIST_ELEM, |w| {
-            steps::value(w, NFTA_SET_ELEM_KEY, &end);
+            expr_codec::value(w, NFTA_SET_ELEM_KEY, &end);
             w.u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
         });
     }

@@ -3,7 +3,7 @@
 //! The steps are those of the kernel, so that what is read back equals what was written. Rules are put
 //! together from the functions in [`super::matches`], not from single steps.
 
-use super::abi::{NFTA_XT_INFO, NFTA_XT_NAME};
+use super::uapi::{NFTA_XT_INFO, NFTA_XT_NAME};
 use crate::netlink::wire;
 
 /// A 32-bit register, 0 to 15. Longer values take several in a row.

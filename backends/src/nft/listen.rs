@@ -8,9 +8,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use tokio::sync::Notify;
 
 use super::NftError;
-use super::abi::{NFNLGRP_NFTABLES, NFTA_CHAIN_NAME, NFTA_RULE_CHAIN, message};
 use super::decode::{base, table_id};
 use super::model::{Hook, Ruleset, TableId};
+use super::uapi::{NFNLGRP_NFTABLES, NFTA_CHAIN_NAME, NFTA_RULE_CHAIN, message};
 use crate::netlink::multicast::{MulticastSocket, Received};
 use crate::netlink::wire::{Message, find_string, messages};
 

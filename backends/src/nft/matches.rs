@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::abi::{NFPROTO_IPV4, NFPROTO_IPV6};
 use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict, packet_type};
+use super::uapi::{NFPROTO_IPV4, NFPROTO_IPV6};
 
 /// The length of an interface name in a register: `IFNAMSIZ`.
 const NAME_LEN: usize = 16;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::abi::{NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6};
 use super::expr::{Expr, Verdict};
 use super::set::Set;
+use super::uapi::{NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6};
 
 /// What a dump found, or a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfi
 
 use super::backend::{Backend, BackendError, BackendId, Macs, Peer, Scene};
 use super::select::select;
-use super::vxlan::USUAL_PORT;
+use super::vxlan::DEFAULT_PORT;
 use crate::state::KernelState;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
@@ -24,17 +24,17 @@ use crate::state::tunnel::TunnelPort;
 const LINGER: Duration = Duration::from_secs(30);
 
 /// More than this many changes at once are no migration.
-const MOST: usize = 8;
+const MAX_BACKENDS: usize = 8;
 
 /// The ways from this node to others, best first.
 #[derive(Clone)]
 pub struct Ways {
     /// The first is the one that this node announces.
-    all: Vec<Way>,
+    all: Vec<ActiveBackend>,
     /// Not in use, and taken up as soon as a peer announces what they lead to.
-    standby: Vec<Way>,
+    standby: Vec<ActiveBackend>,
     /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
-    stand_in: Option<BackendConfig>,
+    fallback_for: Option<BackendConfig>,
     ports: Ports,
 }
 
@@ -54,7 +54,7 @@ struct Ports {
 }
 
 #[derive(Clone)]
-struct Way {
+struct ActiveBackend {
     id: BackendId,
     config: BackendConfig,
     backend: Arc<dyn Backend>,
@@ -62,14 +62,14 @@ struct Way {
     idle: Option<Instant>,
 }
 
-impl Way {
+impl ActiveBackend {
     fn new(id: BackendId, config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
         Ok(Self { id, config: config.clone(), backend: select(config, network)?, idle: None })
     }
 
     /// The same with devices that conflict with no other.
-    fn aside(self) -> Option<Self> {
-        Some(Self { backend: self.backend.aside()?, ..self })
+    fn on_spare_devices(self) -> Option<Self> {
+        Some(Self { backend: self.backend.on_spare_devices()?, ..self })
     }
 }
 
@@ -80,9 +80,9 @@ impl Ways {
     /// [`BackendError`] when the configuration can't be carried out.
     pub fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
         let mut ways = Self {
-            all: vec![Way::new(BackendId::default(), config, network)?],
+            all: vec![ActiveBackend::new(BackendId::default(), config, network)?],
             standby: Vec::new(),
-            stand_in: None,
+            fallback_for: None,
             ports: Ports::default(),
         };
         if let BackendConfig::Vxlan(vxlan) = config
@@ -144,15 +144,15 @@ impl Ways {
     /// Holds ways of an earlier time ready, for peers that still announce them.
     pub fn remember(&mut self, configs: &[BackendConfig], network: &NetworkConfig) {
         for config in configs {
-            let Ok(way) = Way::new(self.free_id(), config, network) else { continue };
+            let Ok(way) = ActiveBackend::new(self.free_id(), config, network) else { continue };
             let words = way.backend.words();
             let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
-            if known || self.standby.len() >= MOST {
+            if known || self.standby.len() >= MAX_BACKENDS {
                 continue;
             }
             // No lease tells whether it is needed.
             if self.is_rival(&*way.backend) {
-                self.all.extend(way.aside());
+                self.all.extend(way.on_spare_devices());
             } else {
                 self.standby.push(way);
             }
@@ -178,16 +178,16 @@ impl Ways {
         let same = self.all.iter().find(|way| way.backend.words() == words);
         next.all[0].id = same.map_or_else(|| self.free_id(), |way| way.id);
         for way in &self.all {
-            if way.backend.words() == words || next.all.len() >= MOST {
+            if way.backend.words() == words || next.all.len() >= MAX_BACKENDS {
                 continue;
             }
             // What an earlier way knows of the network, it has to learn anew.
             let Ok(backend) = select(&way.config, network) else { continue };
-            let again = Way { backend, ..way.clone() };
+            let again = ActiveBackend { backend, ..way.clone() };
             if !again.backend.devices().iter().any(|device| devices.contains(device)) {
                 next.all.push(again);
             } else if next.is_rival(&*again.backend) {
-                next.all.extend(again.aside());
+                next.all.extend(again.on_spare_devices());
             } else {
                 return Err(BackendError(
                     "Backend.GBP can't change while packets flow, since the kernel has one device for a VNI and a \
@@ -220,11 +220,11 @@ impl Ways {
         if !self.has_fallback() {
             return Ok(false);
         }
-        let instead = Way::new(self.free_id(), &BackendConfig::FALLBACK, network)?;
+        let instead = ActiveBackend::new(self.free_id(), &BackendConfig::FALLBACK, network)?;
         let words = instead.backend.words();
         self.standby.retain(|way| way.backend.words() != words);
         self.all.retain(|way| way.backend.words() != words);
-        self.stand_in = Some(std::mem::replace(&mut self.all[0], instead).config);
+        self.fallback_for = Some(std::mem::replace(&mut self.all[0], instead).config);
         Ok(true)
     }
 
@@ -243,12 +243,12 @@ impl Ways {
             }
         }
         let exact = self.first(|backend| backend.reaches(attachment));
-        let any = || self.first(|backend| backend.might_reach(attachment));
-        let stand_in = || match (&self.stand_in, attachment) {
+        let any = || self.first(|backend| backend.compatible_with(attachment));
+        let fallback_for = || match (&self.fallback_for, attachment) {
             (Some(BackendConfig::Vxlan(_)), Attachment::Vxlan { .. }) => Some(self.current_id()),
             _ => None,
         };
-        exact.or_else(any).or_else(stand_in)
+        exact.or_else(any).or_else(fallback_for)
     }
 
     /// The first backend in use that is so.
@@ -340,8 +340,8 @@ impl Ways {
                 let port = self
                     .backends()
                     .filter_map(Backend::vtep)
-                    .any(|(vni, port)| vni == vxlan.vni && port != USUAL_PORT);
-                BackendConfig::Vxlan(VxlanConfig { port: port.then_some(USUAL_PORT), ..vxlan.clone() })
+                    .any(|(vni, port)| vni == vxlan.vni && port != DEFAULT_PORT);
+                BackendConfig::Vxlan(VxlanConfig { port: port.then_some(DEFAULT_PORT), ..vxlan.clone() })
             }
             other => other.clone(),
         }
@@ -349,7 +349,7 @@ impl Ways {
 
     /// Whether this node reached `subnet` by what it announces, and to which MAC, if its node has moved on
     /// to another backend of ours. That node accepts it, because this one still announces it.
-    pub(crate) fn reached(
+    pub(crate) fn previous_mac(
         &self,
         attachment: &Attachment,
         before: &KernelState,
@@ -357,7 +357,7 @@ impl Ways {
     ) -> Option<Mac> {
         match attachment {
             Attachment::Foreign(_) => None,
-            _ => self.current().reached(before, subnet),
+            _ => self.current().previous_mac(before, subnet),
         }
     }
 
@@ -397,7 +397,7 @@ impl Ways {
             }
             let end = *way.idle.get_or_insert(now) + LINGER;
             if end <= now {
-                gone.push(Way { idle: None, ..way.clone() });
+                gone.push(ActiveBackend { idle: None, ..way.clone() });
                 return false;
             }
             next = Some(next.map_or(end, |next: Instant| next.min(end)));

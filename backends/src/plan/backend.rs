@@ -14,7 +14,7 @@ use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 
 /// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
-pub(crate) const LEAST_V6: u32 = 1280;
+pub(crate) const MIN_MTU_V6: u32 = 1280;
 
 /// This node's place in the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,17 +117,17 @@ pub trait Backend: Send + Sync {
     fn reaches(&self, attachment: &Attachment) -> bool;
 
     /// Whether it leads there if no other way does: Go flannel doesn't compare VNIs, for example.
-    fn might_reach(&self, _attachment: &Attachment) -> bool {
+    fn compatible_with(&self, _attachment: &Attachment) -> bool {
         false
     }
 
     /// Whether it led to `subnet` in this state of the kernel, and to which MAC: good for a peer that has
     /// moved on to something that this node doesn't know yet, and accepts what it accepted.
-    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac>;
+    fn previous_mac(&self, before: &KernelState, subnet: IpNet) -> Option<Mac>;
 
     /// The same with devices of other names, to make room for a backend that needs these; `None` if that is
     /// never so.
-    fn aside(&self) -> Option<Arc<dyn Backend>> {
+    fn on_spare_devices(&self) -> Option<Arc<dyn Backend>> {
         None
     }
 

@@ -24,7 +24,7 @@ impl Backend for HostGw {
         *attachment == Attachment::HostGw
     }
 
-    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+    fn previous_mac(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let route = before.routes.get(&subnet).filter(|route| !route.onlink && route.via.is_some());
         route.map(|_| Mac([0; 6]))
     }

@@ -143,7 +143,7 @@ fn examine(
     let Outlook { former, own, ways, before, surroundings, .. } = outlook;
     let family = Family::of(subnet.addr());
     let announced = ways.reaching(lease);
-    let kept = if announced.is_none() { ways.reached(&lease.attachment, before, subnet) } else { None };
+    let kept = if announced.is_none() { ways.previous_mac(&lease.attachment, before, subnet) } else { None };
     let Some(backend) = announced.or(kept.map(|_| ways.current_id())) else {
         let name = |attachment: &Attachment| match attachment.type_name() {
             "" => "udp".to_owned(),

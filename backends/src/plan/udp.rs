@@ -11,14 +11,14 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, Family, Mac, PublicAddrs};
 
-use super::backend::{Backend, BackendError, LEAST_V6, Macs, Node, Peer, Scene, Underlay};
+use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, Scene, Underlay};
 use crate::state::forwarding::Forwarding;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route};
 
 /// The port unless another one is configured; its device has the name that Go flannel's has.
-const USUAL_PORT: u16 = 8285;
+const DEFAULT_PORT: u16 = 8285;
 
 /// Outer IP and UDP header, in bytes.
 const fn overhead(family: Family) -> u32 {
@@ -51,7 +51,7 @@ impl Udp {
         workers: u8,
         networks: Vec<IpNet>,
     ) -> Result<Self, BackendError> {
-        let number = if port == USUAL_PORT { 0 } else { port };
+        let number = if port == DEFAULT_PORT { 0 } else { port };
         let device = format!("flannel{number}").parse().map_err(|error: crate::state::name::BadName| {
             BackendError(format!("Backend.Port: {port}: {error}"))
         })?;
@@ -97,7 +97,7 @@ impl Backend for Udp {
         *attachment == Attachment::Udp
     }
 
-    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+    fn previous_mac(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let forwarding = before.forwarding.get(&self.device)?;
         forwarding.peers.iter().any(|(known, _)| *known == subnet).then_some(Mac([0; 6]))
     }
@@ -126,11 +126,11 @@ impl Backend for Udp {
                 )));
             }
             let room = self.mtu(mtu);
-            if family == Family::V6 && room < LEAST_V6 {
+            if family == Family::V6 && room < MIN_MTU_V6 {
                 return Err(BackendError(format!(
-                    "IPv6 needs an MTU of {LEAST_V6} bytes and udp leaves {room} of the {mtu} of {name}: raise that to \
+                    "IPv6 needs an MTU of {MIN_MTU_V6} bytes and udp leaves {room} of the {mtu} of {name}: raise that to \
                      {}, or set EnableIPv6 to false",
-                    LEAST_V6 + overhead(Family::V6)
+                    MIN_MTU_V6 + overhead(Family::V6)
                 )));
             }
         }

@@ -13,13 +13,13 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, ChecksumOffload, Family, Mac, Vtep, VxlanConfig};
 
-use super::backend::{Backend, BackendError, LEAST_V6, Macs, Node, Peer, Scene, Underlay};
+use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, Scene, Underlay};
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
-use crate::state::{ASIDE, KernelState, Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
+use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, SPARE_PREFIXES, VxlanIdentity};
 
 /// The port that the kernel takes where none is configured.
-pub(crate) const USUAL_PORT: u16 = 8472;
+pub(crate) const DEFAULT_PORT: u16 = 8472;
 
 /// The backend with its configuration.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Vxlan {
     }
 
     fn port(&self) -> u16 {
-        self.config.port.unwrap_or(USUAL_PORT)
+        self.config.port.unwrap_or(DEFAULT_PORT)
     }
 
     fn device(&self, family: Family) -> Option<Name> {
@@ -139,11 +139,11 @@ impl Backend for Vxlan {
         Family::BOTH.iter().any(|family| attachment.vtep(*family).is_some_and(is_ours))
     }
 
-    fn might_reach(&self, attachment: &Attachment) -> bool {
+    fn compatible_with(&self, attachment: &Attachment) -> bool {
         matches!(attachment, Attachment::Vxlan { .. })
     }
 
-    fn reached(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
+    fn previous_mac(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {
         let device = self.device(Family::of(subnet.addr()))?;
         let tunnelled = before.neighbours.get(&(device, subnet.network())).copied();
         // Without a tunnel no MAC was needed, and none is as long as that is so.
@@ -151,10 +151,10 @@ impl Backend for Vxlan {
         tunnelled.or_else(|| direct().filter(|_| self.config.direct_routing).map(|_| Mac([0; 6])))
     }
 
-    fn aside(&self) -> Option<Arc<dyn Backend>> {
+    fn on_spare_devices(&self) -> Option<Arc<dyn Backend>> {
         let name = |family| match family {
-            Family::V4 => format!("{}{:x}.{:x}", ASIDE[0], self.config.vni, self.port()),
-            Family::V6 => format!("{}{:x}.{:x}", ASIDE[1], self.config.vni, self.port()),
+            Family::V4 => format!("{}{:x}.{:x}", SPARE_PREFIXES[0], self.config.vni, self.port()),
+            Family::V6 => format!("{}{:x}.{:x}", SPARE_PREFIXES[1], self.config.vni, self.port()),
         };
         let mut aside = self.clone();
         // Any port would do for what has the usual one, and so would the device that takes its place.
@@ -203,12 +203,12 @@ impl Backend for Vxlan {
                 )));
             }
             let room = self.device_mtu(*family, mtu);
-            if *family == Family::V6 && room < LEAST_V6 {
+            if *family == Family::V6 && room < MIN_MTU_V6 {
                 return Err(BackendError(format!(
-                    "IPv6 needs an MTU of {LEAST_V6} bytes and vxlan leaves {room} of the {} of {name}: raise that (or \
+                    "IPv6 needs an MTU of {MIN_MTU_V6} bytes and vxlan leaves {room} of the {} of {name}: raise that (or \
                      Backend.MTU) to {}, or set EnableIPv6 to false",
                     self.config.mtu.unwrap_or(mtu).min(mtu),
-                    LEAST_V6 + overhead(Family::V6)
+                    MIN_MTU_V6 + overhead(Family::V6)
                 )));
             }
         }

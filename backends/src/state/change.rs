@@ -144,7 +144,7 @@ impl KernelState {
                 self.routes.insert(route.dst, *route);
             }
             Change::DelRoute(route) => {
-                if !self.surplus.remove(route) && self.routes.get(&route.dst) == Some(route) {
+                if !self.shadowed_routes.remove(route) && self.routes.get(&route.dst) == Some(route) {
                     self.routes.remove(&route.dst);
                 }
             }
@@ -170,7 +170,7 @@ impl KernelState {
         moved(&mut self.neighbours, |(dev, ip)| (name(dev), ip));
         self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
         self.routes.values_mut().for_each(|one| *one = route(*one));
-        self.surplus = self.surplus.iter().map(|one| route(*one)).collect();
+        self.shadowed_routes = self.shadowed_routes.iter().map(|one| route(*one)).collect();
     }
 
     /// Removes a device and, like the kernel, everything on it.
@@ -181,7 +181,7 @@ impl KernelState {
         self.fdb.retain(|(dev, _), _| dev != name);
         self.neighbours.retain(|(dev, _), _| dev != name);
         self.routes.retain(|_, route| route.dev != Some(*name));
-        self.surplus.retain(|route| route.dev != Some(*name));
+        self.shadowed_routes.retain(|route| route.dev != Some(*name));
     }
 }
 

@@ -108,7 +108,7 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::SetNeighbour(*name, *ip, *mac));
         }
     }
-    for route in &actual.surplus {
+    for route in &actual.shadowed_routes {
         if route.dev.is_none_or(|dev| devices.stays(&dev)) {
             changes.push(Change::DelRoute(*route));
         }

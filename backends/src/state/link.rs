@@ -8,7 +8,7 @@ use subnet::{Family, Mac};
 use super::name::Name;
 
 /// How the names of devices begin that have made room for one with another port.
-pub(crate) const ASIDE: [&str; 2] = ["flo.", "flo6."];
+pub(crate) const SPARE_PREFIXES: [&str; 2] = ["flo.", "flo6."];
 
 /// A tunnel device. `identity` can't change without making the device anew; `settings` are corrected in
 /// place.
@@ -214,7 +214,7 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     match identity {
         LinkIdentity::Vxlan(_) => {
             let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
-            number.is_some_and(is_number) || ASIDE.iter().any(|aside| name.starts_with(aside))
+            number.is_some_and(is_number) || SPARE_PREFIXES.iter().any(|aside| name.starts_with(aside))
         }
         LinkIdentity::Tun => true,
         LinkIdentity::Other(kind) if kind == "tun" => name.strip_prefix("flannel").is_some_and(is_number),
@@ -231,7 +231,7 @@ pub fn is_tunnel_name(name: &Name) -> bool {
     let name = name.as_str();
     let numbered = ["flannel.", "flannel-v6.", "flannel"];
     numbered.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
-        || ASIDE.iter().any(|aside| name.starts_with(aside))
+        || SPARE_PREFIXES.iter().any(|aside| name.starts_with(aside))
         || matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip")
 }
 

@@ -37,13 +37,13 @@ pub struct Route {
     /// Metric (`RTA_PRIORITY`).
     pub metric: u32,
     /// It has a type, a scope or attributes that we never set, so it is not the same as one of ours.
-    pub odd: bool,
+    pub foreign: bool,
 }
 
 impl Route {
     /// A route of ours to `dst`, without next hop and device yet.
     pub fn ours(dst: IpNet) -> Self {
-        Self { dst, via: None, dev: None, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, odd: false }
+        Self { dst, via: None, dev: None, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false }
     }
 }
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use backends::datapath::checksum;
-use backends::datapath::merge::Merger;
+use backends::datapath::coalesce::Coalescer;
 use backends::datapath::outbox::Outbox;
 use backends::datapath::packet::{Header, address_sum};
 use backends::datapath::routing::Routing;
@@ -103,19 +103,19 @@ fn merge_it(bencher: Bencher<'_, '_>, vnet: Vnet, packet: &[u8], copies: usize) 
     for _ in 0..copies {
         split(&vnet, &header, packet, &mut outbox.to(PEER)).expect("it fits");
     }
-    let mut merger = Merger::new(true, true);
+    let mut coalescer = Coalescer::new(true, true);
     // It takes a hop from the time to live, so it needs new ones each time.
     let fresh = || outbox.bytes().to_vec();
     bencher.counter(BytesCount::new(outbox.bytes().len())).with_inputs(fresh).bench_local_refs(|bytes| {
-        merger.clear();
+        coalescer.clear();
         let mut start = 0;
         while start < bytes.len() {
             let header = Header::parse(&bytes[start..]).expect("it is well-formed");
             let end = start + header.total_len;
-            merger.add(bytes, start..end, &header);
+            coalescer.add(bytes, start..end, &header);
             start = end;
         }
-        assert_eq!(merger.items().len(), 1);
+        assert_eq!(coalescer.items().len(), 1);
     });
 }
 

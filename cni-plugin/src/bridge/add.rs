@@ -1,7 +1,7 @@
 //! ADD: the bridge, a pair of links between it and the pod, addresses and routes.
 //!
 //! The order is that of Go's plugin, but for two things. The port joins the bridge when the pod's end is up: it forwards
-//! at once then, and nobody waits for it. The addresses are announced after that, when the announcement gets through.
+//! at once then, and ADD does not wait for it. The addresses are announced after that, when the announcement gets through.
 
 use std::fs::File;
 use std::io::Read;

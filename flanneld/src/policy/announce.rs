@@ -37,7 +37,7 @@ pub(crate) struct Announcement {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// A sandbox has ended, so its addresses are nobody's.
+/// A sandbox has ended, so its addresses belong to no pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
     /// The pod's namespace.
@@ -70,7 +70,7 @@ pub(crate) enum Request {
 pub(crate) struct Announcer(mpsc::Sender<Request>);
 
 impl Announcer {
-    /// The way to whoever receives the requests.
+    /// The way to the receiver of the requests.
     pub(crate) fn channel() -> (Self, mpsc::Receiver<Request>) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         (Self(sender), receiver)

@@ -14,7 +14,7 @@ pub(super) fn sum(data: &[u8]) -> (u64, &[u8]) {
     (plain(blocks), rest)
 }
 
-/// Copies as many whole blocks as there are in `data` to the start of `room`; gives their sum and how many bytes
+/// Copies as many whole blocks as there are in `data` to the start of `buffer`; gives their sum and how many bytes
 /// they have.
 #[inline]
 pub(super) fn copy(data: &[u8], room: &mut [u8]) -> (u64, usize) {

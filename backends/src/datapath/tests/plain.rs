@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use pnet::packet::tcp::{self, TcpPacket};
 use pnet::packet::udp::{self, UdpPacket};
 
-use crate::datapath::packet::{TCP, UDP, seal};
+use crate::datapath::packet::{TCP, UDP, write_header_checksum};
 
 /// A packet with right checksums.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ impl Plain {
         } else {
             let len = (bytes.len() + l4.len()) as u16;
             bytes[2..4].copy_from_slice(&len.to_be_bytes());
-            seal(&mut bytes);
+            write_header_checksum(&mut bytes);
         }
         bytes.extend(l4);
         bytes

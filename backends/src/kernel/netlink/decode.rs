@@ -178,7 +178,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     }
     let (mut dst, mut via, mut link, mut metric, mut table) =
         (subnet::net::addr_of(family, 0), None, None, 0, u32::from(header.table));
-    let mut odd = header.kind != RouteType::Unicast;
+    let mut foreign = header.kind != RouteType::Unicast;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(addr) => dst = ip(addr)?,
@@ -188,7 +188,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
             RouteAttribute::Table(number) => table = *number,
             // Answers of the kernel, not properties of the route.
             RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) | RouteAttribute::Uid(_) => {}
-            _ => odd = true,
+            _ => foreign = true,
         }
     }
     if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
@@ -197,7 +197,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     match family {
         Family::V4 => {
             let usual = if via.is_some() { RouteScope::Universe } else { RouteScope::Link };
-            odd |= header.scope != usual;
+            foreign |= header.scope != usual;
         }
         // The kernel turns "no metric" into IP6_RT_PRIO_USER (net/ipv6/route.c).
         Family::V6 if metric == 1024 => metric = 0,
@@ -210,7 +210,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol: header.protocol.into(),
         metric,
-        odd,
+        foreign,
     };
     let blackhole = match (header.kind, route.protocol, route.metric) {
         (RouteType::BlackHole, ROUTE_PROTOCOL, BLACKHOLE_METRIC) => Some(Blackhole::Ours),

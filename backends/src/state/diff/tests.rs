@@ -74,14 +74,14 @@ fn forwardings() -> impl Strategy<Value = Arc<Forwarding>> {
 fn routes(protocols: &'static [u8]) -> impl Strategy<Value = Route> {
     let via = prop::option::of(addrs());
     (nets(), via, names(), any::<bool>(), prop::sample::select(protocols), any::<bool>()).prop_map(
-        |(dst, via, dev, onlink, protocol, odd)| Route {
+        |(dst, via, dev, onlink, protocol, foreign)| Route {
             dst,
             via,
             dev: Some(dev),
             onlink,
             protocol,
             metric: 0,
-            odd,
+            foreign,
         },
     )
 }
@@ -100,31 +100,33 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_set(routes(WANTED), 0..if actual { 3 } else { 1 }),
         btree_set(nets(), 0..3),
     );
-    parts.prop_map(move |(links, forwarding, addresses, fdb, neighbours, routes, surplus, blackholes)| {
-        let exists = |name: &Name| links.contains_key(name);
-        let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
-        let routes: std::collections::BTreeMap<_, _> = routes
-            .into_iter()
-            .filter(routed)
-            .map(|route| (route.dst, Route { odd: route.odd && actual, ..route }))
-            .collect();
-        let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
-        KernelState {
-            forwarding: forwarding.into_iter().filter(|(name, _)| is_tun(name)).collect(),
-            addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
-            fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),
-            neighbours: neighbours.into_iter().filter(|((name, _), _)| exists(name)).collect(),
-            surplus: surplus
+    parts.prop_map(
+        move |(links, forwarding, addresses, fdb, neighbours, routes, shadowed_routes, blackholes)| {
+            let exists = |name: &Name| links.contains_key(name);
+            let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
+            let routes: std::collections::BTreeMap<_, _> = routes
                 .into_iter()
-                .filter(|route| {
-                    actual && routed(route) && routes.get(&route.dst).is_some_and(|first| first != route)
-                })
-                .collect(),
-            routes,
-            blackholes,
-            links,
-        }
-    })
+                .filter(routed)
+                .map(|route| (route.dst, Route { foreign: route.foreign && actual, ..route }))
+                .collect();
+            let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
+            KernelState {
+                forwarding: forwarding.into_iter().filter(|(name, _)| is_tun(name)).collect(),
+                addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
+                fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),
+                neighbours: neighbours.into_iter().filter(|((name, _), _)| exists(name)).collect(),
+                shadowed_routes: shadowed_routes
+                    .into_iter()
+                    .filter(|route| {
+                        actual && routed(route) && routes.get(&route.dst).is_some_and(|first| first != route)
+                    })
+                    .collect(),
+                routes,
+                blackholes,
+                links,
+            }
+        },
+    )
 }
 
 /// `desired` as a kernel shows it that had `actual` before: where any port will do, the one that is
@@ -230,7 +232,10 @@ fn a_new_route_comes_before_the_stale_one_and_the_stale_device_goes_last() {
     let route = |third: u8, dev: &str| {
         let dst = IpNet::new(Ipv4Addr::new(10, 1, third, 0).into(), 24).unwrap();
         let dev = Some(dev.parse().unwrap());
-        (dst, Route { dst, via: None, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, odd: false })
+        (
+            dst,
+            Route { dst, via: None, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false },
+        )
     };
     let actual = KernelState {
         links: [(name(1), link)].into(),
@@ -261,9 +266,10 @@ fn an_address_of_the_host_in_a_peers_subnet_is_reported_and_left_alone() {
         onlink: false,
         protocol: PROTOCOL_KERNEL,
         metric: 0,
-        odd: true,
+        foreign: true,
     };
-    let ours = Route { dev: Some("eth0".parse().unwrap()), protocol: ROUTE_PROTOCOL, odd: false, ..kernel };
+    let ours =
+        Route { dev: Some("eth0".parse().unwrap()), protocol: ROUTE_PROTOCOL, foreign: false, ..kernel };
     let state = |route| KernelState { routes: [(dst, route)].into(), ..KernelState::default() };
     assert_eq!(diff(&state(ours), &state(kernel)), vec![]);
     let words = conflicts(&state(ours), &state(kernel)).join("");

@@ -19,7 +19,7 @@ pub(crate) const NETWORK: &str = "10.244.0.0/16";
 const NODES: usize = 3;
 const PODS_PER_NODE: usize = 2;
 /// How long anything may take before the demo gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Everything that runs.
 pub(crate) struct Cluster {
@@ -95,7 +95,7 @@ impl Cluster {
         let attached = start.elapsed();
         for (_, from, _, to) in self.pairs() {
             let what = format!("{} to reach {}", from.address(), to.address());
-            progress.wait_for(&what, PATIENCE, || from.namespace().reaches(to.address()))?;
+            progress.wait_for(&what, TIMEOUT, || from.namespace().reaches(to.address()))?;
         }
         let each = attached.as_millis() / (NODES * PODS_PER_NODE) as u128;
         progress.step(&format!("attached in {each} ms each; every pod reaches every pod of the other nodes"))
@@ -115,9 +115,9 @@ impl Cluster {
     /// Starts the agent of a site again, with the same arguments, and waits until it is ready.
     pub(crate) fn restart_agent(&mut self, site: usize) -> anyhow::Result<()> {
         let site = &mut self.sites[site];
-        site.agent.terminate(PATIENCE)?;
+        site.agent.terminate(TIMEOUT)?;
         site.agent = spawn(&site.node, &program("flanneld")?, &self.leases)?;
-        site.agent.wait_ready(PATIENCE)
+        site.agent.wait_ready(TIMEOUT)
     }
 
     /// How to enter the namespaces, and how to end it.
@@ -147,7 +147,7 @@ impl Cluster {
             for mut pod in site.pods.drain(..) {
                 pod.detach()?;
             }
-            let status = site.agent.terminate(PATIENCE)?;
+            let status = site.agent.terminate(TIMEOUT)?;
             let log = site.agent.log();
             ensure!(status.success(), "flanneld on {} ended: {status}\n{log}", site.node.name());
         }
@@ -159,7 +159,7 @@ impl Site {
     fn launch(node: Node, flanneld: &Path, leases: &TempDir) -> anyhow::Result<Self> {
         let start = Instant::now();
         let mut agent = spawn(&node, flanneld, leases)?;
-        agent.wait_ready(PATIENCE).with_context(|| node.name())?;
+        agent.wait_ready(TIMEOUT).with_context(|| node.name())?;
         let ready_after = start.elapsed();
         let env = agent.subnet_env()?;
         let subnet = env.subnets.iter().next().context("subnet.env has no subnet")?;

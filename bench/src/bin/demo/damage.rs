@@ -6,7 +6,7 @@ use bench::progress::Progress;
 use ipnet::IpNet;
 
 use crate::Backend;
-use crate::cluster::{Cluster, NETWORK, PATIENCE};
+use crate::cluster::{Cluster, NETWORK, TIMEOUT};
 use crate::table::Table;
 
 /// Something that goes wrong on a node.
@@ -36,8 +36,8 @@ pub(crate) fn repair(cluster: &mut Cluster, progress: &Progress) -> anyhow::Resu
         let node = &cluster.sites[0].node;
         let route = if cluster.backend == Backend::Udp { NETWORK.parse()? } else { peer };
         let returns = format!("the route to {route} to come back");
-        progress.wait_for(&returns, PATIENCE, || node.has_route(route))?;
-        pinger.wait_for_reply(PATIENCE).with_context(|| format!("after the damage {what:?}"))?;
+        progress.wait_for(&returns, TIMEOUT, || node.has_route(route))?;
+        pinger.wait_for_reply(TIMEOUT).with_context(|| format!("after the damage {what:?}"))?;
         let pings = pinger.finish()?;
         let silence = pings.longest_gap.as_millis();
         table.row([what, pings.sent.to_string(), pings.lost.to_string(), silence.to_string()]);
@@ -67,6 +67,6 @@ fn start_pinger(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Pinger
     let source = cluster.sites[0].pods.first().context("node1 has no pods")?;
     let target = cluster.sites[1].pods.first().context("node2 has no pods")?;
     let pinger = Pinger::start(source.namespace(), target.address())?;
-    progress.wait_for("answers before the damage", PATIENCE, || Ok(pinger.received() >= UNDISTURBED))?;
+    progress.wait_for("answers before the damage", TIMEOUT, || Ok(pinger.received() >= UNDISTURBED))?;
     Ok(pinger)
 }

@@ -5,7 +5,7 @@ use backends::testing::Pod;
 use bench::progress::Progress;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::table::Table;
 
 /// A matrix of mean round trips in milliseconds, of all pairs of pods on different nodes.
@@ -31,7 +31,7 @@ pub(crate) fn throughput(cluster: &Cluster, progress: &Progress) -> anyhow::Resu
     for server in &cluster.sites {
         let (to, target) = server.named_pods().next().context("a node without pods")?;
         let _server = target.command("iperf3").arg("-s").spawn()?;
-        progress.wait_for("iperf3 to listen", PATIENCE, || {
+        progress.wait_for("iperf3 to listen", TIMEOUT, || {
             let sockets = target.command("ss").args(["-Hltn", "sport", "=", ":5201"]).ok()?;
             Ok(!sockets.trim().is_empty())
         })?;

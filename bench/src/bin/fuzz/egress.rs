@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use backends::datapath::outbox::Outbox;
-use backends::datapath::packet::{Header, age};
-use backends::datapath::split::{largest, split};
+use backends::datapath::packet::{Header, decrement_ttl};
+use backends::datapath::split::{max_segment_len, split};
 use backends::datapath::vnet::Vnet;
 
 use crate::model::{self, Offload, TCP, UDP};
@@ -74,13 +74,13 @@ pub(crate) fn case(seed: u64) -> (u64, u64) {
                 let _ = split(&vnet, &header, &packet, &mut Outbox::default().to(header.dst));
                 continue;
             }
-            let longest = largest(&vnet, &header, &packet);
+            let longest = max_segment_len(&vnet, &header, &packet);
             if header.ttl <= 1 {
                 continue;
             }
             let mut slow = packet.clone();
-            age(&mut packet);
-            model::age(&mut slow);
+            decrement_ttl(&mut packet);
+            model::decrement_ttl(&mut slow);
             assert!(packet == slow);
             let peer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, numbers.below(5) as u8));
             let before = outbox.packets();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use backends::datapath::merge::{LONGEST_HEAD, Merger, Taken};
+use backends::datapath::coalesce::{Added, Coalescer, LONGEST_HEAD};
 use backends::datapath::packet::Header as Parsed;
 
 use crate::model::{self, Header, Offload, TCP, UDP};
@@ -62,16 +62,16 @@ fn batch(numbers: &mut Numbers) -> Vec<Vec<u8>> {
 }
 
 /// What is to become of a packet, by what a receiver checks.
-fn judge(packet: &[u8], header: Header) -> Taken {
+fn judge(packet: &[u8], header: Header) -> Added {
     let Header { head, total, fragment, extended } = header;
-    if !model::is_sound(&packet[..head]) {
-        return Taken::Unsound;
+    if !model::checksum_ok(&packet[..head]) {
+        return Added::Unsound;
     }
     if model::ttl(packet) <= 1 {
-        return Taken::Expired;
+        return Added::Expired;
     }
     if fragment || extended {
-        return Taken::Sound;
+        return Added::Sound;
     }
     let l4 = &packet[head..total];
     let right = || model::l4_checksum(&packet[..total], head) == 0;
@@ -83,14 +83,14 @@ fn judge(packet: &[u8], header: Header) -> Taken {
         UDP => l4.len() < 8 || usize::from(model::word(l4, 4)) != l4.len() || l4[6..8] == [0, 0] || right(),
         _ => true,
     };
-    if sound { Taken::Sound } else { Taken::Unsound }
+    if sound { Added::Sound } else { Added::Unsound }
 }
 
 /// A packet without what merging may change: identification where fragmenting is forbidden, and which of the
 /// two zeros of the sum a right checksum has.
 fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
     let Some(Header { head, fragment, .. }) = model::header(&packet) else { return packet };
-    if !model::is_sound(&packet[..head]) {
+    if !model::checksum_ok(&packet[..head]) {
         return packet;
     }
     if !model::is_v6(&packet) && packet[6] & 0x40 != 0 {
@@ -99,7 +99,7 @@ fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
     model::seal_header(&mut packet[..head]);
     let whole = !fragment && model::protocol(&packet) == TCP && packet.len() >= head + 20;
     if whole && model::l4_checksum(&packet, head) == 0 {
-        model::seal(&mut packet, head);
+        model::write_header_checksum(&mut packet, head);
     }
     packet
 }
@@ -123,11 +123,11 @@ fn related(a: &[u8], b: &[u8]) -> bool {
 pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
     let mut numbers = Numbers::new(!seed);
     let udp = !numbers.one_in(4);
-    let mut merger = Merger::new(!numbers.one_in(8), udp);
+    let mut coalescer = Coalescer::new(!numbers.one_in(8), udp);
     let (mut fed, mut taken, mut merged) = (0, 0, 0);
     for _ in 0..=numbers.below(2) {
         let packets = batch(&mut numbers);
-        merger.clear();
+        coalescer.clear();
         let mut bytes = packets.concat();
         // What is to be written, and whether it has a place in an order.
         let mut wanted: Vec<(Vec<u8>, bool)> = Vec::new();
@@ -141,27 +141,27 @@ pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
             };
             let slow = model::header(packet).expect("a packet was taken");
             let fate = judge(packet, slow);
-            assert_eq!(merger.add(&mut bytes, at..at + header.total_len, &header), fate, "{header:?}");
+            assert_eq!(coalescer.add(&mut bytes, at..at + header.total_len, &header), fate, "{header:?}");
             let mut packet = packet[..slow.total].to_vec();
             match fate {
-                Taken::Expired => continue,
-                Taken::Unsound if !model::is_sound(&packet[..slow.head]) => {}
-                Taken::Unsound | Taken::Sound => model::age(&mut packet),
+                Added::Expired => continue,
+                Added::Unsound if !model::checksum_ok(&packet[..slow.head]) => {}
+                Added::Unsound | Added::Sound => model::decrement_ttl(&mut packet),
             }
-            wanted.push((packet, fate == Taken::Sound));
+            wanted.push((packet, fate == Added::Sound));
         }
         fed += packets.len() as u64;
         taken += wanted.len() as u64;
-        merged += compare(&merger, &bytes, &wanted);
+        merged += compare(&coalescer, &bytes, &wanted);
     }
     (fed, taken, merged)
 }
 
 /// What the kernel gets out of the items is what is wanted; gives how many packets were merged.
-fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
+fn compare(coalescer: &Coalescer, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
     let mut found = Vec::new();
     let mut merged = 0;
-    for item in merger.items() {
+    for item in coalescer.items() {
         let mut room = [0; LONGEST_HEAD];
         let len = item.head(&mut room);
         let offload = Offload::parse(&room);
@@ -182,7 +182,7 @@ fn compare(merger: &Merger, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
         let from = usize::from(offload.from);
         assert_eq!((offload.flags, usize::from(offload.header_len), from), (1, head + l4, head));
         assert_eq!(offload.at, if tcp { 16 } else { 6 });
-        assert!(model::is_sound(&packet[..head]));
+        assert!(model::checksum_ok(&packet[..head]));
         // The kernel goes on from the sum of the pseudo header.
         let at = head + usize::from(offload.at);
         let pseudo = model::pseudo(&packet, packet.len() - head);

@@ -62,7 +62,7 @@ pub(crate) fn l4_checksum(packet: &[u8], head: usize) -> u16 {
 }
 
 /// Whether the header's own checksum is right, where there is one.
-pub(crate) fn is_sound(header: &[u8]) -> bool {
+pub(crate) fn checksum_ok(header: &[u8]) -> bool {
     is_v6(header) || checksum(&[header]) == 0
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn seal_header(header: &mut [u8]) {
 }
 
 /// Makes all checksums of a whole packet anew.
-pub(crate) fn seal(packet: &mut [u8], head: usize) {
+pub(crate) fn write_header_checksum(packet: &mut [u8], head: usize) {
     seal_header(&mut packet[..head]);
     let at = match protocol(packet) {
         TCP => head + 16,
@@ -118,7 +118,7 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
 }
 
 /// One hop less; the checksum changes as RFC 1624 says, whether it was right or not.
-pub(crate) fn age(packet: &mut [u8]) {
+pub(crate) fn decrement_ttl(packet: &mut [u8]) {
     if is_v6(packet) {
         packet[7] -= 1;
         return;
@@ -229,7 +229,7 @@ pub(crate) fn segments(offload: &Offload, packet: &[u8]) -> Option<Vec<Vec<u8>>>
         } else {
             put(&mut one, head + 4, len - head as u16);
         }
-        seal(&mut one, head);
+        write_header_checksum(&mut one, head);
         one
     };
     Some(parts.iter().enumerate().map(segment).collect())

@@ -79,7 +79,7 @@ impl Flow {
         packet.extend(self.dst);
         packet.extend(&self.ip_options);
         packet.extend(l4);
-        model::seal(&mut packet, head);
+        model::write_header_checksum(&mut packet, head);
         packet
     }
 
@@ -104,7 +104,7 @@ impl Flow {
         packet.extend(&extension);
         packet.extend(l4);
         if extension.is_empty() {
-            model::seal(&mut packet, 40);
+            model::write_header_checksum(&mut packet, 40);
         }
         packet
     }

@@ -6,8 +6,11 @@
 use std::ops::Range;
 
 use super::checksum::{fold, pseudo, sum};
-use super::packet::{Header, TCP, UDP, V4_HEADER, V6_HEADER, address_sum, addresses, age, is_v6, seal};
-use super::split::LEAST_SEGMENT;
+use super::packet::{
+    Header, TCP, UDP, V4_HEADER, V6_HEADER, address_sum, addresses, decrement_ttl, is_v6,
+    write_header_checksum,
+};
+use super::split::MIN_SEGMENT;
 use super::vnet::{self, Gso, Vnet};
 
 const TCP_HEADER: usize = 20;
@@ -15,9 +18,9 @@ const UDP_HEADER: usize = 8;
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 /// The most packets in one: for UDP the kernel refuses many more with EINVAL (at about 230).
-const MOST_UDP: usize = 64;
-const MOST_TCP: usize = MOST_PARTS;
-const MOST_BYTES: usize = 65_535;
+const MAX_UDP: usize = 64;
+const MAX_TCP: usize = MAX_PARTS;
+const MAX_BYTES: usize = 65_535;
 /// Flows that can be merged at the same time; a power of 2.
 const FLOWS: usize = 128;
 const HEAD: usize = V6_HEADER + 60;
@@ -25,11 +28,11 @@ const HEAD: usize = V6_HEADER + 60;
 /// The longest headers of an item: offload header, IPv6 without extension headers, TCP with all options.
 pub const LONGEST_HEAD: usize = vnet::LEN + HEAD;
 /// The most parts an item has.
-pub(crate) const MOST_PARTS: usize = 128;
+pub(crate) const MAX_PARTS: usize = 128;
 
 /// What goes to the device with one write.
 #[derive(Debug)]
-pub struct Item {
+pub struct SuperPacket {
     /// The headers of the first packet; only where more packets may follow.
     head: [u8; HEAD],
     head_len: usize,
@@ -48,8 +51,8 @@ pub struct Item {
 
 /// Packets of one batch, merged where that can be done.
 #[derive(Debug)]
-pub struct Merger {
-    items: Vec<Item>,
+pub struct Coalescer {
+    items: Vec<SuperPacket>,
     count: usize,
     /// The newest item of a flow by the flow's hash: its number and one.
     newest: [u16; FLOWS],
@@ -59,7 +62,7 @@ pub struct Merger {
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Added {
     /// It will be written.
     Sound,
     /// It will be written as it is, with a wrong checksum for the kernel to find.
@@ -68,8 +71,8 @@ pub enum Taken {
     Expired,
 }
 
-impl Merger {
-    /// A merger for a device that takes merged TCP or UDP packets or both.
+impl Coalescer {
+    /// A coalescer for a device that takes merged TCP or UDP packets or both.
     pub fn new(tcp: bool, udp: bool) -> Self {
         Self { items: Vec::new(), count: 0, newest: [0; FLOWS], tcp, udp }
     }
@@ -81,29 +84,29 @@ impl Merger {
     }
 
     /// What is to be written, in this order.
-    pub fn items(&self) -> &[Item] {
+    pub fn items(&self) -> &[SuperPacket] {
         &self.items[..self.count]
     }
 
     /// Takes the packet at `at` of `bytes`, whose header this is, and takes one hop from its time to live.
     #[inline]
-    pub fn add(&mut self, bytes: &mut [u8], at: Range<usize>, header: &Header) -> Taken {
+    pub fn add(&mut self, bytes: &mut [u8], at: Range<usize>, header: &Header) -> Added {
         let packet = &mut bytes[at.clone()];
-        if !header.is_sound(packet) {
+        if !header.checksum_ok(packet) {
             self.alone(at, false);
-            return Taken::Unsound;
+            return Added::Unsound;
         }
         if header.ttl <= 1 {
-            return Taken::Expired;
+            return Added::Expired;
         }
-        age(packet);
+        decrement_ttl(packet);
         let packet = &*packet;
         if header.fragment || header.extended {
             // What follows must not overtake it by joining what is before it.
             let open = self.items[..self.count].iter_mut().filter(|item| !item.closed);
             open.filter(|item| item.is_between(packet)).for_each(|item| item.closed = true);
             self.alone(at, false);
-            return Taken::Sound;
+            return Added::Sound;
         }
         // The same code for both families, each with the numbers of its own header.
         match (header.protocol, header.is_v6()) {
@@ -113,41 +116,41 @@ impl Merger {
             (UDP, true) => self.udp::<V6_HEADER>(at, packet, header),
             _ => {
                 self.alone(at, false);
-                Taken::Sound
+                Added::Sound
             }
         }
     }
 
-    fn tcp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Taken {
+    fn tcp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Added {
         let l4 = &packet[IP..];
         let l4_len = l4.get(12).map_or(0, |offset| usize::from(offset >> 4) * 4);
         if l4_len < TCP_HEADER || l4_len > l4.len() || !is_right(packet, l4, TCP) {
             self.alone(at, false);
-            return Taken::Unsound;
+            return Added::Unsound;
         }
         let payload = l4.len() - l4_len;
         let place = slot::<IP>(packet);
         if !self.tcp || l4[13] & !PSH != ACK || payload == 0 {
             self.newest[place] = 0;
             self.alone(at, true);
-            return Taken::Sound;
+            return Added::Sound;
         }
         let head_len = IP + l4_len;
         let sequence = u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]);
         let push = l4[13] & PSH != 0;
         let item = match self.newest(place, |item| {
             item.next_sequence == sequence
-                && item.fits::<IP>(packet, header, head_len, payload, MOST_TCP)
+                && item.fits::<IP>(packet, header, head_len, payload, MAX_TCP)
                 && item.head[IP + 8..IP + 13] == packet[IP + 8..IP + 13]
                 && item.head[IP + 14..IP + 16] == packet[IP + 14..IP + 16]
                 && item.head[IP + 18..head_len] == packet[IP + 18..head_len]
         }) {
             Some(item) => item,
             // Nothing is won with such small ones.
-            None if payload < LEAST_SEGMENT => {
+            None if payload < MIN_SEGMENT => {
                 self.newest[place] = 0;
                 self.alone(at, true);
-                return Taken::Sound;
+                return Added::Sound;
             }
             None => self.open(place, &packet[..head_len], payload),
         };
@@ -155,44 +158,44 @@ impl Merger {
         item.next_sequence = sequence.wrapping_add(payload as u32);
         item.push |= push;
         item.closed |= push;
-        Taken::Sound
+        Added::Sound
     }
 
-    fn udp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Taken {
+    fn udp<const IP: usize>(&mut self, at: Range<usize>, packet: &[u8], header: &Header) -> Added {
         let l4 = &packet[IP..];
         let len = l4.get(4..6).map_or(0, |len| usize::from(u16::from_be_bytes([len[0], len[1]])));
         let odd = len != l4.len() || len < UDP_HEADER;
         let unchecked = odd || l4[6..8] == [0, 0];
         if !unchecked && !is_right(packet, l4, UDP) {
             self.alone(at, false);
-            return Taken::Unsound;
+            return Added::Unsound;
         }
         let place = slot::<IP>(packet);
         if !self.udp || unchecked || len == UDP_HEADER {
             self.newest[place] = 0;
             self.alone(at, !unchecked);
-            return Taken::Sound;
+            return Added::Sound;
         }
         let head_len = IP + UDP_HEADER;
         let payload = len - UDP_HEADER;
         let item =
-            match self.newest(place, |item| item.fits::<IP>(packet, header, head_len, payload, MOST_UDP)) {
+            match self.newest(place, |item| item.fits::<IP>(packet, header, head_len, payload, MAX_UDP)) {
                 Some(item) => item,
                 None => self.open(place, &packet[..head_len], payload),
             };
         item.join(at.start + head_len..at.end, header.id);
-        Taken::Sound
+        Added::Sound
     }
 
     /// The newest item in this place, if the next packet may join it.
     #[inline]
-    fn newest(&mut self, place: usize, joins: impl Fn(&Item) -> bool) -> Option<&mut Item> {
+    fn newest(&mut self, place: usize, joins: impl Fn(&SuperPacket) -> bool) -> Option<&mut SuperPacket> {
         let index = usize::from(self.newest[place]).checked_sub(1)?;
         self.items.get_mut(index).filter(|item| joins(item))
     }
 
     /// A new item for packets with such headers.
-    fn open(&mut self, place: usize, head: &[u8], segment: usize) -> &mut Item {
+    fn open(&mut self, place: usize, head: &[u8], segment: usize) -> &mut SuperPacket {
         self.newest[place] = (self.count + 1) as u16;
         let item = self.next();
         item.head[..head.len()].copy_from_slice(head);
@@ -207,9 +210,9 @@ impl Merger {
         item.parts.push(at);
     }
 
-    fn next(&mut self) -> &mut Item {
+    fn next(&mut self) -> &mut SuperPacket {
         if self.count == self.items.len() {
-            self.items.push(Item::new());
+            self.items.push(SuperPacket::new());
         }
         let item = &mut self.items[self.count];
         self.count += 1;
@@ -221,7 +224,7 @@ impl Merger {
     }
 }
 
-impl Item {
+impl SuperPacket {
     fn new() -> Self {
         Self {
             head: [0; HEAD],
@@ -251,7 +254,7 @@ impl Item {
             && self.head_len == head_len
             && payload <= self.segment
             && self.parts.len() < most
-            && head_len + self.payload + payload <= MOST_BYTES
+            && head_len + self.payload + payload <= MAX_BYTES
             && (header.dont_fragment || header.id == self.next_id)
             && if IP == V6_HEADER {
                 // All but the length.
@@ -312,7 +315,7 @@ impl Item {
             head[4..6].copy_from_slice(&l4_len.to_be_bytes());
         } else {
             head[2..4].copy_from_slice(&(l4_len + V4_HEADER as u16).to_be_bytes());
-            seal(&mut head[..V4_HEADER]);
+            write_header_checksum(&mut head[..V4_HEADER]);
         }
         // The kernel makes the checksums of the segments, beginning with this sum.
         let partial = fold(pseudo(address_sum(head), protocol, l4_len)).to_ne_bytes();

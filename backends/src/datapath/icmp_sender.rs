@@ -6,19 +6,19 @@ use std::time::Instant;
 use subnet::Family;
 
 use super::counters::Counters;
-use super::icmp::{self, Limiter, Trouble};
+use super::icmp::{self, IcmpError, Limiter};
 use super::packet::Header;
 use super::routing::Routing;
 use super::shared::Shared;
 use super::sys::Tun;
 
-pub(super) struct Complaints {
+pub(super) struct IcmpSender {
     tun: Arc<Tun>,
     counters: Arc<Counters>,
     limiter: Limiter,
 }
 
-impl Complaints {
+impl IcmpSender {
     pub(super) fn new(shared: &Shared) -> Self {
         Self {
             tun: Arc::clone(&shared.tun),
@@ -28,7 +28,7 @@ impl Complaints {
     }
 
     /// Tells the sender of `packet`, unless none may be told.
-    pub(super) fn send(&mut self, trouble: Trouble, routing: &Routing, header: &Header, packet: &[u8]) {
+    pub(super) fn send(&mut self, trouble: IcmpError, routing: &Routing, header: &Header, packet: &[u8]) {
         let mut room = [0; icmp::LONGEST];
         let Some(from) = routing.addresses.get(Family::of(header.src)) else { return };
         let Some(len) = icmp::reply(trouble, from, header, packet, &mut room) else { return };

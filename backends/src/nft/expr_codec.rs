@@ -1,7 +1,7 @@
 //! The steps of rules as attributes, in both directions.
 
-use super::abi::*;
 use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict};
+use super::uapi::*;
 use crate::netlink::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
 
 /// Registers below this number in messages are 128 bits long.

@@ -10,12 +10,12 @@ use std::ops::{Deref, DerefMut, Range};
 const PAGE: usize = 4096;
 
 /// Zeroed memory that begins a fixed distance behind a page's start.
-pub(super) struct Room {
+pub(super) struct AlignedBuffer {
     memory: Box<[u8]>,
     place: Range<usize>,
 }
 
-impl Room {
+impl AlignedBuffer {
     /// `len` bytes, `distance` behind the start of a page.
     pub(super) fn new(len: usize, distance: usize) -> Self {
         // In a box it stays where it is.
@@ -25,7 +25,7 @@ impl Room {
     }
 }
 
-impl Deref for Room {
+impl Deref for AlignedBuffer {
     type Target = [u8];
 
     #[inline]
@@ -34,7 +34,7 @@ impl Deref for Room {
     }
 }
 
-impl DerefMut for Room {
+impl DerefMut for AlignedBuffer {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.place.clone()]
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn a_room_begins_where_it_was_asked_to() {
         for (len, distance) in [(1, 0), (70_000, 2), (1 << 19, 0), (10, 5000)] {
-            let mut room = Room::new(len, distance);
+            let mut room = AlignedBuffer::new(len, distance);
             assert_eq!(room.len(), len);
             assert_eq!(room.as_ptr().addr() % PAGE, distance % PAGE);
             room.fill(7);
