@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use crate::net::{Family, Subnets, addr_of, bits_of};
+use crate::regular;
 
 /// The content that the agent writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl SubnetEnv {
     /// The I/O error, with the path in its text.
     pub fn write(&self, path: &Path) -> io::Result<bool> {
         let text = self.to_string();
-        if fs::read(path).is_ok_and(|current| current == text.as_bytes()) {
+        if regular::read(path).is_ok_and(|current| current == text.as_bytes()) {
             return Ok(false);
         }
         write_atomically(path, text.as_bytes(), 0o644)?;
@@ -75,7 +76,7 @@ pub enum Standing {
 impl SubnetEnv {
     /// What has become of `path` since this content was written to it.
     pub fn standing(&self, path: &Path) -> Standing {
-        match fs::read_to_string(path) {
+        match regular::read_to_string(path) {
             Ok(text) => self.standing_of(&text),
             Err(_) => Standing::Broken,
         }
@@ -282,7 +283,7 @@ impl Previous {
     /// Reads the file at start. A missing or unreadable one is the same as none; of a list, invalid items
     /// are skipped, and more than one valid item counts as none (contract §4).
     pub fn read(path: &Path) -> Self {
-        fs::read_to_string(path).map(|text| Self::parse(&text)).unwrap_or_default()
+        regular::read_to_string(path).map(|text| Self::parse(&text)).unwrap_or_default()
     }
 
     /// The text of [`read`](Self::read).

@@ -23,6 +23,7 @@ pub mod lease;
 pub mod mac;
 pub mod net;
 pub mod policy;
+pub mod regular;
 pub mod text;
 
 #[cfg(feature = "store")]

@@ -135,7 +135,7 @@ impl Saved {
 }
 
 fn read_file(path: &Path) -> Result<Option<(String, Saved)>, String> {
-    match std::fs::read(path) {
+    match crate::regular::read(path) {
         Ok(bytes) => {
             Saved::parse(&bytes).map(Some).map_err(|why| format!("{}: {}", path.display(), shortened(&why)))
         }

@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use crate::pace::Backoff;
+use crate::regular;
 
 /// inotify does not see what other machines do; Go flannel has no such store, so the interval is ours.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ impl Watched {
 
     /// The content, remembered.
     pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
-        let read = fs::read(&self.path);
+        let read = regular::read(&self.path);
         let found = match &read {
             Ok(content) => Ok(content.clone()),
             Err(error) => Err(error.kind()),
@@ -63,7 +64,7 @@ impl Watched {
         loop {
             // Watched first, so that nothing is missed between looking and watching.
             let watch = Watch::new(&self.path);
-            let now = fs::read(&self.path).map_err(|error| error.kind());
+            let now = regular::read(&self.path).map_err(|error| error.kind());
             if last.as_ref() != Some(&now) {
                 return;
             }

@@ -1,13 +1,14 @@
 //! The files for the CNI plugin and the container runtime, written when a pod can be added and not before.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io};
 
 use backends::Kernel;
 use subnet::LeaseStore;
 use subnet::env_file::{Standing, SubnetEnv, write_atomically};
+use subnet::regular;
 
 use super::tenure::Task;
 use super::{Agent, condition};
@@ -68,9 +69,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
 /// Makes `to` have the content of `from`, in one step. Says whether anything was written.
 fn copy(from: &Path, to: &Path) -> io::Result<bool> {
-    let content = fs::read(from)
+    let content = regular::read(from)
         .map_err(|error| io::Error::new(error.kind(), format!("--cni-conf: {}: {error}", from.display())))?;
-    if fs::read(to).is_ok_and(|current| current == content) {
+    if regular::read(to).is_ok_and(|current| current == content) {
         return Ok(false);
     }
     write_atomically(to, &content, 0o644)?;

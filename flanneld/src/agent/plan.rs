@@ -79,7 +79,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             self.health.set(condition::LEASE, Err(why));
             return None;
         }
-        self.health.warn("public-address", &self.namesakes(&lease, &all));
+        self.health.note("public-address", self.namesakes(&lease, &all));
         self.defend_macs(&all);
         self.ways.take_up(announced_by_others(&all, &lease));
         let peers = self.peers(&all);

@@ -45,7 +45,7 @@ impl Extent {
         if options.all {
             return Ok((Self::Host, saved.ok().flatten()));
         }
-        let text = match fs::read_to_string(file) {
+        let text = match subnet::regular::read_to_string(file) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             // Not even text.

@@ -234,8 +234,31 @@ fn two_living_nodes_that_are_told_one_public_address_say_so() {
     let note =
         format!("another node, which has {}, announces this node's public address {address}", b.subnet());
     cluster.api.annotate(&b.node.name(), "flannel.alpha.coreos.com/public-ip-overwrite", Some(&address));
-    a.wait("a word about it", || a.verbose().contains(&note) && a.agent.log().contains(&note));
+    a.wait("a word about it", || a.verbose().contains(&note) && a.agent.log().contains("is this node's own"));
     cluster.api.annotate(&b.node.name(), "flannel.alpha.coreos.com/public-ip-overwrite", None);
     c.wait("an echo once that is corrected", || pod_c.namespace().reaches(pod_b.address()).unwrap());
     a.wait("the end of the note", || !a.verbose().contains("announces this node's"));
+}
+
+#[test]
+fn an_api_server_that_refuses_a_node_is_noted_while_it_runs_and_makes_it_unready_when_it_starts() {
+    let cluster = Kubernetes::new();
+    let (mut a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    a.wait("the saved state", || a.kept().contains("10.244.2.0"));
+    cluster.api.behave(|behaviour| behaviour.token = Some("another".into()));
+    cluster.api.disconnect();
+    a.wait("the note", || a.verbose().contains("store refuses this node since"));
+    let text = a.verbose();
+    assert!(text.contains("(401): the token or the certificate that flanneld has is not accepted"), "{text}");
+    assert!(text.contains("own lease has no end") && a.is_ready(), "{text}");
+    assert!(a.node.has_route(b.subnet()).unwrap());
+
+    a.agent.terminate(LIMIT).unwrap();
+    let name = a.node.name();
+    let mut a = cluster.start_as(a.node, &name, &[]);
+    a.wait("the refusal", || a.verbose().contains(r#""store":"the store refuses this node since"#));
+    a.wait("the data path", || a.verbose().contains(r#""kernel":"met""#));
+    assert!(!a.is_ready() && a.node.has_route(b.subnet()).unwrap(), "{}", a.verbose());
+    cluster.api.behave(|behaviour| behaviour.token = None);
+    a.agent.wait_ready(LIMIT).unwrap();
 }

@@ -198,3 +198,44 @@ fn the_same_unit_started_twice_ends_at_once_and_names_the_first() {
     assert_eq!(a.state(), before);
     assert_eq!(a.agent.get("/readyz").unwrap().0, 200);
 }
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_named_and_keeps_neither_health_nor_sigterm_waiting() {
+    let cluster = Cluster::new(VXLAN);
+    let store = format!("--etcd-endpoints={}", cluster.etcd.endpoint());
+    let node = cluster.fabric.node().unwrap();
+    let dir = node.dir().display().to_string();
+    let pipe = format!("{dir}/config.json");
+    node.namespace().command("mkfifo").arg(&pipe).ok().unwrap();
+    let config = format!("{dir}/net-conf.json");
+    fs::write(&config, VXLAN).unwrap();
+    let kubernetes = ["--kube-subnet-mgr".to_owned(), "--kube-api-url=http://127.0.0.1:1".to_owned()];
+    let with = |first: &[String], last: String| [first, &[last]].concat();
+    for (args, ends) in [
+        (with(&[store], format!("--cni-conf={pipe}:{dir}/10-flannel.conflist")), None),
+        (with(&kubernetes, format!("--net-config-path={pipe}")), None),
+        (vec![format!("--lease-store=file:{dir}")], None),
+        (vec!["--etcd-endpoints=https://127.0.0.1:1".to_owned(), format!("--etcd-cafile={pipe}")], Some(1)),
+        (
+            vec![
+                "--kube-subnet-mgr".to_owned(),
+                format!("--net-config-path={config}"),
+                format!("--kubeconfig-file={pipe}"),
+            ],
+            Some(2),
+        ),
+    ] {
+        let environment = [("NODE_NAME".to_owned(), "n1".to_owned())];
+        let mut agent = Agent::spawn_with(&node, flanneld(), &args, &environment).unwrap();
+        match ends {
+            Some(code) => assert_eq!(agent.process().wait(LIMIT).unwrap().code(), Some(code), "{args:?}"),
+            None => {
+                wait(&agent, "the reason", || verbose(&agent).contains("it is a pipe"));
+                assert_eq!(agent.get("/healthz").unwrap().0, 200, "{args:?}");
+                assert!(agent.terminate(LIMIT).unwrap().success(), "{args:?}");
+            }
+        }
+        let log = agent.log();
+        assert!(log.contains("name a file") && log.contains(&pipe), "{args:?}: {log}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use backends::testing::wait_for;
+use backends::testing::{Fabric, wait_for};
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN};
 
@@ -68,7 +68,7 @@ fn a_store_that_is_away_is_noted_with_reason_remedy_and_the_end_of_the_own_lease
     assert!(text.contains("is etcd running? Look at --etcd-endpoints"), "{text}");
     let (since, ends) =
         (moment_after(&text, "store unreachable since "), moment_after(&text, "own lease ends at "));
-    assert!((86_000..=86_400).contains(&(ends - since)), "{text}");
+    assert!((86_000..=86_402).contains(&(ends - since)), "{text}");
     assert!(a.is_ready(), "the data path works: {text}");
     cluster.etcd.restart().unwrap();
     a.wait("the end of the note", || !a.verbose().contains("unreachable"));
@@ -106,7 +106,7 @@ fn a_store_that_begins_to_refuse_a_node_is_noted_with_the_remedy_and_the_node_st
     assert!(text.contains("it asks for a user: give --etcd-username and --etcd-password"), "{text}");
     let (since, ends) =
         (moment_after(&text, "refuses this node since "), moment_after(&text, "own lease ends at "));
-    assert!((86_000..=86_400).contains(&(ends - since)), "{text}");
+    assert!((86_000..=86_402).contains(&(ends - since)), "{text}");
     assert!(a.is_ready(), "{text}");
     assert!(a.node.has_route(b.subnet()).unwrap());
     root(&cluster, "auth disable");
@@ -214,6 +214,28 @@ fn a_node_that_starts_while_the_store_is_away_is_ready_on_what_was_saved() {
     cluster.etcd.restart().unwrap();
     wait_long(&a, "the store", || !a.verbose().contains("unreachable"));
     assert!(a.is_ready(), "{}", a.verbose());
+}
+
+#[test]
+fn a_directory_of_leases_that_is_gone_is_noted_with_the_end_of_the_own_lease() {
+    let fabric = Fabric::new().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let (here, gone) = (place.path().join("leases"), place.path().join("elsewhere"));
+    std::fs::create_dir(&here).unwrap();
+    std::fs::write(here.join("config.json"), VXLAN).unwrap();
+    let args = [format!("--lease-store=file:{}", here.display())];
+    let mut a = Member::start_with_env(fabric.node().unwrap(), &args, &[]);
+    a.agent.wait_ready(LIMIT).unwrap();
+    std::fs::rename(&here, &gone).unwrap();
+    wait_long(&a, "the note", || a.verbose().contains("store unreachable since"));
+    let text = a.verbose();
+    assert!(text.contains(", or mount its file system"), "{text}");
+    let (since, ends) =
+        (moment_after(&text, "store unreachable since "), moment_after(&text, "own lease ends at "));
+    assert!((86_000..=86_402).contains(&(ends - since)), "{text}");
+    assert!(a.is_ready(), "{text}");
+    std::fs::rename(&gone, &here).unwrap();
+    wait_long(&a, "the end of the note", || !a.verbose().contains("unreachable"));
 }
 
 /// Runs openssl.

@@ -6,6 +6,7 @@ use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::regular;
 use crate::store::StoreError;
 use crate::tls::{Wrong, certificates, check_pair};
 
@@ -62,7 +63,7 @@ impl Tls {
     /// The certificate with its chain and the key, for a connection of one's own.
     pub(super) fn identity(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
         let (cert, key) = (self.cert.as_ref()?, self.key.as_ref()?);
-        let certificates = certificates(&std::fs::read(cert).ok()?).ok()?;
+        let certificates = certificates(&regular::read(cert).ok()?).ok()?;
         Some((certificates, PrivateKeyDer::from_pem_file(key).ok()?))
     }
 
@@ -83,7 +84,7 @@ impl Tls {
 }
 
 fn read(path: &Path, flag: &str) -> Result<Vec<u8>, StoreError> {
-    std::fs::read(path).map_err(|error| StoreError::Unusable(format!("{flag} {}: {error}", path.display())))
+    regular::read(path).map_err(|error| StoreError::Unusable(format!("{flag} {}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ impl<'a> Notice<'a> {
     }
 
     fn gone(&self) -> StoreError {
-        self.directory.unreachable("it was moved, deleted or unmounted".into())
+        self.directory
+            .unreachable("it was moved, deleted or unmounted: put it back, or mount its file system".into())
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::split::{Bulk, Splitter};
 use super::{credentials, exec};
+use crate::regular;
 use crate::store::{StoreError, with_causes};
 use crate::text::{shortened, shortened_to};
 
@@ -274,6 +275,7 @@ impl Source {
                     let text = explain(&error);
                     refused(shortened_to(text.lines().next().unwrap_or_default(), 300))
                 };
+                regular::check(path).map_err(|error| refused(error.to_string()))?;
                 let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
                 credentials::tidy(&mut file);
                 credentials::check_cluster(&file).map_err(refused)?;

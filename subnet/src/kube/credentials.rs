@@ -1,12 +1,11 @@
 //! What a kubeconfig says about this node's identity, read as leniently as kubectl does.
 
-use std::fs;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::config::{AuthInfo, Kubeconfig};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::regular;
 use crate::text::shortened;
 use crate::tls::{Wrong, certificates, check_pair};
 
@@ -136,7 +135,7 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
         };
     }
     let Some(file) = file.as_deref().filter(|file| !file.is_empty()) else { return Ok(None) };
-    match fs::read(file) {
+    match regular::read(file.as_ref()) {
         Ok(pem) => Ok(Some((format!("{member} {file}"), pem))),
         Err(error) => Err(format!("{member} {file}: {error}")),
     }
@@ -148,7 +147,8 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
 /// A sentence with the file, never with the token.
 pub(super) fn read_token(user: &mut AuthInfo) -> Result<(), String> {
     if let Some(file) = user.token_file.take().filter(|file| !file.is_empty()) {
-        let text = fs::read_to_string(&file).map_err(|error| format!("tokenFile {file}: {error}"))?;
+        let text =
+            regular::read_to_string(file.as_ref()).map_err(|error| format!("tokenFile {file}: {error}"))?;
         user.token = Some(token(&text).map_err(|why| format!("tokenFile {file}: {why}"))?.into());
     } else if let Some(text) =
         user.token.as_ref().map(|token| token.expose_secret().to_owned()).filter(|text| !text.is_empty())
