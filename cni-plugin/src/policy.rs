@@ -17,6 +17,8 @@ use subnet::gojson;
 
 use crate::env::{Attachment, Call};
 use crate::error::{self, CniError};
+use crate::netlink::conntrack;
+use crate::netlink::socket::Socket as Netlink;
 use crate::note;
 use crate::result::Attached;
 
@@ -36,10 +38,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duration) -> Result<(), CniError> {
     let request = announcement(call, result);
     let deadline = Instant::now() + wait.max(SHORT_TIMEOUT);
+    let mut reason = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let why = match ask(socket, &request, left) {
-            Ok(Answer::Done) => return Ok(()),
+            Ok(Answer::Done) => {
+                forget_connections(&request);
+                return Ok(());
+            }
             Ok(Answer::Refused(why)) => {
                 let msg = format!("flanneld refuses to enforce the pod's network policies: {why}");
                 return Err(CniError::new(error::OTHER, msg));
@@ -47,6 +53,8 @@ pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duratio
             Ok(Answer::NotYet(why)) => {
                 format!("flanneld can't enforce the pod's network policies yet: {why}")
             }
+            // The time is over; what it said before tells more.
+            Err(Trouble::Silent) if reason.is_some() => reason.take().unwrap_or_default(),
             Err(trouble) => format!(
                 "the pod's network policies can't be enforced: {trouble}: no pod starts without them; see the log of \
                  flanneld on this node"
@@ -55,7 +63,24 @@ pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duratio
         if wait.is_zero() || Instant::now() + PAUSE >= deadline {
             return Err(CniError::new(error::TRY_AGAIN_LATER, why));
         }
+        reason = Some(why);
         thread::sleep(PAUSE);
+    }
+}
+
+/// What others sent to the pod's addresses before its policies were in force, or to the pod that had them before, made
+/// connections that nobody judged: answers to them would pass for a while. The pod's containers don't run yet, so that
+/// it has none that it would miss.
+fn forget_connections(announced: &Value) {
+    let addresses = announced["ips"].as_array().into_iter().flatten();
+    for address in addresses.filter_map(|address| address.as_str()?.parse::<IpAddr>().ok()) {
+        let forgotten =
+            Netlink::netfilter().and_then(|mut socket| conntrack::forget_address(&mut socket, address));
+        if let Err(errno) = forgotten {
+            note(&format!(
+                "connections with {address} from before its pod can't be forgotten: {errno}: load nf_conntrack_netlink"
+            ));
+        }
     }
 }
 

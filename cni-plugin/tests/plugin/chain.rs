@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::runtime::List;
-use crate::support::{Namespace, Node, Pod, V4};
+use crate::support::{Namespace, Node, PLUGINS, Pod, V4};
 
 /// contract §8.2, with the directories of the test.
 pub(crate) fn shipped(node: &Node) -> Value {
@@ -218,4 +218,32 @@ fn a_list_passes_check_until_the_pod_is_damaged() {
     let (kind, msg) = list.check(&attached).unwrap_err();
     assert!(kind == "flannel" && msg.contains("10.1.17.2"), "{kind}: {msg}");
     list.del(&attached);
+}
+
+#[test]
+fn plugins_of_others_work_between_ours() {
+    let node = Node::with_namespace(V4);
+    let plugins = node.own_plugins();
+    std::os::unix::fs::symlink(format!("{PLUGINS}/tuning"), format!("{plugins}/tuning")).unwrap();
+    let mut conflist = shipped(&node);
+    conflist["cniVersion"] = "1.0.0".into();
+    let tuning = json!({"type": "tuning", "mac": "02:00:00:00:00:77", "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}});
+    conflist["plugins"].as_array_mut().unwrap().insert(1, tuning);
+    let list = List::new(&node, conflist).with_plugins(&plugins);
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let ports = json!([{"hostPort": 8080, "containerPort": 5201, "protocol": "tcp"}]);
+    let limits = json!({"ingressRate": 10_000_000, "ingressBurst": 400_000, "egressRate": 10_000_000, "egressBurst": 400_000});
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let attached = list.add(pod, json!({"portMappings": ports, "bandwidth": limits}));
+    let interfaces = attached.result["interfaces"].as_array().unwrap();
+    let end = interfaces.iter().find(|one| one["name"] == "eth0").unwrap();
+    assert_eq!(end["mac"], "02:00:00:00:00:77");
+    assert!(interfaces.iter().any(|one| one["name"].as_str().unwrap().starts_with("bwp")), "{interfaces:?}");
+    let shown = namespace.command("sysctl").args(["-n", "net.ipv4.conf.eth0.arp_filter"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), "1");
+    assert_eq!(list.check(&attached), Ok(()));
+    list.del(&attached);
+    assert_eq!(node.host().links(), ["lo", "cni0"]);
+    assert_eq!((node.kept(), node.reserved("cbr0")), (vec![], vec![]));
 }

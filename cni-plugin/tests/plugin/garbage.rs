@@ -228,3 +228,45 @@ fn temporary_files_of_killed_calls_are_swept() {
     node.call("DEL", pod, &node.network("n", "1.0.0", json!({"type": "host-local"}))).result();
     assert_eq!(node.kept(), ["c1"]);
 }
+
+#[test]
+fn the_plugins_beside_flannel_collect_and_tell_their_status_when_they_are_called_themselves() {
+    let node = Node::with_namespace(V4);
+    let plugins = node.own_plugins();
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let call = |plugin: &str, verb: &str, pod: Pod<'_>, more: Value| {
+        let mut config = json!({"name": "n", "cniVersion": "1.1.0", "type": plugin, "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": node.path("addresses"), "ranges": [[{"subnet": "10.1.17.0/24"}]]}});
+        if plugin == "host-local" {
+            config.as_object_mut().unwrap().remove("isGateway");
+        }
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        node.call_plugin(&format!("{plugins}/{plugin}"), verb, pod, &config.to_string(), &[])
+    };
+    for plugin in ["host-local", "bridge"] {
+        for container in ["c1", "c2"] {
+            let pod = Pod { container, ifname: "eth0", netns: &path };
+            call(plugin, "ADD", pod, json!({})).result();
+            if plugin == "bridge" {
+                namespace.ip(&["link", "del", "eth0"]);
+            }
+        }
+        assert_eq!(node.reserved("n").len(), 2, "{plugin}");
+        let (code, msg) = call(plugin, "GC", NOBODY, json!({})).error();
+        assert!(code == 7 && msg.contains("nothing was dropped"), "{plugin}: {code} {msg}");
+        call(plugin, "GC", NOBODY, valid(&[("c2", "eth0")])).result();
+        assert_eq!(node.reserved("n").len(), 1, "{plugin}");
+        call(plugin, "GC", NOBODY, valid(&[])).result();
+        assert_eq!(node.reserved("n").len(), 0, "{plugin}");
+    }
+    for plugin in ["host-local", "bridge", "portmap", "bandwidth", "loopback"] {
+        assert_eq!(call(plugin, "STATUS", NOBODY, json!({})).result(), Value::Null, "{plugin}");
+        call(plugin, "GC", NOBODY, valid(&[])).result();
+    }
+    fs::remove_dir_all(node.path("addresses")).unwrap();
+    fs::write(node.path("addresses"), "").unwrap();
+    for plugin in ["host-local", "bridge"] {
+        assert_eq!(call(plugin, "STATUS", NOBODY, json!({})).error().0, 50, "{plugin}");
+    }
+}

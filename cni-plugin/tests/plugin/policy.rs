@@ -333,3 +333,44 @@ fn a_socket_that_can_not_be_one_and_a_wait_of_the_wrong_type_are_named() {
     );
     assert_eq!(case.pod.links(), ["lo"]);
 }
+
+#[test]
+fn connections_of_an_address_from_before_its_pod_are_forgotten_once_its_policies_are_in_force() {
+    for path in BOTH {
+        let case = Case::with_agent(says("{\"ok\":true}\n"));
+        let host = case.node.host();
+        let run = |program: &str, arguments: &[&str]| {
+            let output = host.command(program).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{program}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        host.ip(&["link", "set", "lo", "up"]);
+        // The host has the addresses for the moment; one connection to what will be the pod's, one from it, one of others.
+        let track =
+            "table inet t {\nchain o {\ntype filter hook output priority 0\nct state new counter\n}\n}";
+        run("nft", &[track]);
+        let addresses = ["10.1.17.2", "10.1.17.3", "10.1.17.200"];
+        for address in addresses {
+            host.ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]);
+        }
+        for (from, to) in
+            [("10.1.17.200", "10.1.17.2"), ("10.1.17.2", "10.1.17.3"), ("10.1.17.200", "10.1.17.3")]
+        {
+            run("ping", &["-n", "-c1", "-I", from, to]);
+        }
+        for address in addresses {
+            host.ip(&["address", "del", &format!("{address}/32"), "dev", "lo"]);
+        }
+        let tracked = || {
+            let table = run("cat", &["/proc/net/nf_conntrack"]);
+            let of =
+                |address: &str| table.lines().filter(|line| line.contains(&format!("{address} "))).count();
+            (of("10.1.17.2"), of("10.1.17.3"))
+        };
+        assert_eq!(tracked(), (2, 2), "{path:?}");
+        let result = case.call("ADD", path, &case.network(1)).result();
+        assert_eq!(result["ips"][0]["address"], "10.1.17.2/24");
+        assert_eq!(tracked(), (0, 1), "{path:?}");
+        case.call("DEL", path, &case.network(1)).result();
+    }
+}

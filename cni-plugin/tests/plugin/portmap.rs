@@ -4,6 +4,9 @@
 //!     client namespace [eth0 192.0.2.2] -- [up0 192.0.2.1] host namespace [cni0] -- veth -- [eth0] pod namespace
 //! ```
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 
 use crate::chain::{client, rate_by, rules, shipped};
@@ -282,4 +285,42 @@ fn gc_removes_the_rules_of_pods_that_are_gone_and_no_others() {
     assert!(code == 7 && msg.contains("nothing was dropped"), "{code} {msg}");
     call("DEL", "c3", &other).result();
     assert_eq!(gc(json!([])), [0, 0, 0, 1]);
+}
+
+#[test]
+fn what_a_client_sent_by_udp_before_the_port_led_to_a_pod_does_not_keep_it_from_there() {
+    let node = Node::with_namespace(V4);
+    let client = client(&node);
+    let list = list(&node, "1.0.0");
+    let namespaces = [Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    let pod = |number: usize| Pod { container: ["c1", "c2"][number], ifname: "eth0", netns: &paths[number] };
+    // From its rules on the kernel tracks connections.
+    let first = list.add(pod(0), json!({"portMappings": port(9090, json!({}))}));
+    let arrived = "table ip arrived {\ncounter c { }\nchain f {\ntype filter hook forward priority 0\n\
+                   ip daddr 10.1.17.3 udp dport 5201 counter name c\n}\n}";
+    nft(&node, &[arrived]);
+    // One socket, whose packets are one connection to the kernel.
+    let script = "exec 3<>/dev/udp/192.0.2.1/8080; while read -r word; do echo $word >&3; echo sent; done";
+    let mut command = client.command("bash");
+    let command = command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut sender = command.spawn().unwrap();
+    let (mut words, mut sent) = (sender.stdin.take().unwrap(), BufReader::new(sender.stdout.take().unwrap()));
+    let mut send = |word: &str| {
+        writeln!(words, "{word}").unwrap();
+        let mut line = String::new();
+        sent.read_line(&mut line).unwrap();
+        assert_eq!(line, "sent\n");
+    };
+    send("before");
+    let second = list.add(pod(1), json!({"portMappings": port(8080, json!({}))}));
+    // The first may end with the refusal of what was sent before.
+    send("after");
+    send("again");
+    let counted = || nft(&node, &["list", "counter", "ip", "arrived", "c"]);
+    crate::killed::eventually("the pod gets it", || !counted().contains("packets 0 "));
+    drop((words, sent));
+    sender.wait().unwrap();
+    list.del(&second);
+    list.del(&first);
 }
