@@ -7,6 +7,7 @@ mod check;
 mod flags;
 mod grammar;
 pub(crate) mod options;
+pub(crate) mod policy;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -16,6 +17,7 @@ use clap::{CommandFactory, FromArgMatches};
 use flags::{CleanupFlags, RunFlags};
 use grammar::{Parsed, Setting};
 use options::{CleanupOptions, Options, Place};
+use policy::PolicyQuestion;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) enum Command {
     Run(Box<Options>),
     /// Remove what an agent left on this host.
     Cleanup(CleanupOptions),
+    /// Ask the agent of this node about network policies.
+    Policy(PolicyQuestion),
     /// Print a text and end with exit code 0.
     Print(Print),
 }
@@ -85,6 +89,7 @@ pub(crate) fn parse(
     let args = args.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
     match args.split_first() {
         Some((first, rest)) if first == "cleanup" => cleanup(rest, environment),
+        Some((first, rest)) if first == "policy" => policy::parse(rest, environment),
         Some((first, [])) if first == "version" => Ok(Command::Print(Print::Version(version()))),
         Some((first, rest)) if first == "help" => help_on(rest),
         _ => run(&args, environment),
@@ -95,8 +100,10 @@ fn help_on(topic: &[String]) -> Result<Command, UsageError> {
     match topic {
         [] => Ok(help(flags::documented(RunFlags::command()))),
         [topic] if topic == "cleanup" => Ok(help(flags::documented(CleanupFlags::command()))),
+        [topic] if topic == "policy" => Ok(policy::help()),
         _ => Err(UsageError(
-            "help is about flanneld or about cleanup: write flanneld help, or flanneld help cleanup".into(),
+            "help is about flanneld, cleanup or policy: write flanneld help, flanneld help cleanup or flanneld help policy"
+                .into(),
         )),
     }
 }

@@ -29,7 +29,8 @@ use tokio::sync::{Notify, watch};
 
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
-use policy::announce::Announcer;
+use policy::announce::{Announcer, socket_path};
+use policy::socket::PolicySocket;
 use policy::{Mode, Policies};
 use serve::{Health, Server};
 
@@ -52,6 +53,7 @@ fn obey(command: cli::Command) -> anyhow::Result<()> {
             log::start(options.verbosity);
             cleanup::run(&options)
         }
+        cli::Command::Policy(question) => policy::client::run(&question),
         cli::Command::Run(options) => {
             log::start(options.verbosity);
             start(*options)
@@ -142,7 +144,11 @@ async fn run(options: Options) -> anyhow::Result<()> {
                 }
                 let (facts, told) = watch::channel(None);
                 settings.policies = Some(facts);
-                let (_announcer, requests) = Announcer::channel();
+                let socket = socket_path(&settings.subnet_file);
+                settings.policy_socket = Some(std::path::absolute(&socket)?);
+                let socket =
+                    PolicySocket::bind(&socket).context("--network-policy: the socket for the CNI plugin")?;
+                let (announcer, requests) = Announcer::channel();
                 let policies = Policies::open(
                     policy_options,
                     store.policy_api(),
@@ -154,6 +160,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
                 tokio::select! {
                     outcome = live(hands, notices, &rules_moved, store, settings, health) => outcome,
                     error = policies.run() => Err(error),
+                    () = socket.run(announcer, policy_options.log_group) => Ok(()),
                 }
             }
             StoreOptions::File(directory) => {

@@ -8,12 +8,17 @@
 //! ```
 
 mod adding;
-#[cfg_attr(not(test), expect(dead_code, reason = "the socket that asks comes with a change of its own"))]
 pub(crate) mod announce;
 mod clean;
+pub(crate) mod client;
+mod denied;
+mod exchange;
+mod explain;
 mod figures;
 mod kept;
 mod known;
+mod request;
+pub(crate) mod socket;
 mod steering;
 mod task;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A list that an object leaves out and one that is empty mean different things in places, so both have a name
 //! here: the reader of objects decides once, and nothing else has to know.
 
+pub mod explain;
 pub mod objects;
 
 use std::collections::BTreeMap;
@@ -159,6 +160,15 @@ pub enum Protocol {
 impl Protocol {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The name that the API gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
 
     /// By the name that the API gives it.
     pub fn from_name(name: &str) -> Option<Self> {

@@ -152,6 +152,21 @@ impl NetlinkSocket {
         }
     }
 
+    /// Hands on what the kernel tells without being asked, one datagram of it. Nothing, if it tells nothing for a while or
+    /// more than there is room for.
+    pub(crate) fn hear(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<()> {
+        match self.receive(WAIT) {
+            Ok(_) => {
+                messages(&self.received).for_each(|message| each(&message));
+                Ok(())
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::AGAIN | Errno::NOBUFS) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
     fn send_one(&mut self, bytes: &[u8]) -> io::Result<u32> {
         self.sequence = self.next_sequence();
         self.send(bytes)?;

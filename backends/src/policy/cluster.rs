@@ -181,6 +181,11 @@ impl Cluster {
         self.policies.values()
     }
 
+    /// The labels of the namespaces that are known.
+    pub fn namespace_labels(&self) -> impl Iterator<Item = (&str, Labels)> {
+        self.groups.namespace_labels()
+    }
+
     /// The names of the namespaces that are known.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.groups.namespaces()

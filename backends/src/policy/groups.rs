@@ -75,6 +75,15 @@ impl Groups {
         known.map(|(id, _)| self.strings.text(*id))
     }
 
+    /// The labels of those that are known.
+    pub(super) fn namespace_labels(&self) -> impl Iterator<Item = (&str, Labels)> {
+        self.namespaces.iter().filter_map(|(id, namespace)| {
+            let text = |id: &Id| self.strings.text(*id).to_owned();
+            let labels = namespace.labels.as_ref()?.iter().map(|(key, value)| (text(key), text(value)));
+            Some((self.strings.text(*id), labels.collect()))
+        })
+    }
+
     /// The names of those that are known and have such labels.
     pub(super) fn namespaces_matching(&self, labels: &Selector) -> impl Iterator<Item = String> {
         let known = self.matching_namespaces(labels).filter(|(_, namespace)| namespace.labels.is_some());

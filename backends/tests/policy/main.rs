@@ -5,6 +5,7 @@
 mod bed;
 mod cases;
 mod demand;
+mod explain;
 mod generations;
 mod kernel;
 mod random;

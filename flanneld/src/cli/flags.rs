@@ -55,7 +55,7 @@ flag or a variable can't be used.";
     bin_name = "flanneld",
     disable_version_flag = true,
     args_override_self = true,
-    override_usage = "flanneld [FLAGS]\n       flanneld cleanup [--dry-run] [FLAGS]   remove what flanneld left on this host\n       flanneld version | help [cleanup]",
+    override_usage = "flanneld [FLAGS]\n       flanneld cleanup [--dry-run] [FLAGS]   remove what flanneld left on this host\n       flanneld policy explain|list|denied    what network policies do on this node\n       flanneld version | help [cleanup|policy]",
     after_help = format!("{EXAMPLES}\n\n{GRAMMAR}")
 )]
 pub(super) struct RunFlags {

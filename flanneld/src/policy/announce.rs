@@ -8,6 +8,8 @@ use std::time::Duration;
 use subnet::Mac;
 use tokio::sync::{mpsc, oneshot};
 
+use super::explain::Inquiry;
+
 /// Requests that wait for the policy task; a further one waits with its sender.
 const WAITING_MAX: usize = 64;
 /// The policy task answers within this time; [`Announcer::announce`] gives up a little later.
@@ -63,6 +65,8 @@ pub(crate) struct Retry {
 pub(crate) enum Request {
     Announce(Announcement, oneshot::Sender<Result<(), Retry>>),
     Release(Ended, oneshot::Sender<Result<(), Retry>>),
+    /// A question of `flanneld policy`, answered with a text.
+    Ask(Inquiry, oneshot::Sender<Result<String, Retry>>),
 }
 
 /// A way to the policy task.
@@ -92,10 +96,18 @@ impl Announcer {
         self.ask(|answer| Request::Release(ended, answer)).await
     }
 
-    async fn ask(
+    /// Gives the text that answers a question.
+    ///
+    /// # Errors
+    /// [`Retry`] when there is no answer now.
+    pub(crate) async fn inquire(&self, inquiry: Inquiry) -> Result<String, Retry> {
+        self.ask(|answer| Request::Ask(inquiry, answer)).await
+    }
+
+    async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<(), Retry>>) -> Request,
-    ) -> Result<(), Retry> {
+        request: impl FnOnce(oneshot::Sender<Result<T, Retry>>) -> Request,
+    ) -> Result<T, Retry> {
         let retry = |why: &str| Err(Retry { why: why.to_owned() });
         let (answer, answered) = oneshot::channel();
         let asked = async {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::announce::socket_path;
 use super::kept;
+use super::socket;
 
 /// What was found, and removed unless it was only looked for: in words.
 pub(crate) fn clean(subnet_file: &Path, networks: &[IpNet], remove: bool) -> (Vec<String>, Vec<String>) {
@@ -32,8 +33,8 @@ pub(crate) fn clean(subnet_file: &Path, networks: &[IpNet], remove: bool) -> (Ve
             Err(error) if error.kind() != io::ErrorKind::NotFound => Some(error),
             _ => None,
         };
-        let socket = socket_path(subnet_file);
-        failures.extend(gone(fs::remove_file(&socket)).map(|error| format!("{}: {error}", socket.display())));
+        let path = socket_path(subnet_file);
+        failures.extend(socket::remove(&path).err().map(|error| format!("{}: {error}", path.display())));
         let removed = gone(fs::remove_dir_all(&directory));
         failures.extend(removed.map(|error| format!("{}: {error}", directory.display())));
     }

@@ -242,6 +242,11 @@ impl Known {
         NEED
     }
 
+    /// The pods of this node.
+    pub(super) fn own_pods(&self) -> impl Iterator<Item = &Pod> {
+        self.own.values()
+    }
+
     /// The pods of this node that have this name.
     pub(super) fn own_named<'a>(
         &'a self,

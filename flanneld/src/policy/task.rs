@@ -1,6 +1,7 @@
 //! The task that owns the compiler and the tables: it gathers what changes, and brings it into the kernel.
 
 mod adds;
+mod asked;
 
 use std::collections::BTreeSet;
 use std::path::Path;

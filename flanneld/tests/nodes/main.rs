@@ -8,6 +8,7 @@ mod cleanup;
 mod direct;
 mod families;
 mod fights;
+mod handshake;
 mod hasty;
 mod heal;
 mod health;

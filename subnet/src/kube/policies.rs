@@ -1,5 +1,6 @@
 //! What network policies are about: policies, namespaces and pods, listed and watched, told one by one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::connection::{Connection, Failure};
 use super::own::OwnNode;
 use super::split::Bulk;
 use crate::pace::Backoff;
+use crate::policy::explain::{self as policy, Party};
 use crate::policy::objects::{self, ReadPod, ReadPolicy, Unreadable};
 use crate::policy::{Labels, ObjectName, Uid};
 use crate::store::StoreError;
@@ -19,6 +21,7 @@ use crate::store::StoreError;
 const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 const NAMESPACES: &str = "/api/v1/namespaces";
 const PODS: &str = "/api/v1/pods";
+const SERVICES: &str = "/api/v1/services";
 
 /// A server that answers, but can't do what it is asked, has too much to do already.
 const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -326,9 +329,65 @@ impl PolicyApi {
             Err(failure) if failure.status == 404 => return Ok(None),
             Err(failure) => return Err(failure.error),
         };
-        let unreadable = |error: Unreadable| self.connection.away(error.to_string()).error;
-        let pod = objects::pod(&json, &node).map_err(unreadable)?;
+        let pod = objects::pod(&json, &node).map_err(|error| self.unreadable(&error))?;
         Ok(Some(FoundPod { pod, static_uid: objects::static_uid(&json) }))
+    }
+}
+
+/// What explanations of network policies need to know of others.
+impl PolicyApi {
+    /// The pod of this name as an end of a connection; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it can't be read.
+    pub async fn end_named(&self, name: &ObjectName) -> Result<Option<policy::End>, StoreError> {
+        let ObjectName { namespace, name: pod } = name;
+        let node = self.node_name().await?;
+        match self.connection.get(&format!("/api/v1/namespaces/{namespace}/pods/{pod}")).await {
+            Ok(json) => objects::end(&json, &node).map(Some).map_err(|error| self.unreadable(&error)),
+            Err(failure) if failure.status == 404 => Ok(None),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Who has this address: a pod that runs, or else what is on its host's network, has ended, or is a Service. `None`
+    /// if that is nobody, or if it must not be asked for.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it can't be read.
+    pub async fn end_at(&self, address: IpAddr) -> Result<Option<policy::End>, StoreError> {
+        let node = self.node_name().await?;
+        let pods = Collection::new(PODS, POD_BULK).selected("status.podIP", &address.to_string());
+        let mut found = None;
+        let mut pages = self.connection.pages(&pods, &Least::Newest);
+        while let Some(json) = pages.next().await? {
+            let end = objects::end(&json, &node).map_err(|error| self.unreadable(&error))?;
+            if matches!(end.party, Party::Pod(_)) {
+                return Ok(Some(policy::End { address: Some(address), ..end }));
+            }
+            found = Some(end);
+        }
+        if found.is_some() {
+            return Ok(found);
+        }
+        // Without the permission nobody is told that it is one.
+        let services = Collection::new(SERVICES, ADMINISTRATIVE);
+        let mut pages = self.connection.pages(&services, &Least::AtHand);
+        while let Ok(Some(json)) = pages.next().await {
+            let service = objects::service(&json).ok().filter(|(_, addresses)| addresses.contains(&address));
+            if let Some((name, _)) = service {
+                return Ok(Some(policy::End {
+                    party: Party::Service(name),
+                    address: Some(address),
+                    node: None,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn unreadable(&self, error: &Unreadable) -> StoreError {
+        self.connection.away(error.to_string()).error
     }
 }
 

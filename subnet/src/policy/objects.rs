@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::explain::{End, Party};
 use super::{
     Isolation, Labels, NamedPort, NamespaceScope, NetworkPolicy, ObjectName, Operator, Peer, Peers, Pod,
     Port, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Uid,
@@ -102,6 +104,40 @@ pub fn pod(json: &[u8], node: &str) -> Result<ReadPod, Unreadable> {
     }))
 }
 
+/// Reads a Pod as one end of a connection; `node` is this node's name.
+///
+/// # Errors
+/// [`Unreadable`] when it is none.
+pub fn end(json: &[u8], node: &str) -> Result<End, Unreadable> {
+    let object: PodObject = read(json)?;
+    let name = ObjectName::new(object.metadata.namespace, object.metadata.name);
+    let (spec, status) = (object.spec.unwrap_or_default(), object.status.unwrap_or_default());
+    let (party, address) = match pod(json, node)? {
+        ReadPod::Own(pod) => {
+            let address = pod.addresses.first().copied();
+            (Party::Pod(Box::new(pod)), address)
+        }
+        ReadPod::Without(_) => {
+            let address = status.pod_ip.and_then(|text| text.parse().ok());
+            let on_host = spec.host_network.unwrap_or(false);
+            (if on_host { Party::HostNetwork(name) } else { Party::Finished(name) }, address)
+        }
+    };
+    Ok(End { party, address, node: spec.node_name })
+}
+
+/// Reads a Service: its name and the addresses by which it is reached inside the cluster.
+///
+/// # Errors
+/// [`Unreadable`] when it is none.
+pub fn service(json: &[u8]) -> Result<(ObjectName, Vec<IpAddr>), Unreadable> {
+    let object: Object<ServiceSpec> = read(json)?;
+    let spec = object.spec.unwrap_or_default();
+    let texts = spec.cluster_ips.into_iter().flatten().chain(spec.cluster_ip);
+    let addresses = texts.filter_map(|text| text.parse().ok()).collect();
+    Ok((ObjectName::new(object.metadata.namespace, object.metadata.name), addresses))
+}
+
 /// Reads a Namespace: its name and labels.
 ///
 /// # Errors
@@ -144,6 +180,14 @@ fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Unreadable> {
 struct Object<S> {
     metadata: Metadata,
     spec: Option<S>,
+}
+
+#[derive(Default, Deserialize)]
+struct ServiceSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]

@@ -36,6 +36,7 @@ impl Policies {
         match request {
             Request::Announce(pod, answer) => self.announced(pod, answer),
             Request::Release(ended, answer) => self.released(&ended, answer),
+            Request::Ask(inquiry, answer) => self.asked(inquiry, answer),
         }
     }
 

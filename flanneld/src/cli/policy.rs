@@ -1,0 +1,181 @@
+//! `flanneld policy`: questions to the agent of this node about network policies.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::{Command, Print, UsageError, utf8};
+
+const HELP: &str = "\
+Says what network policies do on this node, whose flanneld has to run with --network-policy.
+
+Usage: flanneld policy explain SOURCE DESTINATION:PORT [--protocol=TCP|UDP|SCTP]
+           whether a connection is allowed, by which rule, or what stands in the way; each end is a pod
+           (NAMESPACE/NAME) or an address; an address of IPv6 with a port is written [ADDRESS]:PORT
+       flanneld policy list [NAMESPACE/NAME]
+           the pods of this node, or one of them, with the policies that isolate them
+       flanneld policy denied
+           packets that are refused, one a line, as they come; needs --network-policy-log=GROUP
+
+Flags:
+  --protocol PROTOCOL   [default: TCP]
+  --subnet-file FILE    the file of the agent that is asked [env: FLANNELD_SUBNET_FILE]
+                        [default: /run/flannel/subnet.env]
+
+Examples:
+  flanneld policy explain shop/web-7d9f-x2v9q shop/db-0:5432
+  kubectl exec -n kube-flannel ds/kube-flannel-ds -- /opt/bin/flanneld policy explain 192.0.2.7 shop/web-0:80
+
+Exit codes: 0 when there is an answer, whatever it is; 1 when there is none; 2 when an argument can't be used.
+";
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Query {
+    /// What becomes of a connection.
+    Explain {
+        /// Who asks: a pod or an address.
+        source: String,
+        /// Who is asked, with the port.
+        destination: String,
+        /// By which protocol.
+        protocol: String,
+    },
+    /// Which policies isolate the pods of this node, or one of them.
+    List(Option<String>),
+    /// Which packets are refused.
+    Denied,
+}
+
+/// A question, and the agent it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PolicyQuestion {
+    /// What is asked.
+    pub(crate) query: Query,
+    /// The file that names the agent's socket.
+    pub(crate) subnet_file: PathBuf,
+}
+
+/// Reads the arguments behind `policy`.
+///
+/// # Errors
+/// [`UsageError`] for the first one that can't be used.
+pub(super) fn parse(
+    args: &[String],
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Command, UsageError> {
+    let mut words = Vec::new();
+    let mut protocol = None;
+    let given = environment("FLANNELD_SUBNET_FILE").filter(|value| !value.is_empty());
+    let mut subnet_file = given.map(utf8).transpose()?;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let Some(flag) = arg.strip_prefix('-').map(|flag| flag.strip_prefix('-').unwrap_or(flag)) else {
+            words.push(arg.as_str());
+            continue;
+        };
+        if matches!(flag, "help" | "h") {
+            return Ok(help());
+        }
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, args.next().cloned()),
+        };
+        let value = value.filter(|value| !value.is_empty());
+        let value = value.ok_or_else(|| UsageError(format!("--{name} needs a value")));
+        match name {
+            "protocol" => protocol = Some(value?),
+            "subnet-file" => subnet_file = Some(value?),
+            _ => {
+                return Err(UsageError(format!(
+                    "--{name} is not a flag of flanneld policy: see flanneld policy --help"
+                )));
+            }
+        }
+    }
+    if protocol.is_some() && words.first() != Some(&"explain") {
+        return Err(UsageError("--protocol is for flanneld policy explain only".into()));
+    }
+    let query = match words[..] {
+        [] | ["help"] => return Ok(help()),
+        ["explain", source, destination] => Query::Explain {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            protocol: protocol.unwrap_or_else(|| "TCP".to_owned()),
+        },
+        ["explain", ..] => {
+            return Err(UsageError("policy explain takes two ends: SOURCE DESTINATION:PORT".to_owned()));
+        }
+        ["list"] => Query::List(None),
+        ["list", pod] => Query::List(Some(pod.to_owned())),
+        ["list", ..] => {
+            return Err(UsageError("policy list takes one pod at most: NAMESPACE/NAME".to_owned()));
+        }
+        ["denied"] => Query::Denied,
+        ["denied", ..] => return Err(UsageError("policy denied takes no arguments".to_owned())),
+        [other, ..] => {
+            return Err(UsageError(format!("policy {other:?} is not known: explain, list or denied is")));
+        }
+    };
+    let subnet_file = subnet_file.unwrap_or_else(|| subnet::env_file::DEFAULT_PATH.to_owned()).into();
+    Ok(Command::Policy(PolicyQuestion { query, subnet_file }))
+}
+
+pub(super) fn help() -> Command {
+    Command::Print(Print::Help(HELP.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(args: &[&str]) -> Result<PolicyQuestion, String> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let environment = |name: &str| (name == "FLANNELD_SUBNET_FILE").then(|| "/run/a/subnet.env".into());
+        match parse(&args, environment).map_err(|error| error.to_string())? {
+            Command::Policy(question) => Ok(question),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn questions_are_read_with_their_flags_in_any_place() {
+        let explain = |protocol: &str| Query::Explain {
+            source: "shop/web".into(),
+            destination: "shop/db-0:5432".into(),
+            protocol: protocol.into(),
+        };
+        let asked = |args: &[&str]| read(args).unwrap();
+        assert_eq!(asked(&["explain", "shop/web", "shop/db-0:5432"]).query, explain("TCP"));
+        let other = asked(&["explain", "--protocol", "udp", "shop/web", "-subnet-file=/b", "shop/db-0:5432"]);
+        assert_eq!(other, PolicyQuestion { query: explain("udp"), subnet_file: "/b".into() });
+        assert_eq!(
+            asked(&["list"]),
+            PolicyQuestion { query: Query::List(None), subnet_file: "/run/a/subnet.env".into() }
+        );
+        assert_eq!(asked(&["list", "shop/web"]).query, Query::List(Some("shop/web".into())));
+        assert_eq!(asked(&["denied"]).query, Query::Denied);
+    }
+
+    #[test]
+    fn what_is_no_question_is_named() {
+        for (args, part) in [
+            (&["explain", "a"][..], "two ends"),
+            (&["explain", "a", "b", "c"], "two ends"),
+            (&["list", "a", "b"], "one pod at most"),
+            (&["denied", "x"], "no arguments"),
+            (&["allow"], "\"allow\" is not known"),
+            (&["list", "--iface=eth0"], "--iface is not a flag of flanneld policy"),
+            (&["explain", "a", "b", "--protocol"], "--protocol needs a value"),
+            (&["list", "--protocol=UDP"], "for flanneld policy explain only"),
+        ] {
+            let error = read(args).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        for args in [&[][..], &["help"], &["--help"], &["explain", "-h"]] {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            assert!(
+                matches!(parse(&args, |_| None), Ok(Command::Print(Print::Help(text))) if text.contains("explain"))
+            );
+        }
+    }
+}
