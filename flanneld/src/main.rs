@@ -156,6 +156,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
                     told,
                     requests,
                     health.clone(),
+                    Arc::clone(&rules_moved),
                 )?;
                 tokio::select! {
                     outcome = live(hands, notices, &rules_moved, store, settings, health) => outcome,

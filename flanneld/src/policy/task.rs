@@ -14,7 +14,7 @@ use backends::policy::{Converged, Enforcer, Engine, Settings, TableStep, own_tab
 use backends::{Moved, NftError, NftListener, Watched};
 use subnet::StoreError;
 use subnet::kube::{PolicyApi, Watch};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -40,6 +40,8 @@ const NEWS_MAX: usize = 2000;
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// How often sysctls are looked at that notify nobody.
 const SYSCTL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often steering is looked at while there are no tables.
+const STEER_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a change waits for the pods that it speaks of, if they have to be listed first.
 const CHANGE_WAITS: Duration = Duration::from_millis(500);
 /// More repairs than this within a minute are made no more than one a second.
@@ -104,6 +106,9 @@ pub(crate) struct Policies {
     fetching: JoinSet<Fetched>,
     figures: Figures,
     enforced: bool,
+    ready: bool,
+    /// Told when this becomes ready, or is no longer.
+    readiness_moved: Arc<Notify>,
 }
 
 impl Policies {
@@ -118,6 +123,7 @@ impl Policies {
         facts: watch::Receiver<Option<Facts>>,
         requests: mpsc::Receiver<Request>,
         health: Health,
+        readiness_moved: Arc<Notify>,
     ) -> anyhow::Result<Self> {
         let directory = kept::directory(subnet_file);
         let kept = Kept::open(directory.clone()).with_context(|| {
@@ -166,6 +172,8 @@ impl Policies {
             fetching: JoinSet::new(),
             figures: Figures::default(),
             enforced: false,
+            ready: false,
+            readiness_moved,
         };
         for watch in [Watch::Policies, Watch::Namespaces, Watch::OwnPods] {
             policies.watches.start_for_good(watch, &policies.api, &mut policies.known);
@@ -209,7 +217,10 @@ impl Policies {
     fn wake(&self) -> Instant {
         let now = Instant::now();
         let gathered = self.gathered.map(|(first, last)| (last + GATHER.0).min(first + GATHER.1));
+        let waiting = self.phase == Phase::Waiting;
         let adding = self.adding.iter().map(|(_, adding)| match adding.step {
+            // Nobody is asked for before the first lists are there.
+            Step::Watched(_) if waiting => adding.since + ADD_TIMEOUT,
             Step::Watched(until) | Step::Listed(until) => until.min(adding.since + ADD_TIMEOUT),
             Step::Asked | Step::Found(_) | Step::Programmed => adding.since + ADD_TIMEOUT,
         });
@@ -442,19 +453,17 @@ impl Policies {
 
     async fn steer(&mut self) {
         let subnets = self.facts.borrow().as_ref().map(|facts| facts.subnets.clone()).unwrap_or_default();
-        let looked = self
-            .with_hands(move |hands| {
-                let wanted = hands.enforcer.engine.summary().generation != 0;
-                hands.steerer.look(&mut hands.enforcer, &subnets, wanted)
-            })
-            .await;
+        let wanted = self.summary().generation != 0;
+        let looked =
+            self.with_hands(move |hands| hands.steerer.look(&mut hands.enforcer, &subnets, wanted)).await;
         if let Err(why) = &looked
             && self.steered.as_ref() != Err(why)
         {
             tracing::error!("{why}");
         }
         self.steered = looked;
-        self.steer_due = Instant::now() + SYSCTL_INTERVAL;
+        // Without tables there is nothing that a sysctl could change.
+        self.steer_due = Instant::now() + if wanted { SYSCTL_INTERVAL } else { STEER_INTERVAL };
     }
 
     /// Lends what works on the kernel to a thread that may block.
@@ -510,6 +519,11 @@ impl Policies {
         let summary = self.summary();
         let steering = self.steered == Ok(Steered::On);
         self.figures.update(&summary, steering, self.known.watch_count(), self.known.ignored_count());
+        if self.ready != reason.is_ok() {
+            self.ready = reason.is_ok();
+            // What the node announces when it is ready depends on this, too.
+            self.readiness_moved.notify_one();
+        }
         self.health.note(CONDITION, notes.into_iter().collect());
         self.health.set(CONDITION, reason);
         self.health.measure(&self.figures);

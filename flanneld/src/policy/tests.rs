@@ -1,6 +1,7 @@
 //! The task in a network namespace, with an API server that follows a script.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backends::testing::Namespace;
@@ -114,6 +115,7 @@ impl Bed {
             self.facts.subscribe(),
             requests,
             health.clone(),
+            Arc::default(),
         )
         .unwrap();
         let task = tokio::spawn(async move { drop(task.run().await) });

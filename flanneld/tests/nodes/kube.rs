@@ -31,7 +31,7 @@ impl Kubernetes {
         self.start_with(&[])
     }
 
-    fn start_with(&self, more: &[&str]) -> Member {
+    pub(crate) fn start_with(&self, more: &[&str]) -> Member {
         let node = self.fabric.node().unwrap();
         let name = node.name();
         self.start_as(node, &name, more)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use backends::testing::{Pod, wait_for};
 use serde_json::{Value, json};
+use subnet::testing::{Refusal, node};
 
 use crate::bed::{LIMIT, Member, flanneld};
 use crate::kube::Kubernetes;
@@ -278,4 +279,35 @@ fn a_bridge_that_is_made_anew_and_br_netfilter_are_followed() {
     shop.a.ip(&format!("link set cni0 address {other}"));
     shop.a.wait("the bridge's new address", || shop.ruleset().contains(other));
     shop.a.wait("nobody is let in", || !shop.connects(&shop.near));
+}
+
+#[test]
+fn a_node_is_announced_as_soon_as_its_policies_are_in_force_and_not_before() {
+    let cluster = Kubernetes::new();
+    let forbidden = Refusal {
+        method: "GET",
+        path: "/networkpolicies".into(),
+        status: 403,
+        message: "networkpolicies.networking.k8s.io is forbidden".into(),
+    };
+    cluster.api.behave(|behaviour| behaviour.refusals.push(forbidden));
+    let a = cluster.start_with(&["--network-policy=on"]);
+    let name = a.node.name();
+    cluster.api.put_node(node(&name, &["10.244.1.0/24"]));
+    a.wait("the reason, and nothing else, in readiness", || {
+        a.agent.get("/readyz").is_ok_and(|(code, body)| {
+            code == 503
+                && body.matches("\"condition\"").count() == 1
+                && body.contains("\"network-policy\"")
+                && body.contains("kube-flannel-network-policy.yml")
+        })
+    });
+    let announced = || {
+        let node = cluster.api.node(&name).unwrap();
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|one| one["type"] == "NetworkUnavailable" && one["status"] == "False")
+    };
+    assert!(!announced(), "pods would be scheduled on a node that enforces nothing");
+    cluster.api.behave(|behaviour| behaviour.refusals.clear());
+    a.wait("the node's condition", announced);
 }
