@@ -126,3 +126,19 @@ fn a_node_whose_subnet_was_given_away_takes_another_and_waits_for_its_pods_to_go
         "not overwritten"
     );
 }
+
+#[test]
+fn a_capability_that_is_missing_is_told_once_with_the_remedy() {
+    let cluster = Cluster::new(VXLAN);
+    let node = cluster.fabric.node().unwrap();
+    let store = format!("--etcd-endpoints={}", cluster.etcd.endpoint());
+    let file = format!("--subnet-file={}", node.subnet_file().display());
+    let command =
+        node.namespace().command("setpriv").arg("--bounding-set=-net_admin").arg("--").arg(flanneld());
+    let output = command.args([&store, &file]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("CAP_NET_ADMIN")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("run it as root or add the capability"), "{log}");
+}
