@@ -1,56 +1,40 @@
 //! The agent's life: a configuration, an interface, a lease, and then the kernel kept as the leases ask.
 //!
-//! Whatever happens (a snapshot, a notification of the kernel, a failure, time), the loop does the same
-//! [`turn`](Agent::turn): look, plan, converge, write `subnet.env`. Nothing here ends the process but a
-//! broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
+//! Whatever happens (a snapshot, a notification of the kernel, a failure, time), the loop takes the same turn: look,
+//! plan, converge, write `subnet.env`. [`Machine`] decides, and this file does what it says. Nothing here ends the
+//! process but a broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
 
-mod change;
+mod begin;
 mod claim;
-mod contest;
-mod dispute;
 mod files;
-mod journal;
-mod plan;
-mod prerequisites;
+mod forwarding;
+mod machine;
+mod news;
 mod recall;
-mod rules;
-mod standing;
-mod tenure;
+mod task;
 #[cfg(test)]
 mod tests;
-mod underlay;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use backends::backend::Direct;
-use backends::kernel::{Interest, Notices, Observed, Records};
-use backends::{Firewall, Kernel, KernelError, KernelState, Name, Report, Surroundings, Ways, converge_but};
-use ipnet::IpNet;
-use subnet::env_file::{Previous, SubnetEnv, sweep};
-use subnet::net::overlap;
+use backends::kernel::{Interest, Notices};
+use backends::{Firewall, Kernel, KernelError, KernelState, converge_but};
+#[cfg(test)]
+use subnet::Subnets;
 use subnet::store::random_below;
-use subnet::{Attachment, Feed, Known, Lease, LeaseStore, Loss, NetworkConfig, PublicAddrs, Subnets};
+use subnet::{Feed, Known, Lease, LeaseStore, Loss};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::interface::{External, Selectors};
+use crate::interface::Selectors;
 use crate::policy::Facts;
 use crate::serve::Health;
-use change::{Change, News};
-use claim::{Beginning, Identity};
-use contest::Contest;
-use dispute::Disputes;
-use journal::Journal;
-use prerequisites::Prerequisites;
-use recall::Keeper;
-use rules::Rules;
-use standing::Trouble;
-use tenure::{Task, stranded};
-use underlay::Choosing;
+use machine::{Action, Event, Machine, Now, Seen};
+use news::News;
+use task::Task;
 
 /// The kernel is compared with the leases this often although nothing was heard of it.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -146,95 +130,28 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
 ) -> KernelError {
     let (moved, interest) = (Notify::new(), Mutex::new(Interest::default()));
     let life = async {
-        if settings.cni_conf.is_some() {
-            health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
-        }
-        for path in [&settings.subnet_file, &settings.state_file] {
-            sweep(path);
-        }
         let store = Arc::new(store);
-        let saved = recall::read(&settings.state_file, &store.describe(), &health);
-        let (identity, stores) = (Identity::new(saved.as_ref()), store.endpoints().await);
-        let (mut change, mut settings) = (Change::default(), settings);
-        let (mut network, mut ways, recalled) =
-            match claim::configuration(&*store, saved.clone(), &health).await {
-                Beginning::Configured(network, ways) => (network, ways, None),
-                Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
-                Beginning::Recalled(saved, ways, why) => (saved.network.clone(), ways, Some((*saved, why))),
-            };
-        let (mut records, mut own_before) = (Records::default(), Subnets::default());
-        if let Some(saved) = saved {
-            records.learn(&saved.leases);
-            own_before = saved.own;
-            let own = saved.leases.leases.get(&saved.own);
-            settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
-            if let Some(before) = Change::since_restart(&saved, &network) {
-                (change, network, ways) = before;
-            }
-            // Peers may announce what this node announced before it was restarted with something else.
-            ways.remember(&saved.former, &network);
-            ways.remember(std::slice::from_ref(&saved.network.backend), &network);
-            change.former.extend(saved.network.networks().iter().chain(saved.left.iter().copied()));
-        }
-        let given = settings.selectors.public;
-        if recalled.is_none() {
-            settings.selectors.public = or(claim::node_public(&*store, &health).await, given);
-        }
-        let previous = Previous::read(&settings.subnet_file);
-        let mut held: BTreeSet<IpNet> = previous.subnets.iter().collect();
-        held.extend(own_before.iter());
-        let former: Vec<_> = previous.networks.iter().collect();
+        let (machine, recalled) = begin::machine(&store, settings, health).await;
         let (feed, known) = Feed::channel();
-        let agent = Agent {
+        let mut agent = Agent {
             hands: Some(hands),
             store,
-            identity,
-            stores,
-            surroundings: Surroundings::default(),
-            disputes: Disputes::default(),
-            settings,
-            given,
-            health,
+            machine,
             interest: &interest,
             moved: &moved,
             rules_moved,
-            network,
-            ways,
-            change,
-            previous,
             feed,
             known,
-            external: None,
-            choosing: Choosing::default(),
-            lease: None,
-            plan: None,
-            found: Arc::default(),
-            direct: Direct::default(),
-            expiry: None,
-            claiming: None,
-            claimed: None,
-            following: None,
-            holding: None,
-            trouble: None,
-            lapsed: false,
-            reconnecting: None,
-            announcing: None,
-            lost: Vec::new(),
-            held,
-            records: Arc::new(records),
-            made: BTreeSet::new(),
-            freed: BTreeSet::new(),
-            draining: false,
-            contest: Contest::default(),
-            sound: false,
-            written: None,
-            bulky: false,
-            rules: Rules::new(former),
-            keeper: Keeper::default(),
-            journal: Journal::default(),
-            prerequisites: Prerequisites::default(),
+            tasks: Tasks::default(),
         };
-        agent.recalling(recalled).live().await
+        if let Some((leases, own, why)) = recalled {
+            tracing::warn!(subnet = %own, peers = leases.leases.len() - 1, "starting with what was saved");
+            agent.feed.snapshot(&leases);
+            let (store, health) = (Arc::clone(&agent.store), agent.machine.status.health.clone());
+            let waiting = async move { claim::reconnected(&*store, &health, own, why).await };
+            agent.tasks.reconnecting = Some(Task::spawn(waiting));
+        }
+        agent.live().await
     };
     tokio::select! {
         error = notices.run(&interest, &moved) => error,
@@ -242,202 +159,170 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
     }
 }
 
-/// What the store says about this node's public addresses, and what the operator's flags say otherwise.
-fn or(store: PublicAddrs, flags: PublicAddrs) -> PublicAddrs {
-    PublicAddrs { v4: store.v4.or(flags.v4), v6: store.v6.or(flags.v6) }
-}
-
+/// The hands of the machine: the host, the store and the clock.
 struct Agent<'a, K, S> {
     /// Absent only while a blocking thread works with them.
     hands: Option<Hands<K>>,
     store: Arc<S>,
-    settings: Settings,
-    /// The public addresses of the operator's flags.
-    given: PublicAddrs,
-    health: Health,
+    machine: Machine,
     interest: &'a Mutex<Interest>,
     moved: &'a Notify,
     rules_moved: &'a Notify,
-    network: NetworkConfig,
-    /// How peers are reached.
-    ways: Ways,
-    change: Change,
-    identity: Identity,
-    /// Where the store answers.
-    stores: Vec<IpAddr>,
-    /// What of the host's own network no subnet may cover.
-    surroundings: Surroundings,
-    /// MACs that several nodes announce.
-    disputes: Disputes,
-    /// What the run before this one had, until its leftovers are swept.
-    previous: Previous,
     feed: Feed,
     known: watch::Receiver<Known>,
-    external: Option<External>,
-    choosing: Choosing,
-    lease: Option<Lease>,
-    plan: Option<Arc<KernelState>>,
-    /// What an earlier run left in the kernel, until there is a plan.
-    found: Arc<KernelState>,
-    /// The peers on this node's own links, where somebody wants to know.
-    direct: Direct,
-    /// When the next way that nobody uses any more is given up.
-    expiry: Option<Instant>,
+    tasks: Tasks,
+}
+
+/// What runs beside the loop.
+#[derive(Default)]
+struct Tasks {
     claiming: Option<Task<Lease>>,
-    /// What was published last, or is being published.
-    claimed: Option<(PublicAddrs, Attachment)>,
-    following: Option<Task<std::convert::Infallible>>,
+    following: Option<Task<Infallible>>,
     holding: Option<Task<Loss>>,
-    /// What is wrong with the store, if anything.
-    trouble: Option<Trouble>,
-    /// The own lease ended, or is about to, while it can't be renewed.
-    lapsed: bool,
     /// Waits for the store, while this node runs on what was saved.
     reconnecting: Option<Task<()>>,
-    /// Tells the cluster that this node's network works; begun once.
+    /// Tells the cluster that this node's network works.
     announcing: Option<Task<()>>,
-    /// Subnets that were ours and on which pods may still be.
-    lost: Vec<Subnets>,
-    /// Every subnet of which there is a record that this node holds or held it.
-    held: BTreeSet<IpNet>,
-    /// What leases said since the start, and what was saved of them.
-    records: Arc<Records>,
-    /// The tunnel devices that this process made.
-    made: BTreeSet<Name>,
-    /// Addresses that were taken off bridges: none of them a second time.
-    freed: BTreeSet<(Name, IpNet)>,
-    /// A bridge keeps pods from being added until the last one on it is gone.
-    draining: bool,
-    contest: Contest,
-    /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
-    sound: bool,
-    /// What this run wrote to `subnet.env` last.
-    written: Option<SubnetEnv>,
-    /// Much memory was needed for a moment.
-    bulky: bool,
-    rules: Rules,
-    keeper: Keeper,
-    journal: Journal,
-    prerequisites: Prerequisites,
+    news: News,
 }
 
 impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Ends when the kernel can't be read.
     async fn live(mut self) -> KernelError {
-        let mut failures = 0;
-        if self.reconnecting.is_none() {
-            // From the first moment: what stands in the way of an interface or a lease may be corrected.
-            self.change.news = News::of(&self.store);
-        }
+        let mut next = Some(Event::Started);
         loop {
-            self.health.beat();
-            let wait = match self.turn().await {
-                Turn::Done => {
-                    failures = 0;
-                    // Nodes that started together need not look together.
-                    RESYNC - Duration::from_millis(random_below(6_000) as u64)
-                }
-                Turn::Again => {
-                    let wait = RETRY.1.min(RETRY.0 * 2u32.pow(failures));
-                    failures = (failures + 1).min(5);
-                    wait
-                }
-                Turn::Broken(error) => return error,
-            };
-            let expiry = self.expiry.map(|at| at.saturating_duration_since(Instant::now()));
-            let held = self.change.held(self.sound && self.lease.is_some());
-            let (_, fought) = self.journal.held(Instant::now().into_std());
-            let rules = self.rules.held();
-            let contest = self.contest.wait();
-            let wait = [
-                self.keeper.again,
-                self.keeper.files,
-                expiry,
-                held,
-                contest,
-                self.choosing.again(),
-                self.rules.again(),
-                fought,
-                rules,
-            ]
-            .into_iter()
-            .flatten()
-            .fold(wait, Duration::min);
-            tokio::select! {
-                () = self.moved.notified() => settle(self.moved).await,
-                () = self.rules_moved.notified() => {
-                    settle(self.rules_moved).await;
-                    self.rules.due();
-                }
-                Ok(()) = self.known.changed() => self.known.mark_changed(),
-                lease = Task::of(&mut self.claiming) => self.leased(lease),
-                loss = Task::of(&mut self.holding) => self.lost(loss),
-                () = Task::of(&mut self.reconnecting) => self.reconnected(),
-                news = self.change.news.next() => self.told(news),
-                () = sleep(wait) => {}
+            if let Some(event) = next
+                && let Err(error) = self.drive(event).await
+            {
+                return error;
             }
+            self.machine.status.health.beat();
+            let turn = Event::Turn { known: self.news_of_the_store(), tenure: self.store.tenure() };
+            if let Err(error) = self.drive(turn).await {
+                return error;
+            }
+            // Nodes that started together need not look together.
+            let resync = RESYNC - Duration::from_millis(random_below(6_000) as u64);
+            let wait = self.machine.rest(now(), resync);
+            next = self.wait(wait).await;
         }
     }
 
-    /// Brings everything one step further, as far as it is known.
-    async fn turn(&mut self) -> Turn {
-        if self.external.is_none() {
-            match self.look().await {
-                Ok(observed) => {
-                    self.choose(&observed);
-                    self.found = Arc::new(observed.state);
-                }
-                Err(error) => return Turn::Broken(error),
+    /// Waits until there is a reason for a turn.
+    async fn wait(&mut self, at_most: Duration) -> Option<Event> {
+        let tasks = &mut self.tasks;
+        tokio::select! {
+            () = self.moved.notified() => {
+                settle(self.moved).await;
+                None
+            }
+            () = self.rules_moved.notified() => {
+                settle(self.rules_moved).await;
+                Some(Event::RulesMoved)
+            }
+            Ok(()) = self.known.changed() => {
+                self.known.mark_changed();
+                None
+            }
+            lease = Task::of(&mut tasks.claiming) => Some(Event::Leased(lease)),
+            loss = Task::of(&mut tasks.holding) => Some(Event::Lost(loss)),
+            () = Task::of(&mut tasks.reconnecting) => Some(Event::Reconnected),
+            news = tasks.news.next() => Some(Event::Told(news)),
+            () = sleep(at_most) => None,
+        }
+    }
+
+    /// What the store says, if that is news.
+    fn news_of_the_store(&mut self) -> Option<Known> {
+        let known = self.known.borrow_and_update();
+        known.has_changed().then(|| known.clone())
+    }
+
+    /// Tells the machine something, and does what it says until there is nothing more to do.
+    async fn drive(&mut self, event: Event) -> Result<(), KernelError> {
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            let actions = self.machine.handle(event, now());
+            self.share_interest();
+            for action in actions {
+                debug_assert!(next.is_none(), "only the last action of an event is answered");
+                next = self.carry_out(action).await?;
             }
         }
-        self.try_candidate();
-        self.claim();
-        self.hear();
-        let mut outcome = Turn::Done;
-        // An interface that turns out to have changed meanwhile changes the plan, and so does a
-        // configuration that the kernel refuses.
-        for _ in 0..3 {
-            if let Err(error) = self.find_direct().await {
-                return Turn::Broken(error);
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, action: Action) -> Result<Option<Event>, KernelError> {
+        let answer = match action {
+            Action::Look(scope) => {
+                let look = move |hands: &mut Hands<K>| hands.kernel.observe(&KernelState::default(), &scope);
+                let observed = self.with_hands(look).await?;
+                Event::Looked(observed, self.seen())
             }
-            self.tell_policies();
-            let Some(plan) = self.plan() else { return Turn::Done };
-            self.filter_tunnels().await;
-            let mut report = match self.converge(plan).await {
-                Ok(report) => report,
-                Err(error) => return Turn::Broken(error),
-            };
-            self.bulky |= report.applied.len() >= BULK;
-            // First, so that readiness is about what is so after that.
-            self.mend_bridges(&mut report.observed).await;
-            // What the kernel refuses of a configuration that is only tried is no fault of the node.
-            let retry = self.judge_change(&report);
-            outcome = if retry { Turn::Again } else { self.judge(&report) };
-            self.judge_left(&report.observed);
-            let before = self.external.clone();
-            self.choose(&report.observed);
-            self.judge_underlay(&report.observed);
-            self.look_at_prerequisites(&report.observed);
-            // What was found may change the plan: an address that came into a peer's subnet.
-            if self.external == before && !retry && self.plan.is_some() {
-                break;
+            Action::FindDirect(addrs, before) => {
+                Event::Direct(self.with_hands(move |hands| hands.kernel.direct(&addrs, &before)).await?)
             }
-            self.claim();
+            Action::Converge { plan, scope, held } => {
+                let work = move |hands: &mut Hands<K>| converge_but(&mut hands.kernel, &plan, &scope, &held);
+                let report = self.with_hands(work).await?;
+                Event::Converged(report, self.seen())
+            }
+            Action::FreeBridges(changes) => {
+                Event::Freed(self.with_hands(move |hands| hands.kernel.apply(&changes)).await)
+            }
+            Action::ReadSysctls(keys) => Event::Sysctls(self.kernel().sysctls(&keys)),
+            Action::FilterTunnels { filters, former, look } => {
+                let work = move |hands: &mut Hands<K>| hands.firewall.filter_tunnels(&filters, &former, look);
+                Event::Filtered(self.with_hands(work).await)
+            }
+            Action::ApplyRules { wanted, former } => {
+                Event::Ruled(self.with_hands(move |hands| hands.firewall.converge(&wanted, &former)).await)
+            }
+            Action::WriteFiles { env, current } => {
+                Event::Written(files::write(&self.machine.settings, env, current))
+            }
+            Action::Save(keep) => {
+                let (path, store) = (self.machine.settings.state_file.clone(), self.store.describe());
+                let written = tokio::task::spawn_blocking(move || keep.write(&path, &store)).await;
+                Event::Saved(written.unwrap_or_else(|error| Err(error.into())))
+            }
+            action => {
+                self.arrange(action);
+                return Ok(None);
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    /// Carries out what nobody waits for.
+    fn arrange(&mut self, action: Action) {
+        let (store, tasks) = (Arc::clone(&self.store), &mut self.tasks);
+        match action {
+            Action::Claim(facts) => {
+                let health = self.machine.status.health.clone();
+                tasks.claiming = Some(Task::spawn(claim::obtain(store, *facts, health)));
+            }
+            Action::StopClaiming => tasks.claiming = None,
+            Action::Hold if tasks.holding.is_none() => {
+                tasks.holding = Some(Task::spawn(async move { store.hold().await }));
+            }
+            Action::Follow if tasks.following.is_none() => {
+                let feed = self.feed.clone();
+                tasks.following = Some(Task::spawn(async move { store.follow(&feed).await }));
+            }
+            Action::AnnounceReady if tasks.announcing.is_none() => {
+                tasks.announcing = Some(Task::spawn(async move { store.announce_ready().await }));
+            }
+            Action::Listen => tasks.news = News::of(&store),
+            Action::Readdressed => store.readdressed(),
+            Action::Wake => self.moved.notify_one(),
+            Action::GiveMemoryBack => backends::memory::give_back(),
+            Action::SwitchForwardingOn { families, outer } => {
+                forwarding::switch_forwarding_on(self.kernel(), &families, &outer);
+            }
+            // It runs already, or it is carried out elsewhere.
+            _ => {}
         }
-        self.announce();
-        if self.sound {
-            // Before pods may start: none of them shall be seen by an address that it should not have.
-            if !self.keep_rules().await {
-                outcome = Turn::Again;
-            }
-            self.keeper.files = self.write_files();
-            self.keeper.again = self.save().await;
-            if self.bulky {
-                self.bulky = false;
-                backends::memory::give_back();
-            }
-        }
-        outcome
     }
 
     /// Lends the kernel and the firewall to a thread that may block, so that health is answered meanwhile.
@@ -455,96 +340,32 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         result
     }
 
-    async fn look(&mut self) -> Result<Observed, KernelError> {
-        // Their names are enough for looking at them: one may have the MAC that peers know.
-        let mut scope = self.scope();
-        scope.devices.extend(self.ways.devices());
-        self.with_hands(move |hands| hands.kernel.observe(&KernelState::default(), &scope)).await
+    fn kernel(&mut self) -> &mut K {
+        &mut self.hands.as_mut().expect("no other piece of work has the hands").kernel
     }
 
-    async fn converge(&mut self, plan: Arc<KernelState>) -> Result<Report, KernelError> {
-        let scope = self.scope();
-        let repaired = Arc::ptr_eq(&self.interest().desired, &plan);
-        let (held, _) = self.journal.held(Instant::now().into_std());
-        // Before the changes: their echo has to be recognised as what is wanted.
-        self.set_interest(|interest| {
-            interest.desired = Arc::clone(&plan);
-            interest.scope = scope.clone();
-        });
-        let work = move |hands: &mut Hands<K>| converge_but(&mut hands.kernel, &plan, &scope, &held);
-        let report = self.with_hands(work).await?;
-        let fights = self.journal.report(&report, repaired, Instant::now().into_std());
-        self.health.note("fights", fights);
-        self.set_interest(|interest| interest.host = Arc::new(report.observed.host.clone()));
-        Ok(report)
+    /// What is read of the kernel together with the host.
+    fn seen(&mut self) -> Seen {
+        let sysctls_moved = std::mem::take(&mut self.shared_interest().sysctls_moved);
+        let reach = self.machine.settings.selectors.can_reach;
+        let reach = reach.map(|addr| self.kernel().way_to(addr).map_err(|error| error.to_string()));
+        Seen { reach, sysctls_moved }
     }
 
-    fn interest(&self) -> MutexGuard<'_, Interest> {
+    fn shared_interest(&self) -> MutexGuard<'_, Interest> {
         self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_interest(&self, change: impl FnOnce(&mut Interest)) {
-        change(&mut self.interest());
-    }
-
-    /// What a run of the reconciler means for readiness and for the next turn.
-    fn judge(&mut self, report: &Report) -> Turn {
-        let own = self.ways.own_devices();
-        let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
-        self.health.set(condition::KERNEL, trouble.map_or(Ok(()), |error| Err(error.to_string())));
-        report.applied.iter().for_each(|change| note_made(&mut self.made, change));
-        let all = self.known.borrow().leases.clone();
-        let own = self.lease.as_ref().map(|lease| lease.subnets);
-        let taken = |subnet| {
-            let mut held = all.iter().flat_map(|all| all.leases.keys()).filter(|held| Some(**held) != own);
-            held.any(|held| held.iter().any(|held| overlap(held, subnet)))
-        };
-        let stranded: Vec<String> =
-            self.lost.iter().filter_map(|subnets| stranded(subnets, report, taken)).collect();
-        if stranded.is_empty() {
-            self.lost.clear();
-        }
-        let state = match (self.contest.reason(), stranded.is_empty()) {
-            (Some(reason), _) => Err(reason),
-            (None, false) => Err(stranded.join("; ")),
-            (None, true) => Ok(()),
-        };
-        self.health.set(condition::LEASE, state);
-        if trouble.is_none() {
-            // What the run before left is swept.
-            self.previous = Previous::default();
-        }
-        self.sound = trouble.is_none();
-        if report.failed.is_empty() && report.settled { Turn::Done } else { Turn::Again }
+    /// Tells those who hear the kernel's notifications what matters from now on.
+    fn share_interest(&self) {
+        let mut shared = self.shared_interest();
+        let sysctls_moved = shared.sysctls_moved;
+        *shared = Interest { sysctls_moved, ..self.machine.view.interest.clone() };
     }
 }
 
-/// Keeps the record of the devices that this process made or set up.
-fn note_made(made: &mut BTreeSet<Name>, change: &backends::Change) {
-    use backends::Change;
-    match change {
-        Change::AddLink(name, _) | Change::SetLink(name, _) | Change::AddAddress(name, _) => {
-            made.insert(*name);
-        }
-        Change::RenameLink(from, to) => {
-            made.remove(from);
-            made.insert(*to);
-        }
-        Change::DelLink(name) => {
-            made.remove(name);
-        }
-        _ => {}
-    }
-}
-
-/// How a turn ended.
-enum Turn {
-    /// Nothing more to do until something happens.
-    Done,
-    /// Something failed that may succeed later.
-    Again,
-    /// The kernel can't be read.
-    Broken(KernelError),
+fn now() -> Now {
+    Now { at: Instant::now(), wall: SystemTime::now() }
 }
 
 /// Waits until a burst of notifications is over.

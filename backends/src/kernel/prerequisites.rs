@@ -10,7 +10,7 @@ use subnet::Family;
 use crate::state::name::Name;
 
 /// Values by their paths below `/proc/sys/net`; those that this kernel doesn't have are left out.
-pub(crate) type Sysctls = BTreeMap<String, String>;
+pub type Sysctls = BTreeMap<String, String>;
 
 /// Where packets of pods pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

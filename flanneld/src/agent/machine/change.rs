@@ -11,23 +11,19 @@ use std::time::Duration;
 
 use backends::host::{HostLink, HostView};
 use backends::kernel::{Observed, is_tunnel_name};
-use backends::{Kernel, KernelError, Report, Ways};
+use backends::{KernelError, Report, Ways};
 use ipnet::IpNet;
 use subnet::env_file::gateway;
 use subnet::net::overlap;
 use subnet::saved::Saved;
 use subnet::store::LEASE_TTL;
-use subnet::{Attachment, Family, Lease, LeaseStore, Leases, NetworkConfig, PublicAddrs, Subnets};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use subnet::{Attachment, Family, Lease, Leases, NetworkConfig, Subnets};
+use tokio::time::Instant;
 
-use super::claim::heed;
-use super::tenure::Task;
 use super::underlay::node;
-use super::{Agent, claim, or};
-
-/// Time between attempts to read what is known to have changed.
-const AGAIN: Duration = Duration::from_secs(1);
+use super::{Action, InForce, Machine, Now, or};
+use crate::agent::claim::heed;
+use crate::agent::news::Told;
 
 /// How long a node may take to run as it did before its restart, if it is to run otherwise now.
 const AS_BEFORE: Duration = Duration::from_secs(5);
@@ -35,20 +31,28 @@ const AS_BEFORE: Duration = Duration::from_secs(5);
 /// How often leases of subnets that the network has moved away from are renewed while pods are in them.
 const RENEW_LEFT: Duration = LEASE_TTL.checked_div(2).expect("not by zero");
 
+/// What becomes of the configuration in force.
+#[derive(Default)]
+enum ConfigState {
+    /// The store has no other one that can be used.
+    #[default]
+    Steady,
+    /// This one is tried with every turn until it is carried out or there is another.
+    Candidate(NetworkConfig),
+    /// The one in force is being tried. `before` is restored if the kernel doesn't take it; `next` came meanwhile.
+    Trial { before: Box<InForce>, next: Option<NetworkConfig> },
+}
+
 /// What is being changed.
 #[derive(Default)]
 pub(super) struct Change {
-    pub(super) news: News,
-    /// A configuration that is to be tried with every turn until it is carried out or there is another.
-    candidate: Option<NetworkConfig>,
-    /// Until when it waits for this node to run as before its restart.
+    state: ConfigState,
+    /// Until when a candidate waits for this node to run as before its restart.
     hold: Option<Instant>,
     /// Set where the store had another configuration after a restart than before.
     restarted: Option<Restarted>,
-    /// Why it was refused last.
+    /// Why a candidate was refused last.
     refused: Option<String>,
-    /// What to go back to if the kernel doesn't take the configuration that is being tried.
-    trial: Option<(NetworkConfig, Ways)>,
     /// The networks of earlier configurations: what is in them is ours to change.
     pub(super) former: Vec<IpNet>,
     /// Those of them in which there are leases.
@@ -71,82 +75,15 @@ struct Restarted {
     held: Option<Subnets>,
 }
 
-/// Something that was decided elsewhere.
-pub(super) enum Told {
-    /// The configuration was read again, or can't be used.
-    Configuration(Box<Result<NetworkConfig, String>>),
-    /// The public addresses that the store gives to this node.
-    Public(PublicAddrs),
-}
-
-/// What is heard of others' decisions, from tasks that end with it.
-#[derive(Default)]
-pub(super) struct News {
-    told: Option<mpsc::Receiver<Told>>,
-    _tasks: Vec<Task<()>>,
-}
-
-impl News {
-    /// Begins to listen.
-    pub(super) fn of<S: LeaseStore>(store: &Arc<S>) -> Self {
-        let (tell, told) = mpsc::channel(1);
-        let configuration = watch_configuration(Arc::clone(store), tell.clone());
-        let public = watch_public(Arc::clone(store), tell);
-        Self { told: Some(told), _tasks: vec![Task::spawn(configuration), Task::spawn(public)] }
-    }
-
-    pub(super) async fn next(&mut self) -> Told {
-        if let Some(told) = &mut self.told
-            && let Some(news) = told.recv().await
-        {
-            return news;
-        }
-        std::future::pending().await
-    }
-}
-
-async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
-    loop {
-        let read = loop {
-            match store.network().await {
-                Ok(network) => break Ok(network),
-                Err(error) if claim::is_away(&error) => {
-                    tracing::debug!(%error, "the configuration can't be read again yet");
-                    sleep(AGAIN).await;
-                }
-                Err(error) => break Err(error.to_string()),
-            }
-        };
-        if tell.send(Told::Configuration(Box::new(read))).await.is_err() {
-            return;
-        }
-        store.network_changed().await;
-    }
-}
-
-async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
-    loop {
-        let public = loop {
-            match store.node_public().await {
-                Ok(public) => break public,
-                Err(error) => {
-                    tracing::debug!(%error, "what the store says about this node can't be read yet")
-                }
-            }
-            sleep(AGAIN).await;
-        };
-        if tell.send(Told::Public(public)).await.is_err() {
-            return;
-        }
-        store.stirred().await;
-    }
-}
-
 impl Change {
     /// A node that was restarted with another configuration goes on as before at first, and then follows the
     /// change like one that was never away: peers send what they were told last, and are told something
     /// else only when this node can take it. Gives what to start with, if there is something to go on with.
-    pub(super) fn since_restart(saved: &Saved, now: &NetworkConfig) -> Option<(Self, NetworkConfig, Ways)> {
+    pub(super) fn since_restart(
+        saved: &Saved,
+        now: &NetworkConfig,
+        at: Instant,
+    ) -> Option<(Self, NetworkConfig, Ways)> {
         if saved.network == *now {
             return None;
         }
@@ -157,8 +94,8 @@ impl Change {
             "this is another configuration than before the restart: it comes into force after that one"
         );
         let change = Self {
-            candidate: Some(now.clone()),
-            hold: Some(Instant::now() + AS_BEFORE),
+            state: ConfigState::Candidate(now.clone()),
+            hold: Some(at + AS_BEFORE),
             restarted: Some(Restarted { with: now.clone(), held: Some(saved.own) }),
             ..Self::default()
         };
@@ -172,38 +109,82 @@ impl Change {
         }
     }
 
-    /// How long to wait at most before something has to be tried that was found at the start.
-    pub(super) fn held(&mut self, sound: bool) -> Option<Duration> {
-        let until = self.hold?;
-        let left = if sound { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
-        if left.is_zero() {
+    /// How long to wait at most before something has to be tried that was found at the start. `ready`: this node runs
+    /// as before its restart.
+    pub(super) fn held(&self, ready: bool, now: Now) -> Option<Duration> {
+        self.hold.map(|until| if ready { Duration::ZERO } else { now.until(until) })
+    }
+
+    /// Lets it be tried, if its time has come.
+    pub(super) fn end_hold(&mut self, ready: bool, now: Now) {
+        if self.held(ready, now).is_some_and(|left| left.is_zero()) {
             self.hold = None;
         }
-        Some(left)
+    }
+
+    /// The store has another configuration, or none that can be used but the one in force.
+    pub(super) fn consider(&mut self, candidate: Option<NetworkConfig>) {
+        match (&mut self.state, candidate) {
+            (ConfigState::Trial { next, .. }, candidate) => *next = candidate,
+            (state, Some(candidate)) => *state = ConfigState::Candidate(candidate),
+            (state, None) => *state = ConfigState::Steady,
+        }
+    }
+
+    /// The configuration that is to be tried next.
+    pub(super) fn candidate(&self) -> Option<&NetworkConfig> {
+        match &self.state {
+            ConfigState::Candidate(next) => Some(next),
+            ConfigState::Steady | ConfigState::Trial { .. } => None,
+        }
+    }
+
+    /// A configuration is tried, and this is what to go back to.
+    pub(super) fn try_instead_of(&mut self, before: InForce) {
+        self.state = ConfigState::Trial { before: Box::new(before), next: None };
+    }
+
+    /// Whether the one in force is being tried.
+    pub(super) fn is_trial(&self) -> bool {
+        matches!(self.state, ConfigState::Trial { .. })
+    }
+
+    /// The trial is over. What was in force before it, if there was one.
+    pub(super) fn end_trial(&mut self) -> Option<InForce> {
+        match std::mem::take(&mut self.state) {
+            ConfigState::Trial { before, next } => {
+                self.consider(next);
+                Some(*before)
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
     }
 }
 
-impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+impl Machine {
     /// Takes in what was decided elsewhere.
     pub(super) fn told(&mut self, news: Told) {
         match news {
             Told::Configuration(read) => match *read {
-                Ok(network) if network == self.network => {
-                    heed(&self.health, &network);
-                    self.change.candidate = None;
+                Ok(network) if network == self.force.network => {
+                    heed(&self.status.health, &network);
+                    self.change.consider(None);
                     self.accept();
                 }
                 Ok(network) => {
-                    heed(&self.health, &network);
-                    self.change.candidate = Some(network);
+                    heed(&self.status.health, &network);
+                    self.change.consider(Some(network));
                 }
                 Err(why) => {
-                    self.change.candidate = None;
+                    self.change.consider(None);
                     self.refuse(why);
                 }
             },
             Told::Public(public) => {
-                let public = or(public, self.given);
+                let public = or(public, self.underlay.given);
                 if self.settings.selectors.public != public {
                     tracing::info!(%public, "the store gives this node other public addresses");
                     self.give_public(public);
@@ -214,16 +195,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// The store answers after this node began with what was saved.
     pub(super) fn reconnected(&mut self) {
-        self.change.news = News::of(&self.store);
+        self.own.reconnected();
+        self.act(Action::Listen);
         self.start_claim();
     }
 
     /// Tries the configuration that was read last, if it is not the one in force.
     pub(super) fn try_candidate(&mut self) {
-        let free = self.change.trial.is_none() && self.change.hold.is_none();
-        let Some(next) = self.change.candidate.clone().filter(|_| free) else {
-            return;
-        };
+        let free = self.change.hold.is_none();
+        let Some(next) = self.change.candidate().filter(|_| free).cloned() else { return };
         match self.ready_for(&next) {
             Ok(ways) => self.begin(next, ways),
             Err(why) => self.refuse(why),
@@ -232,8 +212,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// What this node would do with another configuration.
     fn ready_for(&mut self, next: &NetworkConfig) -> Result<Ways, String> {
-        let ways = if self.sound && self.lease.is_some() {
-            let mut ways = self.ways.clone();
+        let ways = if self.turn.sound && self.own.lease().is_some() {
+            let mut ways = self.force.ways.clone();
             ways.switch(&next.backend, next).map(|()| ways)
         } else {
             // What doesn't work is not kept.
@@ -241,18 +221,18 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         };
         let ways = ways.map_err(|error| format!("network configuration: {error}"))?;
         let restarted = self.change.restarted.as_ref();
-        let held =
-            self.lease.as_ref().map(|lease| lease.subnets).or(restarted.and_then(|before| before.held));
-        let host = Arc::clone(&self.interest().host);
+        let held = self.own.lease().map(|lease| lease.subnets).or(restarted.and_then(|before| before.held));
+        let host = Arc::clone(&self.view.interest.host);
         let Some(held) = held else {
             // Nothing works yet that could go on with the other one; what it lacks is waited for.
             return Ok(ways);
         };
-        self.store.admits(next, &held)?;
+        (self.own.admits)(next, &held)?;
         // A node that was drained and restarted has nothing to lose by another subnet.
         let drained =
             |subnet| restarted.is_some_and(|before| before.with == *next) && !inhabited(&host, subnet);
-        if let Some(subnet) = must_shrink(&self.network, next, &held).filter(|subnet| !drained(*subnet)) {
+        if let Some(subnet) = must_shrink(&self.force.network, next, &held).filter(|subnet| !drained(*subnet))
+        {
             return Err(format!(
                 "SubnetLen, SubnetMin and SubnetMax leave no room for this node's subnet {subnet}, which its pods \
                  use: give them back their values, or drain the node and restart flanneld on it"
@@ -264,82 +244,73 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     fn begin(&mut self, next: NetworkConfig, ways: Ways) {
-        let changes = self.network.changes(&next).join(", ");
+        let changes = self.force.network.changes(&next).join(", ");
         tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed: {changes}");
-        let before = std::mem::replace(&mut self.network, next);
-        let old = std::mem::replace(&mut self.ways, ways);
-        self.change.former.retain(|known| before.networks().iter().all(|network| network != *known));
-        self.change.former.extend(before.networks().iter());
-        self.rules.renew(before.networks().iter());
-        let shrinks =
-            self.lease.as_ref().and_then(|lease| must_shrink(&before, &self.network, &lease.subnets));
-        self.change.reclaim |= before.networks() != self.network.networks() || shrinks.is_some();
-        if self.lease.is_none() {
-            self.claiming = None;
-        } else if self.sound {
-            self.change.trial = Some((before, old));
+        let before = self.force.replace(next, ways);
+        let networks = before.network.networks();
+        self.change.former.retain(|known| networks.iter().all(|network| network != *known));
+        self.change.former.extend(networks.iter());
+        self.rules.renew(networks.iter());
+        let shrinks = self
+            .own
+            .lease()
+            .and_then(|lease| must_shrink(&before.network, &self.force.network, &lease.subnets));
+        self.change.reclaim |= networks != self.force.network.networks() || shrinks.is_some();
+        self.change.state = ConfigState::Steady;
+        if self.own.lease().is_none() {
+            self.own.claiming.end();
+            self.act(Action::StopClaiming);
+        } else if self.turn.sound {
+            self.change.try_instead_of(before);
         }
-        self.health.note("backend", Vec::new());
-        if self.external.is_some() {
-            let host = Arc::clone(&self.interest().host);
-            let network = self.network.clone();
-            self.external = self.suitable(&host, &network).ok();
+        self.status.health.note("backend", Vec::new());
+        if self.underlay.external.is_some() {
+            let host = Arc::clone(&self.view.interest.host);
+            let network = self.force.network.clone();
+            self.underlay.external = self.suitable(&host, &network).ok();
         }
-        if self.external.is_none() {
+        if self.underlay.external.is_none() {
             // The next turn looks for one, and may come late.
-            self.moved.notify_one();
+            self.act(Action::Wake);
         }
-        self.plan = None;
-        if self.change.trial.is_none() {
-            self.tried();
+        if !self.change.is_trial() {
             self.accept();
         }
     }
 
     /// Decides on what is being tried: says whether there has to be another plan at once.
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
-        let own = self.ways.own_devices();
+        let own = self.force.ways.own_devices();
         let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
         if let Some(why) = troubles.clone().find(|error| lacks_vxlan(error)).map(ToString::to_string)
             && self.fall_back(&why)
         {
             return true;
         }
-        let Some((network, ways)) = self.change.trial.take() else { return false };
+        let Some(before) = self.change.end_trial() else { return false };
         if let Some(trouble) = troubles.next() {
             let why = trouble.to_string();
-            self.tried();
-            self.network = network;
-            self.ways = ways;
-            self.plan = None;
+            self.force.replace(before.network, before.ways);
             self.change.reclaim = false;
             self.rules.due();
             self.refuse(format!("the kernel does not take it: {why}"));
             return true;
         }
-        self.tried();
         self.keeper.stale();
         self.accept();
         false
     }
 
-    /// The configuration in force was tried: it is no candidate any more, unless there is another by now.
-    fn tried(&mut self) {
-        if self.change.candidate.as_ref() == Some(&self.network) {
-            self.change.candidate = None;
-        }
-    }
-
     /// Takes the backend that the configuration allows instead of VXLAN. Says whether it does.
     fn fall_back(&mut self, why: &str) -> bool {
-        match self.ways.fall_back(&self.network) {
+        match self.force.ways.fall_back(&self.force.network) {
             Ok(true) => {
-                let what = self.ways.current().words();
+                let what = self.force.ways.current().words();
                 let text =
                     format!("{why}; this node runs on {what} instead (Backend.Fallback), which is slower");
                 tracing::warn!("{text}");
-                self.health.note("backend", vec![text]);
-                self.plan = None;
+                self.status.health.note("backend", vec![text]);
+                self.force.revision += 1;
                 true
             }
             Ok(false) => false,
@@ -352,7 +323,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// This node has other subnets than `before`: pods stay in those for a while.
     pub(super) fn leave(&mut self, before: Subnets) {
-        let now = self.lease.as_ref().map(|lease| lease.subnets).unwrap_or_default();
+        let now = self.own.lease().map(|lease| lease.subnets).unwrap_or_default();
         let gone: Vec<IpNet> = before.iter().filter(|subnet| !now.iter().any(|now| now == *subnet)).collect();
         for subnet in &gone {
             tracing::info!("{subnet} stays leased and routed until no pod of this node is in it");
@@ -363,14 +334,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// Finds this node's leases in networks that the cluster is leaving, also those from before a restart: a bridge
     /// that still serves one tells that pods are in it.
-    pub(super) fn find_left(&mut self, own: &Lease, all: &Leases) {
+    pub(super) fn find_left(&mut self, all: &Leases) {
+        let Some(own) = self.own.lease() else { return };
         let beside = self.change.beside(own, all);
         let gone = self.change.beside.iter().any(|subnets| !all.leases.contains_key(subnets));
         if gone && own.attachment != Attachment::HostGw {
             // A Go node that forgets a lease forgets the MAC too that the other one has.
             self.change.reclaim = true;
         }
-        let host = Arc::clone(&self.interest().host);
+        let host = Arc::clone(&self.view.interest.host);
         let serves = |subnet: &IpNet| {
             let gateway = gateway(*subnet);
             let addresses = |link: &HostLink| link.addresses.iter().any(|own| own.net.addr() == gateway);
@@ -406,30 +378,31 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             None => false,
         });
-        let renewed = self.change.renewed.is_some_and(|at| at.elapsed() < RENEW_LEFT);
+        let now = self.now().at;
+        let renewed = self.change.renewed.is_some_and(|at| now - at < RENEW_LEFT);
         if self.change.left.is_empty() {
             self.change.renewed = None;
         } else if !renewed {
-            self.change.renewed = Some(Instant::now());
+            self.change.renewed = Some(now);
             self.change.reclaim = true;
         }
-        let draining = !self.change.left.is_empty() || !self.lost.is_empty() || self.draining;
-        self.set_interest(|interest| interest.draining = draining);
+        let draining = !self.change.left.is_empty() || !self.own.lost.is_empty() || self.ownership.draining;
+        self.view.interest.draining = draining;
         if self.change.left.len() < before {
-            self.plan = None;
             self.rules.due();
         }
-        self.health.note("network", notes);
+        self.status.health.note("network", notes);
     }
 
     /// Publishes what peers need, if it is not what was published last.
     pub(super) fn announce(&mut self) {
-        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return };
-        if self.change.trial.is_some() || self.reconnecting.is_some() || self.contest.loss().is_some() {
+        let (Some(lease), Some(external)) = (self.own.lease(), &self.underlay.external) else { return };
+        if self.change.is_trial() || self.own.is_recalled() || self.own.contest.loss().is_some() {
             return;
         }
-        let wanted = (external.public, self.ways.attachment(&self.macs()));
-        let so = (lease.public, lease.attachment.clone()) == wanted || self.claimed.as_ref() == Some(&wanted);
+        let wanted = (external.public, self.force.ways.attachment(&self.macs()));
+        let so = (lease.public, lease.attachment.clone()) == wanted
+            || self.own.claiming.announced() == Some(&wanted);
         if !so || self.change.reclaim {
             self.change.reclaim = false;
             self.start_claim();
@@ -438,18 +411,20 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     fn refuse(&mut self, why: String) {
         if self.change.refused.as_ref() != Some(&why) {
-            let (networks, backend) = (self.network.networks(), self.ways.current().words());
+            let (networks, backend) = (self.force.network.networks(), self.force.ways.current().words());
             tracing::error!(
                 "the configuration has changed and can't be followed: {why}; {networks} with {backend} stays"
             );
-            self.health.note("configuration", vec![format!("the new configuration is not in force: {why}")]);
+            self.status
+                .health
+                .note("configuration", vec![format!("the new configuration is not in force: {why}")]);
             self.change.refused = Some(why);
         }
     }
 
     fn accept(&mut self) {
         self.change.refused = None;
-        self.health.note("configuration", Vec::new());
+        self.status.health.note("configuration", Vec::new());
     }
 }
 

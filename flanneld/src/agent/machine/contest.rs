@@ -27,8 +27,7 @@ pub(super) enum Contest {
 
 impl Contest {
     /// Somebody else writes the lease.
-    pub(super) fn lost(&mut self, loss: Loss) {
-        let now = Instant::now();
+    pub(super) fn lost_at(&mut self, loss: Loss, now: Instant) {
         let pause = match self {
             Self::Claimed { since, pause } if now - *since < PAUSE.1 => PAUSE.1.min(*pause * 2),
             _ => PAUSE.0,
@@ -37,9 +36,9 @@ impl Contest {
     }
 
     /// The lease was obtained.
-    pub(super) fn claimed(&mut self) {
+    pub(super) fn claimed_at(&mut self, now: Instant) {
         if let Self::Lost { pause, .. } = self {
-            *self = Self::Claimed { since: Instant::now(), pause: *pause };
+            *self = Self::Claimed { since: now, pause: *pause };
         }
     }
 
@@ -58,11 +57,26 @@ impl Contest {
     }
 
     /// After how long to claim it again.
-    pub(super) fn wait(&self) -> Option<Duration> {
+    pub(super) fn wait_at(&self, now: Instant) -> Option<Duration> {
         match self {
-            Self::Lost { again, .. } => Some(again.saturating_duration_since(Instant::now())),
+            Self::Lost { again, .. } => Some(again.saturating_duration_since(now)),
             Self::None | Self::Claimed { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Contest {
+    fn lost(&mut self, loss: Loss) {
+        self.lost_at(loss, Instant::now());
+    }
+
+    fn claimed(&mut self) {
+        self.claimed_at(Instant::now());
+    }
+
+    fn wait(&self) -> Option<Duration> {
+        self.wait_at(Instant::now())
     }
 }
 

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use backends::Kernel;
-use subnet::{Family, Lease, LeaseStore, Leases, Mac};
+use subnet::{Family, Lease, Leases, Mac};
 use tokio::time::Instant;
 
-use super::Agent;
+use super::Machine;
 
 /// A living node whose MAC somebody else announces writes its lease again, or takes another MAC, well within this.
 /// Until then packets go where they went.
@@ -26,8 +25,11 @@ pub(super) struct Disputes {
 
 impl Disputes {
     /// Takes note of what is disputed now. Says which of it is not decided yet, and when the next of that will be.
-    pub(super) fn weigh(&mut self, disputed: &BTreeSet<Mac>) -> (BTreeSet<Mac>, Option<Instant>) {
-        let now = Instant::now();
+    pub(super) fn weigh_at(
+        &mut self,
+        disputed: &BTreeSet<Mac>,
+        now: Instant,
+    ) -> (BTreeSet<Mac>, Option<Instant>) {
         self.since.retain(|mac, _| disputed.contains(mac));
         for mac in disputed {
             self.since.entry(*mac).or_insert(now);
@@ -59,11 +61,11 @@ fn answer(own: &Lease, rival: &Lease) -> Answer {
     }
 }
 
-impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
+impl Machine {
     /// Makes sure that no other living node announces this node's MAC.
     pub(super) fn defend_macs(&mut self, all: &Leases) {
-        let Some(lease) = &self.lease else { return };
-        if self.contest.loss().is_some() || self.reconnecting.is_some() || self.claiming.is_some() {
+        let Some(lease) = self.own.lease() else { return };
+        if self.own.contest.loss().is_some() || self.own.is_recalled() || self.own.claiming.is_running() {
             return;
         }
         let Some(own) = all.leases.get(&lease.subnets).filter(|now| *now == lease).cloned() else { return };
@@ -81,14 +83,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                             "{rival} has the VtepMAC {mac} too and is older (a copy of this machine, or its lease from before it \
                              was renamed): this node takes another MAC"
                         );
-                        self.identity.renounce(family);
-                        self.plan = None;
+                        self.own.identity.renounce(family);
                         break;
                     }
                     Answer::Assert => {
-                        let now = Instant::now();
-                        if self.disputes.asserted.is_none_or(|at| now - at >= APART) {
-                            self.disputes.asserted = Some(now);
+                        let now = self.now().at;
+                        if self.own.disputes.asserted.is_none_or(|at| now - at >= APART) {
+                            self.own.disputes.asserted = Some(now);
                             tracing::warn!(
                                 "{rival} has this node's VtepMAC {mac} too: the own lease is written again"
                             );
@@ -99,6 +100,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Disputes {
+    fn weigh(&mut self, disputed: &BTreeSet<Mac>) -> (BTreeSet<Mac>, Option<Instant>) {
+        self.weigh_at(disputed, Instant::now())
     }
 }
 

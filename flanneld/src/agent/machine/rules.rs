@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Fights, Kernel, Look, Masquerade, Peers, Traffic, TunnelFilter};
+use backends::{Fights, FirewallError, FirewallReport, Look, Masquerade, Peers, Traffic, TunnelFilter};
 use ipnet::IpNet;
-use subnet::{Family, LeaseStore};
+use subnet::Family;
 use tokio::time::Instant;
 
-use super::{Agent, RESYNC, condition};
+use super::{Action, Machine, Now};
+use crate::agent::{RESYNC, condition};
 
 /// When the rules were last found to be right.
 #[derive(Debug, Default)]
@@ -25,8 +26,12 @@ pub(super) struct Rules {
     leaving: BTreeMap<IpAddr, Instant>,
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
     filtered: Option<Vec<TunnelFilter>>,
-    /// What was asked for last.
+    /// The filter that is being carried out, and whether that was so before: what is changed was undone by somebody.
+    filtering: Vec<TunnelFilter>,
+    refilters: bool,
+    /// What was asked for last, and whether that was asked for before.
     wanted: Vec<Traffic>,
+    repairs: bool,
     fights: Fights,
 }
 
@@ -51,9 +56,9 @@ impl Rules {
     }
 
     /// These peers may send to this node's tunnels.
-    pub(super) fn admit(&mut self, peers: &Peers) {
+    pub(super) fn admit(&mut self, peers: &Peers, now: Instant) {
         let current: BTreeSet<IpAddr> = peers.usable.iter().map(|peer| peer.public).collect();
-        let until = Instant::now() + LEAVING;
+        let until = now + LEAVING;
         for gone in self.peers.iter().flat_map(|of_family| of_family.iter()) {
             if !current.contains(gone) {
                 self.leaving.entry(*gone).or_insert(until);
@@ -70,8 +75,7 @@ impl Rules {
     }
 
     /// Admits addresses no longer whose time is over.
-    fn expire(&mut self) {
-        let now = Instant::now();
+    fn expire(&mut self, now: Instant) {
         let over: BTreeSet<IpAddr> =
             self.leaving.iter().filter(|(_, until)| **until <= now).map(|(address, _)| *address).collect();
         if !over.is_empty() {
@@ -83,91 +87,103 @@ impl Rules {
     }
 
     /// After how long the next address is no longer admitted.
-    pub(super) fn again(&self) -> Option<Duration> {
-        self.leaving.values().min().map(|until| until.saturating_duration_since(Instant::now()))
+    pub(super) fn again(&self, now: Now) -> Option<Duration> {
+        self.leaving.values().min().map(|until| now.until(*until))
     }
 
     /// How long they wait because somebody undoes what is made.
-    pub(super) fn held(&self) -> Option<Duration> {
-        self.fights.wait(Instant::now().into_std())
+    pub(super) fn held(&self, now: Now) -> Option<Duration> {
+        self.fights.wait(now.at.into_std())
     }
 
-    fn are_due(&self) -> bool {
+    fn are_due(&self, now: Now) -> bool {
         // A little less than the pause of the loop, so that no turn comes just too early.
         const AGE: Duration = RESYNC.saturating_sub(Duration::from_secs(10));
-        self.sound.is_none_or(|at| at.elapsed() >= AGE)
+        self.sound.is_none_or(|at| now.at - at >= AGE)
     }
 }
 
-impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
-    /// Makes the traffic rules be as wanted, if that is due. Says whether they are.
-    pub(super) async fn keep_rules(&mut self) -> bool {
-        if !self.rules.are_due() {
-            return true;
+impl Machine {
+    /// Has the traffic rules made as wanted, if that is due.
+    pub(super) fn due_rules(&mut self) -> Option<Action> {
+        if !self.rules.are_due(self.now()) {
+            return None;
         }
         let (wanted, former) = (self.wanted_rules(), self.rules.former.clone());
-        let repaired = wanted == self.rules.wanted;
-        if repaired && self.rules.held().is_some() {
-            return true;
+        self.rules.repairs = wanted == self.rules.wanted;
+        if self.rules.repairs && self.rules.held(self.now()).is_some() {
+            return None;
         }
         self.rules.wanted.clone_from(&wanted);
-        let outcome = self.with_hands(move |hands| hands.firewall.converge(&wanted, &former)).await;
-        let now = Instant::now().into_std();
-        let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
+        Some(Action::ApplyRules { wanted, former })
+    }
+
+    /// Takes note of what came of the traffic rules. Says whether they are as wanted.
+    pub(super) fn ruled(&mut self, outcome: &Result<FirewallReport, FirewallError>) -> bool {
+        let now = self.now().at.into_std();
+        let changed =
+            outcome.as_ref().ok().filter(|_| self.rules.repairs).map(|report| report.changed.clone());
         let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
-        self.journal.rules(&outcome, &told);
+        self.status.journal.rules(outcome, &told);
         let mut notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(self.rules.fights.notes(now));
-        self.health.note("rules", notes);
-        let state = match &outcome {
+        self.status.health.note("rules", notes);
+        let state = match outcome {
             Ok(report) if report.obstacles.is_empty() => Ok(()),
             Ok(report) => Err(report.obstacles.join("; ")),
             Err(error) => Err(error.to_string()),
         };
-        self.health.set(condition::RULES, state);
+        self.status.health.set(condition::RULES, state);
         let sound = outcome.is_ok();
-        self.rules.sound = sound.then(Instant::now);
+        self.rules.sound = sound.then(|| self.now().at);
         if sound && self.rules.filtered.is_some() {
             self.rules.former.clear();
         }
         sound
     }
 
-    /// Has the tunnels take datagrams from peers only. Before routes to new peers are made, so that their answers are
-    /// taken. Where it can't be done, tunnels work all the same, as Go flannel's do.
-    pub(super) async fn filter_tunnels(&mut self) {
-        self.rules.expire();
-        let wanted = self.wanted_filters();
-        let due = self.rules.are_due() || self.rules.filtered.is_none();
-        let repaired = self.rules.filtered.as_ref() == Some(&wanted);
-        if repaired && (!due || self.rules.held().is_some()) {
-            return;
+    /// Has the tunnels take datagrams from peers only, if that is not so already. Before routes to new peers are made,
+    /// so that their answers are taken. Where it can't be done, tunnels work all the same, as Go flannel's do.
+    pub(super) fn due_filters(&mut self) -> Option<Action> {
+        self.rules.expire(self.now().at);
+        let filters = self.wanted_filters();
+        let due = self.rules.are_due(self.now()) || self.rules.filtered.is_none();
+        self.rules.refilters = self.rules.filtered.as_ref() == Some(&filters);
+        if self.rules.refilters && (!due || self.rules.held(self.now()).is_some()) {
+            return None;
         }
         let look = if due { Look::Kernel } else { Look::Remembered };
-        let (filters, former) = (wanted.clone(), self.rules.former.clone());
-        let outcome =
-            self.with_hands(move |hands| hands.firewall.filter_tunnels(&filters, &former, look)).await;
-        let notes = match &outcome {
+        self.rules.filtering.clone_from(&filters);
+        Some(Action::FilterTunnels { filters, former: self.rules.former.clone(), look })
+    }
+
+    /// Takes note of what came of the filter of tunnel ports.
+    pub(super) fn filtered(&mut self, outcome: &Result<FirewallReport, FirewallError>) {
+        let notes = match outcome {
             Ok(report) => report.notes.clone(),
             Err(error) => vec![format!("the tunnel's port takes datagrams from anybody: {error}")],
         };
+        let repaired = self.rules.refilters;
         let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
-        let told =
-            self.rules.fights.record(changed.unwrap_or_default().into_iter(), Instant::now().into_std());
-        self.journal.tunnel_filter(&outcome, &notes, &told);
-        self.health.note("tunnel", notes);
-        self.rules.filtered = outcome.is_ok().then_some(wanted);
+        let now = self.now().at.into_std();
+        let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
+        self.status.journal.tunnel_filter(outcome, &notes, &told);
+        self.status.health.note("tunnel", notes);
+        let filters = std::mem::take(&mut self.rules.filtering);
+        self.rules.filtered = outcome.is_ok().then_some(filters);
     }
 
     fn wanted_filters(&self) -> Vec<TunnelFilter> {
-        let (Some(lease), Some(external)) = (&self.lease, &self.external) else { return Vec::new() };
+        let (Some(lease), Some(external)) = (self.own.lease(), &self.underlay.external) else {
+            return Vec::new();
+        };
         let of_family = |(family, peers): (Family, &Arc<[IpAddr]>)| {
-            let range = self.network.range(family).filter(|_| lease.subnets.get(family).is_some())?;
+            let range = self.force.network.range(family).filter(|_| lease.subnets.get(family).is_some())?;
             let others = self.change.others(family).into_iter().map(|(network, _)| network);
             Some(TunnelFilter {
                 networks: [range.network].into_iter().chain(others).collect(),
                 underlay: external.name,
-                ports: self.ways.tunnel_ports(family),
+                ports: self.force.ways.tunnel_ports(family),
                 peers: Arc::clone(peers),
             })
         };
@@ -176,13 +192,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     fn wanted_rules(&self) -> Vec<Traffic> {
         let settings = self.settings.traffic;
-        let Some(lease) = &self.lease else { return Vec::new() };
+        let Some(lease) = self.own.lease() else { return Vec::new() };
         let masquerade = settings.masquerade.then(|| Masquerade {
             fully_random: settings.fully_random,
-            except: self.network.masquerade_except.clone(),
+            except: self.force.network.masquerade_except.clone(),
         });
         let of_family = |family| {
-            let (range, subnet) = (self.network.range(family)?, lease.subnets.get(family)?);
+            let (range, subnet) = (self.force.network.range(family)?, lease.subnets.get(family)?);
             let (masquerade, forward) = (masquerade.clone(), settings.forward);
             let others = self.change.others(family);
             Some(Traffic { network: range.network, subnet, others, masquerade, forward })

@@ -1,0 +1,58 @@
+//! The beginning: what was saved, the store's configuration, and what an earlier run left on this host.
+
+use std::sync::Arc;
+
+use subnet::env_file::{Previous, sweep};
+use subnet::{LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
+use tokio::time::Instant;
+
+use super::claim::{self, Beginning};
+use super::machine::{Machine, Start};
+use super::{Settings, condition, recall};
+use crate::serve::Health;
+
+/// What an agent goes on with until its store answers: the leases that were saved, its own subnets, and why the store
+/// does not answer.
+pub(super) type Recalled = (Leases, Subnets, StoreError);
+
+/// The machine of an agent that begins, as soon as there is a configuration.
+pub(super) async fn machine<S: LeaseStore>(
+    store: &Arc<S>,
+    settings: Settings,
+    health: Health,
+) -> (Machine, Option<Recalled>) {
+    if settings.cni_conf.is_some() {
+        health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
+    }
+    for path in [&settings.subnet_file, &settings.state_file] {
+        sweep(path);
+    }
+    let saved = recall::read(&settings.state_file, &store.describe(), &health);
+    let stores = store.endpoints().await;
+    let (network, ways, recalled) = match claim::configuration(&**store, saved.clone(), &health).await {
+        Beginning::Configured(network, ways) => (network, ways, None),
+        Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
+        Beginning::Recalled(saved, ways, why) => {
+            let recalled = (saved.leases.clone(), saved.own, why);
+            (saved.network.clone(), ways, Some(recalled))
+        }
+    };
+    let given = match recalled {
+        None => claim::node_public(&**store, &health).await,
+        Some(_) => PublicAddrs::default(),
+    };
+    let of_store = Arc::clone(store);
+    let start = Start {
+        previous: Previous::read(&settings.subnet_file),
+        settings,
+        health,
+        network,
+        ways,
+        saved,
+        recalled: recalled.is_some(),
+        stores,
+        given,
+        admits: Arc::new(move |next: &NetworkConfig, held: &Subnets| of_store.admits(next, held)),
+    };
+    (Machine::new(start, Instant::now()), recalled)
+}

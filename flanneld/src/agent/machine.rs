@@ -1,0 +1,596 @@
+//! What the agent decides: a machine that takes an event with its moment and answers with actions. It reads no clock,
+//! does no I/O and never waits; [`super::Agent`] carries its actions out and tells it what came of them.
+
+mod change;
+mod contest;
+mod dispute;
+mod journal;
+mod keeper;
+mod lease;
+mod plan;
+mod prerequisites;
+mod publish;
+mod rules;
+mod standing;
+mod tenure;
+mod underlay;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backends::backend::Direct;
+use backends::host::Way;
+use backends::kernel::{Interest, Observed, Records};
+use backends::prerequisites::Sysctls;
+use backends::{Change as KernelChange, FirewallError, FirewallReport, KernelError, KernelState};
+use backends::{Look, Name, Report, Scope, Traffic, TunnelFilter, Ways};
+use ipnet::IpNet;
+use subnet::env_file::{Previous, SubnetEnv};
+use subnet::saved::Saved;
+use subnet::{Family, Known, Lease, Loss, NetworkConfig, PublicAddrs, Subnets, Tenure};
+use tokio::time::Instant;
+
+use super::claim::{Facts, Identity};
+use super::files::Written;
+use super::news::Told;
+use super::recall::Keep;
+use super::{BULK, RETRY, Settings, condition};
+use crate::interface::External;
+use crate::serve::Health;
+use change::Change;
+use journal::Journal;
+use keeper::Keeper;
+use lease::OwnLease;
+use plan::Planner;
+use rules::Rules;
+use underlay::Underlay;
+
+/// The moment of an event, by the clock of timers and by that on the wall.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub(super) at: Instant,
+    pub(super) wall: SystemTime,
+}
+
+impl Now {
+    /// How long until `when`.
+    pub(super) fn until(self, when: Instant) -> Duration {
+        when.saturating_duration_since(self.at)
+    }
+}
+
+/// What was read of the kernel, besides what a report has.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The way to the address that `--iface-can-reach` names.
+    pub(super) reach: Option<Result<Way, String>>,
+    /// The kernel said that settings below `/proc/sys/net` have changed.
+    pub(super) sysctls_moved: bool,
+}
+
+/// Something that the machine has to know.
+pub(super) enum Event {
+    /// The agent begins to run.
+    Started,
+    /// It is time to look at everything: something has moved, or time has passed. With what the store says, if that
+    /// is news, and how this node's lease stands there.
+    Turn { known: Option<Known>, tenure: Tenure },
+    /// The host, before there is an interface.
+    Looked(Observed, Seen),
+    /// Which peers are on this node's own links.
+    Direct(Direct),
+    /// The filter of tunnel ports was carried out, or not.
+    Filtered(Result<FirewallReport, FirewallError>),
+    /// The kernel was brought into the state of the plan, as far as it let us.
+    Converged(Report, Seen),
+    /// The bridges' addresses were removed, but for these.
+    Freed(Vec<(usize, KernelError)>),
+    /// Settings below `/proc/sys/net`.
+    Sysctls(Sysctls),
+    /// The traffic rules were carried out, or not.
+    Ruled(Result<FirewallReport, FirewallError>),
+    /// The files for the CNI plugin were written, or not.
+    Written(Written),
+    /// What is known was saved, or not.
+    Saved(io::Result<()>),
+    /// The store gave this node a lease.
+    Leased(Lease),
+    /// The lease is lost.
+    Lost(Loss),
+    /// Somebody decided something elsewhere.
+    Told(Told),
+    /// The store answers, after this node began with what was saved.
+    Reconnected,
+    /// Traffic rules that concern us were changed by another program.
+    RulesMoved,
+}
+
+/// Something to do. Of the actions of one event at most the last one is answered with another event.
+pub(super) enum Action {
+    /// Read the host: [`Event::Looked`].
+    Look(Scope),
+    /// Find out which of these addresses are on this node's own links: [`Event::Direct`].
+    FindDirect(Vec<IpAddr>, Direct),
+    /// Filter the tunnels' ports: [`Event::Filtered`].
+    FilterTunnels {
+        filters: Vec<TunnelFilter>,
+        former: Vec<IpNet>,
+        look: Look,
+    },
+    /// Bring the kernel into this state, but for what is held back: [`Event::Converged`].
+    Converge {
+        plan: Arc<KernelState>,
+        scope: Scope,
+        held: BTreeSet<String>,
+    },
+    /// Remove addresses of bridges: [`Event::Freed`].
+    FreeBridges(Vec<KernelChange>),
+    /// Read settings below `/proc/sys/net`: [`Event::Sysctls`].
+    ReadSysctls(Vec<String>),
+    /// Apply traffic rules: [`Event::Ruled`].
+    ApplyRules {
+        wanted: Vec<Traffic>,
+        former: Vec<IpNet>,
+    },
+    /// Write the files for the CNI plugin: [`Event::Written`]. `current`: this process wrote this `subnet.env` before.
+    WriteFiles {
+        env: SubnetEnv,
+        current: bool,
+    },
+    /// Save what is known: [`Event::Saved`].
+    Save(Keep),
+    /// Switch forwarding on where it is off, and have routers heard on these devices all the same.
+    SwitchForwardingOn {
+        families: Vec<Family>,
+        outer: Vec<Name>,
+    },
+    /// Ask the store for a lease, in place of what it was asked before: [`Event::Leased`].
+    Claim(Box<Facts>),
+    /// Ask no more.
+    StopClaiming,
+    /// Keep the lease, follow all leases, listen to what is decided elsewhere; each is begun once.
+    Hold,
+    Follow,
+    Listen,
+    /// Tell the cluster that this node's network works; once.
+    AnnounceReady,
+    /// Tell the store's client that this host has another address.
+    Readdressed,
+    /// Take another turn soon.
+    Wake,
+    /// Give memory back to the operating system.
+    GiveMemoryBack,
+}
+
+/// The configuration in force. What a trial swaps, and a refusal restores, as one value.
+#[derive(Clone)]
+pub(super) struct InForce {
+    pub(super) network: NetworkConfig,
+    /// How peers are reached.
+    pub(super) ways: Ways,
+    /// Differs between any two that were in force.
+    pub(super) revision: u64,
+}
+
+impl InForce {
+    /// Puts another configuration in force. The one before is handed back.
+    pub(super) fn replace(&mut self, network: NetworkConfig, ways: Ways) -> Self {
+        let revision = self.revision + 1;
+        std::mem::replace(self, Self { network, ways, revision })
+    }
+}
+
+/// What an operator is told.
+pub(super) struct Status {
+    pub(super) health: Health,
+    journal: Journal,
+}
+
+/// Records of what is ours: see [`Scope`].
+#[derive(Default)]
+pub(super) struct Ownership {
+    /// What the run before this one had, until its leftovers are swept.
+    pub(super) previous: Previous,
+    /// Every subnet of which there is a record that this node holds or held it.
+    pub(super) held: BTreeSet<IpNet>,
+    /// What leases said since the start, and what was saved of them.
+    pub(super) records: Arc<Records>,
+    /// The tunnel devices that this process made.
+    pub(super) made: BTreeSet<Name>,
+    /// Addresses that were taken off bridges: none of them a second time.
+    pub(super) freed: BTreeSet<(Name, IpNet)>,
+    /// A bridge keeps pods from being added until the last one on it is gone.
+    pub(super) draining: bool,
+}
+
+/// What was seen last.
+#[derive(Default)]
+pub(super) struct View {
+    /// What the store says.
+    pub(super) known: Known,
+    /// The host, and what of the kernel's notifications matters.
+    pub(super) interest: Interest,
+}
+
+/// How a turn goes on, and how the last one ended.
+#[derive(Default)]
+pub(super) struct Turn {
+    pub(super) now: Option<Now>,
+    actions: Vec<Action>,
+    /// How many times the kernel was converged in this turn.
+    rounds: u8,
+    outcome: Outcome,
+    /// Turns in a row that ended with failures.
+    failures: u32,
+    /// What the kernel says, while bridges are freed.
+    report: Report,
+    /// Which addresses are being removed from bridges.
+    pub(super) freeing: Vec<backends::host::StaleBridge>,
+    /// The interface before the kernel was looked at, and whether a refused configuration needs another plan.
+    before: Option<External>,
+    retry: bool,
+    /// Devices and addresses are in order, so pods can be connected, though a way to some peer may fail.
+    pub(super) sound: bool,
+    /// Much memory was needed for a moment.
+    pub(super) bulky: bool,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing more to do until something happens.
+    #[default]
+    Done,
+    /// Something failed that may succeed later.
+    Again,
+}
+
+/// Whether this node can go on in another network with the subnets that it has, by the rules of its store.
+pub(super) type Admits = dyn Fn(&NetworkConfig, &Subnets) -> Result<(), String> + Send + Sync;
+
+pub(super) struct Machine {
+    pub(super) settings: Settings,
+    pub(super) status: Status,
+    force: InForce,
+    change: Change,
+    own: OwnLease,
+    underlay: Underlay,
+    ownership: Ownership,
+    pub(super) view: View,
+    planner: Planner,
+    rules: Rules,
+    keeper: Keeper,
+    turn: Turn,
+}
+
+/// From what an agent begins.
+pub(super) struct Start {
+    pub(super) settings: Settings,
+    pub(super) health: Health,
+    /// What comes into force: the store's configuration, or the saved one.
+    pub(super) network: NetworkConfig,
+    pub(super) ways: Ways,
+    /// What was saved by an earlier run, and whether that is in use until the store answers.
+    pub(super) saved: Option<Saved>,
+    pub(super) recalled: bool,
+    /// What that run wrote for the CNI plugin.
+    pub(super) previous: Previous,
+    /// Where the store answers.
+    pub(super) stores: Vec<IpAddr>,
+    /// The public addresses that the store gives to this node.
+    pub(super) given: PublicAddrs,
+    pub(super) admits: Arc<Admits>,
+}
+
+impl Machine {
+    pub(super) fn new(start: Start, at: Instant) -> Self {
+        let Start { mut settings, health, mut network, mut ways, saved, recalled, previous, .. } = start;
+        let identity = Identity::new(saved.as_ref());
+        let mut change = Change::default();
+        let former: Vec<IpNet> = previous.networks.iter().collect();
+        let held = previous.subnets.iter().collect();
+        let mut ownership = Ownership { held, previous, ..Ownership::default() };
+        let mut lease = None;
+        if let Some(saved) = saved {
+            let mut records = Records::default();
+            records.learn(&saved.leases);
+            ownership.records = Arc::new(records);
+            ownership.held.extend(saved.own.iter());
+            let own = saved.leases.leases.get(&saved.own);
+            settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
+            lease = own.filter(|_| recalled).cloned();
+            if let Some(before) = Change::since_restart(&saved, &network, at) {
+                (change, network, ways) = before;
+            }
+            // Peers may announce what this node announced before it was restarted with something else.
+            ways.remember(&saved.former, &network);
+            ways.remember(std::slice::from_ref(&saved.network.backend), &network);
+            change.former.extend(saved.network.networks().iter().chain(saved.left.iter().copied()));
+        }
+        let given = settings.selectors.public;
+        settings.selectors.public = or(start.given, given);
+        Self {
+            settings,
+            status: Status { health, journal: Journal::default() },
+            force: InForce { network, ways, revision: 0 },
+            change,
+            own: OwnLease::new(identity, lease, start.admits),
+            underlay: Underlay { given, stores: start.stores, ..Underlay::default() },
+            ownership,
+            view: View::default(),
+            planner: Planner::default(),
+            rules: Rules::new(former),
+            keeper: Keeper::default(),
+            turn: Turn::default(),
+        }
+    }
+
+    /// Decides what follows from an event.
+    pub(super) fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        self.turn.now = Some(now);
+        match event {
+            Event::Started if self.own.is_recalled() => {}
+            // From the first moment: what stands in the way of an interface or a lease may be corrected.
+            Event::Started => self.act(Action::Listen),
+            Event::Turn { known, tenure } => self.begin_turn(known, &tenure),
+            Event::Looked(observed, seen) => self.looked(observed, seen),
+            Event::Direct(found) => self.found_direct(found),
+            Event::Filtered(outcome) => {
+                self.filtered(&outcome);
+                self.converge();
+            }
+            Event::Converged(report, seen) => self.converged(report, seen),
+            Event::Freed(failures) => {
+                self.freed(&failures);
+                self.judged();
+            }
+            Event::Sysctls(sysctls) => {
+                self.judge_prerequisites(&sysctls);
+                self.end_round();
+            }
+            Event::Ruled(outcome) => {
+                if !self.ruled(&outcome) {
+                    self.turn.outcome = Outcome::Again;
+                }
+                self.write_files();
+            }
+            Event::Written(written) => {
+                self.written(&written);
+                self.save();
+            }
+            Event::Saved(written) => {
+                self.saved(&written);
+                self.end_turn();
+            }
+            Event::Leased(lease) => self.leased(lease),
+            Event::Lost(loss) => self.lost(loss),
+            Event::Told(news) => self.told(news),
+            Event::Reconnected => self.reconnected(),
+            Event::RulesMoved => self.rules.due(),
+        }
+        std::mem::take(&mut self.turn.actions)
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.turn.actions.push(action);
+    }
+
+    /// The moment of the event that is being handled.
+    pub(super) fn now(&self) -> Now {
+        self.turn.now.expect("an event is being handled")
+    }
+
+    /// After how long to take a turn although nothing happens. `resync` is the longest.
+    pub(super) fn rest(&self, now: Now, resync: Duration) -> Duration {
+        let wait = match self.turn.failures {
+            0 => resync,
+            failures => RETRY.1.min(RETRY.0 * 2u32.pow(failures - 1)),
+        };
+        let ready = self.turn.sound && self.own.lease().is_some();
+        let (_, fought) = self.status.journal.held(now.at.into_std());
+        [
+            self.keeper.again,
+            self.keeper.files,
+            self.planner.expiry.map(|at| now.until(at)),
+            self.change.held(ready, now),
+            self.own.contest.wait_at(now.at),
+            self.underlay.choosing.again(now),
+            self.rules.again(now),
+            fought,
+            self.rules.held(now),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(wait, Duration::min)
+    }
+
+    fn begin_turn(&mut self, known: Option<Known>, tenure: &Tenure) {
+        (self.turn.rounds, self.turn.outcome) = (0, Outcome::Done);
+        self.own.tenure = tenure.clone();
+        if let Some(known) = known {
+            // Many leases in place of as many: what held the old ones lies about in pieces.
+            self.turn.bulky |= known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
+            self.view.known = known;
+        }
+        if self.underlay.external.is_none() {
+            // Their names are enough for looking at them: one may have the MAC that peers know.
+            let mut scope = self.scope();
+            scope.devices.extend(self.force.ways.devices());
+            self.act(Action::Look(scope));
+        } else {
+            self.proceed();
+        }
+    }
+
+    fn looked(&mut self, observed: Observed, seen: Seen) {
+        self.take_in(seen);
+        self.choose(&observed);
+        self.planner.found = Arc::new(observed.state);
+        self.proceed();
+    }
+
+    fn take_in(&mut self, seen: Seen) {
+        self.underlay.reach = seen.reach;
+        self.underlay.sysctls_moved |= seen.sysctls_moved;
+    }
+
+    /// Everything of a turn that needs no look at the kernel.
+    fn proceed(&mut self) {
+        self.change.end_hold(self.turn.sound && self.own.lease().is_some(), self.now());
+        self.try_candidate();
+        self.claim();
+        self.hear();
+        self.begin_round();
+    }
+
+    /// An interface that turns out to have changed meanwhile changes the plan, and so does a configuration that the
+    /// kernel refuses: then there is another round.
+    fn begin_round(&mut self) {
+        self.turn.rounds += 1;
+        let addrs = self.peers_to_find();
+        // Before asking: the answer may be there before this is back.
+        self.watch_neighbours(&addrs);
+        if addrs.is_empty() {
+            self.found_direct(Direct::default());
+        } else {
+            self.act(Action::FindDirect(addrs, Arc::clone(&self.underlay.direct)));
+        }
+    }
+
+    fn found_direct(&mut self, found: Direct) {
+        self.direct_is(found);
+        self.tell_policies();
+        if self.plan().is_none() {
+            self.turn.failures = 0;
+            return;
+        }
+        match self.due_filters() {
+            Some(action) => self.act(action),
+            None => self.converge(),
+        }
+    }
+
+    fn converge(&mut self) {
+        let Some(plan) = self.planner.current() else { return };
+        let scope = self.scope();
+        self.planner.repairs = Arc::ptr_eq(&self.view.interest.desired, &plan);
+        let (held, _) = self.status.journal.held(self.now().at.into_std());
+        // Before the changes: their echo has to be recognised as what is wanted.
+        self.view.interest.desired = Arc::clone(&plan);
+        self.view.interest.scope = scope.clone();
+        self.act(Action::Converge { plan, scope, held });
+    }
+
+    fn converged(&mut self, report: Report, seen: Seen) {
+        self.take_in(seen);
+        let repairs = self.planner.repairs;
+        let fights = self.status.journal.report(&report, repairs, self.now().at.into_std());
+        self.status.health.note("fights", fights);
+        self.view.interest.host = Arc::new(report.observed.host.clone());
+        self.turn.bulky |= report.applied.len() >= BULK;
+        self.turn.report = report;
+        // First, so that readiness is about what is so after that.
+        let report = std::mem::take(&mut self.turn.report);
+        let stale = self.stale_bridges(&report.observed);
+        self.turn.report = report;
+        match stale {
+            Some(changes) => self.act(Action::FreeBridges(changes)),
+            None => self.judged(),
+        }
+    }
+
+    fn freed(&mut self, failures: &[(usize, KernelError)]) {
+        let mut observed = std::mem::take(&mut self.turn.report.observed);
+        self.note_freed(failures, &mut observed);
+        self.turn.report.observed = observed;
+    }
+
+    /// What the kernel's state means for the configuration, for readiness, and for what comes next.
+    fn judged(&mut self) {
+        let report = std::mem::take(&mut self.turn.report);
+        // What the kernel refuses of a configuration that is only tried is no fault of the node.
+        self.turn.retry = self.judge_change(&report);
+        self.turn.outcome = if self.turn.retry { Outcome::Again } else { self.judge(&report) };
+        self.judge_left(&report.observed);
+        self.turn.before.clone_from(&self.underlay.external);
+        self.choose(&report.observed);
+        self.judge_underlay(&report.observed);
+        match self.due_sysctls(&report.observed) {
+            Some(keys) => self.act(Action::ReadSysctls(keys)),
+            None => self.end_round(),
+        }
+    }
+
+    fn end_round(&mut self) {
+        const MOST: u8 = 3;
+        let same = self.underlay.external == self.turn.before && !self.turn.retry && self.plan_holds();
+        if !same {
+            self.claim();
+            if self.turn.rounds < MOST {
+                return self.begin_round();
+            }
+        }
+        self.announce();
+        if !self.turn.sound {
+            return self.end_turn();
+        }
+        // Before pods may start: none of them shall be seen by an address that it should not have.
+        match self.due_rules() {
+            Some(action) => self.act(action),
+            None => self.write_files(),
+        }
+    }
+
+    pub(super) fn end_turn(&mut self) {
+        if self.turn.sound && std::mem::take(&mut self.turn.bulky) {
+            self.act(Action::GiveMemoryBack);
+        }
+        self.turn.failures = match self.turn.outcome {
+            Outcome::Done => 0,
+            Outcome::Again => (self.turn.failures + 1).min(6),
+        };
+    }
+
+    /// What a run of the reconciler means for readiness and for the next turn.
+    fn judge(&mut self, report: &Report) -> Outcome {
+        let own = self.force.ways.own_devices();
+        let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
+        let state = trouble.map_or(Ok(()), |error| Err(error.to_string()));
+        self.status.health.set(condition::KERNEL, state);
+        report.applied.iter().for_each(|change| note_made(&mut self.ownership.made, change));
+        self.judge_lease(report);
+        if trouble.is_none() {
+            // What the run before left is swept.
+            self.ownership.previous = Previous::default();
+        }
+        self.turn.sound = trouble.is_none();
+        if report.failed.is_empty() && report.settled { Outcome::Done } else { Outcome::Again }
+    }
+}
+
+/// Keeps the record of the devices that this process made or set up.
+fn note_made(made: &mut BTreeSet<Name>, change: &KernelChange) {
+    match change {
+        KernelChange::AddLink(name, _)
+        | KernelChange::SetLink(name, _)
+        | KernelChange::AddAddress(name, _) => {
+            made.insert(*name);
+        }
+        KernelChange::RenameLink(from, to) => {
+            made.remove(from);
+            made.insert(*to);
+        }
+        KernelChange::DelLink(name) => {
+            made.remove(name);
+        }
+        _ => {}
+    }
+}
+
+/// What the store says about this node's public addresses, and what the operator's flags say otherwise.
+pub(super) fn or(store: PublicAddrs, flags: PublicAddrs) -> PublicAddrs {
+    PublicAddrs { v4: store.v4.or(flags.v4), v6: store.v6.or(flags.v6) }
+}

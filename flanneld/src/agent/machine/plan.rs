@@ -1,0 +1,307 @@
+//! What the kernel should contain, from everything that is known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use backends::backend::Direct;
+use backends::{KernelState, Macs, Outlook, Peers, Scene, Scope, Surroundings};
+use ipnet::IpNet;
+use subnet::{Family, Lease, Leases, Subnets};
+use tokio::time::Instant;
+
+use super::Machine;
+use super::underlay::node;
+use crate::agent::condition;
+use crate::policy::Facts;
+
+/// More nodes with one public address than this are not listed.
+const MAX_NAMESAKES: usize = 4;
+
+impl Machine {
+    /// Tells those who enforce network policies what leases say, if that may be news.
+    pub(super) fn tell_policies(&self) {
+        let Some(policies) = self.settings.policies.as_ref().filter(|_| !self.plan_holds()) else { return };
+        let (Some(lease), Some(all)) = (self.own.lease(), &self.view.known.leases) else { return };
+        let facts = Some(Facts::of(&self.force.network, lease.subnets, all));
+        policies.send_if_modified(|known| {
+            let news = *known != facts;
+            *known = facts;
+            news
+        });
+    }
+
+    pub(super) fn scope(&self) -> Scope {
+        let own = self.own.lease().map(|lease| lease.subnets).unwrap_or_default();
+        let lens =
+            self.force.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));
+        let old_lens = self
+            .ownership
+            .previous
+            .subnets
+            .iter()
+            .map(|subnet| (Family::of(subnet.addr()), subnet.prefix_len()));
+        let networks = self.force.network.networks().iter().chain(self.ownership.previous.networks.iter());
+        Scope {
+            networks: networks.chain(self.change.former.iter().copied()).collect(),
+            subnets: own
+                .iter()
+                .chain(self.ownership.previous.subnets.iter())
+                .chain(self.change.left.iter().copied())
+                .collect(),
+            ranges: self.force.network.ranges().copied().collect(),
+            subnet_lens: lens.chain(old_lens).collect(),
+            records: Arc::clone(&self.ownership.records),
+            underlay: self.underlay.external.as_ref().map(|external| external.index),
+            devices: self.ownership.made.iter().copied().collect(),
+        }
+    }
+
+    /// What the kernel should contain; `None` while that can't be known. It is computed again only if something that
+    /// it depends on is another than before.
+    pub(super) fn plan(&mut self) -> Option<Arc<KernelState>> {
+        if self.plan_holds() {
+            return self.planner.current();
+        }
+        let all = self.view.known.leases.clone()?;
+        if self.own.lease().is_none() || self.underlay.external.is_none() {
+            return None;
+        }
+        self.planner.plan = None;
+        if !self.ownership.records.know(&all) {
+            Arc::make_mut(&mut self.ownership.records).learn(&all);
+        }
+        if self.change.find_others(&self.force.network, &all) {
+            self.rules.due();
+        }
+        self.find_left(&all);
+        if let Some(why) = self.uncovered_recall() {
+            self.status.health.set(condition::LEASE, Err(why));
+            return None;
+        }
+        self.status.health.note("public-address", self.namesakes(&all));
+        self.defend_macs(&all);
+        let own = self.own.lease()?.subnets;
+        self.force.ways.take_up(announced_by_others(&all, own));
+        let peers = self.peers(&all);
+        self.status.journal.peers(&peers, usable_nodes(&peers, &all));
+        self.rules.admit(&peers, self.now().at);
+        self.status.journal.ways(&self.force.ways);
+        let external = self.underlay.external.as_ref()?;
+        let node = backends::Node { direct: Arc::clone(&self.underlay.direct), ..node(external) };
+        let macs = self.macs();
+        let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
+        let mut state = self.force.ways.plan(scene);
+        // Packets for pods that don't exist end here instead of circling by the default route.
+        state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
+        let inputs = self.inputs()?;
+        self.planner.plan = Some((inputs, Arc::new(state)));
+        self.planner.current()
+    }
+
+    /// Whether the plan is still what everything that is known asks for.
+    pub(super) fn plan_holds(&self) -> bool {
+        let expired = self.planner.expiry.is_some_and(|at| at <= self.now().at);
+        let planned = self.planner.plan.as_ref().map(|(inputs, _)| inputs);
+        !expired && planned.is_some() && planned == self.inputs().as_ref()
+    }
+
+    fn inputs(&self) -> Option<Inputs> {
+        Some(Inputs {
+            leases: Snapshot(self.view.known.leases.clone()?),
+            lease: self.own.lease()?.clone(),
+            recalled: self.own.is_recalled(),
+            in_force: self.force.revision,
+            macs: self.macs(),
+            node: node(self.underlay.external.as_ref()?),
+            direct: Arc::clone(&self.underlay.direct),
+            surroundings: self.underlay.surroundings.clone(),
+            left: self.change.left.clone(),
+        })
+    }
+
+    /// Why what was saved can't be used, if it can't: the host has other addresses now.
+    fn uncovered_recall(&self) -> Option<String> {
+        let mut own = self.own.lease().filter(|_| self.own.is_recalled())?.subnets.iter();
+        let why = own.find_map(|subnet| self.underlay.surroundings.covered(subnet))?;
+        Some(format!("what was saved is not used: this node's subnet {why}; the store has to answer"))
+    }
+
+    /// Other nodes' leases with this node's public address: what is sent to their pods arrives here. Subnets that this
+    /// node held itself are left out, for their leases may remain until they expire.
+    fn namesakes(&self, all: &Leases) -> Vec<String> {
+        let Some(lease) = self.own.lease() else { return Vec::new() };
+        let own = |subnets: &Subnets| subnets.iter().any(|subnet| self.ownership.held.contains(&subnet));
+        let others = all.leases.values().filter(|other| !own(&other.subnets));
+        let shared = |other: &Lease| {
+            Family::BOTH.into_iter().find_map(|family| {
+                lease.public.get(family).filter(|addr| other.public.get(family) == Some(*addr))
+            })
+        };
+        let sentence = |other: &Lease| {
+            let addr = shared(other)?;
+            Some(format!(
+                "another node, which has {}, announces this node's public address {addr}, so that its pods can't be \
+                 reached: give each node its own (--public-ip, --iface, public-ip-overwrite), or delete what is left of a \
+                 node that is gone",
+                other.subnets
+            ))
+        };
+        others.filter_map(sentence).take(MAX_NAMESAKES).collect()
+    }
+
+    /// The peers, each with the way to it. Ways that nobody needs any more are given up.
+    fn peers(&mut self, all: &Leases) -> Peers {
+        let mut before = Arc::clone(&self.view.interest.desired);
+        if before.is_empty() {
+            before = std::mem::take(&mut self.planner.found);
+        }
+        let (now, at) = (self.now().at.into_std(), self.now().at);
+        let lease = self.own.lease().expect("there is a plan only with a lease").clone();
+        loop {
+            let ask_again = self.force.ways.hear_ports(all, &lease.subnets, now);
+            let mut outlook = Outlook {
+                network: &self.force.network,
+                former: &self.change.former,
+                own: &lease,
+                ways: &self.force.ways,
+                before: &before,
+                surroundings: &self.underlay.surroundings,
+                undecided: &BTreeSet::new(),
+            };
+            let mut peers = Peers::choose(outlook, all);
+            let (undecided, decided) = self.own.disputes.weigh_at(&peers.disputed, at);
+            if !undecided.is_empty() {
+                outlook.undecided = &undecided;
+                peers = Peers::choose(outlook, all);
+            }
+            let (given_up, next) = self.force.ways.give_up(&peers.usable, now);
+            let next = [next, ask_again].into_iter().flatten().map(Instant::from_std);
+            self.planner.expiry = next.chain(decided).min();
+            if !given_up {
+                return peers;
+            }
+            // What is kept for a restart says less from now on.
+            self.keeper.stale();
+        }
+    }
+
+    /// The MAC of each tunnel device of any way.
+    pub(super) fn macs(&self) -> Macs {
+        let former = self.own.identity.former(self.hardware());
+        let own: Vec<&Lease> = self.own.lease().into_iter().chain(former).collect();
+        self.own.identity.macs(&self.force.ways, &own, |_, _| false)
+    }
+
+    /// Has the kernel's notifications compared with what is known of these addresses.
+    pub(super) fn watch_neighbours(&mut self, addrs: &[IpAddr]) {
+        let direct = &self.underlay.direct;
+        let watched: BTreeMap<IpAddr, bool> =
+            addrs.iter().map(|addr| (*addr, direct.contains_key(addr))).collect();
+        if *self.view.interest.neighbours != watched {
+            self.view.interest.neighbours = Arc::new(watched);
+        }
+    }
+
+    /// The peers that may be on this node's own links, if the backend wants to know.
+    pub(super) fn peers_to_find(&self) -> Vec<IpAddr> {
+        let Some(all) = self.view.known.leases.as_ref().filter(|_| self.force.ways.ask_for_direct()) else {
+            return Vec::new();
+        };
+        let own = self.underlay.external.as_ref().map(|external| external.public).unwrap_or_default();
+        let of_lease =
+            |lease: &Lease| Family::BOTH.into_iter().filter_map(|family| lease.public.get(family)).collect();
+        let publics = all.leases.values().flat_map(|lease| -> Vec<IpAddr> { of_lease(lease) });
+        publics.filter(|addr| own.get(Family::of(*addr)) != Some(*addr)).collect()
+    }
+
+    /// Takes note of the peers that are on this node's own links.
+    pub(super) fn direct_is(&mut self, found: Direct) {
+        if *found != *self.underlay.direct {
+            self.status.journal.direct(&self.underlay.direct, &found);
+            self.underlay.direct = found;
+        }
+        let asked: Vec<IpAddr> = self.view.interest.neighbours.keys().copied().collect();
+        self.watch_neighbours(&asked);
+    }
+}
+
+/// What was planned, and from what.
+#[derive(Default)]
+pub(super) struct Planner {
+    plan: Option<(Inputs, Arc<KernelState>)>,
+    /// When the plan is another although nothing else is: the next way that nobody uses any more is given up then.
+    pub(super) expiry: Option<Instant>,
+    /// What an earlier run left in the kernel, until there is a plan.
+    pub(super) found: Arc<KernelState>,
+    /// The plan is the same as with the last look at the kernel: what is changed was undone by somebody.
+    pub(super) repairs: bool,
+}
+
+impl Planner {
+    pub(super) fn current(&self) -> Option<Arc<KernelState>> {
+        self.plan.as_ref().map(|(_, plan)| Arc::clone(plan))
+    }
+}
+
+/// Everything that a plan depends on, but for time.
+#[derive(PartialEq)]
+struct Inputs {
+    leases: Snapshot,
+    lease: Lease,
+    recalled: bool,
+    in_force: u64,
+    macs: Macs,
+    node: backends::Node,
+    direct: Direct,
+    surroundings: Surroundings,
+    left: Vec<IpNet>,
+}
+
+/// All leases at one moment. Stores publish none that equals the one before, so that comparing 5,000 leases is not
+/// necessary.
+struct Snapshot(Arc<Leases>);
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// How many nodes are reached: one with both families is one.
+fn usable_nodes(peers: &Peers, all: &Leases) -> usize {
+    let usable: BTreeSet<IpNet> = peers.usable.iter().map(|peer| peer.subnet).collect();
+    all.leases.keys().filter(|subnets| subnets.iter().any(|subnet| usable.contains(&subnet))).count()
+}
+
+fn announced_by_others(all: &Leases, own: Subnets) -> impl Iterator<Item = &subnet::Attachment> {
+    all.leases.values().filter(move |lease| lease.subnets != own).map(|lease| &lease.attachment)
+}
+
+#[cfg(test)]
+mod tests {
+    use backends::{BackendId, Peer};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_with_both_families_is_one_node() {
+        let mut all = Leases::default();
+        let both = br#"{"PublicIP":"192.0.2.2","PublicIPv6":"2001:db8::2","BackendType":"host-gw"}"#;
+        all.insert_entry("10.5.2.0-24&fd00:2::-64", both, 7);
+        all.insert_entry("10.5.3.0-24", br#"{"PublicIP":"192.0.2.3","BackendType":"host-gw"}"#, 7);
+        let peer = |subnet: &str, public: &str| Peer {
+            subnet: subnet.parse().unwrap(),
+            public: public.parse().unwrap(),
+            mac: subnet::Mac([2, 0, 0, 0, 0, 1]),
+            backend: BackendId::default(),
+        };
+        let mut peers = Peers {
+            usable: vec![peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")],
+            ..Peers::default()
+        };
+        assert_eq!(usable_nodes(&peers, &all), 1);
+        peers.usable.push(peer("10.5.3.0/24", "192.0.2.3"));
+        assert_eq!(usable_nodes(&peers, &all), 2);
+    }
+}
