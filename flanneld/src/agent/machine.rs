@@ -391,14 +391,20 @@ impl Machine {
         };
         let ready = self.turn.sound && self.own.lease().is_some();
         let (_, fought) = self.status.journal.held(now.at.into_std());
+        let timers = [
+            self.planner.expiry,
+            self.own.contest.again(),
+            self.underlay.choosing.again(),
+            self.rules.again(),
+        ];
+        // What was due at the last turn was seen there; it may stay so until something else happens.
+        let seen = self.turn.now.map(|last| last.at);
+        let timers = timers.into_iter().flatten().filter(|at| Some(*at) > seen);
         [
             self.keeper.again,
             self.keeper.files,
-            self.planner.expiry.map(|at| now.until(at)),
+            timers.map(|at| now.until(at)).min(),
             self.change.held(ready, now),
-            self.own.contest.wait_at(now.at),
-            self.underlay.choosing.again(now),
-            self.rules.again(now),
             fought,
             self.rules.held(now),
         ]

@@ -56,6 +56,14 @@ impl Contest {
         Some(format!("{loss}; this node writes it no more, and claims it again after {} s", pause.as_secs()))
     }
 
+    /// When to claim it again.
+    pub(super) fn again(&self) -> Option<Instant> {
+        match self {
+            Self::Lost { again, .. } => Some(*again),
+            Self::None | Self::Claimed { .. } => None,
+        }
+    }
+
     /// After how long to claim it again.
     pub(super) fn wait_at(&self, now: Instant) -> Option<Duration> {
         match self {

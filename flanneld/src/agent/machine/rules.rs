@@ -86,9 +86,9 @@ impl Rules {
         }
     }
 
-    /// After how long the next address is no longer admitted.
-    pub(super) fn again(&self, now: Now) -> Option<Duration> {
-        self.leaving.values().min().map(|until| now.until(*until))
+    /// When the next address is no longer admitted.
+    pub(super) fn again(&self) -> Option<Instant> {
+        self.leaving.values().min().copied()
     }
 
     /// How long they wait because somebody undoes what is made.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::contest::Contest;
 use super::prerequisites::Prerequisites;
-use super::{Action, Machine, Now};
+use super::{Action, Machine};
 use crate::agent::condition;
 use crate::interface::{self, External, PodPrefixes};
 
@@ -60,11 +60,11 @@ pub(super) struct Choosing {
 }
 
 impl Choosing {
-    /// After how long another interface may be taken.
-    pub(super) fn again(&self, now: Now) -> Option<Duration> {
+    /// When another interface may be taken.
+    pub(super) fn again(&self) -> Option<Instant> {
         let lost = self.lost.map(|lost| lost + ADDRESS_GRACE);
         let moving = self.moving.map(|moving| moving + SOURCE_LINGERS);
-        Some(now.until(lost.into_iter().chain(moving).min()?))
+        lost.into_iter().chain(moving).min()
     }
 }
 
