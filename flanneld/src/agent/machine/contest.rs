@@ -74,42 +74,26 @@ impl Contest {
 }
 
 #[cfg(test)]
-impl Contest {
-    fn lost(&mut self, loss: Loss) {
-        self.lost_at(loss, Instant::now());
-    }
-
-    fn claimed(&mut self) {
-        self.claimed_at(Instant::now());
-    }
-
-    fn wait(&self) -> Option<Duration> {
-        self.wait_at(Instant::now())
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use subnet::Subnets;
-    use tokio::time::advance;
 
-    #[tokio::test(start_paused = true)]
-    async fn pauses_double_while_the_other_answers_and_begin_anew_after_peace() {
-        let mut contest = Contest::default();
+    #[test]
+    fn pauses_double_while_the_other_answers_and_begin_anew_after_peace() {
+        let (mut contest, mut now) = (Contest::default(), Instant::now());
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            contest.lost(Loss::Rewritten { subnets: Subnets::default() });
+            contest.lost_at(Loss::Rewritten { subnets: Subnets::default() }, now);
             assert!(contest.loss().is_some());
-            pauses.push(contest.wait().unwrap().as_secs());
-            advance(contest.wait().unwrap()).await;
-            assert_eq!(contest.wait(), Some(Duration::ZERO));
-            contest.claimed();
+            pauses.push(contest.wait_at(now).unwrap().as_secs());
+            now += contest.wait_at(now).unwrap();
+            assert_eq!(contest.wait_at(now), Some(Duration::ZERO));
+            contest.claimed_at(now);
             assert!(contest.loss().is_none());
         }
         assert_eq!(pauses, [15, 30, 60, 120, 240, 480, 600, 600]);
-        advance(PAUSE.1).await;
-        contest.lost(Loss::Rewritten { subnets: Subnets::default() });
-        assert_eq!(contest.wait(), Some(PAUSE.0));
+        now += PAUSE.1;
+        contest.lost_at(Loss::Rewritten { subnets: Subnets::default() }, now);
+        assert_eq!(contest.wait_at(now), Some(PAUSE.0));
     }
 }

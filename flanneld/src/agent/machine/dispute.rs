@@ -104,13 +104,6 @@ impl Machine {
 }
 
 #[cfg(test)]
-impl Disputes {
-    fn weigh(&mut self, disputed: &BTreeSet<Mac>) -> (BTreeSet<Mac>, Option<Instant>) {
-        self.weigh_at(disputed, Instant::now())
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use subnet::Attachment;
@@ -133,14 +126,14 @@ mod tests {
         assert_eq!((answer(&old, &twin), answer(&twin, &old)), (Answer::Assert, Answer::Renounce));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_dispute_is_decided_after_a_while_and_forgotten_when_it_ends() {
+    #[test]
+    fn a_dispute_is_decided_after_a_while_and_forgotten_when_it_ends() {
         let (mut disputes, mac) = (Disputes::default(), Mac([2, 0, 0, 0, 0, 1]));
-        let disputed = BTreeSet::from([mac]);
-        assert_eq!(disputes.weigh(&disputed), (disputed.clone(), Some(Instant::now() + GRACE)));
-        tokio::time::advance(GRACE).await;
-        assert_eq!(disputes.weigh(&disputed), (BTreeSet::new(), None));
-        disputes.weigh(&BTreeSet::new());
-        assert_eq!(disputes.weigh(&disputed).0, disputed);
+        let (disputed, mut now) = (BTreeSet::from([mac]), Instant::now());
+        assert_eq!(disputes.weigh_at(&disputed, now), (disputed.clone(), Some(now + GRACE)));
+        now += GRACE;
+        assert_eq!(disputes.weigh_at(&disputed, now), (BTreeSet::new(), None));
+        disputes.weigh_at(&BTreeSet::new(), now);
+        assert_eq!(disputes.weigh_at(&disputed, now).0, disputed);
     }
 }
