@@ -4,6 +4,7 @@
 mod change;
 mod contest;
 mod dispute;
+mod event;
 mod journal;
 mod keeper;
 mod lease;
@@ -13,157 +14,36 @@ mod publish;
 mod rules;
 mod standing;
 mod tenure;
+#[cfg(test)]
+mod tests;
 mod underlay;
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backends::backend::Direct;
-use backends::host::Way;
 use backends::kernel::{Interest, Observed, Records};
-use backends::prerequisites::Sysctls;
-use backends::{Change as KernelChange, FirewallError, FirewallReport, KernelError, KernelState};
-use backends::{Look, Name, Report, Scope, Traffic, TunnelFilter, Ways};
+use backends::{Change as KernelChange, KernelError, Name, Report, Ways};
 use ipnet::IpNet;
-use subnet::env_file::{Previous, SubnetEnv};
+use subnet::env_file::Previous;
 use subnet::saved::Saved;
-use subnet::{Family, Known, Lease, Loss, NetworkConfig, PublicAddrs, Subnets, Tenure};
+use subnet::{Known, NetworkConfig, PublicAddrs, Subnets, Tenure};
 use tokio::time::Instant;
 
-use super::claim::{Facts, Identity};
-use super::files::Written;
-use super::news::Told;
-use super::recall::Keep;
+use super::claim::Identity;
 use super::{BULK, RETRY, Settings, condition};
 use crate::interface::External;
 use crate::serve::Health;
 use change::Change;
+pub(super) use event::{Action, Event, Now, Seen};
 use journal::Journal;
 use keeper::Keeper;
 use lease::OwnLease;
 use plan::Planner;
 use rules::Rules;
 use underlay::Underlay;
-
-/// The moment of an event, by the clock of timers and by that on the wall.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Now {
-    pub(super) at: Instant,
-    pub(super) wall: SystemTime,
-}
-
-impl Now {
-    /// How long until `when`.
-    pub(super) fn until(self, when: Instant) -> Duration {
-        when.saturating_duration_since(self.at)
-    }
-}
-
-/// What was read of the kernel, besides what a report has.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    /// The way to the address that `--iface-can-reach` names.
-    pub(super) reach: Option<Result<Way, String>>,
-    /// The kernel said that settings below `/proc/sys/net` have changed.
-    pub(super) sysctls_moved: bool,
-}
-
-/// Something that the machine has to know.
-pub(super) enum Event {
-    /// The agent begins to run.
-    Started,
-    /// It is time to look at everything: something has moved, or time has passed. With what the store says, if that
-    /// is news, and how this node's lease stands there.
-    Turn { known: Option<Known>, tenure: Tenure },
-    /// The host, before there is an interface.
-    Looked(Observed, Seen),
-    /// Which peers are on this node's own links.
-    Direct(Direct),
-    /// The filter of tunnel ports was carried out, or not.
-    Filtered(Result<FirewallReport, FirewallError>),
-    /// The kernel was brought into the state of the plan, as far as it let us.
-    Converged(Report, Seen),
-    /// The bridges' addresses were removed, but for these.
-    Freed(Vec<(usize, KernelError)>),
-    /// Settings below `/proc/sys/net`.
-    Sysctls(Sysctls),
-    /// The traffic rules were carried out, or not.
-    Ruled(Result<FirewallReport, FirewallError>),
-    /// The files for the CNI plugin were written, or not.
-    Written(Written),
-    /// What is known was saved, or not.
-    Saved(io::Result<()>),
-    /// The store gave this node a lease.
-    Leased(Lease),
-    /// The lease is lost.
-    Lost(Loss),
-    /// Somebody decided something elsewhere.
-    Told(Told),
-    /// The store answers, after this node began with what was saved.
-    Reconnected,
-    /// Traffic rules that concern us were changed by another program.
-    RulesMoved,
-}
-
-/// Something to do. Of the actions of one event at most the last one is answered with another event.
-pub(super) enum Action {
-    /// Read the host: [`Event::Looked`].
-    Look(Scope),
-    /// Find out which of these addresses are on this node's own links: [`Event::Direct`].
-    FindDirect(Vec<IpAddr>, Direct),
-    /// Filter the tunnels' ports: [`Event::Filtered`].
-    FilterTunnels {
-        filters: Vec<TunnelFilter>,
-        former: Vec<IpNet>,
-        look: Look,
-    },
-    /// Bring the kernel into this state, but for what is held back: [`Event::Converged`].
-    Converge {
-        plan: Arc<KernelState>,
-        scope: Scope,
-        held: BTreeSet<String>,
-    },
-    /// Remove addresses of bridges: [`Event::Freed`].
-    FreeBridges(Vec<KernelChange>),
-    /// Read settings below `/proc/sys/net`: [`Event::Sysctls`].
-    ReadSysctls(Vec<String>),
-    /// Apply traffic rules: [`Event::Ruled`].
-    ApplyRules {
-        wanted: Vec<Traffic>,
-        former: Vec<IpNet>,
-    },
-    /// Write the files for the CNI plugin: [`Event::Written`]. `current`: this process wrote this `subnet.env` before.
-    WriteFiles {
-        env: SubnetEnv,
-        current: bool,
-    },
-    /// Save what is known: [`Event::Saved`].
-    Save(Keep),
-    /// Switch forwarding on where it is off, and have routers heard on these devices all the same.
-    SwitchForwardingOn {
-        families: Vec<Family>,
-        outer: Vec<Name>,
-    },
-    /// Ask the store for a lease, in place of what it was asked before: [`Event::Leased`].
-    Claim(Box<Facts>),
-    /// Ask no more.
-    StopClaiming,
-    /// Keep the lease, follow all leases, listen to what is decided elsewhere; each is begun once.
-    Hold,
-    Follow,
-    Listen,
-    /// Tell the cluster that this node's network works; once.
-    AnnounceReady,
-    /// Tell the store's client that this host has another address.
-    Readdressed,
-    /// Take another turn soon.
-    Wake,
-    /// Give memory back to the operating system.
-    GiveMemoryBack,
-}
 
 /// The configuration in force. What a trial swaps, and a refusal restores, as one value.
 #[derive(Clone)]
