@@ -1,0 +1,627 @@
+//! The machine without a runtime: decisions as tables, and random orders of events against what always holds.
+
+use std::time::SystemTime;
+
+use backends::converge;
+use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
+use backends::kernel::fake::FakeKernel;
+use backends::{FirewallError, FirewallReport, Kernel, KernelState};
+use proptest::prelude::*;
+use subnet::{Attachment, Family, Lease, Leases, Loss, Mac, Vtep};
+
+use super::*;
+use crate::agent::claim::Facts;
+use crate::agent::news::Told;
+use crate::agent::{RESYNC, TrafficSettings};
+use crate::interface::Selectors;
+
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const VNI_2: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
+const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+const MOVED: &str = r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const CONFIGS: [&str; 4] = [VXLAN, VNI_2, HOST_GW, MOVED];
+
+fn network(config: &str) -> NetworkConfig {
+    NetworkConfig::parse(config).unwrap()
+}
+
+fn subnets(text: &str) -> Subnets {
+    [text.parse().unwrap()].into_iter().collect()
+}
+
+/// A node's lease in the network of the first configuration.
+fn peer(number: u8) -> Lease {
+    let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, number]), port: None };
+    Lease {
+        subnets: subnets(&format!("10.244.{number}.0/24")),
+        public: PublicAddrs { v4: Some([192, 0, 2, number].into()), v6: None },
+        attachment: Attachment::Vxlan { v4: Some(vtep), v6: None },
+        created: number.into(),
+        written: number.into(),
+    }
+}
+
+fn host() -> HostView {
+    let net = "192.0.2.1/24".parse().unwrap();
+    let address = HostAddr { net, deprecated: false, permanent: true, temporary: false };
+    let link = HostLink {
+        index: 2,
+        name: "eth0".parse().unwrap(),
+        mtu: 1500,
+        up: true,
+        carrier: true,
+        bridge: false,
+        controller: None,
+        mac: Mac([2, 0, 0, 0, 1, 1]),
+        addresses: vec![address],
+    };
+    HostView {
+        links: [(2, link)].into(),
+        defaults: vec![DefaultRoute { family: Family::V4, link: Some(2), metric: 0, gateway: None }],
+        ..HostView::default()
+    }
+}
+
+/// The machine, and a host and a store that are values.
+struct World {
+    machine: Machine,
+    kernel: FakeKernel,
+    /// The rules can't be applied.
+    no_rules: bool,
+    /// What the store was asked for last, until it answers.
+    asked: Option<Box<Facts>>,
+    granted: u64,
+    now: Now,
+    start: Now,
+    known: Option<Known>,
+    all: Leases,
+    /// The cluster was told that this node is ready; the shell does that once.
+    announced: bool,
+    /// Turns in a row after which another one had to follow at once.
+    hurries: u32,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let health = Health::new(RESYNC, condition::ALL);
+        let settings = Settings {
+            selectors: Selectors::default(),
+            subnet_file: directory.path().join("subnet.env"),
+            state_file: directory.path().join("state.json"),
+            cni_conf: None,
+            traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
+            ip_forward: false,
+            services: false,
+            policy_socket: None,
+            policies: None,
+        };
+        let network = network(config);
+        let ways = Ways::new(&network.backend, &network).unwrap();
+        let start = Start {
+            settings,
+            health,
+            network,
+            ways,
+            saved: None,
+            recalled: false,
+            previous: Previous::default(),
+            stores: Vec::new(),
+            given: PublicAddrs::default(),
+            admits: Arc::new(|_: &NetworkConfig, _: &Subnets| Ok(())),
+        };
+        let machine = Machine::new(start, Instant::now());
+        let start = Now { at: Instant::now(), wall: SystemTime::UNIX_EPOCH };
+        let mut world = Self {
+            machine,
+            kernel: FakeKernel { host: host(), ..FakeKernel::default() },
+            no_rules: false,
+            asked: None,
+            granted: 0,
+            now: start,
+            start,
+            known: None,
+            all: Leases::default(),
+            announced: false,
+            hurries: 0,
+            _directory: directory,
+        };
+        world.machine.status.health.set(condition::CONFIGURATION, Ok(()));
+        world.drive(Event::Started);
+        world
+    }
+
+    /// A world in which the node has a lease, three peers and is ready.
+    fn settled() -> Self {
+        let mut world = Self::new(VXLAN);
+        world.turn();
+        world.grant();
+        world.peers([7, 8, 9]);
+        world.turn();
+        assert_eq!(world.machine.status.health.ready(), Ok(()));
+        world
+    }
+
+    /// What the shell does with an event; the names of the actions that nobody waits for.
+    fn drive(&mut self, event: Event) -> Vec<&'static str> {
+        let (mut next, mut seen) = (Some(event), Vec::new());
+        let mut steps = 0;
+        while let Some(event) = next.take() {
+            steps += 1;
+            assert!(steps < 64, "a turn ends");
+            for action in self.machine.handle(event, self.now) {
+                assert!(next.is_none(), "only the last action of an event is answered");
+                next = self.carry_out(action, &mut seen);
+            }
+        }
+        seen
+    }
+
+    fn carry_out(&mut self, action: Action, seen: &mut Vec<&'static str>) -> Option<Event> {
+        let rules = || match self.no_rules {
+            true => Err(FirewallError { what: "replacing them".into(), why: "no".into() }),
+            false => Ok(FirewallReport::default()),
+        };
+        Some(match action {
+            Action::Look(scope) => {
+                Event::Looked(self.kernel.observe(&KernelState::default(), &scope).unwrap(), Seen::default())
+            }
+            Action::FindDirect(addrs, before) => Event::Direct(self.kernel.direct(&addrs, &before).unwrap()),
+            Action::Converge { plan, scope, .. } => {
+                Event::Converged(converge(&mut self.kernel, &plan, &scope).unwrap(), Seen::default())
+            }
+            Action::FreeBridges(changes) => Event::Freed(self.kernel.apply(&changes)),
+            Action::ReadSysctls(keys) => Event::Sysctls(self.kernel.sysctls(&keys)),
+            Action::FilterTunnels { .. } => Event::Filtered(Ok(FirewallReport::default())),
+            Action::ApplyRules { .. } => Event::Ruled(rules()),
+            Action::WriteFiles { env, current } => {
+                Event::Written(crate::agent::files::write(&self.machine.settings, env, current))
+            }
+            Action::Save(_) => Event::Saved(Ok(())),
+            Action::Claim(facts) => {
+                seen.push("claim");
+                self.asked = Some(facts);
+                return None;
+            }
+            Action::StopClaiming => {
+                seen.push("stop claiming");
+                self.asked = None;
+                return None;
+            }
+            Action::SwitchForwardingOn { .. } => return note(seen, "switch forwarding on"),
+            Action::Hold => return note(seen, "hold"),
+            Action::Follow => return note(seen, "follow"),
+            Action::Listen => return note(seen, "listen"),
+            Action::AnnounceReady if std::mem::replace(&mut self.announced, true) => return None,
+            Action::AnnounceReady => return note(seen, "announce ready"),
+            Action::Readdressed => return note(seen, "readdressed"),
+            Action::Wake => return note(seen, "wake"),
+            Action::GiveMemoryBack => return note(seen, "give memory back"),
+        })
+    }
+
+    fn turn(&mut self) -> Vec<&'static str> {
+        let known = self.known.take();
+        let seen = self.drive(Event::Turn { known, tenure: Tenure::default() });
+        let hurry = self.machine.rest(self.now, RESYNC).is_zero();
+        self.hurries = if hurry { self.hurries + 1 } else { 0 };
+        seen
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = Now { at: self.now.at + time, wall: self.now.wall + time };
+    }
+
+    /// The store answers the claim that it was asked for, if any.
+    fn grant(&mut self) {
+        let Some(facts) = self.asked.take() else { return };
+        self.granted += 1;
+        let family = |subnet: IpNet| facts.network.range(Family::of(subnet.addr())).copied();
+        let kept: Option<IpNet> =
+            facts.previous.iter().find(|subnet| family(*subnet).is_some_and(|range| range.allows(*subnet)));
+        let third = if facts.network.networks().iter().any(|net| net.to_string().starts_with("10.99")) {
+            format!("10.99.{}.0/24", 100 + self.granted % 100)
+        } else {
+            format!("10.244.{}.0/24", 100 + self.granted % 100)
+        };
+        let subnets = kept.map_or_else(|| subnets(&third), |kept| [kept].into_iter().collect());
+        let macs = facts.identity.macs(&facts.ways, &[], |_, _| false);
+        let lease = Lease {
+            subnets,
+            public: facts.public,
+            attachment: facts.ways.attachment(&macs),
+            created: 1000 + self.granted,
+            written: 1000 + self.granted,
+        };
+        let before = self.machine.own.lease().map(|before| before.subnets);
+        if let Some(before) = before.filter(|before| before.overlaps(&subnets)) {
+            self.all.leases.remove(&before);
+        }
+        self.all.leases.insert(subnets, lease.clone());
+        self.snapshot();
+        self.drive(Event::Leased(lease));
+    }
+
+    /// The store's peers are these.
+    fn peers(&mut self, numbers: impl IntoIterator<Item = u8>) {
+        self.all.leases.retain(|_, lease| lease.created >= 1000);
+        self.all.leases.extend(numbers.into_iter().map(|number| (peer(number).subnets, peer(number))));
+        self.snapshot();
+    }
+
+    fn snapshot(&mut self) {
+        let leases = Some(Arc::new(self.all.clone()));
+        self.known = Some(Known { leases, trouble: None, refused: false });
+    }
+
+    fn configure(&mut self, config: &str) -> Vec<&'static str> {
+        self.drive(Event::Told(Told::Configuration(Box::new(Ok(network(config))))))
+    }
+
+    fn planned(&self) -> BTreeSet<IpNet> {
+        self.machine.view.interest.desired.routes.keys().copied().collect()
+    }
+
+    fn reasons(&self) -> String {
+        format!("{:?}", self.machine.status.health.ready())
+    }
+
+    fn notes(&self) -> String {
+        self.machine.status.health.all().1.join("\n")
+    }
+}
+
+fn note(seen: &mut Vec<&'static str>, what: &'static str) -> Option<Event> {
+    seen.push(what);
+    None
+}
+
+#[test]
+fn what_a_node_does_about_its_lease() {
+    let mut world = World::new(VXLAN);
+    assert_eq!(world.turn(), ["claim"], "there is an interface and no lease");
+    assert!(world.turn().is_empty(), "the store is asked once");
+    assert!(world.reasons().contains("lease"), "{}", world.reasons());
+    world.grant();
+    world.peers([7]);
+    assert_eq!(world.turn(), ["announce ready"]);
+    let own = world.machine.own.lease().unwrap().clone();
+
+    // Somebody writes it: it is not claimed before the pause is over.
+    let contested = Loss::Contested { subnets: own.subnets, public: own.public };
+    world.drive(Event::Lost(contested));
+    assert!(world.turn().is_empty() && world.reasons().contains("claims it again after 15 s"));
+    let wait = world.machine.rest(world.now, RESYNC);
+    assert!(wait <= Duration::from_secs(15), "{wait:?}");
+    world.pass(Duration::from_secs(15));
+    assert_eq!(world.turn(), ["claim"]);
+    world.grant();
+    world.turn();
+    assert_eq!(world.machine.status.health.ready(), Ok(()));
+
+    // Another node has it: another one is claimed, and nothing of the kernel's state is given up meanwhile.
+    let planned = world.planned();
+    world.drive(Event::Lost(Loss::Taken { subnets: own.subnets, holder: peer(9).public }));
+    assert_eq!(world.turn(), ["claim"]);
+    assert!(world.reasons().contains("now belongs to the node at"), "{}", world.reasons());
+    assert_eq!(world.asked.as_ref().unwrap().previous, Subnets::default());
+    assert_eq!(world.planned(), planned);
+
+    // A lease that is granted is kept and followed from then on.
+    let event = Event::Leased(Lease { subnets: subnets("10.244.55.0/24"), ..own });
+    assert_eq!(world.drive(event), ["follow", "hold"]);
+    world.turn();
+    assert_eq!(world.machine.status.health.ready(), Ok(()));
+}
+
+#[test]
+fn another_address_of_the_host_is_claimed_in_place_of_the_one_that_is_being_claimed() {
+    let mut world = World::settled();
+    let address = |world: &mut World, text: &str| {
+        world.kernel.host.links.get_mut(&2).unwrap().addresses[0].net = text.parse().unwrap();
+    };
+    address(&mut world, "192.0.2.51/24");
+    assert_eq!(world.turn(), ["readdressed", "claim"]);
+    assert_eq!(world.asked.as_ref().unwrap().public.v4, Some([192, 0, 2, 51].into()));
+    address(&mut world, "192.0.2.52/24");
+    assert_eq!(world.turn(), ["stop claiming", "readdressed", "claim"]);
+    assert_eq!(world.asked.as_ref().unwrap().public.v4, Some([192, 0, 2, 52].into()));
+    let before = world.machine.own.lease().unwrap().subnets;
+    world.grant();
+    world.turn();
+    let lease = world.machine.own.lease().unwrap();
+    assert_eq!((lease.subnets, lease.public.v4), (before, Some([192, 0, 2, 52].into())));
+    assert!(world.turn().is_empty());
+}
+
+#[test]
+fn what_becomes_of_another_configuration() {
+    // The configuration, whether the kernel takes its device, whether it is in force, and what is said of it.
+    for (config, fails, in_force, said) in [
+        (VXLAN, false, true, ""),
+        (VNI_2, false, true, ""),
+        (VNI_2, true, false, "the kernel does not take it"),
+        (HOST_GW, false, true, ""),
+        (HOST_GW, true, true, ""),
+        (MOVED, false, true, ""),
+        (r#"{"Network":"10.244.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan"}}"#, false, false, "drain"),
+        (r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#, false, false, "IPv6"),
+    ] {
+        let mut world = World::settled();
+        let planned = world.planned();
+        if fails {
+            world.kernel.failing.insert("vxlan", 22);
+        }
+        world.configure(config);
+        world.turn();
+        let network = network(config);
+        assert_eq!(world.machine.force.network == network, in_force, "{config}");
+        assert!(!world.machine.change.is_trial(), "{config}: a trial ends with the turn");
+        assert_eq!(world.machine.status.health.ready(), Ok(()), "{config}: nothing that worked is lost");
+        assert_eq!(world.notes().contains("not in force"), !in_force, "{config}: {}", world.notes());
+        assert!(world.notes().contains(said), "{config}: {}", world.notes());
+        assert!(world.planned().is_superset(&planned), "{config}");
+        // The one before counts again, and takes the note away.
+        world.kernel.failing.clear();
+        world.configure(VXLAN);
+        world.turn();
+        assert!(
+            world.machine.force.network == self::network(VXLAN) && !world.notes().contains("not in force")
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_came_while_another_is_tried_is_the_next_one() {
+    let mut change = Change::default();
+    let force = |config: &str| {
+        let network = network(config);
+        InForce { ways: Ways::new(&network.backend, &network).unwrap(), network, revision: 0 }
+    };
+    change.try_instead_of(force(VXLAN));
+    change.consider(Some(network(HOST_GW)));
+    assert!(change.is_trial());
+    assert_eq!(change.end_trial().unwrap().network, network(VXLAN));
+    assert!(!change.is_trial() && change.candidate() == Some(&network(HOST_GW)));
+    assert!(change.end_trial().is_none() && change.candidate().is_some());
+    change.try_instead_of(force(VXLAN));
+    change.consider(Some(network(HOST_GW)));
+    change.consider(None);
+    assert!(change.end_trial().is_some() && change.candidate().is_none());
+}
+
+#[test]
+fn a_plan_is_computed_again_only_if_something_that_it_depends_on_has_changed() {
+    let mut world = World::settled();
+    let plan = |world: &World| world.machine.planner.current().unwrap();
+    let before = plan(&world);
+    world.turn();
+    world.pass(Duration::from_secs(60));
+    world.turn();
+    world.known = Some(Known { trouble: Some("away".into()), ..world.machine.view.known.clone() });
+    world.turn();
+    assert!(Arc::ptr_eq(&before, &plan(&world)), "trouble is no other plan");
+    type Edit = fn(&mut World);
+    let edits: [(&str, Edit); 4] = [
+        ("leases", |world| world.peers([7])),
+        ("an MTU", |world| world.kernel.host.links.get_mut(&2).unwrap().mtu = 1400),
+        ("a configuration", |world| drop(world.configure(VNI_2))),
+        ("an address in a peer's subnet", |world| {
+            let mut link = world.kernel.host.links[&2].clone();
+            (link.index, link.name) = (3, "eth1".parse().unwrap());
+            link.addresses[0].net = "10.244.7.5/32".parse().unwrap();
+            world.kernel.host.links.insert(3, link);
+        }),
+    ];
+    for (what, edit) in edits {
+        let before = plan(&world);
+        edit(&mut world);
+        world.turn();
+        assert_ne!(before, plan(&world), "{what}");
+    }
+    assert!(world.planned().is_empty(), "the only peer's subnet has an address of this host");
+    assert!(world.notes().contains("eth1 has the address 10.244.7.5/32"), "{}", world.notes());
+}
+
+#[test]
+fn what_was_due_keeps_no_loop_turning_although_it_stays_so() {
+    // Peers that have just gone are admitted for a moment; then the lease is lost, and the store does not answer.
+    let mut world = World::settled();
+    world.peers([]);
+    world.turn();
+    let own = world.machine.own.lease().unwrap().clone();
+    world.drive(Event::Lost(Loss::Changed { subnets: own.subnets }));
+    world.pass(Duration::from_secs(30));
+    world.turn();
+    assert!(world.machine.rest(world.now, RESYNC) >= Duration::from_secs(1));
+    // It is time to claim a contested lease, and the store does not answer.
+    let mut world = World::settled();
+    world.drive(Event::Lost(Loss::Contested { subnets: own.subnets, public: own.public }));
+    world.turn();
+    world.pass(Duration::from_secs(15));
+    assert_eq!(world.turn(), ["claim"]);
+    assert!(world.machine.rest(world.now, RESYNC) >= Duration::from_secs(1));
+}
+
+#[test]
+fn turns_that_fail_come_again_after_growing_pauses_and_one_that_succeeds_ends_that() {
+    let mut world = World::settled();
+    world.no_rules = true;
+    world.drive(Event::RulesMoved);
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        world.turn();
+        pauses.push(world.machine.rest(world.now, RESYNC).as_secs());
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+    assert!(world.reasons().contains("replacing them"), "{}", world.reasons());
+    world.no_rules = false;
+    world.turn();
+    assert_eq!(world.machine.status.health.ready(), Ok(()));
+    world.pass(Duration::from_secs(10));
+    world.turn();
+    assert_eq!(world.machine.rest(world.now, RESYNC), RESYNC);
+}
+
+/// Something that can happen at any time.
+#[derive(Clone, Debug)]
+enum Step {
+    Peers(BTreeSet<u8>),
+    StoreAway,
+    Configure(usize),
+    BadConfiguration,
+    Granted,
+    Lost(u8),
+    RulesMoved,
+    Refuses(&'static str),
+    RefusesRules,
+    RefusesNothing,
+    Damage(u8),
+    InterfaceGone,
+    InterfaceBack,
+    Time(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => proptest::collection::btree_set(2u8..8, 0..6).prop_map(Step::Peers),
+        1 => Just(Step::StoreAway),
+        3 => (0..CONFIGS.len()).prop_map(Step::Configure),
+        1 => Just(Step::BadConfiguration),
+        4 => Just(Step::Granted),
+        1 => (0u8..3).prop_map(Step::Lost),
+        1 => Just(Step::RulesMoved),
+        2 => prop_oneof![Just("link"), Just("vxlan"), Just("route"), Just("address")].prop_map(Step::Refuses),
+        1 => Just(Step::RefusesRules),
+        2 => Just(Step::RefusesNothing),
+        2 => (0u8..3).prop_map(Step::Damage),
+        1 => Just(Step::InterfaceGone),
+        2 => Just(Step::InterfaceBack),
+        2 => (0u16..90).prop_map(Step::Time),
+    ]
+}
+
+impl World {
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Peers(numbers) => self.peers(numbers.iter().copied()),
+            Step::StoreAway => {
+                let before = self.known.take().unwrap_or_else(|| self.machine.view.known.clone());
+                self.known = Some(Known { trouble: Some("away".into()), ..before });
+            }
+            Step::Configure(index) => drop(self.configure(CONFIGS[*index])),
+            Step::BadConfiguration => {
+                self.drive(Event::Told(Told::Configuration(Box::new(Err("no JSON".into())))));
+            }
+            Step::Granted => self.grant(),
+            Step::Lost(kind) => {
+                // A store says it once for each lease that it gave.
+                let contested = self.machine.own.contest.loss().is_some();
+                let Some(own) = self.machine.own.lease().filter(|_| !contested).cloned() else { return };
+                let loss = match kind {
+                    0 => Loss::Taken { subnets: own.subnets, holder: peer(9).public },
+                    1 => Loss::Contested { subnets: own.subnets, public: own.public },
+                    _ => Loss::Changed { subnets: own.subnets },
+                };
+                if *kind != 1 {
+                    self.all.leases.remove(&own.subnets);
+                }
+                self.drive(Event::Lost(loss));
+            }
+            Step::RulesMoved => drop(self.drive(Event::RulesMoved)),
+            Step::Refuses(object) => drop(self.kernel.failing.insert(object, 22)),
+            Step::RefusesRules => self.no_rules = true,
+            Step::RefusesNothing => {
+                self.kernel.failing.clear();
+                self.no_rules = false;
+            }
+            Step::Damage(0) => self.kernel.state.routes.clear(),
+            Step::Damage(1) => self.kernel.state = KernelState::default(),
+            Step::Damage(_) => self.kernel.state.neighbours.clear(),
+            Step::InterfaceGone => drop(self.kernel.host.links.remove(&2)),
+            Step::InterfaceBack => self.kernel.host.links.extend(host().links),
+            Step::Time(seconds) => self.pass(Duration::from_secs((*seconds).into())),
+        }
+    }
+
+    /// What has to be so after each turn. `living`: subnets of peers that were planned once and have been in the
+    /// store's answers since.
+    fn check(&self, living: &BTreeSet<IpNet>) {
+        let machine = &self.machine;
+        let planned = self.planned();
+        let missing: Vec<&IpNet> = living.difference(&planned).collect();
+        assert!(missing.is_empty(), "routes of living peers are planned: {missing:?}");
+        let can_plan = machine.own.lease().is_some()
+            && machine.underlay.external.is_some()
+            && machine.view.known.leases.is_some();
+        assert!(!machine.change.is_trial() || !can_plan, "a trial ends with the turn");
+        let rest = machine.rest(self.now, RESYNC);
+        assert!(rest <= RESYNC);
+        assert!(!rest.is_zero() || self.hurries < 3, "nothing keeps the loop turning without a pause");
+        if machine.status.health.ready().is_ok() {
+            let lease = machine.own.lease().expect("ready only with a lease");
+            let links = &self.kernel.host.links;
+            let external = machine.underlay.external.as_ref().expect("ready only with an interface");
+            assert!(links.contains_key(&external.index) && can_plan);
+            assert!(machine.own.contest.loss().is_none(), "ready only if nobody else writes the lease");
+            let own = machine.force.ways.own_devices();
+            for name in own {
+                let wanted = machine.view.interest.desired.links.contains_key(&name);
+                assert!(!wanted || self.kernel.state.links.contains_key(&name), "ready only with {name}");
+            }
+            let env = std::fs::read_to_string(&machine.settings.subnet_file).unwrap();
+            let gateway = subnet::env_file::gateway(lease.subnets.iter().next().unwrap());
+            assert!(env.contains(&format!("FLANNEL_SUBNET={gateway}/")), "{env}: {}", lease.subnets);
+        }
+    }
+}
+
+/// The subnets of peers in what the machine was told.
+fn told(world: &World) -> BTreeSet<IpNet> {
+    let leases = world.machine.view.known.leases.iter().flat_map(|all| all.leases.values());
+    let peers = leases.filter(|lease| lease.created < 1000);
+    peers.flat_map(|lease| lease.subnets.iter()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_in_whatever_order_living_peers_stay_planned_trials_end_and_readiness_is_true(
+        steps in proptest::collection::vec((step(), proptest::bool::weighted(0.8)), 1..40)
+    ) {
+        let mut world = World::settled();
+        let mut living = world.planned();
+        for (step, turns) in &steps {
+            world.take(step);
+            if *turns {
+                world.turn();
+                living.retain(|subnet| told(&world).contains(subnet));
+                world.check(&living);
+                if world.machine.turn.sound {
+                    living.extend(world.planned().intersection(&told(&world)).copied());
+                } else {
+                    // Without its own devices it reaches nobody, and what doesn't work is not kept.
+                    living.clear();
+                }
+            }
+        }
+        // The host and the store are well again: so is the node, within its longest pause.
+        world.take(&Step::InterfaceBack);
+        world.take(&Step::RefusesNothing);
+        world.take(&Step::Peers([2, 3].into()));
+        living.clear();
+        for _ in 0..40 {
+            world.turn();
+            world.grant();
+            let rest = world.machine.rest(world.now, RESYNC);
+            world.pass(rest.max(Duration::from_millis(100)));
+        }
+        world.turn();
+        prop_assert_eq!(world.machine.status.health.ready(), Ok(()), "{:?}", steps);
+        living.retain(|subnet| told(&world).contains(subnet));
+        world.check(&living);
+        prop_assert!(world.now.wall > world.start.wall);
+    }
+}
