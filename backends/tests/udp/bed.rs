@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backends::datapath::counters::{Counter, Counters};
+use backends::datapath::engine::Offload;
 use backends::kernel::netlink::Netlink;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
-use backends::udp::counters::{Counter, Counters};
-use backends::udp::engine::Offload;
 use backends::{
     Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
 };

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
+use backends::datapath::engine::Offload;
 use backends::testing::Namespace;
-use backends::udp::engine::Offload;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::bed::{Cluster, LIMIT, Site, UDP as CONFIG};

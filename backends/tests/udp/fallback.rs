@@ -1,7 +1,7 @@
 //! What the kernel refuses at once is sent packet by packet.
 
+use backends::datapath::engine::Offload;
 use backends::testing::Pod;
-use backends::udp::engine::Offload;
 use subnet::Family;
 
 use crate::bed::{Cluster, UDP, UDP_V6};

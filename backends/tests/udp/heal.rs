@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 
+use backends::datapath::engine::Offload;
 use backends::testing::{Fabric, wait_for};
-use backends::udp::engine::Offload;
 
 use crate::bed::{Cluster, LIMIT, Site, UDP, UDP_BOTH, UDP_V6, show};
 use crate::flows::{Datagrams, exchange};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use backends::datapath::engine::Offload;
 use backends::testing::{Fabric, Node as Machine, Pod, wait_for};
-use backends::udp::engine::Offload;
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP as CONFIG, checksum_errors, total};
 use crate::flows::{Datagrams, Numbers, exchange};

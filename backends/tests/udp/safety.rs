@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
+use backends::datapath::engine::Offload;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
-use backends::udp::engine::Offload;
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP};
 use crate::packets::Packet;

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
+use backends::datapath::counters::{Counter, Counters};
+use backends::datapath::engine::Offload;
 use backends::testing::{Pod, wait_for};
-use backends::udp::counters::{Counter, Counters};
-use backends::udp::engine::Offload;
 
 use crate::bed::{Cluster, LIMIT, UDP, UDP_BOTH, UDP_V6, show, total};
 use crate::flows::{Datagrams, exchange};

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
+use backends::datapath::engine::Offload;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
-use backends::udp::engine::Offload;
 
 use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;

@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
+use backends::datapath::counters::Counters;
+use backends::datapath::engine::Offload;
 use backends::testing::{Fabric, Node as Machine, Pod};
-use backends::udp::counters::Counters;
-use backends::udp::engine::Offload;
 
 use crate::bed::{ChecksumErrors, LIMIT, Site, UDP as CONFIG, checksum_errors};
 use crate::flows::Numbers;

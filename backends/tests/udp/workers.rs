@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use backends::udp::engine::Offload;
+use backends::datapath::engine::Offload;
 
 use crate::bed::{Cluster, LIMIT, UDP};
 use crate::flows::{Datagrams, exchange};
