@@ -43,8 +43,6 @@ pub mod state;
 pub mod testing;
 mod traffic;
 
-#[cfg(feature = "testing")]
-pub use datapath as udp;
 pub use datapath::counters::Counters;
 pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, converge, converge_but};
