@@ -9,6 +9,7 @@ mod log;
 mod policy;
 mod serve;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -25,13 +26,14 @@ use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::file::Files;
 use subnet::kube::Kube;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
-use policy::{Mode, Policies};
+use policy::{Mode, Policies, PolicyOptions};
 use serve::{Health, Server};
 
 fn main() -> ExitCode {
@@ -82,16 +84,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let served = match options.health {
-        Some(at) => {
-            let server = Server::bind(at).await?;
-            tracing::info!("health is served on http://{}/readyz", server.address().unwrap_or(at));
-            let stopped = async move { drop(stopped.await) };
-            Some(tokio::spawn(server.run(health.clone(), stopped)))
-        }
-        None => None,
-    };
+    let served = Served::start(options.health, &health).await?;
 
     let privilege =
         "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
@@ -106,11 +99,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = NftListener::open()?;
-    let hands = Hands { kernel, firewall };
     if options.network_policy.mode == Mode::Off {
         switch_policies_off(&options.subnet_file);
     }
-    let mut settings = agent::Settings {
+    let settings = agent::Settings {
         selectors: options.selectors.clone(),
         subnet_file: options.subnet_file.clone(),
         state_file: state_file(&options.subnet_file),
@@ -121,54 +113,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
         policy_socket: None,
         policies: None,
     };
-    let (margin, policy_options) = (options.renew_margin, options.network_policy);
-    let life = async {
-        match options.store {
-            StoreOptions::Etcd(etcd) => {
-                let store = Etcd::new(EtcdOptions {
-                    endpoints: etcd.endpoints,
-                    prefix: etcd.prefix,
-                    cert: etcd.client.as_ref().map(|client| client.cert_file.clone()),
-                    key: etcd.client.map(|client| client.key_file),
-                    ca: etcd.ca_file,
-                    username: etcd.user.as_ref().map(|(name, _)| name.clone()),
-                    password: etcd.user.map(|(_, secret)| secret.expose().to_owned()),
-                    renew_margin: margin,
-                })?;
-                live(hands, notices, &rules_moved, store, settings, health).await
-            }
-            StoreOptions::Kube(options) => {
-                let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
-                if policy_options.mode == Mode::Off {
-                    return live(hands, notices, &rules_moved, store, settings, health).await;
-                }
-                let (facts, told) = watch::channel(None);
-                settings.policies = Some(facts);
-                let socket = socket_path(&settings.subnet_file);
-                settings.policy_socket = Some(std::path::absolute(&socket)?);
-                let socket =
-                    PolicySocket::bind(&socket).context("--network-policy: the socket for the CNI plugin")?;
-                let (announcer, requests) = Announcer::channel();
-                let policies = Policies::open(
-                    policy_options,
-                    store.policy_api(),
-                    &settings.subnet_file,
-                    told,
-                    requests,
-                    health.clone(),
-                    Arc::clone(&rules_moved),
-                )?;
-                tokio::select! {
-                    outcome = live(hands, notices, &rules_moved, store, settings, health) => outcome,
-                    error = policies.run() => Err(error),
-                    () = socket.run(announcer, policy_options.log_group) => Ok(()),
-                }
-            }
-            StoreOptions::File(directory) => {
-                live(hands, notices, &rules_moved, Files::new(directory, margin), settings, health).await
-            }
-        }
-    };
+    let hands = Hands { kernel, firewall };
+    let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health };
+    let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
     let outcome = tokio::select! {
         outcome = life => outcome,
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
@@ -178,11 +125,29 @@ async fn run(options: Options) -> anyhow::Result<()> {
     // The kernel stays as it is, so that pods keep their network until the next agent takes over.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping; devices (but for that of udp), routes and the subnet file stay in place");
-    drop(stop);
-    if let Some(served) = served {
-        let _ = served.await;
-    }
+    served.stop().await;
     outcome
+}
+
+/// The server of health, if there is one.
+struct Served(Option<(oneshot::Sender<()>, JoinHandle<()>)>);
+
+impl Served {
+    async fn start(at: Option<SocketAddr>, health: &Health) -> anyhow::Result<Self> {
+        let Some(at) = at else { return Ok(Self(None)) };
+        let server = Server::bind(at).await?;
+        tracing::info!("health is served on http://{}/readyz", server.address().unwrap_or(at));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async move { drop(stopped.await) };
+        Ok(Self(Some((stop, tokio::spawn(server.run(health.clone(), stopped))))))
+    }
+
+    async fn stop(self) {
+        if let Some((stop, served)) = self.0 {
+            drop(stop);
+            let _ = served.await;
+        }
+    }
 }
 
 /// Without network policies nothing of them is left: what an earlier run enforced would judge pods by what was.
@@ -246,16 +211,78 @@ async fn tell_counters(mut asked: Signal, counters: Arc<Counters>) {
     }
 }
 
-async fn live<S: LeaseStore>(
+/// What the agent runs with, whichever store it has.
+struct Setup<'a> {
     hands: Hands<Netlink>,
     notices: Listener,
-    rules_moved: &Notify,
-    store: S,
+    rules_moved: &'a Arc<Notify>,
     settings: agent::Settings,
     health: Health,
-) -> anyhow::Result<()> {
-    tracing::info!(store = store.describe(), "leases are kept in");
-    Err(agent::run(hands, notices, rules_moved, store, settings, health).await.into())
+}
+
+impl Setup<'_> {
+    /// Runs the agent with the store of these options.
+    async fn live_by(
+        self,
+        store: StoreOptions,
+        margin: Duration,
+        policies: PolicyOptions,
+    ) -> anyhow::Result<()> {
+        match store {
+            StoreOptions::Etcd(options) => self.live(Etcd::new(etcd(options, margin))?).await,
+            StoreOptions::File(directory) => self.live(Files::new(directory, margin)).await,
+            StoreOptions::Kube(options) => {
+                let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
+                if policies.mode == Mode::Off {
+                    return self.live(store).await;
+                }
+                self.live_with_policies(store, policies).await
+            }
+        }
+    }
+
+    async fn live_with_policies(mut self, store: Kube, options: PolicyOptions) -> anyhow::Result<()> {
+        let (facts, told) = watch::channel(None);
+        self.settings.policies = Some(facts);
+        let socket = socket_path(&self.settings.subnet_file);
+        self.settings.policy_socket = Some(std::path::absolute(&socket)?);
+        let socket =
+            PolicySocket::bind(&socket).context("--network-policy: the socket for the CNI plugin")?;
+        let (announcer, requests) = Announcer::channel();
+        let policies = Policies::open(
+            options,
+            store.policy_api(),
+            &self.settings.subnet_file,
+            told,
+            requests,
+            self.health.clone(),
+            Arc::clone(self.rules_moved),
+        )?;
+        tokio::select! {
+            outcome = self.live(store) => outcome,
+            error = policies.run() => Err(error),
+            () = socket.run(announcer, options.log_group) => Ok(()),
+        }
+    }
+
+    async fn live<S: LeaseStore>(self, store: S) -> anyhow::Result<()> {
+        tracing::info!(store = store.describe(), "leases are kept in");
+        let Self { hands, notices, rules_moved, settings, health } = self;
+        Err(agent::run(hands, notices, rules_moved, store, settings, health).await.into())
+    }
+}
+
+fn etcd(options: cli::options::EtcdOptions, renew_margin: Duration) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: options.endpoints,
+        prefix: options.prefix,
+        cert: options.client.as_ref().map(|client| client.cert_file.clone()),
+        key: options.client.map(|client| client.key_file),
+        ca: options.ca_file,
+        username: options.user.as_ref().map(|(name, _)| name.clone()),
+        password: options.user.map(|(_, secret)| secret.expose().to_owned()),
+        renew_margin,
+    }
 }
 
 /// What makes traffic rules, and what has to be watched for somebody changing them.
