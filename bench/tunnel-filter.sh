@@ -1,13 +1,15 @@
 #!/bin/bash
 # Measures what the filter of the tunnel's port (docs/configuration.md, "Who may send to a tunnel") costs, and what
-# exempting that port from connection tracking would bring, as ratios within one run. Needs root, nft, rustc, python3.
+# exempting that port from connection tracking would bring, as ratios within one run. Needs root, nft, rustc, python3,
+# iperf3.
 #
-#   bench/tunnel-filter.sh [ROUNDS]
+#   bench/tunnel-filter.sh [ROUNDS [TCP_ROUNDS]]
 #
 # For each variant two nodes with a pod on each, kernel VXLAN in between, and masquerading with connection tracking as
 # --ip-masq has it; the filter has 5,000 peers. All of them are there at once, and take turns: each round sends 5,000
 # datagrams of 64 bytes from pod to pod through each, in another order than the round before, and takes the CPU time from there to
-# the receiver (see tunnel-filter.rs). So what else the machine does, hits all of them alike.
+# the receiver (see tunnel-filter.rs). So what else the machine does, hits all of them alike. Then iperf3 sends one TCP stream
+# for a second through each in turn, TCP_ROUNDS times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -86,29 +88,44 @@ NFT
     echo "conntrack entries on the sending node for 200 flows, $v: $((after - before))"
     # A socket that nobody reads from: what doesn't fit ends there.
     ip netns exec f$me${v}pb python3 -c 'import socket,time; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(("",9)); time.sleep(3600)' &
+    ip netns exec f$me${v}pb iperf3 -s >/dev/null &
 done
 sleep 1
-python3 - "$work/send" "f$me" ${1:-400} $variants <<'PY'
-import statistics, subprocess, sys
-send, prefix, rounds, *variants = sys.argv[1:]
+python3 - "$work/send" "f$me" ${1:-400} ${2:-30} $variants <<'PY'
+import json, statistics, subprocess, sys
+send, prefix, rounds, tcp_rounds, *variants = sys.argv[1:]
 senders = {v: subprocess.Popen(["ip", "netns", "exec", f"{prefix}{v}pa", send, "10.244.2.2:9"], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True) for v in variants}
 def cost(variant, count):
     sender = senders[variant]
     print(count, file=sender.stdin, flush=True)
     return int(sender.stdout.readline()) / count
-costs = []
-for turn in range(int(rounds)):
-    order = variants[turn % len(variants):] + variants[:turn % len(variants)]
-    if turn // len(variants) % 2:
-        order.reverse()
-    costs.append({v: cost(v, 5000) for v in order})
+def in_turns(rounds, measure):
+    measured = []
+    for turn in range(int(rounds)):
+        order = variants[turn % len(variants):] + variants[:turn % len(variants)]
+        if turn // len(variants) % 2:
+            order.reverse()
+        measured.append({v: measure(v) for v in order})
+    return measured
+def ratios(what, measured):
+    for v in variants[1:]:
+        ratios = sorted(c[v] / c["none"] for c in measured)
+        low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
+        print(f"{what}, {v} / none: median {statistics.median(ratios):.4f}, quartiles {low:.4f} and {high:.4f}, "
+              f"{len(ratios)} rounds")
+costs = in_turns(rounds, lambda variant: cost(variant, 5000))
 for v in variants:
     print(f"{v}: {statistics.median(c[v] for c in costs):.0f} ns of CPU a datagram")
-for v in variants[1:]:
-    ratios = sorted(c[v] / c["none"] for c in costs)
-    low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-    print(f"{v} / none: median {statistics.median(ratios):.4f}, quartiles {low:.4f} and {high:.4f}, {len(ratios)} rounds")
+ratios("CPU a datagram", costs)
+def stream(variant):
+    told = subprocess.run(["ip", "netns", "exec", f"{prefix}{variant}pa", "iperf3", "-c", "10.244.2.2", "-t", "1", "-J"],
+                          stdout=subprocess.PIPE, check=True)
+    return json.loads(told.stdout)["end"]["sum_received"]["bits_per_second"]
+speeds = in_turns(tcp_rounds, stream)
+for v in variants:
+    print(f"{v}: {statistics.median(c[v] for c in speeds) / 1e9:.2f} Gbit/s of one TCP stream")
+ratios("TCP throughput", speeds)
 for sender in senders.values():
     sender.stdin.close(); sender.wait()
 PY

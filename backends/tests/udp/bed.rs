@@ -1,16 +1,19 @@
 //! Nodes with a tunnel each, made by the reconciler from leases, and what the kernel says about them.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use backends::datapath::counters::{Counter, Counters};
 use backends::datapath::engine::Offload;
 use backends::kernel::netlink::Netlink;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
 use backends::{
-    Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
+    Kernel, KernelError, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways,
+    converge,
 };
 use ipnet::IpNet;
 use subnet::lease::{encode_value, format_key};
@@ -142,11 +145,22 @@ impl Site {
     }
 
     /// Makes the kernel agree, and gives the words of what that took.
+    ///
+    /// Between fork and exec, a program that another test starts has all sockets of this process open, so that a
+    /// port that was given up a moment ago is still held. The agent tries again, and so does this.
     pub(crate) fn converge(&mut self) -> Vec<String> {
-        let report = self.try_converge();
+        let (mut applied, start) = (Vec::new(), Instant::now());
+        let report = loop {
+            let report = self.try_converge();
+            applied.extend(report.applied.iter().map(ToString::to_string));
+            if !report.failed.iter().any(port_is_held) || start.elapsed() > LIMIT {
+                break report;
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         assert!(report.settled, "{:?}", report.applied);
-        report.applied.iter().map(ToString::to_string).collect()
+        applied
     }
 
     pub(crate) fn counters(&self) -> Arc<Counters> {
@@ -281,4 +295,8 @@ pub(crate) fn checksum_errors(namespace: &Namespace) -> ChecksumErrors {
         tcp: of(&snmp, "Tcp"),
         udp: of(&snmp, "Udp") + of_v6("Udp6InCsumErrors"),
     }
+}
+
+fn port_is_held(error: &KernelError) -> bool {
+    matches!(error, KernelError::Refused { object: "forwarding", source, .. } if source.kind() == io::ErrorKind::AddrInUse)
 }
