@@ -150,8 +150,8 @@ manifest-check: deps ## Checks the manifests against the schemas of Kubernetes, 
 		$(CHECKS)/bin/pip -q --disable-pip-version-check install $(VALIDATOR); \
 		echo "$(VALIDATOR)" >$(CHECKS)/done; \
 	fi
-	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml kube-flannel-network-policy.yml
-	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) kube-flannel-network-policy.yml
+	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml image/kube-flannel-network-policy.yml
+	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) image/kube-flannel-network-policy.yml
 
 docs-check: PACKAGES += python3
 docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
