@@ -6,7 +6,7 @@
 //! | [`packet`], [`checksum`], [`vnet`] | headers |
 //! | [`split`], [`outbox`] | from what the kernel hands over at once to groups of packets |
 //! | [`coalesce`] | from packets to what the kernel takes at once |
-//! | [`icmp`] | errors about packets that can't be carried |
+//! | `icmp` | errors about packets that can't be carried |
 //! | [`counters`] | what happened |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `worker`, `threads`, [`engine`] | threads, devices, sockets |

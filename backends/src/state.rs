@@ -45,7 +45,7 @@ pub struct KernelState {
     /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
     /// metric. Never wanted.
     pub shadowed_routes: BTreeSet<Route>,
-    /// Destinations that end here unless a better route exists ([`BLACKHOLE_METRIC`]).
+    /// Destinations that end here unless a better route exists (`BLACKHOLE_METRIC`).
     pub blackholes: BTreeSet<IpNet>,
 }
 

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), summed in the machine's own byte order.
 //!
 //! The sum doesn't depend on byte order as long as everything that goes in is taken from memory as it lies
-//! there, and the result is stored the same way. Numbers that are computed go in through [`word`].
+//! there, and the result is stored the same way. Numbers that are computed go in through `word`.
 
 /// The sum of `data`, which begins at an even distance from the start of what is summed.
 #[inline]

@@ -50,7 +50,7 @@ pub enum Expr {
         /// The value.
         from: Reg,
     },
-    /// Sets what kind of destination the frame has, see [`packet_type`].
+    /// Sets what kind of destination the frame has, see `packet_type`.
     SetPacketType {
         /// The value, one byte.
         from: Reg,

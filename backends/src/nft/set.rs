@@ -19,7 +19,7 @@ pub struct Set {
     pub key: Key,
     /// What its values are; `None` for a set.
     pub data: Option<DataType>,
-    /// Bits of [`flags`].
+    /// Bits of `flags`.
     pub flags: u32,
     /// How long elements stay once they are added, unless they say otherwise.
     pub timeout: Option<Duration>,

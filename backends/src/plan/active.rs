@@ -384,7 +384,7 @@ impl Ways {
         self.all.len() > before
     }
 
-    /// Gives up the ways that no peer has been reached by for [`LINGER`]. Says whether there was any, and
+    /// Gives up the ways that no peer has been reached by for `LINGER`. Says whether there was any, and
     /// when to ask again.
     pub fn give_up(&mut self, peers: &[Peer], now: Instant) -> (bool, Option<Instant>) {
         let (before, announced) = (self.all.len(), self.current_id());

@@ -1,6 +1,6 @@
 //! A backend: from leases to the kernel state that this node should have; pure.
 //!
-//! A new backend is one file beside this one, and an arm in [`select`](super::select::select).
+//! A new backend is one file beside this one, and an arm in `select`.
 
 use std::net::IpAddr;
 use std::sync::Arc;

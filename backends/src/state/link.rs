@@ -208,7 +208,7 @@ impl fmt::Display for LinkPatch {
 }
 
 /// Whether a device has the name and kind of one that a backend of Flannel makes, ours or Go flannel's. Its
-/// addresses tell whose it is: see [`Scope::owns_device_with`](crate::Scope::owns_device_with).
+/// addresses tell whose it is: see `Scope::owns_device_with`.
 pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
     let name = name.as_str();
     match identity {

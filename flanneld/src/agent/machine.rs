@@ -69,7 +69,7 @@ pub(super) struct Status {
     journal: Journal,
 }
 
-/// Records of what is ours: see [`Scope`].
+/// Records of what is ours: see `Scope`.
 #[derive(Default)]
 pub(super) struct Ownership {
     /// What the run before this one had, until its leftovers are swept.
