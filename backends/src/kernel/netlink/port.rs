@@ -103,12 +103,20 @@ fn tun_holder(name: &Name) -> String {
         points_to(fd, "/dev/net/tun") && {
             let info = fd.to_string_lossy().replacen("/fd/", "/fdinfo/", 1);
             let iff = format!("iff:\t{name}\n");
-            let namespace = fd.parent().and_then(Path::parent).map(|process| process.join("ns/net"));
+            let process = fd.parent().and_then(Path::parent);
             fs::read_to_string(info).is_ok_and(|text| text.contains(&iff))
-                && namespace.and_then(|path| fs::read_link(path).ok()) == own
+                && process.is_some_and(|process| has_thread_in(process, own.as_deref()))
         }
     });
     process.unwrap_or_else(|| "a process of another PID or network namespace".to_owned())
+}
+
+/// Whether a thread of `process` is in this network namespace; each of them can be in another one.
+fn has_thread_in(process: &Path, namespace: Option<&Path>) -> bool {
+    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+    threads
+        .map(|thread| thread.path().join("ns/net"))
+        .any(|link| fs::read_link(link).ok().as_deref() == namespace)
 }
 
 fn points_to(fd: &Path, target: &str) -> bool {
