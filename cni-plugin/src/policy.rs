@@ -69,7 +69,7 @@ pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duratio
 }
 
 /// What others sent to the pod's addresses before its policies were in force, or to the pod that had them before, made
-/// connections that nobody judged: answers to them would pass for a while. The pod's containers don't run yet, so that
+/// connections that were never judged: answers to them would pass for a while. The pod's containers don't run yet, so that
 /// it has none that it would miss.
 fn forget_connections(announced: &Value) {
     let addresses = announced["ips"].as_array().into_iter().flatten();

@@ -1,6 +1,6 @@
 //! The agent's life: a configuration, an interface, a lease, and then the kernel kept as the leases ask.
 //!
-//! Whatever happens (a snapshot, a notification of the kernel, a failure, time), the loop takes the same turn: look,
+//! After each event (a snapshot, a notification of the kernel, a failure, time), the loop takes the same turn: look,
 //! plan, converge, write `subnet.env`. [`Machine`] decides, and this file does what it says. Nothing here ends the
 //! process but a broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
 
@@ -294,7 +294,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         Ok(Some(answer))
     }
 
-    /// Carries out what nobody waits for.
+    /// Carries out actions without an answer.
     fn arrange(&mut self, action: Action) {
         let (store, tasks) = (Arc::clone(&self.store), &mut self.tasks);
         match action {

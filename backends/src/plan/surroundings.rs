@@ -360,7 +360,7 @@ mod tests {
             let notes = notes(&each, &[(false, address)], &[]);
             assert!(notes.len() == 1 && notes[0].contains("own pod subnet"), "{address}: {notes:?}");
         }
-        // Nobody's subnet, a bridge of pods whose gateway is not the first address, and the LAN.
+        // A subnet without a node, a bridge of pods whose gateway is not the first address, and the LAN.
         let harmless = [(false, "10.244.99.1/24"), (true, "10.244.1.77/24"), (false, "192.0.2.77/24")];
         assert_eq!(notes(&each, &harmless, &[]), Vec::<String>::new());
 

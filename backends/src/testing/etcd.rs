@@ -40,7 +40,7 @@ impl Etcd {
         format!("http://{}", self.client)
     }
 
-    /// Where another URL may be served: the same address, and a port that nobody has.
+    /// Where another URL may be served: the same address, and a free port.
     pub fn other_address(&self) -> anyhow::Result<SocketAddr> {
         let [free, _] = self.namespace.run(|| free_ports(self.client.ip()))?;
         Ok(free)

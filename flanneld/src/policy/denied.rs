@@ -18,7 +18,7 @@ const NAME_AGE_MAX: Duration = Duration::from_secs(10);
 /// Names that are kept.
 const NAMES_MAX: usize = 1000;
 
-/// Prints packets until nobody reads them.
+/// Prints packets until the reader is gone.
 ///
 /// # Errors
 /// A sentence, when the agent or the kernel does not tell.
@@ -34,7 +34,7 @@ pub(super) fn run(socket: &Path) -> anyhow::Result<()> {
     loop {
         for packet in packets.wait().context("NFLOG")? {
             let line = line(&packet, |address| names.of(address));
-            // Whoever reads may have seen enough.
+            // The reader may have seen enough.
             if writeln!(io::stdout(), "{line}").is_err() {
                 return Ok(());
             }

@@ -37,7 +37,7 @@ pub(crate) enum Inquiry {
 pub(crate) enum Place {
     /// A pod by its name.
     Pod(ObjectName),
-    /// An address, whoever has it.
+    /// An address, of a pod or not.
     Address(IpAddr),
 }
 

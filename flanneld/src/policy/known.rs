@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(bed.policies(), ["shop/a", "shop/b"]);
         assert!(bed.hear(POLICIES, [Told::Listed]).demand);
         assert_eq!(bed.policies(), ["shop/a"]);
-        // Nobody hears a watch that was given up.
+        // A watch that was given up has no receiver.
         assert_eq!(bed.hear(77, [put("c", 3)]), Effect::default());
         assert_eq!(bed.policies(), ["shop/a"]);
     }
@@ -438,7 +438,7 @@ mod tests {
         bed.kept.put(&announced).unwrap();
         bed.hear(OWN, [Told::Listing, told(pod(1, "shop", true)), Told::Listed]);
         assert_eq!(bed.kept.of(&pod(1, "shop", true)), Some(&announced));
-        // One that has ended is nobody's any more, though its object stays.
+        // The addresses of one that has ended are free, though its object stays.
         bed.hear(OWN, [Told::Pod(ReadPod::Without(Uid(1)))]);
         assert_eq!((bed.kept.of(&pod(1, "shop", true)), bed.uids()), (None, vec![]));
         bed.kept.put(&announced).unwrap();

@@ -71,7 +71,7 @@ pub(crate) struct PolicySocket {
 }
 
 impl PolicySocket {
-    /// Listens at `path`, for root only. A socket that nobody listens at any more is replaced, in one step; a link is
+    /// Listens at `path`, for root only. A socket without a listener is replaced, in one step; a link is
     /// never followed.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl PolicySocket {
         let directory = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(refused)?;
         check_vacant(path)?;
-        // Made under another name: nobody can connect before the mode is set, and what is at `path` is replaced.
+        // Made under another name: no client can connect before the mode is set, and what is at `path` is replaced.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{name}.new"));
         if temporary.as_os_str().len() > subnet::env_file::SOCKET_PATH_MAX {
@@ -164,7 +164,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// What is at a path where nobody listens.
+/// What is at a path without a listener.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Free,

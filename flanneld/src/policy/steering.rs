@@ -41,7 +41,7 @@ impl Steerer {
     }
 
     /// Makes steering be as it has to be for these subnets. `wanted` is whether any policy is enforced. Costs two small
-    /// reads as long as nothing changes: a sysctl notifies nobody.
+    /// reads as long as nothing changes: a sysctl sends no notification.
     ///
     /// # Errors
     /// What the kernel refuses, in words.

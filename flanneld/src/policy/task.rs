@@ -38,7 +38,7 @@ const GATHER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 const NEWS_MAX: usize = 2000;
 /// Time between attempts after refusals, doubling up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-/// How often sysctls are looked at that notify nobody.
+/// How often sysctls are looked at that send no notification.
 const SYSCTL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often steering is looked at while there are no tables.
 const STEER_INTERVAL: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ enum Phase {
     /// Policies, namespaces, own pods or the lease are not known yet: the tables are left as they are.
     Waiting,
     /// The pods that policies name are being listed. Tables of an earlier run stay until that is done; without any,
-    /// nobody is let in for longer than is needed.
+    /// no peer is let in for longer than is needed.
     Listing { until: Option<Instant> },
     /// The kernel follows what is known.
     Enforcing,
@@ -219,7 +219,7 @@ impl Policies {
         let gathered = self.gathered.map(|(first, last)| (last + GATHER.0).min(first + GATHER.1));
         let waiting = self.phase == Phase::Waiting;
         let adding = self.adding.iter().map(|(_, adding)| match adding.step {
-            // Nobody is asked for before the first lists are there.
+            // No pod is asked for before the first lists are there.
             Step::Watched(_) if waiting => adding.since + ADD_TIMEOUT,
             Step::Watched(until) | Step::Listed(until) => until.min(adding.since + ADD_TIMEOUT),
             Step::Asked | Step::Found(_) | Step::Programmed => adding.since + ADD_TIMEOUT,

@@ -32,7 +32,7 @@ pub(super) struct Watches {
 struct Running {
     number: u32,
     task: AbortHandle,
-    /// Since when nobody demands it.
+    /// Since when it is not demanded.
     idle: Option<Instant>,
 }
 
@@ -56,7 +56,7 @@ impl Watches {
         self.base.push(running);
     }
 
-    /// Watches these pods from now on, and those that nobody demands any more for a while.
+    /// Watches these pods from now on, and those that are no longer demanded for a while.
     pub(super) fn demand(&mut self, demand: Demand, api: &Arc<PolicyApi>, known: &mut Known, now: Instant) {
         let wanted: BTreeSet<Watch> = match demand {
             Demand::Everything => [Watch::AllPods].into(),
@@ -77,7 +77,7 @@ impl Watches {
         }
     }
 
-    /// Ends watches that nobody has demanded for long enough. Whether there were any.
+    /// Ends watches that were not demanded for long enough. Whether there were any.
     pub(super) fn end_idle(&mut self, known: &mut Known, cluster: &mut Cluster, now: Instant) -> bool {
         let over = |running: &Running| running.idle.is_some_and(|since| now >= since + IDLE);
         let ended: Vec<Watch> =

@@ -60,7 +60,7 @@ fn fight(ours: &str, theirs: &str) {
         assert_eq!(agent.get("/healthz").unwrap().0, 200);
     }
 
-    // What nobody fights over is put right at once.
+    // What is not fought over is put right at once.
     if ours.contains("vxlan") {
         a.ip("link set flannel.1 mtu 1300");
         a.wait("the MTU", || a.show("ip link show flannel.1").contains("mtu 1450"));

@@ -369,7 +369,7 @@ fn refused_packets_are_shown_with_the_names_of_pods() {
     };
     thread::scope(|scope| {
         let _stop = Stop(&over);
-        // Again and again: nobody tells when the listener listens.
+        // Again and again: the listener doesn't tell when it listens.
         scope.spawn(|| {
             let (from, to) = (stranger.udp(0), new.udp(0));
             while !over.load(Ordering::Relaxed) {

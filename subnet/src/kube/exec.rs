@@ -1,6 +1,6 @@
 //! Credential plugins of a kubeconfig (`exec`): a program that prints a token or a certificate.
 //!
-//! It is run on a thread of its own and killed when it takes too long: whatever it waits for, health is answered and
+//! It is run on a thread of its own and killed when it takes too long: meanwhile health is answered and
 //! signals are heard meanwhile. Nothing that it prints is ever shown but the end of its error output when it fails.
 
 use std::io;

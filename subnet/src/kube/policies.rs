@@ -120,7 +120,7 @@ struct Position {
     watching: Watching,
 }
 
-/// Why following ends: nobody listens any more.
+/// Why following ends: the receiver is gone.
 struct Unheard;
 
 /// Why a list or a watch ends.
@@ -167,12 +167,12 @@ impl PolicyApi {
     /// This node's name.
     ///
     /// # Errors
-    /// [`StoreError`] when it has to be asked for, and nobody answers.
+    /// [`StoreError`] when it has to be asked for, and the server doesn't answer.
     pub async fn node_name(&self) -> Result<String, StoreError> {
         Ok(self.node.name(&self.connection).await?.to_owned())
     }
 
-    /// Tells about these objects under a number, through whatever happens, until nobody listens.
+    /// Tells about these objects under a number, through all failures, until the receiver is gone.
     pub async fn follow(&self, watch: &Watch, number: u32, news: &mpsc::Sender<News>) {
         let teller = Teller { watch: number, news };
         let mut position = Position { version: None, least: Least::AtHand, watching: Watching::default() };
@@ -351,7 +351,7 @@ impl PolicyApi {
     }
 
     /// Who has this address: a pod that runs, or else what is on its host's network, has ended, or is a Service. `None`
-    /// if that is nobody, or if it must not be asked for.
+    /// if there is none, or if it must not be asked for.
     ///
     /// # Errors
     /// [`StoreError`] when it can't be read.
@@ -370,7 +370,7 @@ impl PolicyApi {
         if found.is_some() {
             return Ok(found);
         }
-        // Without the permission nobody is told that it is one.
+        // Without the permission it isn't known to be one.
         let services = Collection::new(SERVICES, ADMINISTRATIVE);
         let mut pages = self.connection.pages(&services, &Least::AtHand);
         while let Ok(Some(json)) = pages.next().await {

@@ -50,7 +50,7 @@ pub enum Party {
     Node,
     /// A Service: its address is replaced by that of an endpoint before policies are asked.
     Service(ObjectName),
-    /// Nobody that is known.
+    /// An unknown address.
     Address,
 }
 
@@ -227,7 +227,7 @@ impl End {
         !matches!(self.party, Party::Pod(_) | Party::Address)
     }
 
-    /// What to know about such an end, whatever the policies say.
+    /// What to know about such an end, with any policies.
     fn note(&self) -> Option<String> {
         match &self.party {
             Party::Node => Some(

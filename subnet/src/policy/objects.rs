@@ -150,7 +150,7 @@ pub fn namespace(json: &[u8]) -> Result<(String, Labels), Unreadable> {
     Ok((object.metadata.name, object.metadata.labels.unwrap_or_default()))
 }
 
-/// Reads the namespace and the name of an object, whatever it is.
+/// Reads the namespace and the name of an object of any kind.
 ///
 /// # Errors
 /// [`Unreadable`] when it has none.

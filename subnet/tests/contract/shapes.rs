@@ -227,7 +227,7 @@ pub(crate) async fn a_lease_that_the_network_moved_away_from_is_renewed_while_po
         let new = acquire_beside(&*node, &moved, 1, &[]).await.unwrap();
         let left: Vec<_> =
             subnets_of(old).iter().filter(|old| !new.subnets.iter().any(|new| new == *old)).collect();
-        // Somebody else's subnet is not this node's, whatever it says.
+        // Another node's subnet is not this node's, with any value.
         let all: Vec<_> = left.iter().copied().chain(subnets_of(strange).iter()).collect();
         assert_eq!(acquire_beside(&*node, &moved, 1, &all).await.unwrap().subnets, new.subnets);
         let entry = bed.read(old).await.unwrap();

@@ -1,4 +1,4 @@
-//! Policies, namespaces and pods, followed through whatever happens on the way.
+//! Policies, namespaces and pods, followed through all failures on the way.
 
 use std::sync::Arc;
 
@@ -170,7 +170,7 @@ async fn a_watch_whose_version_is_compacted_is_listed_anew() {
     bed.server.put_policy("shop", "stays", policy(80));
     let mut told = Teller::of(&bed, Watch::Policies).await;
     told.expect(&["listing", "policy shop/old", "policy shop/stays", "listed", "sound"]).await;
-    // While nobody listens, so that the change is in no watch.
+    // While no watch is open, so that the change is in none.
     bed.server.behave(|behaviour| behaviour.down = true);
     bed.server.delete_policy("shop", "old");
     bed.server.compact();

@@ -1,6 +1,6 @@
 //! A lease that another node writes: given up for a while, then taken up again.
 //!
-//! The other one may be a second agent that somebody started by mistake and ended soon after. Nobody says that it
+//! The other one may be a second agent that somebody started by mistake and ended soon after. Nothing says that it
 //! is gone; but it answers if it lives (`subnet/src/standing.rs`). So the lease is claimed again after a pause, which
 //! doubles as long as there is an answer: a mistake of seconds costs a quarter of a minute, and a real twin is
 //! disturbed once in ten minutes at most.
@@ -16,7 +16,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_sec
 /// Whether this node may write its lease.
 #[derive(Debug, Default)]
 pub(super) enum Contest {
-    /// Nobody else writes it, as far as is known.
+    /// No other node writes it, as far as is known.
     #[default]
     None,
     /// Somebody else does, for this reason. It is claimed again at that time.

@@ -150,7 +150,7 @@ impl Machine {
         others.filter_map(sentence).take(MAX_NAMESAKES).collect()
     }
 
-    /// The peers, each with the way to it. Ways that nobody needs any more are given up.
+    /// The peers, each with the way to it. Ways that no peer needs any more are given up.
     fn peers(&mut self, all: &Leases) -> Peers {
         let mut before = Arc::clone(&self.view.interest.desired);
         if before.is_empty() {
@@ -230,7 +230,7 @@ impl Machine {
 #[derive(Default)]
 pub(super) struct Planner {
     plan: Option<(Inputs, Arc<KernelState>)>,
-    /// When the plan is another although nothing else is: the next way that nobody uses any more is given up then.
+    /// When the plan is another although nothing else is: the next way that no peer uses any more is given up then.
     pub(super) expiry: Option<Instant>,
     /// What an earlier run left in the kernel, until there is a plan.
     pub(super) found: Arc<KernelState>,

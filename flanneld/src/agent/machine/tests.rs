@@ -143,7 +143,7 @@ impl World {
         world
     }
 
-    /// What the shell does with an event; the names of the actions that nobody waits for.
+    /// What the shell does with an event; the names of the actions without an answer.
     fn drive(&mut self, event: Event) -> Vec<&'static str> {
         let (mut next, mut seen) = (Some(event), Vec::new());
         let mut steps = 0;
@@ -602,7 +602,7 @@ proptest! {
                 if world.machine.turn.sound {
                     living.extend(world.planned().intersection(&told(&world)).copied());
                 } else {
-                    // Without its own devices it reaches nobody, and what doesn't work is not kept.
+                    // Without its own devices it reaches no peer, and what doesn't work is not kept.
                     living.clear();
                 }
             }

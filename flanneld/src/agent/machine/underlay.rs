@@ -259,14 +259,14 @@ impl Machine {
             self.status.journal.interface(&external, self.force.ways.current().remark(&node(&external)));
         }
         if self.own.lease().is_some_and(|lease| lease.public != external.public) {
-            // Whoever has the old address is no rival any more.
+            // A node with the old address is no rival any more.
             self.own.contest = Contest::None;
         }
         let announced = self.own.claiming.announced();
         let outdated = announced.is_some_and(|(public, _)| *public != external.public);
         let announces = announced.is_some();
         if outdated && !self.own.is_recalled() && self.own.claiming.is_running() {
-            // Nobody knows how far it got.
+            // How far it got is unknown.
             self.own.claiming.end();
             self.act(Action::StopClaiming);
             self.change.reclaim = self.own.lease().is_some();

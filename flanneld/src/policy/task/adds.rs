@@ -148,7 +148,7 @@ impl Policies {
         });
     }
 
-    /// The addresses are this pod's from now on, and nobody else's.
+    /// The addresses are this pod's alone from now on.
     fn put_announced(&mut self, pod: Pod, announced: &Announcement) -> io::Result<()> {
         let Some(hands) = &mut self.hands else { return Ok(()) };
         let cluster = &mut hands.enforcer.engine.cluster;
