@@ -30,8 +30,9 @@ deps: ## Installs what building and testing need on Debian, if it is missing
 build: ## Builds all programs for development
 	cargo build --workspace --all-features
 
-demo: deps build ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw, udp; KEEP=1 to play; root)
-	$(SUDO) $(PROGRAMS)/demo --backend $(BACKEND) $(if $(KEEP),--keep)
+demo: deps ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw, udp; KEEP=1 to play; root)
+	cargo build --locked --profile demo -p bench -p flanneld -p cni-plugin --bin demo --bin flanneld --bin flannel
+	$(SUDO) $(PROGRAMS:debug=demo)/demo --backend $(BACKEND) $(if $(KEEP),--keep)
 
 bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1")
 	cargo build --locked --release -p bench --bin bench
