@@ -183,7 +183,7 @@ impl Groups {
             Scope::Namespace(name) => self.strings.text(group.namespace) == &**name,
             Scope::Matching(labels) => self.namespace_matches(group.namespace, labels),
         };
-        in_scope && self.resolve(&selector.pods).matches(&group.labels)
+        in_scope && self.pairs_match(&group.labels, &selector.pods)
     }
 
     /// All groups whose pods `selector` describes.
@@ -211,7 +211,15 @@ impl Groups {
     /// A namespace that is only known by its pods matches nothing but the selector of all.
     fn namespace_matches(&self, id: Id, selector: &Selector) -> bool {
         let labels = self.namespaces.get(&id).and_then(|namespace| namespace.labels.as_ref());
-        selector.is_everything() || labels.is_some_and(|labels| self.resolve(selector).matches(labels))
+        selector.is_everything() || labels.is_some_and(|labels| self.pairs_match(labels, selector))
+    }
+
+    /// For a single label set; for many of them, resolving the selector first costs less.
+    fn pairs_match(&self, pairs: &Pairs, selector: &Selector) -> bool {
+        selector.matches(|key| {
+            let pair = pairs.iter().find(|(found, _)| self.strings.text(*found) == key)?;
+            Some(self.strings.text(pair.1))
+        })
     }
 
     fn pairs(&mut self, labels: &Labels) -> Pairs {
