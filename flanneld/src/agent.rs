@@ -30,6 +30,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::interface::Selectors;
+use crate::lent::Lent;
 use crate::policy::Facts;
 use crate::serve::Health;
 use machine::{Action, Event, Machine, Now, Seen};
@@ -134,7 +135,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let (machine, recalled) = begin::machine(&store, settings, health).await;
         let (feed, known) = Feed::channel();
         let mut agent = Agent {
-            hands: Some(hands),
+            hands: Lent::new(hands),
             store,
             machine,
             interest: &interest,
@@ -161,8 +162,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
 
 /// The hands of the machine: the host, the store and the clock.
 struct Agent<'a, K, S> {
-    /// Absent only while a blocking thread works with them.
-    hands: Option<Hands<K>>,
+    hands: Lent<Hands<K>>,
     store: Arc<S>,
     machine: Machine,
     interest: &'a Mutex<Interest>,
@@ -256,27 +256,27 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let answer = match action {
             Action::Look(scope) => {
                 let look = move |hands: &mut Hands<K>| hands.kernel.observe(&KernelState::default(), &scope);
-                let observed = self.with_hands(look).await?;
+                let observed = self.hands.to(look).await?;
                 Event::Looked(observed, self.seen())
             }
             Action::FindDirect(addrs, before) => {
-                Event::Direct(self.with_hands(move |hands| hands.kernel.direct(&addrs, &before)).await?)
+                Event::Direct(self.hands.to(move |hands| hands.kernel.direct(&addrs, &before)).await?)
             }
             Action::Converge { plan, scope, held } => {
                 let work = move |hands: &mut Hands<K>| converge_but(&mut hands.kernel, &plan, &scope, &held);
-                let report = self.with_hands(work).await?;
+                let report = self.hands.to(work).await?;
                 Event::Converged(report, self.seen())
             }
             Action::FreeBridges(changes) => {
-                Event::Freed(self.with_hands(move |hands| hands.kernel.apply(&changes)).await)
+                Event::Freed(self.hands.to(move |hands| hands.kernel.apply(&changes)).await)
             }
             Action::ReadSysctls(keys) => Event::Sysctls(self.kernel().sysctls(&keys)),
             Action::FilterTunnels { filters, former, look } => {
                 let work = move |hands: &mut Hands<K>| hands.firewall.filter_tunnels(&filters, &former, look);
-                Event::Filtered(self.with_hands(work).await)
+                Event::Filtered(self.hands.to(work).await)
             }
             Action::ApplyRules { wanted, former } => {
-                Event::Ruled(self.with_hands(move |hands| hands.firewall.converge(&wanted, &former)).await)
+                Event::Ruled(self.hands.to(move |hands| hands.firewall.converge(&wanted, &former)).await)
             }
             Action::WriteFiles { env, current } => {
                 Event::Written(files::write(&self.machine.settings, env, current))
@@ -325,23 +325,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         }
     }
 
-    /// Lends the kernel and the firewall to a thread that may block, so that health is answered meanwhile.
-    async fn with_hands<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Hands<K>) -> T + Send + 'static,
-    ) -> T {
-        let mut hands = self.hands.take().expect("only one piece of work has the hands at a time");
-        let done = tokio::task::spawn_blocking(move || {
-            let result = work(&mut hands);
-            (hands, result)
-        });
-        let (hands, result) = done.await.expect("work on the host does not panic");
-        self.hands = Some(hands);
-        result
-    }
-
     fn kernel(&mut self) -> &mut K {
-        &mut self.hands.as_mut().expect("no other piece of work has the hands").kernel
+        &mut self.hands.get_mut().kernel
     }
 
     /// What is read of the kernel together with the host.

@@ -4,6 +4,7 @@ mod agent;
 mod cleanup;
 mod cli;
 mod interface;
+mod lent;
 mod lock;
 mod log;
 mod policy;

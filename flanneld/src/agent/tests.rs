@@ -91,7 +91,7 @@ struct Bed {
     agent: JoinHandle<KernelError>,
 }
 
-fn host(mtu: u32, address: &str) -> HostView {
+pub(super) fn host(mtu: u32, address: &str) -> HostView {
     let address =
         HostAddr { net: address.parse().unwrap(), deprecated: false, permanent: true, temporary: false };
     let link = HostLink {

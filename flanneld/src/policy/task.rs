@@ -2,6 +2,7 @@
 
 mod adds;
 mod asked;
+mod report;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +13,6 @@ use anyhow::Context;
 use backends::kernel::netlink::{BridgeListener, Netlink};
 use backends::policy::{Converged, Enforcer, Engine, Settings, TableStep, own_tables};
 use backends::{Moved, NftError, NftListener, Watched};
-use subnet::StoreError;
 use subnet::kube::{PolicyApi, Watch};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use super::known::{Effect, Known};
 use super::steering::{Steered, Steerer};
 use super::watches::Watches;
 use super::{Facts, Figures, Mode, PolicyOptions};
+use crate::lent::Lent;
 use crate::serve::Health;
 use adds::{ADD_TIMEOUT, Fetched};
 
@@ -75,8 +76,7 @@ pub(crate) struct Policies {
     tables: NftListener,
     watched: Mutex<Watched>,
     bridges: BridgeListener,
-    /// Absent only while a blocking thread works with them.
-    hands: Option<Hands>,
+    hands: Lent<Hands>,
     known: Known,
     kept: Kept,
     watches: Watches,
@@ -150,7 +150,7 @@ impl Policies {
             tables: NftListener::open()?,
             watched: Mutex::new(watched),
             bridges: BridgeListener::open()?,
-            hands: Some(Hands { enforcer, steerer }),
+            hands: Lent::new(Hands { enforcer, steerer }),
             known: Known::default(),
             kept,
             watches: Watches::default(),
@@ -259,8 +259,7 @@ impl Policies {
     }
 
     fn hear(&mut self, news: subnet::kube::News) -> Effect {
-        let Some(hands) = &mut self.hands else { return Effect::default() };
-        let cluster = &mut hands.enforcer.engine.cluster;
+        let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
         self.known.hear(news.watch, news.told, cluster, &mut self.kept)
     }
 
@@ -274,10 +273,9 @@ impl Policies {
 
     fn take_facts(&mut self) {
         let Some(facts) = self.facts.borrow_and_update().clone() else { return };
-        if let Some(hands) = &mut self.hands {
-            hands.enforcer.engine.set_settings(settings(&self.options, &facts));
-            hands.steerer.forget();
-        }
+        let hands = self.hands.get_mut();
+        hands.enforcer.engine.set_settings(settings(&self.options, &facts));
+        hands.steerer.forget();
         self.steer_due = Instant::now();
         self.note(Effect { cluster: true, demand: false });
     }
@@ -285,10 +283,9 @@ impl Policies {
     /// Somebody else changed our tables.
     fn tables_moved(&mut self, moved: &Moved) {
         tracing::debug!(what = %moved, "network policies: another program made a change");
-        if let Some(hands) = &mut self.hands {
-            hands.enforcer.engine.forget_kernel();
-            hands.steerer.forget();
-        }
+        let hands = self.hands.get_mut();
+        hands.enforcer.engine.forget_kernel();
+        hands.steerer.forget();
         let now = Instant::now();
         self.damaged.get_or_insert(now);
         self.steer_due = now;
@@ -296,9 +293,7 @@ impl Policies {
     }
 
     fn bridges_moved(&mut self) {
-        if let Some(hands) = &mut self.hands {
-            hands.steerer.forget();
-        }
+        self.hands.get_mut().steerer.forget();
         // They come in bursts.
         self.steer_due = self.steer_due.min(Instant::now() + GATHER.1);
     }
@@ -330,7 +325,7 @@ impl Policies {
                 return;
             }
             // Whether anything holds meanwhile decides how long the pods that policies name may take.
-            let there = self.with_hands(|hands| hands.enforcer.is_there()).await;
+            let there = self.hands.to(|hands| hands.enforcer.is_there()).await;
             let until = if matches!(there, Ok(true)) { None } else { Some(now + CHANGE_WAITS) };
             self.phase = Phase::Listing { until };
             self.demand_moved = true;
@@ -345,8 +340,7 @@ impl Policies {
     }
 
     fn adjust_watches(&mut self, now: Instant) {
-        let Some(hands) = &mut self.hands else { return };
-        let cluster = &mut hands.enforcer.engine.cluster;
+        let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
         if std::mem::take(&mut self.demand_moved) && self.phase != Phase::Waiting {
             let demand = self.known.demand(cluster);
             self.watches.demand(demand, &self.api, &mut self.known, now);
@@ -371,7 +365,8 @@ impl Policies {
         let releasing = std::mem::take(&mut self.releasing);
         let started = Instant::now();
         let (converged, walked) = self
-            .with_hands(|hands| {
+            .hands
+            .to(|hands| {
                 let now = std::time::Instant::now();
                 let converged = hands.enforcer.converge(now);
                 let due =
@@ -455,7 +450,7 @@ impl Policies {
         let subnets = self.facts.borrow().as_ref().map(|facts| facts.subnets.clone()).unwrap_or_default();
         let wanted = self.summary().generation != 0;
         let looked =
-            self.with_hands(move |hands| hands.steerer.look(&mut hands.enforcer, &subnets, wanted)).await;
+            self.hands.to(move |hands| hands.steerer.look(&mut hands.enforcer, &subnets, wanted)).await;
         if let Err(why) = &looked
             && self.steered.as_ref() != Err(why)
         {
@@ -464,69 +459,6 @@ impl Policies {
         self.steered = looked;
         // Without tables there is nothing that a sysctl could change.
         self.steer_due = Instant::now() + if wanted { SYSCTL_INTERVAL } else { STEER_INTERVAL };
-    }
-
-    /// Lends what works on the kernel to a thread that may block.
-    async fn with_hands<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Hands) -> T + Send + 'static,
-    ) -> T {
-        let mut hands = self.hands.take().expect("only one piece of work has the hands at a time");
-        let done = tokio::task::spawn_blocking(move || {
-            let result = work(&mut hands);
-            (hands, result)
-        });
-        let (hands, result) = done.await.expect("work on the host does not panic");
-        self.hands = Some(hands);
-        result
-    }
-
-    fn summary(&self) -> backends::policy::Summary {
-        self.hands.as_ref().map(|hands| hands.enforcer.engine.summary()).unwrap_or_default()
-    }
-
-    /// Why policies are not in force as they should be.
-    fn reason(&self) -> Option<String> {
-        if let Some(why) = &self.refused {
-            return Some(why.clone());
-        }
-        let trouble = self.known.trouble();
-        if let Some(denied @ StoreError::Denied { .. }) = trouble {
-            return Some(denied.to_string());
-        }
-        match (self.phase, trouble) {
-            (Phase::Enforcing, _) => self.steered.as_ref().err().cloned(),
-            (_, Some(trouble)) => Some(trouble.to_string()),
-            (Phase::Waiting, None) if self.facts.borrow().is_none() => {
-                Some("network policies need this node's lease, which is not there yet".to_owned())
-            }
-            (Phase::Waiting, None) => Some("network policies were not read yet".to_owned()),
-            (Phase::Listing { .. }, None) => {
-                Some("the pods that network policies name were not read yet".to_owned())
-            }
-        }
-    }
-
-    /// Readiness, notes, figures.
-    fn tell(&mut self) {
-        let reason = match (self.reason(), self.enforced) {
-            (Some(why), _) => Err(why),
-            (None, false) => Err("network policies are not in the kernel yet".to_owned()),
-            (None, true) => Ok(()),
-        };
-        let stale = self.known.trouble().filter(|_| reason.is_ok());
-        let notes = stale.map(|why| format!("network policies are enforced as they were read last: {why}"));
-        let summary = self.summary();
-        let steering = self.steered == Ok(Steered::On);
-        self.figures.update(&summary, steering, self.known.watch_count(), self.known.ignored_count());
-        if self.ready != reason.is_ok() {
-            self.ready = reason.is_ok();
-            // What the node announces when it is ready depends on this, too.
-            self.readiness_moved.notify_one();
-        }
-        self.health.note(CONDITION, notes.into_iter().collect());
-        self.health.set(CONDITION, reason);
-        self.health.measure(&self.figures);
     }
 }
 

@@ -59,8 +59,8 @@ impl Policies {
     fn released(&mut self, ended: &Ended, answer: oneshot::Sender<Result<(), Retry>>) {
         match self.kept.release(ended) {
             Ok(Some(kept)) => {
-                if let (Some(pod), Some(hands)) = (find(&self.known, &kept), &mut self.hands) {
-                    hands.enforcer.engine.cluster.release_pod(pod.uid);
+                if let Some(pod) = find(&self.known, &kept) {
+                    self.hands.get_mut().enforcer.engine.cluster.release_pod(pod.uid);
                     self.note(Effect { cluster: true, demand: false });
                     self.releasing.push(answer);
                     return;
@@ -81,8 +81,7 @@ impl Policies {
                 // Without the API, what is known counts.
                 let read = read.inspect_err(|error| tracing::debug!(%error, "policies of a new pod"));
                 for (policy, version) in read.unwrap_or_default() {
-                    let Some(hands) = &mut self.hands else { return };
-                    let cluster = &mut hands.enforcer.engine.cluster;
+                    let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
                     let effect = self.known.set_policy(policy, version, true, cluster);
                     self.note(effect);
                 }
@@ -150,8 +149,7 @@ impl Policies {
 
     /// The addresses are this pod's alone from now on.
     fn put_announced(&mut self, pod: Pod, announced: &Announcement) -> io::Result<()> {
-        let Some(hands) = &mut self.hands else { return Ok(()) };
-        let cluster = &mut hands.enforcer.engine.cluster;
+        let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
         // A static pod is kept under the uid of its object.
         let kept = Announcement { uid: format!("{:032x}", pod.uid.0), ..announced.clone() };
         for robbed in self.kept.put(&kept)? {

@@ -13,16 +13,13 @@ impl Policies {
     pub(super) fn asked(&self, inquiry: Inquiry, answer: oneshot::Sender<Result<String, Retry>>) {
         let (snapshot, api) = (self.snapshot(), Arc::clone(&self.api));
         tokio::spawn(async move {
-            let text = match snapshot {
-                Some(snapshot) => explain::answer(inquiry, snapshot, &api).await,
-                None => Err("flanneld is at work on the kernel".to_owned()),
-            };
+            let text = explain::answer(inquiry, snapshot, &api).await;
             let _ = answer.send(text.map_err(|why| Retry { why }));
         });
     }
 
-    fn snapshot(&self) -> Option<Snapshot> {
-        let hands = self.hands.as_ref()?;
+    fn snapshot(&self) -> Snapshot {
+        let hands = self.hands.get();
         let (engine, cluster) = (&hands.enforcer.engine, &hands.enforcer.engine.cluster);
         let own = self.known.own_pods().cloned().map(|mut pod| {
             if let Some(announced) = self.kept.of(&pod) {
@@ -31,7 +28,7 @@ impl Policies {
             pod
         });
         let namespaces = cluster.namespace_labels().map(|(name, labels)| (name.to_owned(), labels));
-        Some(Snapshot {
+        Snapshot {
             scene: Scene {
                 policies: cluster.policies().cloned().collect(),
                 namespaces: namespaces.collect(),
@@ -40,6 +37,6 @@ impl Policies {
             },
             own: own.collect(),
             trouble: self.reason(),
-        })
+        }
     }
 }

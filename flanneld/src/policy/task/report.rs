@@ -1,0 +1,56 @@
+//! What the task says of itself: readiness, notes, figures.
+
+use subnet::StoreError;
+
+use super::{CONDITION, Phase, Policies};
+use crate::policy::steering::Steered;
+
+impl Policies {
+    pub(super) fn summary(&self) -> backends::policy::Summary {
+        self.hands.get().enforcer.engine.summary()
+    }
+
+    /// Why policies are not in force as they should be.
+    pub(super) fn reason(&self) -> Option<String> {
+        if let Some(why) = &self.refused {
+            return Some(why.clone());
+        }
+        let trouble = self.known.trouble();
+        if let Some(denied @ StoreError::Denied { .. }) = trouble {
+            return Some(denied.to_string());
+        }
+        match (self.phase, trouble) {
+            (Phase::Enforcing, _) => self.steered.as_ref().err().cloned(),
+            (_, Some(trouble)) => Some(trouble.to_string()),
+            (Phase::Waiting, None) if self.facts.borrow().is_none() => {
+                Some("network policies need this node's lease, which is not there yet".to_owned())
+            }
+            (Phase::Waiting, None) => Some("network policies were not read yet".to_owned()),
+            (Phase::Listing { .. }, None) => {
+                Some("the pods that network policies name were not read yet".to_owned())
+            }
+        }
+    }
+
+    /// Readiness, notes, figures.
+    pub(super) fn tell(&mut self) {
+        let reason = match (self.reason(), self.enforced) {
+            (Some(why), _) => Err(why),
+            (None, false) => Err("network policies are not in the kernel yet".to_owned()),
+            (None, true) => Ok(()),
+        };
+        let stale = self.known.trouble().filter(|_| reason.is_ok());
+        let notes = stale.map(|why| format!("network policies are enforced as they were read last: {why}"));
+        let summary = self.summary();
+        let steering = self.steered == Ok(Steered::On);
+        self.figures.update(&summary, steering, self.known.watch_count(), self.known.ignored_count());
+        if self.ready != reason.is_ok() {
+            self.ready = reason.is_ok();
+            // What the node announces when it is ready depends on this, too.
+            self.readiness_moved.notify_one();
+        }
+        self.health.note(CONDITION, notes.into_iter().collect());
+        self.health.set(CONDITION, reason);
+        self.health.measure(&self.figures);
+    }
+}
