@@ -22,7 +22,7 @@ pub(crate) fn about(plugin: &str) -> String {
         "CNI Plugin {plugin} version v{} ({}/{architecture}) commit {}\nCNI protocol versions supported: {}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
-        option_env!("GIT_COMMIT").unwrap_or("unknown"),
+        option_env!("FLANNEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown"),
         SUPPORTED.join(", ")
     )
 }
