@@ -126,7 +126,15 @@ pub(super) fn help() -> Command {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+    use crate::cli::Print;
+
+    fn parse(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Result<Command, UsageError> {
+        let args = args.iter().map(OsString::from);
+        crate::cli::parse(std::iter::once("policy".into()).chain(args), environment)
+    }
 
     fn read(args: &[&str]) -> Result<PolicyQuestion, String> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();

@@ -1,6 +1,8 @@
 //! Which values flags take, and what is said of those that they do not take.
 
 use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -25,6 +27,20 @@ fn etcd(args: &[&str]) -> EtcdOptions {
     }
 }
 
+/// Certificate and key.
+fn client(etcd: &EtcdOptions) -> Option<(&Path, &Path)> {
+    etcd.client.as_ref().map(|client| (&*client.cert_file, &*client.key_file))
+}
+
+fn authority(etcd: &EtcdOptions) -> Option<&Path> {
+    etcd.ca_file.as_deref()
+}
+
+/// Name and password.
+fn user(etcd: &EtcdOptions) -> Option<(&str, &str)> {
+    etcd.user.as_ref().map(|(name, password)| (name.as_str(), password.expose()))
+}
+
 #[test]
 fn defaults_are_flannels() {
     let options = parse(&[]).unwrap();
@@ -35,7 +51,7 @@ fn defaults_are_flannels() {
     let etcd = etcd(&[]);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
     assert_eq!(etcd.prefix, "/coreos.com/network");
-    assert!(etcd.client.is_none() && etcd.ca_file.is_none() && etcd.user.is_none());
+    assert!(client(&etcd).is_none() && authority(&etcd).is_none() && user(&etcd).is_none());
 }
 
 #[test]
@@ -78,8 +94,8 @@ fn values_are_typed_and_the_last_of_a_repeated_one_counts() {
     .unwrap();
     assert!(options.traffic.masquerade && !options.traffic.fully_random && !options.traffic.forward);
     assert_eq!(options.traffic_manager, TrafficManager::Iptables);
-    let client = etcd(&["--etcd-keyfile=/k", "--etcd-certfile=/c"]).client.unwrap();
-    assert_eq!((client.key_file.to_str(), client.cert_file.to_str()), (Some("/k"), Some("/c")));
+    let etcd = etcd(&["--etcd-keyfile=/k", "--etcd-certfile=/c"]);
+    assert_eq!(client(&etcd), Some((Path::new("/c"), Path::new("/k"))));
 }
 
 #[test]
@@ -218,8 +234,7 @@ fn secrets_appear_in_no_text() {
     }
     assert!(options.to_string().contains("--etcd-password=*** --iface=eth0"), "{options}");
     assert!(options.warnings[0].contains("--etcd-username"), "{:?}", options.warnings);
-    let (name, password) = etcd(&args).user.unwrap();
-    assert_eq!((name.as_str(), password.expose()), ("root", "hunter2"));
+    assert_eq!(user(&etcd(&args)), Some(("root", "hunter2")));
     for bad in ["http://u:hunter3@a", "u:hunter3@a:x", "http://u:hunt@er3@:1", "u:hunter3://x@a:1"] {
         let error = parse(&[&format!("--etcd-endpoints={bad}")]).unwrap_err();
         assert!(!error.contains("er3") && error.contains("***@"), "{error}");
