@@ -13,7 +13,7 @@ use backends::{Firewall, Kernel, KernelState, Look, Scope, converge};
 use ipnet::IpNet;
 use subnet::saved::Saved;
 
-use crate::cli::options::CleanupOptions;
+use crate::cli::cleanup::CleanupOptions;
 use crate::lock::{self, LockError};
 use crate::policy;
 use extent::Extent;

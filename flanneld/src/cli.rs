@@ -4,6 +4,7 @@
 //! flannel passes over in silence (a wrong flag, a wrong value, a stray word) is an error here.
 
 mod check;
+pub(crate) mod cleanup;
 mod flags;
 mod grammar;
 pub(crate) mod options;
@@ -12,12 +13,19 @@ pub(crate) mod policy;
 use std::ffi::OsString;
 use std::io::{self, Write};
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ArgAction, CommandFactory, FromArgMatches};
 
-use flags::{CleanupFlags, RunFlags};
+use cleanup::{CleanupFlags, CleanupOptions};
+use flags::RunFlags;
 use grammar::{Parsed, Setting};
-use options::{CleanupOptions, Options, Place};
-use policy::PolicyQuestion;
+use options::{Options, Place};
+use policy::{PolicyFlags, PolicyQuestion};
+
+/// All sub-commands, in the order in which the help lists them.
+///
+/// A new one is a file below `cli` with its flags ([`SubcommandFlags`]), a line here, a variant of [`Command`] and its
+/// arm in `main.rs`.
+static SUBCOMMANDS: [Subcommand; 2] = [Subcommand::of::<CleanupFlags>(), Subcommand::of::<PolicyFlags>()];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -78,6 +86,59 @@ impl UsageError {
     }
 }
 
+/// The flags and arguments of a sub-command, with the grammar of flanneld's own: a flag is read by its
+/// `value_parser`, and words that are no flags go into a positional `Vec<String>` if there is one. A flag that the agent has,
+/// too, such as `--subnet-file`, can be set by its variable.
+trait SubcommandFlags: CommandFactory + FromArgMatches {
+    /// The first word of the command line.
+    const NAME: &'static str;
+    /// What follows it, for the help of `flanneld`.
+    const SYNOPSIS: &'static str;
+    /// What it is for, in a few words.
+    const SUMMARY: &'static str;
+
+    /// Checks what no single flag shows. `settings` tell which flags were given, and where.
+    fn check(self, settings: &[Setting]) -> Result<Command, UsageError>;
+}
+
+/// A sub-command: a type of flags as a value.
+struct Subcommand {
+    name: &'static str,
+    synopsis: &'static str,
+    summary: &'static str,
+    shape: fn() -> clap::Command,
+    read: fn(&clap::Command, &[Setting]) -> Result<Command, UsageError>,
+}
+
+impl Subcommand {
+    const fn of<F: SubcommandFlags>() -> Self {
+        Self {
+            name: F::NAME,
+            synopsis: F::SYNOPSIS,
+            summary: F::SUMMARY,
+            shape: F::command,
+            read: |shape, settings| read::<F>(shape, settings)?.check(settings),
+        }
+    }
+
+    fn named(name: &str) -> Option<&'static Self> {
+        SUBCOMMANDS.iter().find(|subcommand| subcommand.name == name)
+    }
+
+    fn parse(&self, args: &[String], environment: Environment<'_>) -> Result<Command, UsageError> {
+        let shape = documented((self.shape)());
+        let mut settings = match grammar::normalise(&shape, args)? {
+            Parsed::Help => return Ok(print_help(shape)),
+            Parsed::Settings(settings) => settings,
+        };
+        settings.extend(grammar::from_environment(&shape, &RunFlags::command(), &settings, environment)?);
+        (self.read)(&shape, &settings)
+    }
+}
+
+/// How a variable of the environment is read.
+type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
 /// Reads the arguments (without the program's name) and the environment.
 ///
 /// # Errors
@@ -87,67 +148,106 @@ pub(crate) fn parse(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Command, UsageError> {
     let args = args.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
-    match args.split_first() {
-        Some((first, rest)) if first == "cleanup" => cleanup(rest, environment),
-        Some((first, rest)) if first == "policy" => policy::parse(rest, environment),
-        Some((first, [])) if first == "version" => Ok(Command::Print(Print::Version(version()))),
-        Some((first, rest)) if first == "help" => help_on(rest),
-        _ => run(&args, environment),
+    match args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some(("version", [])) => Ok(Command::Print(Print::Version(version()))),
+        Some(("help", topic)) => help_on(topic),
+        Some((first, rest)) => match Subcommand::named(first) {
+            Some(subcommand) => subcommand.parse(rest, &environment),
+            None => run(&args, &environment),
+        },
+        None => run(&args, &environment),
     }
 }
 
 fn help_on(topic: &[String]) -> Result<Command, UsageError> {
-    match topic {
-        [] => Ok(help(flags::documented(RunFlags::command()))),
-        [topic] if topic == "cleanup" => Ok(help(flags::documented(CleanupFlags::command()))),
-        [topic] if topic == "policy" => Ok(policy::help()),
-        _ => Err(UsageError(
-            "help is about flanneld, cleanup or policy: write flanneld help, flanneld help cleanup or flanneld help policy"
-                .into(),
-        )),
-    }
+    let subcommand = match topic {
+        [] => return Ok(print_help(run_shape())),
+        [name] => Subcommand::named(name),
+        _ => None,
+    };
+    subcommand.map(|subcommand| print_help(documented((subcommand.shape)()))).ok_or_else(|| {
+        let names = || SUBCOMMANDS.iter().map(|subcommand| subcommand.name);
+        let topics = std::iter::once("flanneld").chain(names()).map(str::to_owned);
+        let words = std::iter::once(String::new()).chain(names().map(|name| format!(" {name}")));
+        let words = words.map(|name| format!("flanneld help{name}"));
+        UsageError(format!("help is about {}: write {}", either(topics), either(words)))
+    })
 }
 
-fn run(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Result<Command, UsageError> {
-    let command = flags::documented(RunFlags::command());
-    let mut settings = match grammar::normalise(&command, args)? {
-        Parsed::Help => return Ok(help(command)),
+/// `a, b or c`.
+fn either(items: impl Iterator<Item = String>) -> String {
+    let mut items: Vec<String> = items.collect();
+    let last = items.pop().unwrap_or_default();
+    if items.is_empty() { last } else { format!("{} or {last}", items.join(", ")) }
+}
+
+fn run(args: &[String], environment: Environment<'_>) -> Result<Command, UsageError> {
+    let shape = run_shape();
+    let mut settings = match grammar::normalise(&shape, args)? {
+        Parsed::Help => return Ok(print_help(shape)),
         Parsed::Settings(settings) => settings,
     };
-    // Before the environment, as in Go: asking for the version works with any environment.
-    if read::<RunFlags>(&command, &settings)?.version {
+    // Before the environment and the values, as in Go: asking for the version works with any of them.
+    let version_flag = settings.iter().rfind(|setting| setting.flag == "version");
+    if version_flag.is_some_and(|setting| setting.value == "true") {
         return Ok(Command::Print(Print::VersionFlag(version())));
     }
-    settings.extend(grammar::from_environment(&command, &settings, &environment)?);
-    let flags = read(&command, &settings)?;
+    settings.extend(grammar::from_environment(&shape, &shape, &settings, environment)?);
     let given = |name| environment(name).filter(|value| !value.is_empty()).map(utf8).transpose();
     let pod = given("POD_NAMESPACE")?.zip(given("POD_NAME")?);
     let place = Place { node: given("NODE_NAME")?, pod };
-    Options::check(flags, &settings, place).map(Box::new).map(Command::Run)
+    let matches = grammar::matches(&shape, &settings)?;
+    let flags = RunFlags::from_arg_matches(&matches).map_err(|error| grammar::refused(&error, &settings))?;
+    let options = Options::check(flags, &settings, place, |store, policies| {
+        options::shown(&shape, &matches, store, policies)
+    })?;
+    Ok(Command::Run(Box::new(options)))
 }
 
-fn cleanup(args: &[String], environment: impl Fn(&str) -> Option<OsString>) -> Result<Command, UsageError> {
-    let command = flags::documented(CleanupFlags::command());
-    let mut settings = match grammar::normalise(&command, args)? {
-        Parsed::Help => return Ok(help(command)),
-        Parsed::Settings(settings) => settings,
-    };
-    settings.extend(grammar::from_environment(&command, &settings, &environment)?);
-    CleanupOptions::check(read(&command, &settings)?, &settings).map(Command::Cleanup)
+/// The agent's flags, with the usage that names the sub-commands.
+fn run_shape() -> clap::Command {
+    let mut usage = "flanneld [FLAGS]\n".to_owned();
+    for Subcommand { name, synopsis, summary, .. } in &SUBCOMMANDS {
+        usage += &format!("       flanneld {:<30} {summary}\n", format!("{name} {synopsis}"));
+    }
+    let names = SUBCOMMANDS.iter().map(|subcommand| subcommand.name).collect::<Vec<_>>().join("|");
+    usage += &format!("       flanneld version | help [{names}]");
+    documented(RunFlags::command()).override_usage(usage)
 }
 
-fn help(mut command: clap::Command) -> Command {
-    Command::Print(Print::Help(command.render_help().to_string()))
+/// The command with each flag's environment variable in its help text, without what says nothing, and with booleans
+/// that take a value only after `=`.
+fn documented(shape: clap::Command) -> clap::Command {
+    let agent = RunFlags::command();
+    shape.next_line_help(true).mut_args(|argument| {
+        let no_default = argument.get_default_values().iter().all(|value| value.is_empty());
+        let mut argument = argument.hide_possible_values(true).hide_default_value(no_default);
+        if grammar::is_boolean(&argument) {
+            argument =
+                argument.action(ArgAction::Set).num_args(0..=1).require_equals(true).value_name("BOOL");
+        }
+        match (grammar::variable_of(&argument, &agent), argument.get_help()) {
+            (Some(variable), Some(help)) => {
+                let help = format!("{help} [env: {variable}]");
+                argument.help(help)
+            }
+            _ => argument,
+        }
+    })
 }
 
-fn read<T: FromArgMatches>(command: &clap::Command, settings: &[Setting]) -> Result<T, UsageError> {
-    let words = std::iter::once(command.get_name().to_owned()).chain(settings.iter().map(Setting::argument));
-    // The settings are normalised, so clap finds nothing to complain about; its text may repeat a value.
-    command
-        .clone()
-        .try_get_matches_from(words)
-        .and_then(|matches| T::from_arg_matches(&matches))
-        .map_err(|error| UsageError(format!("the flags can't be read: {}", error.kind())))
+/// The help of a sub-command.
+fn help<F: SubcommandFlags>() -> Command {
+    print_help(documented(F::command()))
+}
+
+fn print_help(mut shape: clap::Command) -> Command {
+    Command::Print(Print::Help(shape.render_help().to_string()))
+}
+
+fn read<F: FromArgMatches>(shape: &clap::Command, settings: &[Setting]) -> Result<F, UsageError> {
+    let matches = grammar::matches(shape, settings)?;
+    F::from_arg_matches(&matches).map_err(|error| grammar::refused(&error, settings))
 }
 
 fn utf8(text: OsString) -> Result<String, UsageError> {
@@ -275,6 +375,52 @@ mod tests {
         assert!(text.contains("--iface is not a flag of flanneld cleanup"), "{text}");
         let text = parse(&["-v=1", "cleanup"], &[]).unwrap_err().to_string();
         assert!(text.contains("first"), "{text}");
+    }
+
+    #[test]
+    fn the_last_value_counts_and_an_empty_one_unsets_what_has_no_default() {
+        let read =
+            options(&["--public-ip=x", "--public-ip=192.0.2.1", "--etcd-cafile=/a", "--etcd-cafile="], &[]);
+        assert_eq!(read.selectors.public.to_string(), "192.0.2.1");
+        let options::StoreOptions::Etcd(etcd) = read.store else { panic!() };
+        assert_eq!(etcd.ca, None);
+        let error = parse(&["--public-ip=192.0.2.1", "--public-ip=x"], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("--public-ip=\"x\" is not an IP address"), "{error}");
+        assert!(parse(&["--subnet-file="], &[]).is_err());
+    }
+
+    #[test]
+    fn arguments_stand_before_and_after_flags_and_behind_two_dashes() {
+        for args in [
+            &["policy", "list", "a/b", "--subnet-file=/f"][..],
+            &["policy", "--subnet-file", "/f", "list", "--", "a/b"],
+        ] {
+            let Command::Policy(question) = parse(args, &[]).unwrap() else { panic!("{args:?}") };
+            assert_eq!(question.query, policy::Query::List(Some("a/b".into())));
+            assert_eq!(question.subnet_file.to_str(), Some("/f"));
+        }
+        let error = parse(&["polcy", "list"], &[]).unwrap_err().to_string();
+        assert!(error.contains("did you mean flanneld policy?"), "{error}");
+    }
+
+    #[test]
+    fn only_flags_of_the_agent_have_variables() {
+        let environment = [("FLANNELD_PROTOCOL", "UDP"), ("FLANNELD_ALL", "true"), ("FLANNELD_V", "2")];
+        assert!(parse(&["policy", "list"], &environment).is_ok());
+        let Command::Cleanup(options) = parse(&["cleanup"], &environment).unwrap() else { panic!() };
+        assert!(!options.all && options.verbosity == crate::log::Verbosity::new(2));
+    }
+
+    #[test]
+    fn the_log_shows_every_flag_that_has_an_effect() {
+        let shown = options(&["--ip-masq-fully-random-disable", "--vmodule=a=1"], &[]).to_string();
+        assert!(shown.starts_with("--etcd-endpoints=http://127.0.0.1:4001,"), "{shown}");
+        assert!(shown.contains(" --ip-masq-fully-random-disable=true"), "{shown}");
+        for absent in
+            ["vmodule", "version", "lease-store", "kube-", "network-policy", "public-ip", "password"]
+        {
+            assert!(!shown.contains(absent), "{absent} in {shown}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use backends::kernel::netlink::{Listener, Netlink};
 use backends::{Counters, Firewall, NftListener, Watched};
 use subnet::LeaseStore;
 use subnet::env_file::Previous;
-use subnet::etcd::{Etcd, EtcdOptions};
+use subnet::etcd::Etcd;
 use subnet::file::Files;
 use subnet::kube::Kube;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -230,7 +230,7 @@ impl Setup<'_> {
         policies: PolicyOptions,
     ) -> anyhow::Result<()> {
         match store {
-            StoreOptions::Etcd(options) => self.live(Etcd::new(etcd(options, margin))?).await,
+            StoreOptions::Etcd(options) => self.live(Etcd::new(options)?).await,
             StoreOptions::File(directory) => self.live(Files::new(directory, margin)).await,
             StoreOptions::Kube(options) => {
                 let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
@@ -270,19 +270,6 @@ impl Setup<'_> {
         tracing::info!(store = store.describe(), "leases are kept in");
         let Self { hands, notices, rules_moved, settings, health } = self;
         Err(agent::run(hands, notices, rules_moved, store, settings, health).await.into())
-    }
-}
-
-fn etcd(options: cli::options::EtcdOptions, renew_margin: Duration) -> EtcdOptions {
-    EtcdOptions {
-        endpoints: options.endpoints,
-        prefix: options.prefix,
-        cert: options.client.as_ref().map(|client| client.cert_file.clone()),
-        key: options.client.map(|client| client.key_file),
-        ca: options.ca_file,
-        username: options.user.as_ref().map(|(name, _)| name.clone()),
-        password: options.user.map(|(_, secret)| secret.expose().to_owned()),
-        renew_margin,
     }
 }
 

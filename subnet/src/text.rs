@@ -1,7 +1,8 @@
 //! Text from elsewhere, made fit for one line of a message: the one place that shortens and escapes it.
 //!
 //! Keys, values, names and error texts of others come from all that may write to the store, and every node
-//! shows them in its log. So they can be of any length, end the line, or steer a terminal.
+//! shows them in its log. So they can be of any length, end the line, or steer a terminal. And how far a misspelled word is
+//! from a known one.
 
 /// How many characters of foreign text a message shows.
 const MAX_SHOWN: usize = 80;
@@ -28,6 +29,27 @@ pub fn shortened_to(text: &str, most: usize) -> String {
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// How many characters have to be inserted, removed, replaced, or swapped with their neighbour. Of a
+/// long first text, only the beginning counts.
+pub fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(40).collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let above: &Vec<usize> = &rows[i - 1];
+            let replaced = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replaced.min(above[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use subnet::Family;
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
 
-use crate::cli::options::CleanupOptions;
+use crate::cli::cleanup::CleanupOptions;
 use crate::lock::{self, Holder};
 
 /// Whose objects are meant.

@@ -1,18 +1,16 @@
-//! Checks of single flags: text in, a typed value or a sentence out.
+//! The values of single flags: text in, a typed value or the reason against it out. `flags.rs` and its neighbours
+//! name these functions; the reason is completed by the flag or variable and its value.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use backends::policy::SteerMode;
-use regex::bytes::RegexBuilder;
-use subnet::{Family, PublicAddrs};
+use regex::bytes::{Regex, RegexBuilder};
+use subnet::Family;
 
 use super::UsageError;
-use super::flags::RunFlags;
 use super::grammar::{Origin, Setting, variable, written};
-use crate::interface::Selectors;
-use crate::policy::{Mode, PolicyOptions};
+use crate::policy::Mode;
 
 /// What makes traffic rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +29,14 @@ impl<'a> Source<'a> {
         Self(settings)
     }
 
-    /// Says that the value of a flag can't be used.
-    pub(super) fn refuse(&self, flag: &str, value: &str, why: &str) -> UsageError {
+    /// Says that the value of a flag, as given, can't be used.
+    pub(super) fn refuse(&self, flag: &str, why: &str) -> UsageError {
+        let setting = self.0.iter().rfind(|setting| setting.flag == flag);
+        self.refuse_value(flag, setting.map_or("", |setting| &setting.value), why)
+    }
+
+    /// The same of this part of its value.
+    pub(super) fn refuse_value(&self, flag: &str, value: &str, why: &str) -> UsageError {
         let origin = self.origin(flag).unwrap_or(Origin::Argument);
         UsageError(format!("{} {why}", written(flag, value, origin)))
     }
@@ -49,152 +53,144 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Which interface, and which addresses to announce.
-pub(super) fn selectors(flags: &RunFlags, source: &Source<'_>) -> Result<Selectors, UsageError> {
-    let public =
-        [("public-ip", &flags.public_ip, Family::V4), ("public-ipv6", &flags.public_ipv6, Family::V6)]
-            .into_iter()
-            .filter(|(_, text, _)| !text.is_empty())
-            .map(|(flag, text, family)| {
-                let wanted = format!("is not an {family} address that other nodes can send to");
-                address(flag, text, source).and_then(|addr| {
-                    match Family::of(addr) == family && is_unicast(addr) {
-                        true => Ok(addr),
-                        false => Err(source.refuse(flag, text, &wanted)),
-                    }
-                })
-            })
-            .collect::<Result<_, _>>()?;
-    let regex = flags
-        .iface_regex
-        .iter()
-        .map(|pattern| {
-            // Bytes without Unicode: \d, \w and (?i) then mean what they mean in Go's syntax, ASCII.
-            RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
-                let why = error.to_string();
-                let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                source.refuse("iface-regex", pattern, &format!("is not a regular expression: {why}"))
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    let can_reach = match flags.iface_can_reach.as_str() {
-        "" => None,
-        text => Some(address("iface-can-reach", text, source)?),
-    };
-    Ok(Selectors { iface: flags.iface.clone(), regex, can_reach, public, prefer: PublicAddrs::default() })
+type Checked<T> = Result<T, &'static str>;
+
+/// Any text but an empty one.
+pub(super) fn given(text: &str) -> Checked<String> {
+    if text.is_empty() { Err("needs a value") } else { Ok(text.to_owned()) }
 }
 
-/// Where to serve health, if anywhere.
-pub(super) fn health(flags: &RunFlags, source: &Source<'_>) -> Result<Option<SocketAddr>, UsageError> {
-    let ip = address("healthz-ip", &flags.healthz_ip, source)?;
-    let port = flags.healthz_port;
-    if port <= 0 {
-        return Ok(None);
-    }
-    let port = u16::try_from(port).map_err(|_| {
-        let why = "is not a TCP port: give 1 to 65535, or 0 for none";
-        source.refuse("healthz-port", &port.to_string(), why)
-    })?;
-    Ok(Some(SocketAddr::new(ip, port)))
+/// An address.
+pub(super) fn address(text: &str) -> Checked<IpAddr> {
+    text.parse().map_err(|_| "is not an IP address such as 192.0.2.1 or 2001:db8::1")
 }
 
-/// The two files of `--cni-conf`, if it is given.
-pub(super) fn cni_conf(
-    flags: &RunFlags,
-    source: &Source<'_>,
-) -> Result<Option<(PathBuf, PathBuf)>, UsageError> {
-    let text = flags.cni_conf.as_str();
-    if text.is_empty() {
-        return Ok(None);
+/// The address of IPv4 that is announced.
+pub(super) fn public_ipv4(text: &str) -> Result<IpAddr, String> {
+    public(text, Family::V4)
+}
+
+/// The address of IPv6 that is announced.
+pub(super) fn public_ipv6(text: &str) -> Result<IpAddr, String> {
+    public(text, Family::V6)
+}
+
+fn public(text: &str, family: Family) -> Result<IpAddr, String> {
+    let addr = address(text)?;
+    if Family::of(addr) == family && is_unicast(addr) {
+        return Ok(addr);
     }
+    Err(format!("is not an {family} address that other nodes can send to"))
+}
+
+/// A pattern for interfaces.
+pub(super) fn regex(pattern: &str) -> Result<Regex, String> {
+    // Bytes without Unicode: \d, \w and (?i) then mean what they mean in Go's syntax, ASCII.
+    RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
+        let why = error.to_string();
+        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        format!("is not a regular expression: {why}")
+    })
+}
+
+/// A whole number; the grammar has turned Go's forms into a decimal one.
+fn number(text: &str) -> Checked<i64> {
+    text.parse().map_err(|_| "is not a whole number")
+}
+
+/// The port of health; 0 and less stand for none.
+pub(super) fn health_port(text: &str) -> Checked<i64> {
+    let port = number(text)?;
+    if port <= u16::MAX.into() { Ok(port) } else { Err("is not a TCP port: give 1 to 65535, or 0 for none") }
+}
+
+/// Seconds between two checks of the traffic rules.
+pub(super) fn resync(text: &str) -> Checked<i64> {
+    let seconds = number(text)?;
+    if seconds >= 1 {
+        Ok(seconds)
+    } else {
+        Err("leaves no time between two checks: give at least 1 (second)")
+    }
+}
+
+/// Minutes before the end of a lease of 24 hours.
+pub(super) fn renew_margin(text: &str) -> Checked<i64> {
+    let minutes = number(text)?;
+    let fits = (1..=1439).contains(&minutes);
+    if fits {
+        Ok(minutes)
+    } else {
+        Err("does not fit into the 24 hours of a lease: give 1 to 1439 (minutes)")
+    }
+}
+
+/// The NFLOG group for refused packets; 0 stands for none.
+pub(super) fn log_group(text: &str) -> Checked<i64> {
+    let group = number(text)?;
+    let fits = u16::try_from(group).is_ok();
+    if fits { Ok(group) } else { Err("is no NFLOG group: give 1 to 65535, or 0 for none") }
+}
+
+/// The two files of `--cni-conf`.
+pub(super) fn cni_conf(text: &str) -> Checked<(PathBuf, PathBuf)> {
     match text.split_once(':') {
         Some((from, to)) if !from.is_empty() && !to.is_empty() && !to.contains(':') => {
-            Ok(Some((PathBuf::from(from), PathBuf::from(to))))
+            Ok((PathBuf::from(from), PathBuf::from(to)))
         }
-        _ => {
-            let why = "is not SOURCE:DESTINATION: give for example \
-                       /etc/kube-flannel/cni-conf.json:/etc/cni/net.d/10-flannel.conflist";
-            Err(source.refuse("cni-conf", text, why))
-        }
+        _ => Err("is not SOURCE:DESTINATION: give for example \
+                  /etc/kube-flannel/cni-conf.json:/etc/cni/net.d/10-flannel.conflist"),
     }
 }
 
 /// What makes the traffic rules.
-pub(super) fn traffic_manager(flags: &RunFlags, source: &Source<'_>) -> Result<TrafficManager, UsageError> {
-    match flags.traffic_manager.as_str() {
+pub(super) fn traffic_manager(text: &str) -> Checked<TrafficManager> {
+    match text {
         "nft" => Ok(TrafficManager::Nft),
         "iptables" => Ok(TrafficManager::Iptables),
-        other => Err(source.refuse("traffic-manager", other, "makes no traffic rules: give nft or iptables")),
+        _ => Err("makes no traffic rules: give nft or iptables"),
     }
 }
 
-/// Whether and how network policies are enforced.
-pub(super) fn network_policy(flags: &RunFlags, source: &Source<'_>) -> Result<PolicyOptions, UsageError> {
-    let mode = match flags.network_policy.as_str() {
-        "off" => Mode::Off,
-        "on" => Mode::On,
-        "strict" => Mode::Strict,
-        other => return Err(source.refuse("network-policy", other, "is no mode: give off, on or strict")),
-    };
-    if mode != Mode::Off && !flags.kube_subnet_mgr {
-        let why = "needs Kubernetes, where network policies are kept: give --kube-subnet-mgr as well, or off";
-        return Err(source.refuse("network-policy", &flags.network_policy, why));
+/// Whether network policies are enforced.
+pub(super) fn policy_mode(text: &str) -> Checked<Mode> {
+    match text {
+        "off" => Ok(Mode::Off),
+        "on" => Ok(Mode::On),
+        "strict" => Ok(Mode::Strict),
+        _ => Err("is no mode: give off, on or strict"),
     }
-    let steer = match flags.network_policy_steer.as_str() {
-        "auto" => SteerMode::Auto,
-        "always" => SteerMode::Always,
-        "never" => SteerMode::Never,
-        other => {
-            return Err(source.refuse(
-                "network-policy-steer",
-                other,
-                "is no mode: give auto, always or never",
-            ));
-        }
-    };
-    let text = flags.network_policy_mark_mask.as_str();
+}
+
+/// Whether frames between pods of this node are steered.
+pub(super) fn steer_mode(text: &str) -> Checked<SteerMode> {
+    match text {
+        "auto" => Ok(SteerMode::Auto),
+        "always" => Ok(SteerMode::Always),
+        "never" => Ok(SteerMode::Never),
+        _ => Err("is no mode: give auto, always or never"),
+    }
+}
+
+/// How far the eight bits of a mask for connection marks are shifted.
+pub(super) fn mark_shift(text: &str) -> Checked<u32> {
     let mask = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
     };
-    let mark_shift = mask.and_then(|mask: u32| {
+    mask.and_then(|mask: u32| {
         let shift = mask.trailing_zeros().min(24);
         (mask == 0xff << shift).then_some(shift)
-    });
-    let mark_shift = mark_shift.ok_or_else(|| {
-        let why = "is not eight bits in a row: give 0xff000000 for example, or 0x00ff0000";
-        source.refuse("network-policy-mark-mask", text, why)
-    })?;
-    let group = flags.network_policy_log;
-    let log_group = u16::try_from(group).map_err(|_| {
-        source.refuse(
-            "network-policy-log",
-            &group.to_string(),
-            "is no NFLOG group: give 1 to 65535, or 0 for none",
-        )
-    })?;
-    Ok(PolicyOptions { mode, steer, mark_shift, log_group: (log_group > 0).then_some(log_group) })
+    })
+    .ok_or("is not eight bits in a row: give 0xff000000 for example, or 0x00ff0000")
 }
 
-/// Seconds between two checks of the traffic rules.
-pub(super) fn resync(flags: &RunFlags, source: &Source<'_>) -> Result<(), UsageError> {
-    if flags.iptables_resync >= 1 {
-        return Ok(());
+/// The path of a file that will be written.
+pub(super) fn file(text: &str) -> Checked<PathBuf> {
+    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+        return Err("is not the name of a file: give a path such as /run/flannel/subnet.env");
     }
-    let why = "leaves no time between two checks: give at least 1 (second)";
-    Err(source.refuse("iptables-resync", &flags.iptables_resync.to_string(), why))
-}
-
-/// Minutes before the end of a lease of 24 hours.
-pub(super) fn renew_margin(flags: &RunFlags, source: &Source<'_>) -> Result<Duration, UsageError> {
-    match flags.subnet_lease_renew_margin {
-        minutes @ 1..=1439 => Ok(Duration::from_secs(60 * minutes.unsigned_abs())),
-        minutes => Err(source.refuse(
-            "subnet-lease-renew-margin",
-            &minutes.to_string(),
-            "does not fit into the 24 hours of a lease: give 1 to 1439 (minutes)",
-        )),
-    }
+    Ok(PathBuf::from(text))
 }
 
 /// The directory of `--lease-store=file:DIR`, or none for `etcd`.
@@ -202,20 +198,8 @@ pub(super) fn lease_directory(text: &str, source: &Source<'_>) -> Result<Option<
     match text.split_once(':') {
         None if text == "etcd" => Ok(None),
         Some(("file", directory)) if !directory.is_empty() => Ok(Some(PathBuf::from(directory))),
-        _ => Err(source.refuse("lease-store", text, "is not a lease store: give etcd, or file:DIR")),
+        _ => Err(source.refuse_value("lease-store", text, "is not a lease store: give etcd, or file:DIR")),
     }
-}
-
-/// The path of a file that will be written.
-pub(super) fn file(flag: &str, text: String, source: &Source<'_>) -> Result<PathBuf, UsageError> {
-    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
-        return Err(source.refuse(
-            flag,
-            &text,
-            "is not the name of a file: give a path such as /run/flannel/subnet.env",
-        ));
-    }
-    Ok(PathBuf::from(text))
 }
 
 /// The endpoints without user names, and whether there were any.
@@ -240,7 +224,7 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
                 (false, true) => format!("{scheme}***"),
                 (false, false) => item.to_owned(),
             };
-            return Err(source.refuse(
+            return Err(source.refuse_value(
                 "etcd-endpoints",
                 &shown,
                 "is not the URL of an etcd member: give http://HOST:PORT or https://HOST:PORT, separated by commas",
@@ -249,7 +233,11 @@ pub(super) fn endpoints(text: &str, source: &Source<'_>) -> Result<(Vec<String>,
         endpoints.push(if bare { authority.to_owned() } else { format!("{scheme}://{authority}") });
     }
     if endpoints.is_empty() {
-        return Err(source.refuse("etcd-endpoints", text, "names no etcd member: give http://HOST:PORT"));
+        return Err(source.refuse_value(
+            "etcd-endpoints",
+            text,
+            "names no etcd member: give http://HOST:PORT",
+        ));
     }
     Ok((endpoints, credentials))
 }
@@ -266,11 +254,6 @@ fn is_host_and_port(authority: &str) -> bool {
         }
     };
     numbered && named
-}
-
-fn address(flag: &str, text: &str, source: &Source<'_>) -> Result<IpAddr, UsageError> {
-    text.parse()
-        .map_err(|_| source.refuse(flag, text, "is not an IP address such as 192.0.2.1 or 2001:db8::1"))
 }
 
 fn is_unicast(addr: IpAddr) -> bool {

@@ -1,17 +1,22 @@
 //! The grammar of Go's `flag` package (contract §1.1), turned into the one form that clap is given.
 
+//!
+//! clap's own reading of the environment (`Arg::env`) isn't used: it takes an empty variable for a value, and its
+//! errors name the flag where the operator has written a variable.
+
 use std::any::TypeId;
-use std::ffi::OsString;
+use std::error::Error;
 
-use clap::{Arg, Command};
-use subnet::gojson::shortened;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use subnet::text::{distance, shortened};
 
-use super::UsageError;
+use super::{Environment, SUBCOMMANDS, Subcommand, UsageError};
 
 /// A flag with its value, and where it comes from.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Setting {
-    /// The flag's name without dashes.
+    /// The flag's name without dashes, or that of a positional argument.
     pub(super) flag: String,
     /// Its value: `true` or `false` of a boolean, a decimal number of a number.
     pub(super) value: String,
@@ -44,19 +49,28 @@ pub(super) enum Parsed {
 }
 
 /// Reads arguments by Go's rules: one dash or two, the value after `=` or in the next argument, booleans
-/// only with `=`, an end at `--`. A word that is no flag is refused, where Go ignores it and all that follows.
+/// only with `=`, an end of flags at `--`. A word that is no flag is an argument of a command that has some, before and
+/// after flags; of another one it is refused, where Go ignores it and all that follows.
 pub(super) fn normalise(command: &Command, args: &[String]) -> Result<Parsed, UsageError> {
     let mut settings: Vec<Setting> = Vec::new();
+    let positional = command.get_positionals().next();
     let mut words = args.iter();
     while let Some(word) = words.next() {
-        let body = match word.strip_prefix('-') {
-            None | Some("") => return Err(stray(command, word, settings.last())),
-            Some("-") => {
-                return words
-                    .next()
-                    .map_or(Ok(Parsed::Settings(settings)), |word| Err(stray(command, word, None)));
+        let body = match (word.strip_prefix('-'), positional) {
+            (None, Some(argument)) => {
+                settings.push(positional_setting(argument, word));
+                continue;
             }
-            Some(body) => body.strip_prefix('-').unwrap_or(body),
+            (None | Some(""), _) => return Err(stray(command, word, settings.last())),
+            (Some("-"), Some(argument)) => {
+                settings.extend(words.map(|word| positional_setting(argument, word)));
+                break;
+            }
+            (Some("-"), None) => match words.next() {
+                Some(word) => return Err(stray(command, word, None)),
+                None => break,
+            },
+            (Some(body), _) => body.strip_prefix('-').unwrap_or(body),
         };
         let (flag, given) = match body.split_once('=') {
             Some((flag, value)) => (flag, Some(value)),
@@ -81,19 +95,24 @@ pub(super) fn normalise(command: &Command, args: &[String]) -> Result<Parsed, Us
     Ok(Parsed::Settings(settings))
 }
 
-/// The settings that the environment adds to those of the command line.
+fn positional_setting(argument: &Arg, word: &str) -> Setting {
+    Setting { flag: argument.get_id().to_string(), value: word.to_owned(), origin: Origin::Argument }
+}
+
+/// The settings that the environment adds to those of the command line. `agent` is the command with the flags that have
+/// a variable.
 pub(super) fn from_environment(
     command: &Command,
+    agent: &Command,
     given: &[Setting],
-    environment: impl Fn(&str) -> Option<OsString>,
+    environment: Environment<'_>,
 ) -> Result<Vec<Setting>, UsageError> {
     let mut found = Vec::new();
     for argument in command.get_arguments() {
-        let Some(flag) = argument.get_long().filter(|flag| *flag != "version") else { continue };
+        let (Some(flag), Some(name)) = (argument.get_long(), variable_of(argument, agent)) else { continue };
         if given.iter().any(|setting| setting.flag == flag) {
             continue;
         }
-        let name = variable(flag);
         let Some(value) = environment(&name).filter(|value| !value.is_empty()) else { continue };
         let value = value
             .into_string()
@@ -106,6 +125,56 @@ pub(super) fn from_environment(
 /// The environment variable of a flag.
 pub(super) fn variable(flag: &str) -> String {
     format!("FLANNELD_{}", flag.to_uppercase().replace('-', "_"))
+}
+
+/// The environment variable of an argument, if it has one: a flag of the agent, here or in a subcommand. What other
+/// flags ask for is asked once, and `FLANNELD_PORT` is what Kubernetes sets for a Service `flanneld`.
+pub(super) fn variable_of(argument: &Arg, agent: &Command) -> Option<String> {
+    let is_agents = |flag: &&str| agent.get_arguments().any(|known| known.get_long() == Some(flag));
+    argument.get_long().filter(|flag| *flag != "version").filter(is_agents).map(variable)
+}
+
+/// Whether an argument is a flag that is true or false.
+pub(super) fn is_boolean(argument: &Arg) -> bool {
+    matches!(Kind::of(argument), Kind::Boolean)
+}
+
+/// Gives clap the settings, which then reads each value by its `value_parser`. Of a flag that is not repeatable the
+/// last value counts, and an empty one unsets a flag that has no default.
+pub(super) fn matches(command: &Command, settings: &[Setting]) -> Result<ArgMatches, UsageError> {
+    let (mut flags, mut words) = (vec![command.get_name().to_owned()], vec!["--".to_owned()]);
+    for (at, setting) in settings.iter().enumerate() {
+        let mut flagged = command.get_arguments().filter(|argument| argument.get_long().is_some());
+        let Some(argument) = flagged.find(|argument| argument.get_long() == Some(&setting.flag)) else {
+            words.push(setting.value.clone());
+            continue;
+        };
+        let overridden = settings[at + 1..].iter().any(|later| later.flag == setting.flag);
+        let unset = setting.value.is_empty() && argument.get_default_values().is_empty();
+        if matches!(argument.get_action(), ArgAction::Append) || !(overridden || unset) {
+            flags.push(setting.argument());
+        }
+    }
+    flags.append(&mut words);
+    command.clone().try_get_matches_from(flags).map_err(|error| refused(&error, settings))
+}
+
+/// What clap says of a setting, in our words: its own text may repeat a password.
+pub(super) fn refused(error: &clap::Error, settings: &[Setting]) -> UsageError {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = context(ContextKind::InvalidArg).and_then(|shown| shown.strip_prefix("--"));
+    let flag = flag.and_then(|shown| shown.split([' ', '[', '=']).next());
+    match (flag, context(ContextKind::InvalidValue), error.source()) {
+        (Some(flag), Some(value), Some(why)) => {
+            let setting = settings.iter().rfind(|setting| setting.flag == flag && setting.value == value);
+            let origin = setting.map_or(Origin::Argument, |setting| setting.origin);
+            UsageError(format!("{} {why}", written(flag, value, origin)))
+        }
+        _ => UsageError(format!("the flags can't be read: {}", error.kind())),
+    }
 }
 
 /// How a refusal names a setting: the way it was written.
@@ -203,10 +272,19 @@ fn stray(command: &Command, word: &str, before: Option<&Setting>) -> UsageError 
     let shown = format!("{:?}", shortened(word));
     let is_boolean = |last: &Setting| {
         let argument = command.get_arguments().find(|argument| argument.get_long() == Some(&last.flag));
-        argument.is_some_and(|argument| matches!(Kind::of(argument), Kind::Boolean))
+        argument.is_some_and(is_boolean)
     };
+    let near = nearest_of(|| SUBCOMMANDS.iter().map(|subcommand| subcommand.name), word);
     let text = match before {
-        _ if word == "cleanup" => "cleanup has to come first: flanneld cleanup [FLAGS]".to_owned(),
+        _ if Subcommand::named(word).is_some() => {
+            format!("{word} has to come first: flanneld {word} [FLAGS]")
+        }
+        None if near.is_some() => {
+            format!(
+                "{shown} is not a command of flanneld: did you mean flanneld {}?",
+                near.unwrap_or_default()
+            )
+        }
         Some(last) if last.flag == "etcd-password" => {
             "the word after --etcd-password is not a flag: quote a password that contains spaces".to_owned()
         }
@@ -223,32 +301,18 @@ fn stray(command: &Command, word: &str, before: Option<&Setting>) -> UsageError 
 
 /// The flag that was probably meant: one that begins so, or one within a few slips of the finger.
 fn nearest<'a>(command: &'a Command, given: &str) -> Option<&'a str> {
-    let given = given.to_lowercase().replace('_', "-");
-    let flags = || command.get_arguments().filter_map(Arg::get_long);
-    // Two letters swapped count as two slips.
-    let slips = if given.len() < 3 { 0 } else { given.len().div_ceil(3).min(3) };
-    flags()
-        .map(|flag| (distance(&given, flag), flag))
-        .filter(|(distance, _)| *distance <= slips)
-        .min()
-        .map(|(_, flag)| flag)
-        .or_else(|| flags().find(|flag| given.len() > 3 && flag.starts_with(&given)))
+    nearest_of(|| command.get_arguments().filter_map(Arg::get_long), &given.replace('_', "-"))
 }
 
-/// Levenshtein's distance: insertions, deletions and replacements from one text to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
+fn nearest_of<'a, I: Iterator<Item = &'a str>>(names: impl Fn() -> I, given: &str) -> Option<&'a str> {
+    let given = given.to_lowercase();
+    let slips = if given.len() < 3 { 0 } else { given.len().div_ceil(3).min(3) };
+    names()
+        .map(|name| (distance(&given, name), name))
+        .filter(|(distance, _)| *distance <= slips)
+        .min()
+        .map(|(_, name)| name)
+        .or_else(|| names().find(|name| given.len() > 3 && name.starts_with(&given)))
 }
 
 #[cfg(test)]

@@ -1,16 +1,19 @@
-//! The checked options that the agent and `cleanup` run with. Flags become options only by being checked.
+//! The checked options that the agent runs with. Flags become options only by being checked.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Arg, ArgMatches};
+use subnet::PublicAddrs;
+pub(crate) use subnet::etcd::EtcdOptions;
 use subnet::kube::KubeOptions;
 
 use super::UsageError;
 pub(crate) use super::check::TrafficManager;
 use super::check::{self, Source};
-use super::flags::{CleanupFlags, RunFlags};
+use super::flags::{COMPATIBLE, KUBERNETES, POLICIES, RunFlags, STORE};
 use super::grammar::Setting;
 use crate::agent::TrafficSettings;
 use crate::interface::Selectors;
@@ -45,7 +48,7 @@ pub(crate) struct Options {
     /// What the operator should know before anything else happens: to be logged once.
     pub(crate) warnings: Vec<String>,
     /// The settings as `Display` shows them, without secrets.
-    shown: Vec<(&'static str, String)>,
+    shown: Vec<(String, String)>,
 }
 
 /// Where leases are kept.
@@ -59,54 +62,13 @@ pub(crate) enum StoreOptions {
     Kube(KubeOptions),
 }
 
-/// How this process is told about its place in Kubernetes.
+/// What the environment says about this process in Kubernetes.
 #[derive(Debug, Default)]
 pub(crate) struct Place {
     /// `NODE_NAME`.
     pub(crate) node: Option<String>,
     /// `POD_NAMESPACE` and `POD_NAME`.
     pub(crate) pod: Option<(String, String)>,
-}
-
-/// How etcd is reached.
-#[derive(Debug)]
-pub(crate) struct EtcdOptions {
-    /// `http(s)://host:port` of each member, at least one, without user names.
-    pub(crate) endpoints: Vec<String>,
-    /// Prefix of all keys.
-    pub(crate) prefix: String,
-    /// Client certificate and its key.
-    pub(crate) client: Option<ClientCertificate>,
-    /// Certificates of the authorities that sign etcd's certificate.
-    pub(crate) ca_file: Option<PathBuf>,
-    /// User name and password.
-    pub(crate) user: Option<(String, Secret)>,
-}
-
-/// The files of a TLS client certificate.
-#[derive(Debug)]
-pub(crate) struct ClientCertificate {
-    /// The certificate, with its chain.
-    pub(crate) cert_file: PathBuf,
-    /// Its private key.
-    pub(crate) key_file: PathBuf,
-}
-
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    /// The text itself, for the one who needs it.
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 impl fmt::Display for Options {
@@ -122,42 +84,57 @@ impl fmt::Display for Options {
 }
 
 impl Options {
-    pub(super) fn check(flags: RunFlags, settings: &[Setting], place: Place) -> Result<Self, UsageError> {
+    /// Checks what no single flag shows. `shown` makes the text for the log.
+    pub(super) fn check(
+        flags: RunFlags,
+        settings: &[Setting],
+        place: Place,
+        shown: impl FnOnce(&StoreOptions, Mode) -> Vec<(String, String)>,
+    ) -> Result<Self, UsageError> {
         let source = Source::new(settings);
         let mut warnings = Vec::new();
         let ignored =
-            [("vmodule", !flags.vmodule.is_empty()), ("log_backtrace_at", flags.log_backtrace_at != ":0")];
+            [("vmodule", flags.vmodule.is_some()), ("log_backtrace_at", flags.log_backtrace_at != ":0")];
         let ignored: Vec<_> = ignored.into_iter().filter_map(|(flag, set)| set.then_some(flag)).collect();
         if !ignored.is_empty() {
             let verb = if ignored.len() == 1 { "has" } else { "have" };
             let flags = ignored.join(" and --");
             warnings.push(format!("--{flags} {verb} no effect: --v sets the detail of the log"));
         }
-        let store = store(&flags, &source, &place, &mut warnings)?;
-        let selectors = check::selectors(&flags, &source)?;
-        let health = check::health(&flags, &source)?;
-        check::resync(&flags, &source)?;
-        let renew_margin = check::renew_margin(&flags, &source)?;
-        let cni_conf = check::cni_conf(&flags, &source)?;
-        let traffic_manager = check::traffic_manager(&flags, &source)?;
-        let network_policy = check::network_policy(&flags, &source)?;
-        let traffic = TrafficSettings {
-            masquerade: flags.ip_masq,
-            fully_random: !flags.ip_masq_fully_random_disable,
-            forward: flags.iptables_forward_rules,
-        };
-        let shown = shown(&flags, &store, health, network_policy.mode);
+        let store = store(&flags, &source, place, &mut warnings)?;
+        if flags.network_policy != Mode::Off && !flags.kube_subnet_mgr {
+            let why =
+                "needs Kubernetes, where network policies are kept: give --kube-subnet-mgr as well, or off";
+            return Err(source.refuse("network-policy", why));
+        }
+        let port = |port| u16::try_from(port).ok().filter(|port| *port > 0);
+        let shown = shown(&store, flags.network_policy);
         Ok(Self {
             store,
-            selectors,
-            cni_conf,
-            subnet_file: check::file("subnet-file", flags.subnet_file, &source)?,
-            renew_margin,
-            health,
-            traffic,
-            traffic_manager,
+            selectors: Selectors {
+                iface: flags.iface,
+                regex: flags.iface_regex,
+                can_reach: flags.iface_can_reach,
+                public: flags.public_ip.into_iter().chain(flags.public_ipv6).collect(),
+                prefer: PublicAddrs::default(),
+            },
+            cni_conf: flags.cni_conf,
+            subnet_file: flags.subnet_file,
+            renew_margin: renew_margin(flags.subnet_lease_renew_margin),
+            health: port(flags.healthz_port).map(|port| SocketAddr::new(flags.healthz_ip, port)),
+            traffic: TrafficSettings {
+                masquerade: flags.ip_masq,
+                fully_random: !flags.ip_masq_fully_random_disable,
+                forward: flags.iptables_forward_rules,
+            },
+            traffic_manager: flags.traffic_manager,
             ip_forward: flags.ip_forward,
-            network_policy,
+            network_policy: PolicyOptions {
+                mode: flags.network_policy,
+                steer: flags.network_policy_steer,
+                mark_shift: flags.network_policy_mark_mask,
+                log_group: port(flags.network_policy_log),
+            },
             verbosity: Verbosity::new(flags.v),
             warnings,
             shown,
@@ -165,76 +142,41 @@ impl Options {
     }
 }
 
-/// The settings that have a value, without secrets.
-fn shown(
-    flags: &RunFlags,
-    store: &StoreOptions,
-    health: Option<SocketAddr>,
-    policies: Mode,
-) -> Vec<(&'static str, String)> {
-    let mut shown = shown_store(flags, store);
-    shown.extend(flags.iface.iter().map(|value| ("iface", value.clone())));
-    shown.extend(flags.iface_regex.iter().map(|value| ("iface-regex", value.clone())));
-    shown.extend([
-        ("iface-can-reach", flags.iface_can_reach.clone()),
-        ("public-ip", flags.public_ip.clone()),
-        ("public-ipv6", flags.public_ipv6.clone()),
-        ("subnet-file", flags.subnet_file.clone()),
-        ("cni-conf", flags.cni_conf.clone()),
-        ("subnet-lease-renew-margin", flags.subnet_lease_renew_margin.to_string()),
-        ("traffic-manager", flags.traffic_manager.clone()),
-        ("ip-masq", flags.ip_masq.to_string()),
-        ("iptables-forward-rules", flags.iptables_forward_rules.to_string()),
-        ("ip-forward", flags.ip_forward.to_string()),
-        ("healthz-ip", health.map_or(String::new(), |at| at.ip().to_string())),
-        ("healthz-port", flags.healthz_port.to_string()),
-        ("v", flags.v.to_string()),
-    ]);
-    if policies != Mode::Off {
-        shown.extend([
-            ("network-policy", flags.network_policy.clone()),
-            ("network-policy-steer", flags.network_policy_steer.clone()),
-            ("network-policy-mark-mask", flags.network_policy_mark_mask.clone()),
-            ("network-policy-log", flags.network_policy_log.to_string()),
-        ]);
-    }
-    shown.retain(|(_, value)| !value.is_empty());
-    for (_, value) in &mut shown {
-        *value = subnet::gojson::shortened(value);
-    }
-    shown
+fn renew_margin(minutes: i64) -> Duration {
+    Duration::from_secs(60 * minutes.unsigned_abs())
 }
 
-fn shown_store(flags: &RunFlags, store: &StoreOptions) -> Vec<(&'static str, String)> {
-    let mut shown: Vec<(&'static str, String)> = Vec::new();
-    match store {
-        StoreOptions::File(directory) => {
-            shown.push(("lease-store", format!("file:{}", directory.display())));
-        }
-        StoreOptions::Kube(_) => {
-            shown.push(("kube-subnet-mgr", "true".into()));
-            for (flag, value) in [
-                ("kube-api-url", &flags.kube_api_url),
-                ("kube-annotation-prefix", &flags.kube_annotation_prefix),
-                ("kubeconfig-file", &flags.kubeconfig_file),
-                ("net-config-path", &flags.net_config_path),
-            ] {
-                shown.push((flag, value.clone()));
-            }
-        }
-        StoreOptions::Etcd(etcd) => {
-            shown.push(("etcd-endpoints", etcd.endpoints.join(",")));
-            shown.push(("etcd-prefix", etcd.prefix.clone()));
-            for (flag, value) in [
-                ("etcd-keyfile", &flags.etcd_keyfile),
-                ("etcd-certfile", &flags.etcd_certfile),
-                ("etcd-cafile", &flags.etcd_cafile),
-                ("etcd-username", &flags.etcd_username),
-            ] {
-                shown.push((flag, value.clone()));
-            }
-            if etcd.user.is_some() {
-                shown.push(("etcd-password", "***".into()));
+/// All settings that have a value and an effect, without secrets, those of the lease store first.
+pub(super) fn shown(
+    shape: &clap::Command,
+    matches: &ArgMatches,
+    store: &StoreOptions,
+    policies: Mode,
+) -> Vec<(String, String)> {
+    let of_store = |argument: &&Arg| matches!(argument.get_help_heading(), Some(STORE | KUBERNETES));
+    let (first, rest): (Vec<_>, Vec<_>) = shape.get_arguments().partition(of_store);
+    let mut shown = Vec::new();
+    for argument in first.into_iter().chain(rest) {
+        let Some(flag) = argument.get_long() else { continue };
+        let has_effect = match (argument.get_help_heading(), store) {
+            (Some(COMPATIBLE), _) => false,
+            (Some(KUBERNETES), store) => matches!(store, StoreOptions::Kube(_)),
+            (Some(STORE), StoreOptions::Kube(_)) => false,
+            (Some(STORE), StoreOptions::File(_)) => !flag.starts_with("etcd-"),
+            (Some(STORE), StoreOptions::Etcd(_)) => flag != "lease-store",
+            (Some(POLICIES), _) => policies != Mode::Off,
+            _ => !matches!(flag, "version" | "iptables-resync" | "ip-blackhole-route"),
+        };
+        let values = matches.get_raw(argument.get_id().as_str()).filter(|_| has_effect);
+        for value in values.into_iter().flatten() {
+            let value = match (flag, store) {
+                ("etcd-password", _) => "***".to_owned(),
+                // As they are used, without user names.
+                ("etcd-endpoints", StoreOptions::Etcd(etcd)) => etcd.endpoints.join(","),
+                _ => subnet::gojson::shortened(&value.to_string_lossy()),
+            };
+            if !value.is_empty() {
+                shown.push((flag.to_owned(), value));
             }
         }
     }
@@ -244,16 +186,15 @@ fn shown_store(flags: &RunFlags, store: &StoreOptions) -> Vec<(&'static str, Str
 fn store(
     flags: &RunFlags,
     source: &Source<'_>,
-    place: &Place,
+    place: Place,
     warnings: &mut Vec<String>,
 ) -> Result<StoreOptions, UsageError> {
-    let optional = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     if flags.kube_subnet_mgr {
         let options = KubeOptions {
-            node_name: place.node.clone(),
-            pod: place.pod.clone(),
-            kubeconfig: optional(&flags.kubeconfig_file),
-            api_url: Some(flags.kube_api_url.clone()).filter(|url| !url.is_empty()),
+            node_name: place.node,
+            pod: place.pod,
+            kubeconfig: flags.kubeconfig_file.clone(),
+            api_url: flags.kube_api_url.clone(),
             annotation_prefix: flags.kube_annotation_prefix.clone(),
             net_config_path: PathBuf::from(&flags.net_config_path),
             set_network_unavailable: flags.set_node_network_unavailable,
@@ -271,56 +212,29 @@ fn store(
                 .to_owned(),
         );
     }
-    if flags.etcd_username.is_empty() && !flags.etcd_password.is_empty() {
+    if flags.etcd_username.is_none() && flags.etcd_password.is_some() {
         warnings.push("--etcd-password is not used: give --etcd-username as well".to_owned());
     }
-    let client = match (optional(&flags.etcd_certfile), optional(&flags.etcd_keyfile)) {
-        (Some(cert_file), Some(key_file)) => Some(ClientCertificate { cert_file, key_file }),
-        (None, None) => None,
-        // As in Go: one without the other is of no use and no error.
+    // As in Go: one without the other is of no use and no error.
+    match (&flags.etcd_certfile, &flags.etcd_keyfile) {
         (Some(_), None) => {
             warnings.push("--etcd-certfile is not used: give its key as well, --etcd-keyfile".to_owned());
-            None
         }
         (None, Some(_)) => {
             warnings
                 .push("--etcd-keyfile is not used: give its certificate as well, --etcd-certfile".to_owned());
-            None
         }
-    };
+        _ => {}
+    }
+    let password = || flags.etcd_password.clone().unwrap_or_default();
     Ok(StoreOptions::Etcd(EtcdOptions {
         endpoints,
         prefix: flags.etcd_prefix.clone(),
-        client,
-        ca_file: optional(&flags.etcd_cafile),
-        user: (!flags.etcd_username.is_empty())
-            .then(|| (flags.etcd_username.clone(), Secret(flags.etcd_password.clone()))),
+        cert: flags.etcd_certfile.clone(),
+        key: flags.etcd_keyfile.clone(),
+        ca: flags.etcd_cafile.clone(),
+        username: flags.etcd_username.clone(),
+        password: flags.etcd_username.is_some().then(password),
+        renew_margin: renew_margin(flags.subnet_lease_renew_margin),
     }))
-}
-
-/// What `cleanup` runs with.
-#[derive(Debug)]
-pub(crate) struct CleanupOptions {
-    /// Print what would be removed, and remove nothing.
-    pub(crate) dry_run: bool,
-    /// Remove what every agent left on this host.
-    pub(crate) all: bool,
-    /// The file that told the CNI plugin about this node.
-    pub(crate) subnet_file: PathBuf,
-    /// Whether that file was named, by flag or variable.
-    pub(crate) named: bool,
-    /// How much is logged.
-    pub(crate) verbosity: Verbosity,
-}
-
-impl CleanupOptions {
-    pub(super) fn check(flags: CleanupFlags, settings: &[Setting]) -> Result<Self, UsageError> {
-        Ok(Self {
-            dry_run: flags.dry_run,
-            all: flags.all,
-            named: settings.iter().any(|setting| setting.flag == "subnet-file"),
-            subnet_file: check::file("subnet-file", flags.subnet_file, &Source::new(settings))?,
-            verbosity: Verbosity::new(flags.v),
-        })
-    }
 }

@@ -1,32 +1,41 @@
-//! `flanneld policy`: questions to the agent of this node about network policies.
+//! `flanneld policy`: the flags and arguments of questions to the agent of this node about network policies.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::{Command, Print, UsageError, utf8};
+use clap::Parser;
 
-const HELP: &str = "\
-Says what network policies do on this node, whose flanneld has to run with --network-policy.
+use super::grammar::Setting;
+use super::{Command, SubcommandFlags, UsageError, check, help};
 
-Usage: flanneld policy explain SOURCE DESTINATION:PORT [--protocol=TCP|UDP|SCTP]
+const USAGE: &str = "\
+flanneld policy explain SOURCE DESTINATION:PORT [--protocol=TCP|UDP|SCTP]
            whether a connection is allowed, by which rule, or what stands in the way; each end is a pod
            (NAMESPACE/NAME) or an address; an address of IPv6 with a port is written [ADDRESS]:PORT
        flanneld policy list [NAMESPACE/NAME]
            the pods of this node, or one of them, with the policies that isolate them
        flanneld policy denied
-           packets that are refused, one a line, as they come; needs --network-policy-log=GROUP
+           packets that are refused, one a line, as they come; needs --network-policy-log=GROUP";
 
-Flags:
-  --protocol PROTOCOL   [default: TCP]
-  --subnet-file FILE    the file of the agent that is asked [env: FLANNELD_SUBNET_FILE]
-                        [default: /run/flannel/subnet.env]
-
+const EXAMPLES: &str = "\
 Examples:
   flanneld policy explain shop/web-7d9f-x2v9q shop/db-0:5432
   kubectl exec -n kube-flannel ds/kube-flannel-ds -- /opt/bin/flanneld policy explain 192.0.2.7 shop/web-0:80
 
-Exit codes: 0 when there is an answer, whatever it is; 1 when there is none; 2 when an argument can't be used.
-";
+Exit codes: 0 when there is an answer, whatever it is; 1 when there is none; 2 when an argument can't be used.";
+
+/// Says what network policies do on this node, whose flanneld has to run with --network-policy.
+#[derive(Parser)]
+#[command(name = "flanneld policy", bin_name = "flanneld policy", override_usage = USAGE, after_help = EXAMPLES)]
+pub(super) struct PolicyFlags {
+    #[arg(hide = true)]
+    words: Vec<String>,
+    /// Protocol of the connection: TCP, UDP or SCTP
+    #[arg(long, value_name = "PROTOCOL", default_value = "TCP", value_parser = check::given)]
+    protocol: String,
+    /// The file of the agent that is asked
+    #[arg(long, value_name = "FILE", default_value = subnet::env_file::DEFAULT_PATH, value_parser = check::file)]
+    subnet_file: PathBuf,
+}
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,73 +64,40 @@ pub(crate) struct PolicyQuestion {
     pub(crate) subnet_file: PathBuf,
 }
 
-/// Reads the arguments behind `policy`.
-///
-/// # Errors
-/// [`UsageError`] for the first one that can't be used.
-pub(super) fn parse(
-    args: &[String],
-    environment: impl Fn(&str) -> Option<OsString>,
-) -> Result<Command, UsageError> {
-    let mut words = Vec::new();
-    let mut protocol = None;
-    let given = environment("FLANNELD_SUBNET_FILE").filter(|value| !value.is_empty());
-    let mut subnet_file = given.map(utf8).transpose()?;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let Some(flag) = arg.strip_prefix('-').map(|flag| flag.strip_prefix('-').unwrap_or(flag)) else {
-            words.push(arg.as_str());
-            continue;
-        };
-        if matches!(flag, "help" | "h") {
-            return Ok(help());
-        }
-        let (name, value) = match flag.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (flag, args.next().cloned()),
-        };
-        let value = value.filter(|value| !value.is_empty());
-        let value = value.ok_or_else(|| UsageError(format!("--{name} needs a value")));
-        match name {
-            "protocol" => protocol = Some(value?),
-            "subnet-file" => subnet_file = Some(value?),
-            _ => {
-                return Err(UsageError(format!(
-                    "--{name} is not a flag of flanneld policy: see flanneld policy --help"
-                )));
-            }
-        }
-    }
-    if protocol.is_some() && words.first() != Some(&"explain") {
-        return Err(UsageError("--protocol is for flanneld policy explain only".into()));
-    }
-    let query = match words[..] {
-        [] | ["help"] => return Ok(help()),
-        ["explain", source, destination] => Query::Explain {
-            source: source.to_owned(),
-            destination: destination.to_owned(),
-            protocol: protocol.unwrap_or_else(|| "TCP".to_owned()),
-        },
-        ["explain", ..] => {
-            return Err(UsageError("policy explain takes two ends: SOURCE DESTINATION:PORT".to_owned()));
-        }
-        ["list"] => Query::List(None),
-        ["list", pod] => Query::List(Some(pod.to_owned())),
-        ["list", ..] => {
-            return Err(UsageError("policy list takes one pod at most: NAMESPACE/NAME".to_owned()));
-        }
-        ["denied"] => Query::Denied,
-        ["denied", ..] => return Err(UsageError("policy denied takes no arguments".to_owned())),
-        [other, ..] => {
-            return Err(UsageError(format!("policy {other:?} is not known: explain, list or denied is")));
-        }
-    };
-    let subnet_file = subnet_file.unwrap_or_else(|| subnet::env_file::DEFAULT_PATH.to_owned()).into();
-    Ok(Command::Policy(PolicyQuestion { query, subnet_file }))
-}
+impl SubcommandFlags for PolicyFlags {
+    const NAME: &'static str = "policy";
+    const SYNOPSIS: &'static str = "explain|list|denied";
+    const SUMMARY: &'static str = "what network policies do on this node";
 
-pub(super) fn help() -> Command {
-    Command::Print(Print::Help(HELP.to_owned()))
+    fn check(self, settings: &[Setting]) -> Result<Command, UsageError> {
+        let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
+        let has_protocol = settings.iter().any(|setting| setting.flag == "protocol");
+        if has_protocol && words.first() != Some(&"explain") {
+            return Err(UsageError("--protocol is for flanneld policy explain only".into()));
+        }
+        let query = match words[..] {
+            [] | ["help"] => return Ok(help::<Self>()),
+            ["explain", source, destination] => Query::Explain {
+                source: source.to_owned(),
+                destination: destination.to_owned(),
+                protocol: self.protocol,
+            },
+            ["explain", ..] => {
+                return Err(UsageError("policy explain takes two ends: SOURCE DESTINATION:PORT".into()));
+            }
+            ["list"] => Query::List(None),
+            ["list", pod] => Query::List(Some(pod.to_owned())),
+            ["list", ..] => {
+                return Err(UsageError("policy list takes one pod at most: NAMESPACE/NAME".into()));
+            }
+            ["denied"] => Query::Denied,
+            ["denied", ..] => return Err(UsageError("policy denied takes no arguments".into())),
+            [other, ..] => {
+                return Err(UsageError(format!("policy {other:?} is not known: explain, list or denied is")));
+            }
+        };
+        Ok(Command::Policy(PolicyQuestion { query, subnet_file: self.subnet_file }))
+    }
 }
 
 #[cfg(test)]

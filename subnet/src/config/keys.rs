@@ -4,7 +4,7 @@
 //! the operator did not choose, and so each is named.
 
 use crate::gojson::Object;
-use crate::text::shortened;
+use crate::text::{distance, shortened};
 
 /// What a configuration says without effect. Two configurations that differ only in this are equal.
 #[derive(Clone, Debug, Default)]
@@ -103,27 +103,6 @@ fn unknown(name: &str, keys: &[&str], path: &str) -> Option<String> {
         }
         _ => format!("{path}{shown} is not known and has no effect"),
     })
-}
-
-/// How many characters have to be inserted, removed, replaced, or swapped with their neighbour. Only short
-/// texts are compared.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(40).collect(), b.chars().collect());
-    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let above: &Vec<usize> = &rows[i - 1];
-            let replaced = above[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replaced.min(above[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]

@@ -29,16 +29,16 @@ fn etcd(args: &[&str]) -> EtcdOptions {
 
 /// Certificate and key.
 fn client(etcd: &EtcdOptions) -> Option<(&Path, &Path)> {
-    etcd.client.as_ref().map(|client| (&*client.cert_file, &*client.key_file))
+    etcd.cert.as_deref().zip(etcd.key.as_deref())
 }
 
 fn authority(etcd: &EtcdOptions) -> Option<&Path> {
-    etcd.ca_file.as_deref()
+    etcd.ca.as_deref()
 }
 
 /// Name and password.
 fn user(etcd: &EtcdOptions) -> Option<(&str, &str)> {
-    etcd.user.as_ref().map(|(name, password)| (name.as_str(), password.expose()))
+    etcd.username.as_deref().zip(etcd.password.as_deref())
 }
 
 #[test]
