@@ -38,56 +38,81 @@ pub(crate) fn collect(call: &Call, network: &Network) -> Result<(), CniError> {
     });
     let node = node::read(&network.subnet_file).ok();
     let known = node.is_some();
-    let mut agent = Agent(node.as_ref().and_then(|node| node.policy_socket.clone()));
+    let agent = Agent(node.as_ref().and_then(|node| node.policy_socket.clone()));
     let anew = network.delegate_for_del(node);
 
-    let mut held = Held::default();
-    let mut tried = valid.clone();
-    for name in stale(&kept, &valid) {
-        let Some((file, delegate)) = kept.get(name) else { continue };
-        let gone: Vec<_> = whose(name, held.by(delegate)).difference(&valid).cloned().collect();
-        let mut remains = gone.is_empty();
-        for attachment in gone {
-            match del(call, network, delegate, &attachment) {
-                Ok(()) => agent.forgets(&attachment),
-                Err(error) => {
-                    failures.push(error);
-                    remains = true;
+    let (held, tried) = (Held::default(), valid.clone());
+    let mut run = Collector { call, network, valid, held, tried, agent, failures };
+    run.collect_kept(&kept);
+    let added = kept.into_values().map(|(_, delegate)| delegate).find(|_| !known);
+    if let Err(error) = anew.and_then(|anew| run.collect_rest(anew, added)) {
+        run.failures.push(error);
+    }
+    saved::sweep(&network.data_dir);
+    summary(run.failures)
+}
+
+/// One GC, as far as it has come.
+struct Collector<'a> {
+    call: &'a Call,
+    network: &'a Network,
+    valid: BTreeSet<Attachment>,
+    held: Held,
+    /// Those that are valid, or were dropped already.
+    tried: BTreeSet<Attachment>,
+    agent: Agent,
+    failures: Vec<CniError>,
+}
+
+impl Collector<'_> {
+    /// Takes down by its kept configuration what is not valid.
+    fn collect_kept(&mut self, kept: &Kept) {
+        for name in stale(kept, &self.valid) {
+            let Some((file, delegate)) = kept.get(name) else { continue };
+            let gone: Vec<_> = whose(name, self.held.by(delegate)).difference(&self.valid).cloned().collect();
+            let mut remains = gone.is_empty();
+            for attachment in gone {
+                match del(self.call, self.network, delegate, &attachment) {
+                    Ok(()) => self.agent.forgets(&attachment),
+                    Err(error) => {
+                        self.failures.push(error);
+                        remains = true;
+                    }
                 }
+                self.tried.insert(attachment);
             }
-            tried.insert(attachment);
-        }
-        if !remains && let Err(error) = saved::remove(file) {
-            note(&error);
+            if !remains && let Err(error) = saved::remove(file) {
+                note(&error);
+            }
         }
     }
-    let rest = anew.and_then(|anew| {
-        let way = Way::of(call, network, &anew, Verb::Gc)?;
+
+    /// Gives back what is held without a kept configuration, and has the delegate collect. `added` is a delegate that
+    /// was kept, for a node whose subnet is not known.
+    fn collect_rest(&mut self, anew: Delegate, added: Option<Delegate>) -> Result<(), CniError> {
+        let network = self.network;
+        let way = Way::of(self.call, network, &anew, Verb::Gc)?;
         let modern = match &way {
             Way::InProcess(_) => true,
             Way::Program(program) => delegate::speaks(program, network.version())?,
         };
         // DEL is the same in all versions, but one that the delegate does not know would be refused.
         let usable = if modern { anew.clone() } else { anew.clone().in_version("1.0.0") };
-        for attachment in held.by(&anew).difference(&tried) {
+        for attachment in self.held.by(&anew).difference(&self.tried) {
             match way.del_gone(&usable, attachment) {
-                Ok(()) => agent.forgets(attachment),
-                Err(failure) => failures.push(failure.into()),
+                Ok(()) => self.agent.forgets(attachment),
+                Err(failure) => self.failures.push(failure.into()),
             }
         }
-        failures.extend(release_leftovers(&anew, &valid));
+        self.failures.extend(release_leftovers(&anew, &self.valid));
         match way {
             Way::Program(program) if modern => {
-                let added = kept.into_values().map(|(_, delegate)| delegate).find(|_| !known);
                 delegate::run(&program, Verb::Gc, &network.for_gc(added.unwrap_or(anew)).text)?;
             }
             Way::Program(_) | Way::InProcess(_) => {}
         }
         Ok(())
-    });
-    failures.extend(rest.err());
-    saved::sweep(&network.data_dir);
-    summary(failures)
+    }
 }
 
 /// Where the agent is told about attachments that are gone, until it can't be told.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value};
 
 use super::config::Config;
+use super::range::{Range, RangeSet};
 use super::reclaim;
 use super::store::{Holder, Store};
 use crate::env::Attachment;
@@ -54,15 +55,7 @@ fn allocate(
         let (address, range) = match wish.map(|place| requested.remove(place)) {
             Some(wish) => {
                 let Some(range) = set.range_of(wish) else { continue };
-                if wish == range.gateway {
-                    return Err(failed(format!("requested ip {wish} is subnet's gateway")));
-                }
-                if !store.reserve(wish, attachment, index).map_err(failed)? {
-                    let text = set.text();
-                    return Err(failed(format!(
-                        "requested IP address {wish} is not available in range set {text}"
-                    )));
-                }
+                reserve_wish(store, attachment, index, set, range, wish).map_err(failed)?;
                 (wish, range)
             }
             None => {
@@ -72,19 +65,7 @@ fn allocate(
                         "{double} has been allocated to {container}, duplicate allocation is not allowed"
                     )));
                 }
-                let last = store.last_reserved(index);
-                let mut free = set.free(last, &taken);
-                if free.is_none() && release_leaks(config, store) {
-                    taken = store.reservations().iter().map(|one| one.address).collect();
-                    free = set.free(last, &taken);
-                }
-                let (address, range) = free.ok_or_else(|| {
-                    failed(format!("no IP addresses available in range set: {}", set.text()))
-                })?;
-                if !store.reserve(address, attachment, index).map_err(failed)? {
-                    return Err(failed(format!("{address} was reserved although the lock is held")));
-                }
-                (address, range)
+                reserve_free(config, store, attachment, index, &mut taken).map_err(failed)?
             }
         };
         reserved.push(address);
@@ -97,6 +78,47 @@ fn allocate(
     }
     let left: Vec<_> = requested.iter().map(IpAddr::to_string).collect();
     Err(format!("failed to allocate all requested IPs: {}", left.join(" ")))
+}
+
+/// Reserves the address of a set that was asked for.
+fn reserve_wish(
+    store: &Store,
+    attachment: &Attachment,
+    index: usize,
+    set: &RangeSet,
+    range: &Range,
+    wish: IpAddr,
+) -> Result<(), String> {
+    if wish == range.gateway {
+        return Err(format!("requested ip {wish} is subnet's gateway"));
+    }
+    if !store.reserve(wish, attachment, index)? {
+        return Err(format!("requested IP address {wish} is not available in range set {}", set.text()));
+    }
+    Ok(())
+}
+
+/// Reserves the next free address of a set; if there is none, after those of pods that are gone are given back.
+fn reserve_free<'a>(
+    config: &'a Config,
+    store: &Store,
+    attachment: &Attachment,
+    index: usize,
+    taken: &mut Vec<IpAddr>,
+) -> Result<(IpAddr, &'a Range), String> {
+    let set = &config.sets[index];
+    let last = store.last_reserved(index);
+    let mut free = set.free(last, taken);
+    if free.is_none() && release_leaks(config, store) {
+        *taken = store.reservations().iter().map(|one| one.address).collect();
+        free = set.free(last, taken);
+    }
+    let (address, range) =
+        free.ok_or_else(|| format!("no IP addresses available in range set: {}", set.text()))?;
+    if !store.reserve(address, attachment, index)? {
+        return Err(format!("{address} was reserved although the lock is held"));
+    }
+    Ok((address, range))
 }
 
 /// Gives back what is reserved for pods that are gone; whether there was any.

@@ -116,22 +116,9 @@ impl Known {
                 NEED
             }
             Told::Pod(pod) => {
-                let uid = match &pod {
-                    ReadPod::Own(pod) => pod.uid,
-                    ReadPod::Without(uid) => *uid,
-                };
-                listed.map(|listed| listed.pods.insert(uid));
+                listed.map(|listed| listed.pods.insert(uid_of(&pod)));
                 let own = followed.watch == Watch::OwnPods;
-                match pod {
-                    ReadPod::Own(pod) if own => self.set_own(pod, cluster, kept),
-                    // Another watch may be behind that of this node's pods, which says all about them.
-                    ReadPod::Own(pod) if pod.local || self.own.contains_key(&uid) => Effect::default(),
-                    ReadPod::Own(pod) => {
-                        cluster.set_pod(&pod);
-                        CHANGE
-                    }
-                    ReadPod::Without(uid) => self.remove_pod(uid, cluster, kept),
-                }
+                self.hear_pod(pod, own, cluster, kept)
             }
             Told::PodGone(uid) => self.remove_pod(uid, cluster, kept),
             Told::Unreadable(error) => {
@@ -141,6 +128,20 @@ impl Known {
                 }
                 Effect::default()
             }
+        }
+    }
+
+    /// Takes in what a watch tells of a pod; `own` is that of this node's pods.
+    fn hear_pod(&mut self, pod: ReadPod, own: bool, cluster: &mut Cluster, kept: &mut Kept) -> Effect {
+        match pod {
+            ReadPod::Own(pod) if own => self.set_own(pod, cluster, kept),
+            // Another watch may be behind that of this node's pods, which says all about them.
+            ReadPod::Own(pod) if pod.local || self.own.contains_key(&pod.uid) => Effect::default(),
+            ReadPod::Own(pod) => {
+                cluster.set_pod(&pod);
+                CHANGE
+            }
+            ReadPod::Without(uid) => self.remove_pod(uid, cluster, kept),
         }
     }
 
@@ -285,6 +286,13 @@ impl Known {
     /// How many sentences of policies are not understood.
     pub(super) fn ignored_count(&self) -> usize {
         self.ignored.values().map(Vec::len).sum::<usize>() + self.unreadable.len()
+    }
+}
+
+fn uid_of(pod: &ReadPod) -> Uid {
+    match pod {
+        ReadPod::Own(pod) => pod.uid,
+        ReadPod::Without(uid) => *uid,
     }
 }
 

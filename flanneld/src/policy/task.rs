@@ -54,6 +54,26 @@ struct Hands {
     steerer: Steerer,
 }
 
+impl Hands {
+    fn open(options: &PolicyOptions) -> anyhow::Result<Self> {
+        let settings = settings(options, &Facts::default());
+        let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
+        let enforcer =
+            Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
+        let steerer = Steerer::new(Netlink::open()?, options.steer);
+        Ok(Self { enforcer, steerer })
+    }
+
+    /// What to be told of when another program changes it.
+    fn watched(&self) -> Watched {
+        Watched {
+            ports: [self.enforcer.port()].into(),
+            tables: own_tables().into_iter().collect(),
+            ..Watched::default()
+        }
+    }
+}
+
 /// How far the start has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -129,16 +149,7 @@ impl Policies {
         let kept = Kept::open(directory.clone()).with_context(|| {
             format!("--network-policy keeps what it is told about pods in {}", directory.display())
         })?;
-        let settings = settings(&options, &Facts::default());
-        let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
-        let enforcer =
-            Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
-        let steerer = Steerer::new(Netlink::open()?, options.steer);
-        let watched = Watched {
-            ports: [enforcer.port()].into(),
-            tables: own_tables().into_iter().collect(),
-            ..Watched::default()
-        };
+        let hands = Hands::open(&options)?;
         let now = Instant::now();
         health.set(CONDITION, Err("network policies were not read yet".to_owned()));
         let mut policies = Self {
@@ -148,9 +159,9 @@ impl Policies {
             facts,
             requests,
             tables: NftListener::open()?,
-            watched: Mutex::new(watched),
+            watched: Mutex::new(hands.watched()),
             bridges: BridgeListener::open()?,
-            hands: Lent::new(Hands { enforcer, steerer }),
+            hands: Lent::new(hands),
             known: Known::default(),
             kept,
             watches: Watches::default(),

@@ -1,7 +1,7 @@
 //! The way to the API server: where it is, how to be let in, requests, and what its errors mean to us.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, header};
@@ -266,36 +266,7 @@ impl Source {
     /// The same order as Go flannel: a kubeconfig or an address, or else the pod's own account.
     async fn config(&self) -> Result<Config, StoreError> {
         let mut config = match (&self.kubeconfig, &self.url) {
-            (Some(path), _) => {
-                let refused = |why: String| {
-                    StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()))
-                };
-                // An error of YAML shows several lines of the file.
-                let wrong = |error| {
-                    let text = explain(&error);
-                    refused(shortened_to(text.lines().next().unwrap_or_default(), 300))
-                };
-                regular::check(path).map_err(|error| refused(error.to_string()))?;
-                let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
-                credentials::tidy(&mut file);
-                credentials::check_cluster(&file).map_err(refused)?;
-                let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
-                let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
-                let options = KubeConfigOptions::default();
-                let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
-                if proxied && config.proxy_url.is_some() {
-                    return Err(refused(
-                        "proxy-url is not supported: remove it, and give the address by which this node reaches the API \
-                         server itself"
-                            .into(),
-                    ));
-                }
-                // From the environment; there is no proxy between a node and its API server.
-                config.proxy_url = None;
-                exec::credentials(&mut config.auth_info).await.map_err(refused)?;
-                credentials::check(&config.auth_info).map_err(refused)?;
-                config
-            }
+            (Some(path), _) => config_of_file(path).await?,
             (None, Some(url)) => Config::new(url.clone()),
             (None, None) => Config::incluster().map_err(|error| {
                 StoreError::Unusable(format!(
@@ -328,6 +299,36 @@ impl Source {
         config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
         Ok(config)
     }
+}
+
+/// What a kubeconfig file says, with the credentials of its programs.
+async fn config_of_file(path: &Path) -> Result<Config, StoreError> {
+    let refused = |why: String| StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()));
+    // An error of YAML shows several lines of the file.
+    let wrong = |error| {
+        let text = explain(&error);
+        refused(shortened_to(text.lines().next().unwrap_or_default(), 300))
+    };
+    regular::check(path).map_err(|error| refused(error.to_string()))?;
+    let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
+    credentials::tidy(&mut file);
+    credentials::check_cluster(&file).map_err(refused)?;
+    let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
+    let options = KubeConfigOptions::default();
+    let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
+    if proxied && config.proxy_url.is_some() {
+        return Err(refused(
+            "proxy-url is not supported: remove it, and give the address by which this node reaches the API \
+             server itself"
+                .into(),
+        ));
+    }
+    // From the environment; there is no proxy between a node and its API server.
+    config.proxy_url = None;
+    exec::credentials(&mut config.auth_info).await.map_err(refused)?;
+    credentials::check(&config.auth_info).map_err(refused)?;
+    Ok(config)
 }
 
 fn client(config: Config) -> Result<Client, StoreError> {
