@@ -283,6 +283,23 @@ const STRANGERS: &str = "\
     route add 10.98.1.0/24 via 10.98.1.0 dev flannel.7 onlink proto 70\n\
     neigh add 10.98.0.9 lladdr 02:00:00:00:00:09 dev flannel.7 nud permanent";
 
+/// What is in the kernel of the two other agents and of the programs that are none.
+fn state_of_strangers(agent: &Agent<'_>) -> String {
+    let all = agent.show("ip", "route show table all");
+    let kept = |line: &&str| {
+        ["91.0", "92.0", "93.0", "94.0", "95.0", "192.168.7", "table 99", "10.98.1", "10.77.0"]
+            .iter()
+            .any(|part| line.contains(part))
+    };
+    let routes: Vec<&str> = all.lines().filter(kept).collect();
+    assert!(routes.len() >= 8, "{all}");
+    format!(
+        "{routes:?}{}{}",
+        agent.show("ip", "neigh show dev flannel.7"),
+        agent.show("ip", "-d link show flannel.7")
+    )
+}
+
 #[test]
 fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
     let fabric = Fabric::new().unwrap();
@@ -302,22 +319,7 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
         addr add 10.244.1.0/32 dev flannel.3\n\
         tuntap add flannel0 mode tun\naddr add 10.244.1.0/32 dev flannel0\n\
         route add blackhole 10.244.1.0/24");
-    let strangers = |agent: &Agent<'_>| {
-        let all = agent.show("ip", "route show table all");
-        let kept = |line: &&str| {
-            ["91.0", "92.0", "93.0", "94.0", "95.0", "192.168.7", "table 99", "10.98.1", "10.77.0"]
-                .iter()
-                .any(|part| line.contains(part))
-        };
-        let routes: Vec<&str> = all.lines().filter(kept).collect();
-        assert!(routes.len() >= 8, "{all}");
-        format!(
-            "{routes:?}{}{}",
-            agent.show("ip", "neigh show dev flannel.7"),
-            agent.show("ip", "-d link show flannel.7")
-        )
-    };
-    let before = strangers(&agent);
+    let before = state_of_strangers(&agent);
     let device = agent.show("ip", "link show flannel.1");
 
     let desired = agent.desired(&leases(&agent.network, 2));
@@ -339,12 +341,12 @@ fn leftovers_are_adopted_or_swept_and_strangers_keep_everything() {
         ]
     );
     assert_eq!(agent.show("ip", "link show flannel.1"), device, "the living device is the same one");
-    assert_eq!(strangers(&agent), before);
+    assert_eq!(state_of_strangers(&agent), before);
 
     // Uninstalling is converging to nothing.
     let report = agent.converge(&KernelState::default());
     assert!(words(&report.applied).contains(&"link del flannel.1".to_owned()));
-    assert_eq!(strangers(&agent), before);
+    assert_eq!(state_of_strangers(&agent), before);
 }
 
 #[test]
@@ -373,6 +375,43 @@ fn one_refused_change_does_not_keep_the_others_from_being_made() {
     assert_eq!(report.applied.len(), 198);
 }
 
+fn ip_batch(lines: &str) -> std::io::Result<std::process::ExitStatus> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    child.stdin.take().expect("it is piped").write_all(lines.as_bytes())?;
+    child.wait()
+}
+
+/// Of these, nothing has to be put right.
+const HARMLESS: &[&str] = &[
+    // Our own work, seen from outside: it is what should be there.
+    "route replace 10.244.7.0/24 via 10.244.7.0 dev flannel.1 onlink proto 70",
+    "neigh replace 10.244.7.0 lladdr 02:00:00:00:00:07 dev flannel.1 nud permanent",
+    // Pods come and go, others route.
+    "link add pod7 type veth peer name peer7\nlink set pod7 up\nlink del pod7",
+    "route add 192.168.9.0/24 via 172.31.0.254\nroute del 192.168.9.0/24",
+    "route add 10.244.7.0/24 via 172.31.0.254 table 99\nroute flush table 99",
+    "link add br7 type bridge\naddr add 192.168.8.1/24 dev br7\nlink set br7 up\nlink del br7",
+];
+
+/// Each of these has to be put right.
+const DAMAGE: &[&str] = &[
+    "route del 10.244.7.0/24",
+    "route replace 10.244.8.0/24 via 172.31.0.254",
+    "route add 10.244.99.0/24 via 172.31.0.254 proto 70",
+    "neigh del 10.244.7.0 dev flannel.1",
+    "neigh replace 10.244.8.0 lladdr 02:00:00:00:00:07 dev flannel.1 nud permanent",
+    "link set flannel.1 mtu 1300",
+    "addr add 10.244.99.9/32 dev flannel.1",
+    "addr del 10.244.1.0/32 dev flannel.1",
+    "link set eth0 mtu 1400",
+    "addr add 172.31.0.77/24 dev eth0",
+    "link set flannel.1 down",
+    "link del flannel.1",
+    "link set eth0 down",
+];
+
 #[test]
 fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers() {
     let fabric = Fabric::new().unwrap();
@@ -393,51 +432,13 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
         scope: agent.scope(),
         choosing: false,
     });
-    let harmless = [
-        // Our own work, seen from outside: it is what should be there.
-        "route replace 10.244.7.0/24 via 10.244.7.0 dev flannel.1 onlink proto 70",
-        "neigh replace 10.244.7.0 lladdr 02:00:00:00:00:07 dev flannel.1 nud permanent",
-        // Pods come and go, others route.
-        "link add pod7 type veth peer name peer7\nlink set pod7 up\nlink del pod7",
-        "route add 192.168.9.0/24 via 172.31.0.254\nroute del 192.168.9.0/24",
-        "route add 10.244.7.0/24 via 172.31.0.254 table 99\nroute flush table 99",
-        "link add br7 type bridge\naddr add 192.168.8.1/24 dev br7\nlink set br7 up\nlink del br7",
-    ];
-    let damage = [
-        "route del 10.244.7.0/24",
-        "route replace 10.244.8.0/24 via 172.31.0.254",
-        "route add 10.244.99.0/24 via 172.31.0.254 proto 70",
-        "neigh del 10.244.7.0 dev flannel.1",
-        "neigh replace 10.244.8.0 lladdr 02:00:00:00:00:07 dev flannel.1 nud permanent",
-        "link set flannel.1 mtu 1300",
-        "addr add 10.244.99.9/32 dev flannel.1",
-        "addr del 10.244.1.0/32 dev flannel.1",
-        "link set eth0 mtu 1400",
-        "addr add 172.31.0.77/24 dev eth0",
-        "link set flannel.1 down",
-        "link del flannel.1",
-        "link set eth0 down",
-    ];
     machine.namespace().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = Listener::open().unwrap();
             let moved = tokio::sync::Notify::new();
             let wakes = |lines: &'static str| {
-                let (moved, ip) = (
-                    &moved,
-                    tokio::task::spawn_blocking(move || {
-                        std::process::Command::new("ip")
-                            .args(["-batch", "-"])
-                            .stdin(std::process::Stdio::piped())
-                            .spawn()
-                            .and_then(|mut child| {
-                                use std::io::Write;
-                                child.stdin.take().unwrap().write_all(lines.as_bytes())?;
-                                child.wait()
-                            })
-                    }),
-                );
+                let (moved, ip) = (&moved, tokio::task::spawn_blocking(move || ip_batch(lines)));
                 async move {
                     assert!(ip.await.unwrap().unwrap().success(), "{lines}");
                     // The kernel has notified by the time that the command ends.
@@ -446,10 +447,10 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
             };
             let driver = listener.run(&interest, &moved);
             let script = async {
-                for lines in harmless {
+                for lines in HARMLESS {
                     assert!(!wakes(lines).await, "woken by: {lines}");
                 }
-                for lines in damage {
+                for lines in DAMAGE {
                     assert!(wakes(lines).await, "not woken by: {lines}");
                 }
             };

@@ -303,8 +303,8 @@ mod tests {
         assert!(found.overlaps(&apart).is_empty());
     }
 
-    #[test]
-    fn what_of_the_host_takes_packets_that_are_for_pods_is_named_with_the_remedy() {
+    /// What a node says whose host has these addresses, each of a bridge or not, and these routes of other programs.
+    fn notes(planned: &[&str], addresses: &[(bool, &str)], routes: &[(&str, u32)]) -> Vec<String> {
         let network = NetworkConfig::parse(
             r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48"}"#,
         )
@@ -316,29 +316,31 @@ mod tests {
             (net("10.244.8.0/24"), ip("192.0.2.8")),
             (net("fd00:244:0:7::/64"), ip("2001:db8::7")),
         ];
-        let notes = |planned: &[&str], addresses: &[(bool, &str)], routes: &[(&str, u32)]| {
-            let mut links: Vec<(u32, HostLink)> = vec![
-                link(2, "eth0", false, &["192.0.2.1/24", "2001:db8::1/64"]),
-                link(3, "cni0", true, &["10.244.1.1/24", "fd00:244:0:1::1/64"]),
-                link(4, "veth1", false, &["10.244.1.1/32"]),
-                link(5, "flannel.1", false, &["10.244.1.0/32"]),
-            ];
-            let more = addresses.iter().zip(6..);
-            links.extend(more.map(|((bridge, net), index)| link(index, "eth1", *bridge, &[net])));
-            let route = |(dst, metric): &(&str, u32)| Route {
-                via: Some(ip("192.0.2.254")),
-                dev: Some("eth0".parse().unwrap()),
-                protocol: 4,
-                metric: *metric,
-                ..Route::ours(net(dst))
-            };
-            let intruders = routes.iter().map(route).collect();
-            let host = HostView { links: links.into_iter().collect(), intruders, ..HostView::default() };
-            let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };
-            let mut state = KernelState::default();
-            state.routes.extend(planned.iter().map(|dst| (net(dst), Route::ours(net(dst)))));
-            Surroundings::of(&host, ours, &[], PublicAddrs::default()).intrusions(&own, &peers, &state)
+        let mut links: Vec<(u32, HostLink)> = vec![
+            link(2, "eth0", false, &["192.0.2.1/24", "2001:db8::1/64"]),
+            link(3, "cni0", true, &["10.244.1.1/24", "fd00:244:0:1::1/64"]),
+            link(4, "veth1", false, &["10.244.1.1/32"]),
+            link(5, "flannel.1", false, &["10.244.1.0/32"]),
+        ];
+        let more = addresses.iter().zip(6..);
+        links.extend(more.map(|((bridge, net), index)| link(index, "eth1", *bridge, &[net])));
+        let route = |(dst, metric): &(&str, u32)| Route {
+            via: Some(ip("192.0.2.254")),
+            dev: Some("eth0".parse().unwrap()),
+            protocol: 4,
+            metric: *metric,
+            ..Route::ours(net(dst))
         };
+        let intruders = routes.iter().map(route).collect();
+        let host = HostView { links: links.into_iter().collect(), intruders, ..HostView::default() };
+        let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };
+        let mut state = KernelState::default();
+        state.routes.extend(planned.iter().map(|dst| (net(dst), Route::ours(net(dst)))));
+        Surroundings::of(&host, ours, &[], PublicAddrs::default()).intrusions(&own, &peers, &state)
+    }
+
+    #[test]
+    fn what_of_the_host_takes_packets_that_are_for_pods_is_named_with_the_remedy() {
         let each = ["10.244.7.0/24", "10.244.8.0/24", "fd00:244:0:7::/64"];
         for address in ["10.244.7.9/24", "10.244.7.9/32", "10.244.7.9/8", "fd00:244:0:7::9/128"] {
             let notes = notes(&each, &[(false, address)], &[]);

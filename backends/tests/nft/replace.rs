@@ -19,9 +19,7 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// One of everything that this module can say.
-fn gallery() -> Table {
-    let mut table = Table::new(TableId::new(TableFamily::Inet, "gallery"));
+fn gallery_sets() -> Vec<Set> {
     let (v4, v6) = (KeyType::address(Family::V4), KeyType::address(Family::V6));
     let mut nets = Set::new("nets", &[v4]).with_ranges().with([
         Span::net(net("10.0.0.0/8")),
@@ -33,7 +31,7 @@ fn gallery() -> Table {
     ]);
     nets.comment = Some("of pods".to_owned());
     let concat = |a, port| Span::concat([Span::net(net(a)), Span::protocol(TCP), port]);
-    table.sets = vec![
+    vec![
         nets,
         Set::new("nodes", &[v6])
             .constant()
@@ -54,7 +52,10 @@ fn gallery() -> Table {
             (Span::net(net("10.2.0.0/24")), Verdict::Goto("pod".to_owned())),
             (Span::net(net("10.2.1.0/24")), Verdict::Accept),
         ]),
-    ];
+    ]
+}
+
+fn gallery_chain() -> Chain {
     let mut pod = Chain::regular("pod");
     pod.comment = Some("one of many".to_owned());
     pod.rules = vec![
@@ -69,6 +70,14 @@ fn gallery() -> Table {
         Rule::new([in_set(&[Field::InName], "devices"), in_set(&[Field::Mark], "marks"), accept()]),
         Rule::new([mark(Op::Eq, 0x10), goto("last")]),
     ];
+    pod
+}
+
+/// One of everything that this module can say.
+fn gallery() -> Table {
+    let mut table = Table::new(TableId::new(TableFamily::Inet, "gallery"));
+    table.sets = gallery_sets();
+    let pod = gallery_chain();
     let mut base = Chain::base("filter", Base::filter(Hook::Forward, -5));
     let key = [Field::Source(Family::V4), Field::Protocol, Field::DestinationPort];
     base.rules = vec![

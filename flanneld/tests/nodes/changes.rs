@@ -107,6 +107,16 @@ fn follows(kind: Kind) {
     });
     answered(&pings);
 
+    follows_rules(&scene, &pings);
+    follows_families(&scene, &pings);
+
+    scene.assert_nothing_lost(pings, &format!("{kind:?}"));
+    scene.assert_same_processes();
+    assert!(scene.members.iter().all(Member::is_ready));
+}
+
+/// A larger network, and an exception from masquerading.
+fn follows_rules(scene: &Scene, pings: &[Pinger]) {
     let grown = config(V4, VXLAN).replace("10.244.0.0/16", "10.240.0.0/12");
     scene.site.configure(&grown);
     scene.wait("the network in subnet.env", |member| {
@@ -114,15 +124,18 @@ fn follows(kind: Kind) {
     });
     scene
         .wait("the network in the rules", |member| member.show("nft list ruleset").contains("10.240.0.0/12"));
-    answered(&pings);
+    answered(pings);
 
     let except = grown.replace("\"Backend\"", r#""MasqueradeExcept":["172.31.0.0/24"],"Backend""#);
     scene.site.configure(&except);
     scene.wait("the exception", |member| member.show("nft list ruleset").contains("172.31.0.0/24"));
     scene.site.configure(&grown);
     scene.wait("its end", |member| !member.show("nft list ruleset").contains("172.31.0.0/24"));
-    answered(&pings);
+    answered(pings);
+}
 
+/// IPv6 comes and goes.
+fn follows_families(scene: &Scene, pings: &[Pinger]) {
     let subnets = scene.members.each_ref().map(Member::subnet);
     scene.site.configure(&config(&Family::BOTH, VXLAN));
     scene.wait("both families", |member| member.subnets().len() == 2);
@@ -137,7 +150,7 @@ fn follows(kind: Kind) {
             .wait("an echo over IPv6", || scene.members[from].node.namespace().reaches(far).unwrap());
     }
     assert_eq!(scene.members.each_ref().map(Member::subnet), subnets);
-    answered(&pings);
+    answered(pings);
 
     scene.site.configure(&config(V4, VXLAN));
     scene.wait("IPv4 alone", |member| !subnet_env(member).contains("IPV6"));
@@ -145,11 +158,7 @@ fn follows(kind: Kind) {
     scene.wait("the end of the rules", |member| !member.show("nft list ruleset").contains("flannel-ipv6"));
     assert_eq!(scene.members.each_ref().map(Member::subnet), subnets);
     assert_eq!(scene.site.announced().len(), 2, "{:?}", scene.site.announced());
-    answered(&pings);
-
-    scene.assert_nothing_lost(pings, &format!("{kind:?}"));
-    scene.assert_same_processes();
-    assert!(scene.members.iter().all(Member::is_ready));
+    answered(pings);
 }
 
 #[test]

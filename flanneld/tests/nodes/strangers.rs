@@ -32,6 +32,25 @@ fn nothing_written_under_the_prefix_stops_pod_traffic() {
     assert_eq!(skipped, 5, "each is told once:\n{}", a.agent.log());
 }
 
+/// All agents make a way through a foreign chain, and none undoes another's.
+fn assert_ways_of_all_stay(a: &crate::bed::Member) {
+    let ways = |member: &crate::bed::Member| member.show("nft list chain ip filter FORWARD");
+    let networks = ["10.244.0.0/16", "10.99.0.0/16", "10.98.0.0/16"];
+    a.wait("a way for each", || {
+        networks.iter().all(|network| ways(a).matches(&format!("saddr {network}")).count() == 1)
+    });
+    let handles = a.show("nft -a list chain ip filter FORWARD");
+    a.show("nft add rule ip filter FORWARD ip saddr 192.0.2.0/24 drop");
+    let untouched = || {
+        handles.lines().filter(|line| line.contains("saddr")).all(|line| {
+            a.show("nft -a list chain ip filter FORWARD")
+                .contains(line.split("counter").next().unwrap_or(line))
+        })
+    };
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(untouched(), "{handles}\n{}", a.show("nft -a list chain ip filter FORWARD"));
+}
+
 #[test]
 fn two_agents_share_a_host_and_neither_touches_what_is_the_others() {
     let cluster = Cluster::new(VXLAN);
@@ -62,24 +81,9 @@ fn two_agents_share_a_host_and_neither_touches_what_is_the_others() {
     restarted.terminate(LIMIT).unwrap();
     assert_eq!(routes(), before);
 
-    // All of them make a way through a foreign chain, and none undoes another's.
-    let ways = |member: &crate::bed::Member| member.show("nft list chain ip filter FORWARD");
     a.show("iptables -P FORWARD DROP");
     let second_again = others(&a, "second", 8082);
-    let networks = ["10.244.0.0/16", "10.99.0.0/16", "10.98.0.0/16"];
-    a.wait("a way for each", || {
-        networks.iter().all(|network| ways(&a).matches(&format!("saddr {network}")).count() == 1)
-    });
-    let handles = a.show("nft -a list chain ip filter FORWARD");
-    a.show("nft add rule ip filter FORWARD ip saddr 192.0.2.0/24 drop");
-    let untouched = || {
-        handles.lines().filter(|line| line.contains("saddr")).all(|line| {
-            a.show("nft -a list chain ip filter FORWARD")
-                .contains(line.split("counter").next().unwrap_or(line))
-        })
-    };
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    assert!(untouched(), "{handles}\n{}", a.show("nft -a list chain ip filter FORWARD"));
+    assert_ways_of_all_stay(&a);
     drop(second_again);
 
     // Uninstalling one leaves the other two alone.

@@ -116,18 +116,23 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
             false => list(&query, &selection, shared),
         };
     }
-    match (request.method.as_str(), steps.as_slice()) {
+    single(&request, &steps, &shared)
+}
+
+/// Answers a request about a single object.
+fn single(request: &Request, steps: &[&str], shared: &Arc<Shared>) -> Answer {
+    match (request.method.as_str(), steps) {
         ("GET", ["api", "v1", "nodes", name]) => match shared.objects().get(name) {
             Some(node) => whole(200, node.to_string()),
             None => refuse(404, &format!("nodes {name:?} not found")),
         },
-        ("POST", ["api", "v1", "nodes"]) => create(&request, &shared),
-        ("DELETE", ["api", "v1", "nodes", name]) => delete(name, &shared),
+        ("POST", ["api", "v1", "nodes"]) => create(request, shared),
+        ("DELETE", ["api", "v1", "nodes", name]) => delete(name, shared),
         ("PATCH", ["api", "v1", "nodes", name]) => {
-            patch(name, &request, &shared, "application/merge-patch+json")
+            patch(name, request, shared, "application/merge-patch+json")
         }
         ("PATCH", ["api", "v1", "nodes", name, "status"]) => {
-            patch(name, &request, &shared, "application/strategic-merge-patch+json")
+            patch(name, request, shared, "application/strategic-merge-patch+json")
         }
         ("GET", ["api", "v1", "namespaces", namespace, "pods", name]) => {
             match shared.objects().find(Resource::Pods, &format!("{namespace}/{name}")) {

@@ -61,28 +61,7 @@ pub fn fattened(mut node: Value, images: usize) -> Value {
                 "node.alpha.kubernetes.io/ttl": "0", "volumes.kubernetes.io/controller-managed-attach-detach": "true",
                 "csi.volume.kubernetes.io/nodeid": format!(r#"{{"disk.csi.example.org":"{name}"}}"#),
             },
-            "managedFields": [
-                managed("kubelet", "", json!({"f:metadata": {
-                    "f:annotations": {".": {}, "f:volumes.kubernetes.io/controller-managed-attach-detach": {}},
-                    "f:labels": {".": {}, "f:beta.kubernetes.io/arch": {}, "f:beta.kubernetes.io/os": {},
-                        "f:kubernetes.io/arch": {}, "f:kubernetes.io/hostname": {}, "f:kubernetes.io/os": {},
-                        "f:node.kubernetes.io/instance-type": {}, "f:topology.kubernetes.io/region": {},
-                        "f:topology.kubernetes.io/zone": {}}}})),
-                managed("kube-controller-manager", "", json!({"f:metadata": {"f:annotations": {"f:node.alpha.kubernetes.io/ttl": {}}},
-                    "f:spec": {"f:podCIDR": {}, "f:podCIDRs": {".": {}, "v:\"10.244.0.0/24\"": {}}}})),
-                managed("flanneld", "status", json!({"f:metadata": {"f:annotations": {
-                    "f:flannel.alpha.coreos.com/backend-data": {}, "f:flannel.alpha.coreos.com/backend-type": {},
-                    "f:flannel.alpha.coreos.com/kube-subnet-manager": {}, "f:flannel.alpha.coreos.com/public-ip": {}}},
-                    "f:status": {"f:conditions": {"k:{\"type\":\"NetworkUnavailable\"}": {".": {}, "f:lastHeartbeatTime": {},
-                        "f:lastTransitionTime": {}, "f:message": {}, "f:reason": {}, "f:status": {}, "f:type": {}}}}})),
-                managed("kubelet", "status", json!({"f:metadata": {"f:annotations": {"f:csi.volume.kubernetes.io/nodeid": {}}},
-                    "f:status": {"f:conditions": {
-                        "k:{\"type\":\"DiskPressure\"}": {"f:lastHeartbeatTime": {}},
-                        "k:{\"type\":\"MemoryPressure\"}": {"f:lastHeartbeatTime": {}},
-                        "k:{\"type\":\"PIDPressure\"}": {"f:lastHeartbeatTime": {}},
-                        "k:{\"type\":\"Ready\"}": {"f:lastHeartbeatTime": {}, "f:lastTransitionTime": {}, "f:message": {},
-                            "f:reason": {}, "f:status": {}}}, "f:images": {}}})),
-            ],
+            "managedFields": managed_fields(),
         },
         "status": {
             "addresses": [{"type": "InternalIP", "address": "172.20.0.1"}, {"type": "Hostname", "address": name}],
@@ -101,6 +80,47 @@ pub fn fattened(mut node: Value, images: usize) -> Value {
     merge(&mut node, &details);
     node["status"]["conditions"] = conditions.into_iter().map(condition).collect();
     node
+}
+
+fn managed_fields() -> [Value; 4] {
+    [
+        managed(
+            "kubelet",
+            "",
+            json!({"f:metadata": {
+            "f:annotations": {".": {}, "f:volumes.kubernetes.io/controller-managed-attach-detach": {}},
+            "f:labels": {".": {}, "f:beta.kubernetes.io/arch": {}, "f:beta.kubernetes.io/os": {},
+                "f:kubernetes.io/arch": {}, "f:kubernetes.io/hostname": {}, "f:kubernetes.io/os": {},
+                "f:node.kubernetes.io/instance-type": {}, "f:topology.kubernetes.io/region": {},
+                "f:topology.kubernetes.io/zone": {}}}}),
+        ),
+        managed(
+            "kube-controller-manager",
+            "",
+            json!({"f:metadata": {"f:annotations": {"f:node.alpha.kubernetes.io/ttl": {}}},
+            "f:spec": {"f:podCIDR": {}, "f:podCIDRs": {".": {}, "v:\"10.244.0.0/24\"": {}}}}),
+        ),
+        managed(
+            "flanneld",
+            "status",
+            json!({"f:metadata": {"f:annotations": {
+            "f:flannel.alpha.coreos.com/backend-data": {}, "f:flannel.alpha.coreos.com/backend-type": {},
+            "f:flannel.alpha.coreos.com/kube-subnet-manager": {}, "f:flannel.alpha.coreos.com/public-ip": {}}},
+            "f:status": {"f:conditions": {"k:{\"type\":\"NetworkUnavailable\"}": {".": {}, "f:lastHeartbeatTime": {},
+                "f:lastTransitionTime": {}, "f:message": {}, "f:reason": {}, "f:status": {}, "f:type": {}}}}}),
+        ),
+        managed(
+            "kubelet",
+            "status",
+            json!({"f:metadata": {"f:annotations": {"f:csi.volume.kubernetes.io/nodeid": {}}},
+            "f:status": {"f:conditions": {
+                "k:{\"type\":\"DiskPressure\"}": {"f:lastHeartbeatTime": {}},
+                "k:{\"type\":\"MemoryPressure\"}": {"f:lastHeartbeatTime": {}},
+                "k:{\"type\":\"PIDPressure\"}": {"f:lastHeartbeatTime": {}},
+                "k:{\"type\":\"Ready\"}": {"f:lastHeartbeatTime": {}, "f:lastTransitionTime": {}, "f:message": {},
+                    "f:reason": {}, "f:status": {}}}, "f:images": {}}}),
+        ),
+    ]
 }
 
 fn managed(manager: &str, subresource: &str, fields: Value) -> Value {

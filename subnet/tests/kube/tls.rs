@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use subnet::StoreError;
-use subnet::kube::Kube;
+use subnet::kube::{Kube, KubeOptions};
 use subnet::testing::node;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -118,6 +118,12 @@ fn base64(certificates: &Certificates, name: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(std::fs::read(certificates.path(name)).unwrap())
 }
 
+/// Options with this kubeconfig and no address besides.
+fn with_kubeconfig(bed: &Bed, text: &str) -> KubeOptions {
+    let kubeconfig = Some(bed.write("kubeconfig", text));
+    KubeOptions { api_url: None, kubeconfig, ..bed.options("n1") }
+}
+
 /// A kubeconfig with these members of its cluster and its user, each a line of YAML.
 fn written(at: &str, cluster: &str, user: &str) -> String {
     format!(
@@ -125,28 +131,18 @@ fn written(at: &str, cluster: &str, user: &str) -> String {
     )
 }
 
-#[tokio::test]
-async fn a_kubeconfig_is_read_as_leniently_as_kubectl_reads_it() {
-    let bed = Bed::new(VXLAN);
-    bed.server.put_node(node("n1", &["10.244.3.0/24"]));
-    let certificates = Certificates::new();
-    let inside: SocketAddr = bed.server.url().strip_prefix("http://").unwrap().parse().unwrap();
-    let (at, _serving) = before(&certificates, inside).await;
-    let at = format!("https://{at}");
-    let wrapped = |name: &str| {
-        let lines: Vec<String> = base64(&certificates, name)
-            .as_bytes()
-            .chunks(76)
-            .map(|line| String::from_utf8(line.to_vec()).unwrap())
-            .collect();
-        format!("|\n      {}", lines.join("\n      "))
-    };
-    let files = format!(
-        "client-certificate: {}\n    client-key: {}",
-        certificates.text("client.crt"),
-        certificates.text("client.key")
-    );
-    let authority = format!("certificate-authority: {}", certificates.text("ca.crt"));
+/// A file of base64 with line ends, as a block of YAML.
+fn wrapped(certificates: &Certificates, name: &str) -> String {
+    let lines: Vec<String> = base64(certificates, name)
+        .as_bytes()
+        .chunks(76)
+        .map(|line| String::from_utf8(line.to_vec()).unwrap())
+        .collect();
+    format!("|\n      {}", lines.join("\n      "))
+}
+
+/// A program that prints the file that `CREDENTIAL` names: one with the client's certificate is beside it.
+fn credential_plugin(certificates: &Certificates) -> String {
     let script = certificates.text("plugin");
     let credential = serde_json::json!({
         "apiVersion": "client.authentication.k8s.io/v1",
@@ -159,14 +155,32 @@ async fn a_kubeconfig_is_read_as_leniently_as_kubectl_reads_it() {
     std::fs::write(certificates.path("credential"), credential.to_string()).unwrap();
     std::fs::write(&script, "#!/bin/sh\nexec cat \"$CREDENTIAL\"\n").unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    script
+}
+
+#[tokio::test]
+async fn a_kubeconfig_is_read_as_leniently_as_kubectl_reads_it() {
+    let bed = Bed::new(VXLAN);
+    bed.server.put_node(node("n1", &["10.244.3.0/24"]));
+    let certificates = Certificates::new();
+    let inside: SocketAddr = bed.server.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let (at, _serving) = before(&certificates, inside).await;
+    let at = format!("https://{at}");
+    let files = format!(
+        "client-certificate: {}\n    client-key: {}",
+        certificates.text("client.crt"),
+        certificates.text("client.key")
+    );
+    let authority = format!("certificate-authority: {}", certificates.text("ca.crt"));
+    let script = credential_plugin(&certificates);
     for (what, cluster, user) in [
         (
             "base64 with line ends",
-            format!("certificate-authority-data: {}", wrapped("ca.crt")),
+            format!("certificate-authority-data: {}", wrapped(&certificates, "ca.crt")),
             format!(
                 "client-certificate-data: {}\n    client-key-data: {}",
-                wrapped("client.crt"),
-                wrapped("client.key")
+                wrapped(&certificates, "client.crt"),
+                wrapped(&certificates, "client.key")
             ),
         ),
         (
@@ -198,9 +212,7 @@ async fn a_kubeconfig_is_read_as_leniently_as_kubectl_reads_it() {
             ),
         ),
     ] {
-        let mut options = bed.options("n1");
-        options.api_url = None;
-        options.kubeconfig = Some(bed.write("kubeconfig", &written(&at, &cluster, &user)));
+        let options = with_kubeconfig(&bed, &written(&at, &cluster, &user));
         let store = Kube::new(options).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let lease = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await;
         lease.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -254,15 +266,21 @@ async fn what_cannot_work_in_a_kubeconfig_is_named_in_one_sentence_with_the_reme
         (ca.clone(), "tokenFile: /nowhere".to_owned(), &["tokenFile /nowhere", "No such file"]),
         (ca.clone(), "token: \"two words\"".to_owned(), &["token", "a space"]),
     ] {
-        let mut options = bed.options("n1");
-        options.api_url = None;
-        options.kubeconfig = Some(bed.write("kubeconfig", &written("https://127.0.0.1:1", &cluster, &user)));
+        let options = with_kubeconfig(&bed, &written("https://127.0.0.1:1", &cluster, &user));
         let error = Kube::new(options).await.unwrap_err();
         assert!(matches!(error, StoreError::Unusable(_)), "{error}");
         let text = error.to_string();
         assert!(text.contains("--kubeconfig-file") && parts.iter().all(|part| text.contains(part)), "{text}");
         assert!(!text.contains("secret") && !text.contains('\n'), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_whose_parts_do_not_fit_together_is_named_in_one_sentence() {
+    let bed = Bed::new(VXLAN);
+    let certificates = Certificates::new();
+    let ca = format!("certificate-authority: {}", certificates.text("ca.crt"));
+    let token = "token: secret";
     for (text, parts) in [
         (
             "apiVersion: v1\nkind: Config\n".to_owned(),
@@ -278,9 +296,7 @@ async fn what_cannot_work_in_a_kubeconfig_is_named_in_one_sentence_with_the_reme
         ),
         ("apiVersion: v1\n\tkind: Config\n".to_owned(), &["--kubeconfig-file"]),
     ] {
-        let mut options = bed.options("n1");
-        options.api_url = None;
-        options.kubeconfig = Some(bed.write("kubeconfig", &text));
+        let options = with_kubeconfig(&bed, &text);
         let error = Kube::new(options).await.unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)) && !error.contains('\n'), "{error}");
     }

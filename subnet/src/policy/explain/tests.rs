@@ -145,6 +145,14 @@ fn what_no_policy_is_about_is_said_by_name() {
     assert!(open.allowed && open.text.contains("no policy isolates shop/db-0 for ingress"), "{}", open.text);
 }
 
+/// A connection of web to this destination is refused by a policy with one rule, and this part of the text says why.
+fn assert_in_the_way(destination: End, peers: Vec<Peer>, ports: Ports, part: &str) {
+    let scene =
+        scene(vec![policy("p", &[("app", "web")], Isolation::Unspecified, only(vec![rule(peers, ports)]))]);
+    let explained = ask(&scene, web(), destination, 80);
+    assert!(!explained.allowed && explained.text.contains(part), "{part} in\n{}", explained.text);
+}
+
 #[test]
 fn what_stands_in_the_way_of_a_rule_is_said_by_name() {
     let service = || end(Party::Service(ObjectName::new("shop", "db")), "10.96.0.10", None);
@@ -155,71 +163,45 @@ fn what_stands_in_the_way_of_a_rule_is_said_by_name() {
         pods: selector(pods),
     };
     // Egress of web: the destination, the rule, and what is said.
-    for (destination, peers, ports, part) in [
-        (
-            service(),
-            vec![block("10.96.0.0/12", &[])],
-            Ports::Any,
-            "a Service's address never matches an ipBlock",
-        ),
-        (service(), vec![own(&[("app", "db")])], Ports::Any, "its endpoints are what selectors match"),
-        (
-            host(),
-            vec![own(&[])],
-            Ports::Any,
-            "shop/agent is on its host's network, and so an address of its node",
-        ),
-        (host(), vec![elsewhere(&[], &[])], Ports::Any, "no selector matches it"),
-        (
-            other(),
-            vec![own(&[("app", "web")])],
-            Ports::Any,
-            "only pods of shop, as there is no namespaceSelector",
-        ),
-        (other(), vec![elsewhere(&[("team", "a")], &[])], Ports::Any, "its namespace other doesn't match"),
-        (
-            other(),
-            vec![elsewhere(&[("team", "z")], &[])],
-            Ports::Any,
-            "namespaceSelector team=z matches no namespace",
-        ),
+    for (destination, peers, part) in [
+        (service(), vec![block("10.96.0.0/12", &[])], "a Service's address never matches an ipBlock"),
+        (service(), vec![own(&[("app", "db")])], "its endpoints are what selectors match"),
+        (host(), vec![own(&[])], "shop/agent is on its host's network, and so an address of its node"),
+        (host(), vec![elsewhere(&[], &[])], "no selector matches it"),
+        (other(), vec![own(&[("app", "web")])], "only pods of shop, as there is no namespaceSelector"),
+        (other(), vec![elsewhere(&[("team", "a")], &[])], "its namespace other doesn't match"),
+        (other(), vec![elsewhere(&[("team", "z")], &[])], "namespaceSelector team=z matches no namespace"),
+        (db(), vec![block("10.244.0.0/16", &["10.244.3.0/24"])], "is in its exception 10.244.3.0/24"),
+    ] {
+        assert_in_the_way(destination, peers, Ports::Any, part);
+    }
+}
+
+#[test]
+fn ports_that_stand_in_the_way_of_a_rule_are_named() {
+    let service = || end(Party::Service(ObjectName::new("shop", "db")), "10.96.0.10", None);
+    for (destination, ports, part) in [
         (
             db(),
-            vec![block("10.244.0.0/16", &["10.244.3.0/24"])],
-            Ports::Any,
-            "is in its exception 10.244.3.0/24",
-        ),
-        (
-            db(),
-            vec![],
             ports(Protocol::Tcp, PortMatch::Named("http".into())),
             "no container of shop/db-0 has a port named \"http\"",
         ),
         (
             db(),
-            vec![],
             ports(Protocol::Udp, PortMatch::Named("pg".into())),
             "port \"pg\" of shop/db-0 is TCP, not UDP",
         ),
-        (db(), vec![], ports(Protocol::Tcp, PortMatch::Named("pg".into())), "TCP \"pg\" = 5432 on db-0"),
+        (db(), ports(Protocol::Tcp, PortMatch::Named("pg".into())), "TCP \"pg\" = 5432 on db-0"),
         (
             service(),
-            vec![],
             ports(Protocol::Tcp, PortMatch::Named("pg".into())),
             "port name \"pg\", which only pods have",
         ),
-        (db(), vec![], ports(Protocol::Tcp, PortMatch::Range(1..=79)), "ports don't (TCP 1-79)"),
-        (db(), vec![], ports(Protocol::Sctp, PortMatch::All), "ports don't (all of SCTP)"),
-        (db(), vec![], Ports::Of([].into()), "no port that is understood"),
+        (db(), ports(Protocol::Tcp, PortMatch::Range(1..=79)), "ports don't (TCP 1-79)"),
+        (db(), ports(Protocol::Sctp, PortMatch::All), "ports don't (all of SCTP)"),
+        (db(), Ports::Of([].into()), "no port that is understood"),
     ] {
-        let scene = scene(vec![policy(
-            "p",
-            &[("app", "web")],
-            Isolation::Unspecified,
-            only(vec![rule(peers, ports)]),
-        )]);
-        let explained = ask(&scene, web(), destination, 80);
-        assert!(!explained.allowed && explained.text.contains(part), "{part} in\n{}", explained.text);
+        assert_in_the_way(destination, vec![], ports, part);
     }
 }
 
