@@ -77,12 +77,12 @@ impl Cluster {
 
     /// Writes the network configuration.
     pub(crate) fn configure(&self, config: &str) -> anyhow::Result<()> {
-        self.etcdctl(&["put", "/coreos.com/network/config", config], "").map(drop)
+        self.etcd.ctl(&["put", "/coreos.com/network/config", config], "").map(drop)
     }
 
     /// Keys and values of all leases, each in a line of its own.
     pub(crate) fn leases(&self) -> anyhow::Result<String> {
-        self.etcdctl(&["get", "--prefix", SUBNETS], "")
+        self.etcd.ctl(&["get", "--prefix", SUBNETS], "")
     }
 
     /// Writes leases, each under its key below the prefix, many in one transaction.
@@ -139,19 +139,8 @@ impl Cluster {
         // No comparisons; on success these operations; nothing otherwise.
         let mut text = "\n".to_owned();
         operations.into_iter().for_each(|operation| text = std::mem::take(&mut text) + &operation + "\n");
-        self.etcdctl(&["txn"], &(text + "\n\n")).map(drop)
+        self.etcd.ctl(&["txn"], &(text + "\n\n")).map(drop)
     }
-
-    fn etcdctl(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
-        etcdctl(&self.fabric, &self.etcd, args, input)
-    }
-}
-
-/// Runs `etcdctl`; the result is its standard output.
-pub(crate) fn etcdctl(fabric: &Fabric, etcd: &Etcd, args: &[&str], input: &str) -> anyhow::Result<String> {
-    let command = fabric.switch().command("etcdctl").env("ETCDCTL_API", "3");
-    let command = command.args(["--endpoints", &etcd.endpoint()]).args(args).input(input);
-    command.ok().context("etcdctl is in the package etcd-client")
 }
 
 /// The kernel may take a second until a new port of a switch passes anything.
@@ -261,9 +250,7 @@ impl Member {
 
     /// Output of a program on the node, given as words with one space between.
     pub(crate) fn show(&self, command: &str) -> anyhow::Result<String> {
-        let mut words = command.split(' ');
-        let program = words.next().context("no program")?;
-        self.node.namespace().command(program).args(words).ok()
+        self.node.namespace().show(command)
     }
 
     /// Lines of that output.

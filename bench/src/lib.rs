@@ -2,6 +2,5 @@
 
 pub mod figure;
 pub mod monitor;
-pub mod numbers;
 pub mod process;
 pub mod progress;

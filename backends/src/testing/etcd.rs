@@ -52,6 +52,13 @@ impl Etcd {
         self.restart()
     }
 
+    /// Runs `etcdctl`; the result is its standard output.
+    pub fn ctl(&self, args: &[&str], input: &str) -> anyhow::Result<String> {
+        let command = self.namespace.command("etcdctl").env("ETCDCTL_API", "3");
+        let command = command.args(["--endpoints", &self.endpoint()]).args(args).input(input);
+        command.ok().context("etcdctl is in the package etcd-client")
+    }
+
     /// Kills the server and keeps its data.
     pub fn kill(&mut self) {
         self.process = None;

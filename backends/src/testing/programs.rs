@@ -29,6 +29,12 @@ impl Namespace {
         self.command("ip").args(["-batch", "-"]).input(lines).ok().map(drop).with_context(|| lines.to_owned())
     }
 
+    /// Output of a program that is given as words with one space between.
+    pub fn show(&self, command: &str) -> anyhow::Result<String> {
+        let mut words = command.split(' ');
+        self.command(words.next().unwrap_or_default()).args(words).ok()
+    }
+
     /// Whether an echo request to `target` is answered within two seconds.
     pub fn reaches(&self, target: IpAddr) -> anyhow::Result<bool> {
         let target = target.to_string();

@@ -205,8 +205,7 @@ impl Site {
 
 /// Output of a program in a namespace.
 pub(crate) fn show(namespace: &Namespace, command: &str) -> String {
-    let mut words = command.split(' ');
-    namespace.command(words.next().unwrap()).args(words).ok().unwrap()
+    namespace.show(command).unwrap()
 }
 
 /// Sites that all know each other, on one fabric, with a pod each.

@@ -3,11 +3,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use backends::datapath::engine::Offload;
-use backends::testing::Namespace;
+use backends::testing::{Namespace, Numbers};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::bed::{Cluster, LIMIT, Site, UDP as CONFIG};
-use crate::flows::Numbers;
 use crate::packets::{ICMP, Packet, UDP};
 use crate::wire::{FAR, Wire, v4};
 

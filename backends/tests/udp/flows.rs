@@ -10,33 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backends::testing::Namespace;
+use backends::testing::{Namespace, Numbers};
 
 use crate::bed::LIMIT;
-
-/// Reproducible numbers (splitmix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Numbers(pub(crate) u64);
-
-impl Numbers {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number of the range.
-    pub(crate) fn within(&mut self, range: RangeInclusive<usize>) -> usize {
-        range.start() + self.next() as usize % (range.end() - range.start() + 1)
-    }
-
-    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&self.next().to_ne_bytes()[..chunk.len()]);
-        }
-    }
-}
 
 const CHUNK: usize = 64 * 1024;
 

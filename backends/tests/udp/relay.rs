@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Node as Machine, Pod, wait_for};
+use backends::testing::{Fabric, Node as Machine, Numbers, Pod, wait_for};
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP as CONFIG, checksum_errors, total};
-use crate::flows::{Datagrams, Numbers, exchange};
+use crate::flows::{Datagrams, exchange};
 use crate::packets::UDP;
 use crate::wire::PORT;
 
@@ -97,14 +97,7 @@ fn carry(socket: &UdpSocket, ends: [Ipv4Addr; 2], mischief: Mischief, done: &Don
         let (flip, cut, repeat) = (choose(mischief.flipped), choose(mischief.cut), choose(mischief.repeated));
         let (late, invent) = (choose(mischief.late), choose(mischief.invented));
         if invent {
-            let mut garbage = vec![0; numbers.within(1..=1472)];
-            numbers.fill(&mut garbage);
-            // One in two looks like the beginning of a packet.
-            if garbage.len() > 20 && numbers.within(0..=1) == 0 {
-                let len = garbage.len() as u16;
-                garbage[0] = 0x45;
-                garbage[2..4].copy_from_slice(&len.to_be_bytes());
-            }
+            let garbage = garbage(&mut numbers);
             count(&done.invented);
             send(to, &garbage);
         }
@@ -139,6 +132,18 @@ fn carry(socket: &UdpSocket, ends: [Ipv4Addr; 2], mischief: Mischief, done: &Don
             waiting.pop_front().into_iter().for_each(|(to, bytes)| send(to, &bytes));
         }
     }
+}
+
+fn garbage(numbers: &mut Numbers) -> Vec<u8> {
+    let mut garbage = vec![0; numbers.within(1..=1472)];
+    numbers.fill(&mut garbage);
+    // One in two looks like the beginning of a packet.
+    if garbage.len() > 20 && numbers.within(0..=1) == 0 {
+        let len = garbage.len() as u16;
+        garbage[0] = 0x45;
+        garbage[2..4].copy_from_slice(&len.to_be_bytes());
+    }
+    garbage
 }
 
 /// Whether the change would make the checksum of a UDP datagram 0, which means that there is none.

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
+use backends::testing::{Fabric, Namespace, Node as Machine, Numbers, Pod};
 
 use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;
-use crate::flows::{Numbers, exchange_by};
+use crate::flows::exchange_by;
 use crate::packets::{Packet, UDP, checksum};
 use crate::safety::socket;
 use crate::sockets::with_destination_options;

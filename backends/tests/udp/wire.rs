@@ -7,10 +7,9 @@ use std::thread;
 
 use backends::datapath::counters::Counters;
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Node as Machine, Pod};
+use backends::testing::{Fabric, Node as Machine, Numbers, Pod};
 
 use crate::bed::{ChecksumErrors, LIMIT, Site, UDP as CONFIG, checksum_errors};
-use crate::flows::Numbers;
 use crate::packets::{ICMP, Packet, TCP, UDP};
 
 pub(crate) const PORT: u16 = 8285;

@@ -41,9 +41,7 @@ impl Cluster {
 
     /// Runs `etcdctl` with these arguments.
     pub(crate) fn etcdctl(&self, args: &[&str]) -> String {
-        let endpoint = self.etcd.endpoint();
-        let command = self.fabric.switch().command("etcdctl").env("ETCDCTL_API", "3");
-        command.args(["--endpoints", &endpoint]).args(args).ok().unwrap()
+        self.etcd.ctl(args, "").unwrap()
     }
 
     pub(crate) fn put(&self, key: &str, value: &str) {
@@ -123,8 +121,7 @@ impl Member {
 
     /// Output of a program on the node.
     pub(crate) fn show(&self, command: &str) -> String {
-        let mut words = command.split(' ');
-        self.node.namespace().command(words.next().unwrap()).args(words).ok().unwrap()
+        self.node.namespace().show(command).unwrap()
     }
 
     pub(crate) fn ip(&self, lines: &str) {
@@ -150,9 +147,7 @@ impl Member {
             "bridge fdb show dev flannel.1",
             "ip -d -4 address show dev flannel.1",
         ] {
-            let mut words = command.split(' ');
-            let output = self.node.namespace().command(words.next().unwrap()).args(words).output().unwrap();
-            let text = String::from_utf8(output.stdout).unwrap();
+            let text = self.node.namespace().show(command).unwrap_or_default();
             let mut of_one: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
             of_one.sort();
             lines.append(&mut of_one);

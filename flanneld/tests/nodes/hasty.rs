@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backends::testing::Pod;
+use backends::testing::{Numbers, Pod};
 use subnet::Family;
 
 use crate::bed::Member;
@@ -31,18 +31,6 @@ fn configurations() -> Vec<String> {
     ]
 }
 
-/// Numbers that look random and are the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 fn hurry(kind: Kind, seed: u64) {
     let first = config(V4, VXLAN);
     let site = Site::new(kind, &first);
@@ -53,17 +41,17 @@ fn hurry(kind: Kind, seed: u64) {
     let (all, mut numbers) = (configurations(), Numbers(seed));
     let mut story = Vec::new();
     for _ in 0..12 {
-        let next = &all[numbers.below(all.len() as u64) as usize];
+        let next = &all[numbers.below(all.len())];
         story.push(next.clone());
         if kind == Kind::Kube {
             for member in &members {
                 site.configure_one(&member.node.name(), next);
-                thread::sleep(Duration::from_millis(numbers.below(700)));
+                thread::sleep(Duration::from_millis(numbers.below(700) as u64));
             }
         } else {
             site.configure(next);
         }
-        thread::sleep(Duration::from_millis(numbers.below(1500)));
+        thread::sleep(Duration::from_millis(numbers.below(1500) as u64));
     }
     site.configure(&first);
     let told = || {

@@ -145,8 +145,7 @@ impl Site {
 
     pub(crate) fn etcdctl(&self, args: &[&str]) -> String {
         let Store::Etcd(etcd) = &self.store else { panic!("only with etcd") };
-        let command = self.fabric.switch().command("etcdctl").env("ETCDCTL_API", "3");
-        command.args(["--endpoints", &etcd.endpoint()]).args(args).ok().unwrap()
+        etcd.ctl(args, "").unwrap()
     }
 
     /// An agent that was only just started.
@@ -241,9 +240,7 @@ impl Member {
 
     /// Output of a program on the node, and nothing if it fails: what it asks for may not be there.
     pub(crate) fn try_show(&self, command: &str) -> String {
-        let mut words = command.split(' ');
-        let output = self.node.namespace().command(words.next().unwrap()).args(words).output().unwrap();
-        if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
+        self.node.namespace().show(command).unwrap_or_default()
     }
 
     /// What `/readyz?verbose` says.

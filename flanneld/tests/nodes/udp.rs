@@ -54,11 +54,7 @@ fn store(directory: &Path) -> String {
 
 /// What there is of the tunnel, without the number of its device.
 fn state(member: &Member) -> String {
-    let show = |command: &str| {
-        let mut words = command.split(' ');
-        let output = member.node.namespace().command(words.next().unwrap()).args(words).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let show = |command: &str| member.node.namespace().show(command).unwrap_or_default();
     let tail = |text: String| text.split_once(':').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
     let (link, address) =
         (tail(show("ip -o link show flannel0")), tail(show("ip -o -4 address show dev flannel0")));

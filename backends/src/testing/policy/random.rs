@@ -11,6 +11,7 @@ use subnet::policy::{
 
 use super::{Packet, World};
 use crate::policy::{Cluster, Settings};
+use crate::testing::Numbers;
 
 const KEYS: [&str; 4] = ["app", "tier", "role", "env"];
 const VALUES: [&str; 3] = ["a", "b", "c"];
@@ -18,59 +19,42 @@ const NAMESPACES: [&str; 4] = ["n0", "n1", "n2", "n3"];
 const PORT_NAMES: [&str; 3] = ["web", "dns", "pg"];
 const PORTS: [u16; 8] = [1, 53, 79, 80, 81, 443, 8080, 65535];
 
-/// A source of random decisions: splitmix64.
+/// A source of random clusters and packets.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(Numbers);
 
 impl Random {
     /// The same decisions for the same number.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        Self(Numbers(seed))
     }
 
     /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    /// Once in `times`.
-    pub fn once_in(&mut self, times: usize) -> bool {
-        self.below(times) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
+        self.0.below(end)
     }
 
     /// A cluster.
     pub fn world(&mut self) -> World {
-        let v6 = self.once_in(2);
+        let v6 = self.0.one_in(2);
         let mut world = World {
-            settings: settings(v6, self.once_in(8)),
+            settings: settings(v6, self.0.one_in(8)),
             namespaces: BTreeMap::new(),
             pods: Vec::new(),
             policies: Vec::new(),
         };
         for name in NAMESPACES {
             // Pods can be known before their namespace is.
-            if !self.once_in(10) {
+            if !self.0.one_in(10) {
                 let labels = self.labels();
                 world.namespaces.insert(name.to_owned(), labels);
             }
         }
-        for _ in 0..self.below(14) {
+        for _ in 0..self.0.below(14) {
             let pod = self.pod(&world);
             world.pods.push(pod);
         }
-        for _ in 0..self.below(9) {
+        for _ in 0..self.0.below(9) {
             let policy = self.policy();
             put_policy(&mut world, policy);
         }
@@ -79,25 +63,25 @@ impl Random {
 
     /// Changes one thing, in the cluster's value too.
     pub fn change(&mut self, world: &mut World, cluster: &mut Cluster) {
-        match self.below(8) {
+        match self.0.below(8) {
             0 | 1 => {
                 let pod = self.pod(world);
                 cluster.set_pod(&pod);
                 world.pods.push(pod);
             }
             2 | 3 if !world.pods.is_empty() => {
-                let gone = world.pods.swap_remove(self.below(world.pods.len()));
+                let gone = world.pods.swap_remove(self.0.below(world.pods.len()));
                 cluster.remove_pod(gone.uid);
             }
             4 if !world.pods.is_empty() => {
-                let at = self.below(world.pods.len());
+                let at = self.0.below(world.pods.len());
                 let labels = self.labels();
                 world.pods[at].labels = labels;
                 cluster.set_pod(&world.pods[at]);
             }
             5 => {
-                let name = self.pick(&NAMESPACES);
-                if self.once_in(4) {
+                let name = self.0.of(&NAMESPACES);
+                if self.0.one_in(4) {
                     world.namespaces.remove(name);
                     cluster.remove_namespace(name);
                 } else {
@@ -107,7 +91,7 @@ impl Random {
                 }
             }
             6 if !world.policies.is_empty() => {
-                let gone = world.policies.swap_remove(self.below(world.policies.len()));
+                let gone = world.policies.swap_remove(self.0.below(world.policies.len()));
                 cluster.remove_policy(&gone.name);
             }
             _ => {
@@ -120,14 +104,14 @@ impl Random {
 
     /// A first packet between addresses that mean something to this cluster, most of the time.
     pub fn packet(&mut self, world: &World) -> Packet {
-        let v6 = world.settings.networks.len() > 1 && self.once_in(2);
+        let v6 = world.settings.networks.len() > 1 && self.0.one_in(2);
         let (source, destination) = (self.address(world, v6), self.address(world, v6));
         Packet {
             source,
             destination,
-            protocol: self.pick(&[6, 6, 6, 17, 17, 132, if v6 { 58 } else { 1 }, 50]),
+            protocol: self.0.of(&[6, 6, 6, 17, 17, 132, if v6 { 58 } else { 1 }, 50]),
             source_port: 40_000,
-            destination_port: self.pick(&PORTS),
+            destination_port: self.0.of(&PORTS),
         }
     }
 
@@ -139,32 +123,32 @@ impl Random {
             .copied()
             .filter(|one| one.is_ipv6() == v6)
             .collect();
-        if !known.is_empty() && !self.once_in(5) {
-            return self.pick(&known);
+        if !known.is_empty() && !self.0.one_in(5) {
+            return self.0.of(&known);
         }
-        match self.below(3) {
-            0 => in_family(self.pick(&[Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(172, 16, 0, 1)]), v6),
-            1 => in_family(Ipv4Addr::new(10, 244, self.below(4) as u8, self.below(2) as u8), v6),
+        match self.0.below(3) {
+            0 => in_family(self.0.of(&[Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(172, 16, 0, 1)]), v6),
+            1 => in_family(Ipv4Addr::new(10, 244, self.0.below(4) as u8, self.0.below(2) as u8), v6),
             _ => self.pod_address(v6),
         }
     }
 
     fn pod_address(&mut self, v6: bool) -> IpAddr {
-        in_family(Ipv4Addr::new(10, 244, self.below(3) as u8, 2 + self.below(8) as u8), v6)
+        in_family(Ipv4Addr::new(10, 244, self.0.below(3) as u8, 2 + self.0.below(8) as u8), v6)
     }
 
     fn labels(&mut self) -> Labels {
         let mut labels = Labels::new();
         for key in KEYS {
-            if self.once_in(2) {
-                labels.insert(key.to_owned(), self.pick(&VALUES).to_owned());
+            if self.0.one_in(2) {
+                labels.insert(key.to_owned(), self.0.of(&VALUES).to_owned());
             }
         }
         labels
     }
 
     fn pod(&mut self, world: &World) -> Pod {
-        let uid = Uid(u128::from(self.next()));
+        let uid = Uid(u128::from(self.0.next()));
         let v4 = self.pod_address(false);
         let mut addresses = vec![v4];
         if world.settings.networks.len() > 1 {
@@ -172,103 +156,103 @@ impl Random {
                 IpAddr::V4(v4) => in_family(v4, true),
                 IpAddr::V6(_) => v4,
             });
-            if self.once_in(6) {
-                addresses.remove(self.below(2));
+            if self.0.one_in(6) {
+                addresses.remove(self.0.below(2));
             }
         }
-        if self.once_in(12) {
+        if self.0.one_in(12) {
             addresses.clear();
         }
-        let ports = (0..self.below(4)).map(|_| NamedPort {
-            name: self.pick(&PORT_NAMES).into(),
-            protocol: self.pick(&Protocol::ALL),
-            port: self.pick(&PORTS),
+        let ports = (0..self.0.below(4)).map(|_| NamedPort {
+            name: self.0.of(&PORT_NAMES).into(),
+            protocol: self.0.of(&Protocol::ALL),
+            port: self.0.of(&PORTS),
         });
         let ports = ports.collect();
         let local = world.settings.subnets.iter().any(|net| net.contains(&v4));
         Pod {
             uid,
-            name: ObjectName::new(self.pick(&NAMESPACES), format!("pod-{}", uid.0)),
+            name: ObjectName::new(self.0.of(&NAMESPACES), format!("pod-{}", uid.0)),
             labels: self.labels(),
             addresses,
             ports,
-            created: self.below(5) as u64,
+            created: self.0.below(5) as u64,
             local,
         }
     }
 
     fn policy(&mut self) -> NetworkPolicy {
-        let kind = self.below(4);
+        let kind = self.0.below(4);
         let mut direction = |yes: bool| match yes {
-            true => Isolation::Isolated((0..self.below(4)).map(|_| self.rule()).collect()),
+            true => Isolation::Isolated((0..self.0.below(4)).map(|_| self.rule()).collect()),
             false => Isolation::Unspecified,
         };
         let (ingress, egress) = (direction(kind != 0), direction(kind != 1));
         NetworkPolicy {
-            name: ObjectName::new(self.pick(&NAMESPACES), format!("p{}", self.below(4))),
-            pods: if self.once_in(2) { Selector::everything() } else { self.selector() },
+            name: ObjectName::new(self.0.of(&NAMESPACES), format!("p{}", self.0.below(4))),
+            pods: if self.0.one_in(2) { Selector::everything() } else { self.selector() },
             ingress,
             egress,
         }
     }
 
     fn rule(&mut self) -> Rule {
-        let peers = match self.once_in(5) {
+        let peers = match self.0.one_in(5) {
             true => Peers::Any,
-            false => Peers::Of((0..self.below(4)).map(|_| self.peer()).collect()),
+            false => Peers::Of((0..self.0.below(4)).map(|_| self.peer()).collect()),
         };
-        let ports = match self.once_in(3) {
+        let ports = match self.0.one_in(3) {
             true => Ports::Any,
-            false => Ports::Of((0..self.below(4)).map(|_| self.port()).collect()),
+            false => Ports::Of((0..self.0.below(4)).map(|_| self.port()).collect()),
         };
         Rule { peers, ports }
     }
 
     fn peer(&mut self) -> Peer {
-        if self.once_in(3) {
-            let v6 = self.once_in(2);
+        if self.0.one_in(3) {
+            let v6 = self.0.one_in(2);
             let cidr = self.net(v6);
-            return Peer::Block { cidr, except: (0..self.below(3)).map(|_| self.net(v6)).collect() };
+            return Peer::Block { cidr, except: (0..self.0.below(3)).map(|_| self.net(v6)).collect() };
         }
-        let namespaces = match self.below(3) {
+        let namespaces = match self.0.below(3) {
             0 => NamespaceScope::Own,
             1 => NamespaceScope::Matching(Selector::everything()),
             _ => NamespaceScope::Matching(self.selector()),
         };
-        let pods = if self.once_in(3) { Selector::everything() } else { self.selector() };
+        let pods = if self.0.one_in(3) { Selector::everything() } else { self.selector() };
         Peer::Pods { namespaces, pods }
     }
 
     fn net(&mut self, v6: bool) -> IpNet {
         let address = match self.pod_address(v6) {
-            IpAddr::V4(v4) if self.once_in(4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() ^ 0x8000_0000)),
+            IpAddr::V4(v4) if self.0.one_in(4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() ^ 0x8000_0000)),
             other => other,
         };
         let full = if v6 { 128 } else { 32 };
-        let len = full - [0, 1, 3, 8, 16, 20, 31, 32][self.below(8)];
-        let len = if v6 && self.once_in(6) { 0 } else { len };
+        let len = full - [0, 1, 3, 8, 16, 20, 31, 32][self.0.below(8)];
+        let len = if v6 && self.0.one_in(6) { 0 } else { len };
         IpNet::new_assert(address, len).trunc()
     }
 
     fn port(&mut self) -> Port {
-        let (first, last) = (self.pick(&PORTS), self.pick(&PORTS));
-        let port = match self.below(5) {
+        let (first, last) = (self.0.of(&PORTS), self.0.of(&PORTS));
+        let port = match self.0.below(5) {
             0 => PortMatch::All,
-            1 => PortMatch::Named(self.pick(&PORT_NAMES).into()),
+            1 => PortMatch::Named(self.0.of(&PORT_NAMES).into()),
             2 => PortMatch::Range(first.min(last)..=first.max(last)),
             _ => PortMatch::Range(first..=first),
         };
-        Port { protocol: self.pick(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp]), port }
+        Port { protocol: self.0.of(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp]), port }
     }
 
     fn selector(&mut self) -> Selector {
-        let requirements = (0..self.below(3)).map(|_| Requirement {
-            key: self.pick(&KEYS).into(),
-            operator: match self.below(5) {
+        let requirements = (0..self.0.below(3)).map(|_| Requirement {
+            key: self.0.of(&KEYS).into(),
+            operator: match self.0.below(5) {
                 0 => Operator::Exists,
                 1 => Operator::DoesNotExist,
-                2 => Operator::NotIn([self.pick(&VALUES).into()].into()),
-                _ => Operator::In((0..=self.below(2)).map(|_| self.pick(&VALUES).into()).collect()),
+                2 => Operator::NotIn([self.0.of(&VALUES).into()].into()),
+                _ => Operator::In((0..=self.0.below(2)).map(|_| self.0.of(&VALUES).into()).collect()),
             },
         });
         let requirements: Vec<_> = requirements.collect();

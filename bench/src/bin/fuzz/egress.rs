@@ -7,9 +7,9 @@ use backends::datapath::outbox::Outbox;
 use backends::datapath::packet::{Header, decrement_ttl};
 use backends::datapath::split::{max_segment_len, split};
 use backends::datapath::vnet::Vnet;
+use backends::testing::Numbers;
 
 use crate::model::{self, Offload, TCP, UDP};
-use bench::numbers::Numbers;
 
 use crate::packets::{Flow, damage};
 
@@ -55,7 +55,7 @@ fn read(numbers: &mut Numbers) -> (Offload, Vec<u8>) {
 
 /// A batch of packets; gives how many, and how many of them were taken.
 pub(crate) fn case(seed: u64) -> (u64, u64) {
-    let mut numbers = Numbers::new(seed);
+    let mut numbers = Numbers(seed);
     let mut outbox = Outbox::with_capacity(numbers.of(&[0, 1000, 200_000]));
     let (mut fed, mut taken) = (0, 0);
     for _ in 0..=numbers.below(2) {

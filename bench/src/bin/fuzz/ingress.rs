@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use backends::datapath::coalesce::{Added, Coalescer, LONGEST_HEAD};
 use backends::datapath::packet::Header as Parsed;
+use backends::testing::Numbers;
 
 use crate::model::{self, Header, Offload, TCP, UDP};
-use bench::numbers::Numbers;
 
 use crate::packets::{Flow, damage};
 
@@ -121,7 +121,7 @@ fn related(a: &[u8], b: &[u8]) -> bool {
 
 /// A batch of datagrams; gives how many, how many were taken, and how many of these were merged.
 pub(crate) fn case(seed: u64) -> (u64, u64, u64) {
-    let mut numbers = Numbers::new(!seed);
+    let mut numbers = Numbers(!seed);
     let udp = !numbers.one_in(4);
     let mut coalescer = Coalescer::new(!numbers.one_in(8), udp);
     let (mut fed, mut taken, mut merged) = (0, 0, 0);

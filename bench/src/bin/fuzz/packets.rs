@@ -1,6 +1,6 @@
 //! Random packets: whole ones of a few flows, damaged ones, and bytes that are none.
 
-use bench::numbers::Numbers;
+use backends::testing::Numbers;
 
 use crate::model::{self, TCP, UDP};
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use backends::testing::Numbers;
 use bench::figure::{Figure, Limit, Record};
-use bench::numbers::Numbers;
 use bench::process::{cpu_time, resident_mib};
 
 use super::bed::{Cluster, Peer};
@@ -92,7 +92,7 @@ struct Happened {
 
 impl Crowd {
     fn new() -> Self {
-        Self { peers: BTreeMap::new(), unused: 0, random: Numbers::new(1) }
+        Self { peers: BTreeMap::new(), unused: 0, random: Numbers(1) }
     }
 
     /// Lets all come that are not there: at first, and those who left.

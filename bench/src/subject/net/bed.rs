@@ -15,7 +15,6 @@ use tempfile::TempDir;
 
 use super::Job;
 use super::plan::Place;
-use crate::bed::etcdctl;
 
 /// How long anything may take before it is given up.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -120,7 +119,7 @@ impl Pair {
                 fabric.switch().ip("route add 172.31.1.0/24 dev br0")?;
                 let etcd = Etcd::on(&fabric)?;
                 let endpoints = format!("--etcd-endpoints={}", etcd.endpoint());
-                etcdctl(&fabric, &etcd, &["put", "/coreos.com/network/config", &config], "")?;
+                etcd.ctl(&["put", "/coreos.com/network/config", &config], "")?;
                 (None, Some(etcd), endpoints)
             }
             Way::Bare | Way::HostGw | Way::Vxlan | Way::Udp => {

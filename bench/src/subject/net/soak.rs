@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use backends::testing::Namespace;
+use backends::testing::{Namespace, Numbers};
 
 use super::bed::{End, Pair};
 use super::counted::Counted;
@@ -48,24 +48,6 @@ pub(crate) fn take(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> 
     ])
 }
 
-/// Numbers that look random and that both ends know.
-struct Content(u64);
-
-impl Content {
-    fn of(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn fill(&mut self, room: &mut [u8]) {
-        for word in room.chunks_mut(8) {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
-        }
-    }
-}
-
 /// How many pieces of the stream arrived otherwise than they were sent, and its rate in Gbit/s.
 fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
     const PIECE: usize = 128 * 1024;
@@ -77,7 +59,7 @@ fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
         let sender = scope.spawn(move || -> anyhow::Result<()> {
             let mut stream = from.namespace.run(|| TcpStream::connect(at)).context("no connection")?;
             stream.set_write_timeout(Some(SILENCE))?;
-            let (mut content, mut piece, mut left) = (Content::of(1), vec![0; PIECE], BYTES);
+            let (mut content, mut piece, mut left) = (Numbers(1), vec![0; PIECE], BYTES);
             while left > 0 {
                 let len = left.min(PIECE as u64) as usize;
                 content.fill(&mut piece[..len]);
@@ -89,7 +71,7 @@ fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
         let receive = || -> anyhow::Result<u64> {
             let (mut stream, _) = listener.accept()?;
             stream.set_read_timeout(Some(SILENCE))?;
-            let (mut content, mut piece, mut expected) = (Content::of(1), vec![0; PIECE], vec![0; PIECE]);
+            let (mut content, mut piece, mut expected) = (Numbers(1), vec![0; PIECE], vec![0; PIECE]);
             let (mut wrong, mut left) = (0, BYTES);
             while left > 0 {
                 let len = left.min(PIECE as u64) as usize;
@@ -162,7 +144,7 @@ fn send(sources: &[UdpSocket], done: &AtomicBool) -> anyhow::Result<()> {
 fn compose(datagram: &mut [u8], flow: u64, number: u64) {
     datagram[..8].copy_from_slice(&flow.to_le_bytes());
     datagram[8..16].copy_from_slice(&number.to_le_bytes());
-    Content::of(flow << 40 ^ number).fill(&mut datagram[16..]);
+    Numbers(flow << 40 ^ number).fill(&mut datagram[16..]);
 }
 
 fn receive(sink: &UdpSocket) -> anyhow::Result<Datagrams> {
