@@ -119,7 +119,7 @@ without = tree=$$(cargo tree --locked -q -p $(1) -e normal,build --all-features 
 	done
 
 layers: PACKAGES += python3
-layers: deps ## Checks who depends on whom: crates, files (no cycles) and layers inside of backends
+layers: deps ## Checks who depends on whom (crates, files without cycles, layers inside of backends), and sizes
 	@$(call without,subnet,rtnetlink netlink-sys clap)
 	@$(call without,backends,kube k8s-openapi etcd-client clap)
 	@$(call without,cni-plugin,tokio kube k8s-openapi etcd-client rtnetlink netlink-sys clap)
@@ -127,6 +127,7 @@ layers: deps ## Checks who depends on whom: crates, files (no cycles) and layers
 	@$(call without,bench,kube etcd-client rtnetlink netlink-sys netlink-packet-route,--depth=1)
 	@for package in flanneld bench; do $(call without,$$package,aws-lc-rs aws-lc-sys openssl-sys); done
 	@.ci/module-cycles
+	@.ci/sizes
 
 release: ## Builds the static programs that are shipped
 	cargo build --locked --release -p flanneld
