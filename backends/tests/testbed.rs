@@ -12,7 +12,7 @@ use backends::testing::{
     Etcd, Fabric, Namespace, Node, NodeOptions, PingOptions, Pinger, Pod, Process, Signal, wait_for,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// No process is left under this process id, or only what its parent hasn't collected yet.
 fn is_gone(pid: u32) -> bool {
@@ -25,7 +25,7 @@ fn sleeper(namespace: &Namespace) -> anyhow::Result<Process> {
     let sleeper = namespace.command("sleep").arg("1000").spawn()?;
     // Only once setpriv has become sleep is the death signal surely set.
     let name = format!("/proc/{}/comm", sleeper.id());
-    wait_for("sleep to start", PATIENCE, || fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n"))?;
+    wait_for("sleep to start", TIMEOUT, || fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n"))?;
     Ok(sleeper)
 }
 
@@ -57,8 +57,8 @@ fn a_namespace_and_its_programs_vanish_when_their_owner_panics() {
     });
     let (path, pid): (PathBuf, u32) = tell.recv().unwrap();
     assert!(owner.join().is_err());
-    wait_for("the namespace to vanish", PATIENCE, || !path.exists()).unwrap();
-    wait_for("the program to end", PATIENCE, || is_gone(pid)).unwrap();
+    wait_for("the namespace to vanish", TIMEOUT, || !path.exists()).unwrap();
+    wait_for("the program to end", TIMEOUT, || is_gone(pid)).unwrap();
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn programs_die_with_their_namespace_even_if_nobody_kills_them() {
     let namespace = Namespace::new().unwrap();
     let mut sleeper = sleeper(&namespace).unwrap();
     drop(namespace);
-    let status = sleeper.wait(PATIENCE).unwrap();
+    let status = sleeper.wait(TIMEOUT).unwrap();
     assert!(status.to_string().contains("SIGKILL"), "{status}");
 }
 
@@ -91,7 +91,7 @@ fn nothing_survives_the_death_of_the_process() {
     holder.kill().unwrap();
     holder.wait().unwrap();
     let pid = pid.expect("the holder starts a program");
-    wait_for("the program to end", PATIENCE, || is_gone(pid)).unwrap();
+    wait_for("the program to end", TIMEOUT, || is_gone(pid)).unwrap();
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_signal_ends_a_program() {
     let mut sleeper = sleeper(&namespace).unwrap();
     assert!(sleeper.ended().unwrap().is_none());
     sleeper.signal(Signal::TERM).unwrap();
-    let status = sleeper.wait(PATIENCE).unwrap();
+    let status = sleeper.wait(TIMEOUT).unwrap();
     assert!(status.to_string().contains("SIGTERM"), "{status}");
     sleeper.signal(Signal::TERM).unwrap();
 }
@@ -269,12 +269,12 @@ fn pings_that_may_not_be_divided_pass_up_to_the_mtu_and_get_lost_beyond_it() {
         };
         for (size, dont_fragment) in [(1500 - headers, true), (1501 - headers, false), (16, false)] {
             let pinger = start(size, dont_fragment);
-            wait_for("ten answers", PATIENCE, || pinger.received() >= 10).unwrap();
+            wait_for("ten answers", TIMEOUT, || pinger.received() >= 10).unwrap();
             let pings = pinger.finish().unwrap();
             assert_eq!(pings.lost, 0, "{target}, {size} bytes: {pings:?}");
         }
         let pinger = start(1501 - headers, true);
-        pinger.wait_for_loss(PATIENCE).unwrap();
+        pinger.wait_for_loss(TIMEOUT).unwrap();
         let pings = pinger.finish().unwrap();
         assert!(pings.received == 0 && pings.lost > 0 && pings.sent == pings.lost, "{target}: {pings:?}");
     }
@@ -293,12 +293,12 @@ fn a_pinger_counts_what_an_outage_loses_and_measures_it() {
     let fabric = Fabric::new().unwrap();
     let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
     let pinger = Pinger::start(one.namespace(), two.address().into()).unwrap();
-    pinger.wait_for_reply(PATIENCE).unwrap();
+    pinger.wait_for_reply(TIMEOUT).unwrap();
     two.unplug().unwrap();
     let outage = Duration::from_millis(300);
-    pinger.wait_for_silence(outage, PATIENCE).unwrap();
+    pinger.wait_for_silence(outage, TIMEOUT).unwrap();
     two.plug().unwrap();
-    pinger.wait_for_reply(PATIENCE).unwrap();
+    pinger.wait_for_reply(TIMEOUT).unwrap();
     let pings = pinger.finish().unwrap();
     assert!(pings.lost > 0 && pings.received > 1, "{pings:?}");
     assert_eq!(pings.sent, pings.received + pings.lost);
@@ -310,7 +310,7 @@ fn a_quiet_link_loses_no_ping() {
     let fabric = Fabric::new().unwrap();
     let node = fabric.node().unwrap();
     let pinger = Pinger::start(node.namespace(), fabric.address().into()).unwrap();
-    wait_for("fifty answers", PATIENCE, || pinger.received() >= 50).unwrap();
+    wait_for("fifty answers", TIMEOUT, || pinger.received() >= 50).unwrap();
     let pings = pinger.finish().unwrap();
     assert_eq!(pings.lost, 0, "{pings:?}");
 }

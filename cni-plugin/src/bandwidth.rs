@@ -17,7 +17,7 @@ use crate::netlink::tc::{self, Limit};
 use crate::netlink::{Errno, message::Message};
 use crate::netns::{Missing, Namespace};
 use crate::result::Interface;
-use config::Config;
+use config::BandwidthConfig;
 
 /// How the names of our ifbs and of those of Go's plugin begin, and how ours begin to tell whose they are.
 const PREFIX: &str = "bwp";
@@ -33,9 +33,9 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
     let ifb = || hash::name(PREFIX, 15, &format!("{}{}", network.name, call.attachment.container));
     match call.verb {
         Verb::Add => {
-            let config = Config::parse(stdin)?;
+            let config = BandwidthConfig::parse(stdin)?;
             let result = previous(network)?;
-            if config == Config::default() {
+            if config == BandwidthConfig::default() {
                 return Ok(passed_on(result));
             }
             add(call, network, &config, &ifb(), result)
@@ -43,7 +43,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
         // An ifb of a configuration that makes no sense can't be there, but it costs nothing to look.
         Verb::Del => delete_ifb(&mut open()?, &ifb()).map(|()| String::new()),
         Verb::Check => {
-            let config = Config::parse(stdin)?;
+            let config = BandwidthConfig::parse(stdin)?;
             check(call, network, &config, &ifb())?;
             Ok(String::new())
         }
@@ -59,7 +59,13 @@ fn open() -> Result<Socket, String> {
     Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))
 }
 
-fn add(call: &Call, network: &Network, config: &Config, ifb: &str, result: &Value) -> Result<String, String> {
+fn add(
+    call: &Call,
+    network: &Network,
+    config: &BandwidthConfig,
+    ifb: &str,
+    result: &Value,
+) -> Result<String, String> {
     let mut host = open()?;
     let port = port(&mut host, call, network)?;
     if let Some(limit) = config.ingress {
@@ -160,7 +166,7 @@ fn port(host: &mut Socket, call: &Call, network: &Network) -> Result<Link, Strin
     Err("no veth peer of container interface found in host ns".into())
 }
 
-fn check(call: &Call, network: &Network, config: &Config, ifb: &str) -> Result<(), String> {
+fn check(call: &Call, network: &Network, config: &BandwidthConfig, ifb: &str) -> Result<(), String> {
     let mut host = open()?;
     let port = port(&mut host, call, network)?;
     let mut limited = |link: &Link, wanted: Limit| {

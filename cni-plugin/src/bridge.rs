@@ -18,7 +18,7 @@ use crate::netns::{Missing, Namespace};
 use crate::note;
 
 pub(crate) use add::add;
-pub(crate) use config::{Config, Reading};
+pub(crate) use config::{BridgeConfig, Reading};
 
 /// One attachment of a pod, and where the pod is.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Pod<'a> {
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin.
-pub(crate) fn del(config: &Config, pod: Pod<'_>) -> Result<(), String> {
+pub(crate) fn del(config: &BridgeConfig, pod: Pod<'_>) -> Result<(), String> {
     if !pod.netns.is_empty() {
         match Namespace::open(pod.netns) {
             Ok(namespace) => delete_link(&namespace, &pod.attachment.ifname)?,
@@ -57,7 +57,7 @@ fn delete_link(namespace: &Namespace, name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin.
-pub(crate) fn check(config: &Config, pod: Pod<'_>, prev_result: Option<&Value>) -> Result<(), String> {
+pub(crate) fn check(config: &BridgeConfig, pod: Pod<'_>, prev_result: Option<&Value>) -> Result<(), String> {
     let namespace = Namespace::open(pod.netns)
         .map_err(|missing| format!("failed to open netns {:?}: {}", pod.netns, missing.text()))?;
     allocate::check(&config.ipam, pod.attachment)?;
@@ -70,7 +70,7 @@ pub(crate) fn check(config: &Config, pod: Pod<'_>, prev_result: Option<&Value>) 
 ///
 /// # Errors
 /// A sentence.
-pub(crate) fn status(config: &Config) -> Result<(), String> {
+pub(crate) fn status(config: &BridgeConfig) -> Result<(), String> {
     let name = &config.bridge;
     let mut host = Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))?;
     match link::by_name(&mut host, name) {

@@ -15,7 +15,7 @@ use crate::conf::Network;
 use crate::env::{Attachment, Call, Verb};
 use crate::note;
 use crate::result::Attached;
-use config::Config;
+use config::HostLocalConfig;
 use store::Store;
 
 /// What is printed when a call of `host-local` itself succeeds.
@@ -23,7 +23,7 @@ use store::Store;
 /// # Errors
 /// A sentence in the words of the original.
 pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<String, String> {
-    let config = Config::parse(&Object::parse(stdin)?, &Args::parse(&call.args)?)?;
+    let config = HostLocalConfig::parse(&Object::parse(stdin)?, &Args::parse(&call.args)?)?;
     let nothing = |()| String::new();
     match call.verb {
         Verb::Add => {
@@ -51,7 +51,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
 ///
 /// # Errors
 /// Those that could not be given back, as one sentence.
-pub(crate) fn collect(config: &Config, valid: &BTreeSet<Attachment>) -> Result<(), String> {
+pub(crate) fn collect(config: &HostLocalConfig, valid: &BTreeSet<Attachment>) -> Result<(), String> {
     let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
     let (released, failures) = store.release_if(|holder, _| holder.is_garbage(valid));
     for one in &released {

@@ -69,7 +69,7 @@ impl Plugin {
 
 fn bridge_answer(call: &Call, network: &Network, stdin: &str) -> Result<String, CniError> {
     let failed = |msg: String| CniError::new(error::OTHER, msg);
-    let config = match bridge::Config::read(stdin, &call.args).map_err(failed)? {
+    let config = match bridge::BridgeConfig::read(stdin, &call.args).map_err(failed)? {
         Reading::Implemented(config) => config,
         Reading::Foreign(member) => {
             let msg = format!(

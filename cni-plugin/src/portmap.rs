@@ -14,7 +14,7 @@ use crate::netlink::nft::{self, Expr, MAX_COMMENT, Owner};
 use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, conntrack, route};
 use crate::{note, sysctl};
-use config::{Config, addresses};
+use config::{PortmapConfig, addresses};
 
 const TABLE: &str = "cni_hostport";
 /// Chains of rules with the container as their comment.
@@ -34,7 +34,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
     let container = &call.attachment.container;
     match call.verb {
         Verb::Add => {
-            let config = Config::parse(stdin)?;
+            let config = PortmapConfig::parse(stdin)?;
             let result = passed_on(previous(network)?);
             let addresses = addresses(&attached(network)?, &call.attachment.ifname);
             if !config.mappings.is_empty() {
@@ -44,7 +44,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
         }
         Verb::Del => del(network, container, stdin).map(|()| String::new()),
         Verb::Check => {
-            let config = Config::parse(stdin)?;
+            let config = PortmapConfig::parse(stdin)?;
             if network.prev_result.is_none() {
                 return Err("Required prevResult missing".into());
             }
@@ -65,7 +65,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
     }
 }
 
-fn add(config: &Config, owner: Owner<'_>, addresses: &[IpAddr]) -> Result<(), String> {
+fn add(config: &PortmapConfig, owner: Owner<'_>, addresses: &[IpAddr]) -> Result<(), String> {
     if owner.container.len() > MAX_COMMENT {
         return Err(format!(
             "a container id of {} characters does not fit into a rule's comment",
@@ -100,7 +100,7 @@ fn add(config: &Config, owner: Owner<'_>, addresses: &[IpAddr]) -> Result<(), St
 }
 
 /// Everything that a pod's address needs, with what all pods share.
-fn changes(config: &Config, owner: Owner<'_>, address: IpAddr) -> Vec<Message> {
+fn changes(config: &PortmapConfig, owner: Owner<'_>, address: IpAddr) -> Vec<Message> {
     let ipv6 = address.is_ipv6();
     let family = nft::family(ipv6);
     let rule =
@@ -157,7 +157,7 @@ fn allow_loopback(address: IpAddr) {
 /// Removes the container's rules, of both families, and those of the original before 1.6.
 fn del(network: &Network, container: &str, stdin: &str) -> Result<(), String> {
     // A configuration that could not be used has mapped nothing.
-    if Config::parse(stdin).is_ok_and(|config| config.mappings.is_empty()) {
+    if PortmapConfig::parse(stdin).is_ok_and(|config| config.mappings.is_empty()) {
         return Ok(());
     }
     let failed = |errno: Errno| format!("error deleting nftables rules: {errno}");
@@ -217,7 +217,7 @@ fn of_containers(socket: &mut Socket, family: u8) -> Result<Vec<nft::Rule>, Errn
     Ok(rules)
 }
 
-fn check(config: &Config, container: &str, address: IpAddr) -> Result<(), String> {
+fn check(config: &PortmapConfig, container: &str, address: IpAddr) -> Result<(), String> {
     let ipv6 = address.is_ipv6();
     let by_address =
         config.of_family(ipv6).filter(|one| one.host_ip.is_some_and(|ip| !ip.is_unspecified())).count();

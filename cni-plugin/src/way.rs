@@ -13,7 +13,7 @@ use crate::error::{self, CniError};
 #[derive(Debug)]
 pub(crate) enum Way {
     /// `bridge` with `host-local`.
-    InProcess(Box<bridge::Config>),
+    InProcess(Box<bridge::BridgeConfig>),
     /// A program in `CNI_PATH`.
     Program(PathBuf),
 }
@@ -31,7 +31,7 @@ impl Way {
     ) -> Result<Self, CniError> {
         let mut member = None;
         if delegate.plugin == "bridge" && network.in_process && !call.exec {
-            match bridge::Config::read(&delegate.text, &call.args).map_err(failed)? {
+            match bridge::BridgeConfig::read(&delegate.text, &call.args).map_err(failed)? {
                 Reading::Implemented(config) => return Ok(Self::InProcess(config)),
                 Reading::Foreign(found) => member = Some(found),
             }

@@ -63,7 +63,7 @@ impl SubnetEnv {
 
 /// What has become of a file that had this content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum FileStanding {
     /// It is there, byte for byte.
     Ours,
     /// Another program wrote it: it says the same of this node, with more or in its own variables (as
@@ -75,17 +75,17 @@ pub enum Standing {
 
 impl SubnetEnv {
     /// What has become of `path` since this content was written to it.
-    pub fn standing(&self, path: &Path) -> Standing {
+    pub fn standing(&self, path: &Path) -> FileStanding {
         match regular::read_to_string(path) {
             Ok(text) => self.standing_of(&text),
-            Err(_) => Standing::Broken,
+            Err(_) => FileStanding::Broken,
         }
     }
 
-    fn standing_of(&self, text: &str) -> Standing {
+    fn standing_of(&self, text: &str) -> FileStanding {
         let own = self.to_string();
         if text == own {
-            return Standing::Ours;
+            return FileStanding::Ours;
         }
         // A line cut off in the middle may still look like one.
         let whole = text.ends_with('\n');
@@ -98,7 +98,7 @@ impl SubnetEnv {
         let translated = flannels().next().is_none()
             && text.lines().all(|line| assignment(line.trim()))
             && subnets.any(|subnet| text.contains(&subnet));
-        if whole && (same || translated) { Standing::Rewritten } else { Standing::Broken }
+        if whole && (same || translated) { FileStanding::Rewritten } else { FileStanding::Broken }
     }
 }
 
@@ -184,7 +184,7 @@ pub struct Reading {
 }
 
 /// A path of a socket is at most this long: the kernel's `sun_path`, with a zero byte at its end.
-pub const SOCKET_PATH_MAX: usize = 107;
+pub const MAX_SOCKET_PATH: usize = 107;
 
 /// A line of `subnet.env` can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -251,7 +251,7 @@ impl Reading {
 }
 
 fn socket(text: &str) -> Option<PathBuf> {
-    let usable = text.starts_with('/') && text.len() <= SOCKET_PATH_MAX && !text.contains('\0');
+    let usable = text.starts_with('/') && text.len() <= MAX_SOCKET_PATH && !text.contains('\0');
     usable.then(|| text.into())
 }
 
@@ -350,8 +350,8 @@ mod tests {
         assert_eq!(Reading::parse(&text).unwrap().policy_socket, with.policy_socket);
         assert_eq!(Reading::parse(&dual().to_string()).unwrap().policy_socket, None);
         // Switched on or off, the file is written again.
-        assert_eq!(with.standing_of(&dual().to_string()), Standing::Broken);
-        assert_eq!(dual().standing_of(&text), Standing::Broken);
+        assert_eq!(with.standing_of(&dual().to_string()), FileStanding::Broken);
+        assert_eq!(dual().standing_of(&text), FileStanding::Broken);
         for bad in ["", "policy.sock", &format!("/{}", "x".repeat(107))] {
             let error = Reading::parse(&format!("FLANNEL_POLICY_SOCKET={bad}\n")).unwrap_err().to_string();
             assert!(error.contains("FLANNEL_POLICY_SOCKET=") && error.contains("absolute path"), "{error}");
@@ -377,11 +377,11 @@ mod tests {
     fn a_file_of_another_program_that_says_the_same_is_left_alone_and_a_broken_one_is_not() {
         let own = dual().to_string();
         let standing = |text: &str| dual().standing_of(text);
-        assert_eq!(standing(&own), Standing::Ours);
+        assert_eq!(standing(&own), FileStanding::Ours);
         let docker = "DOCKER_OPT_BIP=\"--bip=10.42.0.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
                       DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.42.0.1/24 --ip-masq=false --mtu=1450\"\n";
         for text in [docker.to_owned(), format!("{own}{docker}"), format!("# by hand\n\n{own}export A=b\n")] {
-            assert_eq!(standing(&text), Standing::Rewritten, "{text}");
+            assert_eq!(standing(&text), FileStanding::Rewritten, "{text}");
         }
         let mut broken: Vec<String> = (0..own.len()).map(|cut| own[..cut].to_owned()).collect();
         broken.extend((0..own.lines().count()).map(|skip| {
@@ -395,10 +395,10 @@ mod tests {
         broken.push(format!("{docker}FLANNEL_MTU=1450\n"));
         broken.extend(["garbage\n", "FOO=bar\n", "\n", "10.42.0.1/24\n"].map(str::to_owned));
         for text in broken {
-            assert_eq!(standing(&text), Standing::Broken, "{text:?}");
+            assert_eq!(standing(&text), FileStanding::Broken, "{text:?}");
         }
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(dual().standing(&directory.path().join("subnet.env")), Standing::Broken);
+        assert_eq!(dual().standing(&directory.path().join("subnet.env")), FileStanding::Broken);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::lease::{Lease, Leases};
 use crate::pace::Backoff;
 use crate::standing::Standing;
 use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, Tenure, addresses_of};
-use client::Connection;
+use client::EtcdConnection;
 use follow::is_too_large;
 use keys::Keys;
 
@@ -69,7 +69,7 @@ impl fmt::Debug for EtcdOptions {
 
 /// One node's end of an etcd cluster.
 pub struct Etcd {
-    connection: Connection,
+    connection: EtcdConnection,
     endpoints: Vec<String>,
     keys: Keys,
     renew_margin: Duration,
@@ -118,7 +118,7 @@ impl Etcd {
     /// [`StoreError::Unusable`] naming the option or the file.
     pub fn new(options: EtcdOptions) -> Result<Self, StoreError> {
         Ok(Self {
-            connection: Connection::new(&options)?,
+            connection: EtcdConnection::new(&options)?,
             endpoints: options.endpoints.clone(),
             keys: Keys::new(&options.prefix),
             renew_margin: options.renew_margin,

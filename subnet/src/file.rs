@@ -32,7 +32,7 @@ use crate::pace::Backoff;
 use crate::standing::{Standing, writer};
 use crate::store::{Claim, Feed, LEASE_TTL, LeaseStore, Loss, StoreError, Tenure};
 use directory::{Directory, Locked};
-use entry::{Entry, created_at, whole_seconds};
+use entry::{LeaseFile, created_at, whole_seconds};
 use notice::Notice;
 
 /// A renewal never follows sooner than this on another, however large the margin is.
@@ -61,7 +61,7 @@ pub struct Files {
 }
 
 /// What was found out about the own lease.
-enum Found {
+enum LeaseCheck {
     /// This node holds nothing at present.
     Nothing,
     /// It is ours and is to be looked at again then; never, if it is a reservation.
@@ -93,12 +93,12 @@ impl Files {
         let mut notice = Notice::new(&self.directory)?;
         loop {
             match self.find().await? {
-                Found::Lost(loss) => return Ok(loss),
-                Found::Nothing => self.moved.notified().await,
+                LeaseCheck::Lost(loss) => return Ok(loss),
+                LeaseCheck::Nothing => self.moved.notified().await,
                 // Paced, in case somebody deletes or damages the file for ever, for example a machine
                 // with another idea of the time.
-                Found::Restored => backoff.wait().await,
-                Found::Ours { key, again } => {
+                LeaseCheck::Restored => backoff.wait().await,
+                LeaseCheck::Ours { key, again } => {
                     let begun = Instant::now();
                     tokio::select! {
                         changed = notice.changed(Some(&key)) => changed?,
@@ -112,35 +112,35 @@ impl Files {
     }
 
     /// Reads the own lease and does what is needed for it to be ours.
-    async fn find(&self) -> Result<Found, StoreError> {
+    async fn find(&self) -> Result<LeaseCheck, StoreError> {
         let mut held = self.held.lock().await;
-        let Some(mine) = held.as_mut() else { return Ok(Found::Nothing) };
+        let Some(mine) = held.as_mut() else { return Ok(LeaseCheck::Nothing) };
         let found = self.directory.alone(|directory| self.find_locked(directory, mine)).await?;
-        if let Found::Lost(_) = found {
+        if let LeaseCheck::Lost(_) = found {
             *held = None;
             self.standing().lost();
         }
         Ok(found)
     }
 
-    fn find_locked(&self, directory: &Locked<'_>, mine: &mut Lease) -> Result<Found, StoreError> {
+    fn find_locked(&self, directory: &Locked<'_>, mine: &mut Lease) -> Result<LeaseCheck, StoreError> {
         let (key, now) = (directory.key(&mine.subnets)?, SystemTime::now());
         let entry = directory.read(&key)?.filter(|entry| !entry.expired(now));
         let Some(entry) = entry else {
             // Expired while this node was away, or deleted by hand; perhaps given to another since.
             let table = directory.list()?;
             if let Some(loss) = rival(mine, &table.leases) {
-                return Ok(Found::Lost(loss));
+                return Ok(LeaseCheck::Lost(loss));
             }
             mine.created = table.next_created(now);
             self.renew(directory, &key, mine, now)?;
             tracing::warn!(lease = %mine, "the own lease was deleted and has been put back");
-            return Ok(Found::Restored);
+            return Ok(LeaseCheck::Restored);
         };
         let Ok((public, attachment)) = decode_value(entry.text.as_bytes()) else {
             self.renew(directory, &key, mine, now)?;
             tracing::warn!(lease = %mine, "the own lease was unreadable and has been restored");
-            return Ok(Found::Restored);
+            return Ok(LeaseCheck::Restored);
         };
         let created = entry.created.unwrap_or(mine.created);
         let found = Lease { subnets: mine.subnets, public, attachment, created, written: mine.written };
@@ -159,10 +159,10 @@ impl Files {
             Some(loss @ Loss::Contested { .. }) if self.standing().answers() => {
                 tracing::warn!("{loss}; it was written again, since this node has held it for longer");
                 let expires = entry.expires.map(|_| self.stamp(now));
-                directory.write(&key, &Entry::encode(mine, expires, &self.writer))?;
-                return Ok(Found::Restored);
+                directory.write(&key, &LeaseFile::encode(mine, expires, &self.writer))?;
+                return Ok(LeaseCheck::Restored);
             }
-            Some(loss) => return Ok(Found::Lost(loss)),
+            Some(loss) => return Ok(LeaseCheck::Lost(loss)),
             None => *mine = found,
         }
         *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = entry.expires;
@@ -171,7 +171,7 @@ impl Files {
         if again.is_some_and(|again| again <= now) {
             again = Some(due(self.renew(directory, &key, mine, now)?).max(now + RENEW_APART));
         }
-        Ok(Found::Ours { key, again })
+        Ok(LeaseCheck::Ours { key, again })
     }
 
     /// Writes the lease with a new time to live; the end of that.
@@ -183,7 +183,7 @@ impl Files {
         now: SystemTime,
     ) -> Result<SystemTime, StoreError> {
         let expires = self.stamp(now);
-        directory.write(key, &Entry::encode(mine, Some(expires), &self.writer))?;
+        directory.write(key, &LeaseFile::encode(mine, Some(expires), &self.writer))?;
         Ok(expires)
     }
 
@@ -238,7 +238,7 @@ impl Files {
             let key = directory.key(&used.subnets)?;
             let reserved = directory.read(&key)?.is_some_and(|entry| entry.expires.is_none());
             let expires = (!reserved).then(|| now + LEASE_TTL);
-            directory.write(&key, &Entry::encode(&renewed, expires, &self.writer))?;
+            directory.write(&key, &LeaseFile::encode(&renewed, expires, &self.writer))?;
         }
         let Choice { subnets, known, replaces } = choice;
         let (same, replaced) = match known {
@@ -252,7 +252,8 @@ impl Files {
         let before = same.as_ref().or(replaced.as_ref()).map(|lease| directory.key(&lease.subnets));
         let before = before.transpose()?.map(|key| directory.read(&key)).transpose()?.flatten();
         let reserved = before.is_some_and(|entry| entry.expires.is_none());
-        directory.write(&key, &Entry::encode(&lease, (!reserved).then(|| self.stamp(now)), &self.writer))?;
+        directory
+            .write(&key, &LeaseFile::encode(&lease, (!reserved).then(|| self.stamp(now)), &self.writer))?;
         for old in replaced.iter().chain(leftovers(network, claim, subnets, &table.leases)) {
             directory.remove(&directory.key(&old.subnets)?)?;
         }

@@ -20,13 +20,13 @@ const ENCRYPTED: &str = "ENCRYPTED";
 /// Makes this the TLS of the process; calling it again changes nothing.
 pub(crate) fn install() {
     // A second provider elsewhere in the program would be as good.
-    let _ = CryptoProvider { key_provider: &Keys, ..ring::default_provider() }.install_default();
+    let _ = CryptoProvider { key_provider: &PemKeys, ..ring::default_provider() }.install_default();
 }
 
 #[derive(Debug)]
-struct Keys;
+struct PemKeys;
 
-impl KeyProvider for Keys {
+impl KeyProvider for PemKeys {
     fn load_private_key(&self, key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, Error> {
         let key = ring::default_provider().key_provider.load_private_key(key)?;
         Ok(Arc::new(Uncompared(key)))

@@ -63,7 +63,7 @@ impl Watched {
         let mut backoff = Backoff::watching();
         loop {
             // Watched first, so that nothing is missed between looking and watching.
-            let watch = Watch::new(&self.path);
+            let watch = FileWatch::new(&self.path);
             let now = regular::read(&self.path).map_err(|error| error.kind());
             if last.as_ref() != Some(&now) {
                 return;
@@ -87,7 +87,7 @@ impl Watched {
 }
 
 /// Everything that may have to do with the file, as it was reached when this was made.
-struct Watch {
+struct FileWatch {
     inotify: AsyncFd<OwnedFd>,
     /// What is watched, and the only entry in it that matters, if it is not all.
     places: Vec<(i32, Option<PathBuf>)>,
@@ -95,7 +95,7 @@ struct Watch {
     every: Option<Duration>,
 }
 
-impl Watch {
+impl FileWatch {
     fn new(file: &Path) -> io::Result<Self> {
         let file = path::absolute(file)?;
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;

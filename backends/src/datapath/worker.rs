@@ -219,13 +219,13 @@ pub(super) fn help(tun: &Tun, egress: &SharedEgress, stop: &OwnedFd) -> io::Resu
 struct Search {
     patience: Patience,
     /// After what it began, and when.
-    since: Option<(Moved, Instant)>,
+    since: Option<(TurnEnd, Instant)>,
 }
 
 impl Search {
     /// Begins after so many bytes, unless it hasn't been worth it lately.
     fn begin(&mut self, came: usize, went: usize) {
-        let moved = Moved::of(came, went).filter(|moved| self.patience.is_worth_it(*moved));
+        let moved = TurnEnd::of(came, went).filter(|moved| self.patience.is_worth_it(*moved));
         self.since = moved.map(|moved| (moved, Instant::now()));
     }
 
@@ -250,13 +250,13 @@ impl Search {
 
 /// Which way packets went last; what follows depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Moved {
+enum TurnEnd {
     Out,
     In,
     Both,
 }
 
-impl Moved {
+impl TurnEnd {
     fn of(came: usize, went: usize) -> Option<Self> {
         match (came > 0, went > 0) {
             (false, true) => Some(Self::Out),
@@ -276,7 +276,7 @@ struct Patience {
 }
 
 impl Patience {
-    const MOST: u8 = 8;
+    const MAX_CREDIT: u8 = 8;
     /// Without credit, one try in so many.
     const TRY: u8 = 32;
 
@@ -284,7 +284,7 @@ impl Patience {
         Self { credit: [2; 3], skipped: [0; 3] }
     }
 
-    fn is_worth_it(&mut self, moved: Moved) -> bool {
+    fn is_worth_it(&mut self, moved: TurnEnd) -> bool {
         if self.credit[moved as usize] > 0 {
             return true;
         }
@@ -293,12 +293,12 @@ impl Patience {
         *skipped == 0
     }
 
-    fn succeeded(&mut self, moved: Moved) {
+    fn succeeded(&mut self, moved: TurnEnd) {
         let credit = &mut self.credit[moved as usize];
-        *credit = Self::MOST.min(*credit + 2);
+        *credit = Self::MAX_CREDIT.min(*credit + 2);
     }
 
-    fn failed(&mut self, moved: Moved) {
+    fn failed(&mut self, moved: TurnEnd) {
         let credit = &mut self.credit[moved as usize];
         *credit = credit.saturating_sub(1);
     }
@@ -313,13 +313,13 @@ mod tests {
         let mut patience = Patience::new();
         let mut looked = [0; 2];
         for _ in 0..320 {
-            if patience.is_worth_it(Moved::Out) {
+            if patience.is_worth_it(TurnEnd::Out) {
                 looked[0] += 1;
-                patience.succeeded(Moved::Out);
+                patience.succeeded(TurnEnd::Out);
             }
-            if patience.is_worth_it(Moved::In) {
+            if patience.is_worth_it(TurnEnd::In) {
                 looked[1] += 1;
-                patience.failed(Moved::In);
+                patience.failed(TurnEnd::In);
             }
         }
         assert_eq!(looked[0], 320);

@@ -27,10 +27,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is put right how often.
 #[derive(Debug, Default)]
-pub struct Fights(BTreeMap<String, Entry>);
+pub struct Fights(BTreeMap<String, Fight>);
 
 #[derive(Debug)]
-struct Entry {
+struct Fight {
     /// When the minute began in which repairs are counted, and their number.
     minute: (Instant, u32),
     last: Instant,
@@ -41,7 +41,7 @@ struct Entry {
     pause: Option<Duration>,
 }
 
-impl Entry {
+impl Fight {
     fn new(now: Instant) -> Self {
         Self { minute: (now, 0), last: now, total: 0, debt: Duration::ZERO, pause: None }
     }
@@ -100,7 +100,7 @@ impl Fights {
             if !seen.insert(text.clone()) {
                 continue;
             }
-            let entry = self.0.entry(text.clone()).or_insert_with(|| Entry::new(now));
+            let entry = self.0.entry(text.clone()).or_insert_with(|| Fight::new(now));
             let known = entry.minute.1 > TOLERATED || entry.pause.is_some();
             if entry.repaired(now) {
                 match told.warning {
@@ -126,7 +126,7 @@ impl Fights {
 
     /// How long until something that is held back may be put right.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        let waits = self.0.values().filter_map(Entry::until).filter(|until| *until > now);
+        let waits = self.0.values().filter_map(Fight::until).filter(|until| *until > now);
         waits.min().map(|until| until - now)
     }
 
@@ -137,7 +137,7 @@ impl Fights {
     }
 }
 
-fn sentence(text: &str, entry: &Entry) -> String {
+fn sentence(text: &str, entry: &Fight) -> String {
     let pause = match entry.pause {
         Some(pause) => {
             format!("; it was made {} times and waits {} s from now on", entry.total, pause.as_secs())

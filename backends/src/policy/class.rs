@@ -14,7 +14,7 @@ use subnet::policy::{
 };
 
 use super::intervals::Intervals;
-use super::selector::{PodSelector, Scope};
+use super::selector::{PodSelector, SelectorScope};
 
 /// A kind of far end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,12 +67,12 @@ pub(super) struct Member {
 pub(super) struct Book {
     terms: Vec<Term>,
     numbers: HashMap<Term, TermId>,
-    policies: BTreeMap<ObjectName, (Arc<NetworkPolicy>, Arc<Entry>)>,
+    policies: BTreeMap<ObjectName, (Arc<NetworkPolicy>, Arc<ClassEntry>)>,
 }
 
 /// A policy as terms.
 #[derive(Debug)]
-struct Entry {
+struct ClassEntry {
     ingress: Vec<EntryRule>,
     egress: Vec<EntryRule>,
 }
@@ -136,7 +136,7 @@ impl Book {
         too_many
     }
 
-    fn entry(&mut self, policy: &Arc<NetworkPolicy>) -> Arc<Entry> {
+    fn entry(&mut self, policy: &Arc<NetworkPolicy>) -> Arc<ClassEntry> {
         if let Some((known, entry)) = self.policies.get(&policy.name)
             && Arc::ptr_eq(known, policy)
         {
@@ -145,7 +145,7 @@ impl Book {
         let namespace = &policy.name.namespace;
         let ingress = policy.ingress.rules().iter().map(|rule| self.rule(namespace, rule, false)).collect();
         let egress = policy.egress.rules().iter().map(|rule| self.rule(namespace, rule, true)).collect();
-        let entry = Arc::new(Entry { ingress, egress });
+        let entry = Arc::new(ClassEntry { ingress, egress });
         self.policies.insert(policy.name.clone(), (Arc::clone(policy), Arc::clone(&entry)));
         entry
     }
@@ -208,8 +208,8 @@ fn term(namespace: &str, peer: &Peer) -> Option<Term> {
         }
         Peer::Pods { namespaces, pods } => {
             let scope = match namespaces {
-                NamespaceScope::Own => Scope::Namespace(namespace.into()),
-                NamespaceScope::Matching(labels) => Scope::Matching(labels.clone()),
+                NamespaceScope::Own => SelectorScope::Namespace(namespace.into()),
+                NamespaceScope::Matching(labels) => SelectorScope::Matching(labels.clone()),
             };
             Some(Term::Pods(Arc::new(PodSelector { scope, pods: pods.clone() })))
         }

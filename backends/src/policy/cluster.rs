@@ -45,12 +45,12 @@ pub(super) struct Record {
     ports: u32,
     v4: Option<[u8; 4]>,
     v6: Option<[u8; 16]>,
-    origin: Origin,
+    origin: PodSource,
 }
 
 /// Who says which addresses a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+enum PodSource {
     /// Its object.
     Object,
     /// Our CNI plugin gave them to it, long before its object says so.
@@ -72,7 +72,7 @@ impl Record {
     }
 
     pub(super) fn announced(&self) -> bool {
-        self.origin == Origin::Plugin
+        self.origin == PodSource::Plugin
     }
 
     /// Who of two that claim an address has it: the one that our CNI plugin named, then the younger.
@@ -119,7 +119,7 @@ impl Cluster {
     pub fn set_pod(&mut self, pod: &Pod) {
         let known = self.number(pod.uid).map(|number| &self.pods[number as usize]);
         let (origin, addresses) = match known.map(|record| (record.origin, record)) {
-            None | Some((Origin::Object, _)) => (Origin::Object, pod.addresses.clone()),
+            None | Some((PodSource::Object, _)) => (PodSource::Object, pod.addresses.clone()),
             Some((origin, record)) => (origin, record.addresses().collect()),
         };
         self.put_pod(pod, &addresses, origin);
@@ -128,7 +128,7 @@ impl Cluster {
     /// The CNI plugin gave these addresses to a pod of this node: they are its own, also when its object
     /// says otherwise.
     pub fn announce_pod(&mut self, pod: &Pod) {
-        self.put_pod(pod, &pod.addresses, Origin::Plugin);
+        self.put_pod(pod, &pod.addresses, PodSource::Plugin);
     }
 
     /// The CNI plugin took the addresses of a pod back. What its object names from now on counts for nothing.
@@ -138,7 +138,7 @@ impl Cluster {
             self.disown(address, number);
         }
         let record = &mut self.pods[number as usize];
-        (record.v4, record.v6, record.origin) = (None, None, Origin::Released);
+        (record.v4, record.v6, record.origin) = (None, None, PodSource::Released);
         self.touched.locals |= self.locals.contains_key(&uid);
     }
 
@@ -244,7 +244,7 @@ impl Cluster {
         self.index.get(&uid.0.to_be_bytes()).copied()
     }
 
-    fn put_pod(&mut self, pod: &Pod, addresses: &[IpAddr], origin: Origin) {
+    fn put_pod(&mut self, pod: &Pod, addresses: &[IpAddr], origin: PodSource) {
         let mut ports: Vec<NamedPort> = pod.ports.clone();
         ports.sort_unstable();
         ports.dedup();

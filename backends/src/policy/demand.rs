@@ -9,7 +9,7 @@ use super::cluster::Cluster;
 use super::resolved::Resolved;
 
 /// With more namespaces than this, one watch of all pods takes less of the API server than a watch of each.
-pub const DEMAND_MAX: usize = 64;
+pub const MAX_DEMAND: usize = 64;
 
 /// The pods of other nodes that have to be watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Demand {
 impl Demand {
     /// Of these namespaces, or of all if they are too many.
     pub(super) fn of(namespaces: BTreeSet<String>) -> Self {
-        if namespaces.len() > DEMAND_MAX { Self::Everything } else { Self::Namespaces(namespaces) }
+        if namespaces.len() > MAX_DEMAND { Self::Everything } else { Self::Namespaces(namespaces) }
     }
 }
 

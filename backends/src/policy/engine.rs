@@ -32,7 +32,7 @@ pub struct Engine {
     classes: HashMap<(u64, u32), Arc<Class>>,
     members: Members,
     parts: Parts,
-    kernel: Kernel,
+    kernel: KnownKernel,
     /// Addresses that mattered and have no pod now: the next pod that gets one must not inherit its connections.
     released: BTreeSet<IpAddr>,
     raise: Raise,
@@ -40,7 +40,7 @@ pub struct Engine {
 
 /// What the kernel holds, as far as is known.
 #[derive(Debug)]
-enum Kernel {
+enum KnownKernel {
     /// Not read yet, or what was to be changed was refused.
     Unknown,
     /// There is no table.
@@ -130,7 +130,7 @@ impl Engine {
             classes: HashMap::new(),
             members: Members::default(),
             parts: Parts::default(),
-            kernel: Kernel::Unknown,
+            kernel: KnownKernel::Unknown,
             released: BTreeSet::new(),
             raise: Raise::No,
         }
@@ -158,8 +158,8 @@ impl Engine {
     /// What there is to count.
     pub fn summary(&self) -> Summary {
         let held = match &self.kernel {
-            Kernel::Holds(held) => Some(held),
-            Kernel::Unknown | Kernel::Absent => None,
+            KnownKernel::Holds(held) => Some(held),
+            KnownKernel::Unknown | KnownKernel::Absent => None,
         };
         let isolated =
             held.map_or(0, |held| ["pol4", "pol6"].iter().map(|name| fixed_len(&held.image, name)).sum());
@@ -186,26 +186,26 @@ impl Engine {
     /// Generations, for the walk over connections; `None` without tables.
     pub fn generations(&mut self) -> Option<&mut Generations> {
         match &mut self.kernel {
-            Kernel::Holds(held) => Some(&mut held.generations),
-            Kernel::Unknown | Kernel::Absent => None,
+            KnownKernel::Holds(held) => Some(&mut held.generations),
+            KnownKernel::Unknown | KnownKernel::Absent => None,
         }
     }
 
     /// Whether [`Self::adopt`] has to be called before [`Self::plan`].
     pub fn needs_look(&self) -> bool {
-        matches!(self.kernel, Kernel::Unknown)
+        matches!(self.kernel, KnownKernel::Unknown)
     }
 
     /// What was planned last was not carried out, or somebody else changed the table.
     pub fn forget_kernel(&mut self) {
-        self.kernel = Kernel::Unknown;
+        self.kernel = KnownKernel::Unknown;
     }
 
     /// The table as it shall be, with everything in it.
     pub fn table(&self) -> Option<Table> {
         match &self.kernel {
-            Kernel::Holds(held) => Some(held.image.table(layout::empty_table(), &self.members)),
-            Kernel::Unknown | Kernel::Absent => None,
+            KnownKernel::Holds(held) => Some(held.image.table(layout::empty_table(), &self.members)),
+            KnownKernel::Unknown | KnownKernel::Absent => None,
         }
     }
 
@@ -217,7 +217,7 @@ impl Engine {
         // Sets may have other sizes than they had.
         self.parts = Parts::default();
         if !self.is_wanted() {
-            self.kernel = Kernel::Absent;
+            self.kernel = KnownKernel::Absent;
             let table = if found.is_some() { TableStep::Remove } else { TableStep::Keep };
             return Plan { table, ..Plan::default() };
         }
@@ -246,24 +246,24 @@ impl Engine {
             }
         };
         let locals = self.local_addresses();
-        self.kernel = Kernel::Holds(Box::new(Held { image, generations, locals }));
+        self.kernel = KnownKernel::Holds(Box::new(Held { image, generations, locals }));
         Plan { table, edits, forget_marks, again: None }
     }
 
     /// What has to change because of what changed in the cluster. The plan has to be carried out, or
     /// [`Self::forget_kernel`] be called. `None` when the kernel was not read yet.
     pub fn plan(&mut self, now: Instant) -> Option<Plan> {
-        match std::mem::replace(&mut self.kernel, Kernel::Unknown) {
-            Kernel::Unknown => None,
-            Kernel::Absent => Some(self.adopt(None, now)),
-            Kernel::Holds(_) if !self.is_wanted() => {
-                self.kernel = Kernel::Absent;
+        match std::mem::replace(&mut self.kernel, KnownKernel::Unknown) {
+            KnownKernel::Unknown => None,
+            KnownKernel::Absent => Some(self.adopt(None, now)),
+            KnownKernel::Holds(_) if !self.is_wanted() => {
+                self.kernel = KnownKernel::Absent;
                 self.cluster.touched = Touched::default();
                 self.members = Members::default();
                 self.parts = Parts::default();
                 Some(Plan { table: TableStep::Remove, ..Plan::default() })
             }
-            Kernel::Holds(held) => Some(self.update(*held, now)),
+            KnownKernel::Holds(held) => Some(self.update(*held, now)),
         }
     }
 
@@ -300,7 +300,7 @@ impl Engine {
         if let Some(image) = image {
             held.image = image;
         }
-        self.kernel = Kernel::Holds(Box::new(held));
+        self.kernel = KnownKernel::Holds(Box::new(held));
         Plan { edits, again, ..Plan::default() }
     }
 

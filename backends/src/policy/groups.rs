@@ -7,7 +7,7 @@ use subnet::policy::{Labels, Selector};
 
 use super::intern::{Id, Interner};
 use super::resolved::Resolved;
-use super::selector::{PodSelector, Scope};
+use super::selector::{PodSelector, SelectorScope};
 
 /// The number of a group.
 pub(super) type GroupId = u32;
@@ -16,7 +16,7 @@ pub(super) type GroupId = u32;
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     strings: Interner,
-    groups: Vec<Group>,
+    groups: Vec<SelectorGroup>,
     free: Vec<GroupId>,
     heads: HashMap<u64, GroupId>,
     namespaces: BTreeMap<Id, Namespace>,
@@ -32,7 +32,7 @@ struct Namespace {
 }
 
 #[derive(Debug)]
-struct Group {
+struct SelectorGroup {
     namespace: Id,
     pods: u32,
     labels: Pairs,
@@ -112,7 +112,7 @@ impl Groups {
         }
         self.serial += 1;
         let next = self.heads.get(&hash).copied();
-        let group = Group { namespace, pods: 1, labels: pairs, next, serial: self.serial };
+        let group = SelectorGroup { namespace, pods: 1, labels: pairs, next, serial: self.serial };
         let id = match self.free.pop() {
             Some(id) => {
                 self.groups[id as usize] = group;
@@ -180,8 +180,8 @@ impl Groups {
     pub(super) fn matches(&self, id: GroupId, selector: &PodSelector) -> bool {
         let group = &self.groups[id as usize];
         let in_scope = match &selector.scope {
-            Scope::Namespace(name) => self.strings.text(group.namespace) == &**name,
-            Scope::Matching(labels) => self.namespace_matches(group.namespace, labels),
+            SelectorScope::Namespace(name) => self.strings.text(group.namespace) == &**name,
+            SelectorScope::Matching(labels) => self.namespace_matches(group.namespace, labels),
         };
         in_scope && self.pairs_match(&group.labels, &selector.pods)
     }
@@ -193,8 +193,8 @@ impl Groups {
             groups.iter().copied().filter(|id| self.has_labels(*id, &pods)).collect()
         };
         match &selector.scope {
-            Scope::Namespace(name) => self.of_namespace(name).map(having).unwrap_or_default(),
-            Scope::Matching(labels) => self
+            SelectorScope::Namespace(name) => self.of_namespace(name).map(having).unwrap_or_default(),
+            SelectorScope::Matching(labels) => self
                 .matching_namespaces(labels)
                 .flat_map(|(_, namespace)| having(&namespace.groups))
                 .collect(),

@@ -10,10 +10,10 @@ use super::cluster::{Cluster, Record};
 use super::demand::Demand;
 use super::image::{Content, Delta, Image, MemberKey, MembersOf};
 use super::keys::{self, Keys};
-use super::selector::Scope;
+use super::selector::SelectorScope;
 
 /// The smallest size of a set in the kernel; each further one is four times as large.
-const SIZE_MIN: u32 = 64;
+const MIN_SIZE: u32 = 64;
 
 /// The members of all selectors that sets in the table are about.
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl MembersOf for Members {
 impl Members {
     /// The size of the set of these members.
     pub(super) fn size(&self, key: &MemberKey) -> u32 {
-        self.of.get(key).map_or(SIZE_MIN, |membership| membership.size)
+        self.of.get(key).map_or(MIN_SIZE, |membership| membership.size)
     }
 
     /// Sets that an earlier run made larger than they need to be stay as large.
@@ -54,9 +54,9 @@ impl Members {
         for key in self.of.keys() {
             match key.pods.as_deref().map(|pods| &pods.scope) {
                 None => return Demand::Everything,
-                Some(Scope::Namespace(name)) => drop(namespaces.insert(name.to_string())),
-                Some(Scope::Matching(labels)) if labels.is_everything() => return Demand::Everything,
-                Some(Scope::Matching(labels)) => {
+                Some(SelectorScope::Namespace(name)) => drop(namespaces.insert(name.to_string())),
+                Some(SelectorScope::Matching(labels)) if labels.is_everything() => return Demand::Everything,
+                Some(SelectorScope::Matching(labels)) => {
                     namespaces.extend(cluster.groups().namespaces_matching(labels))
                 }
             }
@@ -193,7 +193,7 @@ fn find(wanted: &[Arc<MemberKey>], cluster: &Cluster) -> Vec<(Arc<MemberKey>, Ke
 /// Room for twice as many.
 fn size_for(count: usize) -> u32 {
     let needed = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX);
-    let mut size = SIZE_MIN;
+    let mut size = MIN_SIZE;
     while size < needed {
         size = size.saturating_mul(4);
     }

@@ -8,14 +8,14 @@ use subnet::policy::Selector;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodSelector {
     /// Where they are.
-    pub scope: Scope,
+    pub scope: SelectorScope,
     /// Their labels.
     pub pods: Selector,
 }
 
 /// The namespaces of a [`PodSelector`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
+pub enum SelectorScope {
     /// This one.
     Namespace(Box<str>),
     /// Those with such labels.
@@ -25,8 +25,8 @@ pub enum Scope {
 impl fmt::Display for PodSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.scope {
-            Scope::Namespace(name) => write!(f, "{name}: {}", self.pods),
-            Scope::Matching(labels) => write!(f, "namespaces {labels}: {}", self.pods),
+            SelectorScope::Namespace(name) => write!(f, "{name}: {}", self.pods),
+            SelectorScope::Matching(labels) => write!(f, "namespaces {labels}: {}", self.pods),
         }
     }
 }

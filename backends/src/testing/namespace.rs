@@ -15,7 +15,7 @@ use anyhow::Context;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
 /// How long an HTTP server may take to answer.
-const HTTP_PATIENCE: Duration = Duration::from_secs(2);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -65,8 +65,8 @@ impl Namespace {
     pub fn http_get(&self, address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
         let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
         let answer = self.run(|| -> io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, HTTP_PATIENCE)?;
-            stream.set_read_timeout(Some(HTTP_PATIENCE))?;
+            let mut stream = TcpStream::connect_timeout(&address, HTTP_TIMEOUT)?;
+            stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
             stream.write_all(request.as_bytes())?;
             io::read_to_string(stream)
         });

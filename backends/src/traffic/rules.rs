@@ -52,7 +52,7 @@ pub(crate) enum Match {
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum TrafficVerdict {
     /// Nothing here; later chains go on.
     Return,
     /// It is let through.
@@ -66,11 +66,11 @@ pub(crate) enum Verdict {
 
 /// A rule: the verdict for packets that meet all conditions and no earlier rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rule {
+pub(crate) struct TrafficRule {
     /// All of them have to hold.
     pub matches: Vec<Match>,
     /// What then happens.
-    pub verdict: Verdict,
+    pub verdict: TrafficVerdict,
 }
 
 impl Traffic {
@@ -80,31 +80,31 @@ impl Traffic {
     }
 
     /// The rules for packets that leave this node.
-    pub(crate) fn postrouting(&self) -> Vec<Rule> {
+    pub(crate) fn postrouting(&self) -> Vec<TrafficRule> {
         let Some(masquerade) = &self.masquerade else { return Vec::new() };
         let (network, subnet) = (self.network, self.subnet);
         let fully_random = masquerade.fully_random;
-        let rule = |matches: &[Match], verdict| Rule { matches: matches.to_vec(), verdict };
+        let rule = |matches: &[Match], verdict| TrafficRule { matches: matches.to_vec(), verdict };
         let mut rules = vec![
-            rule(&[Match::Marked], Verdict::Return),
-            rule(&[Match::From(subnet), Match::To(network)], Verdict::Return),
-            rule(&[Match::From(network), Match::To(subnet)], Verdict::Return),
-            rule(&[Match::NotFrom(network), Match::To(subnet)], Verdict::Return),
+            rule(&[Match::Marked], TrafficVerdict::Return),
+            rule(&[Match::From(subnet), Match::To(network)], TrafficVerdict::Return),
+            rule(&[Match::From(network), Match::To(subnet)], TrafficVerdict::Return),
+            rule(&[Match::NotFrom(network), Match::To(subnet)], TrafficVerdict::Return),
         ];
         // A cluster that moves from one network to another is one network as long as that takes.
         for (other, own) in &self.others {
-            rules.extend(own.map(|own| rule(&[Match::To(own)], Verdict::Return)));
-            rules.push(rule(&[Match::From(*other), Match::To(network)], Verdict::Return));
-            rules.push(rule(&[Match::From(network), Match::To(*other)], Verdict::Return));
-            rules.push(rule(&[Match::From(*other), Match::To(*other)], Verdict::Return));
+            rules.extend(own.map(|own| rule(&[Match::To(own)], TrafficVerdict::Return)));
+            rules.push(rule(&[Match::From(*other), Match::To(network)], TrafficVerdict::Return));
+            rules.push(rule(&[Match::From(network), Match::To(*other)], TrafficVerdict::Return));
+            rules.push(rule(&[Match::From(*other), Match::To(*other)], TrafficVerdict::Return));
         }
         let except = masquerade.except.iter().filter(|net| Family::of(net.addr()) == self.family());
         let all = || self.networks().flat_map(|network| except.clone().map(move |net| (network, *net)));
         rules.extend(
-            all().map(|(network, net)| rule(&[Match::From(network), Match::To(net)], Verdict::Return)),
+            all().map(|(network, net)| rule(&[Match::From(network), Match::To(net)], TrafficVerdict::Return)),
         );
         let multicast = Match::NotTo(multicast(self.family()));
-        let verdict = Verdict::Masquerade { fully_random };
+        let verdict = TrafficVerdict::Masquerade { fully_random };
         rules.extend(self.networks().map(|network| rule(&[Match::From(network), multicast], verdict)));
         rules.extend(
             self.networks().map(|network| rule(&[Match::NotFrom(network), Match::To(network)], verdict)),
@@ -118,11 +118,11 @@ impl Traffic {
     }
 
     /// The rules for packets that pass through this node.
-    pub(crate) fn forward(&self) -> Vec<Rule> {
+    pub(crate) fn forward(&self) -> Vec<TrafficRule> {
         if !self.forward {
             return Vec::new();
         }
-        let rule = |one| Rule { matches: vec![one], verdict: Verdict::Accept };
+        let rule = |one| TrafficRule { matches: vec![one], verdict: TrafficVerdict::Accept };
         self.networks().flat_map(|network| [rule(Match::From(network)), rule(Match::To(network))]).collect()
     }
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     /// The obvious reading of a list of rules.
-    fn decide(rules: &[Rule], mark: u32, from: &str, to: &str) -> Option<Verdict> {
+    fn decide(rules: &[TrafficRule], mark: u32, from: &str, to: &str) -> Option<TrafficVerdict> {
         let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let holds = |one: &Match| match one {
             Match::Marked => mark & SERVICE_MARK != 0,
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn packets_are_masqueraded_where_the_contract_says_so() {
-        const MASQUERADED: Option<Verdict> = Some(Verdict::Masquerade { fully_random: true });
+        const MASQUERADED: Option<TrafficVerdict> = Some(TrafficVerdict::Masquerade { fully_random: true });
         for (network, subnet, local, remote, third, outside, multicast, excepted) in [
             (
                 "10.244.0.0/16",
@@ -205,7 +205,7 @@ mod tests {
                 assert_eq!(verdict == MASQUERADED, masqueraded, "{from} → {to}: {verdict:?}");
                 assert_eq!(
                     decide(&rules, 0x4000 | 0x1, from, to),
-                    Some(Verdict::Return),
+                    Some(TrafficVerdict::Return),
                     "marked {from} → {to}"
                 );
             }
@@ -232,10 +232,14 @@ mod tests {
             (old, "192.168.3.4", false),
         ] {
             let verdict = decide(&rules.0, 0, from, to);
-            assert_eq!(matches!(verdict, Some(Verdict::Masquerade { .. })), masqueraded, "{from} → {to}");
+            assert_eq!(
+                matches!(verdict, Some(TrafficVerdict::Masquerade { .. })),
+                masqueraded,
+                "{from} → {to}"
+            );
         }
-        assert_eq!(decide(&rules.1, 0, old, outside), Some(Verdict::Accept));
-        assert_eq!(decide(&rules.1, 0, outside, new), Some(Verdict::Accept));
+        assert_eq!(decide(&rules.1, 0, old, outside), Some(TrafficVerdict::Accept));
+        assert_eq!(decide(&rules.1, 0, outside, new), Some(TrafficVerdict::Accept));
     }
 
     #[test]
@@ -247,8 +251,8 @@ mod tests {
     #[test]
     fn all_of_the_network_is_accepted_in_both_directions() {
         let rules = traffic("10.244.0.0/16", "10.244.1.0/24").forward();
-        assert_eq!(decide(&rules, 0, "10.244.9.9", "203.0.113.9"), Some(Verdict::Accept));
-        assert_eq!(decide(&rules, 0, "203.0.113.9", "10.244.9.9"), Some(Verdict::Accept));
+        assert_eq!(decide(&rules, 0, "10.244.9.9", "203.0.113.9"), Some(TrafficVerdict::Accept));
+        assert_eq!(decide(&rules, 0, "203.0.113.9", "10.244.9.9"), Some(TrafficVerdict::Accept));
         assert_eq!(decide(&rules, 0, "203.0.113.9", "198.51.100.1"), None);
     }
 }

@@ -25,7 +25,7 @@ pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
 /// The port that nodes of the table listen on.
 const NODE_PORT: u16 = 18090;
 /// Every expected answer has to come within this time, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How packets between two pods of one node are to be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,7 +355,7 @@ fn answers(probes: &[Probe]) -> Vec<bool> {
         }
         let waiting: Vec<usize> =
             (0..probes.len()).filter(|i| probes[*i].cell.allowed && !answered[*i]).collect();
-        if waiting.is_empty() || start.elapsed() > PATIENCE {
+        if waiting.is_empty() || start.elapsed() > TIMEOUT {
             return answered;
         }
         let mut fds: Vec<PollFd<'_>> = waiting.iter().map(|i| probes[*i].poll()).collect();

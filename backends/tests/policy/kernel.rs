@@ -13,7 +13,7 @@ use subnet::Family;
 use crate::bed::{Bed, SameNode};
 
 /// What is allowed has to get through within this time, on however busy a machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn all_cases(same_node: SameNode) {
     let mut bed = Bed::new(same_node);
@@ -94,12 +94,12 @@ fn a_change_cuts_streams_that_it_forbids_and_no_others() {
             .collect();
         bed.enforce(&case(&cases, "ingress: pods: all of the namespace").steps[0]);
         for (from, stream) in &mut streams {
-            assert!(echoes(stream, PATIENCE), "{same_node:?}: {from} is still allowed");
+            assert!(echoes(stream, TIMEOUT), "{same_node:?}: {from} is still allowed");
         }
         bed.enforce(&case(&cases, "ingress: pods: b of the namespace").steps[0]);
         for (from, stream) in &mut streams {
             let allowed = *from == "x/b";
-            let limit = if allowed { PATIENCE } else { Duration::from_millis(500) };
+            let limit = if allowed { TIMEOUT } else { Duration::from_millis(500) };
             assert_eq!(echoes(stream, limit), allowed, "{same_node:?}: {from}");
         }
     }
@@ -188,7 +188,7 @@ fn before_a_number_comes_round_connections_with_old_marks_lose_them() {
             .collect::<Vec<_>>()
     };
     let mut kept = stream(&bed, "x/b", "x/a", Family::V4);
-    assert!(echoes(&mut kept, PATIENCE));
+    assert!(echoes(&mut kept, TIMEOUT));
     let mark = |bed: &Bed| u32::from(bed.nodes[0].enforcer.engine.summary().generation) << crate::SHIFT;
     let old = mark(&bed);
     assert_eq!(marks(&bed), [old]);
@@ -200,7 +200,7 @@ fn before_a_number_comes_round_connections_with_old_marks_lose_them() {
     assert_eq!(walk(&mut bed, Instant::now()), 0, "replies of it still pass");
     assert_eq!(walk(&mut bed, Instant::now() + REPLIES_PASS * 2), 1);
     assert_eq!(marks(&bed), [0]);
-    assert!(echoes(&mut kept, PATIENCE), "it is judged again, and allowed");
+    assert!(echoes(&mut kept, TIMEOUT), "it is judged again, and allowed");
     assert_eq!(marks(&bed), [mark(&bed)]);
 }
 
@@ -211,7 +211,7 @@ fn a_table_that_comes_again_trusts_in_no_mark_of_an_earlier_one() {
     let step = |bed: &mut Bed, name: &str| drop(bed.enforce(&case(&cases, name).steps[0]));
     step(&mut bed, "ingress: pods: all of the namespace");
     let mut stream = stream(&bed, "x/c", "x/a", Family::V4);
-    assert!(echoes(&mut stream, PATIENCE));
+    assert!(echoes(&mut stream, TIMEOUT));
     step(&mut bed, "no policy");
     assert!(!bed.nodes[0].ruleset().contains("inet flannel-policy"));
     step(&mut bed, "ingress: pods: b of the namespace");

@@ -9,14 +9,14 @@ const LATENCY_MILLISECONDS: u128 = 25;
 
 /// The limits of both directions, as the pod sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Config {
+pub(crate) struct BandwidthConfig {
     /// What comes to the pod.
     pub(crate) ingress: Option<Limit>,
     /// What the pod sends.
     pub(crate) egress: Option<Limit>,
 }
 
-impl Config {
+impl BandwidthConfig {
     /// Reads a configuration.
     ///
     /// # Errors
@@ -76,8 +76,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn parse(members: Value) -> Result<Config, String> {
-        Config::parse(&members.to_string())
+    fn parse(members: Value) -> Result<BandwidthConfig, String> {
+        BandwidthConfig::parse(&members.to_string())
     }
 
     #[test]
@@ -85,9 +85,9 @@ mod tests {
         let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 80_000});
         let expected = Some(Limit { rate: 1_000_000, burst: 10_000, queue: 35_000 });
         for members in [json!({"runtimeConfig": {"bandwidth": limits}}), limits] {
-            assert_eq!(parse(members).unwrap(), Config { ingress: expected, egress: None });
+            assert_eq!(parse(members).unwrap(), BandwidthConfig { ingress: expected, egress: None });
         }
-        assert_eq!(parse(json!({"runtimeConfig": {}})).unwrap(), Config::default());
+        assert_eq!(parse(json!({"runtimeConfig": {}})).unwrap(), BandwidthConfig::default());
         assert_eq!(expected.map(Limit::buffer), Some(156_250));
     }
 

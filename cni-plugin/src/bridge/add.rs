@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::config::Config;
+use super::config::BridgeConfig;
 use super::{Pod, gateway};
 use crate::host_local::allocate::{self, Allocated};
 use crate::netlink::link::{self, Link, PodEnd};
@@ -30,7 +30,7 @@ const PORT_TIMEOUT: Duration = Duration::from_millis(2550);
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin. The link and the addresses are gone again then.
-pub(crate) fn add(config: &Config, pod: Pod<'_>) -> Result<Attached, String> {
+pub(crate) fn add(config: &BridgeConfig, pod: Pod<'_>) -> Result<Attached, String> {
     let mut host = Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))?;
     let bridge = ensure_bridge(&mut host, config)
         .map_err(|error| format!("failed to create bridge {:?}: {error}", config.bridge))?;
@@ -53,7 +53,7 @@ pub(crate) fn add(config: &Config, pod: Pod<'_>) -> Result<Attached, String> {
     outcome
 }
 
-fn ensure_bridge(host: &mut Socket, config: &Config) -> Result<Link, String> {
+fn ensure_bridge(host: &mut Socket, config: &BridgeConfig) -> Result<Link, String> {
     let name = &config.bridge;
     let lookup = |host: &mut Socket| {
         link::by_name(host, name).map_err(|errno| format!("could not lookup {name:?}: {errno}"))
@@ -91,7 +91,12 @@ fn ensure_bridge(host: &mut Socket, config: &Config) -> Result<Link, String> {
 }
 
 /// Makes the pair; gives the host's end.
-fn add_pair(host: &mut Socket, config: &Config, namespace: &Namespace, ifname: &str) -> Result<Link, String> {
+fn add_pair(
+    host: &mut Socket,
+    config: &BridgeConfig,
+    namespace: &Namespace,
+    ifname: &str,
+) -> Result<Link, String> {
     let pod_end = PodEnd { name: ifname, mac: config.mac, namespace: namespace.as_fd() };
     for _ in 0..10 {
         let name = random_name()?;
@@ -123,7 +128,7 @@ fn random_name() -> Result<String, String> {
 /// All that follows when there are links and addresses.
 fn connect(
     host: &mut Socket,
-    config: &Config,
+    config: &BridgeConfig,
     pod: Pod<'_>,
     namespace: &Namespace,
     (bridge, veth): (&Link, &Link),
@@ -206,7 +211,7 @@ fn with_gateways(routes: &[Route], ips: &[crate::result::Ip]) -> Vec<Route> {
 
 /// In the pod: addresses and routes. Gives the conversation there, and the pod's end.
 fn configure(
-    config: &Config,
+    config: &BridgeConfig,
     ifname: &str,
     addresses: &[IpNet],
     routes: &[Route],
@@ -236,7 +241,7 @@ fn configure(
 }
 
 /// Switches in the pod, before its link is set up.
-fn switch(config: &Config, ifname: &str, addresses: &[IpNet]) -> Result<(), String> {
+fn switch(config: &BridgeConfig, ifname: &str, addresses: &[IpNet]) -> Result<(), String> {
     let detect = if config.detect_duplicates { "1" } else { "0" };
     if config.detect_duplicates {
         sysctl::try_set(&format!("ipv6/conf/{ifname}/enhanced_dad"), "1");
@@ -257,7 +262,7 @@ fn switch(config: &Config, ifname: &str, addresses: &[IpNet]) -> Result<(), Stri
 }
 
 /// Makes the host's end a port of the bridge.
-fn join(host: &mut Socket, config: &Config, bridge: &Link, veth: &Link) -> Result<(), String> {
+fn join(host: &mut Socket, config: &BridgeConfig, bridge: &Link, veth: &Link) -> Result<(), String> {
     let mut requests = vec![link::set_master(veth.index, bridge.index)];
     if config.hairpin || config.isolated {
         requests.push(link::set_port(veth.index, config.hairpin, config.isolated));

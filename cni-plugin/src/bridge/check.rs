@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use serde_json::Value;
 
 use super::Pod;
-use super::config::Config;
+use super::config::BridgeConfig;
 use crate::netlink::link::{self, Link};
 use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, address, route};
@@ -17,7 +17,7 @@ use crate::result::{Attached, Interface};
 /// # Errors
 /// The first difference, in the words of Go's plugin.
 pub(super) fn check(
-    config: &Config,
+    config: &BridgeConfig,
     pod: Pod<'_>,
     namespace: &Namespace,
     result: &Value,
@@ -58,7 +58,7 @@ fn find(socket: &mut Socket, one: &Interface) -> Result<Link, String> {
     }
 }
 
-fn check_bridge(host: &mut Socket, config: &Config, one: Option<&Interface>) -> Result<Link, String> {
+fn check_bridge(host: &mut Socket, config: &BridgeConfig, one: Option<&Interface>) -> Result<Link, String> {
     let name = &config.bridge;
     let one = one.ok_or_else(|| format!("CNI created bridge {name} in host namespace was not found"))?;
     let link = find(host, one)?;

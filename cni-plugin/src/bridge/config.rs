@@ -8,7 +8,7 @@ use crate::host_local;
 
 /// How pods are connected.
 #[derive(Debug)]
-pub(crate) struct Config {
+pub(crate) struct BridgeConfig {
     pub(crate) bridge: String,
     /// Whether the bridge has the gateway's address.
     pub(crate) is_gateway: bool,
@@ -26,14 +26,14 @@ pub(crate) struct Config {
     /// Instead of what IPAM says.
     pub(crate) dns: Map<String, Value>,
     pub(crate) prev_result: Option<Value>,
-    pub(crate) ipam: host_local::config::Config,
+    pub(crate) ipam: host_local::config::HostLocalConfig,
 }
 
 /// What a configuration is.
 #[derive(Debug)]
 pub(crate) enum Reading {
     /// One for this process.
-    Implemented(Box<Config>),
+    Implemented(Box<BridgeConfig>),
     /// One for Go's plugin; the member that is not implemented here, for messages.
     Foreign(String),
 }
@@ -80,7 +80,7 @@ const KNOWN_OF_IPAM: [&str; 10] = [
     "type",
 ];
 
-impl Config {
+impl BridgeConfig {
     /// Reads a configuration and `CNI_ARGS`.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Config {
             mac: mac(&object, &args)?,
             dns: object.get("dns").map_err(in_config)?.unwrap_or_default(),
             prev_result: object.get("prevResult").map_err(in_config)?,
-            ipam: host_local::config::Config::parse(&object, &args.without("MAC"))?,
+            ipam: host_local::config::HostLocalConfig::parse(&object, &args.without("MAC"))?,
         })))
     }
 }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn read(members: Value, args: &str) -> Result<Reading, String> {
-        Config::read(&config(members).to_string(), args)
+        BridgeConfig::read(&config(members).to_string(), args)
     }
 
     #[test]

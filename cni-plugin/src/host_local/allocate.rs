@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use super::config::Config;
+use super::config::HostLocalConfig;
 use super::range::{Range, RangeSet};
 use super::reclaim;
 use super::store::{Holder, Store};
@@ -23,7 +23,7 @@ pub(crate) struct Allocated {
 ///
 /// # Errors
 /// A sentence in the words of the original; nothing stays reserved then.
-pub(crate) fn add(config: &Config, attachment: &Attachment) -> Result<Allocated, String> {
+pub(crate) fn add(config: &HostLocalConfig, attachment: &Attachment) -> Result<Allocated, String> {
     let dns = config.dns()?;
     let store = Store::open(config.data_dir(), &config.network)?;
     let mut reserved = Vec::new();
@@ -38,7 +38,7 @@ pub(crate) fn add(config: &Config, attachment: &Attachment) -> Result<Allocated,
 }
 
 fn allocate(
-    config: &Config,
+    config: &HostLocalConfig,
     attachment: &Attachment,
     store: &Store,
     reserved: &mut Vec<IpAddr>,
@@ -100,7 +100,7 @@ fn reserve_wish(
 
 /// Reserves the next free address of a set; if there is none, after those of pods that are gone are given back.
 fn reserve_free<'a>(
-    config: &'a Config,
+    config: &'a HostLocalConfig,
     store: &Store,
     attachment: &Attachment,
     index: usize,
@@ -122,7 +122,7 @@ fn reserve_free<'a>(
 }
 
 /// Gives back what is reserved for pods that are gone; whether there was any.
-fn release_leaks(config: &Config, store: &Store) -> bool {
+fn release_leaks(config: &HostLocalConfig, store: &Store) -> bool {
     let evidence = reclaim::Evidence::of_host();
     let leaked = |holder: &Holder, path: &std::path::Path| evidence.is_gone(&config.network, holder, path);
     let (released, failures) = store.release_if(leaked);
@@ -141,7 +141,7 @@ fn release_leaks(config: &Config, store: &Store) -> bool {
 ///
 /// # Errors
 /// A sentence, when the directory can't be had.
-pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), String> {
+pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment) -> Result<(), String> {
     let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
     store.release(attachment);
     Ok(())
@@ -151,7 +151,7 @@ pub(crate) fn del(config: &Config, attachment: &Attachment) -> Result<(), String
 ///
 /// # Errors
 /// The words of the original.
-pub(crate) fn check(config: &Config, attachment: &Attachment) -> Result<(), String> {
+pub(crate) fn check(config: &HostLocalConfig, attachment: &Attachment) -> Result<(), String> {
     let store = Store::existing(config.data_dir(), &config.network)?;
     let reservations = store.map(|store| store.reservations()).unwrap_or_default();
     if reservations.iter().any(|one| one.holder.is(attachment)) {

@@ -16,7 +16,7 @@ use crate::result::read_route;
 
 /// What to hand out, and where it is noted.
 #[derive(Debug)]
-pub(crate) struct Config {
+pub(crate) struct HostLocalConfig {
     pub(crate) network: String,
     pub(crate) data_dir: PathBuf,
     pub(crate) sets: Vec<RangeSet>,
@@ -27,7 +27,7 @@ pub(crate) struct Config {
     resolv_conf: Option<PathBuf>,
 }
 
-impl Config {
+impl HostLocalConfig {
     /// Reads the configuration of a network.
     ///
     /// # Errors
@@ -167,9 +167,9 @@ fn dns(resolv_conf: &str) -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn config(members: Value, args: &str) -> Result<Config, String> {
+    fn config(members: Value, args: &str) -> Result<HostLocalConfig, String> {
         let text = members.to_string();
-        Config::parse(&Object::parse(&text).unwrap(), &Args::parse(args).unwrap())
+        HostLocalConfig::parse(&Object::parse(&text).unwrap(), &Args::parse(args).unwrap())
     }
 
     #[test]

@@ -20,13 +20,13 @@ pub(crate) struct Mapping {
 
 /// What is to be mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Config {
+pub(crate) struct PortmapConfig {
     pub(crate) mappings: Vec<Mapping>,
     /// Whether a pod that reaches itself by the host's port, and the host by its loopback address, are masqueraded.
     pub(crate) snat: bool,
 }
 
-impl Config {
+impl PortmapConfig {
     /// Reads a configuration.
     ///
     /// # Errors
@@ -131,11 +131,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parse(members: Value) -> Result<Config, String> {
-        Config::parse(&members.to_string())
+    fn parse(members: Value) -> Result<PortmapConfig, String> {
+        PortmapConfig::parse(&members.to_string())
     }
 
-    fn ports(mappings: Value) -> Result<Config, String> {
+    fn ports(mappings: Value) -> Result<PortmapConfig, String> {
         parse(json!({"runtimeConfig": {"portMappings": mappings}}))
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use subnet::env_file::{Standing, SubnetEnv, write_atomically};
+use subnet::env_file::{FileStanding, SubnetEnv, write_atomically};
 use subnet::regular;
 
 use super::Settings;
@@ -25,7 +25,7 @@ pub(super) fn write(settings: &Settings, env: SubnetEnv, current: bool) -> Writt
     let path = &settings.subnet_file;
     // Another program may make something of the file that it needs at its own start; it has to be written again only
     // when it would say something else, or nothing.
-    let rewritten = current && env.standing(path) == Standing::Rewritten;
+    let rewritten = current && env.standing(path) == FileStanding::Rewritten;
     let written = if rewritten { Ok(false) } else { env.write(path) };
     let conf = settings.cni_conf.as_ref().filter(|_| written.is_ok());
     let copied = conf.map(|(from, to)| copy(from, to));

@@ -11,7 +11,7 @@ use super::claim;
 use super::task::Task;
 
 /// Time between attempts to read what is known to have changed.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Something that was decided elsewhere.
 pub(super) enum Told {
@@ -54,7 +54,7 @@ async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<To
                 Ok(network) => break Ok(network),
                 Err(error) if claim::is_away(&error) => {
                     tracing::debug!(%error, "the configuration can't be read again yet");
-                    sleep(AGAIN).await;
+                    sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => break Err(error.to_string()),
             }
@@ -75,7 +75,7 @@ async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
                     tracing::debug!(%error, "what the store says about this node can't be read yet")
                 }
             }
-            sleep(AGAIN).await;
+            sleep(RETRY_INTERVAL).await;
         };
         if tell.send(Told::Public(public)).await.is_err() {
             return;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::explain::Inquiry;
 
 /// Requests that wait for the policy task; a further one waits with its sender.
-const WAITING_MAX: usize = 64;
+const MAX_WAITING: usize = 64;
 /// The policy task answers within this time; [`Announcer::announce`] gives up a little later.
 const TIMEOUT: Duration = Duration::from_secs(9);
 
@@ -76,7 +76,7 @@ pub(crate) struct Announcer(mpsc::Sender<Request>);
 impl Announcer {
     /// The way to the receiver of the requests.
     pub(crate) fn channel() -> (Self, mpsc::Receiver<Request>) {
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
         (Self(sender), receiver)
     }
 

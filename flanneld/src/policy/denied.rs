@@ -14,9 +14,9 @@ use subnet::policy::Protocol;
 use super::exchange::ask;
 
 /// How long a name is believed: an address may pass to another pod.
-const NAME_AGE_MAX: Duration = Duration::from_secs(10);
+const MAX_NAME_AGE: Duration = Duration::from_secs(10);
 /// Names that are kept.
-const NAMES_MAX: usize = 1000;
+const MAX_NAMES: usize = 1000;
 
 /// Prints packets until the reader is gone.
 ///
@@ -72,10 +72,10 @@ struct Names<'a> {
 
 impl Names<'_> {
     fn of(&mut self, address: IpAddr) -> Option<String> {
-        if self.known.len() >= NAMES_MAX {
+        if self.known.len() >= MAX_NAMES {
             self.known.clear();
         }
-        let fresh = self.known.get(&address).filter(|(at, _)| at.elapsed() < NAME_AGE_MAX);
+        let fresh = self.known.get(&address).filter(|(at, _)| at.elapsed() < MAX_NAME_AGE);
         if let Some((_, name)) = fresh {
             return name.clone();
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The agent asks the API server about pods, and answers within this time.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// More than any answer has.
-const ANSWER_MAX: u64 = 16 << 20;
+const MAX_ANSWER: u64 = 16 << 20;
 
 /// The text of an answer.
 ///
@@ -34,6 +34,6 @@ fn exchange(socket: &Path, request: &Value) -> io::Result<Vec<u8>> {
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = Vec::new();
-    BufReader::new(stream.take(ANSWER_MAX)).read_until(b'\n', &mut line)?;
+    BufReader::new(stream.take(MAX_ANSWER)).read_until(b'\n', &mut line)?;
     Ok(line)
 }

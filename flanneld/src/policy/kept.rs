@@ -18,7 +18,7 @@ use subnet::policy::objects::uid;
 use super::announce::{Announcement, Ended};
 
 /// The longest id of a container, and name of a file with it.
-const CONTAINER_MAX: usize = 200;
+const MAX_CONTAINER: usize = 200;
 const PREFIX: &str = "pod-";
 
 /// The announcements in force.
@@ -148,7 +148,7 @@ pub(super) fn is_about(kept: &Announcement, pod: &Pod) -> bool {
 pub(super) fn is_container(id: &str) -> bool {
     let first = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     first
-        && id.len() <= CONTAINER_MAX
+        && id.len() <= MAX_CONTAINER
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 

@@ -13,7 +13,7 @@ use super::explain::{Inquiry, Place, pod_name};
 /// The version of the protocol.
 const VERSION: u64 = 1;
 /// A pod has at most one address of each family that counts; delegates may give it more.
-const ADDRESSES_MAX: usize = 16;
+const MAX_ADDRESSES: usize = 16;
 /// The link that network policies are about; a pod's further ones are not covered by them.
 const COVERED_INTERFACE: &str = "eth0";
 /// The longest names of Kubernetes and of runtimes.
@@ -45,7 +45,7 @@ impl Question {
         let object: Map<String, Value> = serde_json::from_slice(line).map_err(|error| {
             format!("{:?} is no JSON object: {error}", shortened(&String::from_utf8_lossy(line)))
         })?;
-        let request = Request(object);
+        let request = Members(object);
         match request.0.get("v") {
             Some(version) if *version == VERSION => {}
             Some(version) => {
@@ -66,9 +66,9 @@ impl Question {
     }
 }
 
-struct Request(Map<String, Value>);
+struct Members(Map<String, Value>);
 
-impl Request {
+impl Members {
     fn add(&self) -> Result<Question, String> {
         let container = self.name("container")?.ok_or("\"container\" is missing")?;
         let addresses = self.addresses()?;
@@ -138,11 +138,11 @@ impl Request {
     fn addresses(&self) -> Result<Vec<IpAddr>, String> {
         let bad = |value: &Value| {
             let shown = shortened(&value.to_string());
-            format!("ips: {shown} is no list of at most {ADDRESSES_MAX} addresses")
+            format!("ips: {shown} is no list of at most {MAX_ADDRESSES} addresses")
         };
         match self.0.get("ips") {
             None => Err("\"ips\" is missing".into()),
-            Some(value @ Value::Array(items)) if items.len() <= ADDRESSES_MAX => {
+            Some(value @ Value::Array(items)) if items.len() <= MAX_ADDRESSES => {
                 let address = |item: &Value| item.as_str()?.parse().ok();
                 items.iter().map(address).collect::<Option<_>>().ok_or_else(|| bad(value))
             }

@@ -19,11 +19,11 @@ use super::announce::Announcer;
 use super::request::Question;
 
 /// A line that is longer is no request of the plugin.
-const LINE_MAX: u64 = 64 << 10;
+const MAX_LINE: u64 = 64 << 10;
 /// Time for sending a request, and for taking the answer.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections at a time; further ones wait.
-const CONNECTIONS_MAX: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// How often the file is looked at: one that another program removed would make every ADD fail.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Between attempts to accept when there are no file descriptors.
@@ -46,7 +46,7 @@ pub(crate) enum SocketError {
     },
     /// The path is longer than the kernel allows.
     #[error("{} is too long for a socket (at most {} bytes): choose a shorter directory for --subnet-file",
-            .0.display(), subnet::env_file::SOCKET_PATH_MAX)]
+            .0.display(), subnet::env_file::MAX_SOCKET_PATH)]
     TooLong(PathBuf),
     /// The file system refuses.
     #[error("{}: {}: flanneld has to be able to make files there", .path.display(), .source)]
@@ -84,7 +84,7 @@ impl PolicySocket {
         // Made under another name: no client can connect before the mode is set, and what is at `path` is replaced.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = directory.join(format!(".{name}.new"));
-        if temporary.as_os_str().len() > subnet::env_file::SOCKET_PATH_MAX {
+        if temporary.as_os_str().len() > subnet::env_file::MAX_SOCKET_PATH {
             return Err(SocketError::TooLong(path.to_owned()));
         }
         match fs::remove_file(&temporary) {
@@ -107,7 +107,7 @@ impl PolicySocket {
 
     /// Answers, for as long as the process lives.
     pub(crate) async fn run(mut self, announcer: Announcer, log_group: Option<u16>) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut look = interval(LOOK_INTERVAL);
         loop {
             tokio::select! {
@@ -159,23 +159,23 @@ impl PolicySocket {
 /// The system's.
 pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match check_vacant(path) {
-        Ok(Place::Stale) => fs::remove_file(path).map(|()| true),
-        Ok(Place::Free) | Err(_) => Ok(false),
+        Ok(SocketPlace::Stale) => fs::remove_file(path).map(|()| true),
+        Ok(SocketPlace::Free) | Err(_) => Ok(false),
     }
 }
 
 /// What is at a path without a listener.
 #[derive(Debug, PartialEq, Eq)]
-enum Place {
+enum SocketPlace {
     Free,
     /// The socket of an agent that is gone.
     Stale,
 }
 
-fn check_vacant(path: &Path) -> Result<Place, SocketError> {
+fn check_vacant(path: &Path) -> Result<SocketPlace, SocketError> {
     let about = match fs::symlink_metadata(path) {
         Ok(about) => about.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::Free),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SocketPlace::Free),
         Err(source) => return Err(SocketError::Refused { path: path.to_owned(), source }),
     };
     let in_the_way = |kind| Err(SocketError::InTheWay { path: path.to_owned(), kind });
@@ -189,7 +189,7 @@ fn check_vacant(path: &Path) -> Result<Place, SocketError> {
         return in_the_way("a file");
     }
     match Blocking::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Place::Stale),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(SocketPlace::Stale),
         Err(source) if source.kind() != io::ErrorKind::WouldBlock => {
             Err(SocketError::Refused { path: path.to_owned(), source })
         }
@@ -210,8 +210,8 @@ async fn serve(mut stream: UnixStream, announcer: &Announcer, log_group: Option<
         Err(_) | Ok(Err(_)) => return,
         Ok(Ok(line)) => match line.strip_suffix(b"\n") {
             Some(line) => answer(line, announcer, log_group).await,
-            None if line.len() as u64 > LINE_MAX => {
-                json!({"error": format!("a request has at most {LINE_MAX} bytes")})
+            None if line.len() as u64 > MAX_LINE => {
+                json!({"error": format!("a request has at most {MAX_LINE} bytes")})
             }
             // A plugin that was killed.
             None if line.is_empty() => return,
@@ -227,7 +227,7 @@ async fn serve(mut stream: UnixStream, announcer: &Announcer, log_group: Option<
 
 async fn line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(LINE_MAX + 1)).read_until(b'\n', &mut line).await?;
+    BufReader::new(stream.take(MAX_LINE + 1)).read_until(b'\n', &mut line).await?;
     Ok(line)
 }
 

@@ -49,12 +49,12 @@ const CHANGE_WAITS: Duration = Duration::from_millis(500);
 const REPAIRS_MAX: u32 = 60;
 
 /// What works on the kernel.
-struct Hands {
+struct PolicyKernel {
     enforcer: Enforcer,
     steerer: Steerer,
 }
 
-impl Hands {
+impl PolicyKernel {
     fn open(options: &PolicyOptions) -> anyhow::Result<Self> {
         let settings = settings(options, &Facts::default());
         let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
@@ -96,7 +96,7 @@ pub(crate) struct Policies {
     tables: NftListener,
     watched: Mutex<Watched>,
     bridges: BridgeListener,
-    hands: Lent<Hands>,
+    hands: Lent<PolicyKernel>,
     known: Known,
     kept: Kept,
     watches: Watches,
@@ -149,7 +149,7 @@ impl Policies {
         let kept = Kept::open(directory.clone()).with_context(|| {
             format!("--network-policy keeps what it is told about pods in {}", directory.display())
         })?;
-        let hands = Hands::open(&options)?;
+        let hands = PolicyKernel::open(&options)?;
         let now = Instant::now();
         health.set(CONDITION, Err("network policies were not read yet".to_owned()));
         let mut policies = Self {

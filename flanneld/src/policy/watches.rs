@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::known::Known;
 
 /// News that wait; a watch with more waits with them.
-const WAITING_MAX: usize = 256;
+const MAX_WAITING: usize = 256;
 /// How long pods are watched after the last policy that names them: one that is replaced comes back soon.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -44,7 +44,7 @@ impl Drop for Running {
 
 impl Default for Watches {
     fn default() -> Self {
-        let (sender, news) = mpsc::channel(WAITING_MAX);
+        let (sender, news) = mpsc::channel(MAX_WAITING);
         Self { news, sender, next: 0, base: Vec::new(), peers: BTreeMap::new() }
     }
 }

@@ -8,9 +8,9 @@ use backends::testing::{Agent, Fabric, Signal, wait_for};
 use crate::bed::{LIMIT, Member, flanneld};
 
 /// Until a pause of 16 s has come about.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Each of a dozen objects is put right sixteen times until then; without end, it would be 20 lines a second.
-const MOST_LINES: usize = 120;
+const MAX_LINES: usize = 120;
 
 fn store(directory: &Path) -> String {
     format!("--lease-store=file:{}", directory.display())
@@ -52,11 +52,11 @@ fn fight(ours: &str, theirs: &str) {
     ];
     let mut second = Agent::spawn(&a.node, flanneld(), args).unwrap();
     for agent in [&a.agent, &second] {
-        if let Err(error) = wait_for("the fight to be damped", PATIENCE, || is_held_back(agent)) {
+        if let Err(error) = wait_for("the fight to be damped", TIMEOUT, || is_held_back(agent)) {
             panic!("{error}: {}\n{}", notes(agent), agent.log());
         }
         let lines = agent.log().lines().count();
-        assert!(lines <= MOST_LINES, "{lines} lines:\n{}", agent.log());
+        assert!(lines <= MAX_LINES, "{lines} lines:\n{}", agent.log());
         assert_eq!(agent.get("/healthz").unwrap().0, 200);
     }
 
@@ -81,7 +81,7 @@ fn fight(ours: &str, theirs: &str) {
     let theirs = format!("--subnet-file={}", a.node.dir().join("second.env").display());
     a.node.namespace().command(flanneld()).args(["cleanup", &theirs]).ok().unwrap();
     if let Err(error) =
-        wait_for("everything as it was", PATIENCE, || reaches() && a.state().contains(&before_of(&before)))
+        wait_for("everything as it was", TIMEOUT, || reaches() && a.state().contains(&before_of(&before)))
     {
         panic!("{error}: {}\nbefore:\n{before}\nnow:\n{}", notes(&a.agent), a.state());
     }

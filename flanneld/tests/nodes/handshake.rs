@@ -22,7 +22,7 @@ const PORT: u16 = 7777;
 /// Starts for each way in which the delegate runs.
 const STARTS: usize = 100;
 /// How long something is waited for that must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A node with a policy for pods that are new, and an API server that it reads them from.
 struct Site {
@@ -131,7 +131,7 @@ impl<'a> Started<'a> {
 
     fn udp(&self, port: u16) -> UdpSocket {
         let socket = self.namespace.run(|| UdpSocket::bind(("0.0.0.0", port)).unwrap());
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     }
 }

@@ -9,7 +9,7 @@ use crate::bed::{Cluster, HOST_GW, Member, VXLAN};
 const CONFIG: &str = "/coreos.com/network/config";
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 /// A backend that no peer uses any more is given up after 30 s.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything that flanneld makes on a node, without numbers that differ from device to device or from second to
 /// second, and the order in which tables were made.
@@ -88,7 +88,7 @@ fn the_backend_changes_three_times_and_no_packet_is_lost() {
         }
     }
     for (member, fresh) in members.iter().zip(&fresh) {
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = std::time::Instant::now() + TIMEOUT;
         while everything(member) != *fresh {
             if std::time::Instant::now() >= end {
                 assert_eq!(everything(member), *fresh, "{}", member.agent.log());
@@ -120,7 +120,7 @@ fn the_port_changes_and_no_packet_is_lost() {
         }
         said |= cluster.leases().iter().any(|(_, value)| value.contains("\"Port\":4789"));
         for member in &members {
-            let end = std::time::Instant::now() + PATIENCE;
+            let end = std::time::Instant::now() + TIMEOUT;
             while member.show("ip -o link show type vxlan").lines().count() > 1 {
                 assert!(std::time::Instant::now() < end, "{}", member.agent.log());
                 std::thread::sleep(Duration::from_millis(200));

@@ -28,7 +28,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(20);
 const PROBE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Requests to etcd. Connects when first used, and again after each failure.
-pub(super) struct Connection {
+pub(super) struct EtcdConnection {
     endpoints: Vec<String>,
     tls: Tls,
     user: Option<(String, String)>,
@@ -50,7 +50,7 @@ struct State {
     endpoint: usize,
 }
 
-impl Connection {
+impl EtcdConnection {
     /// Checks the options; nothing is sent yet.
     pub(super) fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
         crate::tls::install();

@@ -16,7 +16,7 @@ use crate::pace::Backoff;
 use crate::store::{LEASE_TTL, Loss, StoreError};
 
 /// After how long a renewal that failed is tried again; the end is Flannel's constant.
-const RENEW_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const RENEW_RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// However large the margin is, a renewal does not follow at once on another.
 const RENEW_APART: Duration = Duration::from_secs(1);
 
@@ -189,7 +189,7 @@ impl Etcd {
     async fn watch_own(&self, mut held: Held) -> Result<(), Ended> {
         let key = self.keys.lease(&held.lease.subnets)?;
         let mut watch = self.watch(&key, WatchOptions::new(), held.revision + 1).await?;
-        let mut again = Backoff::new(RENEW_AGAIN.0, RENEW_AGAIN.1);
+        let mut again = Backoff::new(RENEW_RETRY.0, RENEW_RETRY.1);
         let mut due = self.due(&held);
         self.stands(Some(&held), None);
         loop {

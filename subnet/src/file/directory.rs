@@ -9,7 +9,7 @@ use std::{fs, io};
 
 use tokio::time::{Instant, sleep};
 
-use super::entry::{Entry, created_at};
+use super::entry::{LeaseFile, created_at};
 use crate::env_file::write_atomically;
 use crate::lease::{Leases, Malformed, format_key, parse_key};
 use crate::net::Subnets;
@@ -239,15 +239,15 @@ impl Locked<'_> {
     }
 
     /// One entry. One that can't be read has its text, so that it isn't taken for absent.
-    pub(super) fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+    pub(super) fn read(&self, key: &str) -> Result<Option<LeaseFile>, StoreError> {
         match self.open(key) {
             Ok(found) => Ok(found.map(|(entry, _)| entry)),
-            Err(text) => Ok(Some(Entry { text, created: None, expires: None, owner: None })),
+            Err(text) => Ok(Some(LeaseFile { text, created: None, expires: None, owner: None })),
         }
     }
 
     /// An entry and when it was changed last; `None` if there is none.
-    fn open(&self, name: &str) -> Result<Option<(Entry, SystemTime)>, String> {
+    fn open(&self, name: &str) -> Result<Option<(LeaseFile, SystemTime)>, String> {
         let path = self.directory.leases().join(name);
         let read = || -> io::Result<(Vec<u8>, SystemTime)> {
             // A pipe would never end, and be it only to open it.
@@ -265,7 +265,7 @@ impl Locked<'_> {
             Err(error) => Err(format!("it can't be read: {error}")),
             Ok((bytes, _)) if bytes.len() as u64 > LONGEST => Err("it is too long for a lease".into()),
             Ok((bytes, changed)) => match String::from_utf8(bytes) {
-                Ok(text) => Entry::parse(text).map(|entry| Some((entry, changed))),
+                Ok(text) => LeaseFile::parse(text).map(|entry| Some((entry, changed))),
                 Err(error) => Err(format!("not UTF-8: {error}")),
             },
         }

@@ -7,7 +7,7 @@ use crate::lease::{Lease, encode_value};
 
 /// One file as it was read: the lease's value, the two members that etcd keeps beside it, and who wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct LeaseFile {
     pub(super) text: String,
     pub(super) created: Option<u64>,
     pub(super) expires: Option<SystemTime>,
@@ -15,7 +15,7 @@ pub(super) struct Entry {
     pub(super) owner: Option<String>,
 }
 
-impl Entry {
+impl LeaseFile {
     /// Reads the members besides the lease's. The rest is left to the reader of leases.
     ///
     /// # Errors
@@ -74,19 +74,19 @@ mod tests {
         let subnets = ["10.3.1.0/24".parse::<ipnet::IpNet>().unwrap()].into_iter().collect();
         let lease = Lease { subnets, public, attachment: Attachment::HostGw, created: 17, written: 17 };
         let expires = UNIX_EPOCH + Duration::from_millis(1_000_001);
-        let text = Entry::encode(&lease, Some(expires), "a1");
+        let text = LeaseFile::encode(&lease, Some(expires), "a1");
         assert_eq!(
             text,
             "{\"PublicIP\":\"1.2.3.4\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\",\"Created\":17,\"Expires\":1001,\"Owner\":\"a1\"}\n"
         );
         assert_eq!(decode_value(text.as_bytes()), Ok((public, Attachment::HostGw)));
-        let entry = Entry::parse(text).unwrap();
+        let entry = LeaseFile::parse(text).unwrap();
         assert_eq!(entry.owner.as_deref(), Some("a1"));
         assert_eq!((entry.created, entry.expires), (Some(17), Some(UNIX_EPOCH + Duration::from_secs(1001))));
         assert!(!entry.expired(UNIX_EPOCH + Duration::from_secs(1000)));
         assert!(entry.expired(UNIX_EPOCH + Duration::from_secs(1001)));
 
-        let entry = Entry::parse(Entry::encode(&lease, None, "a1")).unwrap();
+        let entry = LeaseFile::parse(LeaseFile::encode(&lease, None, "a1")).unwrap();
         assert!(entry.expires.is_none() && !entry.expired(SystemTime::now()));
     }
 
@@ -99,7 +99,7 @@ mod tests {
             (r#"{"Created":1.5}"#, "Created: 1.5"),
             ("", "not a JSON object"),
         ] {
-            let error = Entry::parse(text.to_owned()).unwrap_err();
+            let error = LeaseFile::parse(text.to_owned()).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -178,10 +178,10 @@ impl Connection {
     }
 
     /// What a list says about itself.
-    pub(super) fn page(&self, objects: &Objects<'_>) -> Result<Page, Failure> {
+    pub(super) fn page(&self, objects: &Objects<'_>) -> Result<ListPage, Failure> {
         #[derive(Deserialize)]
         struct Envelope {
-            metadata: Page,
+            metadata: ListPage,
         }
         match serde_json::from_slice::<Envelope>(objects.rest()) {
             Ok(envelope) => Ok(envelope.metadata),
@@ -344,7 +344,7 @@ impl Event {
 
 /// What a page of a list says about itself.
 #[derive(Debug, Deserialize)]
-pub(super) struct Page {
+pub(super) struct ListPage {
     #[serde(rename = "resourceVersion", default)]
     pub(super) version: String,
     #[serde(rename = "continue", default)]

@@ -25,12 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What a plugin prints.
 #[derive(Deserialize)]
 struct Credential {
-    status: Option<Status>,
+    status: Option<CredentialStatus>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct CredentialStatus {
     token: Option<String>,
     client_certificate_data: Option<String>,
     client_key_data: Option<String>,
@@ -59,7 +59,7 @@ pub(super) async fn credentials(user: &mut AuthInfo) -> Result<(), String> {
     Ok(())
 }
 
-fn run(program: &str, exec: ExecConfig, limit: Duration) -> Result<Status, String> {
+fn run(program: &str, exec: ExecConfig, limit: Duration) -> Result<CredentialStatus, String> {
     let version = exec.api_version.as_deref().unwrap_or("client.authentication.k8s.io/v1");
     let asked = json!({ "apiVersion": version, "kind": "ExecCredential", "spec": { "interactive": false } });
     let mut command = Command::new(program);

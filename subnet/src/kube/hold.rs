@@ -15,13 +15,13 @@ use crate::pace::Backoff;
 use crate::store::Loss;
 
 /// Annotations are put back for the first time at once, then after up to this long.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Somebody who changes them this often, and within this time, will go on doing so.
 const CONTEST: (usize, Duration) = (8, Duration::from_secs(600));
 
 /// What there is to do about the own node.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum HoldVerdict {
     /// It is as it should be, or there is no such node at the moment.
     Kept,
     /// It has to be looked at, for something is not as it should be.
@@ -74,7 +74,7 @@ impl Kube {
             }
             let own = self.decode_own(event.object())?;
             let held = self.held.lock().await.clone();
-            let suspicious = held.as_ref().is_some_and(|held| self.judge(&own, held) != Verdict::Kept);
+            let suspicious = held.as_ref().is_some_and(|held| self.judge(&own, held) != HoldVerdict::Kept);
             if suspicious || self.is_unavailable(&own) {
                 version = match self.look(past).await? {
                     Ok(version) => version,
@@ -95,7 +95,7 @@ impl Kube {
             let read = self.read_own().await?;
             let (Some(held), Some(own)) = (guard.as_mut(), read.own) else { return Ok(Ok(read.version)) };
             match self.judge(&own, held) {
-                Verdict::Kept => {
+                HoldVerdict::Kept => {
                     drop(guard);
                     if self.is_unavailable(&own) {
                         past.backoff.wait().await;
@@ -104,11 +104,11 @@ impl Kube {
                     }
                     return Ok(Ok(read.version));
                 }
-                Verdict::Lost(loss) => {
+                HoldVerdict::Lost(loss) => {
                     *guard = None;
                     return Ok(Err(loss));
                 }
-                Verdict::Suspicious => {}
+                HoldVerdict::Suspicious => {}
             }
             let basis = Basis::of(&own);
             if basis != held.basis {
@@ -141,21 +141,21 @@ impl Kube {
         }
     }
 
-    fn judge(&self, own: &Own, held: &Held) -> Verdict {
-        let Ok(now) = &own.subnets else { return Verdict::Kept };
+    fn judge(&self, own: &Own, held: &Held) -> HoldVerdict {
+        let Ok(now) = &own.subnets else { return HoldVerdict::Kept };
         if now.is_empty() {
             // Registered again and not given a subnet yet.
-            return Verdict::Kept;
+            return HoldVerdict::Kept;
         }
         if held.subnets.iter().any(|subnet| !now.iter().any(|now| now == subnet)) {
-            return Verdict::Lost(Loss::Changed { subnets: held.subnets });
+            return HoldVerdict::Lost(Loss::Changed { subnets: held.subnets });
         }
         match self.wanted(own, held) {
-            Ok(wanted) if changes(&own.annotations, &wanted).is_empty() => Verdict::Kept,
-            Ok(_) => Verdict::Suspicious,
+            Ok(wanted) if changes(&own.annotations, &wanted).is_empty() => HoldVerdict::Kept,
+            Ok(_) => HoldVerdict::Suspicious,
             Err(why) => {
                 self.complain(&why);
-                Verdict::Kept
+                HoldVerdict::Kept
             }
         }
     }
@@ -233,7 +233,11 @@ impl Kube {
 
 impl Default for Past {
     fn default() -> Self {
-        Self { backoff: Backoff::new(AGAIN.0, AGAIN.1), last: Instant::now(), put_back: VecDeque::new() }
+        Self {
+            backoff: Backoff::new(RETRY_INTERVAL.0, RETRY_INTERVAL.1),
+            last: Instant::now(),
+            put_back: VecDeque::new(),
+        }
     }
 }
 

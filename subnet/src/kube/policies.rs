@@ -124,24 +124,24 @@ struct Position {
 struct Unheard;
 
 /// Why a list or a watch ends.
-enum End {
+enum WatchEnd {
     Watch(Ended),
     Unheard,
 }
 
-impl From<Ended> for End {
+impl From<Ended> for WatchEnd {
     fn from(ended: Ended) -> Self {
         Self::Watch(ended)
     }
 }
 
-impl From<Failure> for End {
+impl From<Failure> for WatchEnd {
     fn from(failure: Failure) -> Self {
         Self::Watch(failure.into())
     }
 }
 
-impl From<Unheard> for End {
+impl From<Unheard> for WatchEnd {
     fn from(_: Unheard) -> Self {
         Self::Unheard
     }
@@ -180,8 +180,8 @@ impl PolicyApi {
         loop {
             let begun = Instant::now();
             let ended = match self.list_and_watch(watch, &mut position, &teller).await {
-                End::Watch(ended) => ended,
-                End::Unheard => return,
+                WatchEnd::Watch(ended) => ended,
+                WatchEnd::Unheard => return,
             };
             backoff.reset_if_sound(begun);
             busy.reset_if_sound(begun);
@@ -205,7 +205,7 @@ impl PolicyApi {
         }
     }
 
-    async fn list_and_watch(&self, watch: &Watch, position: &mut Position, teller: &Teller<'_>) -> End {
+    async fn list_and_watch(&self, watch: &Watch, position: &mut Position, teller: &Teller<'_>) -> WatchEnd {
         match self.try_list_and_watch(watch, position, teller).await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -217,7 +217,7 @@ impl PolicyApi {
         watch: &Watch,
         position: &mut Position,
         teller: &Teller<'_>,
-    ) -> Result<std::convert::Infallible, End> {
+    ) -> Result<std::convert::Infallible, WatchEnd> {
         let node = self.node.name(&self.connection).await?.to_owned();
         let collection = watch.collection(&node);
         if position.version.is_none() {
@@ -275,9 +275,9 @@ impl PolicyApi {
         node: &str,
         least: &Least,
         teller: &Teller<'_>,
-    ) -> Result<String, End> {
+    ) -> Result<String, WatchEnd> {
         match self.read(watch, self.connection.pages(collection, least), node, teller).await {
-            Err(End::Watch(Ended::Outdated)) => {
+            Err(WatchEnd::Watch(Ended::Outdated)) => {
                 self.read(watch, self.connection.one_page(collection), node, teller).await
             }
             outcome => outcome,
@@ -290,7 +290,7 @@ impl PolicyApi {
         mut pages: Pages<'_>,
         node: &str,
         teller: &Teller<'_>,
-    ) -> Result<String, End> {
+    ) -> Result<String, WatchEnd> {
         let mut next = pages.next().await?;
         teller.tell(Told::Listing).await?;
         while let Some(json) = next {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 /// Nothing that Kubernetes stores comes near to this; an answer that does is not Kubernetes'.
 const LARGEST: usize = 16 << 20;
 /// What is left of a node without its bulk has less than this.
-const USUAL: usize = 4 << 10;
+const DEFAULT_CAPACITY: usize = 4 << 10;
 
 /// The text is not what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -190,7 +190,7 @@ impl Splitter {
             b'{' | b'[' => {
                 self.depth += 1;
                 if between {
-                    self.item.reserve(USUAL);
+                    self.item.reserve(DEFAULT_CAPACITY);
                     self.item.push(byte);
                     return Ok(());
                 }

@@ -47,7 +47,7 @@ pub struct Unreadable(String);
 /// # Errors
 /// [`Unreadable`] when it is none.
 pub fn network_policy(json: &[u8]) -> Result<ReadPolicy, Unreadable> {
-    let object: Object<PolicySpec> = read(json)?;
+    let object: ApiObject<PolicySpec> = read(json)?;
     let mut ignored = Vec::new();
     let spec = object.spec.unwrap_or_default();
     let listed = |kind: &str| spec.policy_types.iter().flatten().any(|one| one == kind);
@@ -134,7 +134,7 @@ pub fn end(json: &[u8], node: &str) -> Result<End, Unreadable> {
 /// # Errors
 /// [`Unreadable`] when it is none.
 pub fn service(json: &[u8]) -> Result<(ObjectName, Vec<IpAddr>), Unreadable> {
-    let object: Object<ServiceSpec> = read(json)?;
+    let object: ApiObject<ServiceSpec> = read(json)?;
     let spec = object.spec.unwrap_or_default();
     let texts = spec.cluster_ips.into_iter().flatten().chain(spec.cluster_ip);
     let addresses = texts.filter_map(|text| text.parse().ok()).collect();
@@ -146,7 +146,7 @@ pub fn service(json: &[u8]) -> Result<(ObjectName, Vec<IpAddr>), Unreadable> {
 /// # Errors
 /// [`Unreadable`] when it is none.
 pub fn namespace(json: &[u8]) -> Result<(String, Labels), Unreadable> {
-    let object: Object<serde::de::IgnoredAny> = read(json)?;
+    let object: ApiObject<serde::de::IgnoredAny> = read(json)?;
     Ok((object.metadata.name, object.metadata.labels.unwrap_or_default()))
 }
 
@@ -155,7 +155,7 @@ pub fn namespace(json: &[u8]) -> Result<(String, Labels), Unreadable> {
 /// # Errors
 /// [`Unreadable`] when it has none.
 pub fn name(json: &[u8]) -> Result<ObjectName, Unreadable> {
-    let object: Object<serde::de::IgnoredAny> = read(json)?;
+    let object: ApiObject<serde::de::IgnoredAny> = read(json)?;
     Ok(ObjectName::new(object.metadata.namespace, object.metadata.name))
 }
 
@@ -180,8 +180,8 @@ fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Unreadable> {
 }
 
 #[derive(Deserialize)]
-struct Object<S> {
-    metadata: Metadata,
+struct ApiObject<S> {
+    metadata: ObjectMetadata,
     spec: Option<S>,
 }
 
@@ -195,14 +195,14 @@ struct ServiceSpec {
 
 #[derive(Deserialize)]
 struct PodObject {
-    metadata: Metadata,
+    metadata: ObjectMetadata,
     spec: Option<PodSpec>,
     status: Option<PodStatus>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Metadata {
+struct ObjectMetadata {
     #[serde(default)]
     name: String,
     #[serde(default)]

@@ -146,7 +146,7 @@ fn of_a_plain_file_only_its_own_name_matters() {
     bed.write("net-conf.json", "x");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
-    let watch = Watch::new(&bed.path("net-conf.json")).unwrap();
+    let watch = FileWatch::new(&bed.path("net-conf.json")).unwrap();
     let heard = || {
         let mut all = Vec::new();
         events(watch.inotify.get_ref(), |place, _, name| {

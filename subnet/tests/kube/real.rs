@@ -17,7 +17,7 @@ use crate::certificates::Certificates;
 use crate::world::World;
 
 /// How long a server may take to start.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Where both programs are.
 pub(crate) struct Programs(PathBuf);
@@ -116,8 +116,8 @@ pub(crate) async fn world(programs: &Programs) -> Result<World, String> {
         if probe.hand.ask(Method::GET, "/readyz", "application/json", None).await.is_ok() {
             break;
         }
-        if begun.elapsed() > PATIENCE {
-            return Err(format!("kube-apiserver is not ready after {PATIENCE:?}:\n{}", servers.api.said()));
+        if begun.elapsed() > TIMEOUT {
+            return Err(format!("kube-apiserver is not ready after {TIMEOUT:?}:\n{}", servers.api.said()));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

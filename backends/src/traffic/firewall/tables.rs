@@ -5,7 +5,7 @@ use subnet::Family;
 
 use crate::nft::matches::{accept, destination, leave, mark_bits, masquerade, source};
 use crate::nft::{Base, Chain, Expr, Hook, Op, Rule, Table, TableId, masquerade_flags};
-use crate::traffic::rules::{self, Match, SERVICE_MARK, Traffic, Verdict};
+use crate::traffic::rules::{self, Match, SERVICE_MARK, Traffic, TrafficVerdict};
 
 /// The name that Go flannel gives its table, so that one that comes back removes it.
 pub(super) fn plain_name(family: Family) -> &'static str {
@@ -61,7 +61,7 @@ pub(super) fn table(traffic: &Traffic, name: &str) -> Option<Table> {
 }
 
 /// One rule in the words of nftables.
-pub(super) fn rule(rule: &rules::Rule) -> Rule {
+pub(super) fn rule(rule: &rules::TrafficRule) -> Rule {
     let conditions = rule.matches.iter().map(|one| match one {
         Match::Marked => mark_bits(SERVICE_MARK, Op::Eq, SERVICE_MARK),
         Match::From(net) => source(Op::Eq, *net),
@@ -70,10 +70,10 @@ pub(super) fn rule(rule: &rules::Rule) -> Rule {
         Match::NotTo(net) => destination(Op::Ne, *net),
     });
     let verdict = match rule.verdict {
-        Verdict::Return => leave(),
-        Verdict::Accept => accept(),
-        Verdict::Masquerade { fully_random: true } => masquerade(masquerade_flags::FULLY_RANDOM),
-        Verdict::Masquerade { fully_random: false } => masquerade(0),
+        TrafficVerdict::Return => leave(),
+        TrafficVerdict::Accept => accept(),
+        TrafficVerdict::Masquerade { fully_random: true } => masquerade(masquerade_flags::FULLY_RANDOM),
+        TrafficVerdict::Masquerade { fully_random: false } => masquerade(0),
     };
     Rule::new(conditions.chain([verdict]))
 }

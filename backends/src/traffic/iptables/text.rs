@@ -4,22 +4,22 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::traffic::rules::{Match, Rule, SERVICE_MARK, Traffic, Verdict};
+use crate::traffic::rules::{Match, SERVICE_MARK, Traffic, TrafficRule, TrafficVerdict};
 
 /// One chain of ours: where it hangs, its comment, its rules.
-struct Chain {
+struct ListedChain {
     table: &'static str,
     parent: &'static str,
     name: &'static str,
     comment: &'static str,
 }
 
-const CHAINS: [Chain; 2] = [
-    Chain { table: "nat", parent: "POSTROUTING", name: "FLANNEL-POSTRTG", comment: "flanneld masq" },
-    Chain { table: "filter", parent: "FORWARD", name: "FLANNEL-FWD", comment: "flanneld forward" },
+const CHAINS: [ListedChain; 2] = [
+    ListedChain { table: "nat", parent: "POSTROUTING", name: "FLANNEL-POSTRTG", comment: "flanneld masq" },
+    ListedChain { table: "filter", parent: "FORWARD", name: "FLANNEL-FWD", comment: "flanneld forward" },
 ];
 
-impl Chain {
+impl ListedChain {
     fn jump(&self) -> String {
         format!("{} -m comment --comment \"{}\" -j {}", self.parent, self.comment, self.name)
     }
@@ -31,7 +31,7 @@ impl Chain {
     }
 
     /// A rule without the leading `-A`. The comment stands where Go flannel has it: after the matches.
-    fn rule(&self, rule: &Rule) -> String {
+    fn rule(&self, rule: &TrafficRule) -> String {
         let mut text = self.name.to_owned();
         for one in &rule.matches {
             // Writing to a string can't fail.
@@ -44,10 +44,10 @@ impl Chain {
             };
         }
         let target = match rule.verdict {
-            Verdict::Return => "RETURN",
-            Verdict::Accept => "ACCEPT",
-            Verdict::Masquerade { fully_random: true } => "MASQUERADE --random-fully",
-            Verdict::Masquerade { fully_random: false } => "MASQUERADE",
+            TrafficVerdict::Return => "RETURN",
+            TrafficVerdict::Accept => "ACCEPT",
+            TrafficVerdict::Masquerade { fully_random: true } => "MASQUERADE --random-fully",
+            TrafficVerdict::Masquerade { fully_random: false } => "MASQUERADE",
         };
         let _ = write!(text, " -m comment --comment \"{}\" -j {target}", self.comment);
         text
@@ -63,7 +63,7 @@ pub(super) fn repair(saved: &str, wanted: Option<&Traffic>) -> Option<String> {
     let tables = read(saved);
     let mut input = String::new();
     for chain in &CHAINS {
-        let empty = Table::default();
+        let empty = ListedTable::default();
         let found = tables.get(chain.table).unwrap_or(&empty);
         let lines = table(chain, found, &chain.rules(wanted));
         if !lines.is_empty() {
@@ -73,7 +73,7 @@ pub(super) fn repair(saved: &str, wanted: Option<&Traffic>) -> Option<String> {
     (!input.is_empty()).then_some(input)
 }
 
-fn table(chain: &Chain, found: &Table, wanted: &[String]) -> Vec<String> {
+fn table(chain: &ListedChain, found: &ListedTable, wanted: &[String]) -> Vec<String> {
     let rules: Vec<&str> = found.rules_of(chain.name).collect();
     let there = found.chains.contains(&chain.name.to_owned());
     let jump = chain.jump();
@@ -99,21 +99,21 @@ fn table(chain: &Chain, found: &Table, wanted: &[String]) -> Vec<String> {
 }
 
 #[derive(Default)]
-struct Table {
+struct ListedTable {
     chains: Vec<String>,
     /// Rules as saved, without the leading `-A`.
     rules: Vec<String>,
 }
 
-impl Table {
+impl ListedTable {
     fn rules_of<'t>(&'t self, chain: &'t str) -> impl Iterator<Item = &'t str> {
         let of = move |rule: &&str| rule.split(' ').next() == Some(chain);
         self.rules.iter().map(String::as_str).filter(of)
     }
 }
 
-fn read(saved: &str) -> BTreeMap<String, Table> {
-    let mut tables: BTreeMap<String, Table> = BTreeMap::new();
+fn read(saved: &str) -> BTreeMap<String, ListedTable> {
+    let mut tables: BTreeMap<String, ListedTable> = BTreeMap::new();
     let mut current = String::new();
     for line in saved.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('*') {
@@ -174,7 +174,7 @@ mod tests {
             }
         }
         let mut text = String::new();
-        for (name, Table { chains, rules }) in tables {
+        for (name, ListedTable { chains, rules }) in tables {
             let chains: String = chains.iter().map(|chain| format!(":{chain} - [0:0]\n")).collect();
             let rules: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
             let _ = write!(text, "*{name}\n{chains}{rules}COMMIT\n");

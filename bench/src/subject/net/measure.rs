@@ -14,7 +14,7 @@ use super::results::{Quantity, Value};
 use super::soak;
 use super::trip::{
     self,
-    Pace::{Asleep, Awake},
+    PingPace::{Asleep, Awake},
 };
 use super::wire::Segmented;
 
@@ -63,7 +63,7 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
 }
 
 /// Round trips by one ping.
-fn echo(pair: &Pair, place: Place, pace: trip::Pace, time: Duration) -> anyhow::Result<Vec<Value>> {
+fn echo(pair: &Pair, place: Place, pace: trip::PingPace, time: Duration) -> anyhow::Result<Vec<Value>> {
     let [from, to] = pair.ends(place);
     let trips = trip::run(from.namespace, to.address, pace, time)?;
     let mean = trips.mean.context("no echo request was answered")?;

@@ -91,14 +91,14 @@ fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
 
 /// What became of the datagrams. Lost ones are no failure: they are sent as fast as it goes.
 #[derive(Debug, Default)]
-struct Datagrams {
+struct Arrivals {
     arrived: u64,
     corrupt: u64,
     disordered: u64,
     rate: f64,
 }
 
-fn datagrams([from, to]: [End<'_>; 2]) -> anyhow::Result<Datagrams> {
+fn datagrams([from, to]: [End<'_>; 2]) -> anyhow::Result<Arrivals> {
     let bind = |end: End<'_>| end.namespace.run(|| UdpSocket::bind(SocketAddr::new(end.address, 0)));
     let sink = bind(to).context("no socket to receive datagrams with")?;
     sink.set_read_timeout(Some(SILENCE))?;
@@ -147,8 +147,8 @@ fn compose(datagram: &mut [u8], flow: u64, number: u64) {
     Numbers(flow << 40 ^ number).fill(&mut datagram[16..]);
 }
 
-fn receive(sink: &UdpSocket) -> anyhow::Result<Datagrams> {
-    let mut all = Datagrams::default();
+fn receive(sink: &UdpSocket) -> anyhow::Result<Arrivals> {
+    let mut all = Arrivals::default();
     let mut next = [0; FLOWS];
     let (mut room, mut expected) = (vec![0; 2048], vec![0; 2048]);
     while all.arrived < DATAGRAMS {

@@ -17,7 +17,7 @@ pub(crate) struct Trips {
 
 /// How often ping asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub(crate) enum PingPace {
     /// ping sleeps in between, and so do the CPUs if nothing else goes on. Its 10 ms are 12 to 18 on kernels
     /// whose clock ticks every 4 ms.
     Asleep,
@@ -26,7 +26,7 @@ pub(crate) enum Pace {
     Awake,
 }
 
-impl Pace {
+impl PingPace {
     /// Seconds, as ping takes them, and about how many requests that makes in a second.
     fn parts(self) -> (&'static str, f64) {
         match self {
@@ -37,7 +37,7 @@ impl Pace {
 }
 
 /// Sends echo requests for about `time`.
-pub(crate) fn run(from: &Namespace, to: IpAddr, pace: Pace, time: Duration) -> anyhow::Result<Trips> {
+pub(crate) fn run(from: &Namespace, to: IpAddr, pace: PingPace, time: Duration) -> anyhow::Result<Trips> {
     let (interval, rate) = pace.parts();
     let count = (time.as_secs_f64() * rate).ceil().to_string();
     let command = from.command("ping").args(["-n", "-q", "-W1", "-c", &count, "-i", interval]);

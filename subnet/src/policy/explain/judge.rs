@@ -10,7 +10,7 @@ use crate::policy::{
 };
 
 /// Rules that come near and are named one by one; the others are counted.
-const NEAR_MAX: usize = 8;
+const MAX_NEAR: usize = 8;
 /// Labels that controllers make: no policy should name them.
 const GENERATED: [&str; 4] = [
     "pod-template-hash",
@@ -48,8 +48,8 @@ pub(super) fn judge(judge: &Judge<'_>, selecting: &[&NetworkPolicy]) -> Side {
     }
     let names: Vec<String> = selecting.iter().map(|policy| policy.name.to_string()).collect();
     let mut lines = vec![format!("isolated by {}", shown(&names))];
-    others += near.len().saturating_sub(NEAR_MAX);
-    lines.extend(near.into_iter().take(NEAR_MAX));
+    others += near.len().saturating_sub(MAX_NEAR);
+    lines.extend(near.into_iter().take(MAX_NEAR));
     if others > 0 {
         lines.push(format!("{others} other rules don't match"));
     }
@@ -269,9 +269,9 @@ fn labels(pod: &Pod) -> String {
 
 /// A few of many.
 pub(super) fn shown(items: &[String]) -> String {
-    let mut text = items.iter().take(NEAR_MAX).cloned().collect::<Vec<_>>().join(", ");
-    if items.len() > NEAR_MAX {
-        let _ = write!(text, " and {} more", items.len() - NEAR_MAX);
+    let mut text = items.iter().take(MAX_NEAR).cloned().collect::<Vec<_>>().join(", ");
+    if items.len() > MAX_NEAR {
+        let _ = write!(text, " and {} more", items.len() - MAX_NEAR);
     }
     text
 }
