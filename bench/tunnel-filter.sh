@@ -42,7 +42,11 @@ table ip flannel-tunnel {
         @th,96,24 != 1 accept
         counter drop
     }
-    chain input { type filter hook input priority 0; udp dport 8472 udp dport @active jump input-8472; }
+    chain input {
+        type filter hook input priority 0
+        udp dport 8472 iifname "eth0" ip saddr @peers accept
+        udp dport 8472 udp dport @active jump input-8472
+    }
     chain forward { type filter hook forward priority 0; udp dport 8472 udp dport @active jump forward-8472; }
 }
 NFT

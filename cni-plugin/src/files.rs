@@ -17,13 +17,23 @@ const STALE_AFTER: Duration = Duration::from_secs(60);
 /// The system's, and `InvalidData` for what is no regular file or larger than [`MAX_SIZE`].
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(link_named)?;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(link_named)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
     }
-    let mut content = Vec::new();
-    file.take(MAX_SIZE + 1).read_to_end(&mut content)?;
+    if meta.len() > MAX_SIZE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
+    }
+    // One byte more than there is: a read that does not fill the buffer has met the end.
+    let mut content = vec![0; meta.len() as usize + 1];
+    let length = file.read(&mut content)?;
+    let ended = length < content.len();
+    content.truncate(length);
+    if ended {
+        return Ok(content);
+    }
+    file.take(MAX_SIZE + 1 - length as u64).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_SIZE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
     }

@@ -221,7 +221,7 @@ fn configure(
     let end = link::by_name(&mut socket, ifname).map_err(lookup)?;
     let end = end.ok_or_else(|| format!("failed to lookup {ifname:?}: Link not found"))?;
     switch(config, ifname, addresses)?;
-    let up = link::set_flags(end.index, libc::IFF_UP);
+    let up = link::set_up_announcing(end.index);
     let mut requests: Vec<(Message, String)> = vec![(up, format!("failed to set {ifname:?} UP"))];
     for one in addresses {
         let message = address::add(end.index, *one, config.detect_duplicates);
@@ -247,11 +247,12 @@ fn switch(config: &BridgeConfig, ifname: &str, addresses: &[IpNet]) -> Result<()
         sysctl::try_set(&format!("ipv6/conf/{ifname}/enhanced_dad"), "1");
     }
     sysctl::try_set(&format!("ipv6/conf/{ifname}/accept_dad"), detect);
-    sysctl::try_set(&format!("ipv4/conf/{ifname}/arp_notify"), "1");
-    sysctl::try_set(&format!("ipv6/conf/{ifname}/ndisc_notify"), "1");
+    // Each announcement goes to all pods of the node. A link-local address has had this MAC only, so without another one
+    // there is nothing to announce.
     if !addresses.iter().any(|one| one.addr().is_ipv6()) {
         return Ok(());
     }
+    sysctl::try_set(&format!("ipv6/conf/{ifname}/ndisc_notify"), "1");
     for link in ["lo", ifname] {
         let key = format!("ipv6/conf/{link}/disable_ipv6");
         sysctl::set(&key, "0").map_err(|error| {

@@ -156,15 +156,24 @@ impl Store {
             return Ok(false);
         }
         let Attachment { container, ifname } = attachment;
-        let noted = self.write(&path, &format!("{container}\r\n{ifname}")).and_then(|()| {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-            options.open(self.last_reserved_path(set))?.write_all(address.to_string().as_bytes())
-        });
+        let reserved = self.write(&path, &format!("{container}\r\n{ifname}"));
+        let noted = reserved.and_then(|()| self.note_last(address, set));
         noted.map(|()| true).map_err(|error| {
             let _ = fs::remove_file(&path);
             format!("reserving {}: {error}", path.display())
         })
+    }
+
+    /// Notes the address as the last one of the range set number `set`. The file is cut only where it was longer: giving
+    /// back its block and taking another one costs more than all else that a reservation writes.
+    fn note_last(&self, address: IpAddr, set: usize) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(self.last_reserved_path(set))?;
+        let text = address.to_string();
+        file.write_all(text.as_bytes())?;
+        let length = text.len() as u64;
+        if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
     }
 
     /// Writes a file in one step: a process that is killed leaves no file without a holder, which no DEL would find.
@@ -278,6 +287,16 @@ mod tests {
         assert_eq!(store.last_reserved(1), Some("fc00::2".parse().unwrap()));
         store.release(&attachment("c1", "eth0"));
         assert_eq!(store.reservations().len(), 1);
+    }
+
+    #[test]
+    fn the_address_that_was_reserved_last_replaces_a_longer_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), "n").unwrap();
+        for (text, container) in [("10.1.17.254", "c1"), ("10.1.17.2", "c2"), ("10.1.17.30", "c3")] {
+            store.reserve(text.parse().unwrap(), &attachment(container, "eth0"), 0).unwrap();
+            assert_eq!(fs::read_to_string(directory.path().join("n/last_reserved_ip.0")).unwrap(), text);
+        }
     }
 
     #[test]

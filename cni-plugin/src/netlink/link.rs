@@ -14,6 +14,11 @@ const PEER: u16 = 1;
 /// `IFLA_BRPORT_MODE` is hairpin mode, `IFLA_BRPORT_ISOLATED` keeps isolated ports apart.
 const BRPORT_MODE: u16 = 4;
 const BRPORT_ISOLATED: u16 = 33;
+/// `IFLA_INET_CONF` and, from <linux/ip.h>, `IPV4_DEVCONF_ARP_NOTIFY`.
+const INET_CONF: u16 = 1;
+const ARP_NOTIFY: u16 = 22;
+/// `RTEXT_FILTER_SKIP_STATS`, for `IFLA_EXT_MASK`: counters are half of what the kernel would tell about a link.
+const SKIP_STATS: u32 = 1 << 3;
 /// `IF_OPER_UP`.
 const OPER_UP: u8 = 6;
 
@@ -86,7 +91,8 @@ fn fixed(family: i32, index: u32, flags: u32, change: u32) -> Vec<u8> {
 /// The kernel's refusal.
 pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errno> {
     let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, 0, 0, 0));
-    match socket.ask(message.with_text(libc::IFLA_IFNAME, name)) {
+    let message = message.with_text(libc::IFLA_IFNAME, name).with_u32(libc::IFLA_EXT_MASK, SKIP_STATS);
+    match socket.ask(message) {
         Ok(replies) => Ok(replies.first().and_then(Link::parse)),
         Err(Errno::NO_DEVICE) => Ok(None),
         Err(errno) => Err(errno),
@@ -153,6 +159,15 @@ fn new(name: &str, mtu: u32, flags: u32) -> Message {
 pub(crate) fn set_flags(index: u32, flags: i32) -> Message {
     let flags = flags as u32;
     Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, flags, flags))
+}
+
+/// Sets a link up that announces its IPv4 addresses from then on (`arp_notify`), when its MAC is set for example.
+pub(crate) fn set_up_announcing(index: u32) -> Message {
+    set_flags(index, libc::IFF_UP).nested(libc::IFLA_AF_SPEC, |families| {
+        families.nested(libc::AF_INET as u16, |inet| {
+            inet.nested(INET_CONF, |switches| switches.with_u32(ARP_NOTIFY, 1))
+        })
+    })
 }
 
 /// Clears flags such as `IFF_UP`.
