@@ -8,7 +8,7 @@
 # For each variant two nodes with a pod on each, kernel VXLAN in between, and masquerading with connection tracking as
 # --ip-masq has it; the filter has 5,000 peers. All of them are there at once, and take turns: each round sends 5,000
 # datagrams of 64 bytes from pod to pod through each, in another order than the round before, and takes the CPU time from there to
-# the receiver (see tunnel-filter.rs). So what else the machine does, hits all of them alike. Then iperf3 sends one TCP stream
+# the receiver (see datagrams.rs). So what else the machine does, hits all of them alike. Then iperf3 sends one TCP stream
 # for a second through each in turn, TCP_ROUNDS times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,7 +23,7 @@ cleanup() {
     rm -rf "$work"
 }
 trap cleanup EXIT
-rustc -O --edition 2021 -o "$work/send" "$here/tunnel-filter.rs"
+rustc -O --edition 2021 -o "$work/send" "$here/datagrams.rs"
 peers=$(for i in $(seq 1 20); do for j in $(seq 1 250); do echo -n "10.99.$i.$j, "; done; done)
 filter() {
     ip netns exec $1 nft -f - <<NFT

@@ -207,8 +207,8 @@ impl Nft {
         answer.map_err(failed("waiting for the ruleset to settle"))
     }
 
-    /// A number that is another one after every transaction.
-    fn generation(&mut self) -> Result<u32, NftError> {
+    /// A number that each transaction raises by one, and sometimes by two.
+    pub(crate) fn generation(&mut self) -> Result<u32, NftError> {
         let read = |attributes: &[u8]| wire::find_u32(attributes, NFTA_GEN_ID);
         self.socket.get(message::GETGEN, read).map_err(failed("reading the ruleset's generation"))
     }

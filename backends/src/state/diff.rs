@@ -23,7 +23,8 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     let actual = renamed.as_ref().unwrap_or(actual);
 
     let rebuilt = links(desired, actual, &mut changes);
-    let devices = Devices { desired, actual, rebuilt };
+    let moved = moved_ipv6(&changes);
+    let devices = Devices { desired, actual, rebuilt, moved };
     additions(&devices, &mut changes);
     removals(&devices, &mut changes);
     changes
@@ -35,6 +36,8 @@ struct Devices<'a> {
     actual: &'a KernelState,
     /// Those that are made anew.
     rebuilt: BTreeSet<Name>,
+    /// VXLAN devices that send from another IPv6 address from now on.
+    moved: BTreeSet<Name>,
 }
 
 impl Devices<'_> {
@@ -79,6 +82,17 @@ fn links(desired: &KernelState, actual: &KernelState, changes: &mut Vec<Change>)
     rebuilt
 }
 
+/// The devices of which an IPv6 `local` is changed. Each of their forwarding entries remembers, for each CPU, a route with the
+/// address that it sent from (`dst_cache` in drivers/net/vxlan/vxlan_core.c). For IPv4 the kernel forgets these routes when
+/// an address goes. For IPv6 it does not, and peers drop what comes from the old address; so the entries are made again.
+fn moved_ipv6(changes: &[Change]) -> BTreeSet<Name> {
+    let moved = |change: &Change| match change {
+        Change::SetLink(name, patch) if patch.local.is_some_and(|local| local.is_ipv6()) => Some(*name),
+        _ => None,
+    };
+    changes.iter().filter_map(moved).collect()
+}
+
 /// What is new, and what is stale and has to go before something new.
 fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
     let Devices { desired, actual, .. } = *devices;
@@ -99,7 +113,11 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
         }
     }
     for (key @ (name, mac), dst) in &desired.fdb {
-        if !(devices.there(name) && actual.fdb.get(key) == Some(dst)) {
+        let present = devices.there(name) && actual.fdb.get(key) == Some(dst);
+        if present && devices.moved.contains(name) {
+            changes.push(Change::DelFdb(*name, *mac));
+        }
+        if !present || devices.moved.contains(name) {
             changes.push(Change::SetFdb(*name, *mac, *dst));
         }
     }

@@ -116,6 +116,28 @@ fn every_look_keeps_the_filter_in_force_for_five_minutes_more() {
 }
 
 #[test]
+fn what_somebody_changed_since_the_last_look_is_put_right_by_the_next_one() {
+    let bed = Bed::new();
+    let mut firewall = firewall(&bed);
+    let wanted = [filter(Family::V4, 3), filter(Family::V6, 2)];
+    let mut look = || firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap().changed;
+    assert_eq!(look().len(), 2);
+    for (script, lost) in [
+        ("delete element ip flannel-tunnel peers { 192.168.0.1 }", "192.168.0.1"),
+        ("flush chain ip flannel-tunnel input", "jump input-8472"),
+        ("delete table ip flannel-tunnel", "192.168.0.1"),
+        // Two transactions, of which the second one undoes nothing.
+        ("flush set ip flannel-tunnel peers\nadd table ip somebody", "192.168.0.1"),
+    ] {
+        // Looks at which nothing has changed, before and after.
+        assert_eq!((look().len(), look().len()), (0, 0), "{script}");
+        script.lines().for_each(|line| bed.script(line));
+        assert_eq!(look().len(), 1, "{script}");
+        assert!(bed.list("table ip flannel-tunnel").contains(lost), "{script}");
+    }
+}
+
+#[test]
 fn the_filter_of_another_agent_of_this_host_stays() {
     let bed = Bed::new();
     let (mut one, mut other) = (firewall(&bed), firewall(&bed));

@@ -27,6 +27,9 @@ struct Args {
     /// Compares so many random packets with the evaluator instead.
     #[arg(long)]
     pairs: Option<u64>,
+    /// Applies so many policies on one pod in this network namespace instead, for `bench/policy-cost.sh`.
+    #[arg(long)]
+    apply: Option<u32>,
     /// The number that random clusters follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -37,9 +40,10 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match args.pairs {
-        Some(pairs) => compare(args.seed, pairs),
-        None => measure(args.rounds),
+    let done = match (args.pairs, args.apply) {
+        (Some(pairs), _) => compare(args.seed, pairs),
+        (None, Some(policies)) => isolate(policies),
+        (None, None) => measure(args.rounds),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -224,6 +228,27 @@ fn settings() -> Settings {
         strict: false,
         log_group: None,
     }
+}
+
+/// Isolates the pod 10.244.1.2 by so many policies, the last of which allows all that the pod 10.244.2.2 sends.
+fn isolate(policies: u32) -> anyhow::Result<()> {
+    let mut engine = Engine::new(settings(), SHIFT, 42);
+    engine.cluster.set_namespace("shop", &Labels::new());
+    engine.cluster.set_pod(&pod(1, 0, "10.244.1.0", 2, true));
+    engine.cluster.set_pod(&pod(2, 1, "10.244.2.0", 2, false));
+    for number in 0..policies {
+        let mut one = policy(number * 100, "shop");
+        one.name = ObjectName::new("shop", format!("policy-{number}"));
+        engine.cluster.set_policy(one);
+    }
+    let sender = Selector::new([Requirement::equals("app", "app-1")]);
+    let peers = Peers::Of([Peer::Pods { namespaces: NamespaceScope::Own, pods: sender }].into());
+    let all = Rule { peers, ports: Ports::Any };
+    let one = policy(0, "shop");
+    let name = ObjectName::new("shop", "allowing");
+    engine.cluster.set_policy(NetworkPolicy { name, ingress: Isolation::Isolated([all].into()), ..one });
+    Enforcer::open(engine)?.converge(Instant::now())?;
+    Ok(())
 }
 
 /// The cluster of the measurement that the design was chosen by: 20,000 pods, 300 selectors of 20 to 100 addresses and 3

@@ -68,6 +68,37 @@ fn an_address_of_one_family_changes_and_the_other_family_loses_nothing() {
     }
 }
 
+/// How many packets a named counter of the table `ip6 sources` has seen.
+fn counted(member: &Member, name: &str) -> u64 {
+    let text = member.show(&format!("nft list counter ip6 sources {name}"));
+    text.split("packets ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_node_sends_from_its_new_ipv6_address_alone() {
+    let site = Site::new(Kind::Etcd, &config(&Family::BOTH, VXLAN));
+    let (a, b) = (site.join(), site.join());
+    let (pod_a, pod_b) = (a.pod_of_all_families(), b.pod_of_all_families());
+    a.wait("the first echoes", || reach_each_other(&pod_a, &pod_b));
+    // The kernel remembers the source by CPU, so both directions run for a while on all of them.
+    let pings = pings_of(&[&pod_a, &pod_b], &[Family::V6]);
+    let (old, new): (Ipv6Addr, Ipv6Addr) = (a.node.address_v6(), "fd31::77".parse().unwrap());
+    a.node.readdress(a.node.address(), new).unwrap();
+    b.wait("the new address on the peer", || b.show("bridge fdb show").contains(&format!("dst {new} ")));
+    a.wait("the new address of the device", || {
+        a.show("ip -d link show flannel-v6.1").contains(&format!("local {new}"))
+    });
+    b.wait("echoes from the new address", || reach_each_other(&pod_a, &pod_b));
+    let rules = format!(
+        "table ip6 sources {{\ncounter old {{ }}\ncounter new {{ }}\nchain input {{\ntype filter hook input priority -500;\n\
+         udp dport 8472 ip6 saddr {old} counter name old\nudp dport 8472 ip6 saddr {new} counter name new\n}}\n}}\n"
+    );
+    b.node.namespace().command("nft").args(["-f", "-"]).input(rules).ok().unwrap();
+    b.wait("datagrams from the new address", || counted(&b, "new") >= 500);
+    assert_eq!(counted(&b, "old"), 0);
+    drop(pings);
+}
+
 #[test]
 fn a_tunnel_endpoint_of_one_family_is_another_after_a_restart_and_the_peer_follows_in_that_family() {
     for kind in [Kind::Etcd, Kind::Kube] {

@@ -276,3 +276,33 @@ fn an_address_of_the_host_in_a_peers_subnet_is_reported_and_left_alone() {
     assert!(words.contains("10.1.2.0/24") && words.contains("cni0"), "{words}");
     assert_eq!(conflicts(&state(ours), &state(ours)), Vec::<String>::new());
 }
+
+#[test]
+fn what_a_device_remembers_of_its_former_ipv6_address_is_made_again() {
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    let state = |local: &str, peer: &str| {
+        let local: IpAddr = local.parse().unwrap();
+        let identity = LinkIdentity::Vxlan(VxlanIdentity {
+            vni: 1,
+            port: Some(8472),
+            gbp: false,
+            family: Family::of(local),
+            foreign_modes: false,
+        });
+        let link = Link { identity, settings: LinkSettings { local, ..plain(1450) } };
+        KernelState {
+            links: [(name(1), link)].into(),
+            fdb: [((name(1), mac), peer.parse().unwrap())].into(),
+            ..KernelState::default()
+        }
+    };
+    let changes = diff(&state("fd31::77", "fd31::2"), &state("fd31::1", "fd31::2"));
+    assert!(matches!(changes[0], Change::SetLink(..)), "{changes:?}");
+    let again = [Change::DelFdb(name(1), mac), Change::SetFdb(name(1), mac, "fd31::2".parse().unwrap())];
+    assert_eq!(changes[1..], again);
+    // Another destination replaces what the entry remembers, and IPv4's routes are forgotten with the address.
+    let elsewhere = diff(&state("fd31::77", "fd31::3"), &state("fd31::1", "fd31::2"));
+    assert!(matches!(elsewhere[..], [Change::SetLink(..), Change::SetFdb(..)]), "{elsewhere:?}");
+    let v4 = diff(&state("192.0.2.77", "192.0.2.2"), &state("192.0.2.1", "192.0.2.2"));
+    assert!(matches!(v4[..], [Change::SetLink(..)]), "{v4:?}");
+}

@@ -141,11 +141,21 @@ fn active(filter: &TunnelFilter) -> Set {
     Set::new(ACTIVE, &[KeyType::Port]).with_timeout(TIMEOUT).with(ports)
 }
 
-/// Keeps the filter in force for [`TIMEOUT`] from now on, without a moment in which it is not.
-pub(super) fn renewal(filter: &TunnelFilter, table: &Table) -> Vec<Change<'static>> {
-    let (id, wanted) = (&table.id, active(filter));
+/// Keeps the filter in force for [`TIMEOUT`] from now on, without a moment in which it is not. `found` is the table as it
+/// is in the kernel.
+pub(super) fn renewal(filter: &TunnelFilter, found: &Table) -> Vec<Change<'static>> {
     let mut stale = active(filter);
-    stale.elements.retain(|port, _| table.set(ACTIVE).is_some_and(|set| set.elements.contains_key(port)));
+    stale.elements.retain(|port, _| found.set(ACTIVE).is_some_and(|set| set.elements.contains_key(port)));
+    renewed(filter, &found.id, stale)
+}
+
+/// As [`renewal`], where the table is known to be whole. The kernel refuses that where the filter is out of force already.
+pub(super) fn renewal_of_whole(filter: &TunnelFilter, id: &TableId) -> Vec<Change<'static>> {
+    renewed(filter, id, active(filter))
+}
+
+fn renewed(filter: &TunnelFilter, id: &TableId, stale: Set) -> Vec<Change<'static>> {
+    let wanted = active(filter);
     let delete =
         (!stale.elements.is_empty()).then(|| Change::DeleteElements { table: id.clone(), set: stale });
     // An element that is there keeps its time when it is added once more.

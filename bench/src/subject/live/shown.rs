@@ -25,9 +25,17 @@ pub(crate) fn everything(member: &Member) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for command in COMMANDS {
         let shown = member.show(command)?;
-        lines.extend(shown.lines().map(|line| format!("{command}: {}", without_number(line))));
+        lines
+            .extend(shown.lines().map(|line| format!("{command}: {}", without_timers(without_number(line)))));
     }
     Ok(lines)
+}
+
+/// Without the time that elements of sets have left.
+fn without_timers(line: &str) -> String {
+    let mut parts = line.split(" expires ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, rest| text + rest.find([' ', ',']).map_or("", |end| &rest[end..]))
 }
 
 fn without_number(line: &str) -> &str {
@@ -97,5 +105,9 @@ mod tests {
         assert_eq!(differences(&lines("a b"), &lines("b b c")), ["- a", "+ b", "+ c"]);
         assert_eq!(without_number("7: flannel.1: <BROADCAST>"), "flannel.1: <BROADCAST>");
         assert_eq!(without_number("fd31::1: x"), "fd31::1: x");
+        assert_eq!(
+            without_timers("elements = { 8472 expires 4m26s800ms, 4789 expires 1s }"),
+            "elements = { 8472, 4789 }"
+        );
     }
 }

@@ -20,8 +20,18 @@ pub(super) struct Tunnels {
     tables: Vec<(TableId, TunnelFilter)>,
     /// All names under which there may be one.
     pub(super) watched: Vec<TableId>,
+    /// The ruleset when the tables were last found to be whole.
+    whole: Option<Whole>,
     /// This kernel can't look for the reverse path of a packet.
     without_reverse_path: bool,
+}
+
+/// What need not be read again while nothing has changed in nftables.
+#[derive(Debug)]
+struct Whole {
+    /// The kernel's number of the ruleset after the last transaction of this agent.
+    generation: u32,
+    former: Vec<IpNet>,
 }
 
 impl NftFirewall {
@@ -32,6 +42,9 @@ impl NftFirewall {
         look: Look,
     ) -> Result<FirewallReport, FirewallError> {
         if look == Look::Remembered && self.exchange_peers(wanted) {
+            return Ok(self.tunnel_report(wanted));
+        }
+        if self.renew_whole(wanted, former) {
             return Ok(self.tunnel_report(wanted));
         }
         self.tunnels.tables.clear();
@@ -76,6 +89,7 @@ impl NftFirewall {
         }
         let changes = pairs().flat_map(|(id, before, filter)| tunnel::peer_changes(id, before, filter));
         let changes: Vec<Change<'static>> = changes.collect();
+        self.tunnels.whole = None;
         if let Err(error) = self.nft.commit(&changes) {
             tracing::debug!("the tunnel's filter is looked at once more: {error}");
             return false;
@@ -86,14 +100,54 @@ impl NftFirewall {
         true
     }
 
+    /// Only keeps the filters in force, where no transaction has changed anything in nftables since all was found to be
+    /// whole: reading the addresses of 5,000 peers each minute costs more than all else that an idle agent does.
+    fn renew_whole(&mut self, wanted: &[TunnelFilter], former: &[IpNet]) -> bool {
+        let Some(whole) = self.tunnels.whole.take().filter(|whole| whole.former == former) else {
+            return false;
+        };
+        let wanted = || wanted.iter().filter(|filter| !filter.ports.is_empty());
+        let known = &self.tunnels.tables;
+        if !known.iter().map(|(_, filter)| filter).eq(wanted()) || self.generation() != Some(whole.generation)
+        {
+            return false;
+        }
+        let known = &self.tunnels.tables;
+        let changes: Vec<Change<'static>> =
+            known.iter().flat_map(|(id, filter)| tunnel::renewal_of_whole(filter, id)).collect();
+        let renewed = self.nft.commit(&changes).is_ok();
+        if renewed {
+            self.tunnels.whole = self.whole_since(whole.generation, !changes.is_empty(), former);
+        }
+        renewed
+    }
+
+    /// The ruleset as it is now, if it is that of `before` with one transaction of this agent or none: what somebody else
+    /// changed in between was not looked at.
+    fn whole_since(&mut self, before: u32, changed: bool, former: &[IpNet]) -> Option<Whole> {
+        let generation = self.generation()?;
+        let only_ours = generation == before.wrapping_add(u32::from(changed));
+        only_ours.then(|| Whole { generation, former: former.to_vec() })
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        self.nft.generation().ok()
+    }
+
     fn refit(&mut self, wanted: &[TunnelFilter], former: &[IpNet]) -> Result<Vec<String>, NftError> {
+        self.tunnels.whole = None;
+        let before = self.generation();
         let plan = self.plan_tunnels(wanted, former)?;
         let replaced = plan.tables.iter().map(Change::Replace);
         let deleted = plan.deleted.iter().cloned().map(Change::DeleteTable);
         let changes: Vec<Change<'_>> = replaced.chain(deleted).chain(plan.elements.iter().cloned()).collect();
         let outcome = self.nft.commit(&changes);
-        if outcome.is_err() {
-            self.tunnels.tables.clear();
+        match (&outcome, before) {
+            (Err(_), _) => self.tunnels.tables.clear(),
+            (Ok(()), Some(before)) => {
+                self.tunnels.whole = self.whole_since(before, !changes.is_empty(), former);
+            }
+            (Ok(()), None) => {}
         }
         outcome.map(|()| plan.report.changed)
     }
