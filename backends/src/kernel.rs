@@ -96,6 +96,8 @@ pub struct Interest {
     /// The kernel said that a setting of a device, or of all, has changed (`RTM_NEWNETCONF`); the look
     /// that follows takes it back.
     pub sysctls_moved: bool,
+    /// How often notifications were lost because the socket's buffer was full.
+    pub overruns: u64,
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,

@@ -50,7 +50,7 @@ pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::{Listener as NftListener, Moved, NftError, Watched};
 pub use plan::active::Ways;
 pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
-pub use plan::peers::{Outlook, Peers};
+pub use plan::peers::{Outlook, Peers, SkipReason};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
 pub use state::host::HostView;

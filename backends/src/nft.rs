@@ -39,7 +39,8 @@ pub use change::{Change, Place};
 pub use compare::{Refit, differs};
 pub use encode::Transaction;
 #[cfg(feature = "testing")]
-pub(crate) use expr::{CtKey, Header, Lookup, MetaKey};
+pub(crate) use expr::Lookup;
+pub(crate) use expr::{CtKey, Header, MetaKey, Reg};
 pub use expr::{CtState, Expr, Op, Rate, Verdict, masquerade_flags};
 #[cfg(any(test, feature = "testing"))]
 pub use foreign::may_refuse;

@@ -427,6 +427,7 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
         neighbours: Arc::default(),
         draining: false,
         sysctls_moved: false,
+        overruns: 0,
         desired: Arc::clone(&desired),
         host: Arc::new(host),
         scope: agent.scope(),

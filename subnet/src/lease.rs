@@ -97,6 +97,8 @@ pub struct Leases {
     /// The entries that could not, or not in both families, by their key: reported, and never a reason to
     /// touch another lease or the other family.
     pub malformed: BTreeMap<String, Malformed>,
+    /// The names of the nodes, where the store has names.
+    pub names: BTreeMap<Subnets, Box<str>>,
 }
 
 /// An entry of the store that is not a lease.

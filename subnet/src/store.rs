@@ -2,6 +2,7 @@
 //!
 //! `tests/contract.rs` is the same contract as a test suite, run over all stores.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
@@ -159,6 +160,26 @@ pub struct Known {
     pub trouble: Option<String>,
     /// Whether that is because the store refuses this node, and not because it is away.
     pub refused: bool,
+    /// When the store last delivered a complete snapshot, or one that equals the last.
+    pub answered: Option<SystemTime>,
+    /// How many snapshots there were that differed from the one before.
+    pub snapshots: u64,
+    /// How many times following the leases failed, by [`StoreError::kind`].
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+impl StoreError {
+    /// Its kind, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Denied { .. } => "denied",
+            Self::NoConfig { .. } => "no_config",
+            Self::BadConfig { .. } => "bad_config",
+            Self::Exhausted { .. } => "exhausted",
+            Self::Unusable(_) => "unusable",
+        }
+    }
 }
 
 /// The writing end of [`Known`]. Readers that are slow miss intermediate states and nothing else.
@@ -185,6 +206,7 @@ impl Feed {
     fn publish(&self, leases: &Leases, shared: impl FnOnce() -> Arc<Leases>) {
         self.0.send_if_modified(|known| {
             let changed = known.leases.as_deref() != Some(leases);
+            known.heard(changed);
             if changed {
                 known.leases = Some(shared());
             }
@@ -197,10 +219,19 @@ impl Feed {
     pub fn share_in_trouble(&self, leases: &Leases, why: &StoreError) {
         self.0.send_if_modified(|known| {
             let changed = known.leases.as_deref() != Some(leases);
+            known.heard(changed);
             if changed {
                 known.leases = Some(Arc::new(leases.clone()));
             }
             known.trouble_is(why) || changed
+        });
+    }
+
+    /// Takes note that the store answered, though it had nothing new to say. Wakes no follower.
+    pub fn answered(&self) {
+        self.0.send_if_modified(|known| {
+            known.heard(false);
+            false
         });
     }
 
@@ -212,8 +243,14 @@ impl Feed {
 }
 
 impl Known {
+    fn heard(&mut self, changed: bool) {
+        self.answered = Some(SystemTime::now());
+        self.snapshots += u64::from(changed);
+    }
+
     /// Says whether that is news.
     fn trouble_is(&mut self, why: &StoreError) -> bool {
+        *self.errors.entry(why.kind()).or_default() += 1;
         let text = why.to_string();
         let changed = self.trouble.as_ref() != Some(&text);
         self.trouble = Some(text);

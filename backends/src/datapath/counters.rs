@@ -11,7 +11,7 @@ macro_rules! counters {
 
         impl Counters {
             /// All counters by their names.
-            pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)*].into_iter()
             }
         }

@@ -4,6 +4,7 @@ mod bridges;
 mod decode;
 mod encode;
 mod listen;
+mod pods;
 mod port;
 mod refusal;
 mod route;

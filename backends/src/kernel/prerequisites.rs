@@ -4,6 +4,7 @@
 //! [`Kernel::sysctls`](crate::Kernel::sysctls).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use subnet::Family;
 
@@ -25,6 +26,29 @@ pub struct Passage {
     pub bridges: Vec<Name>,
     /// Services are reached by rules for what crosses a bridge (kube-proxy).
     pub services: bool,
+}
+
+/// A setting that keeps packets from passing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Its name for an operator, or that of a missing module.
+    pub object: String,
+    /// What is so, and what follows from it.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.cause, self.remedy)
+    }
+}
+
+impl Obstacle {
+    fn set(key: &str, value: u8, cause: String) -> Self {
+        Self { object: dotted(key), cause, remedy: remedy(key, value) }
+    }
 }
 
 /// The setting that turns forwarding on for a family as a whole.
@@ -58,17 +82,17 @@ impl Passage {
     }
 
     /// What keeps packets from passing, each with its remedy.
-    pub fn judge(&self, sysctls: &Sysctls) -> Vec<String> {
+    pub fn judge(&self, sysctls: &Sysctls) -> Vec<Obstacle> {
         let is = |key: &str, value: &str| sysctls.get(key).is_some_and(|found| found == value);
         let mut notes = Vec::new();
         for family in &self.families {
             let key = forwarding(*family);
             if is(key, "0") {
-                notes.push(format!(
-                    "{} is 0, so no {family} packet passes between pods and other nodes: {}",
-                    dotted(key),
-                    remedy(key, 1)
-                ));
+                let cause = format!(
+                    "{} is 0, so no {family} packet passes between pods and other nodes",
+                    dotted(key)
+                );
+                notes.push(Obstacle::set(key, 1, cause));
             }
         }
         if self.families.contains(&Family::V4) {
@@ -85,16 +109,14 @@ impl Passage {
 
     /// Per-device settings of IPv4. IPv6 has none that keep packets from being forwarded: there the
     /// namespace's setting decides alone (net/ipv6/ip6_output.c, `ip6_forward`).
-    fn judge_devices(&self, is: &impl Fn(&str, &str) -> bool, sysctls: &Sysctls, notes: &mut Vec<String>) {
+    fn judge_devices(&self, is: &impl Fn(&str, &str) -> bool, sysctls: &Sysctls, notes: &mut Vec<Obstacle>) {
         let on = !is(forwarding(Family::V4), "0");
         for device in self.devices() {
             let key = format!("ipv4/conf/{device}/forwarding");
             if on && is(&key, "0") {
-                notes.push(format!(
-                    "{} is 0, so no packet that comes in by {device} passes on: {}",
-                    dotted(&key),
-                    remedy(&key, 1)
-                ));
+                let cause =
+                    format!("{} is 0, so no packet that comes in by {device} passes on", dotted(&key));
+                notes.push(Obstacle::set(&key, 1, cause));
             }
         }
         let outer = self.underlay.iter().chain(&self.tunnels);
@@ -103,40 +125,41 @@ impl Passage {
             let value = |key: &str| sysctls.get(key).and_then(|text| text.parse::<u8>().ok()).unwrap_or(0);
             // The kernel takes the larger one of the two.
             if value(&key).max(value("ipv4/conf/all/rp_filter")) == 1 {
-                notes.push(format!(
+                let cause = format!(
                     "rp_filter is strict (1) on {device}: packets are dropped whose answers would leave by another \
-                     device: {}",
-                    remedy(&key, 2)
-                ));
+                     device"
+                );
+                notes.push(Obstacle::set(&key, 2, cause));
             }
         }
     }
 
-    fn judge_ipv6(&self, is: &impl Fn(&str, &str) -> bool, notes: &mut Vec<String>) {
+    fn judge_ipv6(&self, is: &impl Fn(&str, &str) -> bool, notes: &mut Vec<Obstacle>) {
         let mut off: Vec<String> = self.bridges.iter().map(disable_ipv6).filter(|key| is(key, "1")).collect();
         if self.bridges.is_empty() && is("ipv6/conf/default/disable_ipv6", "1") {
             off.push("ipv6/conf/default/disable_ipv6".into());
         }
         for key in off {
-            notes.push(format!(
-                "{} is 1, so the bridge of the pods has no IPv6 and pods can't use it: {}",
-                dotted(&key),
-                remedy(&key, 0)
-            ));
+            let cause =
+                format!("{} is 1, so the bridge of the pods has no IPv6 and pods can't use it", dotted(&key));
+            notes.push(Obstacle::set(&key, 0, cause));
         }
     }
 
-    fn judge_bridge_calls(&self, sysctls: &Sysctls, notes: &mut Vec<String>) {
+    fn judge_bridge_calls(&self, sysctls: &Sysctls, notes: &mut Vec<Obstacle>) {
         let lost = "so a pod may not reach a Service whose endpoint is on its own node";
         for family in &self.families {
             let key = bridge_calls(*family);
             match sysctls.get(key).map(String::as_str) {
-                None => notes.push(format!(
-                    "the module br_netfilter is not loaded ({} is missing), {lost}: modprobe br_netfilter, and name it in \
-                     /etc/modules-load.d",
-                    dotted(key)
-                )),
-                Some("0") => notes.push(format!("{} is 0, {lost}: {}", dotted(key), remedy(key, 1))),
+                None => notes.push(Obstacle {
+                    object: "br_netfilter".to_owned(),
+                    cause: format!(
+                        "the module br_netfilter is not loaded ({} is missing), {lost}",
+                        dotted(key)
+                    ),
+                    remedy: "modprobe br_netfilter, and name it in /etc/modules-load.d".to_owned(),
+                }),
+                Some("0") => notes.push(Obstacle::set(key, 1, format!("{} is 0, {lost}", dotted(key)))),
                 Some(_) => {}
             }
         }
@@ -205,7 +228,7 @@ mod tests {
 
     #[test]
     fn each_setting_that_stops_packets_is_named_with_its_remedy_and_no_other() {
-        assert_eq!(passage().judge(&host(&[])), Vec::<String>::new());
+        assert_eq!(passage().judge(&host(&[])), []);
         for (key, value, expected) in [
             ("ipv4/ip_forward", Some("0"), "sysctl -w net.ipv4.ip_forward=1"),
             ("ipv6/conf/all/forwarding", Some("0"), "sysctl -w net.ipv6.conf.all.forwarding=1"),
@@ -220,7 +243,7 @@ mod tests {
             ("bridge/bridge-nf-call-ip6tables", Some("0"), "net.bridge.bridge-nf-call-ip6tables=1"),
         ] {
             let notes = passage().judge(&host(&[(key, value)]));
-            assert!(notes.len() == 1 && notes[0].contains(expected), "{key}: {notes:?}");
+            assert!(notes.len() == 1 && notes[0].to_string().contains(expected), "{key}: {notes:?}");
         }
     }
 

@@ -192,6 +192,10 @@ pub enum MetaKey {
     EtherType = 1,
     /// The packet's mark, a number in the host's byte order.
     Mark = 3,
+    /// The incoming interface's index, in the host's byte order.
+    InIndex = 4,
+    /// The outgoing interface's index.
+    OutIndex = 5,
     /// The incoming interface's name, 16 bytes filled with zeros.
     InName = 6,
     /// The outgoing interface's name.
@@ -204,7 +208,16 @@ pub enum MetaKey {
 
 impl MetaKey {
     pub(super) fn from_number(number: u32) -> Option<Self> {
-        let all = [Self::EtherType, Self::Mark, Self::InName, Self::OutName, Self::NfProto, Self::L4Proto];
+        let all = [
+            Self::EtherType,
+            Self::Mark,
+            Self::InIndex,
+            Self::OutIndex,
+            Self::InName,
+            Self::OutName,
+            Self::NfProto,
+            Self::L4Proto,
+        ];
         all.into_iter().find(|key| *key as u32 == number)
     }
 }
@@ -311,7 +324,6 @@ impl CtState {
     /// New, but expected by another connection, or an ICMP error about one.
     pub const RELATED: u32 = 1 << 2;
     /// The first packet.
-    #[cfg(any(test, feature = "testing"))]
     pub const NEW: u32 = 1 << 3;
 }
 

@@ -371,7 +371,7 @@ fn interface(name: &str) -> Vec<u8> {
 }
 
 /// An interface's name as the kernel has it in registers.
-pub(super) fn padded_name(name: &str) -> Vec<u8> {
+pub(crate) fn padded_name(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_owned();
     bytes.resize(bytes.len().max(NAME_LEN), 0);
     bytes

@@ -105,6 +105,16 @@ impl Ways {
         self.all.iter().map(|way| &*way.backend)
     }
 
+    /// The backends in use with their words.
+    pub fn named(&self) -> Vec<(BackendId, String)> {
+        self.all.iter().map(|way| (way.id, way.backend.words())).collect()
+    }
+
+    /// Whether the announced backend stands in for the one that the configuration asks for.
+    pub fn has_fallen_back(&self) -> bool {
+        self.fallback_for.is_some()
+    }
+
     /// The tunnel devices of the backend that this node announces.
     pub fn own_devices(&self) -> Vec<Name> {
         self.current().devices().into_iter().map(|(_, name)| name).collect()

@@ -16,6 +16,40 @@ use super::backend::Peer;
 use super::surroundings::Surroundings;
 use crate::state::KernelState;
 
+/// Why a lease is left out, as a class for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SkipReason {
+    /// The entry is no lease.
+    Malformed,
+    /// No subnet of a family that is enabled.
+    Family,
+    /// Another backend than this node's.
+    Backend,
+    /// Outside the network.
+    Network,
+    /// No usable public address, or this node's own.
+    Address,
+    /// The subnet overlaps another one, or an address that has to be reached.
+    Overlap,
+    /// No usable tunnel endpoint, or that of another node.
+    Mac,
+}
+
+impl SkipReason {
+    /// Its name as a label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Family => "family",
+            Self::Backend => "backend",
+            Self::Network => "network",
+            Self::Address => "address",
+            Self::Overlap => "overlap",
+            Self::Mac => "mac",
+        }
+    }
+}
+
 /// The outcome of looking through all leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
@@ -23,6 +57,8 @@ pub struct Peers {
     pub usable: Vec<Peer>,
     /// The leases that were left out, by their key, with the reason.
     pub skipped: BTreeMap<String, String>,
+    /// How many were left out for each reason; a lease with two families counts for each.
+    pub reasons: BTreeMap<SkipReason, usize>,
     /// The MACs that several nodes announce.
     pub disputed: BTreeSet<Mac>,
     /// How many of the usable ones announce something that this node doesn't know, and are reached as before.
@@ -55,6 +91,7 @@ impl Peers {
         let mut peers = Self::default();
         for (key, malformed) in &all.malformed {
             peers.skipped.insert(key.clone(), malformed.why.clone());
+            peers.count(SkipReason::Malformed);
         }
         // What this node had before a family came or went is its own as well.
         let is_own = |lease: &Lease| {
@@ -74,6 +111,7 @@ impl Peers {
                 let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
                 let why = format!("it has no subnet of a family that is enabled ({})", network.networks());
                 peers.skipped.insert(key, why);
+                peers.count(SkipReason::Family);
                 continue;
             }
             for family in Family::BOTH {
@@ -82,17 +120,21 @@ impl Peers {
                 };
                 match examine(outlook, range.network, lease, subnet) {
                     Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
-                    Err(why) => peers.skip(network, lease, family, why),
+                    Err((reason, why)) => peers.skip(network, lease, family, reason, why),
                 }
             }
         }
-        let rules: [(Rule, bool); 3] =
-            [(uncovered, false), (first_of_overlapping, false), (last_written_of_a_mac, true)];
-        for (rule, about_macs) in rules {
+        let rules: [(Rule, SkipReason); 3] = [
+            (uncovered, SkipReason::Overlap),
+            (first_of_overlapping, SkipReason::Overlap),
+            (last_written_of_a_mac, SkipReason::Mac),
+        ];
+        for (rule, reason) in rules {
             let (kept, refused) = rule(outlook, chosen);
+            let about_macs = reason == SkipReason::Mac;
             peers.disputed.extend(refused.iter().filter(|_| about_macs).map(|(claimed, _)| claimed.peer.mac));
             for (claimed, why) in refused {
-                peers.skip(network, claimed.lease, Family::of(claimed.peer.public), why);
+                peers.skip(network, claimed.lease, Family::of(claimed.peer.public), reason, why);
             }
             chosen = kept;
         }
@@ -102,7 +144,19 @@ impl Peers {
         peers
     }
 
-    fn skip(&mut self, network: &NetworkConfig, lease: &Lease, family: Family, why: String) {
+    fn count(&mut self, reason: SkipReason) {
+        *self.reasons.entry(reason).or_default() += 1;
+    }
+
+    fn skip(
+        &mut self,
+        network: &NetworkConfig,
+        lease: &Lease,
+        family: Family,
+        reason: SkipReason,
+        why: String,
+    ) {
+        self.count(reason);
         let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
         let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
         let entry = self.skipped.entry(key).or_default();
@@ -139,7 +193,7 @@ fn examine(
     network: IpNet,
     lease: &Lease,
     subnet: IpNet,
-) -> Result<(Peer, bool), String> {
+) -> Result<(Peer, bool), (SkipReason, String)> {
     let Outlook { former, own, ways, before, surroundings, .. } = outlook;
     let family = Family::of(subnet.addr());
     let announced = ways.reaching(lease);
@@ -149,37 +203,43 @@ fn examine(
             "" => "udp".to_owned(),
             name => name.to_owned(),
         };
-        return Err(format!(
+        let why = format!(
             "its backend is {}, this node's is {}: both need the same",
             name(&lease.attachment),
             name(&own.attachment)
-        ));
+        );
+        return Err((SkipReason::Backend, why));
     };
     if !network.contains(&subnet) && !former.iter().any(|former| former.contains(&subnet)) {
-        return Err(format!("it lies outside the network {network}"));
+        return Err((SkipReason::Network, format!("it lies outside the network {network}")));
     }
     if let Some(mine) = own.subnets.get(family).filter(|mine| overlap(*mine, subnet)) {
-        return Err(format!("it overlaps this node's own subnet {mine}"));
+        return Err((SkipReason::Overlap, format!("it overlaps this node's own subnet {mine}")));
     }
-    let public = lease.public.get(family).ok_or("it has no public address")?;
+    let no_address = || (SkipReason::Address, "it has no public address".to_owned());
+    let public = lease.public.get(family).ok_or_else(no_address)?;
     if Some(public) == own.public.get(family) {
-        return Err(format!(
+        let why = format!(
             "its public address {public} is this node's own: an old lease of this node, or a node with a duplicate address"
-        ));
+        );
+        return Err((SkipReason::Address, why));
     }
     let networks: Vec<IpNet> = outlook.network.networks().iter().chain(former.iter().copied()).collect();
     if let Some(why) = surroundings.unreachable(public, &networks) {
-        return Err(format!("its public address {public} {why}"));
+        return Err((SkipReason::Address, format!("its public address {public} {why}")));
     }
     if let Some(why) = surroundings.covered(subnet) {
-        return Err(format!(
+        let why = format!(
             "{why}: a route to it would cut that off; give the node another subnet, with a network that does not \
              overlap that of the nodes"
-        ));
+        );
+        return Err((SkipReason::Overlap, why));
     }
     let mac = match (&lease.attachment, kept) {
         (_, Some(mac)) => mac,
-        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(backend) => vtep(own, lease, family)?,
+        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(backend) => {
+            vtep(own, lease, family).map_err(|why| (SkipReason::Mac, why))?
+        }
         (_, None) => Mac([0; 6]),
     };
     Ok((Peer { subnet, public, mac, backend }, kept.is_some()))

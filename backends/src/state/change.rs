@@ -66,6 +66,15 @@ impl Change {
         }
     }
 
+    /// What is done to the object, for counting: `add`, `set` or `delete`.
+    pub fn action(&self) -> &'static str {
+        match self {
+            Self::AddLink(..) | Self::AddAddress(..) | Self::AddBlackhole(..) => "add",
+            _ if self.is_removal() => "delete",
+            _ => "set",
+        }
+    }
+
     /// Whether something goes away.
     pub(crate) fn is_removal(&self) -> bool {
         matches!(

@@ -1,5 +1,6 @@
 //! The interface to what carries out traffic rules: nftables, or the iptables programs.
 
+pub mod blocking;
 mod foreign;
 pub mod nftables;
 mod tables;
@@ -29,6 +30,8 @@ pub struct FirewallReport {
     pub obstacles: Vec<String>,
     /// What an operator should know, though it keeps nothing from working.
     pub notes: Vec<String>,
+    /// How many chains of others end forwarded packets that nothing accepts before.
+    pub dropping: usize,
 }
 
 /// Whether the kernel is asked, or taken to be as it was left.

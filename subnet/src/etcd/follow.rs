@@ -191,7 +191,7 @@ impl Etcd {
                 () = sleep_until(due) => {
                     match self.look().await {
                         Ok(()) if refused.take().is_some() => feed.share(&listing.leases),
-                        Ok(()) => {}
+                        Ok(()) => feed.answered(),
                         Err(error @ StoreError::Denied { .. }) => {
                             feed.trouble(&error);
                             refused = Some(error);

@@ -144,6 +144,7 @@ impl Kube {
             let outcome = match timeout_at(until, self.connection.event_text(events)).await {
                 Ok(Ok(event)) => match place.take(event, self) {
                     Ok(news) => {
+                        feed.answered();
                         if news || place.watching.proven() {
                             due.get_or_insert_with(|| Instant::now() + TOGETHER);
                         }

@@ -101,6 +101,7 @@ impl Table {
             let why = format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
             all.malformed.insert(shortened(loser), Malformed { why, subnets: None });
         }
+        all.names = holders.into_iter().map(|(subnets, name)| (subnets, name.into())).collect();
         all
     }
 }

@@ -192,7 +192,10 @@ impl Notices for Listener {
                     interest.sysctls_moved |= settings;
                     settings || messages(datagram).any(|message| interest.concerned_by(&message))
                 }
-                Ok(Received::Lost) => true,
+                Ok(Received::Lost) => {
+                    interest.lock().unwrap_or_else(PoisonError::into_inner).overruns += 1;
+                    true
+                }
                 Err(source) => return KernelError::Netlink { what: "receiving notifications", source },
             };
             if concerned {

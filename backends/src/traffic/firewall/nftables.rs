@@ -91,6 +91,11 @@ impl NftFirewall {
         Ok(hooked)
     }
 
+    /// The base chains at a hook, with what they lead to.
+    pub(super) fn dump_hook(&mut self, hook: Hook) -> Result<Ruleset, NftError> {
+        self.nft.dump_hook(hook)
+    }
+
     fn lock_watched(&self) -> MutexGuard<'_, Watched> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,6 +116,7 @@ impl NftFirewall {
         let openings = foreign::openings(&hooked[1], ours, want.traffic);
         plan.foreign.extend(openings.changes);
         plan.report.changed.extend(openings.words);
+        plan.report.dropping = openings.notes.len();
         plan.report.notes.extend(openings.notes);
         plan.report.notes.extend(legacy_note());
         own.extend(self.tunnels.watched.iter().cloned());
@@ -273,6 +279,6 @@ fn legacy_note() -> Option<String> {
     })
 }
 
-fn failed(what: &str, error: &NftError) -> FirewallError {
+pub(super) fn failed(what: &str, error: &NftError) -> FirewallError {
     FirewallError { what: what.to_owned(), why: error.to_string() }
 }
