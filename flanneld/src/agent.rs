@@ -5,6 +5,7 @@
 //! process but a broken netlink socket: what stands in the way is said in the log and in `/readyz`, and tried again.
 
 mod begin;
+mod cause;
 mod claim;
 mod files;
 mod forwarding;
@@ -33,6 +34,7 @@ use crate::interface::Selectors;
 use crate::lent::Lent;
 use crate::policy::Facts;
 use crate::serve::Health;
+use cause::Cause;
 use machine::{Action, Event, Machine, Now, Seen};
 use news::News;
 use task::Task;
@@ -135,6 +137,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         let (machine, recalled) = begin::machine(&store, settings, health).await;
         let (feed, known) = Feed::channel();
         let mut agent = Agent {
+            rules_mode: hands.firewall.name(),
             hands: Lent::new(hands),
             store,
             machine,
@@ -148,6 +151,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
         if let Some((leases, own, why)) = recalled {
             tracing::warn!(subnet = %own, peers = leases.leases.len() - 1, "starting with what was saved");
             agent.feed.snapshot(&leases);
+            agent.machine.recalled();
             let (store, health) = (Arc::clone(&agent.store), agent.machine.status.health.clone());
             let waiting = async move { claim::reconnected(&*store, &health, own, why).await };
             agent.tasks.reconnecting = Some(Task::spawn(waiting));
@@ -163,6 +167,8 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
 /// The hands of the machine: the host, the store and the clock.
 struct Agent<'a, K, S> {
     hands: Lent<Hands<K>>,
+    /// What makes traffic rules.
+    rules_mode: &'static str,
     store: Arc<S>,
     machine: Machine,
     interest: &'a Mutex<Interest>,
@@ -190,7 +196,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Ends when the kernel can't be read.
     async fn live(mut self) -> KernelError {
         let mut next = Some(Event::Started);
+        let mut cause = Cause::Start;
         loop {
+            let begun = Instant::now();
             if let Some(event) = next
                 && let Err(error) = self.drive(event).await
             {
@@ -201,34 +209,45 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             if let Err(error) = self.drive(turn).await {
                 return error;
             }
+            self.machine.turned(cause, begun.elapsed(), SystemTime::now());
+            self.publish();
             // Nodes that started together need not look together.
             let resync = RESYNC - Duration::from_millis(random_below(6_000) as u64);
             let wait = self.machine.rest(now(), resync);
-            next = self.wait(wait).await;
+            (cause, next) = self.wait(wait).await;
         }
     }
 
+    /// Lets those who ask know what is known after this turn.
+    fn publish(&self) {
+        let mut published = self.machine.published();
+        published.rules.mode = self.rules_mode.to_owned();
+        published.store.name = self.store.describe();
+        published.counters.overruns = self.shared_interest().overruns;
+        self.machine.status.health.board().publish(published);
+    }
+
     /// Waits until there is a reason for a turn.
-    async fn wait(&mut self, at_most: Duration) -> Option<Event> {
+    async fn wait(&mut self, at_most: Duration) -> (Cause, Option<Event>) {
         let tasks = &mut self.tasks;
         tokio::select! {
             () = self.moved.notified() => {
                 settle(self.moved).await;
-                None
+                (Cause::Kernel, None)
             }
             () = self.rules_moved.notified() => {
                 settle(self.rules_moved).await;
-                Some(Event::RulesMoved)
+                (Cause::Rules, Some(Event::RulesMoved))
             }
             Ok(()) = self.known.changed() => {
                 self.known.mark_changed();
-                None
+                (Cause::Leases, None)
             }
-            lease = Task::of(&mut tasks.claiming) => Some(Event::Leased(lease)),
-            loss = Task::of(&mut tasks.holding) => Some(Event::Lost(loss)),
-            () = Task::of(&mut tasks.reconnecting) => Some(Event::Reconnected),
-            news = tasks.news.next() => Some(Event::Told(news)),
-            () = sleep(at_most) => None,
+            lease = Task::of(&mut tasks.claiming) => (Cause::Lease, Some(Event::Leased(lease))),
+            loss = Task::of(&mut tasks.holding) => (Cause::Lease, Some(Event::Lost(loss))),
+            () = Task::of(&mut tasks.reconnecting) => (Cause::Lease, Some(Event::Reconnected)),
+            news = tasks.news.next() => (Cause::Configuration, Some(Event::Told(news))),
+            () = sleep(at_most) => (Cause::Timer, None),
         }
     }
 
@@ -344,8 +363,8 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     /// Tells those who hear the kernel's notifications what matters from now on.
     fn share_interest(&self) {
         let mut shared = self.shared_interest();
-        let sysctls_moved = shared.sysctls_moved;
-        *shared = Interest { sysctls_moved, ..self.machine.view.interest.clone() };
+        let Interest { sysctls_moved, overruns, .. } = *shared;
+        *shared = Interest { sysctls_moved, overruns, ..self.machine.view.interest.clone() };
     }
 }
 

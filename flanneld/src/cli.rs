@@ -5,10 +5,12 @@
 
 mod check;
 pub(crate) mod cleanup;
+mod doctor;
 mod flags;
 mod grammar;
 pub(crate) mod options;
 pub(crate) mod policy;
+mod status;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -16,16 +18,26 @@ use std::io::{self, Write};
 use clap::{ArgAction, CommandFactory, FromArgMatches};
 
 use cleanup::{CleanupFlags, CleanupOptions};
+use doctor::DoctorFlags;
 use flags::RunFlags;
 use grammar::{Parsed, Setting};
 use options::{Options, Place};
 use policy::{PolicyFlags, PolicyQuestion};
+use status::StatusFlags;
+
+use crate::doctor::DoctorOptions;
+use crate::show::status::StatusOptions;
 
 /// All sub-commands, in the order in which the help lists them.
 ///
 /// A new one is a file below `cli` with its flags ([`SubcommandFlags`]), a line here, a variant of [`Command`] and its
 /// arm in `main.rs`.
-static SUBCOMMANDS: [Subcommand; 2] = [Subcommand::of::<CleanupFlags>(), Subcommand::of::<PolicyFlags>()];
+static SUBCOMMANDS: [Subcommand; 4] = [
+    Subcommand::of::<StatusFlags>(),
+    Subcommand::of::<DoctorFlags>(),
+    Subcommand::of::<PolicyFlags>(),
+    Subcommand::of::<CleanupFlags>(),
+];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -36,6 +48,10 @@ pub(crate) enum Command {
     Cleanup(CleanupOptions),
     /// Ask the agent of this node about network policies.
     Policy(PolicyQuestion),
+    /// Say how nodes stand.
+    Status(StatusOptions),
+    /// Say what is wrong on this node.
+    Doctor(DoctorOptions),
     /// Print a text and end with exit code 0.
     Print(Print),
 }
@@ -51,10 +67,9 @@ pub(crate) enum Print {
     VersionFlag(String),
 }
 
-/// The version, with the commit that the program was built from if the build was told (by the Makefile).
+/// The version, with the commit.
 pub(crate) fn version() -> String {
-    let commit = option_env!("FLANNEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown");
-    format!("v{} (commit {commit})", env!("CARGO_PKG_VERSION"))
+    format!("v{} (commit {})", crate::version::VERSION, crate::version::commit())
 }
 
 impl Print {

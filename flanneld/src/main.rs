@@ -1,14 +1,21 @@
 //! The node agent: leases a subnet, and keeps the kernel in the state that all leases ask for.
 
 mod agent;
+mod ask;
 mod cleanup;
 mod cli;
+mod cni;
+mod doctor;
 mod interface;
 mod lent;
 mod lock;
 mod log;
 mod policy;
 mod serve;
+mod show;
+mod status;
+mod text;
+mod version;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -57,6 +64,8 @@ fn obey(command: cli::Command) -> anyhow::Result<()> {
             cleanup::run(&options)
         }
         cli::Command::Policy(question) => policy::client::run(&question),
+        cli::Command::Status(options) => show::status::run(&options),
+        cli::Command::Doctor(options) => doctor::run(&options),
         cli::Command::Run(options) => {
             log::start(options.verbosity);
             start(*options)
@@ -95,6 +104,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
         privilege
     );
     let kernel = Netlink::open().context(privilege)?;
+    health.board().count_tunnel(kernel.counters());
     tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
     let notices = Listener::open().context(privilege)?;
     let (firewall, watched) = firewall(options.traffic_manager)?;

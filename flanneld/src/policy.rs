@@ -33,7 +33,7 @@ use ipnet::IpNet;
 use subnet::{Leases, NetworkConfig, Subnets};
 
 pub(crate) use clean::clean;
-pub(crate) use figures::Figures;
+use figures::Figures;
 pub(crate) use task::Policies;
 
 /// Whether policies are enforced.

@@ -1,4 +1,5 @@
-//! `/healthz`, `/readyz` and `/metrics` over HTTP: what an orchestrator decides by (contract §1.6).
+//! `/healthz` and `/readyz` over HTTP: what an orchestrator decides by (contract §1.6); and `/metrics`, `/status` and
+//! `/peers`: how this node stands.
 //!
 //! Bodies and codes of success are Flannel's; a failure says in JSON what is wrong. Clients can't exhaust
 //! anything: there are few connections, each of them short, and the newest one counts.
@@ -6,7 +7,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub(crate) use health::Health;
 
 mod health;
+mod report;
 #[cfg(test)]
 mod tests;
 
@@ -119,9 +121,9 @@ impl Server {
                 () = &mut stop => break,
                 Some(_) = connections.tasks.join_next() => {}
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
+                    Ok((stream, client)) => {
                         connections.make_room(limits.connections);
-                        connections.add(serve(stream, health.clone(), limits, stopped.clone()));
+                        connections.add(serve(stream, client.ip(), health.clone(), limits, stopped.clone()));
                     }
                     Err(error) => {
                         if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
@@ -204,10 +206,23 @@ impl Connections {
 }
 
 /// One connection with one request.
-async fn serve(stream: TcpStream, health: Health, limits: Limits, mut stopped: watch::Receiver<()>) {
+async fn serve(
+    stream: TcpStream,
+    client: IpAddr,
+    health: Health,
+    limits: Limits,
+    mut stopped: watch::Receiver<()>,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&health, request.uri().path(), request.uri().query());
-        async { Ok::<_, Infallible>(response) }
+        let health = health.clone();
+        async move {
+            let (path, query) = (request.uri().path(), request.uri().query());
+            let response = match report::View::of(path, query) {
+                Some(view) => report::answer(&health, view, client).await,
+                None => answer(&health, path, query),
+            };
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -244,12 +259,6 @@ fn answer(health: &Health, path: &str, query: Option<&str>) -> Response<Full<Byt
                     .collect();
                 unavailable(&json!({ "ready": false, "reasons": reasons }))
             }
-        },
-        "/metrics" => match health.figures() {
-            Some(figures) => {
-                response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(figures))
-            }
-            None => text(StatusCode::NOT_FOUND, "there are metrics only with --network-policy\n"),
         },
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }

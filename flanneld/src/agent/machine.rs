@@ -11,8 +11,10 @@ mod lease;
 mod plan;
 mod prerequisites;
 mod publish;
+mod published;
 mod rules;
 mod standing;
+mod tally;
 mod tenure;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,7 @@ use keeper::Keeper;
 use lease::OwnLease;
 use plan::Planner;
 use rules::Rules;
+use tally::Tally;
 use underlay::Underlay;
 
 /// The configuration in force. What a trial swaps, and a refusal restores, as one value.
@@ -143,6 +146,7 @@ pub(super) struct Machine {
     planner: Planner,
     rules: Rules,
     keeper: Keeper,
+    tally: Tally,
     turn: Turn,
 }
 
@@ -204,6 +208,7 @@ impl Machine {
             planner: Planner::default(),
             rules: Rules::new(former),
             keeper: Keeper::default(),
+            tally: Tally::default(),
             turn: Turn::default(),
         }
     }
@@ -296,6 +301,7 @@ impl Machine {
     fn begin_turn(&mut self, known: Option<Known>, tenure: &Tenure) {
         (self.turn.rounds, self.turn.outcome) = (0, Outcome::Done);
         self.own.tenure = tenure.clone();
+        self.tally.tenure(tenure);
         if let Some(known) = known {
             // Many leases in place of as many: what held the old ones lies about in pieces.
             self.turn.bulky |= known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
@@ -374,6 +380,11 @@ impl Machine {
         self.take_in(seen);
         let repairs = self.planner.repairs;
         let fights = self.status.journal.report(&report, repairs, self.now().at.into_std());
+        let now = self.now();
+        let held = !self.status.journal.held(now.at.into_std()).0.is_empty();
+        let whole = report.settled && report.failed.is_empty() && report.conflicts.is_empty() && !held;
+        self.tally.converged(&report, repairs, &fights, now.wall);
+        self.tally.compare(&self.planner.peers, &self.view.interest.desired, &report, whole);
         self.status.health.note("fights", fights);
         self.view.interest.host = Arc::new(report.observed.host.clone());
         self.turn.bulky |= report.applied.len() >= BULK;

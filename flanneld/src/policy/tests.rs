@@ -140,7 +140,7 @@ impl Bed {
     }
 
     fn figure(&self, name: &str) -> u64 {
-        let text = self.running().health.figures().unwrap_or_default();
+        let text = crate::status::metrics::text(self.running().health.status(crate::status::Depth::Known));
         let line =
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
         line.and_then(|value| value.parse().ok()).unwrap_or(0)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::policy::Figures;
+use crate::status::{self, Board, Depth, PeerList, Policy, Status};
 
 /// The health of this process, shared between those who know it and the server that tells.
 #[derive(Clone, Debug)]
@@ -19,8 +19,10 @@ struct State {
     turned: Mutex<Instant>,
     conditions: Mutex<BTreeMap<&'static str, Result<(), String>>>,
     notes: Mutex<BTreeMap<&'static str, Vec<String>>>,
-    /// What there is to measure; nothing while network policies are off.
-    figures: Mutex<Option<Figures>>,
+    /// What there is to measure of network policies; nothing while they are off.
+    policy: Mutex<Option<Policy>>,
+    /// What the loop published.
+    board: Board,
 }
 
 impl Health {
@@ -33,7 +35,8 @@ impl Health {
             turned: Mutex::new(Instant::now()),
             conditions: Mutex::new(conditions.into_iter().map(unmet).collect()),
             notes: Mutex::default(),
-            figures: Mutex::default(),
+            policy: Mutex::default(),
+            board: Board::default(),
         }))
     }
 
@@ -63,8 +66,12 @@ impl Health {
         conditions.insert(condition, state);
         let unmet = unmet(&conditions);
         match unmet.first() {
-            None if !was_ready => tracing::info!("ready"),
+            None if !was_ready => {
+                self.0.board.ready(true);
+                tracing::info!("ready");
+            }
             Some((condition, reason)) if was_ready => {
+                self.0.board.ready(false);
                 tracing::warn!(condition, reason = %reason, "no longer ready");
             }
             _ => {}
@@ -85,14 +92,27 @@ impl Health {
         }
     }
 
-    /// What there is to measure now.
-    pub(crate) fn measure(&self, figures: &Figures) {
-        unpoisoned(&self.0.figures).get_or_insert_default().clone_from(figures);
+    /// What there is to measure of network policies now.
+    pub(crate) fn measure(&self, policy: &Policy) {
+        *unpoisoned(&self.0.policy) = Some(policy.clone());
     }
 
-    /// The figures in Prometheus' text format.
-    pub(crate) fn figures(&self) -> Option<String> {
-        unpoisoned(&self.0.figures).as_ref().map(Figures::text)
+    /// Where the loop publishes what it knows.
+    pub(crate) fn board(&self) -> &Board {
+        &self.0.board
+    }
+
+    /// How this node stands. May read files and the kernel.
+    pub(crate) fn status(&self, depth: Depth) -> Status {
+        let conditions = unpoisoned(&self.0.conditions).clone();
+        let notes = unpoisoned(&self.0.notes).clone();
+        let policy = unpoisoned(&self.0.policy).clone();
+        status::build(&self.0.board, self.alive().is_ok(), conditions, notes, policy, depth)
+    }
+
+    /// The peers of this node.
+    pub(crate) fn peers(&self) -> PeerList {
+        status::peers(&self.0.board)
     }
 
     /// Every condition with its state, and the notes.

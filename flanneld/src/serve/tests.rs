@@ -111,7 +111,7 @@ async fn a_healthy_process_answers_as_go_flannel_does() {
 #[tokio::test]
 async fn only_the_exact_paths_exist() {
     let Running { at, stop: _stop, .. } = running(Limits::default(), &ready()).await;
-    for path in ["/", "/healthz/", "/readyz/x", "/Healthz", "/metrics", "*", "//healthz"] {
+    for path in ["/", "/healthz/", "/readyz/x", "/Healthz", "/metrics/", "/status/x", "*", "//healthz"] {
         let (head, _) = ask(at, &format!("OPTIONS {path}")).await;
         assert!(head.starts_with("http/1.1 404"), "{path}: {head}");
     }

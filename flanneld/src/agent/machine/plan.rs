@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use backends::backend::Direct;
-use backends::{KernelState, Macs, Outlook, Peers, Scene, Scope, Surroundings};
+use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Surroundings};
 use ipnet::IpNet;
 use subnet::{Family, Lease, Leases, Subnets};
 use tokio::time::Instant;
@@ -83,8 +83,9 @@ impl Machine {
         self.defend_macs(&all);
         let own = self.own.lease()?.subnets;
         self.force.ways.take_up(announced_by_others(&all, own));
-        let peers = self.peers(&all);
-        self.status.journal.peers(&peers, usable_nodes(&peers, &all));
+        let peers = Arc::new(self.peers(&all));
+        self.planner.peers = Arc::clone(&peers);
+        self.status.journal.peers(&peers, usable_nodes(peers.usable.iter(), &all));
         self.rules.admit(&peers, self.now().at);
         self.status.journal.ways(&self.force.ways);
         let external = self.underlay.external.as_ref()?;
@@ -230,6 +231,8 @@ impl Machine {
 #[derive(Default)]
 pub(super) struct Planner {
     plan: Option<(Inputs, Arc<KernelState>)>,
+    /// The peers that it reaches, and the leases that it can't use.
+    pub(super) peers: Arc<Peers>,
     /// When the plan is another although nothing else is: the next way that no peer uses any more is given up then.
     pub(super) expiry: Option<Instant>,
     /// What an earlier run left in the kernel, until there is a plan.
@@ -269,8 +272,8 @@ impl PartialEq for Snapshot {
 }
 
 /// How many nodes are reached: one with both families is one.
-fn usable_nodes(peers: &Peers, all: &Leases) -> usize {
-    let usable: BTreeSet<IpNet> = peers.usable.iter().map(|peer| peer.subnet).collect();
+pub(super) fn usable_nodes<'a>(usable: impl Iterator<Item = &'a Peer>, all: &Leases) -> usize {
+    let usable: BTreeSet<IpNet> = usable.map(|peer| peer.subnet).collect();
     all.leases.keys().filter(|subnets| subnets.iter().any(|subnet| usable.contains(&subnet))).count()
 }
 
@@ -280,7 +283,7 @@ fn announced_by_others(all: &Leases, own: Subnets) -> impl Iterator<Item = &subn
 
 #[cfg(test)]
 mod tests {
-    use backends::{BackendId, Peer};
+    use backends::BackendId;
 
     use super::*;
 
@@ -300,8 +303,8 @@ mod tests {
             usable: vec![peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")],
             ..Peers::default()
         };
-        assert_eq!(usable_nodes(&peers, &all), 1);
+        assert_eq!(usable_nodes(peers.usable.iter(), &all), 1);
         peers.usable.push(peer("10.5.3.0/24", "192.0.2.3"));
-        assert_eq!(usable_nodes(&peers, &all), 2);
+        assert_eq!(usable_nodes(peers.usable.iter(), &all), 2);
     }
 }

@@ -47,7 +47,7 @@ impl Machine {
     /// Names what of that keeps pods' packets from passing.
     pub(super) fn judge_prerequisites(&mut self, sysctls: &Sysctls) {
         let Some((_, passage)) = &self.underlay.prerequisites.looked else { return };
-        let notes = passage.judge(sysctls);
+        let notes: Vec<String> = passage.judge(sysctls).iter().map(ToString::to_string).collect();
         self.status.journal.prerequisites(&notes);
         self.status.health.note("prerequisites", notes);
     }

@@ -21,7 +21,7 @@ pub(super) struct Rules {
     /// Networks of the run before this one, until their rules are gone.
     former: Vec<IpNet>,
     /// The public addresses of peers of each family, sorted, with those of `leaving`.
-    peers: [Arc<[IpAddr]>; 2],
+    pub(super) peers: [Arc<[IpAddr]>; 2],
     /// Addresses that no peer has any more, and until when they are admitted all the same.
     leaving: BTreeMap<IpAddr, Instant>,
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
@@ -124,6 +124,8 @@ impl Machine {
         let changed =
             outcome.as_ref().ok().filter(|_| self.rules.repairs).map(|report| report.changed.clone());
         let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
+        self.tally.ruled("rules", outcome, self.rules.repairs, self.now().wall);
+        self.tally.rules(outcome, self.now().wall);
         self.status.journal.rules(outcome, &told);
         let mut notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(self.rules.fights.notes(now));
@@ -167,6 +169,7 @@ impl Machine {
         let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
         let now = self.now().at.into_std();
         let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
+        self.tally.ruled("tunnel_filter", outcome, repaired, self.now().wall);
         self.status.journal.tunnel_filter(outcome, &notes, &told);
         self.status.health.note("tunnel", notes);
         let filters = std::mem::take(&mut self.rules.filtering);

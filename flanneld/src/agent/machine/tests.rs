@@ -236,7 +236,7 @@ impl World {
 
     fn snapshot(&mut self) {
         let leases = Some(Arc::new(self.all.clone()));
-        self.known = Some(Known { leases, trouble: None, refused: false });
+        self.known = Some(Known { leases, ..Known::default() });
     }
 
     fn configure(&mut self, config: &str) -> Vec<&'static str> {

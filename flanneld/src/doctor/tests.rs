@@ -1,0 +1,365 @@
+//! The trees as tables: a healthy node, one thing changed, and the finding that has to follow.
+
+mod pods;
+
+use backends::firewall::blocking::Blocking;
+use backends::prerequisites::Obstacle;
+
+use super::finding::Finding;
+use super::seen::{Addresses, Agent, Env, Link, Seen};
+use super::*;
+use crate::cni::{Conf, ConfFile};
+use crate::status::model::PeerCounts;
+use crate::status::{Kernel, Node, PeerEntry, Status, Store};
+
+fn conf(file: &str, types: &[&str]) -> ConfFile {
+    let plugins = types.iter().map(|name| json!({ "type": name })).collect();
+    ConfFile {
+        path: format!("/etc/cni/net.d/{file}").into(),
+        conf: Ok(Conf { name: "cbr0".into(), plugins }),
+    }
+}
+
+fn link(name: &str, address: Option<&str>) -> Link {
+    Link {
+        name: name.to_owned(),
+        up: true,
+        carrier: true,
+        bridge: name == "cni0",
+        addresses: address.into_iter().map(|text| text.parse().unwrap()).collect(),
+    }
+}
+
+/// A node on which all is well.
+fn healthy() -> Seen {
+    let status = Status {
+        at: 1_000_000,
+        alive: true,
+        ready: true,
+        conditions: [("store".to_owned(), None), ("kernel".to_owned(), None)].into(),
+        node: Some(Node {
+            subnets: vec!["10.244.1.0/24".into()],
+            backend: "vxlan VNI 1 port 8472".into(),
+            devices: vec!["flannel.1".into()],
+            interface: "eth0".into(),
+            interface_why: "default route".into(),
+            ..Node::default()
+        }),
+        store: Store {
+            name: "etcd".into(),
+            connected: true,
+            lease_ends: Some(1_086_400),
+            ..Store::default()
+        },
+        peers: PeerCounts { known: 2, usable: 2, programmed: 2, ..PeerCounts::default() },
+        kernel: Kernel { seen: Some(1), settled: true, ..Kernel::default() },
+        ..Status::default()
+    };
+    let peer = |number: u8| PeerEntry {
+        name: Some(format!("a{number}")),
+        subnet: format!("10.244.{number}.0/24"),
+        public: Some([192, 0, 2, number].into()),
+        state: "programmed".into(),
+        ..PeerEntry::default()
+    };
+    Seen {
+        agent: Agent::Answers(status),
+        peers: vec![peer(2), peer(3)],
+        subnet_file: "/run/flannel/subnet.env".into(),
+        env: Env::Written(["10.244.1.0/24".parse::<ipnet::IpNet>().unwrap()].into_iter().collect()),
+        obstacles: Ok(Vec::new()),
+        links: Ok(vec![link("eth0", None), link("flannel.1", None), link("cni0", Some("10.244.1.1/24"))]),
+        detours: Ok(Vec::new()),
+        asked: 2,
+        blocking: Ok(Vec::new()),
+        confs: Some(vec![conf("10-flannel.conflist", &["flannel", "portmap"])]),
+        cni_conf_dir: "/etc/cni/net.d".into(),
+        missing_plugins: Some(Vec::new()),
+        cni_bin_dirs: vec!["/opt/cni/bin".into()],
+        addresses: Addresses {
+            directory: "/var/lib/cni/networks/cbr0".into(),
+            exists: true,
+            pools: vec![("10.244.1.0/24".parse().unwrap(), 253, 83)],
+            leaked: Ok(Vec::new()),
+        },
+        pod: None,
+        checksum_errors: 0,
+    }
+}
+
+fn troubles(seen: &Seen) -> Vec<Finding> {
+    diagnose(seen).into_iter().filter(Finding::is_trouble).collect()
+}
+
+/// What happens to a node, and what has to be found: object, a part of the cause, a part of the remedy.
+type Case = (&'static str, fn(&mut Seen), [&'static str; 3]);
+
+/// Exactly one trouble each, which names these.
+fn each_is_named(cases: &[Case]) {
+    for (what, injure, [object, cause, remedy]) in cases {
+        let mut seen = healthy();
+        injure(&mut seen);
+        let found = troubles(&seen);
+        let [one] = found.as_slice() else { panic!("{what}: {found:#?}") };
+        assert!(one.object.contains(object), "{what}: {one:?}");
+        assert!(one.cause.contains(cause), "{what}: {one:?}");
+        assert!(one.remedy.contains(remedy), "{what}: {one:?}");
+    }
+}
+
+fn silent(running: Option<&str>, lacking: &[&str]) -> Agent {
+    let lacking = Ok(lacking.iter().map(|change| (*change).to_owned()).collect());
+    Agent::Silent { why: "no answer".into(), running: running.map(str::to_owned), lacking }
+}
+
+#[test]
+fn what_is_damaged_while_the_agent_is_gone_is_named_as_well() {
+    let mut seen = healthy();
+    seen.agent =
+        silent(None, &["link set flannel.1 up", "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1"]);
+    let found = troubles(&seen);
+    let objects: Vec<&str> = found.iter().map(|finding| finding.object.as_str()).collect();
+    assert_eq!(objects, ["flanneld", "flannel.1", "10.244.2.0/24"], "{found:#?}");
+    assert!(found[1].remedy.contains("start flanneld"), "{found:#?}");
+}
+
+fn status(seen: &mut Seen) -> &mut Status {
+    match &mut seen.agent {
+        Agent::Answers(status) => status,
+        Agent::Silent { .. } => panic!("it answers"),
+    }
+}
+
+#[test]
+fn a_healthy_node_has_no_trouble_and_every_check_says_so() {
+    let found = diagnose(&healthy());
+    assert_eq!(troubles(&healthy()), []);
+    let checks: Vec<&str> = found.iter().map(|finding| finding.check).collect();
+    assert_eq!(
+        checks,
+        ["agent", "store", "kernel", "settings", "rules", "peers", "cni", "addresses", "network policies"]
+    );
+}
+
+const NODE: &[Case] = &[
+    (
+        "an agent that does not run",
+        |seen| seen.agent = silent(None, &[]),
+        ["flanneld", "it is not running", "start it"],
+    ),
+    (
+        "an agent that hangs, or has another port",
+        |seen| seen.agent = silent(Some("pid 7"), &[]),
+        ["flanneld", "pid 7, and does not answer", "--healthz-port"],
+    ),
+    ("a loop that stands", |seen| status(seen).alive = false, ["flanneld", "loop does not turn", "restart"]),
+    (
+        "a condition that is not met",
+        |seen| {
+            let why = "no interface for the traffic between nodes: name one of them with --iface";
+            status(seen).conditions.insert("interface".into(), Some(why.into()));
+        },
+        ["interface", "no interface", "--iface"],
+    ),
+    (
+        "a store that is away",
+        |seen| status(seen).store.trouble = Some("etcd at a: nothing listens: is etcd running?".into()),
+        ["etcd", "it is away", "is etcd running?"],
+    ),
+    (
+        "a store that refuses",
+        |seen| {
+            let store = &mut status(seen).store;
+            (store.refused, store.trouble) = (true, Some("denied: user fl needs a role".into()));
+        },
+        ["etcd", "it refuses this node", "needs a role"],
+    ),
+    (
+        "a lease that is about to end",
+        |seen| {
+            let status = status(seen);
+            (status.store.lease_ends, status.store.trouble) = (Some(status.at + 600), Some("away".into()));
+        },
+        ["etcd", "it ends in 10m and can't be renewed: away", "peers drop the node"],
+    ),
+    (
+        "a lease that is not renewed",
+        |seen| status(seen).store.lease_trouble = Some("denied: grant the role".into()),
+        ["etcd", "denied", "grant the role"],
+    ),
+    (
+        "another node with this node's address",
+        |seen| {
+            let note = "another node announces this node's public address 192.0.2.1: give each node its own";
+            status(seen).notes.insert("public-address".into(), vec![note.into()]);
+        },
+        ["public-address", "192.0.2.1", "give each node its own"],
+    ),
+    (
+        "a fight over a device",
+        |seen| {
+            let note = "\"link set flannel.1 up\" was needed more than 5 times within a minute";
+            status(seen).kernel.fights = vec![note.into()];
+        },
+        ["flannel.1", "was needed", "find the program"],
+    ),
+    (
+        "a change that the kernel refuses",
+        |seen| {
+            status(seen).kernel.refused =
+                vec!["fdb replace 0a:0b dev flannel.1 dst 192.0.2.9: No space".into()];
+        },
+        ["flannel.1", "No space", "kernel's reason"],
+    ),
+];
+
+#[test]
+fn agent_store_and_lease() {
+    each_is_named(NODE);
+}
+
+const HOST: &[Case] = &[
+    (
+        "forwarding that is off",
+        |seen| {
+            let obstacle = Obstacle {
+                object: "net.ipv4.ip_forward".into(),
+                cause: "net.ipv4.ip_forward is 0".into(),
+                remedy: "sysctl -w net.ipv4.ip_forward=1".into(),
+            };
+            seen.obstacles = Ok(vec![obstacle]);
+        },
+        ["net.ipv4.ip_forward", "is 0", "sysctl -w"],
+    ),
+    (
+        "a rule that drops the tunnel",
+        |seen| {
+            let blocking =
+                Blocking { table: "inet fw".into(), chain: "input".into(), rule: Some(3), handle: Some(17) };
+            seen.blocking = Ok(vec![("UDP 8472 from peers".into(), blocking)]);
+        },
+        [
+            "rule 3 of chain input in table inet fw",
+            "drops UDP 8472 from peers",
+            "nft delete rule inet fw input handle 17",
+        ],
+    ),
+    (
+        "a policy that drops the tunnel",
+        |seen| {
+            let blocking =
+                Blocking { table: "inet fw".into(), chain: "input".into(), rule: None, handle: None };
+            seen.blocking = Ok(vec![("UDP 8472 from peers".into(), blocking)]);
+        },
+        ["policy of chain input", "drops UDP 8472", "accept UDP 8472 from peers"],
+    ),
+];
+
+#[test]
+fn settings_and_rules_of_the_host() {
+    each_is_named(HOST);
+    let mut seen = healthy();
+    seen.obstacles = Err("no netlink".into());
+    assert_eq!(troubles(&seen), [], "what could not be checked is no trouble");
+    assert!(diagnose(&seen).contains(&Finding::not_run("settings", "no netlink")));
+}
+
+fn first(seen: &mut Seen, why: &str) {
+    (seen.peers[0].state, seen.peers[0].why) = ("skipped".into(), Some(why.into()));
+}
+
+const NETWORK: &[Case] = &[
+    (
+        "a device that is gone",
+        |seen| seen.links.as_mut().unwrap().retain(|link| link.name != "flannel.1"),
+        ["flannel.1", "does not exist", "its log says why"],
+    ),
+    (
+        "a device that is down",
+        |seen| seen.links.as_mut().unwrap()[1].up = false,
+        ["flannel.1", "set down", "ip link set flannel.1 up"],
+    ),
+    (
+        "a cable that is out",
+        |seen| seen.links.as_mut().unwrap()[0].carrier = false,
+        ["eth0", "no carrier", "cable"],
+    ),
+    (
+        "the wrong interface",
+        |seen| {
+            seen.links.as_mut().unwrap().push(link("eth1", None));
+            let to = |last: u8| ([192, 0, 2, last].into(), "eth1".to_owned());
+            seen.detours = Ok(vec![to(2), to(3)]);
+        },
+        ["eth0", "reaches peers such as 192.0.2.2 by eth1", "--iface=eth1"],
+    ),
+    (
+        "no way to the peers",
+        |seen| {
+            let to = |last: u8| ([192, 0, 2, last].into(), "Network is unreachable".to_owned());
+            seen.detours = Ok(vec![to(2), to(3)]);
+        },
+        ["192.0.2.2", "Network is unreachable", "add a route"],
+    ),
+    (
+        "checksums that are wrong while doctor looks",
+        |seen| seen.checksum_errors = 3,
+        ["UDP on eth0", "wrong checksum", "ChecksumOffload"],
+    ),
+    (
+        "checksums that were wrong before",
+        |seen| {
+            let status = status(seen);
+            (status.host.checksum_errors_new, status.host.checksum_errors_at) = (400, Some(status.at - 60));
+        },
+        ["UDP on eth0", "400 datagrams", "ChecksumOffload"],
+    ),
+    (
+        "a peer with another backend",
+        |seen| first(seen, "its backend is host-gw, this node's is vxlan: both need the same"),
+        ["a2 (10.244.2.0/24)", "its backend is host-gw", "the same Backend"],
+    ),
+    (
+        "a peer with this node's address",
+        |seen| first(seen, "its public address 192.0.2.1 is this node's own"),
+        ["a2", "192.0.2.1", "--public-ip"],
+    ),
+    (
+        "a peer that was copied",
+        |seen| first(seen, "its VtepMAC x is that of the node at y"),
+        ["a2", "VtepMAC", "another MAC"],
+    ),
+    (
+        "a peer outside of the network",
+        |seen| first(seen, "it lies outside the network 10.244.0.0/16"),
+        ["a2", "outside the network", "net-conf.json"],
+    ),
+    (
+        "a peer that the kernel refuses",
+        |seen| seen.peers[1].state = "refused".into(),
+        ["a3", "the kernel lacks", "flanneld status"],
+    ),
+    (
+        "a tunnel whose port is blocked, as probes found",
+        |seen| {
+            let peer = &mut seen.peers[1];
+            peer.state = "unreachable".into();
+            peer.cause =
+                Some("192.0.2.3 answers, the tunnel does not: UDP 8472 is dropped between the nodes".into());
+            peer.remedy = Some("allow UDP 8472 both ways".into());
+        },
+        ["a3 (10.244.3.0/24)", "UDP 8472 is dropped", "allow UDP 8472"],
+    ),
+];
+
+#[test]
+fn pods_of_two_nodes_do_not_reach_each_other() {
+    each_is_named(NETWORK);
+    let mut one = healthy();
+    one.detours = Ok(vec![([192, 0, 2, 2].into(), "eth1".to_owned())]);
+    assert_eq!(troubles(&one), [], "one of two peers behind another interface may be meant");
+    let mut few = healthy();
+    let status = status(&mut few);
+    (status.host.checksum_errors_new, status.host.checksum_errors_at) = (2, Some(status.at));
+    assert_eq!(troubles(&few), [], "single errors happen on any wire");
+}

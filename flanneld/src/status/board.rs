@@ -1,0 +1,153 @@
+//! What the loop publishes after each turn, for those who ask at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use backends::{BackendId, KernelState, Peers, Scope};
+use ipnet::IpNet;
+use subnet::{Leases, Subnets};
+
+use super::model::{Counters, Kernel, Node, Rules, Store};
+use super::pool::Pools;
+use super::{Sources, host};
+
+/// What the loop knows after a turn. What grows with the cluster is shared, not copied.
+#[derive(Clone, Default)]
+pub(crate) struct Published {
+    pub(crate) node: Option<Node>,
+    pub(crate) store: Store,
+    /// Without what differs now and what is desired.
+    pub(crate) kernel: Kernel,
+    pub(crate) rules: Rules,
+    pub(crate) counters: Counters,
+    pub(crate) own: Subnets,
+    pub(crate) leases: Option<Arc<Leases>>,
+    pub(crate) peers: Arc<Peers>,
+    /// Nodes that can be used, and those of them for which the kernel lacks nothing.
+    pub(crate) usable: usize,
+    pub(crate) programmed: usize,
+    /// Subnets of peers for which the kernel lacks something.
+    pub(crate) unprogrammed: Arc<BTreeSet<IpNet>>,
+    /// What each backend in use is called.
+    pub(crate) ways: Vec<(BackendId, String)>,
+    /// The plan, and whose objects are ours: to look at the kernel with.
+    pub(crate) desired: Arc<KernelState>,
+    pub(crate) scope: Scope,
+    pub(crate) sources: Sources,
+    /// Directory of CNI configurations, which say where addresses are reserved.
+    pub(crate) cni_directory: PathBuf,
+}
+
+/// Where it is published. One for a process.
+#[derive(Clone)]
+pub(crate) struct Board(Arc<State>);
+
+struct State {
+    started: SystemTime,
+    published: Mutex<Arc<Published>>,
+    ready_since: Mutex<Option<SystemTime>>,
+    pools: Mutex<Pools>,
+    checksums: Mutex<Checksums>,
+    tunnel: Mutex<Option<Arc<backends::Counters>>>,
+}
+
+/// Datagrams with wrong checksums over time.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Checksums {
+    first: u64,
+    pub(crate) last: u64,
+    /// When more of them were seen than before.
+    pub(crate) grown: Option<SystemTime>,
+}
+
+impl Checksums {
+    /// How many came since the start.
+    pub(crate) fn since_start(self) -> u64 {
+        self.last.saturating_sub(self.first)
+    }
+
+    fn take(&mut self, count: u64, now: SystemTime) {
+        if count > self.last {
+            self.grown = Some(now);
+        }
+        self.last = count;
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        let count = host::checksum_errors();
+        Self(Arc::new(State {
+            started: SystemTime::now(),
+            published: Mutex::default(),
+            ready_since: Mutex::default(),
+            pools: Mutex::default(),
+            checksums: Mutex::new(Checksums { first: count, last: count, grown: None }),
+            tunnel: Mutex::default(),
+        }))
+    }
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Board")
+    }
+}
+
+impl Board {
+    /// Publishes what is known now.
+    pub(crate) fn publish(&self, published: Published) {
+        *lock(&self.0.published) = Arc::new(published);
+        self.look_at_checksums();
+    }
+
+    /// What was published last.
+    pub(crate) fn published(&self) -> Arc<Published> {
+        Arc::clone(&lock(&self.0.published))
+    }
+
+    /// Where the datapath of `udp` counts.
+    pub(crate) fn count_tunnel(&self, counters: Arc<backends::Counters>) {
+        *lock(&self.0.tunnel) = Some(counters);
+    }
+
+    /// What the datapath of `udp` counted; nothing while it carried nothing.
+    pub(super) fn tunnel(&self) -> BTreeMap<String, u64> {
+        let counters = lock(&self.0.tunnel).clone();
+        let all: BTreeMap<String, u64> =
+            counters.iter().flat_map(|all| all.all()).map(|(name, value)| (name.to_owned(), value)).collect();
+        if all.values().all(|value| *value == 0) { BTreeMap::new() } else { all }
+    }
+
+    /// The node became ready, or is no longer.
+    pub(crate) fn ready(&self, ready: bool) {
+        *lock(&self.0.ready_since) = ready.then(SystemTime::now);
+    }
+
+    pub(super) fn ready_since(&self) -> Option<SystemTime> {
+        *lock(&self.0.ready_since)
+    }
+
+    pub(super) fn started(&self) -> SystemTime {
+        self.0.started
+    }
+
+    pub(super) fn pools(&self) -> MutexGuard<'_, Pools> {
+        lock(&self.0.pools)
+    }
+
+    /// Compares the kernel's counter of wrong checksums with what it was.
+    pub(super) fn look_at_checksums(&self) -> Checksums {
+        let mut checksums = lock(&self.0.checksums);
+        checksums.take(host::checksum_errors(), SystemTime::now());
+        *checksums
+    }
+}
+
+/// Every value that is stored here is whole, so a panic elsewhere is no reason to stop telling.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,166 @@
+//! Puts the value together when somebody asks.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use backends::Peer;
+use subnet::lease::format_key;
+use subnet::{Family, Lease, Subnets};
+
+use super::board::{Board, Published};
+use super::model::{Host, PeerCounts, PeerEntry, PeerList, Policy, SCHEMA, Status};
+use super::{host, look};
+use crate::version;
+
+/// Leases that can't be used, of which more are only counted.
+const SKIPPED_LISTED: usize = 50;
+
+/// How far to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// What is known.
+    Known,
+    /// The kernel is read as well, and compared with the plan.
+    Kernel,
+}
+
+/// Conditions of readiness with what is wrong with them.
+type Conditions = BTreeMap<&'static str, Result<(), String>>;
+
+/// The value now. May read files and the kernel, so it belongs onto a thread that may block.
+pub(crate) fn build(
+    board: &Board,
+    alive: bool,
+    conditions: Conditions,
+    notes: BTreeMap<&'static str, Vec<String>>,
+    policy: Option<Policy>,
+    depth: Depth,
+) -> Status {
+    let published = board.published();
+    let mut kernel = published.kernel.clone();
+    kernel.desired = look::objects(&published.desired);
+    if depth == Depth::Kernel && published.node.is_some() {
+        look::report(&mut kernel, &published.desired, &published.scope);
+    }
+    let ready = conditions.values().all(Result::is_ok);
+    Status {
+        schema: SCHEMA,
+        version: format!("v{}", version::VERSION),
+        commit: version::commit().to_owned(),
+        at: seconds(SystemTime::now()),
+        started: seconds(board.started()),
+        alive,
+        ready,
+        ready_since: board.ready_since().map(seconds),
+        conditions: conditions.into_iter().map(|(name, state)| (name.to_owned(), state.err())).collect(),
+        notes: notes
+            .into_iter()
+            .filter(|(_, all)| !all.is_empty())
+            .map(|(subject, all)| (subject.to_owned(), all))
+            .collect(),
+        node: published.node.clone(),
+        store: published.store.clone(),
+        peers: counts(&published),
+        kernel,
+        rules: published.rules.clone(),
+        host: this_host(board, &published),
+        pools: board.pools().of(published.own, &published.cni_directory),
+        probes: None,
+        policy,
+        counters: published.counters.clone(),
+        tunnel: board.tunnel(),
+    }
+}
+
+fn this_host(board: &Board, published: &Published) -> Host {
+    let checksums = board.look_at_checksums();
+    let node = published.node.as_ref();
+    let devices =
+        node.into_iter().flat_map(|node| node.devices.iter().chain([&node.interface, &node.bridge]));
+    let names: Vec<&str> = devices.map(String::as_str).filter(|name| !name.is_empty()).collect();
+    Host {
+        devices: host::devices(&names),
+        checksum_errors: checksums.last,
+        checksum_errors_new: checksums.since_start(),
+        checksum_errors_at: checksums.grown.map(seconds),
+        process: host::process(),
+    }
+}
+
+fn counts(published: &Published) -> PeerCounts {
+    let others = |leases: &subnet::Leases| {
+        leases.leases.len() - usize::from(leases.leases.contains_key(&published.own))
+    };
+    let skipped = &published.peers.skipped;
+    PeerCounts {
+        known: published.leases.as_deref().map(others).unwrap_or_default(),
+        usable: published.usable,
+        programmed: published.programmed,
+        skipped: published
+            .peers
+            .reasons
+            .iter()
+            .map(|(reason, count)| (reason.name().to_owned(), *count))
+            .collect(),
+        skipped_why: skipped
+            .iter()
+            .take(SKIPPED_LISTED)
+            .map(|(key, why)| (key.clone(), why.clone()))
+            .collect(),
+        ..PeerCounts::default()
+    }
+}
+
+/// All peers, each family by itself, in the order of their subnets.
+pub(crate) fn peers(board: &Board) -> PeerList {
+    let published = board.published();
+    let mut peers = Vec::new();
+    if let Some(all) = &published.leases {
+        let usable: BTreeMap<_, &Peer> =
+            published.peers.usable.iter().map(|peer| (peer.subnet, peer)).collect();
+        for lease in all.leases.values().filter(|lease| lease.subnets != published.own) {
+            let name = all.names.get(&lease.subnets).map(|name| name.to_string());
+            for subnet in lease.subnets.iter() {
+                let used = usable.get(&subnet).copied();
+                peers.push(entry(&published, lease, subnet, name.clone(), used));
+            }
+        }
+    }
+    PeerList { schema: SCHEMA, at: seconds(SystemTime::now()), peers }
+}
+
+fn entry(
+    published: &Published,
+    lease: &Lease,
+    subnet: ipnet::IpNet,
+    name: Option<String>,
+    used: Option<&Peer>,
+) -> PeerEntry {
+    let (state, way, why) = match used {
+        Some(peer) => {
+            let way =
+                published.ways.iter().find(|(id, _)| *id == peer.backend).map(|(_, words)| words.clone());
+            let state = if published.unprogrammed.contains(&subnet) { "refused" } else { "programmed" };
+            (state, way, None)
+        }
+        None => ("skipped", None, published.peers.skipped.get(&key_of(&lease.subnets)).cloned()),
+    };
+    PeerEntry {
+        name,
+        subnet: subnet.to_string(),
+        public: lease.public.get(Family::of(subnet.addr())),
+        way,
+        state: state.to_owned(),
+        why,
+        ..PeerEntry::default()
+    }
+}
+
+fn key_of(subnets: &Subnets) -> String {
+    format_key(subnets).unwrap_or_else(|| subnets.to_string())
+}
+
+/// A moment as seconds since 1970.
+pub(crate) fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
+}

@@ -1,0 +1,107 @@
+//! An exposition, line by line.
+
+use std::time::Duration;
+
+use super::*;
+
+fn status() -> Status {
+    let mut times = Times::default();
+    [2, 3, 50, 9000].map(Duration::from_millis).into_iter().for_each(|time| times.add(time));
+    Status {
+        ready: true,
+        conditions: [("store".to_owned(), Some("away".to_owned())), ("kernel".to_owned(), None)].into(),
+        node: Some(Node {
+            backend: "vxlan \"VNI\" 1\n".into(),
+            subnets: vec!["10.244.1.0/24".into(), "fd00::/64".into()],
+            public: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            ..Node::default()
+        }),
+        peers: PeerCounts { known: 5, usable: 4, programmed: 3, ..PeerCounts::default() },
+        pools: vec![Pool {
+            subnet: "10.244.1.0/24".into(),
+            size: 253,
+            used: 3,
+            leaked: Some(1),
+            ..Pool::default()
+        }],
+        policy: Some(Policy { apply: times, repairs: 2, ..Policy::default() }),
+        ..Status::default()
+    }
+}
+
+#[test]
+fn every_value_is_a_line_and_what_is_not_known_is_none() {
+    let text = text(status());
+    for line in [
+        "flannel_ready 1",
+        "flannel_condition{condition=\"alive\"} 0",
+        "flannel_condition{condition=\"store\"} 0",
+        "flannel_condition{condition=\"kernel\"} 1",
+        "flannel_node_info{backend=\"vxlan \\\"VNI\\\" 1\",subnet=\"fd00::/64\",public_ip=\"2001:db8::1\",family=\"ipv6\",mtu=\"0\"} 1",
+        "flannel_peers{state=\"known\"} 5",
+        "flannel_ipam_addresses{state=\"free\",family=\"ipv4\"} 250",
+        "flannel_ipam_addresses{state=\"leaked\",family=\"ipv4\"} 1",
+        "# TYPE flannel_policy_apply_seconds histogram",
+        "flannel_policy_apply_seconds_bucket{le=\"0.001\"} 0",
+        "flannel_policy_apply_seconds_bucket{le=\"0.005\"} 2",
+        "flannel_policy_apply_seconds_bucket{le=\"0.1\"} 3",
+        "flannel_policy_apply_seconds_bucket{le=\"5.0\"} 3",
+        "flannel_policy_apply_seconds_bucket{le=\"+Inf\"} 4",
+        "flannel_policy_apply_seconds_sum 9.055",
+        "flannel_policy_apply_seconds_count 4",
+        "flannel_policy_repairs_total 2",
+        "# TYPE flannel_policy_repairs counter",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+    }
+    assert!(!text.contains("state=\"reachable\"") && !text.contains("lease_expiry"), "{text}");
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn probes_have_series_by_path_and_few_peers_have_their_own() {
+    let path = crate::status::model::ProbedPath {
+        answered: 4,
+        lost: 1,
+        classes: vec![(0.001, 1), (0.01, 2)],
+        sum: 0.5,
+        ..Default::default()
+    };
+    let peer = ProbedPeer {
+        peer: format!("no\"de\n{}", "x".repeat(300)),
+        up: true,
+        loss: 0.2,
+        rtt_seconds: Some(0.0005),
+        path_mtu: None,
+    };
+    let probes =
+        Probes { paths: [("overlay".to_owned(), path)].into(), peers: vec![peer], ..Probes::default() };
+    let text = text(Status { probes: Some(probes), ..status() });
+    for line in [
+        "flannel_probes_total{path=\"overlay\",result=\"lost\"} 1",
+        "flannel_probe_rtt_seconds_bucket{le=\"0.01\",path=\"overlay\"} 3",
+        "flannel_probe_rtt_seconds_bucket{le=\"+Inf\",path=\"overlay\"} 4",
+        "flannel_probe_rtt_seconds_count{path=\"overlay\"} 4",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+    }
+    let loss = text.lines().find(|line| line.starts_with("flannel_peer_loss_ratio{")).unwrap();
+    assert!(
+        loss.starts_with("flannel_peer_loss_ratio{peer=\"no\\\"de·xxx") && loss.ends_with("…\"} 0.2"),
+        "{loss}"
+    );
+    assert!(text.contains("flannel_peer_up{") && !text.contains("flannel_peer_path_mtu_bytes"), "{text}");
+}
+
+#[test]
+fn no_name_appears_twice_and_labels_are_cut_and_escaped() {
+    let mut long = status();
+    long.node.as_mut().unwrap().backend = "x".repeat(1000);
+    let text = text(long);
+    let mut names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all);
+    assert!(text.lines().all(|line| line.len() < 500), "{text}");
+}
