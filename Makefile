@@ -12,7 +12,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where cargo puts programs: .cargo/config.toml names a target, so there is a directory per target.
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
-	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace
+	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace prometheus
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -155,6 +155,12 @@ manifest-check: deps ## Checks the manifests against the schemas of Kubernetes, 
 	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml image/kube-flannel-network-policy.yml
 	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) image/kube-flannel-network-policy.yml
 
+monitoring-check: PACKAGES += python3
+monitoring-check: deps ## Tests the alert rules of docs/monitoring with promtool, and that the dashboard is JSON
+	promtool check rules docs/monitoring/alerts.yml
+	cd docs/monitoring && promtool test rules alerts_test.yml
+	python3 -c 'import json; json.load(open("docs/monitoring/grafana.json"))'
+
 docs-check: PACKAGES += python3
 docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
 	.ci/check-docs
@@ -164,6 +170,6 @@ makefile-check: ## Tests this file: what `make deps` finds missing, what `make t
 
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) makefile-check docs-check manifest-check clippy doc layers test test-vm
+	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers test test-vm
 
-.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check docs-check makefile-check ci
+.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check docs-check makefile-check ci

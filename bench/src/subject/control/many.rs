@@ -1,4 +1,4 @@
-//! One agent starting in a cluster of five thousand nodes, and at rest in it.
+//! One agent starting in a cluster of five thousand nodes, at rest in it, and scraped.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use bench::process::{cpu_time, resident_mib};
 
 const PEERS: u16 = 5000;
 const IDLE: Duration = Duration::from_secs(60);
+/// Scrapes in a row, of which the mean counts.
+const SCRAPES: u32 = 100;
 /// Rounds in which idling is measured.
 const IDLE_ROUNDS: u32 = 3;
 
@@ -29,6 +31,8 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
     let mut cpu = Figure::new("start-5000: CPU until then", "ms", Limit::Median(1000.0));
     let mut memory = Figure::new("start-5000: VmRSS 10 s later", "MiB", Limit::Median(12.0));
     let mut idle = Figure::new("start-5000: CPU over 60 s idle", "%", Limit::Median(0.05));
+    let mut scrape = Figure::new("start-5000: CPU of a scrape of /metrics", "ms", Limit::Median(10.0));
+    let mut exposition = Figure::new("start-5000: size of /metrics", "kB", Limit::Median(60.0));
     for round in stage.rounds(u32::MAX) {
         let mut member = cluster.start()?;
         let pid = member.agent.process().id();
@@ -52,6 +56,15 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
                 .progress
                 .step(&format!("start-5000: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
         }
+        let before = cpu_time(pid)?;
+        for _ in 0..SCRAPES {
+            let (code, text) = member.agent.get("/metrics")?;
+            anyhow::ensure!(code == 200, "/metrics answers {code}");
+            if exposition.rounds.len() < round as usize {
+                exposition.rounds.push(text.len() as f64 / 1000.0);
+            }
+        }
+        scrape.push_ms(cpu_time(pid)?.saturating_sub(before) / SCRAPES);
         cluster.remove(member)?;
     }
     let mut kernel = Figure::new("start-5000: the same by ip and bridge -batch", "ms", Limit::None);
@@ -60,7 +73,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         let last = kernel.rounds.last().copied().unwrap_or_default();
         stage.progress.step(&format!("start-5000: the kernel alone, round {round}: {last:.0} ms"))?;
     }
-    [complete, kernel, cpu, memory, idle].iter().try_for_each(|figure| record.put(figure))
+    [complete, kernel, cpu, memory, idle, scrape, exposition].iter().try_for_each(|figure| record.put(figure))
 }
 
 /// The key and the lease of the peer with this number; all differ in subnet, address and MAC.
