@@ -18,6 +18,7 @@
 //! | `datapath` | packets of the `udp` backend | `state` |
 //! | `traffic` | traffic rules and tunnel filters, by nftables or iptables | `state`, `nft` |
 //! | [`policy`] | network policies | `netlink`, `nft` |
+//! | `wg` | the WireGuard protocol; may be used by all | |
 //! | [`kernel`] | devices, addresses, routes: reading and changing them | `state`, `netlink`, `datapath` |
 //!
 //! `.ci/module-cycles` checks the last column.
@@ -42,6 +43,11 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod traffic;
+#[cfg(feature = "testing")]
+pub mod wg;
+#[cfg(not(feature = "testing"))]
+#[expect(unreachable_pub, reason = "public for tests and measurements only")]
+mod wg;
 
 pub use datapath::counters::Counters;
 pub use kernel::fights::Fights;
@@ -49,7 +55,7 @@ pub use kernel::reconcile::{Report, converge, converge_but};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::{Listener as NftListener, Moved, NftError, Watched};
 pub use plan::active::Ways;
-pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
+pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay, WireguardPeer};
 pub use plan::peers::{Outlook, Peers, SkipReason};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
@@ -60,3 +66,8 @@ pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::rules::{Masquerade, Traffic};
 pub use traffic::{firewall, iptables};
+
+/// The files with this host's WireGuard key, which may not exist.
+pub fn key_files() -> Vec<std::path::PathBuf> {
+    wg::key_file::KeyFiles::of_environment().paths()
+}

@@ -37,3 +37,4 @@ mod strangers;
 mod swap;
 mod udp;
 mod underlay;
+mod wireguard;
