@@ -18,7 +18,7 @@
 //! | `datapath` | packets of the `udp` backend | `state` |
 //! | `traffic` | traffic rules and tunnel filters, by nftables or iptables | `state`, `nft` |
 //! | [`policy`] | network policies | `netlink`, `nft` |
-//! | `wg` | the WireGuard protocol; may be used by all | |
+//! | [`echo`] | probes: echo messages through raw sockets | |
 //! | [`kernel`] | devices, addresses, routes: reading and changing them | `state`, `netlink`, `datapath` |
 //!
 //! `.ci/module-cycles` checks the last column.
@@ -28,6 +28,7 @@ pub mod datapath;
 #[cfg(not(feature = "testing"))]
 #[expect(unreachable_pub, reason = "public for tests and measurements only")]
 mod datapath;
+pub mod echo;
 pub mod kernel;
 pub mod memory;
 mod netlink;
@@ -43,19 +44,15 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod traffic;
-#[cfg(feature = "testing")]
-pub mod wg;
-#[cfg(not(feature = "testing"))]
-#[expect(unreachable_pub, reason = "public for tests and measurements only")]
-mod wg;
 
 pub use datapath::counters::Counters;
 pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, converge, converge_but};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
-pub use nft::{Listener as NftListener, Moved, NftError, Watched};
+pub use nft::trace;
+pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
 pub use plan::active::Ways;
-pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay, WireguardPeer};
+pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
 pub use plan::peers::{Outlook, Peers, SkipReason};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
@@ -66,8 +63,3 @@ pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::rules::{Masquerade, Traffic};
 pub use traffic::{firewall, iptables};
-
-/// The files with this host's WireGuard key, which may not exist.
-pub fn key_files() -> Vec<std::path::PathBuf> {
-    wg::key_file::KeyFiles::of_environment().paths()
-}

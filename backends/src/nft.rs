@@ -21,6 +21,7 @@
 mod change;
 mod compare;
 mod decode;
+mod describe;
 mod encode;
 mod expr;
 mod expr_codec;
@@ -30,6 +31,7 @@ pub mod matches;
 mod model;
 mod set;
 mod socket;
+pub mod trace;
 mod uapi;
 
 use std::collections::BTreeSet;
@@ -37,6 +39,7 @@ use std::io;
 
 pub use change::{Change, Place};
 pub use compare::{Refit, differs};
+pub use describe::ruleset_text;
 pub use encode::Transaction;
 #[cfg(feature = "testing")]
 pub(crate) use expr::Lookup;
@@ -151,6 +154,17 @@ impl Nft {
                 source: refusal.error,
             }
         })
+    }
+
+    /// The tables that there are.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`] when they can't be read.
+    pub(crate) fn table_ids(&mut self) -> Result<Vec<TableId>, NftError> {
+        let mut found = Vec::new();
+        let add = |message: &wire::Message<'_>| found.extend(decode::table_id(message, NFTA_TABLE_NAME));
+        self.socket.dump(message::GETTABLE, 0, |_| {}, add).map_err(failed("reading tables"))?;
+        Ok(found)
     }
 
     /// Reads everything.

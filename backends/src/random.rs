@@ -15,9 +15,18 @@ pub fn byte() -> u8 {
     byte
 }
 
-/// Random bytes.
+/// Any number of sixteen bits.
+pub fn id() -> u16 {
+    u16::from_ne_bytes(bytes())
+}
+
+/// Sixteen bytes that nobody can guess.
+pub fn token() -> [u8; 16] {
+    bytes()
+}
+
 #[expect(unsafe_code, reason = "the standard library has no access to it")]
-pub(crate) fn bytes<const N: usize>() -> [u8; N] {
+fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -284,7 +284,7 @@ pub(crate) fn lease(public: Ipv4Addr, number: u16) -> String {
 }
 
 /// The key of a subnet below the prefix, `10.244.7.0-24`.
-fn key(subnet: IpNet) -> String {
+pub(crate) fn key(subnet: IpNet) -> String {
     format!("{}-{}", subnet.network(), subnet.prefix_len())
 }
 

@@ -26,6 +26,7 @@ mod node;
 mod plugin;
 mod policy;
 mod portmap;
+mod report;
 mod result;
 mod route;
 mod saved;
@@ -35,7 +36,9 @@ mod verbs;
 mod way;
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use conf::Network;
 use env::{Call, Verb};
@@ -43,6 +46,7 @@ use error::CniError;
 use plugin::Plugin;
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     if let Some(outcome) = applet::run(std::env::args_os()) {
         let Err(errors) = outcome else { return ExitCode::SUCCESS };
         errors.iter().for_each(|error| note(error));
@@ -54,19 +58,23 @@ fn main() -> ExitCode {
         note(&spec::about(plugin.name()));
         return ExitCode::SUCCESS;
     }
-    let (text, code) = match Call::read(variable).and_then(|call| answer(plugin, &call)) {
-        Ok(text) => (text, ExitCode::SUCCESS),
+    // Nothing is told of a call before it is known whose node this is.
+    let mut told = None;
+    let outcome = Call::read(variable).and_then(|call| answer(plugin, &call, &mut told));
+    let (text, code) = match &outcome {
+        Ok(text) => (text.clone(), ExitCode::SUCCESS),
         Err(error) => (error.to_string(), ExitCode::FAILURE),
     };
     let mut stdout = io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    if let Some((subnet_file, verb)) = told {
+        report::tell(&subnet_file, verb, begun.elapsed(), outcome.as_ref().err());
     }
+    if written.is_ok() { code } else { ExitCode::FAILURE }
 }
 
-/// What is printed when the call succeeds.
-fn answer(plugin: Plugin, call: &Call) -> Result<String, CniError> {
+/// What is printed when the call succeeds. `told` becomes the agent's subnet file and what was asked, for its figures.
+fn answer(plugin: Plugin, call: &Call, told: &mut Option<(PathBuf, Verb)>) -> Result<String, CniError> {
     if call.verb == Verb::Version {
         return Ok(spec::versions());
     }
@@ -82,6 +90,7 @@ fn answer(plugin: Plugin, call: &Call) -> Result<String, CniError> {
         }
         return plugin.answer(call, &network, &String::from_utf8_lossy(&stdin));
     }
+    *told = Some((PathBuf::from(&network.subnet_file), call.verb));
     match call.verb {
         Verb::Add => verbs::add(call, &network),
         Verb::Del => verbs::del(call, &network).map(|()| String::new()),

@@ -33,6 +33,7 @@ use tokio::time::{Instant, sleep};
 use crate::interface::Selectors;
 use crate::lent::Lent;
 use crate::policy::Facts;
+use crate::probe::Targets;
 use crate::serve::Health;
 use cause::Cause;
 use machine::{Action, Event, Machine, Now, Seen};
@@ -73,8 +74,6 @@ pub(crate) mod condition {
     pub(crate) const SUBNET_FILE: &str = "subnet-file";
     /// The CNI configuration is in place; only where one is asked for.
     pub(crate) const CNI_CONF: &str = "cni-conf";
-    /// No other node has this node's WireGuard key; only where there is one.
-    pub(crate) const WIREGUARD_KEY: &str = "wireguard-key";
     /// All that there always are.
     pub(crate) const ALL: [&str; 8] =
         [CONFIGURATION, INTERFACE, STORE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];
@@ -101,6 +100,8 @@ pub(crate) struct Settings {
     pub(crate) policy_socket: Option<PathBuf>,
     /// Who enforces network policies, and has to know the leases for that.
     pub(crate) policies: Option<watch::Sender<Option<Facts>>>,
+    /// Who probes the peers, if anybody does.
+    pub(crate) probes: Option<watch::Sender<Targets>>,
 }
 
 /// Which traffic rules the operator asks for.

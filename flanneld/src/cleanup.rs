@@ -87,6 +87,7 @@ fn preview(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> 
         Ok(rules) => found.extend(rules.iter().map(|rule| rule_object(rule))),
         Err(error) => unseen.push(format!("traffic rules ({error})")),
     }
+    found.extend(backends::trace::left().unwrap_or_default().iter().map(|id| format!("nftables table {id}")));
     let (policies, unread) = policy::clean(&options.subnet_file, &scope.networks, false);
     found.extend(policies);
     unseen.extend(unread);
@@ -125,7 +126,10 @@ fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> a
     failures.extend(obstacles);
     let (policies, left) = policy::clean(&options.subnet_file, &scope.networks, true);
     failures.extend(left);
-    let removed: Vec<String> = report.applied.iter().map(object).chain(rules).chain(policies).collect();
+    let traces =
+        backends::trace::sweep().unwrap_or_default().into_iter().map(|id| format!("nftables table {id}"));
+    let removed: Vec<String> =
+        report.applied.iter().map(object).chain(rules).chain(policies).chain(traces).collect();
     for object in &removed {
         writeln!(out, "removed: {object}")?;
     }
@@ -147,6 +151,8 @@ fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> a
             Err(error) => failures.push(format!("{}: {error}", file.display())),
         }
     }
+    // It is in nobody's way.
+    let _ = fs::remove_file(crate::cni_calls::socket_path(&options.subnet_file));
     match remove_file(&lock::path(&options.subnet_file)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push(format!("the lock: {error}")),
         _ => {}
@@ -178,12 +184,9 @@ fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
     (removed, failures)
 }
 
-/// The record of what is an agent's, in the order in which it goes. WireGuard's key is this host's identity and stays,
-/// unless everything goes.
-fn files(options: &CleanupOptions) -> Vec<PathBuf> {
-    let keys = if options.all { backends::key_files() } else { Vec::new() };
-    let record = [crate::state_file(&options.subnet_file), options.subnet_file.clone()];
-    keys.into_iter().chain(record).collect()
+/// The record of what is an agent's, in the order in which it goes.
+fn files(options: &CleanupOptions) -> [PathBuf; 2] {
+    [crate::state_file(&options.subnet_file), options.subnet_file.clone()]
 }
 
 /// The networks whose rules are ours. Where no network is known, every table of our name is.

@@ -3,22 +3,37 @@
 //! The grammar and the flags are Flannel's (contract §1.1 to §1.3), with one deliberate difference: what Go
 //! flannel passes over in silence (a wrong flag, a wrong value, a stray word) is an error here.
 
+mod agent_flags;
 mod check;
+mod check_config;
 pub(crate) mod cleanup;
+mod connectivity;
+mod diags;
 mod doctor;
+mod explain;
 mod flags;
 mod grammar;
 pub(crate) mod options;
 pub(crate) mod policy;
 mod status;
+mod trace;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches};
 
+use crate::check_config::CheckConfigOptions;
+use crate::connectivity::ConnectivityOptions;
+use crate::diags::DiagsOptions;
+use crate::explain::ExplainOptions;
+use crate::trace::TraceOptions;
+use check_config::CheckConfigFlags;
 use cleanup::{CleanupFlags, CleanupOptions};
+use connectivity::ConnectivityFlags;
+use diags::DiagsFlags;
 use doctor::DoctorFlags;
+use explain::ExplainFlags;
 use flags::RunFlags;
 use grammar::{Parsed, Setting};
 use options::{Options, Place};
@@ -27,15 +42,21 @@ use status::StatusFlags;
 
 use crate::doctor::DoctorOptions;
 use crate::show::status::StatusOptions;
+use trace::TraceFlags;
 
 /// All sub-commands, in the order in which the help lists them.
 ///
 /// A new one is a file below `cli` with its flags ([`SubcommandFlags`]), a line here, a variant of [`Command`] and its
 /// arm in `main.rs`.
-static SUBCOMMANDS: [Subcommand; 4] = [
+static SUBCOMMANDS: [Subcommand; 9] = [
     Subcommand::of::<StatusFlags>(),
     Subcommand::of::<DoctorFlags>(),
+    Subcommand::of::<ExplainFlags>(),
+    Subcommand::of::<TraceFlags>(),
+    Subcommand::of::<ConnectivityFlags>(),
     Subcommand::of::<PolicyFlags>(),
+    Subcommand::of::<CheckConfigFlags>(),
+    Subcommand::of::<DiagsFlags>(),
     Subcommand::of::<CleanupFlags>(),
 ];
 
@@ -52,6 +73,16 @@ pub(crate) enum Command {
     Status(StatusOptions),
     /// Say what is wrong on this node.
     Doctor(DoctorOptions),
+    /// Say which way a packet takes.
+    Explain(ExplainOptions),
+    /// Follow packets through this node.
+    Trace(TraceOptions),
+    /// Test the way to every peer.
+    Connectivity(ConnectivityOptions),
+    /// Check a network configuration.
+    CheckConfig(CheckConfigOptions),
+    /// Write an archive for a bug report.
+    Diags(DiagsOptions),
     /// Print a text and end with exit code 0.
     Print(Print),
 }
@@ -70,6 +101,12 @@ pub(crate) enum Print {
 /// The version, with the commit.
 pub(crate) fn version() -> String {
     format!("v{} (commit {})", crate::version::VERSION, crate::version::commit())
+}
+
+/// The same as a JSON object.
+fn version_as_json() -> String {
+    let version = format!("v{}", crate::version::VERSION);
+    serde_json::json!({ "schema": 1, "version": version, "commit": crate::version::commit() }).to_string()
 }
 
 impl Print {
@@ -165,6 +202,9 @@ pub(crate) fn parse(
     let args = args.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
     match args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some(("version", [])) => Ok(Command::Print(Print::Version(version()))),
+        Some(("version", [json])) if matches!(json.as_str(), "--json" | "-json" | "--json=true") => {
+            Ok(Command::Print(Print::Version(version_as_json())))
+        }
         Some(("help", topic)) => help_on(topic),
         Some((first, rest)) => match Subcommand::named(first) {
             Some(subcommand) => subcommand.parse(rest, &environment),

@@ -2,19 +2,27 @@
 
 mod agent;
 mod ask;
+mod check_config;
 mod cleanup;
 mod cli;
 mod cni;
+mod cni_calls;
+mod connectivity;
+mod diags;
 mod doctor;
+mod events;
+mod explain;
 mod interface;
 mod lent;
 mod lock;
 mod log;
 mod policy;
+mod probe;
 mod serve;
 mod show;
 mod status;
 mod text;
+mod trace;
 mod version;
 
 use std::net::SocketAddr;
@@ -34,14 +42,16 @@ use subnet::etcd::Etcd;
 use subnet::file::Files;
 use subnet::kube::Kube;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
+use events::{Event, Events};
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
 use policy::{Mode, Policies, PolicyOptions};
+use probe::{Probes, Targets};
 use serve::{Health, Server};
 
 fn main() -> ExitCode {
@@ -66,6 +76,11 @@ fn obey(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::Policy(question) => policy::client::run(&question),
         cli::Command::Status(options) => show::status::run(&options),
         cli::Command::Doctor(options) => doctor::run(&options),
+        cli::Command::Explain(options) => explain::run(&options),
+        cli::Command::Trace(options) => trace::run(&options),
+        cli::Command::Connectivity(options) => connectivity::run(&options),
+        cli::Command::CheckConfig(options) => check_config::run(&options),
+        cli::Command::Diags(options) => diags::run(&options),
         cli::Command::Run(options) => {
             log::start(options.verbosity);
             start(*options)
@@ -94,6 +109,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
+    let (probes, events) = probe(&options, &health);
     let served = Served::start(options.health, &health).await?;
 
     let privilege =
@@ -123,9 +139,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
         services: matches!(options.store, StoreOptions::Kube(_)),
         policy_socket: None,
         policies: None,
+        probes,
     };
     let hands = Hands { kernel, firewall };
-    let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health };
+    let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
     let outcome = tokio::select! {
         outcome = life => outcome,
@@ -135,11 +152,26 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     // The kernel stays as it is, so that pods keep their network until the next agent takes over.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!(
-        "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
-    );
+    tracing::info!("stopping; devices (but for that of udp), routes and the subnet file stay in place");
     served.stop().await;
     outcome
+}
+
+/// Who is told of peers, and who of events about them.
+type Probing = (Option<watch::Sender<Targets>>, mpsc::Receiver<Event>);
+
+/// Starts the tasks that probe the peers, unless that is switched off, and hear of the CNI plugin's calls.
+fn probe(options: &Options, health: &Health) -> Probing {
+    let (events, left) = Events::channel();
+    let (probes, board) = (Probes::new(options.probe_interval), health.board());
+    board.probe(probes.clone());
+    tokio::spawn(board.cni().clone().run(options.subnet_file.clone()));
+    let (targets, told) = watch::channel(Targets::default());
+    let targets = probes.is_on().then(|| {
+        tokio::spawn(probes.run(told, move |news| events.peer(news)));
+        targets
+    });
+    (targets, left)
 }
 
 /// The server of health, if there is one.
@@ -217,7 +249,7 @@ fn may_administrate(status: &str) -> bool {
     effective.is_none_or(|capabilities| capabilities & CAP_NET_ADMIN != 0)
 }
 
-/// Logs what the datapaths of this process count whenever somebody asks (SIGUSR1).
+/// Logs what the udp backend counts whenever somebody asks (SIGUSR1).
 async fn tell_counters(mut asked: Signal, counters: Arc<Counters>) {
     while asked.recv().await.is_some() {
         tracing::info!("udp: {counters}");
@@ -231,12 +263,14 @@ struct Setup<'a> {
     rules_moved: &'a Arc<Notify>,
     settings: agent::Settings,
     health: Health,
+    /// Events to be left where the store has a place for them.
+    events: Option<mpsc::Receiver<Event>>,
 }
 
 impl Setup<'_> {
     /// Runs the agent with the store of these options.
     async fn live_by(
-        self,
+        mut self,
         store: StoreOptions,
         margin: Duration,
         policies: PolicyOptions,
@@ -246,6 +280,9 @@ impl Setup<'_> {
             StoreOptions::File(directory) => self.live(Files::new(directory, margin)).await,
             StoreOptions::Kube(options) => {
                 let store = Kube::new(options).await.map_err(cli::UsageError::of)?;
+                if let Some(events) = self.events.take() {
+                    tokio::spawn(events::run(store.event_api(), events));
+                }
                 if policies.mode == Mode::Off {
                     return self.live(store).await;
                 }
@@ -280,7 +317,7 @@ impl Setup<'_> {
 
     async fn live<S: LeaseStore>(self, store: S) -> anyhow::Result<()> {
         tracing::info!(store = store.describe(), "leases are kept in");
-        let Self { hands, notices, rules_moved, settings, health } = self;
+        let Self { hands, notices, rules_moved, settings, health, .. } = self;
         Err(agent::run(hands, notices, rules_moved, store, settings, health).await.into())
     }
 }
@@ -289,6 +326,10 @@ impl Setup<'_> {
 type Rules = (Box<dyn Firewall>, Arc<Mutex<Watched>>);
 
 fn firewall(manager: TrafficManager) -> anyhow::Result<Rules> {
+    // What a killed `flanneld trace` left affects nothing, so that it stays is no reason to fail.
+    if let Err(error) = backends::trace::sweep() {
+        tracing::debug!(%error, "tables of traces were not looked for");
+    }
     Ok(match manager {
         TrafficManager::Nft => {
             let firewall = NftFirewall::open()?;

@@ -10,6 +10,7 @@ mod look;
 pub(crate) mod metrics;
 pub(crate) mod model;
 pub(crate) mod pool;
+mod probed;
 mod sources;
 mod times;
 

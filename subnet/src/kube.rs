@@ -9,6 +9,8 @@ mod collection;
 mod condition;
 mod connection;
 mod credentials;
+mod event_api;
+mod events;
 mod exec;
 mod follow;
 mod hold;
@@ -39,6 +41,7 @@ use annotations::Prefix;
 use connection::Connection;
 use own::{OwnNode, Seen, is_name};
 
+pub use event_api::{EventApi, EventError};
 pub use policies::{FoundPod, News, PolicyApi, Told, Watch};
 
 /// What the network configuration is worth waiting for an API server that may be away.
@@ -193,6 +196,11 @@ impl Kube {
     /// The objects that network policies are about, read over the same connection.
     pub fn policy_api(&self) -> PolicyApi {
         PolicyApi::new(Arc::clone(&self.connection), Arc::clone(&self.node))
+    }
+
+    /// Events at this node's object, left over the same connection.
+    pub fn event_api(&self) -> EventApi {
+        EventApi::new(Arc::clone(&self.connection), Arc::clone(&self.node))
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -19,6 +19,8 @@ pub enum Change<'a> {
     },
     /// A table is there; what it holds stays.
     AddTable(TableId),
+    /// A table is there that nobody else may change, and that the kernel removes with this socket (Linux 5.12).
+    AddOwnedTable(TableId),
     /// A chain is there, and these rules follow those that it has.
     AddChain {
         /// The table.
@@ -127,7 +129,7 @@ impl Origin {
                 }
             }
             (Change::DeleteTable(id), _) => format!("deletion of table {id}"),
-            (Change::AddTable(id), _) => format!("table {id}"),
+            (Change::AddTable(id) | Change::AddOwnedTable(id), _) => format!("table {id}"),
             (Change::AddChain { table, chain }, Part::Rule(_, rule)) => {
                 format!("rule {} of chain {} in table {table}", rule + 1, chain.name)
             }

@@ -139,6 +139,12 @@ impl Encoder<'_> {
             Change::AddTable(table) => self.message(origin, message::NEWTABLE, NLM_F_CREATE, table, |w| {
                 w.string(NFTA_TABLE_NAME, &table.name);
             }),
+            Change::AddOwnedTable(table) => {
+                self.message(origin, message::NEWTABLE, NLM_F_CREATE, table, |w| {
+                    w.string(NFTA_TABLE_NAME, &table.name);
+                    w.u32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
+                })
+            }
             Change::AddChain { table, chain } => {
                 self.chain(origin, table, chain)?;
                 for (i, rule) in chain.rules.iter().enumerate() {

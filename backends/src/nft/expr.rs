@@ -55,6 +55,11 @@ pub enum Expr {
         /// The value, one byte.
         from: Reg,
     },
+    /// Has the kernel tell what becomes of the packet, or not.
+    SetTrace {
+        /// One byte, 0 or 1.
+        from: Reg,
+    },
     /// Overwrites bytes of the packet; no checksum is corrected.
     WritePayload {
         /// Which header `offset` counts from.

@@ -18,7 +18,7 @@ pub(super) fn write(w: &mut Writer, expr: &Expr) {
 
 fn name(expr: &Expr) -> &str {
     match expr {
-        Expr::Meta { .. } | Expr::SetPacketType { .. } => "meta",
+        Expr::Meta { .. } | Expr::SetPacketType { .. } | Expr::SetTrace { .. } => "meta",
         Expr::Payload { .. } | Expr::WritePayload { .. } => "payload",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::ReversePath { .. } => "fib",
@@ -39,7 +39,7 @@ fn body(w: &mut Writer, expr: &Expr) {
     match expr {
         Expr::Meta { key, to } => keyed(w, (NFTA_META_KEY, *key as u32), (NFTA_META_DREG, *to)),
         Expr::Payload { header, offset, len, to } => {
-            payload(w, (NFTA_PAYLOAD_DREG, *to), *header, *offset, *len);
+            payload(w, (NFTA_PAYLOAD_DREG, *to), *header, *offset, *len)
         }
         Expr::Ct { key, to } => keyed(w, (NFTA_CT_KEY, *key as u32), (NFTA_CT_DREG, *to)),
         Expr::ReversePath { to } => {
@@ -48,12 +48,11 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_FIB_FLAGS, REVERSE_PATH);
         }
         Expr::SetCtMark { from } => keyed(w, (NFTA_CT_KEY, CtKey::Mark as u32), (NFTA_CT_SREG, *from)),
-        Expr::SetPacketType { from } => keyed(w, (NFTA_META_KEY, NFT_META_PKTTYPE), (NFTA_META_SREG, *from)),
+        Expr::SetPacketType { from } => set_meta(w, NFT_META_PKTTYPE, *from),
+        Expr::SetTrace { from } => set_meta(w, NFT_META_NFTRACE, *from),
         Expr::WritePayload { header, offset, len, from } => {
             payload(w, (NFTA_PAYLOAD_SREG, *from), *header, *offset, *len);
-            for kind in [NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET, NFTA_PAYLOAD_CSUM_FLAGS] {
-                w.u32(kind, 0);
-            }
+            no_checksum(w);
         }
         Expr::Constant { to, data } => {
             w.u32(NFTA_IMMEDIATE_DREG, register(*to));
@@ -94,6 +93,18 @@ fn body(w: &mut Writer, expr: &Expr) {
         }
         Expr::Unknown { bytes, .. } => w.raw(bytes),
     }
+}
+
+/// Has the kernel correct no checksum of what is written.
+fn no_checksum(w: &mut Writer) {
+    for kind in [NFTA_PAYLOAD_CSUM_TYPE, NFTA_PAYLOAD_CSUM_OFFSET, NFTA_PAYLOAD_CSUM_FLAGS] {
+        w.u32(kind, 0);
+    }
+}
+
+/// Sets something that the kernel knows about the packet.
+fn set_meta(w: &mut Writer, key: u32, from: Reg) {
+    keyed(w, (NFTA_META_KEY, key), (NFTA_META_SREG, from));
 }
 
 /// A key of the packet or its connection, and the register that it is read to or written from.
@@ -238,9 +249,12 @@ fn reg(b: &[u8], kind: u16) -> Option<Reg> {
 fn read_meta(b: &[u8]) -> Option<Expr> {
     if find(b, NFTA_META_SREG).is_some() {
         only(b, &[NFTA_META_SREG, NFTA_META_KEY])?;
-        let packet_type = find_u32(b, NFTA_META_KEY)? == NFT_META_PKTTYPE;
         let from = reg(b, NFTA_META_SREG)?;
-        return packet_type.then_some(Expr::SetPacketType { from });
+        return match find_u32(b, NFTA_META_KEY)? {
+            NFT_META_PKTTYPE => Some(Expr::SetPacketType { from }),
+            NFT_META_NFTRACE => Some(Expr::SetTrace { from }),
+            _ => None,
+        };
     }
     only(b, &[NFTA_META_DREG, NFTA_META_KEY])?;
     let key = MetaKey::from_number(find_u32(b, NFTA_META_KEY)?)?;
@@ -319,7 +333,11 @@ pub(super) fn read_value(data: &[u8]) -> Option<Vec<u8>> {
 
 /// The verdict inside a `nft_data` attribute.
 pub(super) fn read_verdict(data: &[u8]) -> Option<Verdict> {
-    let verdict = find(data, NFTA_DATA_VERDICT)?;
+    read_decision(find(data, NFTA_DATA_VERDICT)?)
+}
+
+/// A verdict's own attributes.
+pub(super) fn read_decision(verdict: &[u8]) -> Option<Verdict> {
     Some(match find_u32(verdict, NFTA_VERDICT_CODE)?.cast_signed() {
         0 => Verdict::Drop,
         1 => Verdict::Accept,

@@ -6,6 +6,7 @@ pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub(super) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 pub(super) const NFNL_MSG_BATCH_END: u16 = 17;
 pub(super) const NFNLGRP_NFTABLES: u32 = 7;
+pub(super) const NFNLGRP_NFTRACE: u32 = 9;
 
 pub(super) const NFPROTO_INET: u8 = 1;
 pub(super) const NFPROTO_IPV4: u8 = 2;
@@ -34,6 +35,7 @@ pub(super) mod message {
     pub(in super::super) const GETSETELEM: u16 = of(13);
     pub(in super::super) const DELSETELEM: u16 = of(14);
     pub(in super::super) const GETGEN: u16 = of(16);
+    pub(in super::super) const TRACE: u16 = of(17);
 }
 
 pub(super) const NFTA_LIST_ELEM: u16 = 1;
@@ -42,6 +44,7 @@ pub(super) const NFTA_TABLE_NAME: u16 = 1;
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
 pub(super) const NFTA_TABLE_USERDATA: u16 = 6;
 pub(super) const NFT_TABLE_F_DORMANT: u32 = 1;
+pub(super) const NFT_TABLE_F_OWNER: u32 = 2;
 
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
@@ -79,6 +82,7 @@ pub(super) const NFTA_CT_KEY: u16 = 2;
 pub(super) const NFTA_CT_SREG: u16 = 4;
 pub(super) const NFTA_META_SREG: u16 = 3;
 pub(super) const NFT_META_PKTTYPE: u32 = 19;
+pub(super) const NFT_META_NFTRACE: u32 = 12;
 pub(super) const NFTA_PAYLOAD_SREG: u16 = 5;
 pub(super) const NFTA_PAYLOAD_CSUM_TYPE: u16 = 6;
 pub(super) const NFTA_PAYLOAD_CSUM_OFFSET: u16 = 7;
@@ -151,6 +155,21 @@ pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub(super) const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 
 pub(super) const NFTA_GEN_ID: u16 = 1;
+
+pub(super) const NFTA_TRACE_TABLE: u16 = 1;
+pub(super) const NFTA_TRACE_CHAIN: u16 = 2;
+pub(super) const NFTA_TRACE_RULE_HANDLE: u16 = 3;
+pub(super) const NFTA_TRACE_TYPE: u16 = 4;
+pub(super) const NFTA_TRACE_VERDICT: u16 = 5;
+pub(super) const NFTA_TRACE_ID: u16 = 6;
+pub(super) const NFTA_TRACE_NETWORK_HEADER: u16 = 8;
+pub(super) const NFTA_TRACE_TRANSPORT_HEADER: u16 = 9;
+pub(super) const NFTA_TRACE_IIF: u16 = 10;
+pub(super) const NFTA_TRACE_OIF: u16 = 12;
+pub(super) const NFTA_TRACE_POLICY: u16 = 16;
+pub(super) const NFT_TRACETYPE_POLICY: u32 = 1;
+pub(super) const NFT_TRACETYPE_RETURN: u32 = 2;
+pub(super) const NFT_TRACETYPE_RULE: u32 = 3;
 
 /// The kind of the comment in the user data of tables, chains and rules.
 pub(super) const UDATA_COMMENT: u8 = 0;

@@ -198,8 +198,7 @@ pub(super) fn require(program: &Path) -> anyhow::Result<()> {
         Some("etcd") => "etcd-server",
         Some("setpriv" | "nsenter") => "util-linux",
         Some("nft") => "nftables",
-        Some("wg") => "wireguard-tools",
-        Some(name @ ("prometheus" | "iptables" | "iperf3" | "ethtool" | "tcpdump" | "wireguard-go")) => name,
+        Some(name @ ("prometheus" | "iptables" | "iperf3" | "ethtool" | "tcpdump")) => name,
         _ => bail!("no program {}: build or install it first", program.display()),
     };
     bail!("no program {} in PATH: apt-get install {package}", program.display())

@@ -14,5 +14,4 @@ mod sockets;
 mod traffic;
 mod v6;
 mod wire;
-mod wireguard;
 mod workers;

@@ -5,6 +5,7 @@ mod cni;
 mod heal;
 mod many;
 mod pair;
+mod probes;
 mod restart;
 mod size;
 mod strangers;
@@ -29,6 +30,7 @@ pub(crate) enum Subject {
     Stale20,
     BadKeys,
     CniAdd,
+    Probes,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -42,5 +44,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Subject::Stale20 => restart::stale(stage, record),
         Subject::BadKeys => strangers::measure(stage, record),
         Subject::CniAdd => cni::measure(stage, record),
+        Subject::Probes => probes::measure(stage, record),
     })
 }

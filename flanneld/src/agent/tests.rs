@@ -145,6 +145,7 @@ impl Bed {
             services: false,
             policy_socket: None,
             policies: None,
+            probes: None,
         };
         let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backends::policy::SteerMode;
 use regex::bytes::{Regex, RegexBuilder};
@@ -130,6 +131,24 @@ pub(super) fn log_group(text: &str) -> Checked<i64> {
     let group = number(text)?;
     let fits = u16::try_from(group).is_ok();
     if fits { Ok(group) } else { Err("is no NFLOG group: give 1 to 65535, or 0 for none") }
+}
+
+/// A time: whole seconds, or a whole number with a unit; zero for none.
+pub(super) fn interval(text: &str) -> Checked<Duration> {
+    const BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)];
+    let number = |(unit, millis): (&str, u64)| {
+        let number = text.strip_suffix(unit)?;
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| number.parse::<u64>().ok()?.checked_mul(millis)).flatten()
+    };
+    let time = units.into_iter().find_map(number).map(Duration::from_millis);
+    match time
+        .ok_or("is no time: give seconds, or a number with a unit as in 500ms, 10s or 1m; 0 for none")?
+    {
+        time if time.is_zero() || (BOUNDS.0..=BOUNDS.1).contains(&time) => Ok(time),
+        _ => Err("is out of bounds: give 100ms to 60m, or 0 for none"),
+    }
 }
 
 /// The two files of `--cni-conf`.

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backends::policy::SteerMode;
 use clap::{ArgAction, Parser};
@@ -24,8 +25,7 @@ pub(super) const COMPATIBLE: &str = "Accepted for compatibility with Go flannel"
 const GRAMMAR: &str = "\
 Flags are written --flag=value, --flag value, -flag=value or -flag value; a boolean takes its value only
 with '=' and means true without one. Every flag but --version can be set by the environment variable that
-its help names; the command line wins, and an empty variable is no variable. NODE_NAME is this node's name,
-WIREGUARD_KEY_FILE the file with its WireGuard key.
+its help names; the command line wins, and an empty variable is no variable. NODE_NAME is this node's name.
 
 Exit codes: 0 after a clean stop, --help and --version; 1 when flanneld can't run; 2 when a flag or a variable can't be used.";
 
@@ -100,6 +100,9 @@ pub(super) struct RunFlags {
     /// TCP port for /healthz and /readyz; 0 for none
     #[arg(long, value_name = "PORT", default_value_t = 0, value_parser = check::health_port, help_heading = HEALTH)]
     pub(super) healthz_port: i64,
+    /// Time of a round of probes (ICMP echo requests) to each peer: seconds, or with a unit as in 500ms or 1m; 0 for none
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = check::interval, help_heading = HEALTH)]
+    pub(super) probe_interval: Duration,
 
     /// What makes the rules: 'nft' (nftables, needs no program) or 'iptables' (the iptables programs)
     #[arg(long, value_name = "MECHANISM", default_value = "nft", value_parser = check::traffic_manager, help_heading = RULES)]

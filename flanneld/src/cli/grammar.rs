@@ -61,7 +61,11 @@ pub(super) fn normalise(command: &Command, args: &[String]) -> Result<Parsed, Us
                 settings.push(positional_setting(argument, word));
                 continue;
             }
-            (None | Some(""), _) => return Err(stray(command, word, settings.last())),
+            (Some(""), Some(argument)) => {
+                settings.push(positional_setting(argument, word));
+                continue;
+            }
+            (None | Some(""), None) => return Err(stray(command, word, settings.last())),
             (Some("-"), Some(argument)) => {
                 settings.extend(words.map(|word| positional_setting(argument, word)));
                 break;

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) renew_margin: Duration,
     /// Where health is served, if anywhere.
     pub(crate) health: Option<SocketAddr>,
+    /// Time between two rounds of probes to a peer; zero for none.
+    pub(crate) probe_interval: Duration,
     /// Which traffic rules there shall be.
     pub(crate) traffic: TrafficSettings,
     /// What makes them.
@@ -121,6 +123,7 @@ impl Options {
             cni_conf: flags.cni_conf,
             subnet_file: flags.subnet_file,
             renew_margin: renew_margin(flags.subnet_lease_renew_margin),
+            probe_interval: flags.probe_interval,
             health: port(flags.healthz_port).map(|port| SocketAddr::new(flags.healthz_ip, port)),
             traffic: TrafficSettings {
                 masquerade: flags.ip_masq,

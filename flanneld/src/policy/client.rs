@@ -29,6 +29,20 @@ pub(crate) fn run(question: &PolicyQuestion) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What network policies do to a connection between two addresses.
+///
+/// # Errors
+/// A sentence, when there is no answer.
+pub(crate) fn explain(
+    subnet_file: &Path,
+    source: &str,
+    destination: &str,
+    protocol: &str,
+) -> anyhow::Result<String> {
+    let request = json!({"v": 1, "verb": "explain", "source": source, "destination": destination, "protocol": protocol});
+    ask(&socket(subnet_file)?, &request)
+}
+
 /// Where the agent of this subnet file listens.
 fn socket(subnet_file: &Path) -> anyhow::Result<PathBuf> {
     let shown = subnet_file.display();

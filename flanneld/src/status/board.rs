@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use backends::{BackendId, KernelState, Peers, Scope};
@@ -13,6 +13,8 @@ use subnet::{Leases, Subnets};
 use super::model::{Counters, Kernel, Node, Rules, Store};
 use super::pool::Pools;
 use super::{Sources, host};
+use crate::cni_calls::CniListener;
+use crate::probe::{Probes, Report};
 
 /// What the loop knows after a turn. What grows with the cluster is shared, not copied.
 #[derive(Clone, Default)]
@@ -52,6 +54,8 @@ struct State {
     pools: Mutex<Pools>,
     checksums: Mutex<Checksums>,
     tunnel: Mutex<Option<Arc<backends::Counters>>>,
+    probes: OnceLock<Probes>,
+    cni: CniListener,
 }
 
 /// Datagrams with wrong checksums over time.
@@ -87,6 +91,8 @@ impl Default for Board {
             pools: Mutex::default(),
             checksums: Mutex::new(Checksums { first: count, last: count, grown: None }),
             tunnel: Mutex::default(),
+            probes: OnceLock::new(),
+            cni: CniListener::default(),
         }))
     }
 }
@@ -112,6 +118,21 @@ impl Board {
     /// Where the datapath of `udp` counts.
     pub(crate) fn count_tunnel(&self, counters: Arc<backends::Counters>) {
         *lock(&self.0.tunnel) = Some(counters);
+    }
+
+    /// Who probes the peers.
+    pub(crate) fn probe(&self, probes: Probes) {
+        let _ = self.0.probes.set(probes);
+    }
+
+    /// What probes found, if there are any.
+    pub(super) fn probed(&self) -> Option<Report> {
+        self.0.probes.get().filter(|probes| probes.is_on()).map(Probes::report)
+    }
+
+    /// Who hears of the CNI plugin's calls.
+    pub(crate) fn cni(&self) -> &CniListener {
+        &self.0.cni
     }
 
     /// What the datapath of `udp` counted; nothing while it carried nothing.

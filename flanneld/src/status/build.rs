@@ -8,12 +8,16 @@ use subnet::lease::format_key;
 use subnet::{Family, Lease, Subnets};
 
 use super::board::{Board, Published};
-use super::model::{Host, PeerCounts, PeerEntry, PeerList, Policy, SCHEMA, Status};
-use super::{host, look};
+use super::model::{Host, PeerCounts, PeerEntry, PeerList, Policy, Probes, SCHEMA, Status};
+use super::{host, look, probed};
+use crate::probe::Report;
 use crate::version;
 
 /// Leases that can't be used, of which more are only counted.
 const SKIPPED_LISTED: usize = 50;
+
+/// More peers than this have no series of their own: each node would have one for each other.
+const OWN_SERIES: usize = 100;
 
 /// How far to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(crate) fn build(
         look::report(&mut kernel, &published.desired, &published.scope);
     }
     let ready = conditions.values().all(Result::is_ok);
+    let mut peers = counts(&published);
+    let probes = board.probed().map(|report| probes(&published, report, &mut peers));
     Status {
         schema: SCHEMA,
         version: format!("v{}", version::VERSION),
@@ -60,16 +66,35 @@ pub(crate) fn build(
             .collect(),
         node: published.node.clone(),
         store: published.store.clone(),
-        peers: counts(&published),
+        peers,
         kernel,
         rules: published.rules.clone(),
         host: this_host(board, &published),
         pools: board.pools().of(published.own, &published.cni_directory),
-        probes: None,
+        probes,
+        cni: board.cni().report(),
         policy,
         counters: published.counters.clone(),
         tunnel: board.tunnel(),
     }
+}
+
+/// What probes found of all peers, and how many nodes are in which state.
+fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts) -> Probes {
+    let found = probed::by_subnet(&mut report);
+    let leases = || published.leases.iter().flat_map(|all| all.leases.values());
+    let states = leases().filter_map(|lease| {
+        let families = lease.subnets.iter().filter_map(|subnet| Some(found.get(&subnet)?.state));
+        families.max()
+    });
+    probed::count(counts, states);
+    let named = found.iter().take_while(|_| found.len() <= OWN_SERIES).map(|(subnet, peer)| {
+        let all = published.leases.as_deref();
+        let lease = leases().find(|lease| lease.subnets.iter().any(|known| known == *subnet));
+        let name = all.zip(lease).and_then(|(all, lease)| all.names.get(&lease.subnets));
+        (name.map_or_else(|| subnet.to_string(), ToString::to_string), peer)
+    });
+    probed::summary(&report, named)
 }
 
 fn this_host(board: &Board, published: &Published) -> Host {
@@ -114,7 +139,8 @@ fn counts(published: &Published) -> PeerCounts {
 /// All peers, each family by itself, in the order of their subnets.
 pub(crate) fn peers(board: &Board) -> PeerList {
     let published = board.published();
-    let mut peers = Vec::new();
+    let (mut peers, now) = (Vec::new(), SystemTime::now());
+    let found = board.probed().as_mut().map(probed::by_subnet).unwrap_or_default();
     if let Some(all) = &published.leases {
         let usable: BTreeMap<_, &Peer> =
             published.peers.usable.iter().map(|peer| (peer.subnet, peer)).collect();
@@ -122,11 +148,15 @@ pub(crate) fn peers(board: &Board) -> PeerList {
             let name = all.names.get(&lease.subnets).map(|name| name.to_string());
             for subnet in lease.subnets.iter() {
                 let used = usable.get(&subnet).copied();
-                peers.push(entry(&published, lease, subnet, name.clone(), used));
+                let mut entry = entry(&published, lease, subnet, name.clone(), used);
+                if let Some(peer) = found.get(&subnet) {
+                    probed::complete(&mut entry, peer, seconds(now));
+                }
+                peers.push(entry);
             }
         }
     }
-    PeerList { schema: SCHEMA, at: seconds(SystemTime::now()), peers }
+    PeerList { schema: SCHEMA, at: seconds(now), peers }
 }
 
 fn entry(

@@ -1,5 +1,7 @@
 //! A [`Status`] as OpenMetrics text: what Prometheus scrapes. Encoded when it is asked for, from the values.
 
+mod cni;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -58,6 +60,7 @@ impl Collector for View {
         if let Some(probes) = &status.probes {
             out.probes(probes)?;
         }
+        out.cni(&status.cni)?;
         match &status.policy {
             Some(policy) => out.policy(policy),
             None => Ok(()),

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::Times;
+use crate::cni_calls::CniCalls;
+use crate::probe::PeerReport;
 
 /// Raised when a member changes its meaning or goes away; new members do not raise it.
 pub(crate) const SCHEMA: u32 = 1;
@@ -40,6 +42,8 @@ pub(crate) struct Status {
     pub(crate) pools: Vec<Pool>,
     /// Probes of all peers together; `/peers` has each of them.
     pub(crate) probes: Option<Probes>,
+    /// What the CNI plugin did on this node.
+    pub(crate) cni: CniCalls,
     /// Only while network policies are enforced.
     pub(crate) policy: Option<Policy>,
     pub(crate) counters: Counters,
@@ -334,4 +338,6 @@ pub(crate) struct PeerEntry {
     pub(crate) path_mtu: Option<u32>,
     /// Since when it has been in this state.
     pub(crate) since: Option<u64>,
+    /// All that probes found.
+    pub(crate) probe: Option<PeerReport>,
 }

@@ -12,7 +12,7 @@ use super::connection::{Connection, Failure, Objects};
 use super::follow::NODES;
 use super::node::Own;
 use super::split::Bulk;
-use super::{Held, Kube, families_of};
+use super::{Held, Kube, events, families_of};
 use crate::config::{NetworkConfig, Range};
 use crate::lease::{Lease, Leases};
 use crate::net::{Family, PublicAddrs, Subnets};
@@ -273,23 +273,8 @@ impl Kube {
         if reported.as_deref() == Some(why) {
             return;
         }
-        let now = now();
-        let event = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": format!("{name}."), "namespace": "default"},
-            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid},
-            "type": "Warning",
-            "reason": "NoPodNetwork",
-            "message": why,
-            "source": {"component": "flanneld", "host": name},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        });
-        if let Err(failure) =
-            self.connection.post("/api/v1/namespaces/default/events", event.to_string().into_bytes()).await
-        {
+        let event = events::event(&now(), name, uid, true, "NoPodNetwork", why);
+        if let Err(failure) = events::leave(&self.connection, &event).await {
             tracing::debug!(error = %failure.error, "no event could be left at the node");
         }
         *reported = Some(why.to_owned());

@@ -34,7 +34,6 @@ struct Args {
 enum Backend {
     Vxlan,
     HostGw,
-    Wireguard,
     Udp,
 }
 
@@ -44,7 +43,6 @@ impl Backend {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
-            Self::Wireguard => "wireguard",
             Self::Udp => "udp",
         }
     }
@@ -54,7 +52,6 @@ impl Backend {
         match self {
             Self::Vxlan => "flannel.1",
             Self::HostGw => "eth0",
-            Self::Wireguard => "flannel-wg",
             Self::Udp => "flannel0",
         }
     }

@@ -139,8 +139,7 @@ impl Results {
                 continue;
             }
             let others = ways.keys().filter(|way| **way != Way::Vxlan).map(|way| (*way, Way::Vxlan));
-            let of_wireguard = [(Way::Wireguard, Way::Udp), (Way::Wireguard, Way::WireguardGo)];
-            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]).chain(of_wireguard) {
+            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]) {
                 let rounds = ratios(ways, way, reference);
                 if !rounds.is_empty() {
                     let judged = (way, reference) == (Way::Udp, Way::Vxlan);

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use backends::backend::Direct;
 use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Surroundings};
 use ipnet::IpNet;
-use subnet::wireguard::PublicKey;
 use subnet::{Family, Lease, Leases, Subnets};
 use tokio::time::Instant;
 
@@ -15,6 +14,7 @@ use super::Machine;
 use super::underlay::node;
 use crate::agent::condition;
 use crate::policy::Facts;
+use crate::probe::Targets;
 
 /// More nodes with one public address than this are not listed.
 const MAX_NAMESAKES: usize = 4;
@@ -81,7 +81,6 @@ impl Machine {
             return None;
         }
         self.status.health.note("public-address", self.namesakes(&all));
-        self.compare_keys(&all);
         self.defend_macs(&all);
         let own = self.own.lease()?.subnets;
         self.force.ways.take_up(announced_by_others(&all, own));
@@ -97,9 +96,22 @@ impl Machine {
         let mut state = self.force.ways.plan(scene);
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
+        self.tell_probes(&peers, &state, external.mtu);
         let inputs = self.inputs()?;
         self.planner.plan = Some((inputs, Arc::new(state)));
         self.planner.current()
+    }
+
+    /// Tells those who probe the peers which there are now.
+    fn tell_probes(&self, peers: &Peers, plan: &KernelState, underlay: u32) {
+        let Some(probes) = &self.settings.probes else { return };
+        let ways = &self.force.ways;
+        let targets = Targets::of(&peers.usable, ways, plan, ways.mtu(underlay));
+        probes.send_if_modified(|known| {
+            let news = *known != targets;
+            *known = targets;
+            news
+        });
     }
 
     /// Whether the plan is still what everything that is known asks for.
@@ -151,29 +163,6 @@ impl Machine {
             ))
         };
         others.filter_map(sentence).take(MAX_NAMESAKES).collect()
-    }
-
-    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both.
-    fn compare_keys(&self, all: &Leases) {
-        let keys: BTreeSet<PublicKey> = self.force.ways.identities().collect();
-        let Some(lease) = self.own.lease().filter(|_| !keys.is_empty()) else {
-            return self.status.health.forget(condition::WIREGUARD_KEY);
-        };
-        let other = |other: &&Lease| {
-            let same =
-                |family| other.attachment.wireguard(family).is_some_and(|data| keys.contains(&data.key));
-            !other.public.same_node(&lease.public)
-                && !other.subnets.iter().any(|subnet| self.ownership.held.contains(&subnet))
-                && Family::BOTH.into_iter().any(same)
-        };
-        let why = all.leases.values().find(other).map(|other| {
-            format!(
-                "the node {other} announces this node's WireGuard key: two nodes have the same key file (a copied \
-                 disk?); remove it on one of them (wgkey in /run/flannel and /var/lib/flannel, or \
-                 WIREGUARD_KEY_FILE) and restart flanneld there"
-            )
-        });
-        self.status.health.set(condition::WIREGUARD_KEY, why.map_or(Ok(()), Err));
     }
 
     /// The peers, each with the way to it. Ways that no peer needs any more are given up.
@@ -322,7 +311,6 @@ mod tests {
             subnet: subnet.parse().unwrap(),
             public: public.parse().unwrap(),
             mac: subnet::Mac([2, 0, 0, 0, 0, 1]),
-            wireguard: None,
             backend: BackendId::default(),
         };
         let mut peers = Peers {

@@ -80,6 +80,7 @@ impl World {
             services: false,
             policy_socket: None,
             policies: None,
+            probes: None,
         };
         let network = network(config);
         let ways = Ways::new(&network.backend, &network).unwrap();

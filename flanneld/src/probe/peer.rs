@@ -1,0 +1,246 @@
+//! One peer: its paths, when to probe them, and the verdict; pure.
+
+use std::time::{Duration, Instant};
+
+use backends::echo::MIN_PACKET;
+
+use super::mtu::MtuSearch;
+use super::path::{Path, PathState};
+use super::pending::Purpose;
+use super::report::{PathReport, PeerReport};
+use super::target::{Inner, Target};
+use super::verdict::{Paths, Verdict};
+
+/// A packet of full length is sent in every so many rounds.
+const LARGE_ROUNDS: u32 = 10;
+/// Time between probes of a path in doubt.
+pub(super) const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// So many more probes than usual are sent to a peer in a row; each part of a round allows one again.
+const MAX_EXTRA: u8 = 60;
+/// A verdict is told once it has lasted so long …
+const SETTLED: Duration = Duration::from_secs(3);
+/// … and trouble not more often than this.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// A length that every path is taken to carry: what every host has to accept of IPv4 (RFC 1122), and the least MTU of IPv6.
+const LEAST: [u16; 2] = [576, 1280];
+
+/// How often a peer is probed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rounds {
+    /// Time between two rounds.
+    pub(super) time: Duration,
+    /// Parts of a round. The way of the pods is probed in each, the other one in the first.
+    pub(super) parts: u32,
+}
+
+/// One family of a peer.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) target: Target,
+    underlay: Path,
+    inner: Path,
+    mtu: MtuSearch,
+    /// Parts of rounds since the begin.
+    part: u32,
+    /// When the next part begins.
+    part_due: Instant,
+    /// When to look at it again: then, or earlier if a path is in doubt.
+    pub(super) due: Instant,
+    /// When it was probed last.
+    probed: Instant,
+    /// Extra probes that are left.
+    extra: u8,
+    verdict: Verdict,
+    /// Since when.
+    changed: Instant,
+    /// The verdict that was told last, and when.
+    told: Verdict,
+    told_at: Option<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(target: Target, now: Instant, due: Instant) -> Self {
+        let least = LEAST[usize::from(target.underlay.is_ipv6())];
+        let mtu = MtuSearch::new(target.mtu, least);
+        let (underlay, inner) = (Path::new(now), Path::new(now));
+        let (verdict, told) = (Verdict::Unknown, Verdict::Unknown);
+        Self {
+            target,
+            underlay,
+            inner,
+            mtu,
+            part: 0,
+            part_due: due,
+            due,
+            probed: now,
+            extra: MAX_EXTRA,
+            verdict,
+            changed: now,
+            told,
+            told_at: None,
+        }
+    }
+
+    /// Takes over what `target` says besides the addresses.
+    pub(super) fn retarget(&mut self, target: Target) {
+        if target.mtu != self.target.mtu {
+            self.mtu = MtuSearch::new(target.mtu, LEAST[usize::from(target.underlay.is_ipv6())]);
+        }
+        self.target = target;
+    }
+
+    /// Whether what is known of the paths holds for `target`.
+    pub(super) fn has_paths_to(&self, target: &Target) -> bool {
+        (self.target.underlay, self.target.inner) == (target.underlay, target.inner)
+    }
+
+    fn is_tunnelled(&self) -> bool {
+        matches!(self.target.inner, Inner::Tunnel(_))
+    }
+
+    fn main(&self) -> &Path {
+        if self.is_tunnelled() { &self.inner } else { &self.underlay }
+    }
+
+    fn paths(&self) -> Paths<'_> {
+        Paths { underlay: &self.underlay, inner: &self.inner, mtu: &self.mtu }
+    }
+
+    /// Whether more probes than usual would soon tell more.
+    fn in_doubt(&self) -> bool {
+        let other = if self.is_tunnelled() { &self.underlay } else { &self.inner };
+        self.main().in_doubt() || self.main().state() == PathState::Unreachable && other.in_doubt()
+    }
+
+    /// When to look at the peer again.
+    pub(super) fn next_due(&self) -> Instant {
+        let doubt = self.extra > 0 && self.in_doubt();
+        if doubt { self.part_due.min(self.probed + DOUBT_INTERVAL) } else { self.part_due }
+    }
+
+    /// What to send now. `extra_allowed` is asked before it is more than usual.
+    pub(super) fn probe(
+        &mut self,
+        now: Instant,
+        rounds: Rounds,
+        extra_allowed: &mut dyn FnMut() -> bool,
+    ) -> Vec<Purpose> {
+        let doubt = self.in_doubt();
+        let usual = now >= self.part_due;
+        let extra_due = || doubt && self.extra > 0 && now >= self.probed + DOUBT_INTERVAL;
+        if !usual && (!extra_due() || !extra_allowed()) {
+            return Vec::new();
+        }
+        let (main, other) = match self.is_tunnelled() {
+            true => (Purpose::Inner, Purpose::Underlay),
+            false => (Purpose::Underlay, Purpose::Inner),
+        };
+        let first = usual && self.part.is_multiple_of(rounds.parts);
+        let large_due = first && (self.part / rounds.parts).is_multiple_of(LARGE_ROUNDS);
+        let mut purposes = vec![main];
+        if first || doubt {
+            purposes.push(other);
+        }
+        if self.main().is_clear(now) && (self.mtu.is_urgent() || large_due) {
+            purposes.push(Purpose::Large(self.mtu.next()));
+        }
+        self.probed = now;
+        if usual {
+            self.extra = (self.extra + 1).min(MAX_EXTRA);
+            self.part = self.part.wrapping_add(1);
+            self.part_due = now + rounds.time / rounds.parts;
+        } else {
+            self.extra -= 1;
+        }
+        purposes
+    }
+
+    /// The address and the length of a probe.
+    pub(super) fn packet(&self, purpose: Purpose) -> (std::net::IpAddr, u16) {
+        let main = if self.is_tunnelled() { self.target.inner.addr() } else { self.target.underlay };
+        match purpose {
+            Purpose::Underlay => (self.target.underlay, MIN_PACKET),
+            Purpose::Inner => (self.target.inner.addr(), MIN_PACKET),
+            Purpose::Large(size) => (main, size),
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Instant, purpose: Purpose, rtt: Duration) {
+        match purpose {
+            Purpose::Underlay => self.underlay.answered(now, rtt),
+            Purpose::Inner => self.inner.answered(now, rtt),
+            Purpose::Large(size) => self.mtu.passed(size),
+        }
+        self.judge(now);
+    }
+
+    pub(super) fn lost(&mut self, now: Instant, purpose: Purpose, sent: Instant) {
+        match purpose {
+            Purpose::Underlay => self.underlay.lost(now, sent),
+            Purpose::Inner => self.inner.lost(now, sent),
+            Purpose::Large(size) if self.main().is_clear(now) => self.mtu.lost(size),
+            Purpose::Large(_) => {}
+        }
+        self.judge(now);
+    }
+
+    fn judge(&mut self, now: Instant) {
+        if let Some(verdict) = Verdict::of(&self.target, &self.paths())
+            && verdict != self.verdict
+        {
+            (self.verdict, self.changed) = (verdict, now);
+        }
+    }
+
+    /// When the verdict is to be told, if it is news.
+    pub(super) fn telling(&self) -> Option<Instant> {
+        let news = self.verdict != self.told && (self.verdict.is_trouble() || self.told.is_trouble());
+        let news = news && self.verdict != Verdict::Unknown;
+        let settled = self.changed + SETTLED;
+        // The end of a trouble is told as soon as it has lasted; the next one has to wait.
+        let quiet = self.told_at.filter(|_| self.verdict.is_trouble()).map(|at| at + QUIET);
+        news.then(|| quiet.map_or(settled, |at| settled.max(at)))
+    }
+
+    /// The verdict with its cause and its remedy, which counts as told.
+    pub(super) fn tell(&mut self, now: Instant) -> (Verdict, Option<String>, Option<String>) {
+        (self.told, self.told_at) = (self.verdict, Some(now));
+        (self.verdict, self.cause(now), self.verdict.remedy(&self.target, &self.mtu))
+    }
+
+    fn cause(&self, now: Instant) -> Option<String> {
+        self.verdict.cause(&self.target, &self.paths(), now)
+    }
+
+    pub(super) fn report(&self, now: Instant) -> PeerReport {
+        let Target { subnet, underlay, inner, mtu, .. } = self.target;
+        PeerReport {
+            subnet,
+            underlay_address: underlay,
+            tunnel_address: inner.addr(),
+            way: self.target.way.to_string(),
+            state: self.main().state(),
+            state_seconds: now.saturating_duration_since(self.main().since()).as_secs_f64(),
+            verdict: self.verdict,
+            cause: self.cause(now),
+            remedy: self.verdict.remedy(&self.target, &self.mtu),
+            underlay: path_report(&self.underlay, now),
+            tunnel: path_report(&self.inner, now),
+            mtu,
+            path_mtu: self.mtu.found(),
+        }
+    }
+}
+
+fn path_report(path: &Path, now: Instant) -> PathReport {
+    let (sent, lost) = path.counts(now);
+    PathReport {
+        state: path.state(),
+        sent,
+        lost,
+        loss: path.loss_ratio(now),
+        rtt_seconds: path.rtt().map(|rtt| rtt.as_secs_f64()),
+        failing_seconds: path.failing_since().map(|since| now.saturating_duration_since(since).as_secs_f64()),
+    }
+}

@@ -1,0 +1,263 @@
+//! All peers and their probes: what to send when, and what outcomes mean. It reads no clock and does no I/O.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use backends::echo::{Arrival, Token};
+use ipnet::IpNet;
+
+use super::peer::{Peer, Rounds};
+use super::pending::{Match, Pending, Purpose, Request};
+use super::report::{Mode, PathTotals, Report, Totals};
+use super::target::Targets;
+use super::verdict::Verdict;
+
+/// So many peers are probed in each interval; with more, rounds grow longer.
+const PEERS_PER_INTERVAL: usize = 50;
+/// Parts of a round, with so many peers and with more.
+const PARTS: [u32; 2] = [4, 1];
+/// Probes are sent together at multiples of this time, so that the process wakes seldom.
+const GRID: Duration = Duration::from_millis(250);
+/// How often peers are probed more than usual in a second at most, with so many peers and with more.
+const MAX_EXTRA: [u32; 2] = [20, 2];
+
+/// A request to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    pub(super) to: IpAddr,
+    pub(super) sequence: u16,
+    pub(super) token: Token,
+    pub(super) packet: u16,
+}
+
+/// A verdict that is news.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    /// The peer's pod subnet.
+    pub(crate) subnet: IpNet,
+    /// Its public address.
+    pub(crate) underlay: IpAddr,
+    /// What is so now.
+    pub(crate) verdict: Verdict,
+    /// What is wrong, in a sentence.
+    pub(crate) cause: Option<String>,
+    /// What to do about it.
+    pub(crate) remedy: Option<String>,
+}
+
+/// All peers and their probes.
+pub(super) struct Table {
+    /// Time between two rounds of one peer, if they are few.
+    interval: Duration,
+    /// The grid's origin.
+    origin: Instant,
+    peers: BTreeMap<IpNet, Peer>,
+    /// When a peer may be due; the peer itself knows better.
+    queue: BinaryHeap<Reverse<(Instant, IpNet)>>,
+    pending: Pending,
+    /// Extra probes that were sent in the second that began then.
+    extra: (Instant, u32),
+    /// Peers whose verdict may have to be told.
+    untold: BTreeSet<IpNet>,
+    totals: Totals,
+    rejected: u64,
+}
+
+impl Table {
+    /// Without peers. `number` is the first request's.
+    pub(super) fn new(interval: Duration, now: Instant, number: u16) -> Self {
+        Self {
+            interval,
+            origin: now,
+            peers: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            pending: Pending::new(number),
+            extra: (now, 0),
+            untold: BTreeSet::new(),
+            totals: Totals::default(),
+            rejected: 0,
+        }
+    }
+
+    /// How often one peer is probed.
+    fn rounds(&self) -> Rounds {
+        let times = (self.peers.len() as f64 / PEERS_PER_INTERVAL as f64).max(1.0);
+        Rounds { time: self.interval.mul_f64(times), parts: PARTS[usize::from(self.has_many())] }
+    }
+
+    fn has_many(&self) -> bool {
+        self.peers.len() > PEERS_PER_INTERVAL
+    }
+
+    /// Takes over other peers. What is known of those that stay is kept. `random` spreads the first probes of the others.
+    pub(super) fn set(&mut self, targets: &Targets, now: Instant, random: &mut dyn FnMut() -> u16) {
+        let mut before = std::mem::take(&mut self.peers);
+        let mut new = Vec::new();
+        for target in &targets.0 {
+            let subnet = target.subnet;
+            match before.remove(&subnet).filter(|peer| peer.has_paths_to(target)) {
+                Some(mut peer) => {
+                    peer.retarget(target.clone());
+                    self.peers.insert(subnet, peer);
+                }
+                None => {
+                    new.push(subnet);
+                    self.peers.insert(subnet, Peer::new(target.clone(), now, now));
+                }
+            }
+        }
+        let Rounds { time, parts } = self.rounds();
+        let spread = time / parts;
+        for subnet in new {
+            let due = self.on_grid(now + spread.mul_f64(f64::from(random()) / 65_536.0));
+            self.reschedule(subnet, due);
+        }
+        self.untold.retain(|subnet| self.peers.contains_key(subnet));
+    }
+
+    fn on_grid(&self, at: Instant) -> Instant {
+        let passed = at.saturating_duration_since(self.origin).as_nanos();
+        let steps = passed.div_ceil(GRID.as_nanos());
+        self.origin + GRID * u32::try_from(steps).unwrap_or(u32::MAX)
+    }
+
+    fn reschedule(&mut self, subnet: IpNet, due: Instant) {
+        if let Some(peer) = self.peers.get_mut(&subnet) {
+            peer.due = due;
+            self.queue.push(Reverse((due, subnet)));
+        }
+    }
+
+    /// What is to be sent now. `token` gives random ones.
+    pub(super) fn due(&mut self, now: Instant, token: &mut dyn FnMut() -> Token) -> Vec<Probe> {
+        let (rounds, max_extra) = (self.rounds(), MAX_EXTRA[usize::from(self.has_many())]);
+        let mut probes = Vec::new();
+        while let Some(Reverse((at, subnet))) =
+            self.queue.peek().copied().filter(|Reverse((at, _))| *at <= now)
+        {
+            self.queue.pop();
+            // Entries of peers that are gone or were moved mean nothing.
+            let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.due == at) else { continue };
+            if now.saturating_duration_since(self.extra.0) >= Duration::from_secs(1) {
+                self.extra = (now, 0);
+            }
+            let extra = &mut self.extra.1;
+            let mut allowed = || {
+                *extra += 1;
+                *extra <= max_extra
+            };
+            for purpose in peer.probe(now, rounds, &mut allowed) {
+                let (to, packet) = peer.packet(purpose);
+                let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
+                let sequence = self.pending.add(request);
+                probes.push(Probe { to, sequence, token: request.token, packet });
+            }
+            let due = peer.next_due().max(now + GRID);
+            let due = self.on_grid(due);
+            self.reschedule(subnet, due);
+        }
+        probes
+    }
+
+    /// The kernel did not send the request of this number, so it is lost.
+    pub(super) fn refused(&mut self, now: Instant, sequence: u16) {
+        if let Some(request) = self.pending.refused(sequence) {
+            self.lost(now, &request);
+        }
+    }
+
+    /// Takes an answer.
+    pub(super) fn answered(&mut self, now: Instant, arrival: &Arrival) {
+        match self.pending.answered(now, arrival) {
+            Match::Answer(request, rtt) => {
+                self.totals(request.purpose).note_rtt(rtt.as_secs_f64());
+                self.judge(&request, |peer| peer.answered(now, request.purpose, rtt));
+            }
+            Match::Late(request, waiting) => {
+                self.totals(request.purpose).late += 1;
+                if waiting {
+                    self.lost(now, &request);
+                }
+            }
+            Match::Duplicate(request) => self.totals(request.purpose).duplicate += 1,
+            Match::Stranger => self.rejected += 1,
+        }
+    }
+
+    /// Takes note of the requests whose time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(request) = self.pending.expire(now) {
+            self.lost(now, &request);
+        }
+    }
+
+    fn lost(&mut self, now: Instant, request: &Request) {
+        self.totals(request.purpose).lost += 1;
+        self.judge(request, |peer| peer.lost(now, request.purpose, request.sent));
+    }
+
+    fn totals(&mut self, purpose: Purpose) -> &mut PathTotals {
+        match purpose {
+            Purpose::Underlay => &mut self.totals.underlay,
+            Purpose::Inner => &mut self.totals.overlay,
+            Purpose::Large(_) => &mut self.totals.large,
+        }
+    }
+
+    /// Tells a peer of an outcome, unless it has moved since the request.
+    fn judge(&mut self, request: &Request, tell: impl FnOnce(&mut Peer)) {
+        let subnet = request.peer;
+        let there = self.peers.get_mut(&subnet).filter(|peer| peer.packet(request.purpose).0 == request.to);
+        let Some(peer) = there else { return };
+        tell(peer);
+        let (due, before) = (peer.next_due(), peer.due);
+        if peer.telling().is_some() {
+            self.untold.insert(subnet);
+        }
+        let due = self.on_grid(due);
+        if due < before {
+            self.reschedule(subnet, due);
+        }
+    }
+
+    /// The verdicts that are to be told now.
+    pub(super) fn news(&mut self, now: Instant) -> Vec<News> {
+        let peers = &mut self.peers;
+        let mut news = Vec::new();
+        self.untold.retain(|subnet| {
+            let Some(peer) = peers.get_mut(subnet) else { return false };
+            let Some(at) = peer.telling() else { return false };
+            if at > now {
+                return true;
+            }
+            let (verdict, cause, remedy) = peer.tell(now);
+            news.push(News { subnet: *subnet, underlay: peer.target.underlay, verdict, cause, remedy });
+            false
+        });
+        news
+    }
+
+    /// When there is something to do though no answer comes.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let told = self.untold.iter().filter_map(|subnet| self.peers.get(subnet)?.telling());
+        let expiry = self.pending.next_expiry().map(|at| self.on_grid(at));
+        let due = self.queue.peek().map(|Reverse((at, _))| *at);
+        told.chain(expiry).chain(due).min()
+    }
+
+    /// All that is known.
+    pub(super) fn report(&self, mode: Mode, now: Instant) -> Report {
+        Report {
+            mode,
+            interval_seconds: self.rounds().time.as_secs_f64(),
+            peers: self.peers.values().map(|peer| peer.report(now)).collect(),
+            totals: self.totals.clone(),
+            rejected: self.rejected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
