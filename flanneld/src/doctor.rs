@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent ── /status, /peers ──┐
-//! host ── links, settings, ──┤ observe ──► Seen ──► trees ──► findings ──► text or JSON
+//! host ── links, settings, ──┤ observe ──► Observation ──► trees ──► findings ──► text or JSON
 //!         rules, CNI, pools ─┘
 //! ```
 //!
@@ -29,7 +29,7 @@ use serde_json::json;
 
 use crate::show::Style;
 use finding::Finding;
-use seen::Seen;
+use seen::Observation;
 
 /// What `doctor` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(crate) fn run(options: &DoctorOptions) -> anyhow::Result<()> {
 }
 
 /// All findings, in the order in which they are best looked at.
-fn diagnose(seen: &Seen) -> Vec<Finding> {
+fn diagnose(seen: &Observation) -> Vec<Finding> {
     let mut findings = node::findings(seen);
     findings.extend(host::findings(seen));
     findings.extend(network::findings(seen));

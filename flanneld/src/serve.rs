@@ -217,7 +217,7 @@ async fn serve(
         let health = health.clone();
         async move {
             let (path, query) = (request.uri().path(), request.uri().query());
-            let response = match report::View::of(path, query) {
+            let response = match report::Resource::of(path, query) {
                 Some(view) => report::answer(&health, view, client).await,
                 None => answer(&health, path, query),
             };

@@ -19,7 +19,8 @@ pub(crate) use build::{Depth, build, peers};
 pub(crate) use host::checksum_errors;
 pub(crate) use look::differences;
 pub(crate) use model::{
-    Change, Counters, Kernel, Node, PeerEntry, PeerList, Policy, Pool, Repair, Rules, SCHEMA, Status, Store,
+    ChangeCount, Counters, Kernel, Node, PeerEntry, PeerList, Policy, Pool, Repair, RulesStatus, SCHEMA,
+    Status, Store,
 };
 pub(crate) use sources::Sources;
 pub(crate) use times::Times;

@@ -105,6 +105,13 @@ pub(super) fn health_port(text: &str) -> Checked<i64> {
     if port <= u16::MAX.into() { Ok(port) } else { Err("is not a TCP port: give 1 to 65535, or 0 for none") }
 }
 
+/// A number of peers.
+pub(super) fn metrics_peers(text: &str) -> Checked<i64> {
+    let peers = number(text)?;
+    let fits = (0..=100_000).contains(&peers);
+    if fits { Ok(peers) } else { Err("is no number of peers: give 0 to 100000, 0 for no series of peers") }
+}
+
 /// Seconds between two checks of the traffic rules.
 pub(super) fn resync(text: &str) -> Checked<i64> {
     let seconds = number(text)?;

@@ -103,6 +103,9 @@ pub(super) struct RunFlags {
     /// Time of a round of probes (ICMP echo requests) to each peer: seconds, or with a unit as in 500ms or 1m; 0 for none
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = check::interval, help_heading = HEALTH)]
     pub(super) probe_interval: Duration,
+    /// Peers with series of their own in /metrics; with more usable peers than this, none has any
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = check::metrics_peers, help_heading = HEALTH)]
+    pub(super) metrics_peers: i64,
 
     /// What makes the rules: 'nft' (nftables, needs no program) or 'iptables' (the iptables programs)
     #[arg(long, value_name = "MECHANISM", default_value = "nft", value_parser = check::traffic_manager, help_heading = RULES)]

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) health: Option<SocketAddr>,
     /// Time between two rounds of probes to a peer; zero for none.
     pub(crate) probe_interval: Duration,
+    /// More usable peers than this have no series of their own in metrics.
+    pub(crate) metrics_peers: usize,
     /// Which traffic rules there shall be.
     pub(crate) traffic: TrafficSettings,
     /// What makes them.
@@ -125,6 +127,7 @@ impl Options {
             renew_margin: renew_margin(flags.subnet_lease_renew_margin),
             probe_interval: flags.probe_interval,
             health: port(flags.healthz_port).map(|port| SocketAddr::new(flags.healthz_ip, port)),
+            metrics_peers: usize::try_from(flags.metrics_peers).unwrap_or_default(),
             traffic: TrafficSettings {
                 masquerade: flags.ip_masq,
                 fully_random: !flags.ip_masq_fully_random_disable,

@@ -6,7 +6,7 @@ use clap::{ArgAction, Parser};
 
 use super::grammar::Setting;
 use super::{Command, SubcommandFlags, UsageError, check};
-use crate::show::status::{Extent, StatusOptions};
+use crate::show::status::{StatusExtent, StatusOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,9 +71,9 @@ impl SubcommandFlags for StatusFlags {
     fn check(self, _: &[Setting]) -> Result<Command, UsageError> {
         let extent = match (self.peers, self.all) {
             (true, true) => return Err(UsageError("--peers and --all exclude each other: give one".into())),
-            (true, false) => Extent::Peers,
-            (false, true) => Extent::All,
-            (false, false) => Extent::Node,
+            (true, false) => StatusExtent::Peers,
+            (false, true) => StatusExtent::All,
+            (false, false) => StatusExtent::Node,
         };
         let at = agent_at(self.healthz_ip, self.healthz_port)?;
         Ok(Command::Status(StatusOptions { extent, json: self.json, at }))

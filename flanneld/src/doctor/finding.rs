@@ -11,7 +11,7 @@ const MAX_TEXT: usize = 1000;
 /// What came of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum State {
+pub(super) enum FindingState {
     Ok,
     Trouble,
     NotRun,
@@ -20,7 +20,7 @@ pub(super) enum State {
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    pub(super) state: State,
+    pub(super) state: FindingState,
     /// What was checked: the same word for the same check.
     pub(super) check: &'static str,
     /// What it is about.
@@ -33,11 +33,11 @@ pub(super) struct Finding {
 
 impl Finding {
     pub(super) fn ok(check: &'static str, cause: impl Into<String>) -> Self {
-        Self::new(State::Ok, check, String::new(), cause.into(), String::new())
+        Self::new(FindingState::Ok, check, String::new(), cause.into(), String::new())
     }
 
     pub(super) fn not_run(check: &'static str, why: impl Into<String>) -> Self {
-        Self::new(State::NotRun, check, String::new(), why.into(), String::new())
+        Self::new(FindingState::NotRun, check, String::new(), why.into(), String::new())
     }
 
     pub(super) fn trouble(
@@ -46,7 +46,7 @@ impl Finding {
         cause: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::new(State::Trouble, check, object.into(), cause.into(), remedy.into())
+        Self::new(FindingState::Trouble, check, object.into(), cause.into(), remedy.into())
     }
 
     /// A trouble in the agent's words, whose sentences end with the remedy.
@@ -55,13 +55,13 @@ impl Finding {
         Self::trouble(check, object, cause, remedy)
     }
 
-    fn new(state: State, check: &'static str, object: String, cause: String, remedy: String) -> Self {
+    fn new(state: FindingState, check: &'static str, object: String, cause: String, remedy: String) -> Self {
         let [object, cause, remedy] = [object, cause, remedy].map(|text| clean(&text, MAX_TEXT));
         Self { state, check, object, cause, remedy }
     }
 
     pub(super) fn is_trouble(&self) -> bool {
-        self.state == State::Trouble
+        self.state == FindingState::Trouble
     }
 }
 
@@ -80,11 +80,11 @@ pub(super) fn text(findings: &[Finding], style: Style) -> String {
         let Finding { check, object, cause, remedy, .. } = finding;
         let object = if object.is_empty() { String::new() } else { format!(" {object}") };
         let (mark, tone) = match finding.state {
-            State::Ok => ("✔", Tone::Good),
-            State::Trouble => ("✘", Tone::Bad),
-            State::NotRun => ("–", Tone::Unsure),
+            FindingState::Ok => ("✔", Tone::Good),
+            FindingState::Trouble => ("✘", Tone::Bad),
+            FindingState::NotRun => ("–", Tone::Unsure),
         };
-        let not_run = if finding.state == State::NotRun { "not checked: " } else { "" };
+        let not_run = if finding.state == FindingState::NotRun { "not checked: " } else { "" };
         text += &style.paint(tone, &format!("{mark} {check}{object}: {not_run}{cause}"));
         text.push('\n');
         if !remedy.is_empty() {

@@ -8,14 +8,14 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use backends::kernel::netlink::Netlink;
 
-use super::seen::Seen;
+use super::seen::Observation;
 use crate::cni::Conf;
 
 /// Removes them, or only says which.
 ///
 /// # Errors
 /// A sentence, when that can't be known or done.
-pub(super) fn leaked_addresses(seen: &Seen, dry_run: bool) -> anyhow::Result<()> {
+pub(super) fn leaked_addresses(seen: &Observation, dry_run: bool) -> anyhow::Result<()> {
     let mut confs = seen.confs.iter().flatten().filter_map(|file| file.conf.as_ref().ok());
     let delegate = confs.find_map(Conf::flannel).map(|flannel| flannel.delegate().to_owned());
     if let Some(other) = delegate.filter(|delegate| delegate != "bridge") {

@@ -3,9 +3,9 @@
 use backends::firewall::blocking::Blocking;
 
 use super::finding::Finding;
-use super::seen::Seen;
+use super::seen::Observation;
 
-pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &seen.obstacles {
         Err(why) => findings.push(Finding::not_run("settings", why.clone())),

@@ -1,7 +1,7 @@
 //! Pods of two nodes don't reach each other: from this node outwards.
 
 use super::finding::Finding;
-use super::seen::Seen;
+use super::seen::Observation;
 use crate::status::{PeerEntry, Status};
 
 /// Of more peers with the same trouble, these are named.
@@ -11,7 +11,7 @@ const MANY_CHECKSUM_ERRORS: u64 = 10;
 /// … within this time.
 const RECENTLY: u64 = 600;
 
-pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let Some(status) = seen.agent.status() else {
         return vec![Finding::not_run("peers", "it needs the agent's answer")];
     };
@@ -29,7 +29,7 @@ pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-fn devices(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
+fn devices(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
     let (Ok(links), Some(node)) = (&seen.links, &status.node) else {
         if let Err(why) = &seen.links {
             findings.push(Finding::not_run("devices", why.clone()));
@@ -62,7 +62,7 @@ fn devices(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
 }
 
 /// The wrong interface: peers are behind another one.
-fn interface(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
+fn interface(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
     let (Ok(detours), Some(node)) = (&seen.detours, &status.node) else { return };
     let Some((address, device)) = detours.first().filter(|_| detours.len() == seen.asked) else { return };
     let is_device = seen.links.iter().flatten().any(|link| link.name == *device);
@@ -89,7 +89,7 @@ fn interface(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
     });
 }
 
-fn checksums(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
+fn checksums(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
     let host = &status.host;
     let recent = host.checksum_errors_at.is_some_and(|at| status.at.saturating_sub(at) < RECENTLY);
     if seen.checksum_errors == 0 && !(recent && host.checksum_errors_new >= MANY_CHECKSUM_ERRORS) {
@@ -108,7 +108,7 @@ fn checksums(seen: &Seen, status: &Status, findings: &mut Vec<Finding>) {
     ));
 }
 
-fn skipped(seen: &Seen, findings: &mut Vec<Finding>) {
+fn skipped(seen: &Observation, findings: &mut Vec<Finding>) {
     let skipped: Vec<&PeerEntry> = seen.peers.iter().filter(|peer| peer.state == "skipped").collect();
     for peer in skipped.iter().take(NAMED) {
         let why = peer.why.as_deref().unwrap_or("its lease can't be used");
@@ -168,7 +168,7 @@ fn remedy_for(why: &str) -> &'static str {
 }
 
 /// What probes found.
-fn probes(seen: &Seen, findings: &mut Vec<Finding>) {
+fn probes(seen: &Observation, findings: &mut Vec<Finding>) {
     let bad = seen
         .peers
         .iter()

@@ -1,7 +1,7 @@
 //! What every other check leans on: the agent, its store, its lease, its conditions.
 
 use super::finding::Finding;
-use super::seen::{Agent, Read, Seen};
+use super::seen::{AgentAnswer, Observation, Read};
 use crate::status::Status;
 
 /// A lease that ends sooner than this, and can't be renewed, is a trouble.
@@ -23,14 +23,14 @@ const NOTES: [&str; 9] = [
     "saved",
 ];
 
-pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let status = match &seen.agent {
-        Agent::Silent { why, running, lacking } => {
+        AgentAnswer::Silent { why, running, lacking } => {
             let mut findings = vec![silent(why, running.as_deref())];
             findings.extend(lacks(lacking));
             return findings;
         }
-        Agent::Answers(status) => status,
+        AgentAnswer::Answers(status) => status,
     };
     let mut findings = Vec::new();
     if !status.alive {

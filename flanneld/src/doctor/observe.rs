@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use backends::firewall::blocking::{Blocking, Packet, Passage};
+use backends::firewall::blocking::{Blocking, Packet, Passing};
 use backends::firewall::nftables::NftFirewall;
 use backends::host::HostView;
 use backends::kernel::netlink::Netlink;
@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use subnet::env_file::{Reading, gateway};
 use subnet::{Family, Subnets};
 
-use super::seen::{Addresses, Agent, Env, Link, Pod, Read, Seen};
+use super::seen::{Addresses, AgentAnswer, Env, Link, Observation, Pod, Read};
 use super::{DoctorOptions, offline};
 use crate::status::{PeerEntry, PeerList, Status, checksum_errors, pool};
 use crate::{ask, cni, lock};
@@ -26,7 +26,7 @@ use crate::{ask, cni, lock};
 const MAX_PEERS: usize = 50;
 
 /// All that there is to see.
-pub(super) fn look(options: &DoctorOptions) -> Seen {
+pub(super) fn look(options: &DoctorOptions) -> Observation {
     let checksums = checksum_errors();
     let agent = agent(options);
     let env = env(&options.subnet_file);
@@ -43,7 +43,7 @@ pub(super) fn look(options: &DoctorOptions) -> Seen {
     let directory = pool::directory(&options.cni_conf_dir);
     let usable: Vec<&PeerEntry> =
         peers.iter().filter(|peer| peer.state != "skipped").take(MAX_PEERS).collect();
-    Seen {
+    Observation {
         obstacles: host.as_ref().map(|host| obstacles(status, env.subnets(), host)).map_err(Clone::clone),
         detours: detours(status, &usable),
         asked: usable.iter().filter(|peer| peer.public.is_some()).count(),
@@ -63,12 +63,12 @@ pub(super) fn look(options: &DoctorOptions) -> Seen {
     }
 }
 
-fn agent(options: &DoctorOptions) -> Agent {
+fn agent(options: &DoctorOptions) -> AgentAnswer {
     match ask::value::<Status>(options.at, "/status?look") {
-        Ok(status) => Agent::Answers(status),
+        Ok(status) => AgentAnswer::Answers(status),
         Err(why) => {
             let running = lock::holder(&options.subnet_file).ok().flatten().map(|holder| holder.to_string());
-            Agent::Silent { why, running, lacking: offline::changes(&options.subnet_file) }
+            AgentAnswer::Silent { why, running, lacking: offline::changes(&options.subnet_file) }
         }
     }
 }
@@ -174,11 +174,11 @@ fn blocking(
             let what = |verb: &str| format!("UDP {port} {verb}");
             packets.push((
                 what("from peers"),
-                packet(Passage::In, &node.interface, "", public, mine, Some(*port)),
+                packet(Passing::In, &node.interface, "", public, mine, Some(*port)),
             ));
             packets.push((
                 what("to peers"),
-                packet(Passage::Out, "", &node.interface, mine, public, Some(*port)),
+                packet(Passing::Out, "", &node.interface, mine, public, Some(*port)),
             ));
         }
         let tunnel = node.devices.iter().find(|name| host.is_some_and(|host| host.link(name).is_some()));
@@ -186,11 +186,11 @@ fn blocking(
         let (here, there) = (next(gateway(own)), next(gateway(subnet)));
         packets.push((
             "what pods send to other nodes".to_owned(),
-            packet(Passage::Through, bridge, outer, here, there, None),
+            packet(Passing::Through, bridge, outer, here, there, None),
         ));
         packets.push((
             "what pods get from other nodes".to_owned(),
-            packet(Passage::Through, outer, bridge, there, here, None),
+            packet(Passing::Through, outer, bridge, there, here, None),
         ));
     }
     let (words, packets): (Vec<String>, Vec<Packet>) = packets.into_iter().unzip();

@@ -4,11 +4,11 @@ use ipnet::IpNet;
 use subnet::env_file::gateway;
 
 use super::finding::Finding;
-use super::seen::{Env, Pod, Seen};
+use super::seen::{Env, Observation, Pod};
 use crate::cni::{Conf, Flannel};
 use crate::show::span;
 
-pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let mut findings = Vec::new();
     env(seen, &mut findings);
     configuration(seen, &mut findings);
@@ -21,7 +21,7 @@ pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
     findings
 }
 
-fn env(seen: &Seen, findings: &mut Vec<Finding>) {
+fn env(seen: &Observation, findings: &mut Vec<Finding>) {
     let path = seen.subnet_file.display().to_string();
     let reason = || {
         let conditions = seen.agent.status().map(|status| &status.conditions);
@@ -45,7 +45,7 @@ fn env(seen: &Seen, findings: &mut Vec<Finding>) {
     }
 }
 
-fn configuration(seen: &Seen, findings: &mut Vec<Finding>) {
+fn configuration(seen: &Observation, findings: &mut Vec<Finding>) {
     let directory = seen.cni_conf_dir.display();
     let Some(confs) = &seen.confs else {
         let why =
@@ -106,7 +106,7 @@ fn configuration(seen: &Seen, findings: &mut Vec<Finding>) {
 }
 
 /// The bridge has another address than this node's gateway.
-fn bridge(seen: &Seen, findings: &mut Vec<Finding>) {
+fn bridge(seen: &Observation, findings: &mut Vec<Finding>) {
     let (Ok(links), Env::Written(subnets)) = (&seen.links, &seen.env) else { return };
     let conf = seen.confs.iter().flatten().filter_map(|file| file.conf.as_ref().ok()).find_map(Conf::flannel);
     let name = conf.as_ref().map_or("cni0", Flannel::bridge);
@@ -137,7 +137,7 @@ fn bridge(seen: &Seen, findings: &mut Vec<Finding>) {
     }
 }
 
-fn pool(seen: &Seen, findings: &mut Vec<Finding>) {
+fn pool(seen: &Observation, findings: &mut Vec<Finding>) {
     let addresses = &seen.addresses;
     if !addresses.exists {
         let directory = addresses.directory.display();
@@ -196,7 +196,7 @@ fn pool(seen: &Seen, findings: &mut Vec<Finding>) {
     }
 }
 
-fn pod(seen: &Seen, pod: &Pod) -> Vec<Finding> {
+fn pod(seen: &Observation, pod: &Pod) -> Vec<Finding> {
     let Pod { asked, reserved, living } = pod;
     let living = match living {
         Ok(living) => living,

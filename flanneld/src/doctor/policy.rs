@@ -1,11 +1,11 @@
 //! A NetworkPolicy has no effect: from whether somebody enforces it to what it says.
 
 use super::finding::Finding;
-use super::seen::Seen;
+use super::seen::Observation;
 
 const CONDITION: &str = "network-policy";
 
-pub(super) fn findings(seen: &Seen) -> Vec<Finding> {
+pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let Some(status) = seen.agent.status() else {
         return vec![Finding::not_run("network policies", "it needs the agent's answer")];
     };

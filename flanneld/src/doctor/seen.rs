@@ -15,8 +15,8 @@ use crate::status::{PeerEntry, Status};
 pub(super) type Read<T> = Result<T, String>;
 
 /// All of it.
-pub(super) struct Seen {
-    pub(super) agent: Agent,
+pub(super) struct Observation {
+    pub(super) agent: AgentAnswer,
     /// By the agent; empty without one.
     pub(super) peers: Vec<PeerEntry>,
     pub(super) subnet_file: PathBuf,
@@ -47,7 +47,7 @@ pub(super) struct Seen {
 
 /// The agent of this node.
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
-pub(super) enum Agent {
+pub(super) enum AgentAnswer {
     Answers(Status),
     /// It does not answer, and whether a process holds the subnet file's lock.
     Silent {
@@ -58,7 +58,7 @@ pub(super) enum Agent {
     },
 }
 
-impl Agent {
+impl AgentAnswer {
     pub(super) fn status(&self) -> Option<&Status> {
         match self {
             Self::Answers(status) => Some(status),

@@ -6,7 +6,7 @@ use backends::firewall::blocking::Blocking;
 use backends::prerequisites::Obstacle;
 
 use super::finding::Finding;
-use super::seen::{Addresses, Agent, Env, Link, Seen};
+use super::seen::{Addresses, AgentAnswer, Env, Link, Observation};
 use super::*;
 use crate::cni::{Conf, ConfFile};
 use crate::status::model::PeerCounts;
@@ -31,7 +31,7 @@ fn link(name: &str, address: Option<&str>) -> Link {
 }
 
 /// A node on which all is well.
-fn healthy() -> Seen {
+fn healthy() -> Observation {
     let status = Status {
         at: 1_000_000,
         alive: true,
@@ -62,8 +62,8 @@ fn healthy() -> Seen {
         state: "programmed".into(),
         ..PeerEntry::default()
     };
-    Seen {
-        agent: Agent::Answers(status),
+    Observation {
+        agent: AgentAnswer::Answers(status),
         peers: vec![peer(2), peer(3)],
         subnet_file: "/run/flannel/subnet.env".into(),
         env: Env::Written(["10.244.1.0/24".parse::<ipnet::IpNet>().unwrap()].into_iter().collect()),
@@ -87,12 +87,12 @@ fn healthy() -> Seen {
     }
 }
 
-fn troubles(seen: &Seen) -> Vec<Finding> {
+fn troubles(seen: &Observation) -> Vec<Finding> {
     diagnose(seen).into_iter().filter(Finding::is_trouble).collect()
 }
 
 /// What happens to a node, and what has to be found: object, a part of the cause, a part of the remedy.
-type Case = (&'static str, fn(&mut Seen), [&'static str; 3]);
+type Case = (&'static str, fn(&mut Observation), [&'static str; 3]);
 
 /// Exactly one trouble each, which names these.
 fn each_is_named(cases: &[Case]) {
@@ -107,9 +107,9 @@ fn each_is_named(cases: &[Case]) {
     }
 }
 
-fn silent(running: Option<&str>, lacking: &[&str]) -> Agent {
+fn silent(running: Option<&str>, lacking: &[&str]) -> AgentAnswer {
     let lacking = Ok(lacking.iter().map(|change| (*change).to_owned()).collect());
-    Agent::Silent { why: "no answer".into(), running: running.map(str::to_owned), lacking }
+    AgentAnswer::Silent { why: "no answer".into(), running: running.map(str::to_owned), lacking }
 }
 
 #[test]
@@ -123,10 +123,10 @@ fn what_is_damaged_while_the_agent_is_gone_is_named_as_well() {
     assert!(found[1].remedy.contains("start flanneld"), "{found:#?}");
 }
 
-fn status(seen: &mut Seen) -> &mut Status {
+fn status(seen: &mut Observation) -> &mut Status {
     match &mut seen.agent {
-        Agent::Answers(status) => status,
-        Agent::Silent { .. } => panic!("it answers"),
+        AgentAnswer::Answers(status) => status,
+        AgentAnswer::Silent { .. } => panic!("it answers"),
     }
 }
 
@@ -264,7 +264,7 @@ fn settings_and_rules_of_the_host() {
     assert!(diagnose(&seen).contains(&Finding::not_run("settings", "no netlink")));
 }
 
-fn first(seen: &mut Seen, why: &str) {
+fn first(seen: &mut Observation, why: &str) {
     (seen.peers[0].state, seen.peers[0].why) = ("skipped".into(), Some(why.into()));
 }
 

@@ -17,13 +17,13 @@ static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum View {
+pub(super) enum Resource {
     Metrics,
     Status(Depth),
     Peers,
 }
 
-impl View {
+impl Resource {
     /// The view at this path.
     pub(super) fn of(path: &str, query: Option<&str>) -> Option<Self> {
         Some(match (path, query) {
@@ -37,20 +37,20 @@ impl View {
 }
 
 /// Everybody may scrape; what names nodes and addresses is for this host and the nodes of the cluster.
-pub(super) async fn answer(health: &Health, view: View, client: IpAddr) -> Response<Full<Bytes>> {
-    if view != View::Metrics && !health.board().published().sources.admit(client) {
+pub(super) async fn answer(health: &Health, view: Resource, client: IpAddr) -> Response<Full<Bytes>> {
+    if view != Resource::Metrics && !health.board().published().sources.admit(client) {
         return text(StatusCode::FORBIDDEN, "only this host and the nodes of the cluster may ask for this\n");
     }
     let turn = TURNS.acquire().await;
     let health = health.clone();
     let made = tokio::task::spawn_blocking(move || match view {
-        View::Metrics => metrics::text(health.status(Depth::Known)).into_bytes(),
-        View::Status(depth) => serde_json::to_vec(&health.status(depth)).unwrap_or_default(),
-        View::Peers => serde_json::to_vec(&health.peers()).unwrap_or_default(),
+        Resource::Metrics => metrics::text(health.status(Depth::Known)).into_bytes(),
+        Resource::Status(depth) => serde_json::to_vec(&health.status(depth)).unwrap_or_default(),
+        Resource::Peers => serde_json::to_vec(&health.peers()).unwrap_or_default(),
     });
     let made = made.await;
     drop(turn);
-    let media_type = if view == View::Metrics { metrics::MEDIA_TYPE } else { "application/json" };
+    let media_type = if view == Resource::Metrics { metrics::MEDIA_TYPE } else { "application/json" };
     match made {
         Ok(body) => response(StatusCode::OK, media_type, Bytes::from(body)),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the status could not be put together\n"),

@@ -12,14 +12,14 @@ use crate::status::{PeerEntry, PeerList, Status};
 const MAX_MATRIX: usize = 32;
 
 /// A node with what it answered.
-pub(super) struct Answer {
+pub(super) struct NodeAnswer {
     address: IpAddr,
     name: String,
     answer: Result<(Status, PeerList), String>,
 }
 
 /// Asks every node, this one first.
-pub(super) fn ask(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<Answer> {
+pub(super) fn ask(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<NodeAnswer> {
     let mut nodes: Vec<(IpAddr, String)> = Vec::new();
     let mut seen = BTreeSet::new();
     if let Some((node, address)) = own.node.as_ref().and_then(|node| Some((node, *node.public.first()?))) {
@@ -42,16 +42,16 @@ pub(super) fn ask(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<Answer> 
         Ok((crate::ask::value(at, "/status")?, crate::ask::value(at, "/peers")?))
     });
     let named = nodes.into_iter().zip(answers);
-    named.map(|((address, name), answer)| Answer { address, name, answer }).collect()
+    named.map(|((address, name), answer)| NodeAnswer { address, name, answer }).collect()
 }
 
 /// The answers, as text or as JSON.
-pub(super) fn text(nodes: &[Answer], as_json: bool, style: Style) -> String {
+pub(super) fn text(nodes: &[NodeAnswer], as_json: bool, style: Style) -> String {
     if as_json { format!("{}\n", all_as_json(nodes)) } else { table(nodes, style) }
 }
 
-fn all_as_json(nodes: &[Answer]) -> Value {
-    let one = |node: &Answer| match &node.answer {
+fn all_as_json(nodes: &[NodeAnswer]) -> Value {
+    let one = |node: &NodeAnswer| match &node.answer {
         Ok((status, list)) => json!({
             "address": node.address, "name": node.name, "status": status, "peers": list.peers,
         }),
@@ -60,7 +60,7 @@ fn all_as_json(nodes: &[Answer]) -> Value {
     json!({ "schema": crate::status::SCHEMA, "nodes": nodes.iter().map(one).collect::<Vec<_>>() })
 }
 
-fn table(nodes: &[Answer], style: Style) -> String {
+fn table(nodes: &[NodeAnswer], style: Style) -> String {
     let mut table = Table::new(&["NODE", "SUBNET", "READY", "STORE", "PEERS", "KERNEL", "REMARK"]);
     for node in nodes {
         match &node.answer {
@@ -101,14 +101,14 @@ fn table(nodes: &[Answer], style: Style) -> String {
 }
 
 /// Rows ask, columns answer; nothing where nothing is measured.
-fn matrix(nodes: &[Answer], style: Style) -> String {
-    let measured = |node: &Answer| {
+fn matrix(nodes: &[NodeAnswer], style: Style) -> String {
+    let measured = |node: &NodeAnswer| {
         node.answer.as_ref().is_ok_and(|(_, list)| list.peers.iter().any(|peer| peer.loss.is_some()))
     };
     if nodes.len() > MAX_MATRIX || !nodes.iter().any(measured) {
         return String::new();
     }
-    let subnet = |node: &Answer| {
+    let subnet = |node: &NodeAnswer| {
         let own = node.answer.as_ref().ok()?.0.node.as_ref()?;
         own.subnets.first().cloned()
     };
@@ -150,7 +150,7 @@ mod tests {
         let answer = |name: &str, subnet: &str, peer: PeerEntry| {
             let node = Node { name: Some("a1".into()), subnets: vec![subnet.to_owned()], ..Node::default() };
             let status = Status { node: Some(node), ..Status::default() };
-            Answer {
+            NodeAnswer {
                 address: format!("192.0.2.{}", subnet.split('.').nth(2).unwrap()).parse().unwrap(),
                 name: name.to_owned(),
                 answer: Ok((status, PeerList { peers: vec![peer], ..PeerList::default() })),
@@ -162,7 +162,7 @@ mod tests {
             rtt_seconds: Some(rtt),
             ..PeerEntry::default()
         };
-        let hung = Answer {
+        let hung = NodeAnswer {
             address: "192.0.2.9".parse().unwrap(),
             name: "hung".into(),
             answer: Err("no answer within 2 s from 192.0.2.9:8081".into()),

@@ -16,7 +16,7 @@ const MAX_NOTES: usize = 16;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Extent {
+pub(crate) enum StatusExtent {
     Node,
     Peers,
     All,
@@ -25,7 +25,7 @@ pub(crate) enum Extent {
 /// What `status` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StatusOptions {
-    pub(crate) extent: Extent,
+    pub(crate) extent: StatusExtent,
     pub(crate) json: bool,
     /// Where the agent of this node serves health.
     pub(crate) at: SocketAddr,
@@ -37,18 +37,18 @@ pub(crate) struct StatusOptions {
 /// A sentence, when the agent of this node does not answer.
 pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<()> {
     let text = match options.extent {
-        Extent::Node if options.json => {
+        StatusExtent::Node if options.json => {
             String::from_utf8_lossy(&ask(options, "/status?look")?).into_owned() + "\n"
         }
-        Extent::Peers if options.json => {
+        StatusExtent::Peers if options.json => {
             String::from_utf8_lossy(&ask(options, "/peers")?).into_owned() + "\n"
         }
-        Extent::Node => node(&value(options, "/status?look")?, Style::of_stdout()),
-        Extent::Peers => {
+        StatusExtent::Node => node(&value(options, "/status?look")?, Style::of_stdout()),
+        StatusExtent::Peers => {
             let list: PeerList = value(options, "/peers")?;
             peers(list.peers, list.at, Style::of_stdout())
         }
-        Extent::All => {
+        StatusExtent::All => {
             let nodes = all::ask(options.at, &value(options, "/status")?, &value(options, "/peers")?);
             all::text(&nodes, options.json, Style::of_stdout())
         }
@@ -285,7 +285,7 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
 mod tests {
     use super::*;
     use crate::status::model::PeerCounts;
-    use crate::status::{Kernel, Node, Pool, Repair, Rules, Store};
+    use crate::status::{Kernel, Node, Pool, Repair, RulesStatus, Store};
 
     fn status() -> Status {
         let day = 86_400;
@@ -311,7 +311,12 @@ mod tests {
             },
             peers: PeerCounts { known: 41, usable: 41, programmed: 41, ..PeerCounts::default() },
             kernel: Kernel { seen: Some(1), settled: true, ..Kernel::default() },
-            rules: Rules { mode: "nftables".into(), sound: Some(1), dropping_chains: 1, ..Rules::default() },
+            rules: RulesStatus {
+                mode: "nftables".into(),
+                sound: Some(1),
+                dropping_chains: 1,
+                ..RulesStatus::default()
+            },
             pools: vec![Pool { size: 253, used: 83, leaked: Some(2), ..Pool::default() }],
             ..Status::default()
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -10,7 +11,7 @@ use backends::{BackendId, KernelState, Peers, Scope};
 use ipnet::IpNet;
 use subnet::{Leases, Subnets};
 
-use super::model::{Counters, Kernel, Node, Rules, Store};
+use super::model::{Counters, Kernel, Node, RulesStatus, Store};
 use super::pool::Pools;
 use super::{Sources, host};
 use crate::cni_calls::CniListener;
@@ -23,7 +24,7 @@ pub(crate) struct Published {
     pub(crate) store: Store,
     /// Without what differs now and what is desired.
     pub(crate) kernel: Kernel,
-    pub(crate) rules: Rules,
+    pub(crate) rules: RulesStatus,
     pub(crate) counters: Counters,
     pub(crate) own: Subnets,
     pub(crate) leases: Option<Arc<Leases>>,
@@ -45,9 +46,9 @@ pub(crate) struct Published {
 
 /// Where it is published. One for a process.
 #[derive(Clone)]
-pub(crate) struct Board(Arc<State>);
+pub(crate) struct Board(Arc<BoardState>);
 
-struct State {
+struct BoardState {
     started: SystemTime,
     published: Mutex<Arc<Published>>,
     ready_since: Mutex<Option<SystemTime>>,
@@ -56,6 +57,7 @@ struct State {
     tunnel: Mutex<Option<Arc<backends::Counters>>>,
     probes: OnceLock<Probes>,
     cni: CniListener,
+    max_series: AtomicUsize,
 }
 
 /// Datagrams with wrong checksums over time.
@@ -84,7 +86,7 @@ impl Checksums {
 impl Default for Board {
     fn default() -> Self {
         let count = host::checksum_errors();
-        Self(Arc::new(State {
+        Self(Arc::new(BoardState {
             started: SystemTime::now(),
             published: Mutex::default(),
             ready_since: Mutex::default(),
@@ -93,6 +95,7 @@ impl Default for Board {
             tunnel: Mutex::default(),
             probes: OnceLock::new(),
             cni: CniListener::default(),
+            max_series: AtomicUsize::default(),
         }))
     }
 }
@@ -113,6 +116,15 @@ impl Board {
     /// What was published last.
     pub(crate) fn published(&self) -> Arc<Published> {
         Arc::clone(&lock(&self.0.published))
+    }
+
+    /// More peers than this have no series of their own.
+    pub(crate) fn limit_series(&self, peers: usize) {
+        self.0.max_series.store(peers, Ordering::Relaxed);
+    }
+
+    pub(super) fn max_series(&self) -> usize {
+        self.0.max_series.load(Ordering::Relaxed)
     }
 
     /// Where the datapath of `udp` counts.

@@ -16,9 +16,6 @@ use crate::version;
 /// Leases that can't be used, of which more are only counted.
 const SKIPPED_LISTED: usize = 50;
 
-/// More peers than this have no series of their own: each node would have one for each other.
-const OWN_SERIES: usize = 100;
-
 /// How far to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
@@ -48,7 +45,7 @@ pub(crate) fn build(
     }
     let ready = conditions.values().all(Result::is_ok);
     let mut peers = counts(&published);
-    let probes = board.probed().map(|report| probes(&published, report, &mut peers));
+    let probes = board.probed().map(|report| probes(&published, report, &mut peers, board.max_series()));
     Status {
         schema: SCHEMA,
         version: format!("v{}", version::VERSION),
@@ -80,7 +77,8 @@ pub(crate) fn build(
 }
 
 /// What probes found of all peers, and how many nodes are in which state.
-fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts) -> Probes {
+/// Of more than `max_series` peers none is named: each node would have series for each other.
+fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts, max_series: usize) -> Probes {
     let found = probed::by_subnet(&mut report);
     let leases = || published.leases.iter().flat_map(|all| all.leases.values());
     let states = leases().filter_map(|lease| {
@@ -88,7 +86,7 @@ fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts) ->
         families.max()
     });
     probed::count(counts, states);
-    let named = found.iter().take_while(|_| found.len() <= OWN_SERIES).map(|(subnet, peer)| {
+    let named = found.iter().take_while(|_| found.len() <= max_series).map(|(subnet, peer)| {
         let all = published.leases.as_deref();
         let lease = leases().find(|lease| lease.subnets.iter().any(|known| known == *subnet));
         let name = all.zip(lease).and_then(|(all, lease)| all.names.get(&lease.subnets));

@@ -25,22 +25,22 @@ const MAX_LABEL: usize = 253;
 /// The whole exposition.
 pub(crate) fn text(status: Status) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(View(status)));
+    registry.register_collector(Box::new(Exposition(status)));
     let mut text = String::with_capacity(32 * 1024);
     // Writing to a string does not fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
     text
 }
 
-struct View(Status);
+struct Exposition(Status);
 
-impl fmt::Debug for View {
+impl fmt::Debug for Exposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("View")
+        f.write_str("Exposition")
     }
 }
 
-impl Collector for View {
+impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (status, mut out) = (&self.0, Out(encoder));
         out.process(&status.host, status.started)?;

@@ -36,7 +36,7 @@ pub(crate) struct Status {
     pub(crate) store: Store,
     pub(crate) peers: PeerCounts,
     pub(crate) kernel: Kernel,
-    pub(crate) rules: Rules,
+    pub(crate) rules: RulesStatus,
     pub(crate) host: Host,
     /// The address pool of each family.
     pub(crate) pools: Vec<Pool>,
@@ -145,7 +145,7 @@ pub(crate) struct Kernel {
 /// Traffic rules.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Rules {
+pub(crate) struct RulesStatus {
     /// `nftables` or `iptables`.
     pub(crate) mode: String,
     /// When they were last found or put right.
@@ -274,7 +274,7 @@ pub(crate) struct Counters {
     pub(crate) converges: BTreeMap<String, u64>,
     pub(crate) converge: Times,
     pub(crate) last_converge: Option<u64>,
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Vec<ChangeCount>,
     /// Changes that no snapshot asked for: another program had undone them.
     pub(crate) repairs: BTreeMap<String, u64>,
     pub(crate) last_repair: Option<Repair>,
@@ -290,7 +290,7 @@ pub(crate) struct Counters {
 /// Changes of one kind.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Change {
+pub(crate) struct ChangeCount {
     pub(crate) object: String,
     pub(crate) action: String,
     /// `done` or `refused`.

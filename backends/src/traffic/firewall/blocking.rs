@@ -17,7 +17,7 @@ use crate::nft::{
 #[derive(Clone, Debug)]
 pub struct Packet {
     /// Where it passes.
-    pub passage: Passage,
+    pub passage: Passing,
     /// The device that it came in by, with its index; empty and 0 for what this host sends.
     pub input: (String, u32),
     /// The device that it leaves by; empty and 0 for what ends here.
@@ -32,7 +32,7 @@ pub struct Packet {
 
 /// Which way through this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
+pub enum Passing {
     /// It comes in, and leaves by another device.
     Through,
     /// It ends here.
@@ -41,7 +41,7 @@ pub enum Passage {
     Out,
 }
 
-impl Passage {
+impl Passing {
     fn hooks(self) -> &'static [Hook] {
         match self {
             Self::Through => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
@@ -98,8 +98,8 @@ fn blocked(found: &Ruleset, hook: Hook, packet: &Packet) -> Option<Blocking> {
     let chains = found.hooked(hook);
     let mut chains = chains.filter(|(table, _)| sees(table.id.family) && table.id.name != POLICY_TABLE);
     chains.find_map(|(table, base)| match walk(table, base, packet, 0) {
-        Fate::Dropped(blocking) => Some(blocking),
-        Fate::Back if base.base.as_ref().is_some_and(|base| base.policy == Policy::Drop) => {
+        ChainOutcome::Dropped(blocking) => Some(blocking),
+        ChainOutcome::Back if base.base.as_ref().is_some_and(|base| base.policy == Policy::Drop) => {
             Some(place(table, base, None))
         }
         _ => None,
@@ -107,7 +107,7 @@ fn blocked(found: &Ruleset, hook: Hook, packet: &Packet) -> Option<Blocking> {
 }
 
 /// What becomes of the packet in a chain.
-enum Fate {
+enum ChainOutcome {
     Dropped(Blocking),
     Accepted,
     /// No rule has decided.
@@ -116,28 +116,28 @@ enum Fate {
     Unknown,
 }
 
-fn walk(table: &Table, chain: &Chain, packet: &Packet, depth: usize) -> Fate {
+fn walk(table: &Table, chain: &Chain, packet: &Packet, depth: usize) -> ChainOutcome {
     // The kernel allows 16.
     if depth > 16 {
-        return Fate::Unknown;
+        return ChainOutcome::Unknown;
     }
     for (index, rule) in chain.rules.iter().enumerate() {
         match step(rule, packet) {
-            Outcome::Next => {}
-            Outcome::Unknown => return Fate::Unknown,
-            Outcome::Drop => return Fate::Dropped(place(table, chain, Some((index, rule)))),
-            Outcome::Accept => return Fate::Accepted,
-            Outcome::Return => return Fate::Back,
-            Outcome::Call(name, jump) => {
-                let Some(next) = table.chain(name) else { return Fate::Unknown };
+            RuleOutcome::Next => {}
+            RuleOutcome::Unknown => return ChainOutcome::Unknown,
+            RuleOutcome::Drop => return ChainOutcome::Dropped(place(table, chain, Some((index, rule)))),
+            RuleOutcome::Accept => return ChainOutcome::Accepted,
+            RuleOutcome::Return => return ChainOutcome::Back,
+            RuleOutcome::Call(name, jump) => {
+                let Some(next) = table.chain(name) else { return ChainOutcome::Unknown };
                 match walk(table, next, packet, depth + 1) {
-                    Fate::Back if jump => {}
+                    ChainOutcome::Back if jump => {}
                     decided => return decided,
                 }
             }
         }
     }
-    Fate::Back
+    ChainOutcome::Back
 }
 
 fn place(table: &Table, chain: &Chain, rule: Option<(usize, &Rule)>) -> Blocking {
@@ -150,7 +150,7 @@ fn place(table: &Table, chain: &Chain, rule: Option<(usize, &Rule)>) -> Blocking
 }
 
 /// What a rule does with the packet.
-enum Outcome<'r> {
+enum RuleOutcome<'r> {
     /// It does not match, or decides nothing.
     Next,
     Unknown,
@@ -161,7 +161,7 @@ enum Outcome<'r> {
     Call(&'r str, bool),
 }
 
-fn step<'r>(rule: &'r Rule, packet: &Packet) -> Outcome<'r> {
+fn step<'r>(rule: &'r Rule, packet: &Packet) -> RuleOutcome<'r> {
     let mut registers = Registers::default();
     let mut understood = true;
     for expr in &rule.exprs {
@@ -180,18 +180,18 @@ fn step<'r>(rule: &'r Rule, packet: &Packet) -> Outcome<'r> {
                 registers.load(*to, value)
             }
             Expr::Cmp { from, op, data } => match registers.get(*from, data.len()) {
-                Some(value) if !holds(*op, &value, data) => return Outcome::Next,
+                Some(value) if !holds(*op, &value, data) => return RuleOutcome::Next,
                 value => value.is_some(),
             },
-            Expr::Reject { .. } => return if understood { Outcome::Drop } else { Outcome::Unknown },
-            Expr::Verdict(_) if !understood => return Outcome::Unknown,
-            Expr::Verdict(Verdict::Accept) => return Outcome::Accept,
-            Expr::Verdict(Verdict::Drop) => return Outcome::Drop,
-            Expr::Verdict(Verdict::Return) => return Outcome::Return,
-            Expr::Verdict(Verdict::Jump(chain)) => return Outcome::Call(chain, true),
-            Expr::Verdict(Verdict::Goto(chain)) => return Outcome::Call(chain, false),
+            Expr::Reject { .. } => return if understood { RuleOutcome::Drop } else { RuleOutcome::Unknown },
+            Expr::Verdict(_) if !understood => return RuleOutcome::Unknown,
+            Expr::Verdict(Verdict::Accept) => return RuleOutcome::Accept,
+            Expr::Verdict(Verdict::Drop) => return RuleOutcome::Drop,
+            Expr::Verdict(Verdict::Return) => return RuleOutcome::Return,
+            Expr::Verdict(Verdict::Jump(chain)) => return RuleOutcome::Call(chain, true),
+            Expr::Verdict(Verdict::Goto(chain)) => return RuleOutcome::Call(chain, false),
             other => match other.xt_target().as_deref() {
-                Some("DROP" | "REJECT") if understood => return Outcome::Drop,
+                Some("DROP" | "REJECT") if understood => return RuleOutcome::Drop,
                 Some("MASQUERADE" | "MARK" | "CONNMARK" | "LOG" | "NFLOG") => true,
                 _ => other.xt_match().is_some_and(|name| name == "comment"),
             },
@@ -199,7 +199,7 @@ fn step<'r>(rule: &'r Rule, packet: &Packet) -> Outcome<'r> {
         understood &= known;
     }
     // A rule that can't be understood may have a verdict in a map.
-    if understood || !decides(rule) { Outcome::Next } else { Outcome::Unknown }
+    if understood || !decides(rule) { RuleOutcome::Next } else { RuleOutcome::Unknown }
 }
 
 /// Whether a rule may end the chain.
@@ -312,7 +312,7 @@ mod tests {
 
     fn tunnel() -> Packet {
         Packet {
-            passage: Passage::In,
+            passage: Passing::In,
             input: ("eth0".into(), 2),
             output: (String::new(), 0),
             source: "192.0.2.7".parse().unwrap(),
@@ -323,7 +323,7 @@ mod tests {
 
     fn pod() -> Packet {
         Packet {
-            passage: Passage::Through,
+            passage: Passing::Through,
             input: ("cni0".into(), 4),
             output: ("flannel.1".into(), 3),
             source: "10.244.1.2".parse().unwrap(),

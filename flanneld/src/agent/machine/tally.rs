@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use subnet::Tenure;
 
 use crate::agent::cause::Cause;
-use crate::status::{Change, Counters, Kernel, Repair, Rules};
+use crate::status::{ChangeCount, Counters, Kernel, Repair, RulesStatus};
 
 /// How many refused changes are listed.
 const LISTED: usize = 32;
@@ -19,7 +19,7 @@ const LISTED: usize = 32;
 pub(super) struct Tally {
     pub(super) counters: Counters,
     pub(super) kernel: Kernel,
-    pub(super) rules: Rules,
+    pub(super) rules: RulesStatus,
     /// Subnets of peers for which the kernel lacks something.
     pub(super) unprogrammed: Arc<BTreeSet<IpNet>>,
     tenure: Tenure,
@@ -121,11 +121,12 @@ impl Tally {
         if number == 0 {
             return;
         }
-        let same =
-            |known: &&mut Change| known.object == object && known.action == action && known.result == result;
+        let same = |known: &&mut ChangeCount| {
+            known.object == object && known.action == action && known.result == result
+        };
         match self.counters.changes.iter_mut().find(same) {
             Some(known) => known.count += number,
-            None => self.counters.changes.push(Change {
+            None => self.counters.changes.push(ChangeCount {
                 object: object.to_owned(),
                 action: action.to_owned(),
                 result: result.to_owned(),

@@ -139,12 +139,12 @@ const POLICY: &[Case] = &[
 
 #[test]
 fn a_network_policy_has_no_effect() {
-    let enforced = |seen: &mut Seen| {
+    let enforced = |seen: &mut Observation| {
         let policy =
             Policy { generation: 3, policies: 2, isolated_addresses: 4, pods_local: 4, ..Policy::default() };
         status(seen).policy = Some(policy);
     };
-    let said = |seen: &Seen| diagnose(seen).pop().unwrap().cause;
+    let said = |seen: &Observation| diagnose(seen).pop().unwrap().cause;
     assert!(said(&healthy()).contains("--network-policy=off"));
     let mut seen = healthy();
     enforced(&mut seen);
