@@ -12,7 +12,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where cargo puts programs: .cargo/config.toml names a target, so there is a directory per target.
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
-	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace prometheus
+	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace prometheus tcpdump \
+	wireguard-tools wireguard-go
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -30,11 +31,11 @@ deps: ## Installs what building and testing need on Debian, if it is missing
 build: ## Builds all programs for development
 	cargo build --workspace --all-features
 
-demo: deps ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw, udp; KEEP=1 to play; root)
+demo: deps ## Three nodes, real pods, traffic, damage and repair (BACKEND=vxlan, host-gw, wireguard, udp; KEEP=1 to play; root)
 	cargo build --locked --profile demo -p bench -p flanneld -p cni-plugin --bin demo --bin flanneld --bin flannel
 	$(SUDO) $(PROGRAMS:debug=demo)/demo --backend $(BACKEND) $(if $(KEEP),--keep)
 
-bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1")
+bench: release ## Measures bare, host-gw, vxlan, udp (and FLANNELD_GO's udp) side by side (root; ARGS="--only tcp1 --paths vxlan,udp,wireguard,wireguard-go")
 	cargo build --locked --release -p bench --bin bench
 	$(SUDO) $(if $(FLANNELD_GO),env FLANNELD_GO=$(FLANNELD_GO)) $(PROGRAMS:debug=release)/bench net $(ARGS)
 

@@ -1,4 +1,5 @@
-//! Moves packets between a TUN device and UDP sockets, for the `udp` backend (contract §5.3).
+//! Moves packets between a TUN device and UDP sockets, for the `udp` backend (contract §5.3) and for `wireguard`
+//! where the kernel has none (§5.4).
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -8,6 +9,7 @@
 //! | [`coalesce`] | from packets to what the kernel takes at once |
 //! | `icmp` | errors about packets that can't be carried |
 //! | [`counters`] | what happened |
+//! | `seal` | WireGuard, where packets are encrypted ([`crate::wg`]) |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `worker`, `threads`, [`engine`] | threads, devices, sockets |
 //! | `sys`, `buffer` | system calls, and memory for them |
@@ -28,6 +30,7 @@ mod egress;
 mod icmp_sender;
 mod ingress;
 mod queue_steering;
+mod seal;
 mod shared;
 mod sys;
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl KernelError {
     pub fn concerns_node(&self, own: &[Name]) -> bool {
         match self {
             Self::Refused { object, device, .. } => {
-                matches!(*object, "link" | "address" | "forwarding")
+                matches!(*object, "link" | "address" | "forwarding" | "wireguard")
                     && device.is_none_or(|device| own.contains(&device))
             }
             Self::NoDevice(name) => own.contains(name),

@@ -18,6 +18,7 @@
 //! | `datapath` | packets of the `udp` backend | `state` |
 //! | `traffic` | traffic rules and tunnel filters, by nftables or iptables | `state`, `nft` |
 //! | [`policy`] | network policies | `netlink`, `nft` |
+//! | `wg` | the WireGuard protocol; may be used by all | |
 //! | [`echo`] | probes: echo messages through raw sockets | |
 //! | [`kernel`] | devices, addresses, routes: reading and changing them | `state`, `netlink`, `datapath` |
 //!
@@ -44,6 +45,11 @@ pub mod state;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod traffic;
+#[cfg(feature = "testing")]
+pub mod wg;
+#[cfg(not(feature = "testing"))]
+#[expect(unreachable_pub, reason = "public for tests and measurements only")]
+mod wg;
 
 pub use datapath::counters::Counters;
 pub use kernel::fights::Fights;
@@ -52,7 +58,7 @@ pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
 pub use plan::active::Ways;
-pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay};
+pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay, WireguardPeer};
 pub use plan::peers::{Outlook, Peers, SkipReason};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
@@ -63,3 +69,8 @@ pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::rules::{Masquerade, Traffic};
 pub use traffic::{firewall, iptables};
+
+/// The files with this host's WireGuard key, which may not exist.
+pub fn key_files() -> Vec<std::path::PathBuf> {
+    wg::key_file::KeyFiles::of_environment().paths()
+}

@@ -8,3 +8,4 @@ pub(crate) mod select;
 pub mod surroundings;
 pub(crate) mod udp;
 pub(crate) mod vxlan;
+pub(crate) mod wireguard;

@@ -25,8 +25,9 @@ pub fn token() -> [u8; 16] {
     bytes()
 }
 
+/// Random bytes.
 #[expect(unsafe_code, reason = "the standard library has no access to it")]
-fn bytes<const N: usize>() -> [u8; N] {
+pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -8,6 +8,7 @@ mod link;
 pub mod name;
 mod route;
 pub(crate) mod tunnel;
+pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use subnet::Mac;
 
 use forwarding::Forwarding;
 use name::Name;
+use wireguard::WireguardDevice;
 
 pub use change::Change;
 pub use link::{Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
@@ -33,6 +35,8 @@ pub struct KernelState {
     pub links: BTreeMap<Name, Link>,
     /// What the datapaths of TUN devices do.
     pub forwarding: BTreeMap<Name, Arc<Forwarding>>,
+    /// What WireGuard devices of the kernel do.
+    pub wireguard: BTreeMap<Name, Arc<WireguardDevice>>,
     /// Addresses on these devices.
     pub addresses: BTreeSet<(Name, IpNet)>,
     /// Forwarding database: which node a destination MAC is behind.
@@ -68,6 +72,7 @@ impl KernelState {
         }
         add(&mut self.links, other.links);
         add(&mut self.forwarding, other.forwarding);
+        add(&mut self.wireguard, other.wireguard);
         add(&mut self.fdb, other.fdb);
         add(&mut self.neighbours, other.neighbours);
         add(&mut self.routes, other.routes);

@@ -74,6 +74,8 @@ pub(crate) mod condition {
     pub(crate) const SUBNET_FILE: &str = "subnet-file";
     /// The CNI configuration is in place; only where one is asked for.
     pub(crate) const CNI_CONF: &str = "cni-conf";
+    /// No other node has this node's WireGuard key; only where there is one.
+    pub(crate) const WIREGUARD_KEY: &str = "wireguard-key";
     /// All that there always are.
     pub(crate) const ALL: [&str; 8] =
         [CONFIGURATION, INTERFACE, STORE, LEASE, PEERS, KERNEL, RULES, SUBNET_FILE];

@@ -184,9 +184,12 @@ fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
     (removed, failures)
 }
 
-/// The record of what is an agent's, in the order in which it goes.
-fn files(options: &CleanupOptions) -> [PathBuf; 2] {
-    [crate::state_file(&options.subnet_file), options.subnet_file.clone()]
+/// The record of what is an agent's, in the order in which it goes. WireGuard's key is this host's identity and stays,
+/// unless everything goes.
+fn files(options: &CleanupOptions) -> Vec<PathBuf> {
+    let keys = if options.all { backends::key_files() } else { Vec::new() };
+    let record = [crate::state_file(&options.subnet_file), options.subnet_file.clone()];
+    keys.into_iter().chain(record).collect()
 }
 
 /// The networks whose rules are ours. Where no network is known, every table of our name is.

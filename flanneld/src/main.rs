@@ -152,7 +152,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
     };
     // The kernel stays as it is, so that pods keep their network until the next agent takes over.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("stopping; devices (but for that of udp), routes and the subnet file stay in place");
+    tracing::info!(
+        "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
+    );
     served.stop().await;
     outcome
 }
@@ -250,7 +252,7 @@ fn may_administrate(status: &str) -> bool {
     effective.is_none_or(|capabilities| capabilities & CAP_NET_ADMIN != 0)
 }
 
-/// Logs what the udp backend counts whenever somebody asks (SIGUSR1).
+/// Logs what the datapaths of this process count whenever somebody asks (SIGUSR1).
 async fn tell_counters(mut asked: Signal, counters: Arc<Counters>) {
     while asked.recv().await.is_some() {
         tracing::info!("udp: {counters}");

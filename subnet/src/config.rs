@@ -2,6 +2,8 @@
 
 mod diff;
 mod keys;
+mod values;
+pub(crate) mod wireguard;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,6 +15,8 @@ use crate::gojson::Object;
 use crate::net::{Family, Subnets, addr_of, bits_of, overlap};
 use crate::text::shortened;
 pub use keys::Warnings;
+use values::{mtu, workers};
+use wireguard::WireguardConfig;
 
 /// The configuration can't be used; the text says which key, which value and what would do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +117,8 @@ pub enum BackendConfig {
         #[serde(default = "one")]
         workers: u8,
     },
+    /// WireGuard, by the kernel or in this process.
+    Wireguard(WireguardConfig),
     /// A type of Go flannel that this release doesn't have, or one that doesn't exist.
     Unknown(String),
 }
@@ -128,6 +134,7 @@ impl BackendConfig {
             Self::Vxlan(_) => "vxlan",
             Self::HostGw => "host-gw",
             Self::Udp { .. } => "udp",
+            Self::Wireguard(_) => "wireguard",
             Self::Unknown(name) => name,
         }
     }
@@ -390,7 +397,7 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
     if !object.has("Backend") {
         return Ok(BackendConfig::FALLBACK);
     }
-    let missing = "Backend: it has no Type: set it to \"vxlan\", \"host-gw\" or \"udp\"";
+    let missing = "Backend: it has no Type: set it to \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\"";
     let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
     let kind = backend.get::<String>("Type")?.unwrap_or_default().to_lowercase();
     match kind.as_str() {
@@ -402,6 +409,7 @@ fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
             check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
             workers: workers(&backend)?,
         }),
+        "wireguard" => WireguardConfig::parse(&backend).map(BackendConfig::Wireguard),
         _ => Ok(BackendConfig::Unknown(shortened(&kind))),
     }
 }
@@ -412,16 +420,6 @@ fn yes() -> bool {
 
 fn one() -> u8 {
     1
-}
-
-fn workers(backend: &Object<'_>) -> Result<u8, ConfigError> {
-    let workers = backend.get::<i64>("Workers")?.unwrap_or(1);
-    match u8::try_from(workers) {
-        Ok(workers @ 1..=8) => Ok(workers),
-        _ => Err(ConfigError(format!(
-            "Backend.Workers: {workers} can't be used: give 1 to 8, since the device has eight queues"
-        ))),
-    }
 }
 
 /// Port of the `udp` backend (contract §13).
@@ -436,17 +434,11 @@ fn vxlan(backend: &Object<'_>) -> Result<VxlanConfig, ConfigError> {
             "Backend.VNI: {vni} can't be used: the device name flannel.<VNI> has room for 0 to 9999999"
         )));
     }
-    let mtu = backend.get::<i64>("MTU")?.filter(|mtu| *mtu != 0);
-    if let Some(mtu) = mtu.filter(|mtu| !(576..=65_535).contains(mtu)) {
-        return Err(ConfigError(format!(
-            "Backend.MTU: {mtu} can't be used: give the underlay's MTU, 576 to 65535 bytes, or leave it out"
-        )));
-    }
     let flag = |key| backend.get::<bool>(key).map(Option::unwrap_or_default);
     Ok(VxlanConfig {
         vni: vni as u32,
         port: port(backend)?,
-        mtu: mtu.map(|mtu| mtu as u32),
+        mtu: mtu(backend)?,
         gbp: flag("GBP")?,
         learning: flag("Learning")?,
         direct_routing: flag("DirectRouting")?,

@@ -8,6 +8,7 @@ use std::fmt;
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::text::shortened;
+use crate::wireguard::WireguardData;
 
 pub use wire::{DecodeError, decode_value, encode_value, format_key, parse_key};
 
@@ -53,6 +54,13 @@ pub enum Attachment {
     HostGw,
     /// Userspace UDP; written with an empty type and no data.
     Udp,
+    /// WireGuard: the key and the port of each family.
+    Wireguard {
+        /// `BackendData`.
+        v4: Option<WireguardData>,
+        /// `BackendV6Data`.
+        v6: Option<WireguardData>,
+    },
     /// A type that this node can't use, by its name.
     Foreign(Box<str>),
 }
@@ -64,6 +72,7 @@ impl Attachment {
             Self::Vxlan { .. } => "vxlan",
             Self::HostGw => "host-gw",
             Self::Udp => "",
+            Self::Wireguard { .. } => "wireguard",
             Self::Foreign(name) => name,
         }
     }
@@ -75,6 +84,20 @@ impl Attachment {
             (Self::Vxlan { v6, .. }, Family::V6) => *v6,
             _ => None,
         }
+    }
+
+    /// What a node announces of one family for WireGuard.
+    pub fn wireguard(&self, family: Family) -> Option<WireguardData> {
+        match (self, family) {
+            (Self::Wireguard { v4, .. }, Family::V4) => *v4,
+            (Self::Wireguard { v6, .. }, Family::V6) => *v6,
+            _ => None,
+        }
+    }
+
+    /// Whether something is announced of this family that peers need.
+    pub fn has_data(&self, family: Family) -> bool {
+        self.vtep(family).is_some() || self.wireguard(family).is_some()
     }
 }
 

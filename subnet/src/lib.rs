@@ -9,6 +9,7 @@
 //! | [`config`] | `net-conf.json`: the network and the backend, checked |
 //! | [`lease`] | a lease, the set of leases, and their Flannel key and JSON forms |
 //! | [`allocate`] | which subnet a new node takes; pure |
+//! | [`wireguard`] | keys of WireGuard |
 //! | [`env_file`] | `subnet.env`, what the CNI plugin reads |
 //! | [`store`] | the contract of every lease store |
 //! | [`memory`], [`file`](mod@file), [`etcd`], `kube` | the stores |
@@ -25,6 +26,7 @@ pub mod net;
 pub mod policy;
 pub mod regular;
 pub mod text;
+pub mod wireguard;
 
 #[cfg(feature = "store")]
 mod claim;
@@ -51,6 +53,7 @@ mod tls;
 #[cfg(any(feature = "file", feature = "kube"))]
 mod watched;
 
+pub use config::wireguard::{Engine, Mode, WireguardConfig};
 pub use config::{BackendConfig, ChecksumOffload, ConfigError, NetworkConfig, Range, VxlanConfig};
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;

@@ -42,6 +42,16 @@ counters! {
     dropped_malformed,
     /// Packets that the kernel refused to send.
     dropped_unsent,
+    /// Packets that found no session with their peer, and waited too long or were too many.
+    dropped_without_session,
+    /// Handshakes that were carried out.
+    handshakes,
+    /// Handshake messages answered by a demand for a proof of the sender's address.
+    handshakes_asked,
+    /// Such demands of peers.
+    handshakes_proving,
+    /// Handshake messages that were not looked at, because there were too many.
+    dropped_handshakes,
     /// ICMP errors sent.
     icmp_errors,
     /// ICMP errors not sent because there were too many.
@@ -64,6 +74,14 @@ counters! {
     refused_malformed,
     /// Packets whose time to live was over.
     refused_ttl,
+    /// Handshake messages that are not valid, or from nobody who is a peer.
+    refused_handshakes,
+    /// Packets of a session that this node doesn't have.
+    refused_session,
+    /// Packets that were not encrypted by the peer, or were changed.
+    refused_forged,
+    /// Packets that were received before, or may have been.
+    refused_replayed,
     /// Packets that the device refused.
     refused_by_device,
 }

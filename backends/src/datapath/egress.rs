@@ -18,10 +18,12 @@ use super::icmp_sender::IcmpSender;
 use super::outbox::{Group, Outbox};
 use super::packet::{Header, Malformed, UDP, V6_HEADER, decrement_ttl};
 use super::routing::Routing;
+use super::seal::{Sealing, margin};
 use super::shared::{Shared, Sockets};
 use super::split::{max_segment_len, split};
 use super::sys::{Tun, UdpSocket};
 use super::vnet::{self, Vnet};
+use crate::wg::Outgoing;
 
 /// The device is read until so many bytes are to be sent, so many reads were made, or nothing is left.
 const BATCH_BYTES: usize = 128 * 1024;
@@ -60,6 +62,9 @@ pub(super) struct Egress {
     /// The MTU under which they were.
     mtu: u16,
     told: Option<Instant>,
+    sealing: Option<Arc<Sealing>>,
+    /// What it has to say itself; empty between turns.
+    said: Vec<Outgoing>,
 }
 
 /// What a turn has read.
@@ -74,7 +79,7 @@ pub(super) struct EgressStats {
 
 impl Egress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, queues, sockets, routing, counters } = shared;
+        let Shared { tun, queues, sockets, routing, counters, sealing } = shared;
         Self {
             turns: 0,
             tun: Arc::clone(tun),
@@ -90,6 +95,8 @@ impl Egress {
             distrusted: BTreeMap::new(),
             mtu: 0,
             told: None,
+            sealing: sealing.clone(),
+            said: Vec::new(),
         }
     }
 
@@ -104,6 +111,9 @@ impl Egress {
             // What the kernel refused while the link changed, it may take now.
             self.mtu = routing.mtu;
             self.distrusted.clear();
+            if self.sealing.is_some() {
+                self.outbox.set_margin(margin(routing.mtu));
+            }
         }
         if !self.held {
             self.outbox.clear();
@@ -128,6 +138,10 @@ impl Egress {
         self.more = went.more;
         // A send costs about as much for few packets as for many.
         self.held = went.more != 0 && self.outbox.hold_back();
+        if let Some(sealing) = &self.sealing {
+            sealing.seal(&mut self.outbox, &mut self.said, &self.counters);
+            sealing.post(&mut self.said, &self.sockets);
+        }
         self.flush(routing.port);
         if self.held {
             self.outbox.resume();
@@ -283,7 +297,7 @@ impl Egress {
         let group = &self.outbox.groups()[index];
         let Some(socket) = self.socket(group.to) else { return };
         self.counters.sent_fallbacks.add(1);
-        let to = SocketAddr::new(group.to, port);
+        let to = SocketAddr::new(group.to, group.port_or(port));
         let mut trouble = None;
         for range in group.each() {
             let packet = &self.outbox.bytes()[range];

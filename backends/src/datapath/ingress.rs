@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
+use subnet::Family;
 
 use super::coalesce::{Added, Coalescer, LONGEST_HEAD, MAX_PARTS, SuperPacket};
 use super::counters::Counters;
@@ -14,8 +15,13 @@ use super::icmp::IcmpError;
 use super::icmp_sender::IcmpSender;
 use super::packet::Header;
 use super::routing::Routing;
+use super::seal::{self, Sealing, handle};
 use super::shared::Shared;
-use super::sys::{Receiver, Tun, UdpSocket};
+use super::sys::{Datagram, Receiver, Tun, UdpSocket};
+use crate::wg::device::Entry;
+use crate::wg::message::{HEADER, Message};
+use crate::wg::session::Refusal;
+use crate::wg::{Now, Outgoing};
 
 pub(super) struct Ingress {
     tun: Arc<Tun>,
@@ -25,11 +31,14 @@ pub(super) struct Ingress {
     receiver: Receiver,
     coalescer: Coalescer,
     icmp_sender: IcmpSender,
+    sealing: Option<Arc<Sealing>>,
+    /// What it has to say itself; empty between turns.
+    said: Vec<Outgoing>,
 }
 
 impl Ingress {
     pub(super) fn new(shared: &Shared) -> Self {
-        let Shared { tun, sockets, routing, counters, .. } = shared;
+        let Shared { tun, sockets, routing, counters, sealing, .. } = shared;
         let coalescer = Coalescer::new(tun.vnet, tun.vnet && tun.udp);
         Self {
             tun: Arc::clone(tun),
@@ -39,6 +48,8 @@ impl Ingress {
             receiver: Receiver::new(),
             coalescer,
             icmp_sender: IcmpSender::new(shared),
+            sealing: sealing.clone(),
+            said: Vec::new(),
         }
     }
 
@@ -68,6 +79,20 @@ impl Ingress {
         let routing = Arc::clone(self.routing.load());
         self.coalescer.clear();
         let mut stats = IngressStats::default();
+        match self.sealing.clone() {
+            None => self.plain(&routing, &mut stats),
+            Some(sealing) => self.sealed(&sealing, &routing, &mut stats),
+        }
+        let (datagrams, _) = self.receiver.batch();
+        let bytes = datagrams.iter().map(|datagram| datagram.len).sum();
+        self.counters.received_datagrams.add(datagrams.len() as u64);
+        stats.publish(&self.counters);
+        self.write()?;
+        Ok(bytes)
+    }
+
+    /// Takes the packets of a batch.
+    fn plain(&mut self, routing: &Routing, stats: &mut IngressStats) {
         let (datagrams, bytes) = self.receiver.batch();
         for datagram in datagrams {
             if !routing.knows(datagram.from) {
@@ -79,20 +104,52 @@ impl Ingress {
             let mut start = datagram.start;
             while start < end {
                 let next = end.min(start + datagram.segment);
-                let expired =
-                    take(&mut self.coalescer, &routing, datagram.from, bytes, start..next, &mut stats);
+                let expired = take(&mut self.coalescer, routing, datagram.from, bytes, start..next, stats);
                 if let Some(header) = expired {
                     let packet = &bytes[start..next];
-                    self.icmp_sender.send(IcmpError::TimeExceeded, &routing, &header, packet);
+                    self.icmp_sender.send(IcmpError::TimeExceeded, routing, &header, packet);
                 }
                 start = next;
             }
         }
-        let bytes = datagrams.iter().map(|datagram| datagram.len).sum();
-        self.counters.received_datagrams.add(datagrams.len() as u64);
-        stats.publish(&self.counters);
-        self.write()?;
-        Ok(bytes)
+    }
+
+    /// Takes the packets of a batch out of what they are wrapped in.
+    fn sealed(&mut self, sealing: &Sealing, routing: &Routing, stats: &mut IngressStats) {
+        let now = seal::now();
+        let (datagrams, bytes) = self.receiver.batch();
+        for datagram in datagrams {
+            let mut opener = Opener { sealing, routing, datagram, now, last: None, heard: None };
+            let end = datagram.start + datagram.len;
+            let mut start = datagram.start;
+            while start < end {
+                let next = end.min(start + datagram.segment);
+                match Message::parse(&bytes[start..next]) {
+                    Some(Message::Data { receiver, counter }) => {
+                        let said = &mut self.said;
+                        let packet = opener.open(&mut bytes[start..next], (receiver, counter), said, stats);
+                        if let Some((len, header)) = packet {
+                            let range = start + HEADER..start + HEADER + len;
+                            let expired = add(&mut self.coalescer, bytes, range.clone(), header, stats);
+                            if let Some(header) = expired {
+                                let packet = &bytes[range];
+                                self.icmp_sender.send(IcmpError::TimeExceeded, routing, &header, packet);
+                            }
+                        }
+                    }
+                    Some(_) => {
+                        let from = seal::sender(datagram);
+                        let outcome =
+                            sealing.device.handshake(&bytes[start..next], from, now, &mut self.said);
+                        seal::count(outcome, &self.counters);
+                    }
+                    None => stats.malformed += 1,
+                }
+                start = next;
+            }
+            opener.tell(&mut self.said);
+        }
+        sealing.post(&mut self.said, &self.sockets);
     }
 
     fn write(&mut self) -> io::Result<()> {
@@ -149,6 +206,19 @@ fn take(
         stats.sources += 1;
         return None;
     }
+    add(coalescer, bytes, range, header, stats)
+}
+
+/// Hands the packet that begins at `range` to the coalescer; gives its header if its sender is to be told that its time
+/// to live is over.
+#[inline]
+fn add(
+    coalescer: &mut Coalescer,
+    bytes: &mut [u8],
+    range: Range<usize>,
+    header: Header,
+    stats: &mut IngressStats,
+) -> Option<Header> {
     let range = range.start..range.start + header.total_len;
     let len = header.total_len as u64;
     match coalescer.add(bytes, range, &header) {
@@ -162,6 +232,77 @@ fn take(
     stats.packets += 1;
     stats.bytes += len;
     None
+}
+
+/// Opens the packets of one datagram, which nearly always are of one session.
+struct Opener<'a> {
+    sealing: &'a Sealing,
+    routing: &'a Routing,
+    datagram: &'a Datagram,
+    now: Now,
+    /// The session that was looked up last, if there is one.
+    last: Option<(u32, Option<Entry>)>,
+    /// Something of it was valid; whether there were packets.
+    heard: Option<bool>,
+}
+
+impl Opener<'_> {
+    /// The packet in a datagram, as its length with padding and its header.
+    #[inline]
+    fn open(
+        &mut self,
+        datagram: &mut [u8],
+        (receiver, counter): (u32, u64),
+        said: &mut Vec<Outgoing>,
+        stats: &mut IngressStats,
+    ) -> Option<(usize, Header)> {
+        if self.last.as_ref().is_none_or(|(known, _)| *known != receiver) {
+            self.tell(said);
+            self.last = Some((receiver, self.sealing.device.find(receiver)));
+        }
+        let entry = self.last.as_ref().and_then(|(_, entry)| entry.as_ref());
+        let session = entry.and_then(|entry| entry.session.as_ref());
+        let (Some(entry), Some(session)) =
+            (entry, session.filter(|session| session.can_receive(self.now.ms)))
+        else {
+            stats.sessions += 1;
+            self.sealing.device.unknown_session(seal::sender(self.datagram), self.now, said);
+            return None;
+        };
+        let len = match session.open(datagram, counter) {
+            Ok(len) => len,
+            Err(Refusal::Forged) => {
+                stats.forged += 1;
+                return None;
+            }
+            Err(Refusal::Replayed) => {
+                stats.replayed += 1;
+                return None;
+            }
+        };
+        self.heard = Some(self.heard == Some(true) || len > 0);
+        if len == 0 {
+            return None;
+        }
+        let Ok(header) = Header::parse(&datagram[HEADER..HEADER + len]) else {
+            stats.malformed += 1;
+            return None;
+        };
+        let sender = handle(entry.peer.number, Family::of(header.src));
+        if self.routing.peer_of(header.src) != Some(sender) {
+            stats.sources += 1;
+            return None;
+        }
+        Some((len, header))
+    }
+
+    /// Tells the protocol that the peer was heard.
+    fn tell(&mut self, said: &mut Vec<Outgoing>) {
+        if let (Some(packets), Some((_, Some(entry)))) = (self.heard.take(), &self.last) {
+            let from = seal::sender(self.datagram);
+            self.sealing.device.heard(entry, from, packets, self.now, said);
+        }
+    }
 }
 
 #[inline]
@@ -192,6 +333,9 @@ struct IngressStats {
     sources: u64,
     malformed: u64,
     expired: u64,
+    sessions: u64,
+    forged: u64,
+    replayed: u64,
 }
 
 impl IngressStats {
@@ -203,5 +347,8 @@ impl IngressStats {
         counters.refused_source.add(self.sources);
         counters.refused_malformed.add(self.malformed);
         counters.refused_ttl.add(self.expired);
+        counters.refused_session.add(self.sessions);
+        counters.refused_forged.add(self.forged);
+        counters.refused_replayed.add(self.replayed);
     }
 }

@@ -18,6 +18,8 @@ const WINDOW: usize = 32;
 pub struct Group {
     /// The peer.
     pub to: IpAddr,
+    /// Its port; 0: that of all peers.
+    pub port: u16,
     /// Bytes of each packet but the last.
     pub segment: u16,
     /// How many packets.
@@ -36,12 +38,57 @@ pub struct Outbox {
     groups: Vec<Group>,
     count: usize,
     packets: usize,
+    margin: Margin,
+}
+
+/// Room around each packet, for what it is wrapped in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Margin {
+    /// Bytes before and behind it.
+    pub(crate) head: usize,
+    pub(crate) tail: usize,
+    /// Packets become so much longer at most, by one less than a power of 2, to have a multiple of that …
+    pub(crate) padding: usize,
+    /// … but never longer than this by it.
+    pub(crate) longest: usize,
+}
+
+impl Margin {
+    #[inline]
+    fn outer(&self, len: usize) -> usize {
+        let padded = self.longest.min((len + self.padding) & !self.padding);
+        self.head + len.max(padded) + self.tail
+    }
 }
 
 impl Outbox {
     /// An outbox that need not grow before it holds so many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
         Self { bytes: vec![0; bytes], ..Self::default() }
+    }
+
+    /// Has other room around each packet from now on.
+    pub(crate) fn set_margin(&mut self, margin: Margin) {
+        self.margin = margin;
+    }
+
+    /// Keeps the groups that are to be sent and that `keep`, which may change them and their packets. A group that
+    /// is held back is not among them.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&mut Group, &mut [u8]) -> bool) {
+        let (mut kept, held) = (0, self.count);
+        for index in 0..held {
+            let group = &mut self.groups[index];
+            if keep(group, &mut self.bytes[..self.used]) {
+                self.groups.swap(kept, index);
+                kept += 1;
+            } else {
+                self.packets -= usize::from(group.packets);
+            }
+        }
+        self.count = kept;
+        if held < self.groups.len() {
+            self.groups.swap(kept, held);
+        }
     }
 
     /// A sink for packets to `peer`.
@@ -96,6 +143,7 @@ impl Outbox {
     }
 
     fn place(&mut self, to: IpAddr, len: usize) -> Range<usize> {
+        let len = self.margin.outer(len);
         let range = self.used..self.used + len;
         if range.end > self.bytes.len() {
             self.bytes.resize(range.end.next_power_of_two(), 0);
@@ -116,11 +164,20 @@ impl Outbox {
     fn open(&mut self, to: IpAddr, range: &Range<usize>) {
         let segment = range.len() as u16;
         if self.count == self.groups.len() {
-            self.groups.push(Group { to, segment, packets: 0, extents: Vec::new(), bytes: 0, closed: false });
+            self.groups.push(Group {
+                to,
+                port: 0,
+                segment,
+                packets: 0,
+                extents: Vec::new(),
+                bytes: 0,
+                closed: false,
+            });
         }
         let group = &mut self.groups[self.count];
         self.count += 1;
         (group.to, group.segment, group.packets, group.bytes, group.closed) = (to, segment, 0, 0, false);
+        group.port = 0;
         group.extents.clear();
         group.add(range);
     }
@@ -146,6 +203,12 @@ impl Group {
         }
     }
 
+    /// Its port, where all others have `usual`.
+    #[inline]
+    pub(crate) fn port_or(&self, usual: u16) -> u16 {
+        if self.port == 0 { usual } else { self.port }
+    }
+
     /// Where each single packet is.
     pub fn each(&self) -> impl Iterator<Item = Range<usize>> {
         let step = usize::from(self.segment).max(1);
@@ -164,8 +227,8 @@ pub struct PeerBatch<'a> {
 impl SegmentSink for PeerBatch<'_> {
     #[inline]
     fn reserve(&mut self, len: usize) -> &mut [u8] {
-        let range = self.outbox.place(self.peer, len);
-        &mut self.outbox.bytes[range]
+        let start = self.outbox.place(self.peer, len).start + self.outbox.margin.head;
+        &mut self.outbox.bytes[start..start + len]
     }
 }
 
@@ -222,6 +285,29 @@ mod tests {
         outbox.to(peer(2)).reserve(10).fill(0);
         outbox.to(peer(2)).reserve(9).fill(0);
         assert!(!outbox.hold_back(), "it can't grow");
+    }
+
+    #[test]
+    fn groups_that_are_taken_out_leave_the_others_and_the_one_that_is_held_back() {
+        let mut outbox = Outbox::default();
+        outbox.set_margin(Margin { head: 16, tail: 16, padding: 15, longest: 1420 });
+        for (number, len) in [(1, 20), (2, 20), (3, 1420), (3, 1410), (4, 64), (5, 33)] {
+            outbox.to(peer(number)).reserve(len).fill(number);
+        }
+        assert!(outbox.hold_back());
+        outbox.retain(|group, bytes| {
+            group.port = 7;
+            assert!(group.each().all(|range| bytes[range.start + 16] > 0));
+            group.to == peer(3) || group.to == peer(1)
+        });
+        assert_eq!(lens(&outbox), [(1, 64, vec![64]), (3, 1452, vec![1452, 1452])]);
+        assert_eq!(outbox.packets(), 3);
+        outbox.resume();
+        assert_eq!((lens(&outbox), outbox.packets()), (vec![(5, 80, vec![80])], 1));
+        assert_eq!(outbox.bytes()[16..16 + 33], [5; 33]);
+        outbox.clear();
+        outbox.to(peer(1)).reserve(5);
+        assert_eq!(outbox.groups()[0].port, 0);
     }
 
     proptest! {

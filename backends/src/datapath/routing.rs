@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use subnet::PublicAddrs;
+use subnet::{Family, PublicAddrs};
 
+use super::seal::handle;
 use crate::state::forwarding::Forwarding;
 
 /// A [`Forwarding`] made ready for lookups.
@@ -66,6 +67,19 @@ impl<Bits: Ord + Copy> Table<Bits> {
 impl Routing {
     /// The lookup tables of `forwarding`.
     pub fn new(forwarding: &Forwarding) -> Self {
+        Self::with_peers(forwarding, &forwarding.peers)
+    }
+
+    /// The lookup tables of one that encrypts: of the peers, in their order, these are the numbers.
+    pub(super) fn sealed(forwarding: &Forwarding, numbers: &[u32]) -> Self {
+        let peers = forwarding.wireguard.iter().flat_map(|settings| &settings.peers).zip(numbers);
+        let ranges = peers.flat_map(|(peer, number)| {
+            peer.allowed.iter().map(|net| (*net, handle(*number, Family::of(net.addr()))))
+        });
+        Self::with_peers(forwarding, &Vec::from_iter(ranges))
+    }
+
+    fn with_peers(forwarding: &Forwarding, peers: &[(IpNet, IpAddr)]) -> Self {
         let v4 = |(subnet, public): &(IpNet, IpAddr)| match (subnet, public) {
             (IpNet::V4(subnet), IpAddr::V4(public)) => Some(Range {
                 first: subnet.network().to_bits(),
@@ -82,7 +96,7 @@ impl Routing {
             }),
             _ => None,
         };
-        let Forwarding { local, port, addresses, mtu, check_sources, ref peers, .. } = *forwarding;
+        let Forwarding { local, port, addresses, mtu, check_sources, .. } = *forwarding;
         Self {
             local,
             addresses,
@@ -125,7 +139,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
-    use subnet::Family;
     use subnet::net::{addr_of, bits_of};
 
     fn forwarding(peers: Vec<(IpNet, IpAddr)>) -> Forwarding {
@@ -138,6 +151,7 @@ mod tests {
             check_sources: true,
             workers: 1,
             peers,
+            wireguard: None,
         }
     }
 

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::counters::Counters;
 use super::routing::Routing;
+use super::seal::Sealing;
 use super::sys::{Tun, UdpSocket};
 
 /// The sockets of a worker, one for each family.
@@ -20,4 +21,6 @@ pub(super) struct Shared {
     pub(super) sockets: Sockets,
     pub(super) routing: Arc<ArcSwap<Routing>>,
     pub(super) counters: Arc<Counters>,
+    /// Encrypts, if packets are encrypted.
+    pub(super) sealing: Option<Arc<Sealing>>,
 }

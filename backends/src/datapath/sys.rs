@@ -157,8 +157,13 @@ pub(super) struct UdpSocket {
 impl UdpSocket {
     /// A socket of the network namespace of the thread. Those of several workers share the address, and the
     /// kernel gives all that comes from one port of one peer to one of them; but the first, they send from
-    /// ports of their own.
-    pub(super) fn bind(local: SocketAddr, offload: bool, worker: Option<usize>) -> io::Result<Self> {
+    /// ports of their own if they may.
+    pub(super) fn bind(
+        local: SocketAddr,
+        offload: bool,
+        worker: Option<usize>,
+        own_ports: bool,
+    ) -> io::Result<Self> {
         let socket = open(local)?;
         buffer(&socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
         buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
@@ -175,6 +180,7 @@ impl UdpSocket {
         // Peers and switches can tell what one worker sends from what others send.
         let sender = match worker {
             None | Some(0) => None,
+            Some(_) if !own_ports => None,
             Some(_) => {
                 let sender = open(local)?;
                 buffer(&sender, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
@@ -210,7 +216,8 @@ impl UdpSocket {
             let part = &bytes[extent.clone()];
             libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }
         };
-        let mut addresses: Vec<_> = groups.iter().map(|group| Address::new(group.to, port)).collect();
+        let mut addresses: Vec<_> =
+            groups.iter().map(|group| Address::new(group.to, group.port_or(port))).collect();
         let mut controls: Vec<_> = groups.iter().map(|group| SegmentControl::new(group.segment)).collect();
         let mut parts: Vec<_> = groups.iter().flat_map(|group| &group.extents).map(part).collect();
         let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(groups.len());
@@ -285,6 +292,7 @@ pub(super) struct Receiver {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Datagram {
     pub(super) from: IpAddr,
+    pub(super) port: u16,
     /// Where it begins in the bytes of the receiver.
     pub(super) start: usize,
     pub(super) len: usize,
@@ -346,6 +354,7 @@ impl Receiver {
             let segment = if merged { usize::try_from(control.segment).unwrap_or(len) } else { len };
             self.found.push(Datagram {
                 from: addresses[number].ip(v6),
+                port: addresses[number].port(v6),
                 start: number * ROOM,
                 len: len.min(ROOM),
                 segment: segment.max(1),

@@ -1,6 +1,7 @@
 //! The threads that move packets, and what starts, changes and stops them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,10 +14,13 @@ use super::counters::Counters;
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::routing::Routing;
+use super::seal::{self, Sealing};
 use super::shared::{Shared, Sockets};
 use super::sys::{Tun, UdpSocket};
 use super::worker::{self, SharedEgress};
 use crate::state::forwarding::Forwarding;
+use crate::wg::Outgoing;
+use crate::wg::device::Device;
 
 /// A running datapath: stops when it is dropped.
 pub(super) struct Datapath {
@@ -24,12 +28,22 @@ pub(super) struct Datapath {
     routing: Arc<ArcSwap<Routing>>,
     /// Of each worker.
     sockets: Vec<Sockets>,
+    sealing: Option<Arc<Sealing>>,
     stop: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What outlives a datapath and goes on taking what comes.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Of each worker.
+    sockets: Vec<Sockets>,
+    /// With the sessions.
+    device: Option<Arc<Device>>,
+}
+
 impl Datapath {
-    /// Starts moving packets, with those sockets that are `kept` and still wanted.
+    /// Starts moving packets, with those sockets and sessions that are `kept` and still wanted.
     ///
     /// # Errors
     /// A socket can't be bound, or a thread can't be had.
@@ -38,30 +52,30 @@ impl Datapath {
         forwarding: &Arc<Forwarding>,
         counters: &Arc<Counters>,
         offload: bool,
-        mut kept: Vec<Sockets>,
+        kept: Kept,
     ) -> io::Result<Self> {
         let workers = usize::from(forwarding.workers.max(1));
+        let Kept { sockets: mut kept, device } = kept;
         // Sockets that share an address and one that doesn't are not for each other.
         if kept.len() != workers {
             kept.clear();
         }
-        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(forwarding)));
+        let sealing = sealing(forwarding, device)?;
+        let mut said = Vec::new();
+        let routing = routing(forwarding, sealing.as_deref(), &mut said);
+        let routing = Arc::new(ArcSwap::from_pointee(routing));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut this = Self {
             forwarding: Arc::clone(forwarding),
             routing,
             sockets: Vec::new(),
+            sealing,
             stop,
             threads: Vec::new(),
         };
         for number in 0..workers {
-            let socket = |local| match kept
-                .get(number)
-                .and_then(|old| old.iter().find(|socket| socket.local == local))
-            {
-                Some(socket) => Ok(Arc::clone(socket)),
-                None => UdpSocket::bind(local, offload, (workers > 1).then_some(number)).map(Arc::new),
-            };
+            let kept = kept.get(number);
+            let socket = |local| socket(local, kept, forwarding, offload, (workers > 1).then_some(number));
             let sockets: Sockets = forwarding.sockets().map(socket).collect::<io::Result<_>>()?;
             if number == 0
                 && let Some(socket) = sockets.iter().find(|socket| !socket.has_whole_buffer())
@@ -79,9 +93,11 @@ impl Datapath {
                 sockets,
                 routing: Arc::clone(&this.routing),
                 counters: Arc::clone(counters),
+                sealing: this.sealing.clone(),
             };
             this.work(number, &shared)?;
         }
+        this.keep_time(&mut said)?;
         Ok(this)
     }
 
@@ -96,6 +112,16 @@ impl Datapath {
         self.spawn(&format!("udp{suffix}"), move || worker::serve(&tun, &sockets, &lender, ingress, &stop))?;
         let (tun, stop) = (Arc::clone(&shared.tun), Arc::clone(&self.stop));
         self.spawn(&format!("udp-help{suffix}"), move || worker::help(&tun, &egress, &stop))
+    }
+
+    /// Starts the thread for what is due by time, if there is such.
+    fn keep_time(&mut self, said: &mut Vec<Outgoing>) -> io::Result<()> {
+        let (Some(sealing), Some(sockets)) = (self.sealing.clone(), self.sockets.first().cloned()) else {
+            return Ok(());
+        };
+        sealing.post(said, &sockets);
+        let stop = Arc::clone(&self.stop);
+        self.spawn("udp-time", move || sealing.keep_time(&sockets, &stop))
     }
 
     fn spawn(
@@ -121,20 +147,67 @@ impl Datapath {
     /// Whether it can do this without being started anew.
     pub(super) fn may_become(&self, forwarding: &Forwarding) -> bool {
         let like = |have: &Arc<Forwarding>| {
-            have.sockets().eq(forwarding.sockets()) && have.workers == forwarding.workers
+            let identity = |forwarding: &Forwarding| {
+                forwarding.wireguard.as_ref().map(|settings| Arc::clone(&settings.identity))
+            };
+            have.sockets().eq(forwarding.sockets())
+                && have.workers == forwarding.workers
+                && identity(have) == identity(forwarding)
         };
         self.forwarding().is_some_and(like)
     }
 
-    /// Stops; gives the sockets of each worker, which go on taking what comes.
-    pub(super) fn stop(mut self) -> Vec<Sockets> {
-        std::mem::take(&mut self.sockets)
+    /// Stops; gives what goes on taking what comes.
+    pub(super) fn stop(mut self) -> Kept {
+        let device = self.sealing.as_ref().map(|sealing| Arc::clone(&sealing.device));
+        Kept { sockets: std::mem::take(&mut self.sockets), device }
     }
 
     /// Does something else from the next batch on. Only what it [may become](Self::may_become).
     pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
-        self.routing.store(Arc::new(Routing::new(forwarding)));
+        let mut said = Vec::new();
+        self.routing.store(Arc::new(routing(forwarding, self.sealing.as_deref(), &mut said)));
         self.forwarding = Arc::clone(forwarding);
+        if let (Some(sealing), Some(sockets)) = (&self.sealing, self.sockets.first()) {
+            sealing.post(&mut said, sockets);
+        }
+    }
+}
+
+/// The socket at this address: the one that a worker had before, or a new one.
+fn socket(
+    local: SocketAddr,
+    kept: Option<&Sockets>,
+    forwarding: &Forwarding,
+    offload: bool,
+    worker: Option<usize>,
+) -> io::Result<Arc<UdpSocket>> {
+    match kept.and_then(|old| old.iter().find(|socket| socket.local == local)) {
+        Some(socket) => Ok(Arc::clone(socket)),
+        None => {
+            let own_ports = forwarding.wireguard.is_none();
+            UdpSocket::bind(local, offload, worker, own_ports).map(Arc::new)
+        }
+    }
+}
+
+/// What encrypts, if something does: with the sessions of `before`, if they are of this node's key.
+fn sealing(forwarding: &Forwarding, before: Option<Arc<Device>>) -> io::Result<Option<Arc<Sealing>>> {
+    let Some(settings) = &forwarding.wireguard else { return Ok(None) };
+    let device = before.filter(|before| *before.identity() == settings.identity);
+    let device =
+        device.unwrap_or_else(|| Arc::new(Device::new(Arc::clone(&settings.identity), forwarding.mtu)));
+    Ok(Some(Arc::new(Sealing::new(device)?)))
+}
+
+/// The lookup tables, and what is to be said to peers now.
+fn routing(forwarding: &Forwarding, sealing: Option<&Sealing>, said: &mut Vec<Outgoing>) -> Routing {
+    match (&forwarding.wireguard, sealing) {
+        (Some(settings), Some(sealing)) => {
+            let numbers = sealing.device.configure(settings, forwarding.mtu, seal::now(), said);
+            Routing::sealed(forwarding, &numbers)
+        }
+        _ => Routing::new(forwarding),
     }
 }
 

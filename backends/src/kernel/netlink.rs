@@ -11,6 +11,7 @@ mod refusal;
 mod route;
 mod socket;
 mod sysctl;
+mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -38,6 +39,7 @@ use decode::{Blackhole, LinkFacts, NeighbourFacts};
 use refusal::{errno, record};
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
+use wireguard::Module;
 
 pub use bridges::BridgeListener;
 pub use listen::Listener;
@@ -64,6 +66,7 @@ pub struct Netlink {
     /// Something was said about offloads that can't be set.
     complained: bool,
     sysctls: Sysctls,
+    wireguard: Module,
 }
 
 impl Netlink {
@@ -88,6 +91,7 @@ impl Netlink {
             ethtool: Ethtool::new(),
             complained: false,
             sysctls: Sysctls::default(),
+            wireguard: Module::default(),
         })
     }
 
@@ -249,6 +253,7 @@ impl Netlink {
                 self.tunnels.stop(name);
                 Ok(())
             }
+            Change::SetWireguard(..) | Change::SetWireguardPeers(..) => self.change_wireguard(change, index),
             Change::SetLink(name, patch) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 encode::steps(patch).try_for_each(|step| {
@@ -302,6 +307,7 @@ impl Kernel for Netlink {
                         .forwarding
                         .extend(self.tunnels.forwarding(&name).map(|forwarding| (name, forwarding)));
                 }
+                self.read_wireguard(name, index, &tunnel, desired, &mut state)?;
                 state.links.insert(name, tunnel);
                 own.insert(index, name);
             }
@@ -348,7 +354,7 @@ impl Kernel for Netlink {
             }
             rerouted |=
                 matches!(change, Change::SetRoute(route) if route.onlink && route.dst.addr().is_ipv6());
-            let is_link = matches!(change.object(), "link" | "forwarding");
+            let is_link = matches!(change.object(), "link" | "forwarding" | "wireguard");
             let index = change.device().map(|name| (name, self.indexes.get(&name).copied()));
             let outcome = match index {
                 _ if is_link => {

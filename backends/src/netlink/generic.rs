@@ -2,10 +2,10 @@
 
 use std::io;
 
-use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use super::socket::NetlinkSocket;
+use super::socket::{NetlinkSocket, no_answer};
 use super::wire::{Head, Message, Writer, find};
 
 /// The family of families, the only one whose number is fixed.
@@ -29,6 +29,40 @@ impl GenericFamily {
         Ok(family)
     }
 
+    /// Asks for a dump, and hands each message of it to `each`.
+    pub(crate) fn dump(
+        &mut self,
+        command: u8,
+        body: impl FnOnce(&mut Writer),
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let request = self.request(command, NLM_F_REQUEST | NLM_F_DUMP, body);
+        let number = self.number;
+        let each = |message: &Message<'_>| {
+            answer(message, number, |body| {
+                each(body);
+                Some(())
+            });
+        };
+        self.socket.dump(&request, each).map(drop)
+    }
+
+    /// Sends one request that changes something.
+    pub(crate) fn change(&mut self, command: u8, body: impl FnOnce(&mut Writer)) -> io::Result<()> {
+        let request = self.request(command, NLM_F_REQUEST | NLM_F_ACK, body);
+        let mut outcome = Ok(());
+        let answered = self.socket.batch(&request, 1, Some(0), |_, refusal| outcome = Err(refusal.error))?;
+        outcome.and_then(|()| if answered { Ok(()) } else { Err(no_answer()) })
+    }
+
+    fn request(&self, command: u8, flags: u16, body: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        // The version, which is 1 in the families used here.
+        let (own, sequence) = ([command, 1, 0, 0], self.socket.next_sequence());
+        let mut writer = Writer::default();
+        writer.message(Head { kind: self.number, flags, sequence, own }, body);
+        writer.into_bytes()
+    }
+
     /// Sends one request, whose one answer `read` understands.
     pub(crate) fn ask<T>(
         &mut self,
@@ -36,12 +70,9 @@ impl GenericFamily {
         body: impl FnOnce(&mut Writer),
         read: impl FnOnce(&[u8]) -> Option<T>,
     ) -> io::Result<T> {
-        // The version of the request, which the families used here don't look at.
-        let (own, sequence) = ([command, 1, 0, 0], self.socket.next_sequence());
-        let mut writer = Writer::default();
-        writer.message(Head { kind: self.number, flags: NLM_F_REQUEST, sequence, own }, body);
+        let request = self.request(command, NLM_F_REQUEST, body);
         let number = self.number;
-        self.socket.ask(writer.bytes(), |message| answer(message, number, read))?.ok_or_else(|| {
+        self.socket.ask(&request, |message| answer(message, number, read))?.ok_or_else(|| {
             let words = format!(
                 "the kernel's answer to command {command} of netlink family {number} can't be understood: please report \
                  this, with uname -r"

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use subnet::wireguard::PublicKey;
 use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
 
 use super::backend::{Backend, BackendError, BackendId, Macs, Peer, Scene};
 use super::select::select;
 use super::vxlan::DEFAULT_PORT;
-use crate::state::KernelState;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
+use crate::state::{KernelState, Route};
 
 /// How long a way stays after the last peer has left it.
 const LINGER: Duration = Duration::from_secs(30);
@@ -35,6 +36,8 @@ pub struct Ways {
     standby: Vec<ActiveBackend>,
     /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
     fallback_for: Option<BackendConfig>,
+    /// The kernel of this node has no WireGuard.
+    without_module: bool,
     ports: Ports,
 }
 
@@ -83,6 +86,7 @@ impl Ways {
             all: vec![ActiveBackend::new(BackendId::default(), config, network)?],
             standby: Vec::new(),
             fallback_for: None,
+            without_module: false,
             ports: Ports::default(),
         };
         if let BackendConfig::Vxlan(vxlan) = config
@@ -115,6 +119,11 @@ impl Ways {
         self.fallback_for.is_some()
     }
 
+    /// This node's public keys, by which it announces or announced itself.
+    pub fn identities(&self) -> impl Iterator<Item = PublicKey> {
+        self.backends().filter_map(Backend::identity)
+    }
+
     /// The backend in use that has this id.
     pub fn backend(&self, id: BackendId) -> Option<&dyn Backend> {
         self.all.iter().find(|way| way.id == id).map(|way| &*way.backend)
@@ -138,7 +147,9 @@ impl Ways {
     /// The ports at which tunnels for packets of this family listen.
     pub fn tunnel_ports(&self, family: Family) -> Vec<TunnelPort> {
         let of_family = |backend: &&dyn Backend| backend.devices().iter().any(|(of, _)| *of == family);
-        TunnelPort::merged(self.backends().filter(of_family).filter_map(Backend::tunnel_port))
+        TunnelPort::merged(
+            self.backends().filter(of_family).filter_map(|backend| backend.tunnel_port(family)),
+        )
     }
 
     /// MTU of pods in bytes on an underlay of this MTU: every way carries it.
@@ -172,6 +183,7 @@ impl Ways {
                 self.standby.push(way);
             }
         }
+        self.heed_kernel();
     }
 
     /// Holds a way ready that this node will announce itself, for peers that announce it already. Another
@@ -222,6 +234,8 @@ impl Ways {
             next.ports = Ports { before: known.before.or_else(newest), ..known };
         }
         next.ports.born = born;
+        next.without_module = self.without_module;
+        next.heed_kernel();
         *self = next;
         Ok(())
     }
@@ -241,6 +255,24 @@ impl Ways {
         self.all.retain(|way| way.backend.words() != words);
         self.fallback_for = Some(std::mem::replace(&mut self.all[0], instead).config);
         Ok(true)
+    }
+
+    /// Takes note that the kernel has no WireGuard: this process encrypts instead, where that is allowed. Says whether
+    /// anything is another than before.
+    pub fn encrypt_in_process(&mut self) -> bool {
+        self.without_module = true;
+        self.heed_kernel()
+    }
+
+    fn heed_kernel(&mut self) -> bool {
+        let mut changed = false;
+        for way in self.all.iter_mut().chain(&mut self.standby).filter(|_| self.without_module) {
+            if let Some(backend) = way.backend.in_process() {
+                way.backend = backend;
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// The way to the node that has this lease.
@@ -439,7 +471,18 @@ impl Ways {
         let mut state = KernelState::default();
         for way in &self.all {
             let peers: Vec<_> = scene.peers.iter().filter(|peer| peer.backend == way.id).copied().collect();
-            state.join(way.backend.plan(Scene { peers: &peers, ..scene }));
+            let mut planned = way.backend.plan(Scene { peers: &peers, ..scene });
+            // The network as a whole leads to one device; what this way reaches has to lead to its own.
+            let rivals = |route: &&Route| state.routes.get(&route.dst).is_some_and(|it| it.dev != route.dev);
+            let taken: Vec<Route> = planned.routes.values().filter(rivals).copied().collect();
+            for route in taken {
+                for peer in
+                    peers.iter().filter(|peer| route.dst != peer.subnet && route.dst.contains(&peer.subnet))
+                {
+                    planned.routes.entry(peer.subnet).or_insert(Route { dst: peer.subnet, ..route });
+                }
+            }
+            state.join(planned);
         }
         state
     }

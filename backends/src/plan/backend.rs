@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use subnet::wireguard::PublicKey;
 use subnet::{Attachment, Family, Mac, PublicAddrs, Subnets};
 
 use crate::state::KernelState;
@@ -81,8 +82,23 @@ pub struct Peer {
     pub public: IpAddr,
     /// The MAC of its VXLAN tunnel endpoint; zero for other backends.
     pub mac: Mac,
+    /// What WireGuard needs, if it announces or announced it.
+    pub wireguard: Option<WireguardPeer>,
     /// Which of this node's backends leads to it.
     pub backend: BackendId,
+}
+
+/// How WireGuard reaches a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireguardPeer {
+    /// Its public key.
+    pub key: PublicKey,
+    /// The port that it announces for packets of this family; `None`: that of this node.
+    pub port: Option<u16>,
+    /// The port that it announces for IPv4, or for IPv6 alone.
+    pub main_port: Option<u16>,
+    /// All its public addresses.
+    pub public: PublicAddrs,
 }
 
 /// Names one of the backends that a node has at a time, for as long as it has it.
@@ -136,8 +152,18 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// The port at which its tunnel listens, if it has one.
-    fn tunnel_port(&self) -> Option<TunnelPort> {
+    /// The port at which its tunnel for packets of this family listens, if it has one.
+    fn tunnel_port(&self, _family: Family) -> Option<TunnelPort> {
+        None
+    }
+
+    /// This node's public key, if peers know it by such.
+    fn identity(&self) -> Option<PublicKey> {
+        None
+    }
+
+    /// The same without the kernel's part, where that is allowed and this has one.
+    fn in_process(&self) -> Option<Arc<dyn Backend>> {
         None
     }
 

@@ -77,6 +77,7 @@ mod tests {
             subnet: "10.244.2.0/24".parse().unwrap(),
             public: "192.0.2.2".parse().unwrap(),
             mac: Mac([0; 6]),
+            wireguard: None,
             backend: BackendId::default(),
         };
         let (node, own, macs) = (node("192.0.2.1"), Subnets::default(), Macs::default());

@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use subnet::lease::format_key;
 use subnet::net::{addr_of, bits_of, overlap};
+use subnet::wireguard::PublicKey;
 use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig};
 
 use super::active::Ways;
-use super::backend::Peer;
+use super::backend::{Peer, WireguardPeer};
 use super::surroundings::Surroundings;
+use super::wireguard::known;
 use crate::state::KernelState;
 
 /// Why a lease is left out, as a class for counting.
@@ -33,6 +35,8 @@ pub enum SkipReason {
     Overlap,
     /// No usable tunnel endpoint, or that of another node.
     Mac,
+    /// No usable public key of WireGuard, or that of another node.
+    Key,
 }
 
 impl SkipReason {
@@ -46,6 +50,7 @@ impl SkipReason {
             Self::Address => "address",
             Self::Overlap => "overlap",
             Self::Mac => "mac",
+            Self::Key => "key",
         }
     }
 }
@@ -105,6 +110,7 @@ impl Peers {
         let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));
         leases.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
 
+        let keys = former_keys(outlook, &leases);
         let mut chosen = Vec::new();
         for lease in leases {
             if network.ranges().all(|range| lease.subnets.get(Family::of(range.network.addr())).is_none()) {
@@ -118,16 +124,17 @@ impl Peers {
                 let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
                     continue;
                 };
-                match examine(outlook, range.network, lease, subnet) {
+                match examine(outlook, range.network, lease, subnet, &keys) {
                     Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
                     Err((reason, why)) => peers.skip(network, lease, family, reason, why),
                 }
             }
         }
-        let rules: [(Rule, SkipReason); 3] = [
+        let rules: [(Rule, SkipReason); 4] = [
             (uncovered, SkipReason::Overlap),
             (first_of_overlapping, SkipReason::Overlap),
             (last_written_of_a_mac, SkipReason::Mac),
+            (last_written_of_a_key, SkipReason::Key),
         ];
         for (rule, reason) in rules {
             let (kept, refused) = rule(outlook, chosen);
@@ -193,6 +200,7 @@ fn examine(
     network: IpNet,
     lease: &Lease,
     subnet: IpNet,
+    keys: &BTreeMap<IpNet, WireguardPeer>,
 ) -> Result<(Peer, bool), (SkipReason, String)> {
     let Outlook { former, own, ways, before, surroundings, .. } = outlook;
     let family = Family::of(subnet.addr());
@@ -242,7 +250,32 @@ fn examine(
         }
         (_, None) => Mac([0; 6]),
     };
-    Ok((Peer { subnet, public, mac, backend }, kept.is_some()))
+    let key = wireguard(ways, lease, family).map_err(|why| (SkipReason::Key, why));
+    let says_key = kept.is_none() && matches!(lease.attachment, Attachment::Wireguard { .. });
+    let wireguard = if says_key { Some(key?) } else { keys.get(&subnet).copied() };
+    Ok((Peer { subnet, public, mac, wireguard, backend }, kept.is_some()))
+}
+
+/// The keys of peers that have moved on to another backend and don't say them any more.
+fn former_keys(outlook: Outlook<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, WireguardPeer> {
+    let moved = outlook.ways.identities().next().is_some()
+        && leases.iter().any(|lease| !matches!(lease.attachment, Attachment::Wireguard { .. }));
+    if moved { known(outlook.before) } else { BTreeMap::new() }
+}
+
+/// What the peer says for WireGuard.
+fn wireguard(ways: &Ways, lease: &Lease, family: Family) -> Result<WireguardPeer, String> {
+    let of = |family| lease.attachment.wireguard(family);
+    let data = of(family).ok_or("it announces no public key (BackendData)")?;
+    if ways.identities().any(|own| own == data.key) {
+        return Err(format!(
+            "its PublicKey {} is this node's own: two nodes have the same key file (a copied disk?); remove it on one of \
+             them (wgkey in /run/flannel and /var/lib/flannel, or WIREGUARD_KEY_FILE) and restart flanneld there",
+            data.key
+        ));
+    }
+    let main_port = Family::BOTH.into_iter().find_map(of).and_then(|data| data.port);
+    Ok(WireguardPeer { key: data.key, port: data.port, main_port, public: lease.public })
 }
 
 /// The peer's tunnel endpoint.
@@ -336,6 +369,29 @@ struct Holder {
     current: bool,
     written: u64,
     public: IpAddr,
+}
+
+/// A tunnel has one peer for a key, so two nodes can't share one: the one whose lease was written last is the living one.
+fn last_written_of_a_key<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+    let mut holders: BTreeMap<PublicKey, &Lease> = BTreeMap::new();
+    for one in &claimed {
+        if let Some(data) = one.peer.wireguard {
+            let holder = holders.entry(data.key).or_insert(one.lease);
+            if one.lease.written > holder.written {
+                *holder = one.lease;
+            }
+        }
+    }
+    partition(claimed, |one| {
+        let key = one.peer.wireguard?.key;
+        let holder = holders.get(&key).filter(|holder| holder.subnets != one.lease.subnets)?;
+        (!holder.public.same_node(&one.lease.public)).then(|| {
+            format!(
+                "its PublicKey {key} is that of the node {}, whose lease was written later",
+                holder.public
+            )
+        })
+    })
 }
 
 fn partition<'a>(

@@ -8,6 +8,8 @@ use super::backend::{Backend, BackendError};
 use super::host_gw::HostGw;
 use super::udp::Udp;
 use super::vxlan::Vxlan;
+use super::wireguard::Wireguard;
+use crate::wg::key_file::KeyFiles;
 
 /// The backend that the configuration of this network asks for.
 ///
@@ -27,11 +29,18 @@ pub(crate) fn select(
             let networks = network.ranges().map(|range| range.network).collect();
             Ok(Arc::new(Udp::new(*port, *check_sources, *workers, networks)?))
         }
+        BackendConfig::Wireguard(config) => {
+            let identity = KeyFiles::of_environment().identity().map_err(BackendError)?;
+            let networks = network.ranges().map(|range| range.network).collect();
+            Ok(Arc::new(Wireguard::new(config.clone(), Arc::new(identity), networks)?))
+        }
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
-            "wireguard" | "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
-                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\", \"host-gw\" or \"udp\""
+            "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
+                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\""
             ),
-            _ => format!("Backend.Type: {name:?} is no backend: use \"vxlan\", \"host-gw\" or \"udp\""),
+            _ => format!(
+                "Backend.Type: {name:?} is no backend: use \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\""
+            ),
         })),
     }
 }
@@ -53,7 +62,7 @@ mod tests {
     #[test]
     fn what_this_release_lacks_is_refused_by_name() {
         for (config, part) in [
-            (r#""Backend":{"Type":"wireguard"}"#, "\"wireguard\" is a backend of Go flannel"),
+            (r#""Backend":{"Type":"ipsec"}"#, "\"ipsec\" is a backend of Go flannel"),
             (r#""Backend":{"Type":"vxlann"}"#, "\"vxlann\" is no backend"),
             (
                 r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}"#,

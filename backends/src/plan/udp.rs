@@ -80,6 +80,7 @@ impl Udp {
             check_sources: self.check_sources,
             workers: self.workers,
             peers: peers.iter().filter(reached).map(|peer| (peer.subnet, peer.public)).collect(),
+            wireguard: None,
         }
     }
 }
@@ -102,7 +103,7 @@ impl Backend for Udp {
         forwarding.peers.iter().any(|(known, _)| *known == subnet).then_some(Mac([0; 6]))
     }
 
-    fn tunnel_port(&self) -> Option<TunnelPort> {
+    fn tunnel_port(&self, _family: Family) -> Option<TunnelPort> {
         let (number, check_sources) = (self.port, self.check_sources);
         Some(TunnelPort { number, vnis: Default::default(), check_sources })
     }
@@ -185,6 +186,7 @@ mod plan_tests {
             subnet: subnet.parse().unwrap(),
             public: public.parse().unwrap(),
             mac: Mac([0; 6]),
+            wireguard: None,
             backend: BackendId::default(),
         }
     }

@@ -169,7 +169,7 @@ impl Backend for Vxlan {
         Some((self.config.vni, self.port()))
     }
 
-    fn tunnel_port(&self) -> Option<TunnelPort> {
+    fn tunnel_port(&self, _family: Family) -> Option<TunnelPort> {
         let VxlanConfig { vni, check_sources, .. } = self.config;
         Some(TunnelPort { number: self.port(), vnis: [vni].into(), check_sources })
     }
@@ -298,6 +298,7 @@ mod tests {
             subnet: subnet.parse().unwrap(),
             public: public.parse().unwrap(),
             mac: Mac([2, 0, 0, 0, 0, last]),
+            wireguard: None,
             backend: BackendId::default(),
         }
     }

@@ -13,6 +13,8 @@ use super::forwarding::Forwarding;
 use super::link::{Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity};
 use super::name::Name;
 use super::route::{BLACKHOLE_METRIC, Route};
+use super::wireguard::WireguardPeers;
+use crate::wg::identity::Identity;
 
 /// One change to the kernel. A value, so that it can be logged, counted, compared and dry-run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,10 @@ pub enum Change {
     SetForwarding(Name, Arc<Forwarding>),
     /// Stops the datapath of a TUN device.
     DelForwarding(Name),
+    /// Sets key and port of a WireGuard device of the kernel; its peers stay.
+    SetWireguard(Name, u16, Arc<Identity>),
+    /// Sets and removes peers of such a device.
+    SetWireguardPeers(Name, Arc<WireguardPeers>),
     /// Adds an address.
     AddAddress(Name, IpNet),
     /// Removes an address.
@@ -58,6 +64,7 @@ impl Change {
         match self {
             Self::DelLink(..) | Self::RenameLink(..) | Self::AddLink(..) | Self::SetLink(..) => "link",
             Self::SetForwarding(..) | Self::DelForwarding(..) => "forwarding",
+            Self::SetWireguard(..) | Self::SetWireguardPeers(..) => "wireguard",
             Self::AddAddress(..) | Self::DelAddress(..) => "address",
             Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
             Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
@@ -98,6 +105,8 @@ impl Change {
             | Self::SetLink(name, _)
             | Self::SetForwarding(name, _)
             | Self::DelForwarding(name)
+            | Self::SetWireguard(name, ..)
+            | Self::SetWireguardPeers(name, _)
             | Self::AddAddress(name, _)
             | Self::DelAddress(name, _)
             | Self::SetFdb(name, ..)
@@ -131,6 +140,8 @@ impl KernelState {
             Change::DelForwarding(name) => {
                 self.forwarding.remove(name);
             }
+            Change::SetWireguard(name, port, identity) => self.set_wireguard(*name, *port, identity),
+            Change::SetWireguardPeers(name, peers) => self.set_wireguard_peers(*name, peers),
             Change::AddAddress(name, net) => {
                 self.addresses.insert((*name, *net));
             }
@@ -175,6 +186,7 @@ impl KernelState {
         let route = |route: Route| Route { dev: route.dev.map(name), ..route };
         moved(&mut self.links, name);
         moved(&mut self.forwarding, name);
+        moved(&mut self.wireguard, name);
         moved(&mut self.fdb, |(dev, mac)| (name(dev), mac));
         moved(&mut self.neighbours, |(dev, ip)| (name(dev), ip));
         self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
@@ -186,6 +198,7 @@ impl KernelState {
     fn drop_link(&mut self, name: &Name) {
         self.links.remove(name);
         self.forwarding.remove(name);
+        self.wireguard.remove(name);
         self.addresses.retain(|(dev, _)| dev != name);
         self.fdb.retain(|(dev, _), _| dev != name);
         self.neighbours.retain(|(dev, _), _| dev != name);
@@ -206,11 +219,18 @@ impl fmt::Display for Change {
                     write!(f, "link add {name} type vxlan id {vni} local {local} mtu {mtu} address {mac}")
                 }
                 LinkIdentity::Tun => write!(f, "link add {name} type tun mtu {}", link.settings.mtu),
+                LinkIdentity::Wireguard => {
+                    write!(f, "link add {name} type wireguard mtu {}", link.settings.mtu)
+                }
                 LinkIdentity::Other(kind) => write!(f, "link add {name} type {kind}"),
             },
             Self::SetLink(name, patch) => write!(f, "link set {name}{patch}"),
             Self::SetForwarding(name, forwarding) => write!(f, "forwarding set {name} {forwarding}"),
             Self::DelForwarding(name) => write!(f, "forwarding del {name}"),
+            Self::SetWireguard(name, port, identity) => {
+                write!(f, "wireguard set {name} listen-port {port} key {}", identity.public())
+            }
+            Self::SetWireguardPeers(name, peers) => write!(f, "wireguard peers {name}: {peers}"),
             Self::AddAddress(name, net) => write!(f, "address add {net} dev {name}"),
             Self::DelAddress(name, net) => write!(f, "address del {net} dev {name}"),
             Self::SetFdb(name, mac, dst) => write!(f, "fdb replace {mac} dst {dst} dev {name}"),

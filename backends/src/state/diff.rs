@@ -112,6 +112,18 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::SetForwarding(*name, Arc::clone(forwarding)));
         }
     }
+    for (name, want) in &desired.wireguard {
+        let have = actual.wireguard.get(name).filter(|_| devices.there(name));
+        if let Some(identity) = &want.identity
+            && have.is_none_or(|have| (have.port, &have.identity) != (want.port, &want.identity))
+        {
+            changes.push(Change::SetWireguard(*name, want.port, Arc::clone(identity)));
+        }
+        let peers = want.peers_from(have.map(|have| &**have));
+        if !peers.is_empty() {
+            changes.push(Change::SetWireguardPeers(*name, Arc::new(peers)));
+        }
+    }
     for (key @ (name, mac), dst) in &desired.fdb {
         let present = devices.there(name) && actual.fdb.get(key) == Some(dst);
         if present && devices.moved.contains(name) {

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::{Family, PublicAddrs};
+
+use crate::wg::Settings;
 
 /// What a datapath is to do: a value that the reconciler compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Forwarding {
     pub workers: u8,
     /// Subnet and public address, of one family, of each peer; no two subnets overlap.
     pub peers: Vec<(IpNet, IpAddr)>,
+    /// Encrypts, and has these peers instead.
+    pub wireguard: Option<Arc<Settings>>,
 }
 
 impl Forwarding {
@@ -36,6 +41,11 @@ impl Forwarding {
 impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sockets: Vec<String> = self.sockets().map(|socket| socket.to_string()).collect();
-        write!(f, "local {} mtu {} peers {}", sockets.join(" and "), self.mtu, self.peers.len())
+        let peers = self.wireguard.as_ref().map_or(self.peers.len(), |settings| settings.peers.len());
+        write!(f, "local {} mtu {} peers {peers}", sockets.join(" and "), self.mtu)?;
+        if let Some(settings) = &self.wireguard {
+            write!(f, " key {}", settings.identity.public())?;
+        }
+        Ok(())
     }
 }

@@ -27,6 +27,8 @@ pub enum LinkIdentity {
     Vxlan(VxlanIdentity),
     /// A TUN device that this process holds.
     Tun,
+    /// WireGuard by the kernel.
+    Wireguard,
     /// Something of the same name that is not what we make.
     Other(String),
 }
@@ -217,11 +219,12 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
             number.is_some_and(is_number) || SPARE_PREFIXES.iter().any(|aside| name.starts_with(aside))
         }
         LinkIdentity::Tun => true,
-        LinkIdentity::Other(kind) if kind == "tun" => name.strip_prefix("flannel").is_some_and(is_number),
-        LinkIdentity::Other(kind) => matches!(
-            (name, kind.as_str()),
-            ("flannel-wg" | "flannel-wg-v6", "wireguard") | ("flannel.ipip", "ipip")
-        ),
+        LinkIdentity::Wireguard => matches!(name, "flannel-wg" | "flannel-wg-v6"),
+        LinkIdentity::Other(kind) if kind == "tun" => {
+            name.strip_prefix("flannel").is_some_and(is_number)
+                || matches!(name, "flannel-wg" | "flannel-wg-v6")
+        }
+        LinkIdentity::Other(kind) => (name, kind.as_str()) == ("flannel.ipip", "ipip"),
     }
 }
 

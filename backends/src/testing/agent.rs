@@ -60,6 +60,8 @@ impl Agent {
         let log = node.dir().join(format!("flanneld-{}.log", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let file = File::create(&log).with_context(|| format!("can't write {}", log.display()))?;
         let mut command = node.namespace().command(binary).args(&all);
+        // Nodes of a test share the file system.
+        command = command.env("WIREGUARD_KEY_FILE", node.dir().join("wgkey"));
         for (name, value) in environment {
             command = command.env(name, value);
         }

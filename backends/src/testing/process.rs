@@ -198,7 +198,8 @@ pub(super) fn require(program: &Path) -> anyhow::Result<()> {
         Some("etcd") => "etcd-server",
         Some("setpriv" | "nsenter") => "util-linux",
         Some("nft") => "nftables",
-        Some(name @ ("prometheus" | "iptables" | "iperf3" | "ethtool" | "tcpdump")) => name,
+        Some("wg") => "wireguard-tools",
+        Some(name @ ("prometheus" | "iptables" | "iperf3" | "ethtool" | "tcpdump" | "wireguard-go")) => name,
         _ => bail!("no program {}: build or install it first", program.display()),
     };
     bail!("no program {} in PATH: apt-get install {package}", program.display())

@@ -14,4 +14,5 @@ mod sockets;
 mod traffic;
 mod v6;
 mod wire;
+mod wireguard;
 mod workers;

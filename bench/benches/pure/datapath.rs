@@ -53,6 +53,7 @@ fn lookup(bencher: Bencher<'_, '_>, peers: u32) {
         check_sources: true,
         workers: 1,
         peers: (0..peers).map(peer).collect(),
+        wireguard: None,
     });
     let spread = |number: u32| number.wrapping_mul(0x9e37_79b9) % (peers << 8);
     let addresses: Vec<IpAddr> =

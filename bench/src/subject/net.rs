@@ -1,5 +1,5 @@
-//! Measures the ways from node to node side by side: the bare underlay, host-gw, vxlan, udp, and the udp
-//! backend of a Go flanneld, in turns within each round, so that what else the machine does hits all of them.
+//! Measures the ways from node to node side by side: the bare underlay, host-gw, vxlan, udp, the udp
+//! backend of a Go flanneld, and if asked for WireGuard in our process and by wireguard-go, in turns within each round, so that what else the machine does hits all of them.
 //!
 //! All of it happens in network namespaces of this process; nothing is left behind, however it ends.
 
@@ -43,10 +43,10 @@ pub(crate) struct Args {
     /// Measure only between these.
     #[arg(long, value_enum)]
     place: Option<Place>,
-    /// The ways to measure; by default all, and go-udp if FLANNELD_GO names a program.
+    /// The ways to measure; by default all without encryption, and go-udp if FLANNELD_GO names a program.
     #[arg(long, value_enum, value_delimiter = ',')]
     paths: Vec<Way>,
-    /// Threads of the udp backend for each direction (Backend.Workers).
+    /// Threads of udp and wireguard for each direction (Backend.Workers).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
     /// MTU of the underlay, in bytes.
@@ -98,7 +98,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
     let ways = if args.paths.is_empty() {
         let all = Way::value_variants().iter().copied();
-        all.filter(|&way| way != Way::GoUdp || go.is_some()).collect()
+        let usual = |way: Way| match way {
+            Way::GoUdp => go.is_some(),
+            Way::Wireguard | Way::WireguardGo => false,
+            Way::Bare | Way::HostGw | Way::Vxlan | Way::Udp => true,
+        };
+        all.filter(|way| usual(*way)).collect()
     } else {
         args.paths
     };

@@ -25,7 +25,8 @@ pub(super) const COMPATIBLE: &str = "Accepted for compatibility with Go flannel"
 const GRAMMAR: &str = "\
 Flags are written --flag=value, --flag value, -flag=value or -flag value; a boolean takes its value only
 with '=' and means true without one. Every flag but --version can be set by the environment variable that
-its help names; the command line wins, and an empty variable is no variable. NODE_NAME is this node's name.
+its help names; the command line wins, and an empty variable is no variable. NODE_NAME is this node's name,
+WIREGUARD_KEY_FILE the file with its WireGuard key.
 
 Exit codes: 0 after a clean stop, --help and --version; 1 when flanneld can't run; 2 when a flag or a variable can't be used.";
 

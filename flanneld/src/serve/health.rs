@@ -78,6 +78,11 @@ impl Health {
         }
     }
 
+    /// A condition doesn't count any more.
+    pub(crate) fn forget(&self, condition: &'static str) {
+        unpoisoned(&self.0.conditions).remove(condition);
+    }
+
     /// What an operator should know although this process is ready; replaces what was noted before on
     /// this subject.
     pub(crate) fn note(&self, subject: &'static str, notes: Vec<String>) {

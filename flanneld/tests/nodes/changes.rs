@@ -17,6 +17,7 @@ const PORT: &str = r#"{"Type":"vxlan","Port":4789}"#;
 const MTU_1400: &str = r#"{"Type":"vxlan","MTU":1400}"#;
 const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
 const UDP: &str = r#"{"Type":"udp"}"#;
+const WIREGUARD: &str = r#"{"Type":"wireguard"}"#;
 
 struct Scene {
     site: Site,
@@ -200,7 +201,7 @@ fn refuses(kind: Kind) {
         (String::new(), "JSON"),
         (r#"{"Network":"10.244.0.0/33","Backend":{"Type":"vxlan"}}"#.to_owned(), "10.244.0.0/33"),
         (config(V4, r#"{"Type":"vxlann"}"#), "\\\"vxlann\\\" is no backend"),
-        (config(V4, r#"{"Type":"wireguard"}"#), "backend of Go flannel"),
+        (config(V4, r#"{"Type":"ipsec"}"#), "backend of Go flannel"),
         (config(V4, r#"{"Type":"vxlan","VNI":"one"}"#), "VNI"),
         (config(V4, r#"{"Type":"vxlan","VNI":10000000}"#), "Backend.VNI: 10000000"),
         (config(&Family::BOTH, VXLAN), "IPv6"),
@@ -279,6 +280,11 @@ fn migrations() -> Vec<(String, String)> {
         (config(V4, UDP), config(V4, HOST_GW)),
         (config(&Family::BOTH, VXLAN), config(&Family::BOTH, UDP)),
         (config(&Family::BOTH, UDP), config(&Family::BOTH, HOST_GW)),
+        (config(V4, VXLAN), config(V4, WIREGUARD)),
+        (config(V4, UDP), config(V4, WIREGUARD)),
+        (config(V4, WIREGUARD), config(V4, HOST_GW)),
+        (config(&Family::BOTH, VXLAN), config(&Family::BOTH, WIREGUARD)),
+        (config(&Family::BOTH, WIREGUARD), config(&Family::BOTH, UDP)),
         (config(V4, UDP), config(&Family::BOTH, UDP)),
         (config(&Family::BOTH, UDP), config(V4, UDP)),
     ]
@@ -321,8 +327,8 @@ fn nodes_that_see_another_configuration_three_seconds_apart_lose_nothing() {
 #[test]
 fn nodes_that_are_restarted_one_after_the_other_with_another_configuration_lose_nothing() {
     each_migration(|from, to| {
-        // The udp backend carries packets in its process: then there is a gap, and an end of it.
-        let in_process = from.contains("udp") || to.contains("udp");
+        // These backends carry packets in the process: then there is a gap, and an end of it.
+        let in_process = ["udp", "wireguard"].iter().any(|name| from.contains(name) || to.contains(name));
         let mut scene = Scene::new(Kind::Kube, from, &[]);
         let pings = pings_of(&scene.pods.each_ref(), &common(from, to));
         for index in 0..2 {

@@ -39,3 +39,4 @@ mod strangers;
 mod swap;
 mod udp;
 mod underlay;
+mod wireguard;

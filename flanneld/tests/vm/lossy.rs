@@ -34,6 +34,16 @@ fn udp_carries_transfers_unchanged_over_a_lossy_network() {
 }
 
 #[test]
+fn wireguard_by_the_kernel_carries_transfers_unchanged_over_a_lossy_network() {
+    carries(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"never"}}"#);
+}
+
+#[test]
+fn wireguard_in_process_carries_transfers_unchanged_over_a_lossy_network() {
+    carries(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"always"}}"#);
+}
+
+#[test]
 fn host_gw_carries_transfers_unchanged_over_a_lossy_network() {
     carries(HOST_GW);
 }

@@ -10,6 +10,7 @@ mod bed;
 mod linux_6_1;
 mod lossy;
 mod transfer;
+mod wireguard;
 mod without_vxlan;
 
 /// Fails unless the guest's kernel is of this release.

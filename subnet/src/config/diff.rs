@@ -77,6 +77,7 @@ fn backend_values(backend: &BackendConfig) -> Vec<(&'static str, String)> {
             ("Backend.CheckSources", check_sources.to_string()),
             ("Backend.Workers", workers.to_string()),
         ],
+        BackendConfig::Wireguard(wireguard) => wireguard.values(),
         BackendConfig::HostGw | BackendConfig::Unknown(_) => Vec::new(),
     }
 }

@@ -49,6 +49,18 @@ const VXLAN: [&str; 11] = [
 ];
 const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
 const UDP: [&str; 4] = ["Type", "Port", "CheckSources", "Workers"];
+const WIREGUARD: [&str; 10] = [
+    "Type",
+    "ListenPort",
+    "ListenPortV6",
+    "MTU",
+    "PSK",
+    "PersistentKeepaliveInterval",
+    "Mode",
+    "Userspace",
+    "Workers",
+    "Name",
+];
 /// More messages than this about one document are no help.
 const MAX_SAID: usize = 10;
 
@@ -58,6 +70,7 @@ pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
         "vxlan" => &VXLAN,
         "host-gw" => &HOST_GW,
         "udp" => &UDP,
+        "wireguard" => &WIREGUARD,
         // Its keys are not known here.
         _ => &[],
     };
@@ -71,7 +84,7 @@ pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
         })
     });
     let inside = inside.filter_map(|name| {
-        let elsewhere = [&VXLAN[..], &UDP].into_iter().find_map(|keys| find(name, keys));
+        let elsewhere = [&VXLAN[..], &UDP, &WIREGUARD].into_iter().find_map(|keys| find(name, keys));
         unknown(name, of_backend, "Backend.").map(|text| match (elsewhere, find(name, &TOP)) {
             (Some(key), _) => format!("Backend.{key} has no effect with the backend {backend}: remove it"),
             (None, Some(key)) => format!("Backend.{key} has no effect here: move it out of Backend"),
@@ -170,7 +183,7 @@ mod tests {
             r#""Type":"vxlan","MacPrefix":"0E-2A","Name":"x","ChecksumOffload":"off","Fallback":"udp""#,
             r#""Type":"host-gw","Name":"cbr0""#,
             r#""Type":"udp","Port":1,"CheckSources":false,"Workers":2"#,
-            r#""Type":"wireguard","PSK":"x","Mode":"auto""#,
+            r#""Type":"wireguard","ListenPort":1,"psk":"","Mode":"auto","Userspace":"never""#,
         ] {
             let top = r#","enableipv4":true,"EnableNFTables":true,"SubnetLen":24,"IPv6SubnetLen":64"#;
             assert_eq!(warnings(top, backend), [""; 0], "{backend}");

@@ -113,6 +113,12 @@ pub(super) fn wanted(
                 let port = vtep.port.map_or_else(String::new, |port| format!("\"Port\":{port},"));
                 format!("{{\"VNI\":{},{port}\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)
             }),
+            Attachment::Wireguard { .. } => match (attachment.wireguard(family), family) {
+                (Some(data), _) => Some(data.to_json()),
+                // Go writes these too where there is IPv6 alone.
+                (None, Family::V4) => Some("null".to_owned()),
+                (None, Family::V6) => None,
+            },
             // Go writes IPv4's also where there is no IPv4.
             Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) if family == Family::V4 => {
                 Some("null".to_owned())
@@ -224,6 +230,24 @@ mod tests {
     }
 
     const MAC: &str = "12:c6:65:89:b4:e3";
+
+    #[test]
+    fn annotations_of_wireguard_are_byte_for_byte_those_of_go_flannel() {
+        let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".parse().unwrap();
+        let data = |port| Some(crate::wireguard::WireguardData { key, port: Some(port) });
+        let two = public(Some("192.0.2.1"), Some("2001:db8::1"));
+        let wanted =
+            |attachment: &Attachment| wanted(&Annotations::new(), &two, attachment, |_| true).unwrap();
+        let both = wanted(&Attachment::Wireguard { v4: data(51820), v6: data(51821) });
+        let quoted = |port| Some(format!(r#"{{"PublicKey":"{key}","Port":{port}}}"#));
+        assert_eq!((&both["backend-data"], &both["backend-v6-data"]), (&quoted(51820), &quoted(51821)));
+        assert_eq!(both["backend-type"].as_deref(), Some("wireguard"));
+        let alone = wanted(&Attachment::Wireguard { v4: None, v6: data(51821) });
+        assert_eq!(
+            (alone["backend-data"].as_deref(), &alone["backend-v6-data"]),
+            (Some("null"), &quoted(51821))
+        );
+    }
 
     #[test]
     fn prefixes_are_completed_and_refused_as_go_does() {

@@ -12,6 +12,7 @@ use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, ad
 use crate::gojson::{Object, shortened};
 use crate::lease::{Attachment, Lease, Malformed, Vtep};
 use crate::net::{Family, PublicAddrs, Subnets};
+use crate::wireguard::WireguardData;
 
 /// A node as the API server writes it; everything else is skipped unread.
 #[derive(Debug, Deserialize)]
@@ -137,8 +138,8 @@ impl Node<'_> {
         }
         let mut wrong = Vec::new();
         let mut public = PublicAddrs::default();
-        let mut vteps = [None, None];
-        for (family, vtep) in Family::BOTH.into_iter().zip(&mut vteps) {
+        let (mut vteps, mut keys) = ([None, None], [None, None]);
+        for ((family, vtep), key) in Family::BOTH.into_iter().zip(&mut vteps).zip(&mut keys) {
             if subnets.get(family).is_none() {
                 continue;
             }
@@ -151,18 +152,21 @@ impl Node<'_> {
                 Some(Err(why)) => wrong.push(format!("annotation {}: {why}", names.public)),
                 Some(Ok(_)) | None => {}
             }
-            if matches!(kind, "vxlan" | CHANGING) {
-                match self.annotation(prefix, names.data).map_or(Ok(None), read_vtep) {
-                    Ok(read) => *vtep = read,
-                    Err(why) => wrong.push(format!("annotation {}: {why}", names.data)),
-                }
+            let data = self.annotation(prefix, names.data).filter(|text| !matches!(*text, "" | "null"));
+            let read = data.map_or(Ok((None, None)), |text| read_data(kind, text));
+            let read = read.map(|read| (*vtep, *key) = read);
+            if let Err(why) = read {
+                wrong.push(format!("annotation {}: {why}", names.data));
             }
         }
         let attachment = match kind {
             "" | "udp" => Attachment::Udp,
             "host-gw" => Attachment::HostGw,
             "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
-            // The type is away for a moment only, and there is one that has such data.
+            "wireguard" => Attachment::Wireguard { v4: keys[0], v6: keys[1] },
+            CHANGING if keys.iter().any(Option::is_some) => {
+                Attachment::Wireguard { v4: keys[0], v6: keys[1] }
+            }
             CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
             _ => Attachment::Foreign(shortened(kind).into()),
         };
@@ -180,17 +184,31 @@ impl Node<'_> {
     }
 }
 
-/// `backend-data` of a vxlan node.
-fn read_vtep(text: &str) -> Result<Option<Vtep>, String> {
-    if matches!(text, "" | "null") {
-        return Ok(None);
+/// `backend-data` of a node of this type.
+fn read_data(kind: &str, text: &str) -> Result<(Option<Vtep>, Option<WireguardData>), String> {
+    // The type is away for a moment only: which one it was tells the data.
+    let has_key = || text.to_ascii_lowercase().contains("\"publickey\"");
+    match kind {
+        "wireguard" => Ok((None, Some(read_key(text)?))),
+        CHANGING if has_key() => Ok((None, Some(read_key(text)?))),
+        "vxlan" | CHANGING => Ok((Some(read_vtep(text)?), None)),
+        _ => Ok((None, None)),
     }
+}
+
+/// `backend-data` of a wireguard node.
+fn read_key(text: &str) -> Result<WireguardData, String> {
+    WireguardData::read(&Object::parse(text)?, "")
+}
+
+/// `backend-data` of a vxlan node.
+fn read_vtep(text: &str) -> Result<Vtep, String> {
     let data = Object::parse(text)?;
     let vni = data.get::<u32>("VNI")?.unwrap_or(0);
     let mac = data.get::<String>("VtepMAC")?.ok_or("it has no VtepMAC")?;
     let mac = mac.parse().map_err(|error| format!("VtepMAC: {error}"))?;
     let port = data.get::<u16>("Port")?.filter(|port| *port != 0);
-    Ok(Some(Vtep { vni, mac, port }))
+    Ok(Vtep { vni, mac, port })
 }
 
 /// What is kept of a node that Flannel manages: about 150 bytes.

@@ -108,9 +108,10 @@ impl Table {
 
 /// Whether what a node announces is of no use any more, in some family.
 fn says_less(now: &Attachment, known: &Attachment) -> bool {
-    let lost = |family| known.vtep(family).is_some() && now.vtep(family).is_none();
+    let lost = |family| known.has_data(family) && !now.has_data(family);
     matches!(now, Attachment::Foreign(_))
-        || matches!(now, Attachment::Vxlan { .. }) && Family::BOTH.into_iter().any(lost)
+        || matches!(now, Attachment::Vxlan { .. } | Attachment::Wireguard { .. })
+            && Family::BOTH.into_iter().any(lost)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{Attachment, Vtep};
 use crate::gojson::{self, Object, shortened};
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
+use crate::wireguard::WireguardData;
 
 /// A lease's value can't be used; the text says which member and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,9 +77,29 @@ struct Value<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     backend_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backend_data: Option<VtepData>,
+    backend_data: Option<Data>,
     #[serde(skip_serializing_if = "Option::is_none", rename = "BackendV6Data")]
-    backend_v6_data: Option<VtepData>,
+    backend_v6_data: Option<Data>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Data {
+    Vtep(VtepData),
+    Wireguard(KeyData),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct KeyData {
+    public_key: String,
+    port: u16,
+}
+
+impl From<WireguardData> for KeyData {
+    fn from(WireguardData { key, port }: WireguardData) -> Self {
+        Self { public_key: key.to_string(), port: port.unwrap_or(0) }
+    }
 }
 
 /// `VtepMAC` has to stay last: a Go flannel finds its MAC by cutting the text at its end (contract §3.2.3).
@@ -100,16 +121,16 @@ impl From<Vtep> for VtepData {
 
 /// A lease's value as Go's `encoding/json` would write it.
 pub fn encode_value(public: &PublicAddrs, attachment: &Attachment) -> String {
-    let (v4, v6) = match attachment {
-        Attachment::Vxlan { v4, v6 } => (*v4, *v6),
-        Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) => (None, None),
+    let data = |family| {
+        let vtep = attachment.vtep(family).map(|vtep| Data::Vtep(vtep.into()));
+        vtep.or_else(|| attachment.wireguard(family).map(|data| Data::Wireguard(data.into())))
     };
     gojson::to_string(&Value {
         public_ip: public.v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
         public_ipv6: public.v6,
         backend_type: attachment.type_name(),
-        backend_data: v4.map(VtepData::from),
-        backend_v6_data: v6.map(VtepData::from),
+        backend_data: data(Family::V4),
+        backend_v6_data: data(Family::V6),
     })
 }
 
@@ -133,8 +154,12 @@ pub(super) fn decode_for(
     let text = std::str::from_utf8(value).map_err(|error| format!("not UTF-8: {error}"))?;
     let object = Object::parse(text)?;
     let kind: String = object.get("BackendType")?.unwrap_or_default();
-    let is_vxlan = kind.eq_ignore_ascii_case("vxlan");
-    let data = |key| if is_vxlan { vtep(&object, key) } else { Ok(None) };
+    let kind_of_data = kind.to_ascii_lowercase();
+    let data = |key| match kind_of_data.as_str() {
+        "vxlan" => Ok((vtep(&object, key)?, None)),
+        "wireguard" => Ok((None, wireguard(&object, key)?)),
+        _ => Ok::<FamilyData, DecodeError>((None, None)),
+    };
     let v4 = object
         .get_non_null("PublicIP")
         .map_err(DecodeError::from)
@@ -150,11 +175,11 @@ pub(super) fn decode_for(
     let mut wrong = None;
     let (v4, v4_data) = v4.unwrap_or_else(|error| {
         wrong = Some(error);
-        (None, None)
+        Default::default()
     });
     let (v6, v6_data) = v6.unwrap_or_else(|error| {
         wrong.get_or_insert(error);
-        (None, None)
+        Default::default()
     });
     if let Some(error) = wrong.take_if(|_| !some_is_right) {
         return Err(error);
@@ -163,10 +188,11 @@ pub(super) fn decode_for(
         v4: v4.filter(|addr| !addr.is_unspecified()),
         v6: v6.filter(|addr| !addr.is_unspecified()),
     };
-    let attachment = match kind.to_ascii_lowercase().as_str() {
+    let attachment = match kind_of_data.as_str() {
         "" | "udp" => Attachment::Udp,
         "host-gw" => Attachment::HostGw,
-        "vxlan" => Attachment::Vxlan { v4: v4_data, v6: v6_data },
+        "vxlan" => Attachment::Vxlan { v4: v4_data.0, v6: v6_data.0 },
+        "wireguard" => Attachment::Wireguard { v4: v4_data.1, v6: v6_data.1 },
         _ => Attachment::Foreign(shortened(&kind).into()),
     };
     Ok((public, attachment, wrong))
@@ -182,6 +208,14 @@ fn address<T: std::str::FromStr>(
         Ok(addr) => Ok(Some(addr)),
         Err(_) => Err(DecodeError(format!("{key}: {:?} is not an {family} address", shortened(&text)))),
     }
+}
+
+/// What a lease says of one family, by the kind of its backend.
+type FamilyData = (Option<Vtep>, Option<WireguardData>);
+
+fn wireguard(object: &Object<'_>, key: &str) -> Result<Option<WireguardData>, DecodeError> {
+    let Some(data) = object.object(key)? else { return Ok(None) };
+    Ok(Some(WireguardData::read(&data, &format!("{key}."))?))
 }
 
 fn vtep(object: &Object<'_>, key: &str) -> Result<Option<Vtep>, DecodeError> {
@@ -226,6 +260,14 @@ mod tests {
             encode_value(&public("192.168.64.3"), &Attachment::HostGw),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#
         );
+        let data = |port| {
+            let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".parse().unwrap();
+            Some(WireguardData { key, port: Some(port) })
+        };
+        assert_eq!(
+            encode_value(&public("192.168.64.3"), &Attachment::Wireguard { v4: data(51820), v6: None }),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}}"#
+        );
         let both = PublicAddrs { v6: Some("fd00::3".parse().unwrap()), ..public("192.168.64.3") };
         let mac = vtep("c6:d2:32:6f:8f:44");
         assert_eq!(
@@ -255,6 +297,16 @@ mod tests {
             (br#"{"BackendType":"vxlan","BackendData":"x"}"#, "BackendData"),
             (br#"{"BackendType":"vxlan","BackendData":{"VNI":1}}"#, "no VtepMAC"),
             (br#"{"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"zz"}}"#, "VtepMAC: \"zz\""),
+            (br#"{"BackendType":"wireguard","BackendData":{"Port":1}}"#, "BackendData.PublicKey: there is none"),
+            (br#"{"BackendType":"wireguard","BackendData":{"PublicKey":"AA"}}"#, "BackendData.PublicKey: \"AA\""),
+            (
+                br#"{"BackendType":"wireguard","BackendData":{"PublicKey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}}"#,
+                "low order",
+            ),
+            (
+                br#"{"BackendType":"wireguard","BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":70000}}"#,
+                "BackendData.Port: 70000",
+            ),
             (b"", "not a JSON object"),
             (b"\xff", "UTF-8"),
         ] {
@@ -319,7 +371,8 @@ mod tests {
             let port = port.map(|port| port | 1);
             let public = PublicAddrs { v4: Some(Ipv4Addr::from(v4 | 1)), v6: v6.map(|v6| Ipv6Addr::from(v6 | 1)) };
             let data = Some(Vtep { vni, mac: Mac(mac), port });
-            for attachment in [Attachment::Udp, Attachment::HostGw, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }] {
+            let key = |port| Some(WireguardData { key: crate::wireguard::PublicKey::new([vni as u8 | 2; 32]).unwrap(), port });
+            for attachment in [Attachment::Udp, Attachment::HostGw, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::Wireguard { v4: key(port), v6: key(None) }] {
                 let value = encode_value(&public, &attachment);
                 prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));
             }

@@ -43,6 +43,17 @@ impl Address {
         address
     }
 
+    /// The port, as the kernel has written it for a socket of this family.
+    pub(super) fn port(&self, v6: bool) -> u16 {
+        if v6 {
+            // SAFETY: both structures are plain numbers, and all of the union was initialized.
+            u16::from_be(unsafe { self.v6 }.sin6_port)
+        } else {
+            // SAFETY: as above.
+            u16::from_be(unsafe { self.v4 }.sin_port)
+        }
+    }
+
     /// The host's address, as the kernel has written it for a socket of this family.
     pub(super) fn ip(&self, v6: bool) -> IpAddr {
         if v6 {

@@ -56,6 +56,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
     let bridge = kind == "bridge";
     let (identity, lower, local, learning) = match vxlan {
         Some((identity, lower, local, learning)) => (LinkIdentity::Vxlan(identity), lower, local, learning),
+        None if kind == "wireguard" => (LinkIdentity::Wireguard, 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
         None => (LinkIdentity::Other(kind), 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
     };
     Some(LinkFacts {

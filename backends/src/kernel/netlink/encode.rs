@@ -30,10 +30,18 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             let message = LinkUnspec::new_with_index(index).name(to.to_string()).build();
             (Message::NewLink(message), 0)
         }
+        Change::AddLink(name, link) if link.identity == LinkIdentity::Wireguard => {
+            let builder: LinkMessageBuilder<LinkUnspec> =
+                LinkMessageBuilder::new_with_info_kind(InfoKind::Wireguard);
+            (Message::NewLink(builder.name(name.to_string()).mtu(link.settings.mtu).build()), ADD)
+        }
         Change::AddLink(name, link) => (Message::NewLink(new_vxlan(name.as_str(), link)?), ADD),
         Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
         Change::SetForwarding(..) | Change::DelForwarding(_) => {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "datapaths are not the kernel's"));
+        }
+        Change::SetWireguard(..) | Change::SetWireguardPeers(..) => {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has a netlink family of its own"));
         }
         Change::AddAddress(_, net) => {
             (Message::NewAddress(address(index, net.addr(), net.prefix_len())), ADD)

@@ -21,6 +21,10 @@ impl Netlink {
                 let links = self.links().unwrap_or_default();
                 Some(port_holder(forwarding.port, &links, name))
             }
+            (Change::SetWireguard(name, port, _), Some(errno::EADDRINUSE)) => {
+                let links = self.links().unwrap_or_default();
+                Some(port_holder(*port, &links, name))
+            }
             (Change::AddLink(name, link), Some(errno::EEXIST)) => match &link.identity {
                 LinkIdentity::Vxlan(want) => {
                     let links = self.links().unwrap_or_default();
@@ -40,7 +44,9 @@ impl Netlink {
             },
             (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
                 let process = tun_holder(name);
-                Some(format!("{process} holds {name}: stop it, or give this network another Backend.Port"))
+                Some(format!(
+                    "{process} holds {name}: stop it, or give this network another Backend.Port (of udp)"
+                ))
             }
             _ => None,
         };
@@ -82,7 +88,7 @@ fn port_holder(port: u16, links: &[LinkFacts], own: &Name) -> String {
     let holder = holder.unwrap_or_else(|| "another program".to_owned());
     format!(
         "{holder} has UDP port {port} (ss -ulnp sport = :{port}): stop or remove it, or give this network another \
-         Backend.Port"
+         Backend.Port (of wireguard: Backend.ListenPort)"
     )
 }
 

@@ -34,7 +34,7 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
         (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
             let sockets: Vec<String> = forwarding.sockets().map(|socket| socket.to_string()).collect();
             let words = format!(
-                "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port",
+                "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port (of wireguard: Backend.ListenPort)",
                 sockets.join(" or ")
             );
             return io::Error::new(error.kind(), words);
@@ -42,6 +42,10 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
         (Change::RenameLink(..), Some(errno::EBUSY)) => {
             "this kernel can't rename a device that is up (Linux 6.2 and later can), so the port can't change without an \
              interruption: restart flanneld on all nodes with the new configuration"
+        }
+        (Change::AddLink(_, Link { identity: LinkIdentity::Wireguard, .. }), Some(errno::EOPNOTSUPP)) => {
+            "this kernel has no WireGuard: load the module wireguard (modprobe wireguard; Linux 5.6 and later have it), \
+             or let flanneld encrypt with Backend.Userspace: \"auto\""
         }
         (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make VXLAN devices: load the module vxlan (modprobe vxlan; Ubuntu for Raspberry Pi has it in \
@@ -70,9 +74,7 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
 /// Why a TUN device can't be made, and what to do.
 fn tun_remedy(name: &Name, number: i32, error: &io::Error) -> String {
     let remedy = match number {
-        errno::EBUSY => format!(
-            "another process holds {name}: stop it (another flanneld?), or give this network another Backend.Port"
-        ),
+        errno::EBUSY => format!("another process holds {name}: stop it (another flanneld?)"),
         errno::ENOENT | errno::ENODEV | errno::ENXIO => {
             "there is no /dev/net/tun: load the module tun, and mount /dev/net/tun into the container"
                 .to_owned()
@@ -83,7 +85,7 @@ fn tun_remedy(name: &Name, number: i32, error: &io::Error) -> String {
                 .to_owned()
         }
         errno::EINVAL => format!("{name} is no TUN device with one queue: delete it (ip link del {name})"),
-        _ => "the udp backend needs a TUN device".to_owned(),
+        _ => "udp, and wireguard in process, need a TUN device".to_owned(),
     };
     format!("{error}: {remedy}")
 }
@@ -121,6 +123,8 @@ fn already_so(change: &Change, error: &io::Error) -> bool {
         | Change::RenameLink(..)
         | Change::SetLink(..)
         | Change::SetForwarding(..)
+        | Change::SetWireguard(..)
+        | Change::SetWireguardPeers(..)
         | Change::DelForwarding(..)
         | Change::SetFdb(..)
         | Change::SetNeighbour(..)

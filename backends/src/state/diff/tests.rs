@@ -1,9 +1,11 @@
 //! Properties of `diff` over random states: from each of them, the changes lead to the desired one.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::LazyLock;
 
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
+use subnet::wireguard::PublicKey;
 use subnet::{Family, Mac, PublicAddrs};
 
 use super::*;
@@ -11,7 +13,9 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::reconcile::converge;
 use crate::kernel::{Kernel, Scope};
 use crate::state::forwarding::Forwarding;
+use crate::state::wireguard::{WireguardDevice, WireguardEntry};
 use crate::state::{Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity};
+use crate::wg::identity::Identity;
 
 fn name(number: u8) -> Name {
     format!("flannel.{number}").parse().unwrap()
@@ -45,7 +49,8 @@ fn links(actual: bool) -> impl Strategy<Value = Link> {
             let port = if actual { port.or(Some(8472)) } else { port };
             LinkIdentity::Vxlan(VxlanIdentity { vni, port, gbp, family: Family::V4, foreign_modes: false })
         });
-    let vxlan_or_tun = prop_oneof![4 => vxlan, 1 => Just(LinkIdentity::Tun)];
+    let vxlan_or_tun =
+        prop_oneof![4 => vxlan, 1 => Just(LinkIdentity::Tun), 1 => Just(LinkIdentity::Wireguard)];
     let other = prop::sample::select(vec!["veth", "tun"]).prop_map(|kind| LinkIdentity::Other(kind.into()));
     let identity =
         if actual { prop_oneof![4 => vxlan_or_tun, 1 => other].boxed() } else { vxlan_or_tun.boxed() };
@@ -67,7 +72,32 @@ fn forwardings() -> impl Strategy<Value = Arc<Forwarding>> {
             check_sources: true,
             workers: 1,
             peers: vec![("10.1.2.0/24".parse().unwrap(), [192, 0, 2, peer].into())],
+            wireguard: None,
         })
+    })
+}
+
+/// What WireGuard of the kernel does: peers whose addresses don't overlap, with two ports and two keys.
+fn wireguards() -> impl Strategy<Value = Arc<WireguardDevice>> {
+    static KEYS: LazyLock<[Arc<Identity>; 2]> =
+        LazyLock::new(|| [(); 2].map(|()| Arc::new(Identity::generate().unwrap())));
+    let peer = (1u16..3, any::<bool>(), any::<bool>());
+    let peers = prop::collection::btree_map(2u8..8, peer, 0..4);
+    (peers, 51820u16..51822, any::<bool>(), any::<bool>()).prop_map(|(peers, port, other, shifted)| {
+        let peers = peers.into_iter().map(|(number, (port, secret, wide))| {
+            let net = |third| IpNet::new(Ipv4Addr::new(10, 2, third, 0).into(), 24).unwrap();
+            // An address may go from one peer to another.
+            let third = if shifted { number ^ 1 } else { number };
+            let entry = WireguardEntry {
+                endpoint: ([192, 0, 2, number], port).into(),
+                allowed: [net(third)].into_iter().chain(wide.then(|| net(third + 100))).collect(),
+                psk: secret.then(|| [number; 32].into()),
+                keepalive: port,
+            };
+            (PublicKey::new([number; 32]).unwrap(), entry)
+        });
+        let identity = Some(Arc::clone(&KEYS[usize::from(other)]));
+        Arc::new(WireguardDevice { port, identity, peers: peers.collect() })
     })
 }
 
@@ -93,6 +123,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
     let parts = (
         btree_map(names(), links(actual), 0..4),
         btree_map(names(), forwardings(), 0..4),
+        prop::collection::vec(wireguards(), 4),
         btree_set((names(), nets()), 0..5),
         btree_map((names(), macs()), addrs(), 0..8),
         btree_map((names(), addrs()), macs(), 0..8),
@@ -101,7 +132,17 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_set(nets(), 0..3),
     );
     parts.prop_map(
-        move |(links, forwarding, addresses, fdb, neighbours, routes, shadowed_routes, blackholes)| {
+        move |(
+            links,
+            forwarding,
+            wireguards,
+            addresses,
+            fdb,
+            neighbours,
+            routes,
+            shadowed_routes,
+            blackholes,
+        )| {
             let exists = |name: &Name| links.contains_key(name);
             let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
             let routes: std::collections::BTreeMap<_, _> = routes
@@ -110,7 +151,9 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
                 .map(|route| (route.dst, Route { foreign: route.foreign && actual, ..route }))
                 .collect();
             let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
+            let of_kernel = links.iter().filter(|(_, link)| link.identity == LinkIdentity::Wireguard);
             KernelState {
+                wireguard: of_kernel.map(|(name, _)| *name).zip(wireguards).collect(),
                 forwarding: forwarding.into_iter().filter(|(name, _)| is_tun(name)).collect(),
                 addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
                 fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),

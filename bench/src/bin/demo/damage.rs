@@ -34,7 +34,11 @@ pub(crate) fn repair(cluster: &mut Cluster, progress: &Progress) -> anyhow::Resu
             Damage::Restart => cluster.restart_agent(0)?,
         }
         let node = &cluster.sites[0].node;
-        let route = if cluster.backend == Backend::Udp { NETWORK.parse()? } else { peer };
+        let route = if matches!(cluster.backend, Backend::Udp | Backend::Wireguard) {
+            NETWORK.parse()?
+        } else {
+            peer
+        };
         let returns = format!("the route to {route} to come back");
         progress.wait_for(&returns, TIMEOUT, || node.has_route(route))?;
         pinger.wait_for_reply(TIMEOUT).with_context(|| format!("after the damage {what:?}"))?;
@@ -48,10 +52,14 @@ pub(crate) fn repair(cluster: &mut Cluster, progress: &Progress) -> anyhow::Resu
 fn damages(backend: Backend, peer: IpNet) -> Vec<(String, Damage)> {
     let ip = |command: &str| (format!("ip {command}"), Damage::Ip(command.to_owned()));
     let mut all = vec![("restart of flanneld".to_owned(), Damage::Restart)];
-    let route = if backend == Backend::Udp { NETWORK.to_owned() } else { peer.to_string() };
+    let route = if matches!(backend, Backend::Udp | Backend::Wireguard) {
+        NETWORK.to_owned()
+    } else {
+        peer.to_string()
+    };
     all.push(ip(&format!("route del {route}")));
     match backend {
-        Backend::Vxlan | Backend::Udp => {
+        Backend::Vxlan | Backend::Udp | Backend::Wireguard => {
             let device = backend.device();
             all.push(ip(&format!("link set {device} down")));
             all.push(ip(&format!("link del {device}")));

@@ -34,6 +34,7 @@ struct Args {
 enum Backend {
     Vxlan,
     HostGw,
+    Wireguard,
     Udp,
 }
 
@@ -43,6 +44,7 @@ impl Backend {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Wireguard => "wireguard",
             Self::Udp => "udp",
         }
     }
@@ -52,6 +54,7 @@ impl Backend {
         match self {
             Self::Vxlan => "flannel.1",
             Self::HostGw => "eth0",
+            Self::Wireguard => "flannel-wg",
             Self::Udp => "flannel0",
         }
     }

@@ -1,5 +1,5 @@
-//! Feeds random packets to both directions of the udp backend's datapath, without a kernel, and compares what
-//! comes out with slow models.
+//! Feeds random packets to both directions of the udp backend's datapath and to WireGuard, without a kernel, and
+//! compares what comes out with slow models.
 //!
 //! Every case follows from a number: a case that fails is told, and `--seed NUMBER --cases 1` repeats it.
 
@@ -7,6 +7,7 @@ mod egress;
 mod ingress;
 mod model;
 mod packets;
+mod wireguard;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ struct Args {
     /// How many cases.
     #[arg(long)]
     cases: Option<u64>,
+    /// Only WireGuard: its messages and its window.
+    #[arg(long)]
+    wireguard: bool,
     /// The number of the first case; another one each time by default.
     #[arg(long)]
     seed: Option<u64>,
@@ -38,14 +42,23 @@ struct Fed {
     /// Packets from the device, and datagrams from peers.
     egress: u64,
     ingress: u64,
+    /// Messages, handshakes and counters of WireGuard.
+    wireguard: u64,
     /// What of this was taken rather than refused.
     taken: u64,
     /// Packets that were merged with others.
     merged: u64,
 }
 
-/// One case in each direction.
-fn case(seed: u64, fed: &mut Fed) {
+/// One case of each, or of WireGuard alone.
+fn case(seed: u64, only_wireguard: bool, fed: &mut Fed) {
+    fed.cases += 1;
+    let (inputs, taken) = wireguard::case(seed);
+    fed.wireguard += inputs;
+    if only_wireguard {
+        fed.taken += taken;
+        return;
+    }
     let (packets, taken) = egress::case(seed);
     fed.egress += packets;
     fed.taken += taken;
@@ -53,11 +66,10 @@ fn case(seed: u64, fed: &mut Fed) {
     fed.ingress += packets;
     fed.taken += taken;
     fed.merged += merged;
-    fed.cases += 1;
 }
 
 /// Cases from this one on; the number of the one that fails.
-fn run(first: u64, cases: u64, until: Option<Instant>) -> Result<Fed, u64> {
+fn run(first: u64, cases: u64, until: Option<Instant>, only_wireguard: bool) -> Result<Fed, u64> {
     let mut fed = Fed::default();
     let mut told = Instant::now();
     for seed in (0..cases).map(|number| first.wrapping_add(number)) {
@@ -66,7 +78,7 @@ fn run(first: u64, cases: u64, until: Option<Instant>) -> Result<Fed, u64> {
         }
         let mut next = fed;
         fed = catch_unwind(move || {
-            case(seed, &mut next);
+            case(seed, only_wireguard, &mut next);
             next
         })
         .map_err(|_| seed)?;
@@ -85,13 +97,14 @@ fn main() -> ExitCode {
     let until = args.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let cases = args.cases.unwrap_or(if until.is_some() { u64::MAX } else { 10_000 });
     println!("first case: --seed {seed}");
-    match run(seed, cases, until) {
+    match run(seed, cases, until, args.wireguard) {
         Ok(fed) => {
             println!("nothing found: {fed:?}");
             ExitCode::SUCCESS
         }
         Err(seed) => {
-            eprintln!("found: --seed {seed} --cases 1");
+            let only = if args.wireguard { " --wireguard" } else { "" };
+            eprintln!("found: --seed {seed} --cases 1{only}");
             ExitCode::FAILURE
         }
     }
@@ -103,7 +116,9 @@ mod tests {
 
     #[test]
     fn a_short_run_finds_nothing_and_reaches_everything() {
-        let fed = run(1, 200, None).unwrap();
+        let alone = run(1, 20, None, true).unwrap();
+        assert!(alone.taken > 10_000 && alone.egress == 0, "{alone:?}");
+        let fed = run(1, 200, None, false).unwrap();
         assert!(fed.merged > 1000 && fed.taken > 10_000 && fed.taken < fed.egress + fed.ingress, "{fed:?}");
     }
 }

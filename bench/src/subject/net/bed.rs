@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use backends::testing::{Agent, Etcd, Fabric, Namespace, Node, Pod, wait_for};
+use backends::testing::{Agent, Etcd, Fabric, Namespace, Node, Pod, Process, wait_for};
 use clap::ValueEnum;
 use ipnet::IpNet;
 use serde_json::json;
@@ -32,6 +32,10 @@ pub(crate) enum Way {
     Udp,
     /// That of the Go flanneld which FLANNELD_GO names.
     GoUdp,
+    /// WireGuard in our process.
+    Wireguard,
+    /// WireGuard by Debian's wireguard-go, below pods that our agent connects.
+    WireguardGo,
 }
 
 impl Way {
@@ -42,6 +46,9 @@ impl Way {
             Self::HostGw => Some("host-gw"),
             Self::Vxlan => Some("vxlan"),
             Self::Udp | Self::GoUdp => Some("udp"),
+            Self::Wireguard => Some("wireguard"),
+            // The agent gives the pods their addresses and MTU; longer prefixes lead past its device.
+            Self::WireguardGo => Some("vxlan"),
         }
     }
 
@@ -52,6 +59,9 @@ impl Way {
             Self::Vxlan if family == Family::V6 => "flannel-v6.1",
             Self::Vxlan => "flannel.1",
             Self::Udp | Self::GoUdp => "flannel0",
+            Self::Wireguard if family == Family::V6 => "flannel-wg-v6",
+            Self::Wireguard => "flannel-wg",
+            Self::WireguardGo => GO_DEVICE,
         }
     }
 }
@@ -64,6 +74,8 @@ impl fmt::Display for Way {
             Self::Vxlan => "vxlan",
             Self::Udp => "udp",
             Self::GoUdp => "go-udp",
+            Self::Wireguard => "wireguard",
+            Self::WireguardGo => "wireguard-go",
         })
     }
 }
@@ -81,6 +93,8 @@ pub(crate) struct Pair {
 pub(crate) struct Side {
     pub(crate) pods: Vec<Pod>,
     pub(crate) agent: Option<Agent>,
+    /// Another program that moves packets.
+    pub(crate) helper: Option<Process>,
     pub(crate) node: Node,
     own: IpAddr,
 }
@@ -109,8 +123,17 @@ impl Pair {
             }
         };
         config["Backend"] = json!({ "Type": backend });
-        if way == Way::Udp {
+        if matches!(way, Way::Udp | Way::Wireguard) {
             config["Backend"]["Workers"] = job.workers.into();
+        }
+        match way {
+            Way::Wireguard => config["Backend"]["Userspace"] = "always".into(),
+            // Of this, VXLAN takes 50 or 70.
+            Way::WireguardGo => {
+                let vxlan = if job.family == Family::V6 { 70 } else { 50 };
+                config["Backend"]["MTU"] = (job.mtu - GO_OVERHEAD + vxlan).into();
+            }
+            _ => {}
         }
         let config = config.to_string();
         let (directory, etcd, store) = match way {
@@ -122,7 +145,7 @@ impl Pair {
                 etcd.ctl(&["put", "/coreos.com/network/config", &config], "")?;
                 (None, Some(etcd), endpoints)
             }
-            Way::Bare | Way::HostGw | Way::Vxlan | Way::Udp => {
+            _ => {
                 let directory = tempfile::Builder::new().prefix("flannel-net-").tempdir();
                 let directory = directory.context("no temporary directory for leases")?;
                 fs::write(directory.path().join("config.json"), config).context("can't write config.json")?;
@@ -130,8 +153,11 @@ impl Pair {
                 (Some(directory), None, store)
             }
         };
-        let near = Side::start(near, way, job, &store)?;
-        let far = Side::start(far, way, job, &store)?;
+        let mut near = Side::start(near, way, job, &store)?;
+        let mut far = Side::start(far, way, job, &store)?;
+        if way == Way::WireguardGo {
+            wireguard_go(&mut near, &mut far, job)?;
+        }
         let pair = Self { way, near, far, _stores: (directory, etcd), _fabric: fabric };
         for place in [Place::Host, Place::Pod] {
             let [from, to] = pair.ends(place);
@@ -159,10 +185,11 @@ impl Pair {
 
     /// The agents' process ids.
     pub(crate) fn agents(&mut self) -> Vec<u32> {
-        [&mut self.near, &mut self.far]
-            .into_iter()
-            .filter_map(|side| Some(side.agent.as_mut()?.process().id()))
-            .collect()
+        let of = |side: &mut Side| {
+            let agent = side.agent.as_mut().map(|agent| agent.process().id());
+            agent.into_iter().chain(side.helper.as_ref().map(Process::id)).collect::<Vec<_>>()
+        };
+        [&mut self.near, &mut self.far].into_iter().flat_map(of).collect()
     }
 
     /// Bytes that the way's device sent at the near end and received at the far end.
@@ -174,12 +201,16 @@ impl Pair {
 }
 
 impl Side {
-    fn bare(node: Node, family: Family) -> Self {
-        let own = match family {
+    fn bare_address(node: &Node, family: Family) -> IpAddr {
+        match family {
             Family::V4 => node.address().into(),
             Family::V6 => node.address_v6().into(),
-        };
-        Self { pods: Vec::new(), agent: None, node, own }
+        }
+    }
+
+    fn bare(node: Node, family: Family) -> Self {
+        let own = Self::bare_address(&node, family);
+        Self { pods: Vec::new(), agent: None, helper: None, node, own }
     }
 
     /// An agent that is ready, and two pods.
@@ -202,7 +233,7 @@ impl Side {
         let held = node.namespace().command("ip").args(["-o", "addr", "show", "dev", "cni0"]).ok()?;
         let expected = IpNet::new(own, subnet.prefix_len())?.to_string();
         ensure!(held.contains(&expected), "cni0 has not the address {expected}: {held}");
-        Ok(Self { pods, agent: Some(agent), node, own })
+        Ok(Self { pods, agent: Some(agent), helper: None, node, own })
     }
 
     fn end(&self, place: Place) -> End<'_> {
@@ -239,6 +270,66 @@ fn connect(near: &Node, far: &Node, way: Way, mtu: u32) -> anyhow::Result<()> {
                 "addr add {own}/32 dev mgmt\nlink set mgmt up\nroute add 172.31.0.254 dev mgmt src {own}"
             ))?;
         }
+    }
+    Ok(())
+}
+
+/// The device of `wireguard-go` on each node.
+const GO_DEVICE: &str = "wg-go";
+/// What WireGuard takes of the MTU, in bytes.
+const GO_OVERHEAD: u32 = 80;
+
+/// Has `wireguard-go` carry what goes between the nodes' subnets.
+fn wireguard_go(near: &mut Side, far: &mut Side, job: &Job) -> anyhow::Result<()> {
+    let mut keys = Vec::new();
+    for (side, number) in [(&mut *near, 1), (&mut *far, 2)] {
+        let (namespace, dir) = (side.node.namespace(), side.node.dir());
+        // Its control socket is in a directory that all namespaces share, under the name of the device.
+        let device = format!("{GO_DEVICE}{number}x{}", std::process::id() % 100_000);
+        let process = namespace.command("wireguard-go").args(["-f", &device]).env("LOG_LEVEL", "silent");
+        side.helper = Some(process.stderr(std::process::Stdio::null()).spawn()?);
+        wait_for("the device of wireguard-go", TIMEOUT, || {
+            namespace.ip(&format!("link show {device}")).is_ok()
+        })?;
+        let private = namespace.command("wg").arg("genkey").ok()?;
+        fs::write(dir.join("wg-go"), &private).context("can't write a key")?;
+        keys.push((device, namespace.command("wg").arg("pubkey").input(private).ok()?.trim().to_owned()));
+    }
+    for (me, other) in [(0, 1), (1, 0)] {
+        let (side, peer) = if me == 0 { (&*near, &*far) } else { (&*far, &*near) };
+        let device = &keys[me].0;
+        let subnet = |side: &Side| -> anyhow::Result<IpNet> {
+            let env = side.agent.as_ref().context("no agent")?.subnet_env()?;
+            env.subnets.iter().next().context("subnet.env has no subnet")
+        };
+        let (own, theirs) = (subnet(side)?, subnet(peer)?);
+        let at = Side::bare_address(&peer.node, job.family);
+        let endpoint = std::net::SocketAddr::new(at, 51_820).to_string();
+        let file = side.node.dir().join("wg-go").display().to_string();
+        let args = [
+            "set",
+            device,
+            "private-key",
+            &file,
+            "listen-port",
+            "51820",
+            "peer",
+            &keys[other].1,
+            "endpoint",
+            &endpoint,
+            "allowed-ips",
+            &theirs.to_string(),
+        ];
+        side.node.namespace().command("wg").args(args).ok()?;
+        let mut lines = format!(
+            "link set {device} name {GO_DEVICE}\naddr add {} dev {GO_DEVICE}\nlink set {GO_DEVICE} mtu {} up\n",
+            IpNet::new(own.network(), own.max_prefix_len())?,
+            job.mtu - GO_OVERHEAD
+        );
+        for half in theirs.subnets(theirs.prefix_len() + 1)? {
+            lines += &format!("route add {half} dev {GO_DEVICE}\n");
+        }
+        side.node.namespace().ip(&lines)?;
     }
     Ok(())
 }

@@ -139,7 +139,8 @@ impl Results {
                 continue;
             }
             let others = ways.keys().filter(|way| **way != Way::Vxlan).map(|way| (*way, Way::Vxlan));
-            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]) {
+            let of_wireguard = [(Way::Wireguard, Way::Udp), (Way::Wireguard, Way::WireguardGo)];
+            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]).chain(of_wireguard) {
                 let rounds = ratios(ways, way, reference);
                 if !rounds.is_empty() {
                     let judged = (way, reference) == (Way::Udp, Way::Vxlan);

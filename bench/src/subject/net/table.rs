@@ -22,7 +22,8 @@ pub(crate) fn table(lines: &[Value]) -> String {
     }
     let measured = |whose: &str| named.iter().any(|((_, one), _)| one == whose);
     let ways = Way::value_variants().iter().map(Way::to_string).filter(|way| measured(way));
-    let ratios = [JUDGED, "udp / go-udp"].map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
+    let ratios = [JUDGED, "udp / go-udp", "wireguard / vxlan", "wireguard / udp", "wireguard / wireguard-go"];
+    let ratios = ratios.map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
     let columns: Vec<String> = ways.chain(ratios).collect();
 
     let fixed = |before: [&str; 2], after: [&str; 2]| {

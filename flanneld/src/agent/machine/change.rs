@@ -278,9 +278,20 @@ impl Machine {
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
         let own = self.force.ways.own_devices();
         let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
-        if let Some(why) = troubles.clone().find(|error| lacks_vxlan(error)).map(ToString::to_string)
+        if let Some(why) = troubles.clone().find(|error| lacks(error, "vxlan")).map(ToString::to_string)
             && self.fall_back(&why)
         {
+            return true;
+        }
+        if let Some(why) =
+            report.failed.iter().find(|error| lacks(error, "wireguard")).map(ToString::to_string)
+            && self.force.ways.encrypt_in_process()
+        {
+            tracing::info!("{why}; this process encrypts instead (Backend.Userspace)");
+            let text = "wireguard is encrypted by this process, since the kernel has no WireGuard: it takes more CPU, and \
+                        a restart of flanneld interrupts traffic for a moment";
+            self.status.health.note("backend", vec![text.to_owned()]);
+            self.force.revision += 1;
             return true;
         }
         let Some(before) = self.change.end_trial() else { return false };
@@ -371,13 +382,13 @@ fn must_shrink(before: &NetworkConfig, next: &NetworkConfig, own: &Subnets) -> O
     })
 }
 
-/// Whether the kernel says that it can't make VXLAN devices at all.
-fn lacks_vxlan(error: &KernelError) -> bool {
+/// Whether the kernel says that it can't make devices of this kind at all.
+fn lacks(error: &KernelError, kind: &str) -> bool {
     match error {
         KernelError::Refused { change, source, .. } => {
             source.kind() == io::ErrorKind::Unsupported
                 && change.starts_with("link add")
-                && change.contains("vxlan")
+                && change.contains(&format!("type {kind} "))
         }
         _ => false,
     }

@@ -115,7 +115,7 @@ pub(in crate::agent) enum Action {
         current: bool,
     },
     /// Save what is known: [`Event::Saved`].
-    Save(Keep),
+    Save(Box<Keep>),
     /// Switch forwarding on where it is off, and have routers heard on these devices all the same.
     SwitchForwardingOn {
         families: Vec<Family>,

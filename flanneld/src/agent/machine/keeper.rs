@@ -43,7 +43,7 @@ impl Machine {
         match self.keep() {
             Some(keep) => {
                 self.keeper.keeping = Some((keep.lease.clone(), Arc::clone(&keep.leases)));
-                self.act(Action::Save(keep));
+                self.act(Action::Save(Box::new(keep)));
             }
             None => self.end_turn(),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use backends::backend::Direct;
 use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Surroundings};
 use ipnet::IpNet;
+use subnet::wireguard::PublicKey;
 use subnet::{Family, Lease, Leases, Subnets};
 use tokio::time::Instant;
 
@@ -81,6 +82,7 @@ impl Machine {
             return None;
         }
         self.status.health.note("public-address", self.namesakes(&all));
+        self.compare_keys(&all);
         self.defend_macs(&all);
         let own = self.own.lease()?.subnets;
         self.force.ways.take_up(announced_by_others(&all, own));
@@ -163,6 +165,29 @@ impl Machine {
             ))
         };
         others.filter_map(sentence).take(MAX_NAMESAKES).collect()
+    }
+
+    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both.
+    fn compare_keys(&self, all: &Leases) {
+        let keys: BTreeSet<PublicKey> = self.force.ways.identities().collect();
+        let Some(lease) = self.own.lease().filter(|_| !keys.is_empty()) else {
+            return self.status.health.forget(condition::WIREGUARD_KEY);
+        };
+        let other = |other: &&Lease| {
+            let same =
+                |family| other.attachment.wireguard(family).is_some_and(|data| keys.contains(&data.key));
+            !other.public.same_node(&lease.public)
+                && !other.subnets.iter().any(|subnet| self.ownership.held.contains(&subnet))
+                && Family::BOTH.into_iter().any(same)
+        };
+        let why = all.leases.values().find(other).map(|other| {
+            format!(
+                "the node {other} announces this node's WireGuard key: two nodes have the same key file (a copied \
+                 disk?); remove it on one of them (wgkey in /run/flannel and /var/lib/flannel, or \
+                 WIREGUARD_KEY_FILE) and restart flanneld there"
+            )
+        });
+        self.status.health.set(condition::WIREGUARD_KEY, why.map_or(Ok(()), Err));
     }
 
     /// The peers, each with the way to it. Ways that no peer needs any more are given up.
@@ -311,6 +336,7 @@ mod tests {
             subnet: subnet.parse().unwrap(),
             public: public.parse().unwrap(),
             mac: subnet::Mac([2, 0, 0, 0, 0, 1]),
+            wireguard: None,
             backend: BackendId::default(),
         };
         let mut peers = Peers {

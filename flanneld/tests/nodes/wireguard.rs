@@ -1,0 +1,195 @@
+//! WireGuard in real agents: keys, changes under traffic, and leases that can't be used.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use backends::testing::{Pod, Signal, wait_for};
+use subnet::Family;
+
+use crate::bed::{LIMIT, Member};
+use crate::site::{Kind, Site, answered, config, lost, pings};
+
+const V4: &[Family] = &[Family::V4];
+const WIREGUARD: &str = r#"{"Type":"wireguard"}"#;
+
+struct Scene {
+    site: Site,
+    members: [Member; 2],
+    pods: [Pod; 2],
+}
+
+impl Scene {
+    fn new(kind: Kind, config: &str) -> Self {
+        let site = Site::new(kind, config);
+        let members = [site.join(), site.join()];
+        let pods = members.each_ref().map(Member::pod_of_all_families);
+        Self { site, members, pods }
+    }
+
+    fn wait(&self, what: &str, condition: impl Fn(&Member) -> bool) {
+        self.members.iter().for_each(|member| member.wait(what, || condition(member)));
+    }
+
+    fn reaches(&self) -> bool {
+        self.pods[0].namespace().reaches(self.pods[1].address()).unwrap()
+    }
+}
+
+fn key_file(member: &Member) -> PathBuf {
+    member.node.dir().join("wgkey")
+}
+
+/// The keys that all nodes announce.
+fn keys(site: &Site) -> Vec<String> {
+    let key = |line: &String| line.split("\"PublicKey\":\"").nth(1).map(|rest| rest[..44].to_owned());
+    let mut keys: Vec<String> = site.announced().iter().filter_map(key).collect();
+    keys.sort();
+    keys
+}
+
+/// Frames on the underlay of a node that contain what its pods say.
+fn clear_frames(scene: &Scene, member: &Member) -> usize {
+    let seen = member.node.dir().join("seen.pcap");
+    let capture = ["-i", "eth0", "-U", "-w", &seen.display().to_string()].map(str::to_owned);
+    let mut capture =
+        member.node.namespace().command("tcpdump").args(capture).stderr(Stdio::null()).spawn().unwrap();
+    let size = || fs::metadata(&seen).map_or(0, |file| file.len());
+    member.wait("tcpdump", || size() > 0);
+    for (from, to) in [(0, 1), (1, 0)] {
+        let target = scene.pods[to].address().to_string();
+        let args = ["-n", "-c", "20", "-i", "0.01", "-s", "500", "-p", "feedc0de", &target];
+        scene.pods[from].command("ping").args(args).ok().unwrap();
+    }
+    member.wait("what was sent", || size() > 40 * 500);
+    capture.signal(Signal::TERM).unwrap();
+    capture.wait(LIMIT).unwrap();
+    let bytes = fs::read(&seen).unwrap();
+    let pattern = [0xfe, 0xed, 0xc0, 0xde].repeat(4);
+    bytes.windows(pattern.len()).filter(|window| *window == pattern).count()
+}
+
+#[test]
+fn a_cluster_encrypts_from_one_moment_to_the_next_and_loses_nothing() {
+    for (families, before, device) in
+        [(V4, r#"{"Type":"vxlan"}"#, "flannel.1"), (V4, r#"{"Type":"udp"}"#, "flannel0")]
+    {
+        let scene = Scene::new(Kind::Etcd, &config(families, before));
+        let pings = pings(&scene.pods.each_ref());
+        assert!(clear_frames(&scene, &scene.members[0]) > 0, "the pattern is found where it is readable");
+        scene.site.configure(&config(families, WIREGUARD));
+        wait_for("both announcements", LIMIT, || keys(&scene.site).len() == 2).unwrap();
+        for (me, other) in [(0, 1), (1, 0)] {
+            let (member, target) = (&scene.members[me], scene.pods[other].address().to_string());
+            member.wait("the way through the tunnel", || {
+                member.try_show(&format!("ip route get {target}")).contains("dev flannel-wg")
+            });
+        }
+        answered(&pings);
+        for member in &scene.members {
+            assert_eq!(clear_frames(&scene, member), 0, "{before}: {}", member.node.name());
+        }
+        answered(&pings);
+        let lost = lost(pings);
+        assert!(lost.iter().all(|lost| *lost == 0), "{before}: {lost:?}\n{}", scene.members[0].agent.log());
+        // What was used before goes half a minute later.
+        scene.wait("the end of the old device", |member| {
+            member.try_show(&format!("ip link show {device}")).is_empty()
+        });
+        assert!(scene.reaches());
+        let log = scene.members[0].agent.log();
+        let private = fs::read_to_string(key_file(&scene.members[0])).unwrap();
+        assert!(!log.contains(&private), "the private key is in the log");
+    }
+}
+
+#[test]
+fn a_restart_keeps_the_key_and_connections_go_on() {
+    let mut scene = Scene::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let (pings, before) = (pings(&scene.pods.each_ref()), keys(&scene.site));
+    assert_eq!(before.len(), 2);
+    for kill in [false, true] {
+        let agent = &mut scene.members[0].agent;
+        if kill {
+            agent.kill().unwrap();
+        } else {
+            assert!(agent.terminate(LIMIT).unwrap().success());
+        }
+        scene.members[0].start_again();
+        answered(&pings);
+        assert_eq!(keys(&scene.site), before);
+    }
+    // In both directions: also where only the other node has something to send by a session that is gone.
+    for pinger in pings {
+        let seen = pinger.finish().unwrap();
+        assert!(seen.longest_gap < Duration::from_secs(5), "{seen:?}");
+    }
+    let mode = fs::metadata(key_file(&scene.members[0])).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o400);
+    // The kernel of this machine has no WireGuard.
+    scene.wait("a word about what encrypts", |member| member.verbose().contains("encrypted by this process"));
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused_with_the_remedy_and_taken_once_it_is_right() {
+    let site = Site::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let node = site.fabric.node().unwrap();
+    let file = node.dir().join("wgkey");
+    let good = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    fs::write(&file, good).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let mut member = site.start(node, &[]);
+    member.wait_for_log("can be read by others (mode 0644): chmod 0400");
+    assert!(keys(&site).is_empty() && !member.is_ready());
+    fs::set_permissions(&file, Permissions::from_mode(0o400)).unwrap();
+    member.agent.wait_ready(LIMIT).unwrap();
+    assert_eq!(keys(&site), ["hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="]);
+    assert!(!member.agent.log().contains(&good[..20]));
+}
+
+#[test]
+fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
+    let scene = Scene::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let pings = pings(&scene.pods.each_ref());
+    let own = keys(&scene.site);
+    let far = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+    let zero = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let leases = [
+        (150, format!(r#""BackendData":{{"PublicKey":"{far}","Port":0}}"#), ""),
+        (151, format!(r#""BackendData":{{"PublicKey":"{zero}","Port":51820}}"#), "low order"),
+        (152, r#""BackendData":{"PublicKey":"short","Port":51820}"#.to_owned(), "44 characters"),
+        (153, format!(r#""BackendData":{{"PublicKey":"{far}","Port":70000}}"#), "Port: 70000"),
+        (154, r#""BackendData":null"#.to_owned(), "no public key"),
+        (155, format!(r#""BackendData":{{"PublicKey":"{far}","Port":1}}"#), "whose lease was written later"),
+    ];
+    for (number, data, _) in &leases {
+        let key = format!("/coreos.com/network/subnets/10.244.{number}.0-24");
+        let value = format!(
+            r#"{{"PublicIP":"172.31.0.{number}","PublicIPv6":null,"BackendType":"wireguard",{data}}}"#
+        );
+        scene.site.etcdctl(&["put", &key, &value]);
+    }
+    for (number, _, part) in leases.iter().filter(|(_, _, part)| !part.is_empty()) {
+        // Of two leases with one key the earlier one is told.
+        let number = if part.contains("later") { &150 } else { number };
+        let told = |member: &Member| {
+            let log = member.agent.log();
+            log.lines().any(|line| line.contains(&format!("10.244.{number}.0")) && line.contains(part))
+        };
+        scene.wait(&format!("a word about {number}: {part}"), told);
+    }
+    answered(&pings);
+    // A node with this node's key: a copied disk.
+    let value = format!(
+        r#"{{"PublicIP":"172.31.0.160","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{}","Port":51820}}}}"#,
+        own[0]
+    );
+    scene.site.etcdctl(&["put", "/coreos.com/network/subnets/10.244.160.0-24", &value]);
+    let told = |member: &Member| member.verbose().contains("announces this node's WireGuard key");
+    wait_for("a word about the copied key", LIMIT, || scene.members.iter().any(told)).unwrap();
+    assert!(scene.members.iter().any(|member| !member.is_ready()));
+    scene.site.etcdctl(&["del", "/coreos.com/network/subnets/10.244.160.0-24"]);
+    scene.wait("readiness again", Member::is_ready);
+}

@@ -1,0 +1,234 @@
+//! WireGuard by the kernel's module, which this machine's own kernel doesn't have.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use backends::kernel::netlink::Netlink;
+use backends::state::wireguard::{WireguardDevice, WireguardEntry};
+use backends::state::{Link, LinkIdentity, LinkSettings};
+use backends::testing::{Fabric, Namespace, Node, Pinger, Pod};
+use backends::wg::identity::Identity;
+use backends::{KernelState, Name, Scope, converge};
+use subnet::wireguard::PublicKey;
+
+use crate::bed::{Cluster, LIMIT, Member, VXLAN};
+use crate::{require_kernel, transfer};
+
+const KERNEL: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"never","PSK":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}}"#;
+const AUTO: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
+const PROCESS: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"always"}}"#;
+
+fn wg(member: &Member, what: &str) -> String {
+    member.show(&format!("wg show flannel-wg {what}"))
+}
+
+/// Everything that WireGuard says but counters and the time of the last handshake.
+fn setup(member: &Member) -> String {
+    let parts =
+        ["public-key", "listen-port", "endpoints", "allowed-ips", "preshared-keys", "persistent-keepalive"];
+    parts.map(|part| wg(member, part)).join("\n") + &member.show("ip -o -4 address show dev flannel-wg")
+}
+
+fn kind(member: &Member) -> String {
+    member.show("ip -o -d link show flannel-wg")
+}
+
+fn reaches(from: &Pod, to: &Pod) -> bool {
+    from.namespace().reaches(to.address()).unwrap()
+}
+
+#[test]
+fn the_module_carries_pods_heals_and_stays_over_restarts() {
+    require_kernel("6.");
+    let cluster = Cluster::new(KERNEL);
+    let mut members = [cluster.join(), cluster.join()];
+    let pods = members.each_ref().map(Member::pod);
+    members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
+    assert!(kind(&members[0]).contains("wireguard") && kind(&members[0]).contains("mtu 1420"));
+    transfer::tcp(&pods[0], &pods[1], 16);
+    let healthy = setup(&members[0]);
+    let peer = wg(&members[0], "peers").trim().to_owned();
+    for damage in [
+        format!("wg set flannel-wg peer {peer} remove"),
+        "wg set flannel-wg listen-port 999".to_owned(),
+        format!("wg set flannel-wg peer {peer} allowed-ips 10.9.9.0/24"),
+        format!("wg set flannel-wg peer {peer} persistent-keepalive 7"),
+        "ip link del flannel-wg".to_owned(),
+        "ip link set flannel-wg down".to_owned(),
+        "ip route del 10.244.0.0/16".to_owned(),
+    ] {
+        members[0].show(&damage);
+        // The module tells nobody about its settings: another look at the host is asked for.
+        members[0].agent.process().signal(backends::testing::Signal::HUP).unwrap();
+        members[0].wait(&format!("the repair of: {damage}"), || {
+            members[0].node.namespace().command("ip").args(["link", "show", "flannel-wg"]).ok().is_ok()
+                && setup(&members[0]) == healthy
+        });
+        members[0].wait(&format!("echoes after: {damage}"), || reaches(&pods[1], &pods[0]));
+    }
+    let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
+    pinger.wait_for_reply(LIMIT).unwrap();
+    for kill in [false, true] {
+        if kill {
+            members[0].agent.kill().unwrap();
+        } else {
+            assert!(members[0].agent.terminate(LIMIT).unwrap().success());
+        }
+        assert_eq!(setup(&members[0]), healthy, "the device stays");
+        members[0].start_again();
+        let log = members[0].agent.log();
+        assert!(
+            !log.contains("wireguard set") && !log.contains("wireguard peers"),
+            "adopted as it is:\n{log}"
+        );
+    }
+    let pings = pinger.finish().unwrap();
+    assert_eq!(pings.lost, 0, "{pings:?}");
+    let private = std::fs::read_to_string(members[0].node.dir().join("wgkey")).unwrap();
+    assert!(!members[0].agent.log().contains(&private));
+}
+
+#[test]
+fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_loses_nothing() {
+    require_kernel("6.");
+    let cluster = Cluster::new(VXLAN);
+    let members = [cluster.join(), cluster.join()];
+    let pods = members.each_ref().map(Member::pod);
+    members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
+    let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
+    pinger.wait_for_reply(LIMIT).unwrap();
+    cluster.put("/coreos.com/network/config", AUTO);
+    for (me, other) in [(0, 1), (1, 0)] {
+        let target = pods[other].address().to_string();
+        members[me].wait("the way through the tunnel", || {
+            members[me].show(&format!("ip route get {target}")).contains("dev flannel-wg")
+        });
+        assert!(kind(&members[me]).contains("wireguard"));
+    }
+    let before = pinger.received();
+    members[0].wait("answers", || pinger.received() > before + 50);
+    let pings = pinger.finish().unwrap();
+    assert_eq!(pings.lost, 0, "{pings:?}");
+    // The other engine takes the device's place; that interrupts traffic for a moment.
+    cluster.put("/coreos.com/network/config", PROCESS);
+    for member in &members {
+        member.wait("a TUN device", || {
+            let shown = member.node.namespace().command("ip").args(["-d", "link", "show", "flannel-wg"]).ok();
+            shown.is_ok_and(|shown| shown.contains("tun type tun") || shown.contains("tun "))
+        });
+    }
+    members[0].wait("echoes in process", || reaches(&pods[0], &pods[1]));
+}
+
+#[test]
+fn the_module_and_this_process_are_peers_in_both_roles_over_a_lossy_network() {
+    require_kernel("6.");
+    for first in [0, 1] {
+        let cluster = Cluster::new(PROCESS);
+        let member = cluster.join();
+        let pod = member.pod();
+        let (node, far) = by_hand(&cluster, &member);
+        let pods = [&pod, &far];
+        member.wait("the first echo", || reaches(pods[first], pods[1 - first]));
+        assert!(reaches(pods[1 - first], pods[first]));
+        for namespace in [member.node.namespace(), node.namespace()] {
+            let netem = "tc qdisc replace dev eth0 root netem delay 5ms 2ms loss 1% duplicate 2%";
+            let words: Vec<&str> = netem.split(' ').collect();
+            namespace.command(words[0]).args(&words[1..]).ok().unwrap();
+        }
+        transfer::tcp(&pod, &far, 16);
+        transfer::tcp(&far, &pod, 16);
+    }
+}
+
+/// A node whose kernel encrypts, set up with `wg` and `ip` alone, as a Go flannel would have it.
+fn by_hand(cluster: &Cluster, member: &Member) -> (Node, Pod) {
+    let node = cluster.fabric.node().unwrap();
+    let run = |namespace: &Namespace, line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        namespace.command(words[0]).args(&words[1..]).ok().unwrap()
+    };
+    let namespace = node.namespace();
+    let private = run(namespace, "wg genkey");
+    let file = node.dir().join("private");
+    std::fs::write(&file, &private).unwrap();
+    let public = namespace.command("wg").arg("pubkey").input(private).ok().unwrap();
+    let (at, theirs) = (node.address(), wg_key(cluster, member));
+    let value = format!(
+        r#"{{"PublicIP":"{at}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{}","Port":51820}}}}"#,
+        public.trim()
+    );
+    cluster.put("/coreos.com/network/subnets/10.244.200.0-24", &value);
+    namespace.ip("link add flannel-wg mtu 1420 type wireguard").unwrap();
+    run(
+        namespace,
+        &format!(
+            "wg set flannel-wg private-key {} listen-port 51820 peer {theirs} endpoint {}:51820 allowed-ips {}",
+            file.display(),
+            member.node.address(),
+            member.subnet()
+        ),
+    );
+    let lines = "addr add 10.244.200.0/32 dev flannel-wg\nlink set flannel-wg up\nroute add 10.244.0.0/16 dev flannel-wg";
+    namespace.ip(lines).unwrap();
+    let pod = Pod::wired(&node, "10.244.200.2/24".parse().unwrap()).unwrap();
+    (node, pod)
+}
+
+fn wg_key(cluster: &Cluster, member: &Member) -> String {
+    let own = format!("\"PublicIP\":\"{}\"", member.node.address());
+    let (_, value) = cluster.leases().into_iter().find(|(_, value)| value.contains(&own)).unwrap();
+    value.split("\"PublicKey\":\"").nth(1).unwrap()[..44].to_owned()
+}
+
+#[test]
+fn five_thousand_peers_are_set_and_found_without_a_double() {
+    require_kernel("6.");
+    const COUNT: u32 = 5_000;
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let dev: Name = "flannel-wg".parse().unwrap();
+    let peer = |number: u32| {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        let [_, _, high, low] = number.to_be_bytes();
+        let net = |first: u8| format!("{first}.{high}.{low}.0/24").parse().unwrap();
+        let entry = WireguardEntry {
+            endpoint: SocketAddr::from(([172, 30, high, low], 51_820)),
+            // Two of each, so that some peers go on in the next message of a dump.
+            allowed: [net(10), net(11)].into(),
+            psk: Some([9; 32].into()),
+            keepalive: 0,
+        };
+        (PublicKey::new(key).unwrap(), entry)
+    };
+    let peers: BTreeMap<_, _> = (0..COUNT).map(peer).collect();
+    let identity = Some(Arc::new(Identity::generate().unwrap()));
+    let mut desired = KernelState::default();
+    let settings = LinkSettings { accept_local: None, ..LinkSettings::plain(1420) };
+    desired.links.insert(dev, Link { identity: LinkIdentity::Wireguard, settings });
+    let device = WireguardDevice { port: 51_820, identity, peers };
+    desired.wireguard.insert(dev, Arc::new(device.clone()));
+    let scope = Scope { devices: [dev].into(), ..Scope::default() };
+    node.namespace().run(|| {
+        let mut kernel = Netlink::open().unwrap();
+        let mut applied = |desired: &KernelState| {
+            let start = Instant::now();
+            let report = converge(&mut kernel, desired, &scope).unwrap();
+            assert!(report.failed.is_empty() && report.settled, "{:?}", report.failed);
+            println!("{} changes in {:?}", report.applied.len(), start.elapsed());
+            report.applied.len()
+        };
+        assert_eq!(applied(&desired), 3, "the device, its key, its peers");
+        assert_eq!(applied(&desired), 0, "nothing is found twice, and nothing differs");
+        let fewer = device.peers.iter().skip(4_900).map(|(key, peer)| (*key, peer.clone())).collect();
+        let mut less = desired.clone();
+        less.wireguard.insert(dev, Arc::new(WireguardDevice { peers: fewer, ..device.clone() }));
+        assert_eq!(applied(&less), 1);
+        assert_eq!(applied(&less), 0);
+    });
+    let shown = node.namespace().command("wg").args(["show", "flannel-wg", "peers"]).ok().unwrap();
+    assert_eq!(shown.lines().count(), 100);
+}
