@@ -1,7 +1,7 @@
 //! How this node stands: one value, of which `/metrics`, `/status`, `flanneld status` and `flanneld doctor` are views.
 //!
 //! The loop publishes what it knows after each turn ([`Board`]), without copying anything that grows with the cluster.
-//! A [`Status`] is made of that when somebody asks ([`build`]), together with what only the host knows at that moment.
+//! A [`Status`] is made of that when somebody asks (`build`), together with what only the host knows at that moment.
 
 mod board;
 mod build;
