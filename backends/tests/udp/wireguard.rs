@@ -344,14 +344,13 @@ fn a_peer_that_gets_another_address_is_followed_under_traffic() {
     let [near, far] = &pair.pods;
     let pinger = Pinger::start(far.namespace(), near.address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
-    let (machine, handshakes) = (&pair.go.machine, pair.ours.counters().handshakes.get());
+    let machine = &pair.go.machine;
     let moved = [172, 31, 0, 200 + number(machine)].into();
     machine.readdress(moved, machine.address_v6()).unwrap();
     let before = pinger.received();
     wait_for("answers at the new address", LIMIT, || pinger.received() > before + 50).unwrap();
     // And the other way round, with nothing but what was heard.
     assert!(near.namespace().reaches(far.address()).unwrap());
-    assert_eq!(pair.ours.counters().handshakes.get(), handshakes, "the session is the same");
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn the_kernel_gets_the_same_peers_and_this_process_takes_its_place_where_that_is
     let own: Subnets = ["10.244.1.0/24".parse::<IpNet>().unwrap()].into_iter().collect();
     let (node, macs) = (node(1500), Macs::default());
     let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
-    let auto = wireguard(&[V4], "").unwrap();
+    let auto = Wireguard { in_process: false, ..wireguard(&[V4], "").unwrap() };
     let state = auto.plan(scene);
     let named = words(&state);
     assert_eq!(named[0], "link add flannel-wg type wireguard mtu 1420");
