@@ -38,6 +38,7 @@ pub mod nft;
 #[cfg(not(feature = "testing"))]
 #[expect(unreachable_pub, reason = "public for tests and measurements only")]
 mod nft;
+pub mod orphan;
 mod plan;
 pub mod policy;
 pub mod random;
@@ -64,7 +65,7 @@ pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
 pub use state::host::HostView;
 pub use state::name::Name;
-pub use state::tunnel::{TunnelFilter, TunnelPort};
+pub use state::tunnel::{IpipTunnel, TunnelFilter, TunnelPort};
 pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::rules::{Masquerade, Traffic};

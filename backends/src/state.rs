@@ -22,8 +22,8 @@ use name::Name;
 use wireguard::WireguardDevice;
 
 pub use change::Change;
-pub use link::{Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
-pub(crate) use link::{LinkPatch, SPARE_PREFIXES};
+pub(crate) use link::{IPIP_DEVICE, LinkPatch, SPARE_PREFIXES};
+pub use link::{IpipIdentity, Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
 pub use route::Route;
 pub(crate) use route::{BLACKHOLE_METRIC, PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL};
 

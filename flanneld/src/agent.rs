@@ -30,6 +30,7 @@ use subnet::{Feed, Known, Lease, LeaseStore, Loss};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
+use crate::extension::Hooks;
 use crate::interface::Selectors;
 use crate::lent::Lent;
 use crate::policy::Facts;
@@ -100,6 +101,8 @@ pub(crate) struct Settings {
     pub(crate) services: bool,
     /// Where the CNI plugin asks for a pod's network policies, if they are enforced.
     pub(crate) policy_socket: Option<PathBuf>,
+    /// Who runs the commands of the `extension` backend.
+    pub(crate) hooks: Option<Hooks>,
     /// Who enforces network policies, and has to know the leases for that.
     pub(crate) policies: Option<watch::Sender<Option<Facts>>>,
     /// Who probes the peers, if anybody does.
@@ -252,6 +255,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             loss = Task::of(&mut tasks.holding) => (Cause::Lease, Some(Event::Lost(loss))),
             () = Task::of(&mut tasks.reconnecting) => (Cause::Lease, Some(Event::Reconnected)),
             news = tasks.news.next() => (Cause::Configuration, Some(Event::Told(news))),
+            () = started(self.machine.settings.hooks.as_mut()) => (Cause::Lease, None),
             () = sleep(at_most) => (Cause::Timer, None),
         }
     }
@@ -375,6 +379,16 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
 fn now() -> Now {
     Now { at: Instant::now(), wall: SystemTime::now() }
+}
+
+/// Waits until commands have run that pods have to wait for.
+async fn started(hooks: Option<&mut Hooks>) {
+    if let Some(hooks) = hooks
+        && hooks.started.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Waits until a burst of notifications is over.

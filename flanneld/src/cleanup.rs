@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use subnet::saved::Saved;
 
 use crate::cli::cleanup::CleanupOptions;
+use crate::extension;
 use crate::lock::{self, LockError};
 use crate::policy;
 use extent::Extent;
@@ -33,6 +34,7 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         let subnet_file = options.subnet_file.display();
         eprintln!("flanneld: {subnet_file} says no network: {} tells what is its agent's", file.display());
     }
+    name_remaining(options);
     let running = extent::running(&extent, &options.subnet_file);
     if options.dry_run || matches!(extent, Extent::Unknown) {
         let found = preview(&extent, saved, options);
@@ -188,8 +190,25 @@ fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
 /// unless everything goes.
 fn files(options: &CleanupOptions) -> Vec<PathBuf> {
     let keys = if options.all { backends::key_files() } else { Vec::new() };
-    let record = [crate::state_file(&options.subnet_file), options.subnet_file.clone()];
+    let state = crate::state_file(&options.subnet_file);
+    let record = [extension::file(&state), state, options.subnet_file.clone()];
     keys.into_iter().chain(record).collect()
+}
+
+/// Says what commands of the `extension` backend have made, which may be anywhere.
+fn name_remaining(options: &CleanupOptions) {
+    let file = extension::file(&crate::state_file(&options.subnet_file));
+    match extension::remaining(&file) {
+        Ok(peers) if peers.is_empty() => {}
+        Ok(peers) => {
+            let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
+            eprintln!(
+                "flanneld: SubnetAddCommand ran for {}: undo by hand what it made, for cleanup runs no commands",
+                peers.join(", ")
+            );
+        }
+        Err(why) => eprintln!("flanneld: for which peers SubnetAddCommand ran is not known: {why}"),
+    }
 }
 
 /// The networks whose rules are ours. Where no network is known, every table of our name is.

@@ -12,6 +12,7 @@ mod diags;
 mod doctor;
 mod events;
 mod explain;
+mod extension;
 mod interface;
 mod lent;
 mod lock;
@@ -129,24 +130,19 @@ async fn run(options: Options) -> anyhow::Result<()> {
     if options.network_policy.mode == Mode::Off {
         switch_policies_off(&options.subnet_file);
     }
-    let settings = agent::Settings {
-        selectors: options.selectors.clone(),
-        subnet_file: options.subnet_file.clone(),
-        state_file: state_file(&options.subnet_file),
-        cni_conf: options.cni_conf.clone(),
-        traffic: options.traffic,
-        ip_forward: options.ip_forward,
-        services: matches!(options.store, StoreOptions::Kube(_)),
-        policy_socket: None,
-        policies: None,
-        probes,
-    };
+    let (hooks, commands) = extension::Hooks::new(
+        options.allow_extension_commands,
+        extension::file(&state_file(&options.subnet_file)),
+        health.clone(),
+    );
+    let settings = agent::Settings { probes, ..settings(&options, hooks) };
     let hands = Hands { kernel, firewall };
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
     let outcome = tokio::select! {
         outcome = life => outcome,
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
+        never = commands.run() => match never {},
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -175,6 +171,23 @@ fn probe(options: &Options, health: &Health) -> Probing {
         targets
     });
     (targets, left)
+}
+
+/// What the options say to the agent.
+fn settings(options: &Options, hooks: extension::Hooks) -> agent::Settings {
+    agent::Settings {
+        selectors: options.selectors.clone(),
+        subnet_file: options.subnet_file.clone(),
+        state_file: state_file(&options.subnet_file),
+        cni_conf: options.cni_conf.clone(),
+        traffic: options.traffic,
+        ip_forward: options.ip_forward,
+        services: matches!(options.store, StoreOptions::Kube(_)),
+        hooks: Some(hooks),
+        policy_socket: None,
+        policies: None,
+        probes: None,
+    }
 }
 
 /// The server of health, if there is one.

@@ -1,5 +1,6 @@
 //! `net-conf.json`: the cluster's network and backend, from JSON to values that need no further checking.
 
+mod backend;
 mod diff;
 mod keys;
 mod values;
@@ -15,7 +16,6 @@ use crate::gojson::Object;
 use crate::net::{Family, Subnets, addr_of, bits_of, overlap};
 use crate::text::shortened;
 pub use keys::Warnings;
-use values::{mtu, workers};
 use wireguard::WireguardConfig;
 
 /// The configuration can't be used; the text says which key, which value and what would do.
@@ -98,6 +98,32 @@ pub enum ChecksumOffload {
     Off,
 }
 
+/// The device of the `ipip` backend (contract §2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpipConfig {
+    /// Route directly to peers on the same link.
+    pub direct_routing: bool,
+    /// `Fallback: "udp"`, see [`VxlanConfig::fallback`].
+    pub fallback: bool,
+    /// `CheckSources`, see [`VxlanConfig::check_sources`].
+    pub check_sources: bool,
+}
+
+/// The commands of the `extension` backend (contract §5.8), each empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtensionConfig {
+    /// Runs before the lease; what it prints is published in it.
+    pub pre_startup: String,
+    /// Runs once there is a lease.
+    pub post_startup: String,
+    /// Runs for each peer that comes.
+    pub subnet_add: String,
+    /// Runs for each peer that goes.
+    pub subnet_remove: String,
+    /// `AllowCommands`, a key of ours: this node runs commands of this configuration, which is a file of its own.
+    pub allowed: bool,
+}
+
 /// `Backend` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackendConfig {
@@ -105,6 +131,12 @@ pub enum BackendConfig {
     Vxlan(VxlanConfig),
     /// Plain routes through the other nodes' addresses.
     HostGw,
+    /// Kernel IP-in-IP.
+    Ipip(IpipConfig),
+    /// A lease and traffic rules; packets between nodes take other routes, such as those of a cloud's route table.
+    Alloc,
+    /// Programs of the operator connect nodes.
+    Extension(ExtensionConfig),
     /// Userspace encapsulation in UDP; what an absent `Backend` means.
     Udp {
         /// UDP port of all nodes.
@@ -124,8 +156,8 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// The udp backend with its defaults: what an absent `Backend` means, and what stands in for VXLAN where a
-    /// kernel has none (`Backend.Fallback`).
+    /// The udp backend with its defaults: what an absent `Backend` means, and what stands in for a tunnel that a
+    /// kernel can't make (`Backend.Fallback`).
     pub const FALLBACK: Self = Self::Udp { port: DEFAULT_UDP_PORT, check_sources: true, workers: 1 };
 
     /// The type's name as leases and logs spell it.
@@ -133,9 +165,26 @@ impl BackendConfig {
         match self {
             Self::Vxlan(_) => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Ipip(_) => "ipip",
+            Self::Alloc => "alloc",
+            Self::Extension(_) => "extension",
             Self::Udp { .. } => "udp",
             Self::Wireguard(_) => "wireguard",
             Self::Unknown(name) => name,
+        }
+    }
+
+    /// Whether a node whose kernel lacks this backend takes [`FALLBACK`](Self::FALLBACK) (`Backend.Fallback`).
+    pub fn has_fallback(&self) -> bool {
+        match self {
+            Self::Vxlan(config) => config.fallback,
+            Self::Ipip(config) => config.fallback,
+            Self::HostGw
+            | Self::Alloc
+            | Self::Extension(_)
+            | Self::Wireguard(_)
+            | Self::Udp { .. }
+            | Self::Unknown(_) => false,
         }
     }
 }
@@ -163,21 +212,22 @@ impl NetworkConfig {
     /// # Errors
     /// [`ConfigError`] naming the key, its value and what would be acceptable.
     pub fn parse(json: &str) -> Result<Self, ConfigError> {
-        Self::parse_with(json, range)
+        Self::parse_with(json, Origin::Store, range)
     }
 
     /// Reads `net-conf.json` with the rules for stores in which somebody else allocates subnets: its keys
     /// about the division of the network are ignored (contract §2). The lengths are those of `own`, or
-    /// Flannel's usual ones where this node has no subnet yet.
+    /// Flannel's usual ones where this node has no subnet yet. The document is a file of this node.
     ///
     /// # Errors
     /// [`ConfigError`] naming the key, its value and what would be acceptable.
     pub fn parse_given_subnets(json: &str, own: &Subnets) -> Result<Self, ConfigError> {
-        Self::parse_with(json, |object, family| given_range(object, family, own.get(family)))
+        Self::parse_with(json, Origin::File, |object, family| given_range(object, family, own.get(family)))
     }
 
     fn parse_with(
         json: &str,
+        origin: Origin,
         range: impl Fn(&Object<'_>, Family) -> Result<Range, ConfigError>,
     ) -> Result<Self, ConfigError> {
         let object = Object::parse(json)?;
@@ -189,13 +239,13 @@ impl NetworkConfig {
                 "EnableIPv4 is false and EnableIPv6 is not true: enable at least one of them".into(),
             ));
         }
-        let backend = backend(&object)?;
+        let backend = backend::backend(&object, origin)?;
         Ok(Self {
             v4,
             v6,
             nftables: enabled("EnableNFTables", false)?,
             masquerade_except: masquerade_except(&object)?,
-            warnings: keys::without_effect(&object, backend.name()),
+            warnings: keys::without_effect(&object, backend.name(), origin),
             backend,
         })
     }
@@ -226,6 +276,15 @@ impl NetworkConfig {
             _ => false,
         })
     }
+}
+
+/// Where a configuration comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// What all nodes share, and whoever may write there.
+    Store,
+    /// A file of this node.
+    File,
 }
 
 /// Key names and limits of one family.
@@ -393,26 +452,8 @@ fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
     parsed.collect()
 }
 
-fn backend(object: &Object<'_>) -> Result<BackendConfig, ConfigError> {
-    if !object.has("Backend") {
-        return Ok(BackendConfig::FALLBACK);
-    }
-    let missing = "Backend: it has no Type: set it to \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\"";
-    let Some(backend) = object.object("Backend")? else { return Err(ConfigError(missing.into())) };
-    let kind = backend.get::<String>("Type")?.unwrap_or_default().to_lowercase();
-    match kind.as_str() {
-        "" => Err(ConfigError(missing.into())),
-        "vxlan" => vxlan(&backend).map(BackendConfig::Vxlan),
-        "host-gw" => Ok(BackendConfig::HostGw),
-        "udp" => Ok(BackendConfig::Udp {
-            port: port(&backend)?.unwrap_or(DEFAULT_UDP_PORT),
-            check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
-            workers: workers(&backend)?,
-        }),
-        "wireguard" => WireguardConfig::parse(&backend).map(BackendConfig::Wireguard),
-        _ => Ok(BackendConfig::Unknown(shortened(&kind))),
-    }
-}
+/// Port of the `udp` backend (contract §13).
+const DEFAULT_UDP_PORT: u16 = 8285;
 
 fn yes() -> bool {
     true
@@ -420,66 +461,6 @@ fn yes() -> bool {
 
 fn one() -> u8 {
     1
-}
-
-/// Port of the `udp` backend (contract §13).
-const DEFAULT_UDP_PORT: u16 = 8285;
-
-fn vxlan(backend: &Object<'_>) -> Result<VxlanConfig, ConfigError> {
-    const LARGEST_VNI: i64 = (1 << 24) - 1;
-    let vni = backend.get::<i64>("VNI")?.unwrap_or(1);
-    // "flannel." and the number have to fit into a device name of 15 bytes.
-    if !(0..=LARGEST_VNI.min(9_999_999)).contains(&vni) {
-        return Err(ConfigError(format!(
-            "Backend.VNI: {vni} can't be used: the device name flannel.<VNI> has room for 0 to 9999999"
-        )));
-    }
-    let flag = |key| backend.get::<bool>(key).map(Option::unwrap_or_default);
-    Ok(VxlanConfig {
-        vni: vni as u32,
-        port: port(backend)?,
-        mtu: mtu(backend)?,
-        gbp: flag("GBP")?,
-        learning: flag("Learning")?,
-        direct_routing: flag("DirectRouting")?,
-        checksum_offload: checksum_offload(backend)?,
-        fallback: fallback(backend)?,
-        check_sources: backend.get::<bool>("CheckSources")?.unwrap_or(true),
-    })
-}
-
-fn checksum_offload(backend: &Object<'_>) -> Result<ChecksumOffload, ConfigError> {
-    let text: Option<String> = backend.get("ChecksumOffload")?;
-    match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
-        None | Some("" | "auto") => Ok(ChecksumOffload::Auto),
-        Some("on") => Ok(ChecksumOffload::On),
-        Some("off") => Ok(ChecksumOffload::Off),
-        Some(other) => Err(ConfigError(format!(
-            "Backend.ChecksumOffload: {:?} is none of \"auto\", \"on\" and \"off\"",
-            shortened(other)
-        ))),
-    }
-}
-
-fn fallback(backend: &Object<'_>) -> Result<bool, ConfigError> {
-    let text: Option<String> = backend.get("Fallback")?;
-    match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
-        None | Some("") => Ok(false),
-        Some("udp") => Ok(true),
-        Some(other) => Err(ConfigError(format!(
-            "Backend.Fallback: {:?} can't stand in for vxlan: use \"udp\", or leave it out",
-            shortened(other)
-        ))),
-    }
-}
-
-fn port(backend: &Object<'_>) -> Result<Option<u16>, ConfigError> {
-    match backend.get::<i64>("Port")? {
-        None | Some(0) => Ok(None),
-        Some(port) => u16::try_from(port).map(Some).map_err(|_| {
-            ConfigError(format!("Backend.Port: {port} is not a UDP port: give 1 to 65535, or leave it out"))
-        }),
-    }
 }
 
 #[cfg(test)]

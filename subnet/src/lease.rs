@@ -52,7 +52,11 @@ pub enum Attachment {
     },
     /// Plain routes.
     HostGw,
-    /// Userspace UDP; written with an empty type and no data.
+    /// Kernel IP-in-IP.
+    Ipip,
+    /// Programs of the operator, with what this node's program said.
+    Extension(Option<Box<str>>),
+    /// Userspace UDP, or no backend at all (`alloc`): both are written with an empty type and no data.
     Udp,
     /// WireGuard: the key and the port of each family.
     Wireguard {
@@ -71,9 +75,21 @@ impl Attachment {
         match self {
             Self::Vxlan { .. } => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Ipip => "ipip",
+            Self::Extension(_) => "extension",
             Self::Udp => "",
             Self::Wireguard { .. } => "wireguard",
             Self::Foreign(name) => name,
+        }
+    }
+
+    /// What a type says of which nothing but the name is read, in lower case.
+    pub(crate) fn of_type(name: &str) -> Self {
+        match name {
+            "" | "udp" => Self::Udp,
+            "host-gw" => Self::HostGw,
+            "ipip" => Self::Ipip,
+            _ => Self::Foreign(shortened(name).into()),
         }
     }
 
@@ -214,7 +230,8 @@ fn subnets_of(key: &str) -> Result<Subnets, Malformed> {
 
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.attachment == Attachment::Udp { "udp" } else { self.attachment.type_name() };
+        let kind =
+            if self.attachment == Attachment::Udp { "udp or alloc" } else { self.attachment.type_name() };
         write!(f, "{} of {} ({kind})", self.subnets, self.public)
     }
 }

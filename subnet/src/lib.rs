@@ -54,7 +54,10 @@ mod tls;
 mod watched;
 
 pub use config::wireguard::{Engine, Mode, WireguardConfig};
-pub use config::{BackendConfig, ChecksumOffload, ConfigError, NetworkConfig, Range, VxlanConfig};
+pub use config::{
+    BackendConfig, ChecksumOffload, ConfigError, ExtensionConfig, IpipConfig, NetworkConfig, Range,
+    VxlanConfig,
+};
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};

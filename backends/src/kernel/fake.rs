@@ -22,8 +22,8 @@ pub struct FakeKernel {
     pub host: HostView,
     /// The answers of [`Kernel::way_to`].
     pub ways: BTreeMap<IpAddr, Way>,
-    /// Objects (by [`Change::object`], or "vxlan" and "wireguard" for the making of such devices) whose changes fail with
-    /// this errno.
+    /// Objects (by [`Change::object`], or "vxlan", "ipip" and "wireguard" for the making of such devices) whose changes fail
+    /// with this errno.
     pub failing: BTreeMap<&'static str, i32>,
     /// All changes made so far.
     pub log: Vec<String>,
@@ -69,12 +69,15 @@ impl Kernel for FakeKernel {
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
         let mut failures = Vec::new();
         for (index, change) in changes.iter().enumerate() {
-            let vxlan =
-                matches!(change, Change::AddLink(_, link) if matches!(link.identity, LinkIdentity::Vxlan(_)));
-            let wireguard =
-                matches!(change, Change::AddLink(_, link) if link.identity == LinkIdentity::Wireguard);
-            let kind = self.failing.get("vxlan").filter(|_| vxlan);
-            let kind = kind.or_else(|| self.failing.get("wireguard").filter(|_| wireguard));
+            let kind = match change {
+                Change::AddLink(_, link) => match link.identity {
+                    LinkIdentity::Vxlan(_) => self.failing.get("vxlan"),
+                    LinkIdentity::Ipip(_) => self.failing.get("ipip"),
+                    LinkIdentity::Wireguard => self.failing.get("wireguard"),
+                    _ => None,
+                },
+                _ => None,
+            };
             if let Some(errno) = kind.or_else(|| self.failing.get(change.object())) {
                 let source = io::Error::from_raw_os_error(*errno);
                 let (object, device) = (change.object(), change.device());

@@ -25,6 +25,8 @@ const NAME_LEN: usize = 16;
 pub const TCP: u8 = 6;
 /// The number of UDP, for [`protocol`].
 pub const UDP: u8 = 17;
+/// The number of IPv4 in IP, for [`protocol`].
+pub(crate) const IPIP: u8 = 4;
 /// The number of ICMP, for [`protocol`].
 pub(crate) const ICMP: u8 = 1;
 /// The number of ICMPv6, for [`protocol`].
@@ -237,6 +239,21 @@ pub fn vni_is_none_of(vnis: &[u32]) -> Vec<Expr> {
     let data = |vni: &u32| vni.to_be_bytes()[1..].to_vec();
     steps.extend(vnis.iter().map(|vni| Expr::Cmp { from: Reg(0), op: Op::Ne, data: data(vni) }));
     steps
+}
+
+/// Both addresses of an IPv4 packet that is the payload are outside of `networks`; a payload that is too short to have
+/// addresses is not matched.
+pub(crate) fn inner_outside(networks: &[IpNet]) -> Vec<Expr> {
+    // The payload's header begins where that of a transport protocol would (RFC 791 §3.1).
+    const ADDRESSES: [u32; 2] = [12, 16];
+    let outside = |network: &IpNet, offset| {
+        let load = Expr::Payload { header: Header::Transport, offset, len: 4, to: Reg(0) };
+        masked(load, octets(network.netmask()), Op::Ne, octets(network.network()))
+    };
+    networks
+        .iter()
+        .flat_map(|network| ADDRESSES.into_iter().flat_map(move |at| outside(network, at)))
+        .collect()
 }
 
 /// The transport protocol; needed before ports.

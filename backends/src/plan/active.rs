@@ -5,8 +5,9 @@
 //! goes on accepting what it announced before for as long as a peer may send it: until some time after the
 //! last one has left that way itself.
 
+mod tell;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,9 +90,7 @@ impl Ways {
             without_module: false,
             ports: Ports::default(),
         };
-        if let BackendConfig::Vxlan(vxlan) = config
-            && vxlan.fallback
-        {
+        if config.has_fallback() {
             select(&BackendConfig::FALLBACK, network)
                 .map_err(|error| BackendError(format!("Backend.Fallback: {error}")))?;
             ways.remember(&[BackendConfig::FALLBACK], network);
@@ -169,7 +168,7 @@ impl Ways {
 
     /// Holds ways of an earlier time ready, for peers that still announce them.
     pub fn remember(&mut self, configs: &[BackendConfig], network: &NetworkConfig) {
-        for config in configs {
+        for config in configs.iter().filter(|config| leads_anywhere(config)) {
             let Ok(way) = ActiveBackend::new(self.free_id(), config, network) else { continue };
             let words = way.backend.words();
             let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
@@ -204,7 +203,7 @@ impl Ways {
         let (words, devices) = (next.current().words(), next.current().devices());
         let same = self.all.iter().find(|way| way.backend.words() == words);
         next.all[0].id = same.map_or_else(|| self.free_id(), |way| way.id);
-        for way in &self.all {
+        for way in self.all.iter().filter(|way| leads_anywhere(&way.config)) {
             if way.backend.words() == words || next.all.len() >= MAX_BACKENDS {
                 continue;
             }
@@ -292,10 +291,14 @@ impl Ways {
         let exact = self.first(|backend| backend.reaches(attachment));
         let any = || self.first(|backend| backend.compatible_with(attachment));
         let fallback_for = || match (&self.fallback_for, attachment) {
-            (Some(BackendConfig::Vxlan(_)), Attachment::Vxlan { .. }) => Some(self.current_id()),
+            (Some(instead_of), attachment) if instead_of.name() == attachment.type_name() => {
+                Some(self.current_id())
+            }
             _ => None,
         };
-        exact.or_else(any).or_else(fallback_for)
+        // Without a way of this node's own to any peer, none of them lacks one.
+        let none = || (!leads_anywhere(&self.all[0].config)).then(|| self.current_id());
+        exact.or_else(any).or_else(fallback_for).or_else(none)
     }
 
     /// The first backend in use that is so.
@@ -460,7 +463,7 @@ impl Ways {
     }
 
     fn has_fallback(&self) -> bool {
-        matches!(&self.all[0].config, BackendConfig::Vxlan(vxlan) if vxlan.fallback)
+        self.all[0].config.has_fallback()
     }
 
     /// The kernel state that reaches every peer, each in its way.
@@ -488,16 +491,7 @@ impl Ways {
     }
 }
 
-impl fmt::Debug for Ways {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.backends().map(Backend::words)).finish()
-    }
-}
-
-impl fmt::Display for Ways {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.current().words())?;
-        let former: Vec<String> = self.backends().skip(1).map(Backend::words).collect();
-        if former.is_empty() { Ok(()) } else { write!(f, " and still {}", former.join(", ")) }
-    }
+/// Whether a backend has ways to peers at all. One that has none is never kept for the sake of others.
+fn leads_anywhere(config: &BackendConfig) -> bool {
+    *config != BackendConfig::Alloc
 }

@@ -12,7 +12,7 @@ use subnet::{Attachment, Family, Mac, PublicAddrs, Subnets};
 use crate::state::KernelState;
 pub use crate::state::host::Direct;
 use crate::state::name::Name;
-use crate::state::tunnel::TunnelPort;
+use crate::state::tunnel::{IpipTunnel, TunnelPort};
 
 /// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
 pub(crate) const MIN_MTU_V6: u32 = 1280;
@@ -164,6 +164,11 @@ pub trait Backend: Send + Sync {
 
     /// The same without the kernel's part, where that is allowed and this has one.
     fn in_process(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
+
+    /// The device at which its IP-in-IP packets arrive, if it has one.
+    fn ipip_tunnel(&self) -> Option<IpipTunnel> {
         None
     }
 

@@ -214,7 +214,7 @@ fn examine(
         let why = format!(
             "its backend is {}, this node's is {}: both need the same",
             name(&lease.attachment),
-            name(&own.attachment)
+            ways.name()
         );
         return Err((SkipReason::Backend, why));
     };

@@ -4,12 +4,18 @@ use std::sync::Arc;
 
 use subnet::{BackendConfig, Family, NetworkConfig};
 
+use super::alloc::Alloc;
 use super::backend::{Backend, BackendError};
+use super::extension::Extension;
 use super::host_gw::HostGw;
+use super::ipip::Ipip;
 use super::udp::Udp;
 use super::vxlan::Vxlan;
 use super::wireguard::Wireguard;
 use crate::wg::key_file::KeyFiles;
+
+/// What a configuration without a usable backend can have.
+const INSTEAD: &str = "\"vxlan\", \"host-gw\", \"wireguard\", \"ipip\", \"udp\", \"alloc\" or \"extension\"";
 
 /// The backend that the configuration of this network asks for.
 ///
@@ -25,6 +31,9 @@ pub(crate) fn select(
             Ok(Arc::new(Vxlan::new(config.clone(), &families)?.on_kernel(&kernel_release())))
         }
         BackendConfig::HostGw => Ok(Arc::new(HostGw)),
+        BackendConfig::Ipip(config) => Ok(Arc::new(Ipip::new(*config, &families)?)),
+        BackendConfig::Alloc => Ok(Arc::new(Alloc)),
+        BackendConfig::Extension(_) => Ok(Arc::new(Extension)),
         BackendConfig::Udp { port, check_sources, workers } => {
             let networks = network.ranges().map(|range| range.network).collect();
             Ok(Arc::new(Udp::new(*port, *check_sources, *workers, networks)?))
@@ -35,12 +44,15 @@ pub(crate) fn select(
             Ok(Arc::new(Wireguard::new(config.clone(), Arc::new(identity), networks)?))
         }
         BackendConfig::Unknown(name) => Err(BackendError(match name.as_str() {
-            "ipip" | "ipsec" | "alloc" | "extension" | "tencent-vpc" => format!(
-                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\""
+            "ipsec" => format!(
+                "Backend.Type: {name:?} is a backend of Go flannel that this release doesn't have: use {INSTEAD}"
             ),
-            _ => format!(
-                "Backend.Type: {name:?} is no backend: use \"vxlan\", \"host-gw\", \"wireguard\" or \"udp\""
+            // Of Go flannel, or of its older releases; each makes routes in a cloud.
+            "tencent-vpc" | "ali-vpc" | "aws-vpc" | "gce" => format!(
+                "Backend.Type: {name:?} is not built in: the same is done by \"extension\" with commands of the cloud's \
+                 own program, for which docs/extension.md has a recipe, or by \"alloc\" and routes that you make"
             ),
+            _ => format!("Backend.Type: {name:?} is no backend: use {INSTEAD}"),
         })),
     }
 }
@@ -64,13 +76,20 @@ mod tests {
         for (config, part) in [
             (r#""Backend":{"Type":"ipsec"}"#, "\"ipsec\" is a backend of Go flannel"),
             (r#""Backend":{"Type":"vxlann"}"#, "\"vxlann\" is no backend"),
+            (r#""Backend":{"Type":"tencent-vpc"}"#, "docs/extension.md has a recipe"),
+            (r#""Backend":{"Type":"AWS-VPC"}"#, "\"alloc\" and routes"),
+            (
+                r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"ipip"}"#,
+                "\"ipip\" carries IPv4 alone",
+            ),
             (
                 r#""EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}"#,
                 "VNI: 10000",
             ),
         ] {
             let text = refused(config);
-            assert!(text.contains(part) && (text.contains("host-gw") || text.contains("9999")), "{text}");
+            let remedy = ["host-gw", "9999", "\"extension\" with"].iter().any(|remedy| text.contains(remedy));
+            assert!(text.contains(part) && remedy, "{text}");
         }
     }
 }

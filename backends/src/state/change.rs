@@ -10,7 +10,7 @@ use subnet::Mac;
 
 use super::KernelState;
 use super::forwarding::Forwarding;
-use super::link::{Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity};
+use super::link::{IpipIdentity, Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity};
 use super::name::Name;
 use super::route::{BLACKHOLE_METRIC, Route};
 use super::wireguard::WireguardPeers;
@@ -217,6 +217,9 @@ impl fmt::Display for Change {
                 LinkIdentity::Vxlan(VxlanIdentity { vni, .. }) => {
                     let LinkSettings { mtu, mac, local, .. } = link.settings;
                     write!(f, "link add {name} type vxlan id {vni} local {local} mtu {mtu} address {mac}")
+                }
+                LinkIdentity::Ipip(IpipIdentity { local, .. }) => {
+                    write!(f, "link add {name} type ipip local {local} mtu {}", link.settings.mtu)
                 }
                 LinkIdentity::Tun => write!(f, "link add {name} type tun mtu {}", link.settings.mtu),
                 LinkIdentity::Wireguard => {

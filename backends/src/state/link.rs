@@ -10,6 +10,9 @@ use super::name::Name;
 /// How the names of devices begin that have made room for one with another port.
 pub(crate) const SPARE_PREFIXES: [&str; 2] = ["flo.", "flo6."];
 
+/// The name of the device of the `ipip` backend (contract §5.5).
+pub(crate) const IPIP_DEVICE: &str = "flannel.ipip";
+
 /// A tunnel device. `identity` can't change without making the device anew; `settings` are corrected in
 /// place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Link {
 pub enum LinkIdentity {
     /// A VXLAN tunnel endpoint.
     Vxlan(VxlanIdentity),
+    /// An IP-in-IP tunnel.
+    Ipip(IpipIdentity),
     /// A TUN device that this process holds.
     Tun,
     /// WireGuard by the kernel.
@@ -46,6 +51,16 @@ pub struct VxlanIdentity {
     /// Family of the underlay.
     pub family: Family,
     /// Joins a multicast group, or notifies or answers instead of the FDB: never wanted.
+    pub foreign_modes: bool,
+}
+
+/// The properties of an IP-in-IP tunnel that a patch can't change: the kernel takes them all at once
+/// (net/ipv4/ipip.c, `ipip_changelink`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpipIdentity {
+    /// Source address of encapsulated packets, and the only address at which they are taken.
+    pub local: Ipv4Addr,
+    /// Leads to one peer alone, is bound to a device, or has outer headers of its own: never wanted.
     pub foreign_modes: bool,
 }
 
@@ -110,9 +125,13 @@ impl LinkIdentity {
     }
 
     /// Whether a device that is `actual` need not be removed before one that is `self` is made: another
-    /// process may hold it.
+    /// process may hold it, or have made a device of another kind that the kernel won't replace.
     pub(crate) fn takes_over(&self, actual: &Self) -> bool {
-        *self == Self::Tun && matches!(actual, Self::Other(kind) if kind == "tun")
+        match (self, actual) {
+            (Self::Tun, Self::Other(kind)) => kind == "tun",
+            (Self::Ipip(_), actual) => !matches!(actual, Self::Ipip(_)),
+            _ => false,
+        }
     }
 }
 
@@ -218,13 +237,14 @@ pub fn is_tunnel(name: &Name, identity: &LinkIdentity) -> bool {
             let number = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
             number.is_some_and(is_number) || SPARE_PREFIXES.iter().any(|aside| name.starts_with(aside))
         }
+        LinkIdentity::Ipip(_) => name == IPIP_DEVICE,
         LinkIdentity::Tun => true,
         LinkIdentity::Wireguard => matches!(name, "flannel-wg" | "flannel-wg-v6"),
         LinkIdentity::Other(kind) if kind == "tun" => {
             name.strip_prefix("flannel").is_some_and(is_number)
                 || matches!(name, "flannel-wg" | "flannel-wg-v6")
         }
-        LinkIdentity::Other(kind) => (name, kind.as_str()) == ("flannel.ipip", "ipip"),
+        LinkIdentity::Other(_) => false,
     }
 }
 
@@ -235,7 +255,7 @@ pub fn is_tunnel_name(name: &Name) -> bool {
     let numbered = ["flannel.", "flannel-v6.", "flannel"];
     numbered.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
         || SPARE_PREFIXES.iter().any(|aside| name.starts_with(aside))
-        || matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip")
+        || matches!(name, "flannel-wg" | "flannel-wg-v6" | IPIP_DEVICE)
 }
 
 fn is_number(text: &str) -> bool {

@@ -21,6 +21,8 @@ pub struct TunnelFilter {
     pub underlay: Name,
     /// The ports at which tunnels listen.
     pub ports: Vec<TunnelPort>,
+    /// The device that takes IP-in-IP packets, if there is one.
+    pub ipip: Option<IpipTunnel>,
     /// The public addresses of peers, sorted.
     pub peers: Arc<[IpAddr]>,
 }
@@ -31,9 +33,15 @@ impl TunnelFilter {
         Family::of(self.networks.first().map_or(IpAddr::V4([0; 4].into()), |network| network.addr()))
     }
 
+    /// Whether there is nothing to protect.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.ipip.is_none()
+    }
+
     /// Whether only peers came or went since `other`.
     pub(crate) fn differs_in_peers_alone(&self, other: &Self) -> bool {
-        (&self.networks, self.underlay, &self.ports) == (&other.networks, other.underlay, &other.ports)
+        (&self.networks, self.underlay, &self.ports, self.ipip)
+            == (&other.networks, other.underlay, &other.ports, other.ipip)
     }
 }
 
@@ -46,6 +54,15 @@ pub struct TunnelPort {
     /// where every datagram is for the tunnel.
     pub vnis: BTreeSet<u32>,
     /// Datagrams are taken from peers' public addresses alone (`CheckSources`).
+    pub check_sources: bool,
+}
+
+/// A device that decapsulates IP-in-IP packets from any sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpipTunnel {
+    /// Its name.
+    pub device: Name,
+    /// Packets are taken from peers' public addresses alone (`CheckSources`).
     pub check_sources: bool,
 }
 

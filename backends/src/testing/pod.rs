@@ -42,6 +42,12 @@ impl Pod {
     /// A pod attached as a container runtime would: ADD of the CNI plugin `plugin`, which reads the node's
     /// `subnet.env`, with the shipped configuration (contract §8.2) and state below the node's directory.
     pub fn cni(node: &Node, plugin: &Path) -> anyhow::Result<Self> {
+        let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true, "ipMasq": false });
+        Self::cni_with(node, plugin, &delegate)
+    }
+
+    /// The same with another `delegate`.
+    pub fn cni_with(node: &Node, plugin: &Path, delegate: &Value) -> anyhow::Result<Self> {
         require(plugin)?;
         for delegate in ["bridge", "host-local"] {
             let path = Path::new(DELEGATES).join(delegate);
@@ -53,7 +59,7 @@ impl Pod {
             "type": "flannel",
             "subnetFile": node.subnet_file(),
             "dataDir": node.dir().join("cni"),
-            "delegate": { "hairpinMode": true, "isDefaultGateway": true, "ipMasq": false },
+            "delegate": delegate,
             "ipam": { "dataDir": node.dir().join("ipam") },
         });
         let attachment = Cni {

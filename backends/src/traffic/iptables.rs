@@ -4,7 +4,6 @@
 //! current ones do, what they made is read back over netlink and compared with what was there after the
 //! last run.
 
-mod orphan;
 mod programs;
 mod text;
 

@@ -25,6 +25,7 @@ fn filter(family: Family, peers: u32) -> TunnelFilter {
         networks: vec![network.parse().unwrap()],
         underlay: "eth0".parse().unwrap(),
         ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
+        ipip: None,
         peers: (0..peers).map(peer).collect(),
     }
 }

@@ -8,11 +8,13 @@ use backends::{Macs, Ways, random};
 use ipnet::IpNet;
 use subnet::saved::Saved;
 use subnet::{
-    Claim, Family, Lease, LeaseStore, Leases, Mac, NetworkConfig, PublicAddrs, StoreError, Subnets,
+    Attachment, BackendConfig, Claim, Family, Lease, LeaseStore, Leases, Mac, NetworkConfig, PublicAddrs,
+    StoreError, Subnets,
 };
 use tokio::time::{sleep, timeout};
 
 use super::{RETRY, condition};
+use crate::extension::{self, Hooks};
 use crate::log::moment;
 use crate::serve::Health;
 
@@ -297,15 +299,55 @@ pub(super) struct Facts {
     pub(super) left: Vec<IpNet>,
     /// The store has not let this process in before.
     pub(super) first: bool,
+    /// Who runs the commands of the `extension` backend.
+    pub(super) hooks: Option<Hooks>,
+}
+
+/// What the `extension` backend's command says of this node, as soon as it may be run and succeeds.
+async fn prepared(network: &NetworkConfig, hooks: Option<&Hooks>, health: &Health) -> Option<Box<str>> {
+    let BackendConfig::Extension(config) = &network.backend else { return None };
+    let mut said = String::new();
+    let mut pause = RETRY.0;
+    loop {
+        health.beat();
+        let permitted = Hooks::permit(hooks, config);
+        let outcome = match &permitted {
+            Ok(()) => extension::prepare(config).await,
+            Err(why) => Err(why.clone()),
+        };
+        let why = match outcome {
+            Ok(text) => {
+                health.set(extension::CONDITION, Ok(()));
+                return text;
+            }
+            Err(why) => why,
+        };
+        if said != why {
+            tracing::error!("no lease is asked for: {why}");
+            health.set(extension::CONDITION, Err(why.clone()));
+            said = why;
+        }
+        // Only another configuration can permit what is not, and then this is over.
+        if permitted.is_err() {
+            std::future::pending::<()>().await;
+        }
+        sleep(pause).await;
+        pause = RETRY.1.min(pause * 2);
+    }
 }
 
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
-    let Facts { network, identity, ways, public, previous, before, reserved, lans, left, first } = facts;
+    let Facts { network, identity, ways, public, previous, before, reserved, lans, left, first, hooks } =
+        facts;
+    let said = prepared(&network, hooks.as_ref(), &health).await;
     let attach = |known: Option<&Lease>, all: &Leases| {
         let own: Vec<&Lease> = known.into_iter().chain(&before).collect();
         let foreign = |family, mac| is_foreign(all, known, &public, family, mac);
-        ways.attachment(&identity.macs(&ways, &own, foreign))
+        match ways.attachment(&identity.macs(&ways, &own, foreign)) {
+            Attachment::Extension(_) => Attachment::Extension(said.clone()),
+            other => other,
+        }
     };
     let macs = identity.known_macs(before.as_ref());
     let claim = Claim {

@@ -5,6 +5,7 @@ mod change;
 mod contest;
 mod dispute;
 mod event;
+mod extension;
 mod journal;
 mod keeper;
 mod lease;

@@ -88,6 +88,7 @@ struct Bed {
     bell: Arc<Notify>,
     health: Health,
     directory: tempfile::TempDir,
+    hooks: Hooks,
     agent: JoinHandle<KernelError>,
 }
 
@@ -132,6 +133,7 @@ impl Bed {
     fn on(cluster: Cluster, kernel: SharedKernel, directory: tempfile::TempDir) -> Self {
         let bell = Arc::new(Notify::new());
         let health = Health::new(LIVENESS, condition::ALL);
+        let (hooks, commands) = Hooks::new(true, directory.path().join("x.extension.json"), health.clone());
         let settings = Settings {
             selectors: Selectors::default(),
             subnet_file: directory.path().join("subnet.env"),
@@ -143,6 +145,7 @@ impl Bed {
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
             ip_forward: true,
             services: false,
+            hooks: Some(hooks.clone()),
             policy_socket: None,
             policies: None,
             probes: None,
@@ -151,8 +154,14 @@ impl Bed {
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };
         let (moved, node, told) = (Arc::clone(&rules_moved), cluster.node(), health.clone());
         let notices = Bell(Arc::clone(&bell));
-        let agent = tokio::spawn(async move { run(hands, notices, &moved, node, settings, told).await });
-        Self { firewall, rules_moved, cluster, kernel, bell, health, directory, agent }
+        let life = async move { run(hands, notices, &moved, node, settings, told).await };
+        let agent = tokio::spawn(async move {
+            tokio::select! {
+                error = life => error,
+                never = commands.run() => match never {},
+            }
+        });
+        Self { firewall, rules_moved, cluster, kernel, bell, health, directory, hooks, agent }
     }
 
     fn file(&self) -> PathBuf {

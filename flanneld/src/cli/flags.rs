@@ -20,6 +20,7 @@ pub(super) const HEALTH: &str = "Health";
 pub(super) const RULES: &str = "Traffic rules";
 pub(super) const KUBERNETES: &str = "Kubernetes";
 pub(super) const POLICIES: &str = "Network policies";
+pub(super) const COMMANDS: &str = "Commands";
 pub(super) const COMPATIBLE: &str = "Accepted for compatibility with Go flannel";
 
 const GRAMMAR: &str = "\
@@ -126,6 +127,9 @@ pub(super) struct RunFlags {
     /// Switch IP forwarding on at start where it is off, for the enabled families
     #[arg(long, action = ArgAction::Set, default_value_t = true, help_heading = RULES)]
     pub(super) ip_forward: bool,
+    /// Run the commands of the backend 'extension': who may write the network configuration can then run programs as root here
+    #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = COMMANDS)]
+    pub(super) allow_extension_commands: bool,
     /// Without effect: the node's subnet always ends in a blackhole route of the worst metric
     #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = RULES)]
     pub(super) ip_blackhole_route: bool,

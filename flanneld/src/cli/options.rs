@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) traffic_manager: TrafficManager,
     /// Switch IP forwarding on at start where it is off.
     pub(crate) ip_forward: bool,
+    /// Run the commands of the `extension` backend.
+    pub(crate) allow_extension_commands: bool,
     /// Whether and how network policies are enforced.
     pub(crate) network_policy: PolicyOptions,
     /// How much is logged.
@@ -135,6 +137,7 @@ impl Options {
             },
             traffic_manager: flags.traffic_manager,
             ip_forward: flags.ip_forward,
+            allow_extension_commands: flags.allow_extension_commands,
             network_policy: PolicyOptions {
                 mode: flags.network_policy,
                 steer: flags.network_policy_steer,

@@ -14,8 +14,8 @@ fn health_is_served_from_the_first_moment_and_tells_the_truth() {
     assert_eq!(a.agent.get("/readyz").unwrap().0, 503);
     assert_eq!(a.agent.get("/nothing").unwrap().0, 404);
 
-    cluster.put("/coreos.com/network/config", r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#);
-    a.wait_for_log("\"ipip\" is a backend of Go flannel that this release doesn't have");
+    cluster.put("/coreos.com/network/config", r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipsec"}}"#);
+    a.wait_for_log("\"ipsec\" is a backend of Go flannel that this release doesn't have");
     cluster.put("/coreos.com/network/config", r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udpp"}}"#);
     a.wait_for_log("\"udpp\" is no backend");
     cluster.put("/coreos.com/network/config", VXLAN);

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod bed;
+mod bgp;
 mod changes;
 mod cleanup;
 mod direct;
 mod doctor;
+mod extension;
 mod families;
 mod fights;
 mod handshake;

@@ -3,6 +3,7 @@
 use crate::bed::{Cluster, HOST_GW, Member, VXLAN};
 use crate::{require_kernel, transfer};
 
+const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 
 fn carries(config: &str) {
@@ -41,6 +42,11 @@ fn wireguard_by_the_kernel_carries_transfers_unchanged_over_a_lossy_network() {
 #[test]
 fn wireguard_in_process_carries_transfers_unchanged_over_a_lossy_network() {
     carries(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"always"}}"#);
+}
+
+#[test]
+fn ipip_carries_transfers_unchanged_over_a_lossy_network() {
+    carries(IPIP);
 }
 
 #[test]

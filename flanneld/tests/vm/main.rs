@@ -7,10 +7,13 @@
 #[path = "../nodes/bed.rs"]
 #[expect(dead_code, reason = "the bed of the node tests has more than these tests use")]
 mod bed;
+mod ipip;
+mod ipvlan;
 mod linux_6_1;
 mod lossy;
 mod transfer;
 mod wireguard;
+mod without_ipip;
 mod without_vxlan;
 
 /// Fails unless the guest's kernel is of this release.

@@ -70,7 +70,13 @@ fn backend_values(backend: &BackendConfig) -> Vec<(&'static str, String)> {
                     ChecksumOffload::Off => "off".into(),
                 },
             ),
-            ("Backend.Fallback", if vxlan.fallback { "udp" } else { "(none)" }.into()),
+            ("Backend.Fallback", shown_fallback(vxlan.fallback)),
+            ("Backend.CheckSources", vxlan.check_sources.to_string()),
+        ],
+        BackendConfig::Ipip(ipip) => vec![
+            ("Backend.DirectRouting", ipip.direct_routing.to_string()),
+            ("Backend.Fallback", shown_fallback(ipip.fallback)),
+            ("Backend.CheckSources", ipip.check_sources.to_string()),
         ],
         BackendConfig::Udp { port, check_sources, workers } => vec![
             ("Backend.Port", port.to_string()),
@@ -78,8 +84,29 @@ fn backend_values(backend: &BackendConfig) -> Vec<(&'static str, String)> {
             ("Backend.Workers", workers.to_string()),
         ],
         BackendConfig::Wireguard(wireguard) => wireguard.values(),
-        BackendConfig::HostGw | BackendConfig::Unknown(_) => Vec::new(),
+        // Arguments of commands may be secrets.
+        BackendConfig::Extension(extension) => vec![
+            ("Backend.PreStartupCommand", shown_command(&extension.pre_startup)),
+            ("Backend.PostStartupCommand", shown_command(&extension.post_startup)),
+            ("Backend.SubnetAddCommand", shown_command(&extension.subnet_add)),
+            ("Backend.SubnetRemoveCommand", shown_command(&extension.subnet_remove)),
+            ("Backend.AllowCommands", extension.allowed.to_string()),
+        ],
+        BackendConfig::HostGw | BackendConfig::Alloc | BackendConfig::Unknown(_) => Vec::new(),
     }
+}
+
+/// A command by its program and what tells it from another one with the same program.
+fn shown_command(command: &str) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let Some(program) = command.split_whitespace().next() else { return "(none)".into() };
+    let mut hasher = DefaultHasher::new();
+    command.hash(&mut hasher);
+    format!("{} … ({:08x})", shortened(program), hasher.finish() as u32)
+}
+
+fn shown_fallback(udp: bool) -> String {
+    if udp { "udp" } else { "(none)" }.into()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Go flannel ignores unknown keys, so they are no errors. But a misspelled key leaves a default in force that
 //! the operator did not choose, and so each is named.
 
+use super::Origin;
 use crate::gojson::Object;
 use crate::text::{distance, shortened};
 
@@ -34,7 +35,7 @@ const TOP: [&str; 13] = [
     "MasqueradeExcept",
 ];
 /// With those that Go flannel reads on Windows only.
-const VXLAN: [&str; 11] = [
+const VXLAN: [&str; 12] = [
     "Type",
     "VNI",
     "Port",
@@ -44,10 +45,21 @@ const VXLAN: [&str; 11] = [
     "DirectRouting",
     "ChecksumOffload",
     "Fallback",
+    "CheckSources",
     "MacPrefix",
     "Name",
 ];
 const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
+const IPIP: [&str; 4] = ["Type", "DirectRouting", "Fallback", "CheckSources"];
+const ALLOC: [&str; 1] = ["Type"];
+const EXTENSION: [&str; 6] = [
+    "Type",
+    "PreStartupCommand",
+    "PostStartupCommand",
+    "SubnetAddCommand",
+    "SubnetRemoveCommand",
+    "AllowCommands",
+];
 const UDP: [&str; 4] = ["Type", "Port", "CheckSources", "Workers"];
 const WIREGUARD: [&str; 10] = [
     "Type",
@@ -65,12 +77,15 @@ const WIREGUARD: [&str; 10] = [
 const MAX_SAID: usize = 10;
 
 /// The keys of a configuration that have no effect, each with what to do.
-pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
+pub(super) fn without_effect(object: &Object<'_>, backend: &str, origin: Origin) -> Warnings {
     let of_backend: &[&str] = match backend {
         "vxlan" => &VXLAN,
         "host-gw" => &HOST_GW,
         "udp" => &UDP,
         "wireguard" => &WIREGUARD,
+        "ipip" => &IPIP,
+        "alloc" => &ALLOC,
+        "extension" => &EXTENSION,
         // Its keys are not known here.
         _ => &[],
     };
@@ -84,7 +99,11 @@ pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
         })
     });
     let inside = inside.filter_map(|name| {
-        let elsewhere = [&VXLAN[..], &UDP, &WIREGUARD].into_iter().find_map(|keys| find(name, keys));
+        if let Some(text) = of_commands(name, backend, origin) {
+            return Some(text);
+        }
+        let elsewhere =
+            [&VXLAN[..], &UDP, &EXTENSION, &WIREGUARD].into_iter().find_map(|keys| find(name, keys));
         unknown(name, of_backend, "Backend.").map(|text| match (elsewhere, find(name, &TOP)) {
             (Some(key), _) => format!("Backend.{key} has no effect with the backend {backend}: remove it"),
             (None, Some(key)) => format!("Backend.{key} has no effect here: move it out of Backend"),
@@ -92,6 +111,22 @@ pub(super) fn without_effect(object: &Object<'_>, backend: &str) -> Warnings {
         })
     });
     Warnings(outer.chain(inside).take(MAX_SAID).collect())
+}
+
+/// What is to be said about a key of commands that has no effect although `extension` has it, here or in samples.
+fn of_commands(name: &str, backend: &str, origin: Origin) -> Option<String> {
+    let is = |key: &str| backend == "extension" && name.eq_ignore_ascii_case(key);
+    if is("ShutdownCommand") {
+        return Some(
+            "Backend.ShutdownCommand has no effect, as in Go flannel: what commands made stays when flanneld ends"
+                .to_owned(),
+        );
+    }
+    (is("AllowCommands") && origin == Origin::Store).then(|| {
+        "Backend.AllowCommands has no effect in a store, where others may write it: start flanneld with \
+         --allow-extension-commands"
+            .to_owned()
+    })
 }
 
 /// The key that a name means, if it is one of these: without regard to case, as in Go.
@@ -182,13 +217,35 @@ mod tests {
             r#""type":"vxlan","vni":1,"PORT":1,"Mtu":1400,"GBP":true,"learning":false,"DirectRouting":true"#,
             r#""Type":"vxlan","MacPrefix":"0E-2A","Name":"x","ChecksumOffload":"off","Fallback":"udp""#,
             r#""Type":"host-gw","Name":"cbr0""#,
+            r#""Type":"vxlan","CheckSources":false"#,
             r#""Type":"udp","Port":1,"CheckSources":false,"Workers":2"#,
             r#""Type":"wireguard","ListenPort":1,"psk":"","Mode":"auto","Userspace":"never""#,
+            r#""Type":"ipip","DirectRouting":true,"Fallback":"udp","CheckSources":false"#,
+            r#""Type":"alloc""#,
+            r#""Type":"extension","PreStartupCommand":"a","postStartupCommand":"b","SubnetAddCommand":"c""#,
         ] {
             let top = r#","enableipv4":true,"EnableNFTables":true,"SubnetLen":24,"IPv6SubnetLen":64"#;
             assert_eq!(warnings(top, backend), [""; 0], "{backend}");
         }
         assert_eq!(NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap().warnings.0, [""; 0]);
+    }
+
+    #[test]
+    fn commands_are_allowed_by_a_file_of_this_node_and_by_nothing_in_a_store() {
+        let json = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"extension","AllowCommands":true,"ShutdownCommand":"x"}}"#;
+        let [store, file] = [
+            NetworkConfig::parse(json).unwrap(),
+            NetworkConfig::parse_given_subnets(json, &Default::default()).unwrap(),
+        ];
+        let allowed = |config: &NetworkConfig| match &config.backend {
+            crate::BackendConfig::Extension(extension) => extension.allowed,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((allowed(&store), allowed(&file)), (false, true));
+        let [said, shutdown] = &store.warnings.0[..] else { panic!("{:?}", store.warnings) };
+        assert!(said.contains("--allow-extension-commands"), "{said}");
+        assert!(shutdown.contains("ShutdownCommand has no effect, as in Go flannel"), "{shutdown}");
+        assert_eq!(file.warnings.0, std::slice::from_ref(shutdown));
     }
 
     #[test]

@@ -78,8 +78,8 @@ fn backends_are_read_in_any_letter_case() {
         parse(r#"{"Network":"10.3.0.0/16","backend":{"type":"VXLAN","vni":7,"PORT":4789,"mtu":1400}}"#);
     let BackendConfig::Vxlan(vxlan) = config.backend else { panic!("{config:?}") };
     assert_eq!((vxlan.vni, vxlan.port, vxlan.mtu), (7, Some(4789), Some(1400)));
-    let unknown = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"ipip"}}"#).backend;
-    assert_eq!(unknown, BackendConfig::Unknown("ipip".into()));
+    let unknown = parse(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"IPSec"}}"#).backend;
+    assert_eq!(unknown, BackendConfig::Unknown("ipsec".into()));
 }
 
 #[test]

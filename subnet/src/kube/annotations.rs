@@ -119,13 +119,22 @@ pub(super) fn wanted(
                 (None, Family::V4) => Some("null".to_owned()),
                 (None, Family::V6) => None,
             },
+            Attachment::Extension(Some(text)) if family == Family::V4 => Some(crate::gojson::to_string(text)),
             // Go writes IPv4's also where there is no IPv4.
-            Attachment::HostGw | Attachment::Udp | Attachment::Foreign(_) if family == Family::V4 => {
+            Attachment::HostGw
+            | Attachment::Ipip
+            | Attachment::Extension(_)
+            | Attachment::Udp
+            | Attachment::Foreign(_)
+                if family == Family::V4 =>
+            {
                 Some("null".to_owned())
             }
-            // Go's udp has no IPv6; ours announces it as host-gw does.
-            Attachment::HostGw | Attachment::Udp => public.v6.map(|_| "null".to_owned()),
-            Attachment::Foreign(_) => None,
+            // Go's udp and alloc have no IPv6; ours announce it as host-gw does.
+            Attachment::HostGw | Attachment::Extension(_) | Attachment::Udp => {
+                public.v6.map(|_| "null".to_owned())
+            }
+            Attachment::Ipip | Attachment::Foreign(_) => None,
         };
         let announced = match (overwritten(current, family)?, public.get(family), family) {
             (Some(overwrite), ..) => Some(overwrite),

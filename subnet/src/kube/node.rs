@@ -159,17 +159,10 @@ impl Node<'_> {
                 wrong.push(format!("annotation {}: {why}", names.data));
             }
         }
-        let attachment = match kind {
-            "" | "udp" => Attachment::Udp,
-            "host-gw" => Attachment::HostGw,
-            "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
-            "wireguard" => Attachment::Wireguard { v4: keys[0], v6: keys[1] },
-            CHANGING if keys.iter().any(Option::is_some) => {
-                Attachment::Wireguard { v4: keys[0], v6: keys[1] }
-            }
-            CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
-            _ => Attachment::Foreign(shortened(kind).into()),
-        };
+        let attachment = self.attachment(kind, prefix, (vteps, keys)).unwrap_or_else(|why| {
+            wrong.push(why);
+            Attachment::Foreign(kind.into())
+        });
         if public == PublicAddrs::default() {
             if wrong.is_empty() {
                 wrong.push("it has no public address (annotation public-ip)".to_owned());
@@ -181,6 +174,30 @@ impl Node<'_> {
             lease: Some(Lease { subnets, public, attachment, created, written: created }),
             wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
         }
+    }
+
+    /// What the node announces, given its tunnel endpoints and keys.
+    fn attachment(
+        &self,
+        kind: &str,
+        prefix: &Prefix,
+        (vteps, keys): ([Option<Vtep>; 2], [Option<WireguardData>; 2]),
+    ) -> Result<Attachment, String> {
+        Ok(match kind {
+            "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
+            "wireguard" => Attachment::Wireguard { v4: keys[0], v6: keys[1] },
+            // The type is away for a moment only, and its data tells which one it was.
+            CHANGING if keys.iter().any(Option::is_some) => {
+                Attachment::Wireguard { v4: keys[0], v6: keys[1] }
+            }
+            CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
+            "extension" => {
+                let name = Names::of(Family::V4).data;
+                let text = self.annotation(prefix, name).map_or(Ok(None), read_text);
+                Attachment::Extension(text.map_err(|why| format!("annotation {name}: {why}"))?)
+            }
+            _ => Attachment::of_type(kind),
+        })
     }
 }
 
@@ -209,6 +226,14 @@ fn read_vtep(text: &str) -> Result<Vtep, String> {
     let mac = mac.parse().map_err(|error| format!("VtepMAC: {error}"))?;
     let port = data.get::<u16>("Port")?.filter(|port| *port != 0);
     Ok(Vtep { vni, mac, port })
+}
+
+/// `backend-data` of an extension node.
+fn read_text(text: &str) -> Result<Option<Box<str>>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(text).map_err(|_| format!("{:?} is not a text in JSON", shortened(text)))
 }
 
 /// What is kept of a node that Flannel manages: about 150 bytes.

@@ -77,16 +77,17 @@ struct Value<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     backend_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backend_data: Option<Data>,
+    backend_data: Option<Data<'a>>,
     #[serde(skip_serializing_if = "Option::is_none", rename = "BackendV6Data")]
-    backend_v6_data: Option<Data>,
+    backend_v6_data: Option<Data<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Data {
+enum Data<'a> {
     Vtep(VtepData),
     Wireguard(KeyData),
+    Text(&'a str),
 }
 
 #[derive(Serialize)]
@@ -123,7 +124,12 @@ impl From<Vtep> for VtepData {
 pub fn encode_value(public: &PublicAddrs, attachment: &Attachment) -> String {
     let data = |family| {
         let vtep = attachment.vtep(family).map(|vtep| Data::Vtep(vtep.into()));
-        vtep.or_else(|| attachment.wireguard(family).map(|data| Data::Wireguard(data.into())))
+        let text = match (attachment, family) {
+            (Attachment::Extension(text), Family::V4) => text.as_deref().map(Data::Text),
+            _ => None,
+        };
+        let key = || attachment.wireguard(family).map(|data| Data::Wireguard(data.into()));
+        vtep.or(text).or_else(key)
     };
     gojson::to_string(&Value {
         public_ip: public.v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
@@ -189,11 +195,10 @@ pub(super) fn decode_for(
         v6: v6.filter(|addr| !addr.is_unspecified()),
     };
     let attachment = match kind_of_data.as_str() {
-        "" | "udp" => Attachment::Udp,
-        "host-gw" => Attachment::HostGw,
         "vxlan" => Attachment::Vxlan { v4: v4_data.0, v6: v6_data.0 },
         "wireguard" => Attachment::Wireguard { v4: v4_data.1, v6: v6_data.1 },
-        _ => Attachment::Foreign(shortened(&kind).into()),
+        "extension" => Attachment::Extension(object.get::<String>("BackendData")?.map(Into::into)),
+        other => Attachment::of_type(other),
     };
     Ok((public, attachment, wrong))
 }
@@ -268,6 +273,19 @@ mod tests {
             encode_value(&public("192.168.64.3"), &Attachment::Wireguard { v4: data(51820), v6: None }),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}}"#
         );
+        assert_eq!(
+            encode_value(&public("192.168.64.3"), &Attachment::Ipip),
+            r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"ipip"}"#
+        );
+        for (data, json) in [
+            (None, r#""extension"}"#),
+            (Some("a \"b\"\n<$(x)>\0"), r#""extension","BackendData":"a \"b\"\n\u003c$(x)\u003e\u0000"}"#),
+        ] {
+            assert_eq!(
+                encode_value(&public("192.168.64.3"), &Attachment::Extension(data.map(Into::into))),
+                format!(r#"{{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":{json}"#)
+            );
+        }
         let both = PublicAddrs { v6: Some("fd00::3".parse().unwrap()), ..public("192.168.64.3") };
         let mac = vtep("c6:d2:32:6f:8f:44");
         assert_eq!(
@@ -282,8 +300,8 @@ mod tests {
         let (addrs, attachment) = decode_value(value).unwrap();
         assert_eq!(addrs, public("192.0.2.7"));
         assert_eq!(attachment.vtep(crate::net::Family::V4).unwrap().vni, 3);
-        let (_, attachment) = decode_value(br#"{"PublicIP":"192.0.2.7","BackendType":"ipip"}"#).unwrap();
-        assert_eq!(attachment, Attachment::Foreign("ipip".into()));
+        let (_, attachment) = decode_value(br#"{"PublicIP":"192.0.2.7","BackendType":"IPSec"}"#).unwrap();
+        assert_eq!(attachment, Attachment::Foreign("ipsec".into()));
         let (addrs, _) = decode_value(br#"{"PublicIP":"0.0.0.0"}"#).unwrap();
         assert_eq!(addrs, PublicAddrs::default());
     }
@@ -295,6 +313,7 @@ mod tests {
             (br#"{"PublicIP":null}"#, "PublicIP: null"),
             (br#"{"PublicIP":7}"#, "PublicIP: 7"),
             (br#"{"BackendType":"vxlan","BackendData":"x"}"#, "BackendData"),
+            (br#"{"BackendType":"extension","BackendData":{"a":1}}"#, "BackendData"),
             (br#"{"BackendType":"vxlan","BackendData":{"VNI":1}}"#, "no VtepMAC"),
             (br#"{"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"zz"}}"#, "VtepMAC: \"zz\""),
             (br#"{"BackendType":"wireguard","BackendData":{"Port":1}}"#, "BackendData.PublicKey: there is none"),
@@ -367,12 +386,13 @@ mod tests {
         }
 
         #[test]
-        fn values_round_trip(v4: u32, v6: Option<u128>, mac: [u8; 6], vni: u32, port: Option<u16>) {
+        fn values_round_trip(v4: u32, v6: Option<u128>, mac: [u8; 6], vni: u32, port: Option<u16>, text: Option<String>) {
             let port = port.map(|port| port | 1);
             let public = PublicAddrs { v4: Some(Ipv4Addr::from(v4 | 1)), v6: v6.map(|v6| Ipv6Addr::from(v6 | 1)) };
             let data = Some(Vtep { vni, mac: Mac(mac), port });
             let key = |port| Some(WireguardData { key: crate::wireguard::PublicKey::new([vni as u8 | 2; 32]).unwrap(), port });
-            for attachment in [Attachment::Udp, Attachment::HostGw, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::Wireguard { v4: key(port), v6: key(None) }] {
+            let text = Attachment::Extension(text.map(Into::into));
+            for attachment in [text, Attachment::Udp, Attachment::HostGw, Attachment::Ipip, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::Wireguard { v4: key(port), v6: key(None) }] {
                 let value = encode_value(&public, &attachment);
                 prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));
             }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoIpTunnel, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, TunnelEncapType,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -17,7 +19,8 @@ use subnet::{Family, Mac};
 use crate::state::host::{HostAddr, HostLink};
 use crate::state::name::Name;
 use crate::state::{
-    BLACKHOLE_METRIC, Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity,
+    BLACKHOLE_METRIC, IpipIdentity, Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route,
+    VxlanIdentity,
 };
 
 /// A link as the host has it, and as a tunnel device if it is one.
@@ -31,8 +34,8 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
-    let (mut name, mut mtu, mut mac, mut kind, mut vxlan) = (None, 0, Mac([0; 6]), String::new(), None);
-    let mut controller = None;
+    let (mut name, mut mtu, mut mac, mut controller) = (None, 0, Mac([0; 6]), None);
+    let (mut kind, mut data) = (String::new(), None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse::<Name>().ok(),
@@ -43,7 +46,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(found) => kind = found.to_string(),
-                        LinkInfo::Data(InfoData::Vxlan(data)) => vxlan = Some(vxlan_facts(data)),
+                        LinkInfo::Data(found) => data = Some(found),
                         _ => {}
                     }
                 }
@@ -54,11 +57,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
     let up = message.header.flags.contains(LinkFlags::Up);
     let carrier = message.header.flags.contains(LinkFlags::LowerUp);
     let bridge = kind == "bridge";
-    let (identity, lower, local, learning) = match vxlan {
-        Some((identity, lower, local, learning)) => (LinkIdentity::Vxlan(identity), lower, local, learning),
-        None if kind == "wireguard" => (LinkIdentity::Wireguard, 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
-        None => (LinkIdentity::Other(kind), 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), false),
-    };
+    let (identity, lower, local, learning) = tunnel_facts(kind, data);
     Some(LinkFacts {
         host: HostLink {
             index: message.header.index,
@@ -86,6 +85,23 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
             },
         },
     })
+}
+
+/// What a device is, the device underneath, the tunnel's source address, and whether it learns.
+fn tunnel_facts(kind: String, data: Option<&InfoData>) -> (LinkIdentity, u32, IpAddr, bool) {
+    let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    match data {
+        Some(InfoData::Vxlan(data)) => {
+            let (identity, lower, local, learning) = vxlan_facts(data);
+            (LinkIdentity::Vxlan(identity), lower, local, learning)
+        }
+        // Tunnels of other kinds have the same attributes.
+        Some(InfoData::IpTunnel(data)) if kind == "ipip" => {
+            (LinkIdentity::Ipip(ipip_facts(data)), 0, none, false)
+        }
+        _ if kind == "wireguard" => (LinkIdentity::Wireguard, 0, none, false),
+        _ => (LinkIdentity::Other(kind), 0, none, false),
+    }
 }
 
 fn vxlan_facts(data: &[InfoVxlan]) -> (VxlanIdentity, u32, IpAddr, bool) {
@@ -116,6 +132,30 @@ fn vxlan_facts(data: &[InfoVxlan]) -> (VxlanIdentity, u32, IpAddr, bool) {
         }
     }
     (identity, lower, local, learning)
+}
+
+fn ipip_facts(data: &[InfoIpTunnel]) -> IpipIdentity {
+    let mut identity = IpipIdentity { local: Ipv4Addr::UNSPECIFIED, foreign_modes: false };
+    for item in data {
+        identity.foreign_modes |= match item {
+            InfoIpTunnel::Local(IpAddr::V4(v4)) => {
+                identity.local = *v4;
+                false
+            }
+            InfoIpTunnel::Remote(remote) => !remote.is_unspecified(),
+            InfoIpTunnel::Link(link) => *link != 0,
+            InfoIpTunnel::Ttl(ttl) => *ttl != 0,
+            InfoIpTunnel::Tos(tos) => *tos != 0,
+            InfoIpTunnel::PMtuDisc(on) => *on,
+            // Any, or IPv4; another one is not for us.
+            InfoIpTunnel::Protocol(protocol) => !matches!(i32::from(*protocol), 0 | 4),
+            InfoIpTunnel::EncapType(kind) => *kind != TunnelEncapType::None,
+            InfoIpTunnel::FwMark(mark) => *mark != 0,
+            InfoIpTunnel::CollectMetadata => true,
+            _ => false,
+        };
+    }
+    identity
 }
 
 /// An address with the index of its link.

@@ -11,12 +11,16 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use rtnetlink::{
+    AddressMessageBuilder, LinkIpIp, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
+};
 use subnet::Mac;
 
 use super::socket::Request;
-use crate::state::{BLACKHOLE_METRIC, Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
+use crate::state::{
+    BLACKHOLE_METRIC, Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route, VxlanIdentity,
+};
 
 /// The request for a change. `index` is the index of the device that the change names, which every change
 /// but the making of a device has.
@@ -30,12 +34,7 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             let message = LinkUnspec::new_with_index(index).name(to.to_string()).build();
             (Message::NewLink(message), 0)
         }
-        Change::AddLink(name, link) if link.identity == LinkIdentity::Wireguard => {
-            let builder: LinkMessageBuilder<LinkUnspec> =
-                LinkMessageBuilder::new_with_info_kind(InfoKind::Wireguard);
-            (Message::NewLink(builder.name(name.to_string()).mtu(link.settings.mtu).build()), ADD)
-        }
-        Change::AddLink(name, link) => (Message::NewLink(new_vxlan(name.as_str(), link)?), ADD),
+        Change::AddLink(name, link) => (Message::NewLink(new_link(name.as_str(), link)?), ADD),
         Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
         Change::SetForwarding(..) | Change::DelForwarding(_) => {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "datapaths are not the kernel's"));
@@ -72,12 +71,30 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
     })
 }
 
-fn new_vxlan(name: &str, link: &Link) -> io::Result<LinkMessage> {
-    let LinkIdentity::Vxlan(identity) = &link.identity else {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "only VXLAN devices are ever made"));
-    };
-    let LinkSettings { mtu, mac, lower, local, learning, .. } = link.settings;
-    // Not up yet: sysctls of the device have to be in place before.
+/// The device is not up yet: its sysctls have to be in place before.
+fn new_link(name: &str, link: &Link) -> io::Result<LinkMessage> {
+    match &link.identity {
+        LinkIdentity::Vxlan(identity) => Ok(new_vxlan(name, identity, &link.settings)),
+        // The outer header has neither a time to live of its own nor DF: Go flannel's device has neither.
+        LinkIdentity::Ipip(identity) => Ok(LinkIpIp::new(name)
+            .local(identity.local)
+            .pmtudisc(false)
+            .protocol(IpProtocol::from(0u8))
+            .mtu(link.settings.mtu)
+            .build()),
+        LinkIdentity::Wireguard => {
+            let builder: LinkMessageBuilder<LinkUnspec> =
+                LinkMessageBuilder::new_with_info_kind(InfoKind::Wireguard);
+            Ok(builder.name(name.to_string()).mtu(link.settings.mtu).build())
+        }
+        LinkIdentity::Tun | LinkIdentity::Other(_) => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "no device of this kind is ever made by netlink"))
+        }
+    }
+}
+
+fn new_vxlan(name: &str, identity: &VxlanIdentity, settings: &LinkSettings) -> LinkMessage {
+    let LinkSettings { mtu, mac, lower, local, learning, .. } = *settings;
     let mut builder = LinkVxlan::new(name, identity.vni)
         .dev(lower)
         .learning(learning)
@@ -94,7 +111,7 @@ fn new_vxlan(name: &str, link: &Link) -> io::Result<LinkMessage> {
     if identity.gbp {
         builder = builder.gbp();
     }
-    Ok(builder.build())
+    builder.build()
 }
 
 /// `RTM_NEWLINK` for an existing index: the only message that changes a tunnel's own properties.

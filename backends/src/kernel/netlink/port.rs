@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::refusal::errno;
@@ -40,6 +41,10 @@ impl Netlink {
                         )
                     })
                 }
+                LinkIdentity::Ipip(want) => {
+                    let links = self.links().unwrap_or_default();
+                    ipip_rival(&links, name, want.local)
+                }
                 _ => None,
             },
             (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
@@ -55,6 +60,24 @@ impl Netlink {
             None => error,
         }
     }
+}
+
+/// What keeps an IP-in-IP tunnel from being made: a device of its name, or another tunnel for all peers of its address.
+fn ipip_rival(links: &[LinkFacts], name: &Name, local: Ipv4Addr) -> Option<String> {
+    let named = links.iter().find(|other| other.host.name == *name);
+    if let Some(LinkIdentity::Other(kind)) = named.map(|other| &other.tunnel.identity) {
+        let kind = if kind.is_empty() { "physical" } else { kind };
+        return Some(format!(
+            "another program has made {name}, a device of the kind {kind}: remove it (ip link del {name}), or use another \
+             backend"
+        ));
+    }
+    let takes_all = |other: &&LinkFacts| matches!(&other.tunnel.identity, LinkIdentity::Ipip(have) if have.local == local);
+    let rival = links.iter().filter(|other| other.host.name != *name).find(takes_all)?;
+    Some(format!(
+        "{} takes the IP-in-IP packets for {local} already: remove it (ip link del {0}), or use another backend",
+        rival.host.name
+    ))
 }
 
 fn vxlan_port(link: &LinkFacts) -> Option<u16> {

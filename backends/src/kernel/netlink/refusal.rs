@@ -47,10 +47,19 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             "this kernel has no WireGuard: load the module wireguard (modprobe wireguard; Linux 5.6 and later have it), \
              or let flanneld encrypt with Backend.Userspace: \"auto\""
         }
+        (Change::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EOPNOTSUPP)) => {
+            "this kernel can't make ipip devices: load the module ipip (modprobe ipip; Debian and Ubuntu have it in the \
+             package of the kernel, Fedora in kernel-modules-extra, OpenWrt in kmod-ipip), use the vxlan or host-gw \
+             backend, or allow this node the udp backend with Backend.Fallback: \"udp\""
+        }
         (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make VXLAN devices: load the module vxlan (modprobe vxlan; Ubuntu for Raspberry Pi has it in \
              the package linux-modules-extra-raspi, OpenWrt in kmod-vxlan), use the host-gw backend, or allow this node \
              the udp backend with Backend.Fallback: \"udp\""
+        }
+        (Change::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EEXIST)) => {
+            "another ipip device has this local address (ip -d link show type ipip), or another device this name: \
+             remove it"
         }
         (Change::AddLink(..), Some(errno::EEXIST)) => {
             "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \

@@ -28,6 +28,8 @@
 //! The agent renews `active` each minute. Where it doesn't run any more, because another program such as Go flannel
 //! has taken its place, `peers` is not kept up to date, and the filter takes itself out of force.
 
+mod ipip;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -51,12 +53,13 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// The table for `filter`; `None` where there is no tunnel. Not every kernel can look for the `reverse_path` of a
 /// packet.
 pub(super) fn table(filter: &TunnelFilter, name: &str, reverse_path: bool) -> Option<Table> {
-    if filter.ports.is_empty() {
+    if filter.is_empty() {
         return None;
     }
     let mut table = Table::new(TableId::new(filter.family(), name));
     table.comment = Some("tunnels take datagrams from peers only".to_owned());
-    table.sets = vec![peers(filter, filter.peers.iter().copied()), active(filter)];
+    table.sets = vec![peers(filter, filter.peers.iter().copied())];
+    table.sets.extend(active(filter));
     let mut input = Chain::base("input", Base::filter(Hook::Input, 0));
     let mut forward = Chain::base("forward", Base::filter(Hook::Forward, 0));
     for port in &filter.ports {
@@ -75,6 +78,9 @@ pub(super) fn table(filter: &TunnelFilter, name: &str, reverse_path: bool) -> Op
             ]));
             table.chains.push(Chain { rules, ..Chain::regular(name) });
         }
+    }
+    if let Some(tunnel) = &filter.ipip {
+        ipip::add(&mut table, [&mut input, &mut forward], filter, tunnel, reverse_path);
     }
     table.chains.extend([input, forward].into_iter().filter(|base| !base.rules.is_empty()));
     Some(table)
@@ -104,12 +110,15 @@ fn from_strangers(filter: &TunnelFilter, port: &TunnelPort, reverse_path: bool) 
 
 /// For datagrams that this node forwards: to a node and not to a pod, before they are masqueraded.
 fn from_pods(filter: &TunnelFilter, port: &TunnelPort, reverse_path: bool) -> Vec<Rule> {
-    let to_pods = |network: &_| Rule::new([destination(Op::Eq, *network), accept()]);
-    let mut rules: Vec<Rule> = filter.networks.iter().map(to_pods).collect();
+    let mut rules = to_pods(filter);
     rules.extend(not_ours(port));
     rules.extend(filter.networks.iter().map(|network| refuse([source(Op::Eq, *network)])));
     rules.extend(reverse_path.then(|| spoofed(filter)));
     rules
+}
+
+fn to_pods(filter: &TunnelFilter) -> Vec<Rule> {
+    filter.networks.iter().map(|network| Rule::new([destination(Op::Eq, *network), accept()])).collect()
 }
 
 /// Whose way back would not lead through the device that it came by. Peers may come by any link of the underlay, and
@@ -136,30 +145,39 @@ fn peers(filter: &TunnelFilter, addresses: impl Iterator<Item = IpAddr>) -> Set 
     }
 }
 
-fn active(filter: &TunnelFilter) -> Set {
+/// The sets by which rules are in force.
+fn active(filter: &TunnelFilter) -> Vec<Set> {
     let ports = filter.ports.iter().map(|port| Span::port(port.number));
-    Set::new(ACTIVE, &[KeyType::Port]).with_timeout(TIMEOUT).with(ports)
+    let ports = Set::new(ACTIVE, &[KeyType::Port]).with_timeout(TIMEOUT).with(ports);
+    let of_ipip = filter.ipip.iter().flat_map(ipip::active);
+    (!filter.ports.is_empty()).then_some(ports).into_iter().chain(of_ipip).collect()
 }
 
 /// Keeps the filter in force for [`TIMEOUT`] from now on, without a moment in which it is not. `found` is the table as it
 /// is in the kernel.
 pub(super) fn renewal(filter: &TunnelFilter, found: &Table) -> Vec<Change<'static>> {
-    let mut stale = active(filter);
-    stale.elements.retain(|port, _| found.set(ACTIVE).is_some_and(|set| set.elements.contains_key(port)));
-    renewed(filter, &found.id, stale)
+    renewed(filter, &found.id, |set, key| found.set(set).is_some_and(|set| set.elements.contains_key(key)))
 }
 
 /// As [`renewal`], where the table is known to be whole. The kernel refuses that where the filter is out of force already.
 pub(super) fn renewal_of_whole(filter: &TunnelFilter, id: &TableId) -> Vec<Change<'static>> {
-    renewed(filter, id, active(filter))
+    renewed(filter, id, |_, _| true)
 }
 
-fn renewed(filter: &TunnelFilter, id: &TableId, stale: Set) -> Vec<Change<'static>> {
-    let wanted = active(filter);
-    let delete =
-        (!stale.elements.is_empty()).then(|| Change::DeleteElements { table: id.clone(), set: stale });
-    // An element that is there keeps its time when it is added once more.
-    delete.into_iter().chain([Change::AddElements { table: id.clone(), set: wanted }]).collect()
+fn renewed(
+    filter: &TunnelFilter,
+    id: &TableId,
+    is_there: impl Fn(&str, &Span) -> bool,
+) -> Vec<Change<'static>> {
+    let of_set = |wanted: Set| {
+        let mut stale = wanted.clone();
+        stale.elements.retain(|key, _| is_there(&wanted.name, key));
+        let delete =
+            (!stale.elements.is_empty()).then(|| Change::DeleteElements { table: id.clone(), set: stale });
+        // An element that is there keeps its time when it is added once more.
+        delete.into_iter().chain([Change::AddElements { table: id.clone(), set: wanted }])
+    };
+    active(filter).into_iter().flat_map(of_set).collect()
 }
 
 /// What turns the set of `before` into that of `filter`: one element for each peer that came or went.
@@ -187,6 +205,7 @@ mod tests {
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             underlay: "eth0".parse().unwrap(),
             ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
+            ipip: None,
             peers: peers.iter().map(|text| text.parse().unwrap()).collect(),
         }
     }

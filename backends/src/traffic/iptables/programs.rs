@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use subnet::Family;
 
-use super::orphan::end_with_this_thread;
+use crate::orphan::end_with_this_thread;
 use crate::traffic::firewall::FirewallError;
 
 /// How long a program may take that only prints its version or the rules.

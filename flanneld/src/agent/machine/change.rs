@@ -23,6 +23,7 @@ use super::underlay::node;
 use super::{Action, InForce, Machine, Now, or};
 use crate::agent::claim::heed;
 use crate::agent::news::Told;
+use crate::extension;
 
 /// How long a node may take to run as it did before its restart, if it is to run otherwise now.
 const AS_BEFORE: Duration = Duration::from_secs(5);
@@ -234,6 +235,7 @@ impl Machine {
                  use: give them back their values, or drain the node and restart flanneld on it"
             ));
         }
+        self.permit_commands(next)?;
         let external = self.suitable(&host, next)?;
         ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
         Ok(ways)
@@ -242,6 +244,9 @@ impl Machine {
     fn begin(&mut self, next: NetworkConfig, ways: Ways) {
         let changes = self.force.network.changes(&next).join(", ");
         tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed: {changes}");
+        if self.force.ways.extension().is_some() && ways.extension().is_none() {
+            self.status.health.forget(extension::CONDITION);
+        }
         let before = self.force.replace(next, ways);
         let networks = before.network.networks();
         self.change.former.retain(|known| networks.iter().all(|network| network != *known));
@@ -278,7 +283,10 @@ impl Machine {
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
         let own = self.force.ways.own_devices();
         let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
-        if let Some(why) = troubles.clone().find(|error| lacks(error, "vxlan")).map(ToString::to_string)
+        if let Some(why) = troubles
+            .clone()
+            .find(|error| lacks(error, "vxlan") || lacks(error, "ipip"))
+            .map(ToString::to_string)
             && self.fall_back(&why)
         {
             return true;
@@ -308,7 +316,7 @@ impl Machine {
         false
     }
 
-    /// Takes the backend that the configuration allows instead of VXLAN. Says whether it does.
+    /// Takes the backend that the configuration allows instead of a tunnel of the kernel. Says whether it does.
     fn fall_back(&mut self, why: &str) -> bool {
         match self.force.ways.fall_back(&self.force.network) {
             Ok(true) => {

@@ -52,7 +52,11 @@ impl Machine {
                 .chain(self.change.left.iter().copied())
                 .collect(),
             ranges: self.force.network.ranges().copied().collect(),
-            subnet_lens: lens.chain(old_lens).collect(),
+            subnet_lens: if self.force.ways.leave_routes_to_others() {
+                Vec::new()
+            } else {
+                lens.chain(old_lens).collect()
+            },
             records: Arc::clone(&self.ownership.records),
             underlay: self.underlay.external.as_ref().map(|external| external.index),
             devices: self.ownership.made.iter().copied().collect(),
@@ -91,6 +95,7 @@ impl Machine {
         self.status.journal.peers(&peers, usable_nodes(peers.usable.iter(), &all));
         self.rules.admit(&peers, self.now().at);
         self.status.journal.ways(&self.force.ways);
+        self.tell_hooks(&peers, &all);
         let external = self.underlay.external.as_ref()?;
         let node = backends::Node { direct: Arc::clone(&self.underlay.direct), ..node(external) };
         let macs = self.macs();

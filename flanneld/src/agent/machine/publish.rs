@@ -19,6 +19,9 @@ impl Machine {
             self.keeper.files = None;
             return self.save();
         };
+        if !self.hooks_have_started() {
+            return self.save();
+        }
         let env = SubnetEnv {
             networks: self.force.network.networks(),
             subnets: lease.subnets,

@@ -187,6 +187,7 @@ impl Machine {
                 networks: [range.network].into_iter().chain(others).collect(),
                 underlay: external.name,
                 ports: self.force.ways.tunnel_ports(family),
+                ipip: self.force.ways.ipip_tunnel(family),
                 peers: Arc::clone(peers),
             })
         };

@@ -44,6 +44,7 @@ impl Machine {
             lans: self.underlay.surroundings.lans(),
             left: self.change.left.clone(),
             first: !self.own.followed,
+            hooks: self.settings.hooks.clone(),
         };
         self.own.claiming = Claiming::Running((external.public, self.force.ways.attachment(&self.macs())));
         self.act(Action::Claim(Box::new(facts)));

@@ -78,6 +78,7 @@ impl World {
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
             ip_forward: false,
             services: false,
+            hooks: None,
             policy_socket: None,
             policies: None,
             probes: None,

@@ -75,7 +75,7 @@ async fn a_configuration_is_followed_while_an_interface_is_waited_for() {
 async fn after_a_restart_a_refused_configuration_leaves_the_saved_one_in_force() {
     for (config, part) in [
         ("nonsense".to_owned(), "not a JSON object"),
-        (CONFIG.replace("vxlan", "ipip"), "ipip"),
+        (CONFIG.replace("vxlan", "ipsec"), "ipsec"),
         (dual(CONFIG), "IPv6"),
         (CONFIG.replace("\"Backend\"", "\"SubnetMin\":\"10.244.250.0\",\"Backend\""), "drain the node"),
     ] {

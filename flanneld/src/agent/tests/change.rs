@@ -2,6 +2,8 @@
 
 use backends::state::LinkIdentity;
 
+use crate::extension::Told;
+
 use super::*;
 
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
@@ -80,7 +82,7 @@ async fn a_configuration_that_cannot_be_used_is_refused_and_the_old_one_stays() 
     let (before, lease) = (bed.kernel.lock().state.clone(), own(&bed));
     for (config, part) in [
         ("nonsense", "not a JSON object"),
-        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#, "ipip"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipsec"}}"#, "ipsec"),
         (r#"{"Network":"10.244.0.0/16","SubnetLen":26,"Backend":{"Type":"vxlan"}}"#, "SubnetLen"),
         (
             r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
@@ -184,6 +186,92 @@ async fn a_kernel_without_vxlan_falls_back_to_udp_if_that_is_allowed_and_says_so
     bed.until("the end of it", |bed| devices(bed) == ["flannel.1"]).await;
     announce(&bed, 78, Attachment::Udp);
     bed.until("a way again", |bed| devices(bed) == ["flannel.1", "flannel0"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_without_ipip_falls_back_to_udp_if_that_is_allowed_and_says_so() {
+    const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","Fallback":"udp"}}"#;
+    let kernel = FakeKernel { host: host(1500, "192.0.2.1/24"), ..FakeKernel::default() };
+    let bed = Bed::with(Cluster::new(IPIP), kernel);
+    bed.kernel.lock().failing.insert("ipip", 95);
+    announce(&bed, 77, Attachment::Ipip);
+    bed.ready().await;
+    bed.until("the announcement", |bed| own(bed).attachment == Attachment::Udp).await;
+    assert_eq!(devices(&bed), ["flannel0"]);
+    let peers = bed.kernel.lock().state.forwarding.values().next().unwrap().peers.len();
+    assert_eq!(peers, 1, "peers with ipip are reached by udp");
+    let (_, notes) = bed.health.all();
+    assert!(notes.iter().any(|note| note.contains("udp") && note.contains("Fallback")), "{notes:?}");
+
+    let bed = Bed::new(IPIP);
+    announce(&bed, 77, Attachment::Ipip);
+    bed.ready().await;
+    assert_eq!(devices(&bed), ["flannel.ipip"]);
+    assert!(via(&bed, "10.244.77.0/24").contains("via 192.0.2.77 dev flannel.ipip onlink"));
+    announce(&bed, 78, Attachment::Udp);
+    let both = |bed: &Bed| devices(bed) == ["flannel.ipip", "flannel0"];
+    bed.until("a way to the node that has fallen back", both).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn from_vxlan_to_ipip_and_back_each_peer_is_reached_as_it_announces() {
+    let bed = Bed::new(CONFIG);
+    bed.peer(77);
+    bed.ready().await;
+    let all = bed.cluster.leases().leases;
+    let peer = all.into_values().find(|lease| lease.public.v4 != own(&bed).public.v4);
+    let vxlan = peer.unwrap().attachment;
+    bed.cluster.configure(&CONFIG.replace("vxlan", "ipip"));
+    bed.until("the announcement", |bed| own(bed).attachment == Attachment::Ipip).await;
+    assert_eq!(devices(&bed), ["flannel.1", "flannel.ipip"]);
+    assert!(via(&bed, "10.244.77.0/24").contains("dev flannel.1"));
+    announce(&bed, 77, Attachment::Ipip);
+    bed.until("ipip alone", |bed| devices(bed) == ["flannel.ipip"]).await;
+    assert!(via(&bed, "10.244.77.0/24").contains("dev flannel.ipip"));
+    bed.cluster.configure(CONFIG);
+    bed.until("the announcement", |bed| matches!(own(bed).attachment, Attachment::Vxlan { .. })).await;
+    assert!(via(&bed, "10.244.77.0/24").contains("dev flannel.ipip"));
+    announce(&bed, 77, vxlan);
+    bed.until("vxlan alone", |bed| devices(bed) == ["flannel.1"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_are_told_of_the_peers_that_have_them_until_the_last_has_left() {
+    let bed = Bed::new(&CONFIG.replace("vxlan", "extension"));
+    let text = |text: &str| Attachment::Extension(Some(text.into()));
+    announce(&bed, 77, text("hello"));
+    bed.peer(78);
+    bed.ready().await;
+    assert_eq!(own(&bed).attachment, Attachment::Extension(None));
+    let peers = |bed: &Bed| match &*bed.hooks.told.borrow() {
+        Told::Facts(facts) => {
+            Some(facts.peers.iter().map(|(net, peer)| format!("{net} {}", peer.data)).collect::<Vec<_>>())
+        }
+        Told::Nothing | Told::Other => None,
+    };
+    bed.until("the peer", |bed| peers(bed).is_some_and(|all| all == ["10.244.77.0/24 hello"])).await;
+    announce(&bed, 79, text("you"));
+    bed.until("one more", |bed| peers(bed).is_some_and(|all| all.len() == 2)).await;
+    bed.cluster.configure(HOST_GW);
+    bed.until("the announcement", |bed| own(bed).attachment == Attachment::HostGw).await;
+    announce(&bed, 77, Attachment::HostGw);
+    bed.until("those that stay", |bed| peers(bed).is_some_and(|all| all == ["10.244.79.0/24 you"])).await;
+    announce(&bed, 79, Attachment::HostGw);
+    bed.until("the end", |bed| *bed.hooks.told.borrow() == Told::Other).await;
+    assert!(bed.health.ready().is_ok(), "{}", bed.reasons());
+    assert!(!bed.health.all().0.contains_key(crate::extension::CONDITION));
+}
+
+#[tokio::test(start_paused = true)]
+async fn alloc_has_a_lease_and_rules_and_no_peers() {
+    let bed = Bed::new(&CONFIG.replace("vxlan", "alloc"));
+    bed.peer(77);
+    announce(&bed, 78, Attachment::Udp);
+    bed.ready().await;
+    assert_eq!(own(&bed).attachment, Attachment::Udp);
+    assert_eq!(devices(&bed), [""; 0]);
+    let kernel = bed.kernel.lock();
+    assert!(kernel.state.routes.is_empty() && kernel.state.blackholes.len() == 1, "{:?}", kernel.state);
 }
 
 #[tokio::test(start_paused = true)]

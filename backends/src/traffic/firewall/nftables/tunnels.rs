@@ -60,14 +60,14 @@ impl NftFirewall {
         match outcome {
             Ok(changed) => Ok(FirewallReport { changed, ..self.tunnel_report(wanted) }),
             // Where nothing is wanted, a kernel without nftables has nothing of ours.
-            Err(_) if wanted.iter().all(|filter| filter.ports.is_empty()) => Ok(FirewallReport::default()),
+            Err(_) if wanted.iter().all(TunnelFilter::is_empty) => Ok(FirewallReport::default()),
             Err(error) => Err(failed("filtering the tunnel's port", &error)),
         }
     }
 
     fn tunnel_report(&self, wanted: &[TunnelFilter]) -> FirewallReport {
         let mut report = FirewallReport::default();
-        if self.tunnels.without_reverse_path && wanted.iter().any(|filter| !filter.ports.is_empty()) {
+        if self.tunnels.without_reverse_path && wanted.iter().any(|filter| !filter.is_empty()) {
             report.notes.push(
                 "the kernel has no module nft_fib: a process in a pod that may send from any address (CAP_NET_RAW) can \
                  speak to the tunnel's port in the name of a peer"
@@ -79,7 +79,7 @@ impl NftFirewall {
 
     /// Adds and deletes peers in the tables that are known. Says whether that was all there is to do.
     fn exchange_peers(&mut self, wanted: &[TunnelFilter]) -> bool {
-        let wanted: Vec<_> = wanted.iter().filter(|filter| !filter.ports.is_empty()).collect();
+        let wanted: Vec<_> = wanted.iter().filter(|filter| !filter.is_empty()).collect();
         let known = &self.tunnels.tables;
         let pairs = || known.iter().zip(&wanted).map(|((id, before), filter)| (id, before, *filter));
         if known.len() != wanted.len()
@@ -106,7 +106,7 @@ impl NftFirewall {
         let Some(whole) = self.tunnels.whole.take().filter(|whole| whole.former == former) else {
             return false;
         };
-        let wanted = || wanted.iter().filter(|filter| !filter.ports.is_empty());
+        let wanted = || wanted.iter().filter(|filter| !filter.is_empty());
         let known = &self.tunnels.tables;
         if !known.iter().map(|(_, filter)| filter).eq(wanted()) || self.generation() != Some(whole.generation)
         {
