@@ -104,8 +104,7 @@ impl Netlink {
         let mut request = LinkMessage::default();
         // Counters would triple the answer.
         request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let request = RouteNetlinkMessage::GetLink(request);
-        self.socket.dump(&request, Vec::new, |links, message| {
+        self.socket.dump(&RouteNetlinkMessage::GetLink(request), Vec::new, |links, message| {
             if let RouteNetlinkMessage::NewLink(message) = message {
                 links.extend(decode::link(&message));
             }
