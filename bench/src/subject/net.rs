@@ -1,5 +1,6 @@
 //! Measures the ways from node to node side by side: the bare underlay, host-gw, vxlan, udp, the udp
-//! backend of a Go flanneld, and if asked for WireGuard in our process and by wireguard-go, in turns within each round, so that what else the machine does hits all of them.
+//! backend of a Go flanneld, and if asked for WireGuard in our process and by wireguard-go, in turns within each round, so
+//! that what else the machine does hits all of them.
 //!
 //! All of it happens in network namespaces of this process; nothing is left behind, however it ends.
 
@@ -98,12 +99,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
     let ways = if args.paths.is_empty() {
         let all = Way::value_variants().iter().copied();
-        let usual = |way: Way| match way {
-            Way::GoUdp => go.is_some(),
-            Way::Wireguard | Way::WireguardGo => false,
-            Way::Bare | Way::HostGw | Way::Vxlan | Way::Udp => true,
-        };
-        all.filter(|way| usual(*way)).collect()
+        all.filter(|way| way.is_usual() && (*way != Way::GoUdp || go.is_some())).collect()
     } else {
         args.paths
     };

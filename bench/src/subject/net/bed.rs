@@ -39,6 +39,14 @@ pub(crate) enum Way {
 }
 
 impl Way {
+    /// Whether it is measured where no paths are named; a Go flanneld only where there is one.
+    pub(super) fn is_usual(self) -> bool {
+        match self {
+            Self::Bare | Self::HostGw | Self::Vxlan | Self::Udp | Self::GoUdp => true,
+            Self::Wireguard | Self::WireguardGo => false,
+        }
+    }
+
     /// Its `Type` in `net-conf.json`.
     fn backend(self) -> Option<&'static str> {
         match self {
