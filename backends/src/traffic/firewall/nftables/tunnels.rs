@@ -101,7 +101,7 @@ impl NftFirewall {
     }
 
     /// Only keeps the filters in force, where no transaction has changed anything in nftables since all was found to be
-    /// whole: reading the addresses of 5,000 peers each minute costs more than all else that an idle agent does.
+    /// whole: the addresses of 5,000 peers need not be read each minute.
     fn renew_whole(&mut self, wanted: &[TunnelFilter], former: &[IpNet]) -> bool {
         let Some(whole) = self.tunnels.whole.take().filter(|whole| whole.former == former) else {
             return false;
