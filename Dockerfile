@@ -15,7 +15,7 @@ WORKDIR /src
 COPY . .
 RUN cargo build --locked --release -p flanneld \
     && cargo build --locked --release -p cni-plugin \
-    && image/tree "target/$(rustc -vV | sed -n 's/^host: //p')/release" /tree
+    && deploy/image/tree "target/$(rustc -vV | sed -n 's/^host: //p')/release" /tree
 
 FROM scratch AS tree
 COPY --from=programs /tree/ /

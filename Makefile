@@ -140,21 +140,25 @@ IMAGE ?= localhost/flannel-rs:$(VERSION)
 BUILDER ?= buildah
 image: PACKAGES += $(filter-out docker,$(BUILDER))
 image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:TAG; BUILDER=podman or docker)
-	$(SUDO) env BUILDER=$(BUILDER) image/build $(PROGRAMS:debug=release) $(IMAGE) $(dir $(PROGRAMS:%/debug=%))image
+	$(SUDO) env BUILDER=$(BUILDER) deploy/image/build $(PROGRAMS:debug=release) $(IMAGE) $(dir $(PROGRAMS:%/debug=%))image
 
-# Schemas of all versions of Kubernetes; the newest is the default.
-VALIDATOR := kubernetes-validate==1.37.0
+# Schemas of all versions of Kubernetes (the newest is the default), and Helm as a library.
+CHECKERS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2
 CHECKS := $(or $(CARGO_TARGET_DIR),target)/manifest-check
-manifest-check: PACKAGES += python3-venv
-manifest-check: deps ## Checks the manifests against the schemas of Kubernetes, without a cluster
-	@if [ "$$(cat $(CHECKS)/done 2>/dev/null)" != "$(VALIDATOR)" ]; then \
+KUBECTL ?= kubectl
+POLICIES := deploy/kustomize/overlays/network-policy/kube-flannel-network-policy.yml
+# Debian's kubectl, unless there is another one, whose package may own the same file.
+manifest-check: PACKAGES += python3-venv $(if $(shell command -v $(KUBECTL)),,kubernetes-client)
+manifest-check: deps ## Checks the manifest, kustomize overlays and the Helm chart against the schemas of Kubernetes, without a cluster
+	@if [ "$$(cat $(CHECKS)/done 2>/dev/null)" != "$(CHECKERS)" ]; then \
 		rm -rf $(CHECKS); \
 		/usr/bin/python3 -m venv $(CHECKS); \
-		$(CHECKS)/bin/pip -q --disable-pip-version-check install $(VALIDATOR); \
-		echo "$(VALIDATOR)" >$(CHECKS)/done; \
+		$(CHECKS)/bin/pip -q --disable-pip-version-check install $(CHECKERS); \
+		echo "$(CHECKERS)" >$(CHECKS)/done; \
 	fi
-	$(CHECKS)/bin/kubernetes-validate --strict kube-flannel.yml image/kube-flannel-network-policy.yml
-	$(CHECKS)/bin/python image/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) image/kube-flannel-network-policy.yml
+	$(CHECKS)/bin/python deploy/check-manifest kube-flannel.yml localhost/flannel-rs:$(VERSION) $(POLICIES)
+	KUBECTL=$(KUBECTL) $(CHECKS)/bin/python deploy/check-renderings kube-flannel.yml $(VERSION) $(CHECKS)/renderings
+	$(CHECKS)/bin/kubernetes-validate --quiet --strict kube-flannel.yml $(POLICIES) $(CHECKS)/renderings/*.yaml
 
 monitoring-check: PACKAGES += python3
 monitoring-check: deps ## Tests the alert rules of docs/monitoring with promtool, and that the dashboard is JSON
