@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
 	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace prometheus tcpdump \
-	wireguard-tools wireguard-go bird2
+	wireguard-tools wireguard-go bird2 mandoc zsh fish
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -166,6 +166,10 @@ monitoring-check: deps ## Tests the alert rules of docs/monitoring with promtool
 	cd docs/monitoring && promtool test rules alerts_test.yml
 	python3 -c 'import json; json.load(open("docs/monitoring/grafana.json"))'
 
+report-check: PACKAGES += python3 chromium-headless-shell fonts-dejavu-core
+report-check: deps build ## Looks at pages of flanneld report in a browser; pictures go to target/report-check
+	.ci/check-report $(PROGRAMS)/flanneld $(or $(CARGO_TARGET_DIR),target)/report-check
+
 docs-check: PACKAGES += python3
 docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
 	.ci/check-docs
@@ -175,6 +179,6 @@ makefile-check: ## Tests this file: what `make deps` finds missing, what `make t
 
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers test test-vm
+	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm
 
-.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check docs-check makefile-check ci
+.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci

@@ -13,13 +13,15 @@ mod doctor;
 mod explain;
 mod flags;
 mod grammar;
+mod manual;
 pub(crate) mod options;
 pub(crate) mod policy;
+mod print;
+mod report;
 mod status;
 mod trace;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches};
 
@@ -36,11 +38,17 @@ use doctor::DoctorFlags;
 use explain::ExplainFlags;
 use flags::RunFlags;
 use grammar::{Parsed, Setting};
+pub(crate) use manual::Pages;
+use manual::{CompletionsFlags, ManFlags};
 use options::{Options, Place};
 use policy::{PolicyFlags, PolicyQuestion};
+use print::VersionFlags;
+pub(crate) use print::{Print, version};
+use report::ReportFlags;
 use status::StatusFlags;
 
 use crate::doctor::DoctorOptions;
+use crate::show::report::ReportOptions;
 use crate::show::status::StatusOptions;
 use trace::TraceFlags;
 
@@ -48,7 +56,7 @@ use trace::TraceFlags;
 ///
 /// A new one is a file below `cli` with its flags ([`SubcommandFlags`]), a line here, a variant of [`Command`] and its
 /// arm in `main.rs`.
-static SUBCOMMANDS: [Subcommand; 9] = [
+static SUBCOMMANDS: [Subcommand; 13] = [
     Subcommand::of::<StatusFlags>(),
     Subcommand::of::<DoctorFlags>(),
     Subcommand::of::<ExplainFlags>(),
@@ -56,8 +64,12 @@ static SUBCOMMANDS: [Subcommand; 9] = [
     Subcommand::of::<ConnectivityFlags>(),
     Subcommand::of::<PolicyFlags>(),
     Subcommand::of::<CheckConfigFlags>(),
+    Subcommand::of::<ReportFlags>(),
     Subcommand::of::<DiagsFlags>(),
     Subcommand::of::<CleanupFlags>(),
+    Subcommand::of::<CompletionsFlags>(),
+    Subcommand::of::<ManFlags>(),
+    Subcommand::of::<VersionFlags>(),
 ];
 
 /// What the command line asks for.
@@ -81,46 +93,14 @@ pub(crate) enum Command {
     Connectivity(ConnectivityOptions),
     /// Check a network configuration.
     CheckConfig(CheckConfigOptions),
+    /// Print how all nodes stand as a page of HTML.
+    Report(ReportOptions),
     /// Write an archive for a bug report.
     Diags(DiagsOptions),
+    /// Write manual pages.
+    Pages(Pages),
     /// Print a text and end with exit code 0.
     Print(Print),
-}
-
-/// A text that was asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Print {
-    /// The usage, which goes to stdout.
-    Help(String),
-    /// What `version` prints, to stdout.
-    Version(String),
-    /// What `--version` prints, to stderr as Go flannel's does.
-    VersionFlag(String),
-}
-
-/// The version, with the commit.
-pub(crate) fn version() -> String {
-    format!("v{} (commit {})", crate::version::VERSION, crate::version::commit())
-}
-
-/// The same as a JSON object.
-fn version_as_json() -> String {
-    let version = format!("v{}", crate::version::VERSION);
-    serde_json::json!({ "schema": 1, "version": version, "commit": crate::version::commit() }).to_string()
-}
-
-impl Print {
-    /// Writes the text to where it belongs.
-    ///
-    /// # Errors
-    /// When the reader is gone, for example.
-    pub(crate) fn print(&self) -> io::Result<()> {
-        match self {
-            Self::Help(text) => io::stdout().write_all(text.as_bytes()),
-            Self::Version(text) => writeln!(io::stdout(), "{text}"),
-            Self::VersionFlag(text) => writeln!(io::stderr(), "{text}"),
-        }
-    }
 }
 
 /// The command line or the environment can't be used; the text names what, and what to do.
@@ -148,9 +128,21 @@ trait SubcommandFlags: CommandFactory + FromArgMatches {
     const SYNOPSIS: &'static str;
     /// What it is for, in a few words.
     const SUMMARY: &'static str;
+    /// What its first word that is no flag can be.
+    const WORDS: Words = Words::None;
 
     /// Checks what no single flag shows. `settings` tell which flags were given, and where.
     fn check(self, settings: &[Setting]) -> Result<Command, UsageError>;
+}
+
+/// What a word of a sub-command that is no flag can be, for completions.
+#[derive(Clone, Copy)]
+enum Words {
+    /// Nothing that can be listed.
+    None,
+    Files,
+    Directories,
+    OneOf(&'static [&'static str]),
 }
 
 /// A sub-command: a type of flags as a value.
@@ -158,6 +150,7 @@ struct Subcommand {
     name: &'static str,
     synopsis: &'static str,
     summary: &'static str,
+    words: Words,
     shape: fn() -> clap::Command,
     read: fn(&clap::Command, &[Setting]) -> Result<Command, UsageError>,
 }
@@ -168,6 +161,7 @@ impl Subcommand {
             name: F::NAME,
             synopsis: F::SYNOPSIS,
             summary: F::SUMMARY,
+            words: F::WORDS,
             shape: F::command,
             read: |shape, settings| read::<F>(shape, settings)?.check(settings),
         }
@@ -201,10 +195,6 @@ pub(crate) fn parse(
 ) -> Result<Command, UsageError> {
     let args = args.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
     match args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        Some(("version", [])) => Ok(Command::Print(Print::Version(version()))),
-        Some(("version", [json])) if matches!(json.as_str(), "--json" | "-json" | "--json=true") => {
-            Ok(Command::Print(Print::Version(version_as_json())))
-        }
         Some(("help", topic)) => help_on(topic),
         Some((first, rest)) => match Subcommand::named(first) {
             Some(subcommand) => subcommand.parse(rest, &environment),
@@ -266,7 +256,7 @@ fn run_shape() -> clap::Command {
         usage += &format!("       flanneld {:<30} {summary}\n", format!("{name} {synopsis}"));
     }
     let names = SUBCOMMANDS.iter().map(|subcommand| subcommand.name).collect::<Vec<_>>().join("|");
-    usage += &format!("       flanneld version | help [{names}]");
+    usage += &format!("       flanneld help [{names}]");
     documented(RunFlags::command()).override_usage(usage)
 }
 
@@ -312,179 +302,4 @@ fn utf8(text: OsString) -> Result<String, UsageError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str], environment: &[(&str, &str)]) -> Result<Command, UsageError> {
-        super::parse(args.iter().map(OsString::from), |name| {
-            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-        })
-    }
-
-    fn options(args: &[&str], environment: &[(&str, &str)]) -> Options {
-        match parse(args, environment).unwrap() {
-            Command::Run(options) => *options,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_environment_fills_in_what_the_command_line_leaves_out() {
-        let environment = [
-            ("FLANNELD_SUBNET_FILE", "/tmp/environment"),
-            ("FLANNELD_HEALTHZ_PORT", "0x1f91"),
-            ("FLANNELD_IFACE", "eth0,eth1"),
-            ("FLANNELD_PUBLIC_IP", ""),
-        ];
-        let read = options(&["--healthz-port=9000"], &environment);
-        assert_eq!(read.subnet_file.to_str(), Some("/tmp/environment"));
-        assert_eq!(read.health.unwrap().port(), 9000);
-        assert_eq!(read.selectors.iface, ["eth0,eth1"], "a repeatable flag gets one element");
-        assert_eq!(read.selectors.public.v4, None);
-        assert_eq!(options(&[], &environment).health.unwrap().port(), 8081);
-    }
-
-    #[test]
-    fn a_wrong_variable_is_named_as_the_variable_that_it_is() {
-        for (variable, value, part) in [
-            ("FLANNELD_HEALTHZ_PORT", "high", "whole number"),
-            ("FLANNELD_IP_MASQ", "yes", "true or false"),
-            ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "1440", "1 to 1439"),
-            ("FLANNELD_V", "much", "whole number"),
-        ] {
-            let text = parse(&[], &[(variable, value)]).unwrap_err().to_string();
-            assert!(text.starts_with(&format!("{variable}={value:?}")) && text.contains(part), "{text}");
-        }
-        for (variable, value) in
-            [("FLANNELD_KUBE_API_URL", "ftp://a"), ("NODE_NAME", "Node 1"), ("NODE_NAME", "")]
-        {
-            let environment = [("NODE_NAME", "n1"), (variable, value)];
-            let environment = &environment[usize::from(variable == "NODE_NAME")..];
-            let text = parse(&["--kube-subnet-mgr"], environment).unwrap_err().to_string();
-            assert!(text.starts_with(&format!("{variable}: ")) && text.contains(value), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_version_is_printed_whatever_the_environment_says() {
-        let wanted = Print::VersionFlag(version());
-        for args in [&["--version"][..], &["-version=T", "--kube-subnet-mgr"]] {
-            match parse(args, &[("FLANNELD_V", "much"), ("FLANNELD_VERSION", "false")]).unwrap() {
-                Command::Print(print) => assert_eq!(print, wanted),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(matches!(parse(&[], &[("FLANNELD_VERSION", "true")]), Ok(Command::Run(_))));
-    }
-
-    #[test]
-    fn version_and_help_are_commands_too() {
-        let text = version();
-        assert!(text.starts_with(concat!("v", env!("CARGO_PKG_VERSION"), " (commit ")), "{text}");
-        let Command::Print(print) = parse(&["version"], &[]).unwrap() else { panic!() };
-        assert_eq!(print, Print::Version(text));
-        let text = |args: &[&str]| match parse(args, &[]).unwrap() {
-            Command::Print(Print::Help(text)) => text,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(text(&["help"]), text(&["--help"]));
-        assert_eq!(text(&["help", "cleanup"]), text(&["cleanup", "--help"]));
-        assert!(text(&["help"]).contains("Examples:\n  flanneld --etcd-endpoints="));
-        assert!(text(&["help", "cleanup"]).contains("--all"));
-        assert!(parse(&["help", "me"], &[]).unwrap_err().to_string().contains("flanneld help cleanup"));
-    }
-
-    #[test]
-    fn help_lists_every_flag_with_its_variable_and_every_default() {
-        for args in [["-h"], ["--help"], ["-help"]] {
-            let Command::Print(Print::Help(text)) = parse(&args, &[]).unwrap() else { panic!("{args:?}") };
-            for argument in RunFlags::command().get_arguments() {
-                let flag = argument.get_long().unwrap();
-                assert!(text.contains(&format!("--{flag}")), "--{flag} is missing");
-                let variable = grammar::variable(flag);
-                assert_eq!(text.contains(&format!("[env: {variable}]")), flag != "version", "{variable}");
-                for default in argument.get_default_values() {
-                    assert!(text.contains(default.to_str().unwrap()), "default of --{flag}");
-                }
-            }
-            assert!(text.contains("flanneld cleanup"));
-        }
-        let Command::Print(Print::Help(text)) = parse(&["cleanup", "-h"], &[]).unwrap() else { panic!() };
-        assert!(text.contains("--dry-run") && text.contains("FLANNELD_SUBNET_FILE"), "{text}");
-    }
-
-    #[test]
-    fn cleanup_has_its_own_flags() {
-        let environment = [("FLANNELD_SUBNET_FILE", "/tmp/a")];
-        for (args, dry_run, file) in [
-            (&["cleanup"][..], false, "/tmp/a"),
-            (&["cleanup", "--dry-run"], true, "/tmp/a"),
-            (&["cleanup", "-dry-run=f", "-subnet-file", "/tmp/b"], false, "/tmp/b"),
-        ] {
-            let Command::Cleanup(options) = parse(args, &environment).unwrap() else { panic!("{args:?}") };
-            assert_eq!((options.dry_run, options.subnet_file.to_str()), (dry_run, Some(file)));
-            assert!(options.named && !options.all);
-            assert_eq!(options.verbosity, crate::log::Verbosity::new(0));
-        }
-        let text = parse(&["cleanup", "--iface=eth0"], &[]).unwrap_err().to_string();
-        assert!(text.contains("--iface is not a flag of flanneld cleanup"), "{text}");
-        let text = parse(&["-v=1", "cleanup"], &[]).unwrap_err().to_string();
-        assert!(text.contains("first"), "{text}");
-    }
-
-    #[test]
-    fn the_last_value_counts_and_an_empty_one_unsets_what_has_no_default() {
-        let read =
-            options(&["--public-ip=x", "--public-ip=192.0.2.1", "--etcd-cafile=/a", "--etcd-cafile="], &[]);
-        assert_eq!(read.selectors.public.to_string(), "192.0.2.1");
-        let options::StoreOptions::Etcd(etcd) = read.store else { panic!() };
-        assert_eq!(etcd.ca, None);
-        let error = parse(&["--public-ip=192.0.2.1", "--public-ip=x"], &[]).unwrap_err().to_string();
-        assert!(error.starts_with("--public-ip=\"x\" is not an IP address"), "{error}");
-        assert!(parse(&["--subnet-file="], &[]).is_err());
-    }
-
-    #[test]
-    fn arguments_stand_before_and_after_flags_and_behind_two_dashes() {
-        for args in [
-            &["policy", "list", "a/b", "--subnet-file=/f"][..],
-            &["policy", "--subnet-file", "/f", "list", "--", "a/b"],
-        ] {
-            let Command::Policy(question) = parse(args, &[]).unwrap() else { panic!("{args:?}") };
-            assert_eq!(question.query, policy::Query::List(Some("a/b".into())));
-            assert_eq!(question.subnet_file.to_str(), Some("/f"));
-        }
-        let error = parse(&["polcy", "list"], &[]).unwrap_err().to_string();
-        assert!(error.contains("did you mean flanneld policy?"), "{error}");
-    }
-
-    #[test]
-    fn only_flags_of_the_agent_have_variables() {
-        let environment = [("FLANNELD_PROTOCOL", "UDP"), ("FLANNELD_ALL", "true"), ("FLANNELD_V", "2")];
-        assert!(parse(&["policy", "list"], &environment).is_ok());
-        let Command::Cleanup(options) = parse(&["cleanup"], &environment).unwrap() else { panic!() };
-        assert!(!options.all && options.verbosity == crate::log::Verbosity::new(2));
-    }
-
-    #[test]
-    fn the_log_shows_every_flag_that_has_an_effect() {
-        let shown = options(&["--ip-masq-fully-random-disable", "--vmodule=a=1"], &[]).to_string();
-        assert!(shown.starts_with("--subnet-lease-renew-margin=60 --etcd-endpoints=http"), "{shown}");
-        assert!(shown.contains(" --ip-masq-fully-random-disable=true"), "{shown}");
-        for absent in
-            ["vmodule", "version", "lease-store", "kube-", "network-policy", "public-ip", "password"]
-        {
-            assert!(!shown.contains(absent), "{absent} in {shown}");
-        }
-    }
-
-    #[test]
-    fn arguments_and_variables_that_are_not_utf8_are_refused() {
-        use std::os::unix::ffi::OsStringExt;
-        let broken = || OsString::from_vec(b"--iface=eth\xff".to_vec());
-        let error = super::parse([broken()], |_| None).unwrap_err().to_string();
-        assert!(error.contains("UTF-8"), "{error}");
-        let error = super::parse([], |name| (name == "FLANNELD_IFACE").then(broken)).unwrap_err().to_string();
-        assert!(error.contains("FLANNELD_IFACE") && error.contains("UTF-8"), "{error}");
-    }
-}
+mod tests;

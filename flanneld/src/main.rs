@@ -70,6 +70,7 @@ fn main() -> ExitCode {
 fn obey(command: cli::Command) -> anyhow::Result<()> {
     match command {
         cli::Command::Print(print) => Ok(print.print()?),
+        cli::Command::Pages(pages) => pages.write(),
         cli::Command::Cleanup(options) => {
             log::start(options.verbosity);
             cleanup::run(&options)
@@ -81,6 +82,7 @@ fn obey(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::Trace(options) => trace::run(&options),
         cli::Command::Connectivity(options) => connectivity::run(&options),
         cli::Command::CheckConfig(options) => check_config::run(&options),
+        cli::Command::Report(options) => show::report::run(&options),
         cli::Command::Diags(options) => diags::run(&options),
         cli::Command::Run(options) => {
             log::start(options.verbosity);

@@ -1,6 +1,7 @@
 //! Text for people: columns, colours on a terminal, times.
 
 mod all;
+pub(crate) mod report;
 pub(crate) mod status;
 
 use std::io::IsTerminal;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 
 use super::grammar::Setting;
-use super::{Command, SubcommandFlags, UsageError};
+use super::{Command, SubcommandFlags, UsageError, Words};
 use crate::check_config::CheckConfigOptions;
 
 const USAGE: &str = "flanneld check-config FILE [FLAGS]";
@@ -43,6 +43,7 @@ impl SubcommandFlags for CheckConfigFlags {
     const NAME: &str = "check-config";
     const SYNOPSIS: &str = "FILE";
     const SUMMARY: &str = "check a network configuration without starting";
+    const WORDS: Words = Words::Files;
 
     fn check(self, _settings: &[Setting]) -> Result<Command, UsageError> {
         let Self { words, kube_subnet_mgr: given_subnets, json } = self;

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use super::agent_flags::AgentFlags;
 use super::grammar::Setting;
-use super::{Command, SubcommandFlags, UsageError, check};
+use super::{Command, SubcommandFlags, UsageError, Words, check};
 use crate::diags::DiagsOptions;
 
 const USAGE: &str = "flanneld diags [FILE] [FLAGS]";
@@ -40,6 +40,7 @@ impl SubcommandFlags for DiagsFlags {
     const NAME: &str = "diags";
     const SYNOPSIS: &str = "[FILE]";
     const SUMMARY: &str = "write an archive to attach to a bug report";
+    const WORDS: Words = Words::Files;
 
     fn check(self, _settings: &[Setting]) -> Result<Command, UsageError> {
         let Self { words, agent, subnet_file } = self;

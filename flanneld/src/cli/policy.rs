@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::grammar::Setting;
-use super::{Command, SubcommandFlags, UsageError, check, help};
+use super::{Command, SubcommandFlags, UsageError, Words, check, help};
 
 const USAGE: &str = "\
 flanneld policy explain SOURCE DESTINATION:PORT [--protocol=TCP|UDP|SCTP]
@@ -68,6 +68,7 @@ impl SubcommandFlags for PolicyFlags {
     const NAME: &'static str = "policy";
     const SYNOPSIS: &'static str = "explain|list|denied";
     const SUMMARY: &'static str = "what network policies do on this node";
+    const WORDS: Words = Words::OneOf(&["explain", "list", "denied"]);
 
     fn check(self, settings: &[Setting]) -> Result<Command, UsageError> {
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Style, Table, Tone};
@@ -13,9 +14,39 @@ const MAX_MATRIX: usize = 32;
 
 /// A node with what it answered.
 pub(super) struct NodeAnswer {
+    pub(super) address: IpAddr,
+    pub(super) name: String,
+    pub(super) answer: Result<(Status, PeerList), String>,
+}
+
+/// A node in what `status --all --json` prints.
+#[derive(Deserialize)]
+struct SavedNode {
     address: IpAddr,
     name: String,
-    answer: Result<(Status, PeerList), String>,
+    status: Option<Status>,
+    #[serde(default)]
+    peers: Vec<PeerEntry>,
+    error: Option<String>,
+}
+
+/// The answers that `status --all --json` printed.
+pub(super) fn from_json(text: &[u8]) -> Result<Vec<NodeAnswer>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Saved {
+        nodes: Vec<SavedNode>,
+    }
+    let answered = |saved: SavedNode| {
+        let SavedNode { address, name, status, peers, error } = saved;
+        let list = PeerList { peers, ..PeerList::default() };
+        let answer = status.map(|status| (status, list));
+        NodeAnswer {
+            address,
+            name,
+            answer: answer.ok_or_else(|| error.unwrap_or_else(|| "no status".to_owned())),
+        }
+    };
+    Ok(serde_json::from_slice::<Saved>(text)?.nodes.into_iter().map(answered).collect())
 }
 
 /// Asks every node, this one first.
@@ -181,5 +212,8 @@ mod tests {
         let json = all_as_json(&nodes);
         assert_eq!(json["nodes"][2]["error"], "no answer within 2 s from 192.0.2.9:8081");
         assert_eq!(json["nodes"][0]["status"]["node"]["name"], "a1");
+        let read = from_json(json.to_string().as_bytes()).unwrap();
+        assert_eq!(all_as_json(&read), json, "what was printed is read again");
+        assert!(from_json(b"{\"nodes\":[{\"address\":\"x\"}]}").is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::all;
+use super::all::{self, NodeAnswer};
 use super::{Style, Table, Tone, span};
 use crate::ask;
 use crate::log::moment;
@@ -48,13 +48,20 @@ pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<()> {
             let list: PeerList = value(options, "/peers")?;
             peers(list.peers, list.at, Style::of_stdout())
         }
-        StatusExtent::All => {
-            let nodes = all::ask(options.at, &value(options, "/status")?, &value(options, "/peers")?);
-            all::text(&nodes, options.json, Style::of_stdout())
-        }
+        StatusExtent::All => all::text(&ask_all(options.at)?, options.json, Style::of_stdout()),
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What every node answers, this one first.
+///
+/// # Errors
+/// A sentence, when the agent of this node does not answer.
+pub(super) fn ask_all(at: SocketAddr) -> anyhow::Result<Vec<NodeAnswer>> {
+    let status = ask::value(at, "/status").map_err(unanswered)?;
+    let list = ask::value(at, "/peers").map_err(unanswered)?;
+    Ok(all::ask(at, &status, &list))
 }
 
 fn ask(options: &StatusOptions, path: &str) -> anyhow::Result<Vec<u8>> {
