@@ -6,6 +6,7 @@ pub mod forwarding;
 pub mod host;
 mod link;
 pub mod name;
+pub mod nexthop;
 mod route;
 pub(crate) mod tunnel;
 pub mod wireguard;
@@ -19,6 +20,7 @@ use subnet::Mac;
 
 use forwarding::Forwarding;
 use name::Name;
+use nexthop::NexthopId;
 use wireguard::WireguardDevice;
 
 pub use change::Change;
@@ -49,6 +51,8 @@ pub struct KernelState {
     /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
     /// metric. Never wanted.
     pub shadowed_routes: BTreeSet<Route>,
+    /// Nexthop objects of ours that none of these routes leads through, with their devices. Never wanted.
+    pub orphaned_nexthops: BTreeMap<NexthopId, Option<Name>>,
     /// Destinations that end here unless a better route exists (`BLACKHOLE_METRIC`).
     pub blackholes: BTreeSet<IpNet>,
 }
@@ -76,6 +80,7 @@ impl KernelState {
         add(&mut self.fdb, other.fdb);
         add(&mut self.neighbours, other.neighbours);
         add(&mut self.routes, other.routes);
+        add(&mut self.orphaned_nexthops, other.orphaned_nexthops);
         self.addresses.extend(other.addresses);
         self.shadowed_routes.extend(other.shadowed_routes);
         self.blackholes.extend(other.blackholes);

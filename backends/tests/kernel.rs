@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
+#[path = "kernel/nexthops.rs"]
+mod nexthops;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -419,6 +422,12 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
     let mut agent = Agent::new(&machine, VXLAN);
     let desired = Arc::new(agent.desired(&leases(&agent.network, 20)));
     agent.converge(&desired);
+    watched(&agent, desired, HARMLESS, DAMAGE);
+}
+
+/// Has the listener hear of each of these, and checks whether it wakes the agent.
+fn watched(agent: &Agent<'_>, desired: Arc<KernelState>, harmless: &[&'static str], damage: &[&'static str]) {
+    let machine = agent.machine;
     let host = agent.machine.namespace().run(|| {
         let mut kernel = Netlink::open().unwrap();
         kernel.observe(&desired, &Scope::default()).unwrap().host
@@ -448,10 +457,10 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
             };
             let driver = listener.run(&interest, &moved);
             let script = async {
-                for lines in HARMLESS {
+                for lines in harmless {
                     assert!(!wakes(lines).await, "woken by: {lines}");
                 }
-                for lines in DAMAGE {
+                for lines in damage {
                     assert!(wakes(lines).await, "not woken by: {lines}");
                 }
             };

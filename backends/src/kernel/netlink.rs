@@ -5,6 +5,8 @@ mod decode;
 mod encode;
 mod listen;
 mod lookup;
+mod nexthop;
+mod objects;
 mod pods;
 mod port;
 mod refusal;
@@ -18,6 +20,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
@@ -34,8 +37,11 @@ use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
 use crate::state::host::{DefaultRoute, HostView, Way};
 use crate::state::name::Name;
+use crate::state::nexthop::NexthopId;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
 use decode::{Blackhole, LinkFacts, NeighbourFacts};
+use nexthop::Target;
+use objects::note_orphans;
 use refusal::{errno, record};
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
@@ -65,6 +71,8 @@ pub struct Netlink {
     ethtool: Ethtool,
     /// Something was said about offloads that can't be set.
     complained: bool,
+    /// The kernel refused to make a nexthop object although it has them.
+    nexthops_refused: bool,
     sysctls: Sysctls,
     wireguard: Module,
 }
@@ -90,6 +98,7 @@ impl Netlink {
             tunnels: Engine::new(offload),
             ethtool: Ethtool::new(),
             complained: false,
+            nexthops_refused: false,
             sysctls: Sysctls::default(),
             wireguard: Module::default(),
         })
@@ -132,11 +141,11 @@ impl Netlink {
     fn routes(
         &mut self,
         family: Family,
-        desired: &KernelState,
-        scope: &Scope,
-        own: &BTreeMap<u32, Name>,
+        look: &Look<'_>,
+        objects: &BTreeMap<NexthopId, Target>,
         host: &HostView,
     ) -> io::Result<Found> {
+        let Look { desired, scope, own } = *look;
         let mut request = RouteMessage::default();
         request.header.address_family = match family {
             Family::V4 => AddressFamily::Inet,
@@ -148,10 +157,11 @@ impl Netlink {
         let found = self.socket.dump(&request, Found::default, |found, message| {
             let RouteNetlinkMessage::NewRoute(message) = message else { return };
             // A kernel without a family answers with what it has of the others.
-            let Some(facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
+            let Some(mut facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
             else {
                 return;
             };
+            facts.lead_through(objects, name_of);
             let (route, link) = (&facts.route, facts.link);
             if route.dst.prefix_len() == 0 {
                 found.defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
@@ -313,12 +323,16 @@ impl Kernel for Netlink {
         }
 
         let mut host = host;
+        let (objects, support) = self.nexthops(scope).map_err(failed("reading nexthop objects"))?;
+        host.nexthops = support;
+        let look = Look { desired, scope, own: &own };
         for family in Family::BOTH {
-            let found = self.routes(family, desired, scope, &own, &host).map_err(failed("reading routes"))?;
+            let found = self.routes(family, &look, &objects, &host).map_err(failed("reading routes"))?;
             host.defaults.extend(found.defaults);
             host.intruders.extend(found.intruders);
             sort_routes(&mut state, found.routes, scope, &own);
         }
+        note_orphans(&mut state, objects, &host);
         for (index, name) in &own {
             for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
                 match entry {
@@ -369,19 +383,28 @@ impl Kernel for Netlink {
                     failures.push((position, KernelError::NoDevice(name)));
                     continue;
                 }
-                Some((_, Some(index))) => encode::request(change, index).map(|request| {
-                    pending.0.push(position);
-                    pending.1.push(request);
-                }),
-                None => encode::request(change, 0).map(|request| {
-                    pending.0.push(position);
-                    pending.1.push(request);
-                }),
+                _ => {
+                    let index = index.and_then(|(_, index)| index).unwrap_or_default();
+                    let object = match change {
+                        Change::SetRoute(route) => nexthop::object_of(route, index),
+                        _ => None,
+                    };
+                    const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+                    let object = object.map(|object| (object, SET));
+                    encode::request(change, index).map(|request| {
+                        for request in object.into_iter().chain([request]) {
+                            pending.0.push(position);
+                            pending.1.push(request);
+                        }
+                    })
+                }
             };
             record(changes, &mut failures, position, outcome);
         }
         self.send(changes, &mut pending, &mut failures);
         failures.sort_by_key(|(position, _)| *position);
+        // Without its object a route is refused as well.
+        failures.dedup_by_key(|(position, _)| *position);
         failures
     }
 
@@ -427,6 +450,9 @@ impl Netlink {
                 Change::SetRoute(route) if may_lack_way_to_hop(route, &error) => {
                     self.set_route_with_way(route)
                 }
+                Change::SetRoute(route) if route.nexthop.is_some() && nexthop::are_refused(&error) => {
+                    self.set_without_object(route, &error)
+                }
                 _ => Err(error),
             };
             record(changes, failures, position, outcome);
@@ -436,6 +462,14 @@ impl Netlink {
     fn repeat(&mut self, change: &Change) -> io::Result<()> {
         let index = change.device().and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
         self.socket.change(encode::request(change, index)?)
+    }
+
+    /// Sets a plain route where the kernel refuses nexthop objects. The next look says so, and routes are planned without them.
+    fn set_without_object(&mut self, route: &Route, error: &io::Error) -> io::Result<()> {
+        if !std::mem::replace(&mut self.nexthops_refused, true) {
+            tracing::warn!("the kernel refuses nexthop objects ({error}), so routes to peers are plain ones");
+        }
+        self.repeat(&Change::SetRoute(Route { nexthop: None, ..*route }))
     }
 
     /// Sets a route after one to its next hop alone, which goes again: without that, nothing could take
@@ -461,6 +495,14 @@ fn enable_ipv6(name: &Name) -> bool {
 /// are in the very subnets to which routes are to be replaced.
 fn may_lack_way_to_hop(route: &Route, error: &io::Error) -> bool {
     route.onlink && route.dst.addr().is_ipv6() && error.raw_os_error() == Some(errno::EINVAL)
+}
+
+/// What a look at the kernel goes by.
+struct Look<'a> {
+    desired: &'a KernelState,
+    scope: &'a Scope,
+    /// The tunnel devices that are ours, by index.
+    own: &'a BTreeMap<u32, Name>,
 }
 
 /// Files routes: of those to one destination the kernel uses the first one.

@@ -116,14 +116,13 @@ fn causes(mut failed: Vec<KernelError>) -> Vec<KernelError> {
 mod tests {
     use super::*;
     use crate::kernel::fake::FakeKernel;
-    use crate::state::{ROUTE_PROTOCOL, Route};
+    use crate::state::Route;
 
     fn desired() -> KernelState {
         let dst = "10.1.2.0/24".parse().unwrap();
         let via = Some("192.0.2.2".parse().unwrap());
         let dev = Some("eth0".parse().unwrap());
-        let route =
-            Route { dst, via, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false };
+        let route = Route { via, dev, ..Route::ours(dst) };
         KernelState { routes: [(dst, route)].into(), ..KernelState::default() }
     }
 

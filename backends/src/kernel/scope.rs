@@ -11,6 +11,7 @@ use subnet::net::bits_of;
 use subnet::{Family, Leases};
 
 use crate::state::name::Name;
+use crate::state::nexthop::NexthopId;
 use crate::state::{PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL, Route};
 
 /// What belongs to this agent.
@@ -147,6 +148,39 @@ impl Scope {
     pub(crate) fn owns_device_with(&self, addresses: impl IntoIterator<Item = IpNet>) -> bool {
         let bases: Vec<IpAddr> = self.subnets.iter().map(IpNet::network).collect();
         addresses.into_iter().any(|net| bases.contains(&net.addr()))
+    }
+
+    /// Whether a nexthop object with our mark is this agent's, and not one's of another network.
+    pub(crate) fn owns_nexthop(&self, id: NexthopId) -> bool {
+        let lens: BTreeSet<u8> = self.lens_v4().collect();
+        self.networks.iter().any(|network| match network {
+            IpNet::V4(network) if network.prefix_len() == 0 => true,
+            // No record says how long subnets are.
+            IpNet::V4(network) if lens.is_empty() => {
+                (8..=30).any(|len| id.subnet_in(*network, len).is_some())
+            }
+            IpNet::V4(network) => lens.iter().any(|len| id.subnet_in(*network, *len).is_some()),
+            IpNet::V6(_) => false,
+        })
+    }
+
+    /// The IPv4 subnets for which the object of this id may have been made.
+    pub(crate) fn subnets_of(&self, id: NexthopId) -> impl Iterator<Item = IpNet> {
+        let networks = self.networks.iter().filter_map(|network| match network {
+            IpNet::V4(network) => Some(*network),
+            IpNet::V6(_) => None,
+        });
+        networks.flat_map(move |network| {
+            self.lens_v4().filter_map(move |len| id.subnet_in(network, len)).map(IpNet::V4)
+        })
+    }
+
+    /// How long nodes' IPv4 subnets are or were.
+    fn lens_v4(&self) -> impl Iterator<Item = u8> {
+        let now =
+            self.ranges.iter().filter(|range| range.network.addr().is_ipv4()).map(|range| range.subnet_len);
+        let own = self.subnets.iter().filter(|subnet| subnet.addr().is_ipv4()).map(IpNet::prefix_len);
+        now.chain(own)
     }
 
     fn inside(&self, net: IpNet) -> bool {

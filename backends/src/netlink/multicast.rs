@@ -37,6 +37,11 @@ impl MulticastSocket {
         Ok(Self { socket })
     }
 
+    /// Subscribes to one group more.
+    pub(crate) fn join(&mut self, group: u32) -> io::Result<()> {
+        self.socket.socket_mut().add_membership(group)
+    }
+
     /// A buffer for [`Self::receive`].
     pub(crate) fn buffer() -> Vec<u8> {
         Vec::with_capacity(LONGEST)

@@ -269,7 +269,7 @@ mod tests {
                 metric: 0,
                 gateway: Some(ip("172.16.0.1")),
             }],
-            intruders: Vec::new(),
+            ..HostView::default()
         };
         let (own, devices) = ([net("172.20.7.0/24")], ["flannel.1".parse().unwrap()]);
         let ours = Ours { network: &network, subnets: &own, devices: &devices, underlay: Some(2) };

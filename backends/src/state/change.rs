@@ -1,6 +1,6 @@
 //! Changes to the kernel, and what each makes of a state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use super::KernelState;
 use super::forwarding::Forwarding;
 use super::link::{IpipIdentity, Link, LinkIdentity, LinkPatch, LinkSettings, VxlanIdentity};
 use super::name::Name;
+use super::nexthop::NexthopId;
 use super::route::{BLACKHOLE_METRIC, Route};
 use super::wireguard::WireguardPeers;
 use crate::wg::identity::Identity;
@@ -48,10 +49,12 @@ pub enum Change {
     SetNeighbour(Name, IpAddr, Mac),
     /// Removes a neighbour.
     DelNeighbour(Name, IpAddr),
-    /// Adds a route, or replaces the one to the same destination.
+    /// Adds a route, or replaces the one to the same destination; before that, its nexthop object.
     SetRoute(Route),
     /// Removes exactly this route.
     DelRoute(Route),
+    /// Removes a nexthop object that no route of ours leads through any more.
+    DelNexthop(NexthopId),
     /// Adds a blackhole route.
     AddBlackhole(IpNet),
     /// Removes a blackhole route.
@@ -69,6 +72,7 @@ impl Change {
             Self::SetFdb(..) | Self::DelFdb(..) => "fdb",
             Self::SetNeighbour(..) | Self::DelNeighbour(..) => "neighbour",
             Self::SetRoute(..) | Self::DelRoute(..) => "route",
+            Self::DelNexthop(..) => "nexthop",
             Self::AddBlackhole(..) | Self::DelBlackhole(..) => "blackhole",
         }
     }
@@ -92,6 +96,7 @@ impl Change {
                 | Self::DelFdb(..)
                 | Self::DelNeighbour(..)
                 | Self::DelRoute(..)
+                | Self::DelNexthop(..)
                 | Self::DelBlackhole(..)
         )
     }
@@ -114,7 +119,7 @@ impl Change {
             | Self::SetNeighbour(name, ..)
             | Self::DelNeighbour(name, _) => Some(*name),
             Self::SetRoute(route) | Self::DelRoute(route) => route.dev,
-            Self::AddBlackhole(_) | Self::DelBlackhole(_) => None,
+            Self::DelNexthop(_) | Self::AddBlackhole(_) | Self::DelBlackhole(_) => None,
         }
     }
 }
@@ -160,20 +165,56 @@ impl KernelState {
             Change::DelNeighbour(name, ip) => {
                 self.neighbours.remove(&(*name, *ip));
             }
-            Change::SetRoute(route) => {
-                self.routes.insert(route.dst, *route);
-            }
-            Change::DelRoute(route) => {
-                if !self.shadowed_routes.remove(route) && self.routes.get(&route.dst) == Some(route) {
-                    self.routes.remove(&route.dst);
-                }
-            }
+            Change::SetRoute(route) => self.set_route(*route),
+            Change::DelRoute(route) => self.del_route(route),
+            Change::DelNexthop(id) => self.del_nexthop(*id),
             Change::AddBlackhole(dst) => {
                 self.blackholes.insert(*dst);
             }
             Change::DelBlackhole(dst) => {
                 self.blackholes.remove(dst);
             }
+        }
+    }
+
+    /// Sets a route and, like the kernel, what others through the same object lead to.
+    fn set_route(&mut self, route: Route) {
+        if let Some(id) = route.nexthop {
+            self.orphaned_nexthops.remove(&id);
+            let (mut same, others) = std::mem::take(&mut self.shadowed_routes)
+                .into_iter()
+                .partition::<BTreeSet<Route>, _>(|other| other.nexthop == Some(id));
+            let Route { via, dev, onlink, .. } = route;
+            same = same.into_iter().map(|other| Route { via, dev, onlink, ..other }).collect();
+            self.shadowed_routes = others;
+            self.shadowed_routes.append(&mut same);
+        }
+        if let Some(before) = self.routes.insert(route.dst, route) {
+            self.note_orphan(&before);
+        }
+    }
+
+    fn del_route(&mut self, route: &Route) {
+        if !self.shadowed_routes.remove(route) && self.routes.get(&route.dst) == Some(route) {
+            self.routes.remove(&route.dst);
+        }
+        self.note_orphan(route);
+    }
+
+    /// The object of a route that is gone stays, and may lead nowhere now. Only routes to one destination share one.
+    fn note_orphan(&mut self, gone: &Route) {
+        let Some(id) = gone.nexthop.filter(|_| !gone.foreign) else { return };
+        let uses = |route: &Route| route.nexthop == Some(id);
+        if !self.routes.get(&gone.dst).is_some_and(uses) && !self.shadowed_routes.iter().any(uses) {
+            self.orphaned_nexthops.insert(id, gone.dev);
+        }
+    }
+
+    /// Removes an object and, like the kernel, its routes.
+    fn del_nexthop(&mut self, id: NexthopId) {
+        if self.orphaned_nexthops.remove(&id).is_none() {
+            self.routes.retain(|_, route| route.nexthop != Some(id));
+            self.shadowed_routes.retain(|route| route.nexthop != Some(id));
         }
     }
 
@@ -192,6 +233,7 @@ impl KernelState {
         self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
         self.routes.values_mut().for_each(|one| *one = route(*one));
         self.shadowed_routes = self.shadowed_routes.iter().map(|one| route(*one)).collect();
+        self.orphaned_nexthops.values_mut().for_each(|dev| *dev = dev.map(name));
     }
 
     /// Removes a device and, like the kernel, everything on it.
@@ -204,6 +246,7 @@ impl KernelState {
         self.neighbours.retain(|(dev, _), _| dev != name);
         self.routes.retain(|_, route| route.dev != Some(*name));
         self.shadowed_routes.retain(|route| route.dev != Some(*name));
+        self.orphaned_nexthops.retain(|_, dev| *dev != Some(*name));
     }
 }
 
@@ -242,6 +285,7 @@ impl fmt::Display for Change {
             Self::DelNeighbour(name, ip) => write!(f, "neigh del {ip} dev {name}"),
             Self::SetRoute(route) => write!(f, "route replace {route}"),
             Self::DelRoute(route) => write!(f, "route del {route}"),
+            Self::DelNexthop(id) => write!(f, "nexthop del id {id}"),
             Self::AddBlackhole(dst) => write!(f, "route add blackhole {dst} metric {BLACKHOLE_METRIC}"),
             Self::DelBlackhole(dst) => write!(f, "route del blackhole {dst} metric {BLACKHOLE_METRIC}"),
         }

@@ -9,6 +9,7 @@ use subnet::env_file::gateway;
 use subnet::{Family, Mac, Subnets};
 
 use crate::state::name::Name;
+use crate::state::nexthop::NexthopSupport;
 use crate::state::route::Route;
 
 /// The links, addresses and default routes of the network namespace at one moment.
@@ -20,6 +21,8 @@ pub struct HostView {
     pub defaults: Vec<DefaultRoute>,
     /// Other programs' routes into the pod networks ([`Scope::intrudes`](crate::Scope::intrudes)).
     pub intruders: Vec<Route>,
+    /// Whether routes can lead through nexthop objects.
+    pub nexthops: NexthopSupport,
 }
 
 /// A network device.

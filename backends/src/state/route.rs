@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::name::Name;
+use super::nexthop::NexthopId;
 
 /// Protocol number (`rtm_protocol`) that marks our routes. Not assigned in
 /// include/uapi/linux/rtnetlink.h, and not in iproute2's `rt_protos`.
@@ -32,6 +33,8 @@ pub struct Route {
     pub dev: Option<Name>,
     /// Next hop is taken to be on the device's link (`RTNH_F_ONLINK`).
     pub onlink: bool,
+    /// The object that holds next hop, device and flag. Ours are for one destination each; with any other the route is foreign.
+    pub nexthop: Option<NexthopId>,
     /// Who made it (`rtm_protocol`).
     pub protocol: u8,
     /// Metric (`RTA_PRIORITY`).
@@ -43,7 +46,16 @@ pub struct Route {
 impl Route {
     /// A route of ours to `dst`, without next hop and device yet.
     pub fn ours(dst: IpNet) -> Self {
-        Self { dst, via: None, dev: None, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false }
+        Self {
+            dst,
+            via: None,
+            dev: None,
+            onlink: false,
+            nexthop: None,
+            protocol: ROUTE_PROTOCOL,
+            metric: 0,
+            foreign: false,
+        }
     }
 }
 
@@ -59,6 +71,9 @@ impl fmt::Display for Route {
         }
         if self.onlink {
             f.write_str(" onlink")?;
+        }
+        if let Some(id) = self.nexthop {
+            write!(f, " nhid {id}")?;
         }
         if self.metric != 0 {
             write!(f, " metric {}", self.metric)?;

@@ -321,6 +321,7 @@ impl Machine {
     fn looked(&mut self, observed: Observed, seen: Seen) {
         self.take_in(seen);
         self.choose(&observed);
+        self.planner.nexthops = observed.host.nexthops;
         self.planner.found = Arc::new(observed.state);
         self.proceed();
     }
@@ -387,6 +388,7 @@ impl Machine {
         self.tally.converged(&report, repairs, &fights, now.wall);
         self.tally.compare(&self.planner.peers, &self.view.interest.desired, &report, whole);
         self.status.health.note("fights", fights);
+        self.planner.nexthops.clone_from(&report.observed.host.nexthops);
         self.view.interest.host = Arc::new(report.observed.host.clone());
         self.turn.bulky |= report.applied.len() >= BULK;
         self.turn.report = report;

@@ -55,6 +55,7 @@ pub(super) fn objects(desired: &KernelState) -> BTreeMap<String, usize> {
         ("fdb", desired.fdb.len()),
         ("neighbour", desired.neighbours.len()),
         ("route", desired.routes.len()),
+        ("nexthop", desired.routes.values().filter(|route| route.nexthop.is_some()).count()),
         ("blackhole", desired.blackholes.len()),
     ]
     .into_iter()

@@ -23,6 +23,7 @@ mod intrusions;
 mod kube;
 mod live;
 mod look;
+mod many;
 mod masquerade;
 mod metrics;
 mod offload;

@@ -18,6 +18,7 @@ use subnet::{Family, Mac};
 
 use crate::state::host::{HostAddr, HostLink};
 use crate::state::name::Name;
+use crate::state::nexthop::NexthopId;
 use crate::state::{
     BLACKHOLE_METRIC, IpipIdentity, Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route,
     VxlanIdentity,
@@ -219,6 +220,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     }
     let (mut dst, mut via, mut link, mut metric, mut table) =
         (subnet::net::addr_of(family, 0), None, None, 0, u32::from(header.table));
+    let mut object = None;
     let mut foreign = header.kind != RouteType::Unicast;
     for attribute in &message.attributes {
         match attribute {
@@ -227,6 +229,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::NhId(number) => object = Some(*number),
             // Answers of the kernel, not properties of the route.
             RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) | RouteAttribute::Uid(_) => {}
             _ => foreign = true,
@@ -237,18 +240,24 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     }
     match family {
         Family::V4 => {
-            let usual = if via.is_some() { RouteScope::Universe } else { RouteScope::Link };
+            // Where a route leads that shows only its object (`net.ipv4.nexthop_compat_mode=0`) is not known yet.
+            let hop = via.is_some() || object.is_some() && link.is_none();
+            let usual = if hop { RouteScope::Universe } else { RouteScope::Link };
             foreign |= header.scope != usual;
         }
         // The kernel turns "no metric" into IP6_RT_PRIO_USER (net/ipv6/route.c).
         Family::V6 if metric == 1024 => metric = 0,
         Family::V6 => {}
     }
+    let dst = IpNet::new(dst, header.destination_prefix_length).ok()?.trunc();
+    let nexthop = object.and_then(NexthopId::new);
+    foreign |= nexthop.is_some_and(|id| !id.is_for(dst));
     let route = Route {
-        dst: IpNet::new(dst, header.destination_prefix_length).ok()?.trunc(),
+        dst,
         via,
         dev: link.and_then(name_of),
         onlink: header.flags.contains(RouteFlags::Onlink),
+        nexthop,
         protocol: header.protocol.into(),
         metric,
         foreign,

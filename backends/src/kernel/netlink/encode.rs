@@ -10,13 +10,14 @@ use netlink_packet_route::link::{InfoKind, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rtnetlink::{
     AddressMessageBuilder, LinkIpIp, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
 };
 use subnet::Mac;
 
+use super::nexthop;
 use super::socket::Request;
 use crate::state::{
     BLACKHOLE_METRIC, Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route, VxlanIdentity,
@@ -28,7 +29,7 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
     const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     use RouteNetlinkMessage as Message;
-    Ok(match change {
+    let (message, flags) = match change {
         Change::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
         Change::RenameLink(_, to) => {
             let message = LinkUnspec::new_with_index(index).name(to.to_string()).build();
@@ -51,7 +52,8 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
         Change::SetNeighbour(_, ip, mac) => (Message::NewNeighbour(neighbour(index, *ip, Some(*mac))), SET),
         Change::DelNeighbour(_, ip) => (Message::DelNeighbour(neighbour(index, *ip, None)), 0),
         Change::SetRoute(wanted) => {
-            let mut message = route(wanted, Some(index))?;
+            let index = wanted.nexthop.is_none().then_some(index);
+            let mut message = route(wanted, index)?;
             message.header.scope = if wanted.via.is_some() || wanted.dst.addr().is_ipv6() {
                 RouteScope::Universe
             } else {
@@ -60,15 +62,17 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             (Message::NewRoute(message), SET)
         }
         Change::DelRoute(stale) => {
-            let mut message = route(stale, stale.dev.map(|_| index))?;
+            let mut message = route(stale, stale.dev.filter(|_| stale.nexthop.is_none()).map(|_| index))?;
             // "Nowhere" and "unspecified" match any scope and type (net/ipv4/fib_trie.c, fib_table_delete).
             message.header.scope = RouteScope::NoWhere;
             message.header.kind = RouteType::Unspec;
             (Message::DelRoute(message), 0)
         }
+        Change::DelNexthop(id) => return Ok((nexthop::removal(*id), 0)),
         Change::AddBlackhole(dst) => (Message::NewRoute(blackhole(*dst)?), ADD),
         Change::DelBlackhole(dst) => (Message::DelRoute(blackhole(*dst)?), 0),
-    })
+    };
+    Ok((message.into(), flags))
 }
 
 /// The device is not up yet: its sysctls have to be in place before.
@@ -177,7 +181,7 @@ pub(super) fn solicitation(index: u32, ip: IpAddr) -> Request {
     let mut message = neighbour(index, ip, None);
     message.header.state = NeighbourState::None;
     message.header.flags = NeighbourFlags::Use;
-    (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
+    (RouteNetlinkMessage::NewNeighbour(message).into(), NLM_F_CREATE)
 }
 
 fn neighbour(index: u32, ip: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
@@ -217,7 +221,7 @@ fn route(route: &Route, index: Option<u32>) -> io::Result<RouteMessage> {
         .destination_prefix(route.dst.network(), route.dst.prefix_len())
         .map_err(invalid)?
         .protocol(RouteProtocol::from(route.protocol));
-    if let Some(via) = route.via {
+    if let Some(via) = route.via.filter(|_| route.nexthop.is_none()) {
         builder = builder.gateway(via).map_err(invalid)?;
     }
     if let Some(index) = index {
@@ -226,10 +230,12 @@ fn route(route: &Route, index: Option<u32>) -> io::Result<RouteMessage> {
     if route.metric != 0 {
         builder = builder.priority(route.metric);
     }
-    if route.onlink {
+    if route.onlink && route.nexthop.is_none() {
         builder = builder.onlink();
     }
-    Ok(builder.build())
+    let mut message = builder.build();
+    message.attributes.extend(route.nexthop.map(|id| RouteAttribute::NhId(id.get())));
+    Ok(message)
 }
 
 fn blackhole(dst: IpNet) -> io::Result<RouteMessage> {

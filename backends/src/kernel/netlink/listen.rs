@@ -13,12 +13,15 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 
 use super::decode::{self, NeighbourFacts};
+use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
 use super::socket::messages;
 use crate::kernel::{Interest, KernelError, Notices};
 use crate::netlink::multicast::{MulticastSocket, Received};
+use crate::netlink::wire;
 use crate::state::PROTOCOL_KERNEL;
 use crate::state::host::HostLink;
 use crate::state::name::Name;
+use crate::state::nexthop::NexthopId;
 
 impl Interest {
     fn name(&self, index: u32) -> Option<Name> {
@@ -107,12 +110,38 @@ impl Interest {
         }
     }
 
+    /// Whether what is told of a nexthop object differs from what a route of ours needs. Those of a device go with it, and
+    /// nothing tells of them or of their routes.
+    fn nexthop(&self, told: &Told) -> bool {
+        let want = |id: NexthopId| {
+            let routes = self.scope.subnets_of(id).filter_map(|subnet| self.desired.routes.get(&subnet));
+            routes.into_iter().find(|want| want.nexthop == Some(id))
+        };
+        match told {
+            Told::Gone(id) => want(*id).is_some(),
+            Told::There(NexthopFacts { id, marked, hop }) => match want(*id) {
+                Some(want) => {
+                    let have = (hop.via, hop.link.and_then(|link| self.name(link)), hop.onlink);
+                    !marked || hop.foreign || have != (want.via, want.dev, want.onlink)
+                }
+                None => *marked && self.scope.owns_nexthop(*id),
+            },
+        }
+    }
+
     fn route(&self, message: &netlink_packet_route::route::RouteMessage, new: bool) -> bool {
-        let Some(decode::RouteFacts { route, link, blackhole }) =
+        let Some(decode::RouteFacts { mut route, link, blackhole }) =
             decode::route(message, |index| self.name(index))
         else {
             return false;
         };
+        // With `net.ipv4.nexthop_compat_mode=0` only the object is told, of which there are notifications of their own.
+        if let Some(want) = self.desired.routes.get(&route.dst)
+            && link.is_none()
+            && route.nexthop.is_some_and(|id| want.nexthop == Some(id))
+        {
+            (route.via, route.dev, route.onlink) = (want.via, want.dev, want.onlink);
+        }
         if blackhole == Some(decode::Blackhole::Ours) {
             return self.desired.blackholes.contains(&route.dst) != new;
         }
@@ -177,7 +206,10 @@ impl Listener {
         let mut groups: Vec<u32> = groups.into_iter().map(|group| group as u32).collect();
         groups.extend([RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF]);
         let socket = MulticastSocket::subscribe(NETLINK_ROUTE, &groups, None);
-        Ok(Self { socket: socket.map_err(super::failed("subscribing to notifications"))? })
+        let mut socket = socket.map_err(super::failed("subscribing to notifications"))?;
+        // Kernels before 5.3 have no such group, and no objects.
+        let _ = socket.join(RTNLGRP_NEXTHOP);
+        Ok(Self { socket })
     }
 }
 
@@ -190,7 +222,10 @@ impl Notices for Listener {
                     let mut interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
                     let settings = interest.hears_of_settings(datagram);
                     interest.sysctls_moved |= settings;
-                    settings || messages(datagram).any(|message| interest.concerned_by(&message))
+                    let objects = || wire::messages(datagram).filter_map(|message| nexthop::told(&message));
+                    settings
+                        || messages(datagram).any(|message| interest.concerned_by(&message))
+                        || objects().any(|told| interest.nexthop(&told))
                 }
                 Ok(Received::Lost) => {
                     interest.lock().unwrap_or_else(PoisonError::into_inner).overruns += 1;

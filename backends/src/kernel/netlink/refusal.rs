@@ -109,6 +109,7 @@ pub(super) mod errno {
     pub(in super::super) const EEXIST: i32 = 17;
     pub(in super::super) const ENODEV: i32 = 19;
     pub(in super::super) const EINVAL: i32 = 22;
+    pub(in super::super) const ENOSYS: i32 = 38;
     pub(in super::super) const EOPNOTSUPP: i32 = 95;
     pub(in super::super) const EAFNOSUPPORT: i32 = 97;
     pub(in super::super) const EADDRINUSE: i32 = 98;
@@ -125,6 +126,7 @@ fn already_so(change: &Change, error: &io::Error) -> bool {
         | Change::DelFdb(..)
         | Change::DelNeighbour(..)
         | Change::DelRoute(..)
+        | Change::DelNexthop(..)
         | Change::DelBlackhole(..) => {
             matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
         }

@@ -4,11 +4,12 @@ use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+use super::nexthop::NexthopMessage;
 use crate::netlink::socket::{NetlinkSocket, no_answer};
 use crate::netlink::wire::{self, Message};
 
@@ -20,7 +21,44 @@ const BATCH: usize = 128;
 const DUMP_TRIES: usize = 4;
 
 /// A change for the kernel: the message and its `NLM_F_*` flags; `REQUEST` and `ACK` are added.
-pub(super) type Request = (RouteNetlinkMessage, u16);
+pub(super) type Request = (Body, u16);
+
+/// What a request says.
+#[derive(Clone)]
+pub(super) enum Body {
+    Typed(RouteNetlinkMessage),
+    /// A message that `netlink-packet-route` does not have.
+    Nexthop(NexthopMessage),
+}
+
+impl From<RouteNetlinkMessage> for Body {
+    fn from(message: RouteNetlinkMessage) -> Self {
+        Self::Typed(message)
+    }
+}
+
+impl NetlinkSerializable for Body {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::Typed(message) => message.message_type(),
+            Self::Nexthop(message) => message.kind(),
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        match self {
+            Self::Typed(message) => message.buffer_len(),
+            Self::Nexthop(message) => message.bytes().len(),
+        }
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        match self {
+            Self::Typed(message) => message.serialize(buffer),
+            Self::Nexthop(message) => buffer.copy_from_slice(message.bytes()),
+        }
+    }
+}
 
 /// A socket of the network namespace in which it was opened.
 pub(super) struct RouteSocket {
@@ -39,17 +77,27 @@ impl RouteSocket {
     pub(super) fn dump<T>(
         &mut self,
         request: &RouteNetlinkMessage,
-        mut start: impl FnMut() -> T,
+        start: impl FnMut() -> T,
         mut each: impl FnMut(&mut T, RouteNetlinkMessage),
+    ) -> io::Result<T> {
+        self.dump_raw(&Body::Typed(request.clone()), start, |collected, message| {
+            if let Some(inner) = decode(message) {
+                each(collected, inner);
+            }
+        })
+    }
+
+    /// The same, of messages as they are.
+    pub(super) fn dump_raw<T>(
+        &mut self,
+        request: &Body,
+        mut start: impl FnMut() -> T,
+        mut each: impl FnMut(&mut T, &Message<'_>),
     ) -> io::Result<T> {
         for attempt in 1.. {
             let mut collected = start();
             self.write([(request.clone(), NLM_F_DUMP)], 0);
-            let consistent = self.socket.dump(&self.outgoing, |message| {
-                if let Some(inner) = decode(message) {
-                    each(&mut collected, inner);
-                }
-            })?;
+            let consistent = self.socket.dump(&self.outgoing, |message| each(&mut collected, message))?;
             // What an inconsistent dump got wrong is put right after the notification about it.
             if consistent || attempt == DUMP_TRIES {
                 return Ok(collected);
@@ -60,7 +108,7 @@ impl RouteSocket {
 
     /// Asks one question and returns the one answer.
     pub(super) fn ask(&mut self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-        self.write([(request, 0)], 0);
+        self.write([(request.into(), 0)], 0);
         self.socket.ask(&self.outgoing, decode)?.ok_or_else(no_answer)
     }
 
@@ -104,7 +152,7 @@ impl RouteSocket {
             let mut header = NetlinkHeader::default();
             header.sequence_number = sequence;
             header.flags = flags | NLM_F_REQUEST | if requests.peek().is_none() { last } else { 0 };
-            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
             message.finalize();
             let start = self.outgoing.len();
             self.outgoing.resize(start + message.buffer_len().next_multiple_of(4), 0);

@@ -13,6 +13,7 @@ use crate::kernel::fake::FakeKernel;
 use crate::kernel::reconcile::converge;
 use crate::kernel::{Kernel, Scope};
 use crate::state::forwarding::Forwarding;
+use crate::state::nexthop::NexthopId;
 use crate::state::wireguard::{WireguardDevice, WireguardEntry};
 use crate::state::{Link, LinkIdentity, LinkSettings, PROTOCOL_BOOT, ROUTE_PROTOCOL, Route, VxlanIdentity};
 use crate::wg::identity::Identity;
@@ -103,17 +104,28 @@ fn wireguards() -> impl Strategy<Value = Arc<WireguardDevice>> {
 
 fn routes(protocols: &'static [u8]) -> impl Strategy<Value = Route> {
     let via = prop::option::of(addrs());
-    (nets(), via, names(), any::<bool>(), prop::sample::select(protocols), any::<bool>()).prop_map(
-        |(dst, via, dev, onlink, protocol, foreign)| Route {
+    let object = prop::option::of(nexthops());
+    (nets(), via, names(), any::<bool>(), object, prop::sample::select(protocols), any::<bool>()).prop_map(
+        |(dst, via, dev, onlink, object, protocol, foreign)| Route {
             dst,
             via,
             dev: Some(dev),
             onlink,
+            nexthop: object.filter(|id| via.is_some() && id.is_for(dst)),
             protocol,
             metric: 0,
             foreign,
         },
     )
+}
+
+/// The ids of objects for these destinations, each with a second one that is used where another program has the first.
+fn nexthops() -> impl Strategy<Value = NexthopId> {
+    (0x46u32..0x48, nets()).prop_map(|(region, net)| {
+        let IpNet::V4(net) = net else { unreachable!("they are of IPv4") };
+        let number = u32::from(net.network()) >> (32 - u32::from(net.prefix_len()));
+        NexthopId::new(region << 24 | number & 0x00ff_ffff).unwrap()
+    })
 }
 
 /// States that a kernel can be in: everything hangs on a device that exists.
@@ -129,6 +141,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_map((names(), addrs()), macs(), 0..8),
         prop::collection::vec(routes(if actual { FOUND } else { WANTED }), 0..10),
         btree_set(routes(WANTED), 0..if actual { 3 } else { 1 }),
+        btree_map(nexthops(), names(), 0..if actual { 4 } else { 1 }),
         btree_set(nets(), 0..3),
     );
     parts.prop_map(
@@ -141,6 +154,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
             neighbours,
             routes,
             shadowed_routes,
+            objects,
             blackholes,
         )| {
             let exists = |name: &Name| links.contains_key(name);
@@ -148,7 +162,11 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
             let routes: std::collections::BTreeMap<_, _> = routes
                 .into_iter()
                 .filter(routed)
-                .map(|route| (route.dst, Route { foreign: route.foreign && actual, ..route }))
+                .map(|route| {
+                    let foreign = route.foreign && actual;
+                    let ours = !foreign && route.protocol != PROTOCOL_KERNEL;
+                    (route.dst, Route { foreign, nexthop: route.nexthop.filter(|_| ours), ..route })
+                })
                 .collect();
             let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
             let of_kernel = links.iter().filter(|(_, link)| link.identity == LinkIdentity::Wireguard);
@@ -158,8 +176,18 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
                 addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
                 fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),
                 neighbours: neighbours.into_iter().filter(|((name, _), _)| exists(name)).collect(),
+                orphaned_nexthops: objects
+                    .into_iter()
+                    .filter(|(id, dev)| {
+                        let used = |route: &Route| route.nexthop == Some(*id);
+                        actual && exists(dev) && !routes.values().any(used)
+                    })
+                    .map(|(id, dev)| (id, Some(dev)))
+                    .collect(),
+                // With the object of the first route they would lead where it leads.
                 shadowed_routes: shadowed_routes
                     .into_iter()
+                    .map(|route| Route { nexthop: None, ..route })
                     .filter(|route| {
                         actual && routed(route) && routes.get(&route.dst).is_some_and(|first| first != route)
                     })
@@ -275,10 +303,7 @@ fn a_new_route_comes_before_the_stale_one_and_the_stale_device_goes_last() {
     let route = |third: u8, dev: &str| {
         let dst = IpNet::new(Ipv4Addr::new(10, 1, third, 0).into(), 24).unwrap();
         let dev = Some(dev.parse().unwrap());
-        (
-            dst,
-            Route { dst, via: None, dev, onlink: false, protocol: ROUTE_PROTOCOL, metric: 0, foreign: false },
-        )
+        (dst, Route { dev, ..Route::ours(dst) })
     };
     let actual = KernelState {
         links: [(name(1), link)].into(),
@@ -307,6 +332,7 @@ fn an_address_of_the_host_in_a_peers_subnet_is_reported_and_left_alone() {
         via: None,
         dev: Some("cni0".parse().unwrap()),
         onlink: false,
+        nexthop: None,
         protocol: PROTOCOL_KERNEL,
         metric: 0,
         foreign: true,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use backends::backend::Direct;
+use backends::state::nexthop::NexthopSupport;
 use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Surroundings};
 use ipnet::IpNet;
 use subnet::wireguard::PublicKey;
@@ -101,6 +102,7 @@ impl Machine {
         let macs = self.macs();
         let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
         let mut state = self.force.ways.plan(scene);
+        state.use_nexthops(&self.planner.nexthops, &self.view.interest.desired);
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
         self.tell_probes(&peers, &state, external.mtu);
@@ -139,6 +141,7 @@ impl Machine {
             direct: Arc::clone(&self.underlay.direct),
             surroundings: self.underlay.surroundings.clone(),
             left: self.change.left.clone(),
+            nexthops: self.planner.nexthops.clone(),
         })
     }
 
@@ -281,6 +284,8 @@ pub(super) struct Planner {
     pub(super) expiry: Option<Instant>,
     /// What an earlier run left in the kernel, until there is a plan.
     pub(super) found: Arc<KernelState>,
+    /// Whether routes can lead through nexthop objects, as last seen.
+    pub(super) nexthops: NexthopSupport,
     /// The plan is the same as with the last look at the kernel: what is changed was undone by somebody.
     pub(super) repairs: bool,
 }
@@ -303,6 +308,7 @@ struct Inputs {
     direct: Direct,
     surroundings: Surroundings,
     left: Vec<IpNet>,
+    nexthops: NexthopSupport,
 }
 
 /// All leases at one moment. Stores publish none that equals the one before, so that comparing 5,000 leases is not
