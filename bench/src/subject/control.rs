@@ -24,6 +24,10 @@ pub(crate) enum Subject {
     Start2,
     #[value(name = "start-5000")]
     Start5000,
+    #[value(name = "start-20000")]
+    Start20000,
+    #[value(name = "churn-20000")]
+    Churn20000,
     Heal,
     RestartLoss,
     #[value(name = "stale-20")]
@@ -38,7 +42,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.measure(plan, |stage, subject, record| match subject {
         Subject::Size => size::measure(stage, record),
         Subject::Start2 => pair::measure(stage, record),
-        Subject::Start5000 => many::measure(stage, record),
+        Subject::Start5000 => many::measure(stage, record, many::FIVE),
+        Subject::Start20000 => many::measure(stage, record, many::TWENTY),
+        Subject::Churn20000 => many::churn(stage, record),
         Subject::Heal => heal::measure(stage, record),
         Subject::RestartLoss => restart::loss(stage, record),
         Subject::Stale20 => restart::stale(stage, record),

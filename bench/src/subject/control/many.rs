@@ -1,4 +1,6 @@
-//! One agent starting in a cluster of five thousand nodes, at rest in it, and scraped.
+//! One agent starting in a cluster of thousands of nodes, at rest in it, and scraped.
+
+mod changes;
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -10,7 +12,25 @@ use crate::bed::{Cluster, SETTLE, lease};
 use bench::figure::{Figure, Limit, Record};
 use bench::process::{cpu_time, resident_mib};
 
-const PEERS: u16 = 5000;
+/// How many nodes there are, and what one agent among them may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    name: &'static str,
+    peers: u16,
+    /// Milliseconds from exec to all in place, and of CPU.
+    start: f64,
+    cpu: Limit,
+    /// MiB.
+    memory: f64,
+}
+
+/// Five thousand nodes.
+pub(crate) const FIVE: Size =
+    Size { name: "start-5000", peers: 5000, start: 300.0, cpu: Limit::Median(300.0), memory: 12.0 };
+/// Twenty thousand nodes.
+pub(crate) const TWENTY: Size =
+    Size { name: "start-20000", peers: 20_000, start: 1200.0, cpu: Limit::None, memory: 24.0 };
+
 const IDLE: Duration = Duration::from_secs(60);
 /// Scrapes in a row, of which the mean counts.
 const SCRAPES: u32 = 100;
@@ -18,33 +38,28 @@ const SCRAPES: u32 = 100;
 const IDLE_ROUNDS: u32 = 3;
 
 /// Measures both, and what the kernel alone needs for the same objects.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
-    stage.progress.step(&format!("start-5000: writing {PEERS} leases into a fresh etcd"))?;
-    let cluster = Cluster::new(
-        stage.flanneld(),
-        r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#,
-        &[],
-    )?;
-    cluster.write(&(0..PEERS).map(peer).collect::<Vec<_>>())?;
-
-    let mut complete = Figure::new("start-5000: exec to all in place", "ms", Limit::Median(1200.0));
-    let mut cpu = Figure::new("start-5000: CPU until then", "ms", Limit::Median(1000.0));
-    let mut memory = Figure::new("start-5000: VmRSS 10 s later", "MiB", Limit::Median(12.0));
-    let mut idle = Figure::new("start-5000: CPU over 60 s idle", "%", Limit::Median(0.05));
-    let mut scrape = Figure::new("start-5000: CPU of a scrape of /metrics", "ms", Limit::Median(10.0));
-    let mut exposition = Figure::new("start-5000: size of /metrics", "kB", Limit::Median(60.0));
+pub(crate) fn measure(stage: &Stage, record: &mut Record, size: Size) -> anyhow::Result<()> {
+    let Size { name, peers, .. } = size;
+    let cluster = cluster(stage, size)?;
+    let figure = |what: &str, unit, limit| Figure::new(&format!("{name}: {what}"), unit, limit);
+    let mut complete = figure("exec to all in place", "ms", Limit::Median(size.start));
+    let mut cpu = figure("CPU until then", "ms", size.cpu);
+    let mut memory = figure("VmRSS 10 s later", "MiB", Limit::Median(size.memory));
+    let mut idle = figure("CPU over 60 s idle", "%", Limit::Median(0.05));
+    let mut scrape = figure("CPU of a scrape of /metrics", "ms", Limit::Median(10.0));
+    let mut exposition = figure("size of /metrics", "kB", Limit::Median(60.0));
     for round in stage.rounds(u32::MAX) {
         let mut member = cluster.start()?;
         let pid = member.agent.process().id();
         let file = member.time_to_subnet_file()?;
         let used = cpu_time(pid)?;
-        let whole = member.time_to_peers(file, PEERS)?;
+        let whole = member.time_to_peers(file, peers)?;
         complete.push_ms(whole);
         cpu.push_ms(used);
         stage.progress.pause(SETTLE)?;
         memory.rounds.push(resident_mib(pid)?);
         stage.progress.step(&format!(
-            "start-5000: round {round}: subnet file after {file:.0?}, whole after {whole:.0?}, CPU {used:.0?}, {:.1} MiB",
+            "{name}: round {round}: subnet file after {file:.0?}, whole after {whole:.0?}, CPU {used:.0?}, {:.1} MiB",
             memory.rounds.last().copied().unwrap_or_default()
         ))?;
         if round <= IDLE_ROUNDS {
@@ -52,9 +67,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
             stage.progress.pause(IDLE)?;
             let spent = cpu_time(pid)?.saturating_sub(before);
             idle.rounds.push(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64());
-            stage
-                .progress
-                .step(&format!("start-5000: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
+            stage.progress.step(&format!("{name}: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
         }
         let before = cpu_time(pid)?;
         for _ in 0..SCRAPES {
@@ -67,13 +80,30 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         scrape.push_ms(cpu_time(pid)?.saturating_sub(before) / SCRAPES);
         cluster.remove(member)?;
     }
-    let mut kernel = Figure::new("start-5000: the same by ip and bridge -batch", "ms", Limit::None);
+    let mut kernel = figure("the same by ip and bridge -batch", "ms", Limit::None);
     for round in stage.rounds(u32::MAX) {
-        kernel.push_ms(bare_kernel(&cluster)?);
+        kernel.push_ms(bare_kernel(&cluster, peers)?);
         let last = kernel.rounds.last().copied().unwrap_or_default();
-        stage.progress.step(&format!("start-5000: the kernel alone, round {round}: {last:.0} ms"))?;
+        stage.progress.step(&format!("{name}: the kernel alone, round {round}: {last:.0} ms"))?;
     }
     [complete, kernel, cpu, memory, idle, scrape, exposition].iter().try_for_each(|figure| record.put(figure))
+}
+
+/// Measures what single changes cost one agent among twenty thousand nodes, and two minutes of many.
+pub(crate) fn churn(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+    let cluster = cluster(stage, TWENTY)?;
+    changes::measure(stage, record, &cluster, TWENTY.peers)
+}
+
+fn cluster(stage: &Stage, Size { name, peers, .. }: Size) -> anyhow::Result<Cluster> {
+    stage.progress.step(&format!("{name}: writing {peers} leases into a fresh etcd"))?;
+    let cluster = Cluster::new(
+        stage.flanneld(),
+        r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#,
+        &[],
+    )?;
+    cluster.write(&(0..peers).map(peer).collect::<Vec<_>>())?;
+    Ok(cluster)
 }
 
 /// The key and the lease of the peer with this number; all differ in subnet, address and MAC.
@@ -87,7 +117,7 @@ fn public(number: u16) -> Ipv4Addr {
 }
 
 /// The time that `ip` and `bridge` need to make the same objects on a node without an agent.
-fn bare_kernel(cluster: &Cluster) -> anyhow::Result<Duration> {
+fn bare_kernel(cluster: &Cluster, peers: u16) -> anyhow::Result<Duration> {
     let node = cluster.fabric.node()?;
     let address = node.address();
     node.namespace().ip(&format!(
@@ -96,11 +126,13 @@ fn bare_kernel(cluster: &Cluster) -> anyhow::Result<Duration> {
          link set flannel.1 up"
     ))?;
     let (mut ip, mut bridge) = (String::new(), String::new());
-    for number in 0..PEERS {
+    for number in 0..peers {
         let [high, low] = number.to_be_bytes();
         let (subnet, mac) = (format!("10.{}.{low}.0", 1 + high), format!("02:00:00:01:{high:02x}:{low:02x}"));
         ip += &format!("neigh add {subnet} lladdr {mac} dev flannel.1 nud permanent\n");
-        ip += &format!("route add {subnet}/24 via {subnet} dev flannel.1 onlink proto 70\n");
+        let id = 0x460a_0000 + (u32::from(1 + high) << 8) + u32::from(low);
+        ip += &format!("nexthop add id {id} via {subnet} dev flannel.1 onlink proto 70\n");
+        ip += &format!("route add {subnet}/24 nhid {id} proto 70\n");
         bridge += &format!("fdb add {mac} dev flannel.1 dst {} self permanent\n", public(number));
     }
     let start = Instant::now();
