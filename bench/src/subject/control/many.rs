@@ -41,7 +41,7 @@ const IDLE_ROUNDS: u32 = 3;
 pub(crate) fn measure(stage: &Stage, record: &mut Record, size: Size) -> anyhow::Result<()> {
     let Size { name, peers, .. } = size;
     let cluster = cluster(stage, size)?;
-    let figure = |what: &str, unit, limit| Figure::new(&format!("{name}: {what}"), unit, limit);
+    let figure = |what: &str, unit, limit| Figure::new(format!("{name}: {what}"), unit, limit);
     let mut complete = figure("exec to all in place", "ms", Limit::Median(size.start));
     let mut cpu = figure("CPU until then", "ms", size.cpu);
     let mut memory = figure("VmRSS 10 s later", "MiB", Limit::Median(size.memory));
