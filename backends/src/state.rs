@@ -3,6 +3,7 @@
 mod change;
 pub mod diff;
 pub mod forwarding;
+mod hops;
 pub mod host;
 mod link;
 pub mod name;

@@ -390,7 +390,7 @@ impl Kernel for Netlink {
                         _ => None,
                     };
                     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
-                    let object = object.map(|object| (object, SET));
+                    let object = object.map(|object| (object.into(), SET));
                     encode::request(change, index).map(|request| {
                         for request in object.into_iter().chain([request]) {
                             pending.0.push(position);

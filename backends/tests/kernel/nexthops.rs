@@ -51,7 +51,7 @@ fn routes_go_over_to_objects_and_back_without_losing_a_packet() {
         agent.converge(&plain);
         other.converge(&other.desired(&all));
         let (pod_a, pod_b) = (pod(&a), pod(&b));
-        let pinger = Pinger::start(pod_a.namespace(), pod_b.address().into()).unwrap();
+        let pinger = Pinger::start(pod_a.namespace(), pod_b.address()).unwrap();
         pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
         let by_objects = agent.desired_by_objects(&all);
         for _ in 0..5 {

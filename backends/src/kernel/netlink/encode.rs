@@ -68,7 +68,7 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             message.header.kind = RouteType::Unspec;
             (Message::DelRoute(message), 0)
         }
-        Change::DelNexthop(id) => return Ok((nexthop::removal(*id), 0)),
+        Change::DelNexthop(id) => return Ok((nexthop::removal(*id).into(), 0)),
         Change::AddBlackhole(dst) => (Message::NewRoute(blackhole(*dst)?), ADD),
         Change::DelBlackhole(dst) => (Message::DelRoute(blackhole(*dst)?), 0),
     };

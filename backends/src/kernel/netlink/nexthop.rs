@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use subnet::Family;
 
 use super::refusal::errno;
-use super::socket::Body;
 use crate::netlink::wire::{Message, Writer, attributes, find, native_u32};
 use crate::state::nexthop::NexthopId;
 use crate::state::{ROUTE_PROTOCOL, Route};
@@ -53,29 +52,28 @@ fn family_of(addr: IpAddr) -> u8 {
 }
 
 /// Makes the object of a route whose device has this index, or replaces what has its id.
-pub(super) fn object_of(route: &Route, index: u32) -> Option<Body> {
+pub(super) fn object_of(route: &Route, index: u32) -> Option<NexthopMessage> {
     let (id, via) = (route.nexthop?, route.via?);
     let flags = if route.onlink { RTNH_F_ONLINK } else { 0 };
-    let message = NexthopMessage::new(RTM_NEWNEXTHOP, family_of(via), route.protocol, flags, |w| {
+    Some(NexthopMessage::new(RTM_NEWNEXTHOP, family_of(via), route.protocol, flags, |w| {
         w.bytes_attribute(NHA_ID, &id.get().to_ne_bytes());
         w.bytes_attribute(NHA_OIF, &index.to_ne_bytes());
         match via {
             IpAddr::V4(v4) => w.bytes_attribute(NHA_GATEWAY, &v4.octets()),
             IpAddr::V6(v6) => w.bytes_attribute(NHA_GATEWAY, &v6.octets()),
         }
-    });
-    Some(Body::Nexthop(message))
+    }))
 }
 
 /// Removes an object.
-pub(super) fn removal(id: NexthopId) -> Body {
+pub(super) fn removal(id: NexthopId) -> NexthopMessage {
     let body = |w: &mut Writer| w.bytes_attribute(NHA_ID, &id.get().to_ne_bytes());
-    Body::Nexthop(NexthopMessage::new(RTM_DELNEXTHOP, 0, 0, 0, body))
+    NexthopMessage::new(RTM_DELNEXTHOP, 0, 0, 0, body)
 }
 
 /// Asks for all objects.
-pub(super) fn all() -> Body {
-    Body::Nexthop(NexthopMessage::new(RTM_GETNEXTHOP, 0, 0, 0, |_| {}))
+pub(super) fn all() -> NexthopMessage {
+    NexthopMessage::new(RTM_GETNEXTHOP, 0, 0, 0, |_| {})
 }
 
 /// Whether a refusal says that this kernel has no objects for us, rather than that one of them is wrong.
@@ -160,11 +158,11 @@ mod tests {
             nexthop: NexthopId::new(0x460a_0102),
             ..Route::ours("10.1.2.0/24".parse().unwrap())
         };
-        let Some(Body::Nexthop(made)) = object_of(&route, 7) else { panic!("no message") };
+        let made = object_of(&route, 7).unwrap();
         let hop = Target { via: route.via, link: Some(7), onlink: true, foreign: false };
         let facts = NexthopFacts { id: route.nexthop.unwrap(), marked: true, hop };
         assert_eq!(told(&message(made.kind(), made.bytes())), Some(Told::There(facts)));
-        let Body::Nexthop(gone) = removal(facts.id) else { panic!("no message") };
+        let gone = removal(facts.id);
         assert_eq!(told(&message(gone.kind(), gone.bytes())), Some(Told::Gone(facts.id)));
     }
 

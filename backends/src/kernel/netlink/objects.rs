@@ -17,7 +17,7 @@ impl Netlink {
         &mut self,
         scope: &Scope,
     ) -> io::Result<(BTreeMap<NexthopId, Target>, NexthopSupport)> {
-        let found = self.socket.dump_raw(&nexthop::all(), Default::default, |found, message| {
+        let found = self.socket.dump_raw(&nexthop::all().into(), Default::default, |found, message| {
             let (ours, taken): &mut (BTreeMap<NexthopId, Target>, BTreeSet<NexthopId>) = found;
             match nexthop::told(message) {
                 Some(Told::There(facts)) if !facts.marked => drop(taken.insert(facts.id)),

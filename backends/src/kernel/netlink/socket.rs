@@ -37,6 +37,12 @@ impl From<RouteNetlinkMessage> for Body {
     }
 }
 
+impl From<NexthopMessage> for Body {
+    fn from(message: NexthopMessage) -> Self {
+        Self::Nexthop(message)
+    }
+}
+
 impl NetlinkSerializable for Body {
     fn message_type(&self) -> u16 {
         match self {
