@@ -12,12 +12,14 @@
 //! | `seal` | WireGuard, where packets are encrypted ([`crate::wg`]) |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `worker`, `threads`, [`engine`] | threads, devices, sockets |
+//! | `handover` | from one process to the next |
 //! | `sys`, `buffer` | system calls, and memory for them |
 
 pub mod checksum;
 pub mod coalesce;
 pub mod counters;
 pub mod engine;
+pub(crate) mod handover;
 pub(crate) mod icmp;
 pub mod outbox;
 pub mod packet;

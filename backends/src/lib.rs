@@ -53,6 +53,7 @@ pub mod wg;
 mod wg;
 
 pub use datapath::counters::Counters;
+pub use datapath::handover::{SocketFiles, TunnelFiles, Tunnels};
 pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, converge, converge_but};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};

@@ -153,8 +153,9 @@ fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> a
             Err(error) => failures.push(format!("{}: {error}", file.display())),
         }
     }
-    // It is in nobody's way.
+    // They are in nobody's way.
     let _ = fs::remove_file(crate::cni_calls::socket_path(&options.subnet_file));
+    let _ = fs::remove_file(crate::takeover::path(&options.subnet_file));
     match remove_file(&lock::path(&options.subnet_file)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => failures.push(format!("the lock: {error}")),
         _ => {}

@@ -22,6 +22,7 @@ mod probe;
 mod serve;
 mod show;
 mod status;
+mod takeover;
 mod text;
 mod trace;
 mod version;
@@ -36,7 +37,7 @@ use anyhow::Context;
 use backends::firewall::nftables::NftFirewall;
 use backends::iptables::Iptables;
 use backends::kernel::netlink::{Listener, Netlink};
-use backends::{Counters, Firewall, NftListener, Watched};
+use backends::{Counters, Firewall, NftListener, Tunnels, Watched};
 use subnet::LeaseStore;
 use subnet::env_file::Previous;
 use subnet::etcd::Etcd;
@@ -54,6 +55,8 @@ use policy::socket::PolicySocket;
 use policy::{Mode, Policies, PolicyOptions};
 use probe::{Probes, Targets};
 use serve::{Health, Server};
+use takeover::former::Successor;
+use takeover::successor::Former;
 
 fn main() -> ExitCode {
     backends::memory::prepare();
@@ -96,10 +99,21 @@ fn start(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(run(options));
     runtime.shutdown_timeout(Duration::from_secs(3));
-    outcome
+    match outcome? {
+        Ended::Stopped => Ok(()),
+        Ended::Asked(successor, tunnels) => successor.hand_over(&tunnels),
+    }
 }
 
-async fn run(options: Options) -> anyhow::Result<()> {
+/// Why an agent ends.
+enum Ended {
+    /// By a signal.
+    Stopped,
+    /// Another agent takes over, with the tunnels of this process.
+    Asked(Successor, Tunnels),
+}
+
+async fn run(options: Options) -> anyhow::Result<Ended> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let rules_moved = Arc::new(Notify::new());
     tokio::spawn(look_again(
@@ -108,7 +122,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         Arc::clone(&rules_moved),
     ));
     tracing::info!("flanneld {} {options}", cli::version());
-    let _lock = alone(&options.subnet_file)?;
+    let (_lock, former) = alone(&options.subnet_file, options.take_over)?;
+    let successors = takeover::former::Listener::bind(&options.subnet_file);
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
@@ -123,6 +138,10 @@ async fn run(options: Options) -> anyhow::Result<()> {
         privilege
     );
     let kernel = Netlink::open().context(privilege)?;
+    let tunnels = kernel.tunnels();
+    if let Some(former) = former {
+        former.hand_to(&tunnels);
+    }
     health.board().count_tunnel(kernel.counters());
     tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
     let notices = Listener::open().context(privilege)?;
@@ -142,17 +161,21 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
     let outcome = tokio::select! {
-        outcome = life => outcome,
+        outcome = life => outcome.map(|()| Ended::Stopped),
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
         never = commands.run() => match never {},
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        successor = successors.asked() => Ok(Ended::Asked(successor, tunnels)),
+        _ = terminate.recv() => Ok(Ended::Stopped),
+        _ = interrupt.recv() => Ok(Ended::Stopped),
     };
     // The kernel stays as it is, so that pods keep their network until the next agent takes over.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!(
-        "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
-    );
+    match &outcome {
+        Ok(Ended::Asked(..)) => tracing::info!("handing over to another agent with this subnet file"),
+        _ => tracing::info!(
+            "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
+        ),
+    }
     served.stop().await;
     outcome
 }
@@ -224,22 +247,32 @@ fn switch_policies_off(subnet_file: &Path) {
 }
 
 /// The lock of the subnet file: two agents with one file would undo each other's work. One that can't be made for
-/// another reason keeps no node from its network.
-fn alone(subnet_file: &Path) -> anyhow::Result<Option<lock::Lock>> {
+/// another reason keeps no node from its network. With `take_over`, the agent that holds it hands over.
+fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lock>, Option<Former>)> {
     if let Some(directory) = subnet_file.parent() {
         // What stands in the way is said when the subnet file is written.
         let _ = std::fs::create_dir_all(directory);
     }
-    match lock::take(subnet_file) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(lock::LockError::Held(holder)) => anyhow::bail!(
-            "{holder} and --subnet-file={}: stop it first, or give this agent a subnet file, a network and a health \
-             port of its own",
-            subnet_file.display()
-        ),
-        Err(error) => {
-            tracing::warn!("a second agent with this subnet file would not be noticed: {error}");
-            Ok(None)
+    let mut former = None;
+    loop {
+        let file = subnet_file.display();
+        match lock::take(subnet_file) {
+            Ok(lock) => return Ok((Some(lock), former)),
+            Err(lock::LockError::Held(holder)) if take_over && former.is_none() => {
+                tracing::info!("{holder} and is asked to hand over");
+                let asked = takeover::successor::ask(subnet_file);
+                former = Some(asked.with_context(|| {
+                    format!("{holder} and --subnet-file={file}, and does not hand over; stop it first")
+                })?);
+            }
+            Err(lock::LockError::Held(holder)) => anyhow::bail!(
+                "{holder} and --subnet-file={file}: stop it first, have this agent --take-over, or give this agent a \
+                 subnet file, a network and a health port of its own"
+            ),
+            Err(error) => {
+                tracing::warn!("a second agent with this subnet file would not be noticed: {error}");
+                return Ok((None, former));
+            }
         }
     }
 }

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::counters::Counters;
+use super::handover::TunnelFiles;
 use super::queue_steering::QUEUES;
 use super::sys::Tun;
-use super::threads::Datapath;
+use super::threads::{Datapath, Kept};
 use crate::state::forwarding::Forwarding;
 use crate::state::name::Name;
 
@@ -20,12 +21,19 @@ pub(crate) struct Engine {
     tunnels: BTreeMap<Name, Tunnel>,
     counters: Arc<Counters>,
     offload: bool,
+    /// Stops the process that the tunnels are from, which moves their packets until then.
+    release: Option<Release>,
 }
+
+/// Stops the datapaths of the process that has handed its tunnels over, and returns once they have stopped.
+pub(super) type Release = Box<dyn FnOnce() + Send>;
 
 struct Tunnel {
     // Dropped first: it uses the device.
     datapath: Option<Datapath>,
     tun: Arc<Tun>,
+    /// Sockets of the process that the tunnel is from.
+    kept: Kept,
     /// The kernel's number for the device, once it is known.
     index: u32,
 }
@@ -33,12 +41,44 @@ struct Tunnel {
 impl Engine {
     /// An engine without tunnels.
     pub(crate) fn new(Offload(offload): Offload) -> Self {
-        Self { tunnels: BTreeMap::new(), counters: Arc::default(), offload }
+        Self { tunnels: BTreeMap::new(), counters: Arc::default(), offload, release: None }
     }
 
     /// What all its datapaths count.
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Takes over tunnels of another process, which goes on moving their packets until something is done with one.
+    pub(super) fn inherit(&mut self, files: Vec<TunnelFiles>, release: Release) -> io::Result<()> {
+        for file in files {
+            let (name, index) = (file.name, file.index);
+            let (tun, kept) = file.open()?;
+            self.tunnels.insert(name, Tunnel { datapath: None, tun: Arc::new(tun), kept, index });
+        }
+        self.release = Some(release);
+        Ok(())
+    }
+
+    /// What another process needs to take over the tunnels; this one goes on with them.
+    pub(super) fn files(&self) -> io::Result<Vec<TunnelFiles>> {
+        let files = |(name, tunnel): (&Name, &Tunnel)| {
+            let sockets = tunnel.datapath.as_ref().map_or(&[][..], Datapath::sockets);
+            TunnelFiles::of(*name, tunnel.index, &tunnel.tun, sockets)
+        };
+        self.tunnels.iter().map(files).collect()
+    }
+
+    /// Stops all datapaths. Devices stay as long as another process holds them.
+    pub(super) fn stop_all(&mut self) {
+        self.tunnels.clear();
+    }
+
+    /// Before the first change of tunnels that come from another process, that process stops.
+    fn begin(&mut self) {
+        if let Some(release) = self.release.take() {
+            release();
+        }
     }
 
     /// Makes the device, in the network namespace of the calling thread.
@@ -58,7 +98,7 @@ impl Engine {
                  refuses the program that keeps them apart ({why}), for which it wants CAP_BPF"
             );
         }
-        self.tunnels.insert(name, Tunnel { datapath: None, tun, index: 0 });
+        self.tunnels.insert(name, Tunnel { datapath: None, tun, kept: Kept::default(), index: 0 });
         Ok(())
     }
 
@@ -76,6 +116,7 @@ impl Engine {
 
     /// Ends the tunnel and with it the device.
     pub(crate) fn close(&mut self, name: &Name) {
+        self.begin();
         self.tunnels.remove(name);
     }
 
@@ -89,6 +130,7 @@ impl Engine {
     /// # Errors
     /// ENODEV without a device; of the socket.
     pub(crate) fn set(&mut self, name: &Name, forwarding: &Arc<Forwarding>) -> io::Result<()> {
+        self.begin();
         let tunnel = self.tunnels.get_mut(name).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
         match &mut tunnel.datapath {
             Some(datapath) if datapath.may_become(forwarding) => {
@@ -96,7 +138,8 @@ impl Engine {
             }
             datapath => {
                 // The old one has to let go first. What waits in a socket that stays is not lost.
-                let kept = datapath.take().map(Datapath::stop).unwrap_or_default();
+                let kept = std::mem::take(&mut tunnel.kept);
+                let kept = datapath.take().map_or(kept, Datapath::stop);
                 let new = Datapath::start(&tunnel.tun, forwarding, &self.counters, self.offload, kept)?;
                 *datapath = Some(new);
             }

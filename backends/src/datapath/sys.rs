@@ -105,6 +105,11 @@ impl Tun {
         Ok(tun)
     }
 
+    /// A device that another process has made, by its queues.
+    pub(super) fn of(queues: Vec<OwnedFd>, vnet: bool, udp: bool) -> Self {
+        Self { queues, vnet, udp, unsteered: None }
+    }
+
     fn offload(&self, what: libc::c_uint) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe {
@@ -189,6 +194,27 @@ impl UdpSocket {
             }
         };
         Ok(Self { socket, sender, local, receive_buffer })
+    }
+
+    /// A socket that another process has bound to `local`, and what that process sent from.
+    ///
+    /// # Errors
+    /// It is bound to something else.
+    pub(super) fn of(local: SocketAddr, socket: OwnedFd, sender: Option<OwnedFd>) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        let bound = socket.local_addr()?.as_socket();
+        if bound != Some(local) {
+            let why = format!("the socket for {local} is bound to {bound:?}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let receive_buffer = socket.recv_buffer_size()? / 2;
+        Ok(Self { socket, sender: sender.map(Socket::from), local, receive_buffer })
+    }
+
+    /// What it receives from, and what it sends from if that is another socket, for another process.
+    pub(super) fn files(&self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let sender = self.sender.as_ref().map(|sender| sender.try_clone().map(OwnedFd::from)).transpose()?;
+        Ok((self.socket.try_clone()?.into(), sender))
     }
 
     /// What it sends from.

@@ -42,7 +42,19 @@ pub(super) struct Kept {
     device: Option<Arc<Device>>,
 }
 
+impl Kept {
+    /// Sockets of another process, those of each worker.
+    pub(super) fn of(sockets: Vec<Sockets>) -> Self {
+        Self { sockets, device: None }
+    }
+}
+
 impl Datapath {
+    /// Those of each worker.
+    pub(super) fn sockets(&self) -> &[Sockets] {
+        &self.sockets
+    }
+
     /// Starts moving packets, with those sockets and sessions that are `kept` and still wanted.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ use subnet::net::host;
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::datapath::counters::Counters;
 use crate::datapath::engine::{Engine, Offload};
+use crate::datapath::handover::Tunnels;
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
@@ -67,7 +68,7 @@ pub struct Netlink {
     /// Index of every link by name, as of the last look.
     indexes: BTreeMap<Name, u32>,
     /// The tunnels that live in this process.
-    tunnels: Engine,
+    tunnels: Tunnels,
     ethtool: Ethtool,
     /// Something was said about offloads that can't be set.
     complained: bool,
@@ -95,7 +96,7 @@ impl Netlink {
         Ok(Self {
             socket,
             indexes: BTreeMap::new(),
-            tunnels: Engine::new(offload),
+            tunnels: Tunnels::new(Engine::new(offload)),
             ethtool: Ethtool::new(),
             complained: false,
             nexthops_refused: false,
@@ -106,7 +107,12 @@ impl Netlink {
 
     /// What the datapaths of its tunnels count.
     pub fn counters(&self) -> Arc<Counters> {
-        self.tunnels.counters()
+        self.tunnels.engine().counters()
+    }
+
+    /// The tunnels that live in this process.
+    pub fn tunnels(&self) -> Tunnels {
+        self.tunnels.clone()
     }
 
     fn links(&mut self) -> io::Result<Vec<LinkFacts>> {
@@ -227,7 +233,7 @@ impl Netlink {
     fn add_link(&mut self, name: &Name, link: &Link) -> io::Result<()> {
         let mut patch = LinkPatch { up: link.settings.up.then_some(true), ..LinkPatch::default() };
         if link.identity == LinkIdentity::Tun {
-            self.tunnels.open(*name)?;
+            self.tunnels.engine().open(*name)?;
             patch.mtu = Some(link.settings.mtu);
         } else {
             let change = Change::AddLink(*name, link.clone());
@@ -235,7 +241,7 @@ impl Netlink {
         }
         let index = self.index_of(name)?;
         self.indexes.insert(*name, index);
-        self.tunnels.is_at(name, index);
+        self.tunnels.engine().is_at(name, index);
         let LinkSettings { accept_ra, accept_local, .. } = link.settings;
         self.sysctls.set(name, &LinkPatch { accept_ra, accept_local, ..LinkPatch::default() });
         if !patch.is_empty() {
@@ -257,9 +263,9 @@ impl Netlink {
                 self.indexes.insert(*to, index);
                 Ok(())
             }
-            Change::SetForwarding(name, forwarding) => self.tunnels.set(name, forwarding),
+            Change::SetForwarding(name, forwarding) => self.tunnels.engine().set(name, forwarding),
             Change::DelForwarding(name) => {
-                self.tunnels.stop(name);
+                self.tunnels.engine().stop(name);
                 Ok(())
             }
             Change::SetWireguard(..) | Change::SetWireguardPeers(..) => self.change_wireguard(change, index),
@@ -274,7 +280,7 @@ impl Netlink {
             _ => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 if let Some(name) = change.device() {
-                    self.tunnels.close(&name);
+                    self.tunnels.engine().close(&name);
                 }
                 self.indexes.retain(|_, known| *known != index);
                 self.socket.change(encode::request(change, index)?)
@@ -309,12 +315,12 @@ impl Kernel for Netlink {
                     self.sysctls.read(&name, want, have);
                 }
                 if tunnel.identity == LinkIdentity::Other("tun".to_owned())
-                    && self.tunnels.holds(&name, index)
+                    && self.tunnels.engine().holds(&name, index)
                 {
                     tunnel.identity = LinkIdentity::Tun;
                     state
                         .forwarding
-                        .extend(self.tunnels.forwarding(&name).map(|forwarding| (name, forwarding)));
+                        .extend(self.tunnels.engine().forwarding(&name).map(|forwarding| (name, forwarding)));
                 }
                 self.read_wireguard(name, index, &tunnel, desired, &mut state)?;
                 state.links.insert(name, tunnel);

@@ -137,6 +137,9 @@ pub(super) struct RunFlags {
     /// File that tells the CNI plugin about this node
     #[arg(long, value_name = "FILE", default_value = subnet::env_file::DEFAULT_PATH, value_parser = check::file, help_heading = FILES)]
     pub(super) subnet_file: PathBuf,
+    /// Take the place of a flanneld that runs with this subnet file: it hands over its tunnels without losing a packet
+    #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = FILES)]
+    pub(super) take_over: bool,
     /// CNI configuration to copy for the container runtime once pods can be added, SOURCE:DESTINATION
     #[arg(long, value_name = "FILES", value_parser = check::cni_conf, help_heading = FILES)]
     pub(super) cni_conf: Option<(PathBuf, PathBuf)>,

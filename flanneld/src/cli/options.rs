@@ -47,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) ip_forward: bool,
     /// Run the commands of the `extension` backend.
     pub(crate) allow_extension_commands: bool,
+    /// Take the place of an agent that runs with this subnet file.
+    pub(crate) take_over: bool,
     /// Whether and how network policies are enforced.
     pub(crate) network_policy: PolicyOptions,
     /// How much is logged.
@@ -138,6 +140,7 @@ impl Options {
             traffic_manager: flags.traffic_manager,
             ip_forward: flags.ip_forward,
             allow_extension_commands: flags.allow_extension_commands,
+            take_over: flags.take_over,
             network_policy: PolicyOptions {
                 mode: flags.network_policy,
                 steer: flags.network_policy_steer,

@@ -95,7 +95,14 @@ impl Member {
         self.agent.wait_ready(LIMIT).unwrap();
     }
 
-    /// The same with other arguments besides those of the store.
+    /// Another agent on this node, which was only just started.
+    pub(crate) fn second(&self, more: &[&str]) -> Agent {
+        let mut args = self.args.clone();
+        args.extend(more.iter().map(ToString::to_string));
+        Agent::spawn_with(&self.node, flanneld(), &args, &self.environment).unwrap()
+    }
+
+    /// Starts another agent in place of one that has ended, with other arguments besides those of the store.
     pub(crate) fn start_with(&mut self, args: &[&str]) {
         self.args.truncate(1);
         self.args.extend(args.iter().map(ToString::to_string));

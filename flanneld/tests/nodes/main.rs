@@ -40,6 +40,7 @@ mod status;
 mod stay;
 mod strangers;
 mod swap;
+mod takeover;
 mod udp;
 mod underlay;
 mod wireguard;
