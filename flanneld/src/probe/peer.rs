@@ -119,6 +119,11 @@ impl Peer {
         if doubt { self.part_due.min(self.probed + DOUBT_INTERVAL) } else { self.part_due }
     }
 
+    /// When its next part of a round begins, in doubt or not.
+    pub(super) fn usual_due(&self) -> Instant {
+        self.part_due
+    }
+
     /// What to send now. `extra_allowed` is asked before it is more than usual.
     pub(super) fn probe(
         &mut self,

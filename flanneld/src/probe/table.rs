@@ -47,6 +47,26 @@ pub(crate) struct News {
     pub(crate) remedy: Option<String>,
 }
 
+/// Extra probes of one second.
+struct Extra {
+    began: Instant,
+    asked: u32,
+}
+
+impl Extra {
+    /// Whether one more may be sent; else how many seconds to wait, so that those who wait take turns.
+    fn ask(&mut self, now: Instant, max: u32) -> Result<(), u32> {
+        if now.saturating_duration_since(self.began) >= Duration::from_secs(1) {
+            *self = Self { began: now, asked: 0 };
+        }
+        self.asked += 1;
+        match (self.asked - 1) / max {
+            0 => Ok(()),
+            seconds => Err(seconds),
+        }
+    }
+}
+
 /// All peers and their probes.
 pub(super) struct Table {
     /// Time between two rounds of one peer, if they are few.
@@ -57,8 +77,8 @@ pub(super) struct Table {
     /// When a peer may be due; the peer itself knows better.
     queue: BinaryHeap<Reverse<(Instant, IpNet)>>,
     pending: Pending,
-    /// Extra probes that were sent in the second that began then.
-    extra: (Instant, u32),
+    /// Extra probes of this second.
+    extra: Extra,
     /// Peers whose verdict may have to be told.
     untold: BTreeSet<IpNet>,
     totals: Totals,
@@ -74,7 +94,7 @@ impl Table {
             peers: BTreeMap::new(),
             queue: BinaryHeap::new(),
             pending: Pending::new(number),
-            extra: (now, 0),
+            extra: Extra { began: now, asked: 0 },
             untold: BTreeSet::new(),
             totals: Totals::default(),
             rejected: 0,
@@ -140,21 +160,18 @@ impl Table {
             self.queue.pop();
             // Entries of peers that are gone or were moved mean nothing.
             let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.due == at) else { continue };
-            if now.saturating_duration_since(self.extra.0) >= Duration::from_secs(1) {
-                self.extra = (now, 0);
-            }
-            let extra = &mut self.extra.1;
-            let mut allowed = || {
-                *extra += 1;
-                *extra <= max_extra
-            };
+            let extra = &mut self.extra;
+            let mut turn = 0;
+            let mut allowed = || extra.ask(now, max_extra).inspect_err(|seconds| turn = *seconds).is_ok();
             for purpose in peer.probe(now, rounds, &mut allowed) {
                 let (to, packet) = peer.packet(purpose);
                 let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
                 let sequence = self.pending.add(request);
                 probes.push(Probe { to, sequence, token: request.token, packet });
             }
-            let due = peer.next_due().max(now + GRID);
+            // With very many peers in doubt, each is looked at again when it is its turn, not at every step of the grid.
+            let wait = GRID.max(Duration::from_secs(turn.into()));
+            let due = peer.next_due().max(now + wait).min(peer.usual_due().max(now + GRID));
             let due = self.on_grid(due);
             self.reschedule(subnet, due);
         }

@@ -154,6 +154,18 @@ fn a_healthy_cluster_stays_fine_within_its_budget() {
 type Fault = (&'static str, Vec<Target>, Box<Fate<'static>>, Verdict);
 
 /// Faults of the network, with the verdict on each.
+#[test]
+fn thousands_of_silent_peers_are_looked_at_in_turn() {
+    let mut sim = Sim::new((0..5000).map(target).collect());
+    for _ in 0..5 {
+        sim.run(60, &mut |_, _| None);
+        let soon = sim.now + Duration::from_secs(1);
+        let looks = sim.table.queue.iter().filter(|Reverse((at, _))| *at <= soon).count();
+        assert!(looks <= 100, "{looks} peers are looked at in the next second");
+    }
+    assert!(sim.sent < 300 * 15, "{} probes", sim.sent);
+}
+
 fn faults() -> Vec<Fault> {
     let tunnelled = || vec![target(1)];
     let routed = || vec![direct(1)];
