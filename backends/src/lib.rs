@@ -69,6 +69,7 @@ pub use state::name::Name;
 pub use state::tunnel::{IpipTunnel, TunnelFilter, TunnelPort};
 pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
+pub use traffic::peer_counters::{PeerCounters, PeerTraffic};
 pub use traffic::rules::{Masquerade, Traffic};
 pub use traffic::{firewall, iptables};
 

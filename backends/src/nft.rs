@@ -192,6 +192,20 @@ impl Nft {
         self.steadily(|nft| nft.read_hook(hook))
     }
 
+    /// The bytes that the first counter of each chain of a table has counted, by chain; of a table that only its owner changes.
+    ///
+    /// # Errors
+    /// [`NftError::Netlink`] when they can't be read.
+    pub(crate) fn counters(&mut self, table: &TableId) -> Result<Vec<(String, u64)>, NftError> {
+        let mut found = Vec::new();
+        let of_table = |w: &mut wire::Writer| w.string(NFTA_RULE_TABLE, &table.name);
+        let add = |message: &wire::Message<'_>| found.extend(decode::counted(message));
+        self.socket
+            .dump(message::GETRULE, table.family.number(), of_table, add)
+            .map_err(failed("reading counters"))?;
+        Ok(found)
+    }
+
     /// Repeats `read` until nothing changed meanwhile.
     fn steadily(
         &mut self,

@@ -2,4 +2,5 @@
 
 pub mod firewall;
 pub mod iptables;
+pub(crate) mod peer_counters;
 pub(crate) mod rules;

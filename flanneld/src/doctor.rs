@@ -8,6 +8,8 @@
 //!
 //! The trees are pure: from what was seen to findings. A check that could not be made says so, and why.
 
+mod calls;
+mod direction;
 mod finding;
 mod fix;
 mod host;
@@ -84,6 +86,7 @@ fn diagnose(seen: &Observation) -> Vec<Finding> {
     findings.extend(host::findings(seen));
     findings.extend(network::findings(seen));
     findings.extend(pods::findings(seen));
+    findings.extend(calls::findings(seen));
     findings.extend(policy::findings(seen));
     findings
 }

@@ -189,6 +189,9 @@ fn probe(options: &Options, health: &Health) -> Probing {
     let (probes, board) = (Probes::new(options.probe_interval), health.board());
     board.probe(probes.clone());
     board.limit_series(options.metrics_peers);
+    if options.peer_counters {
+        board.traffic().switch_on();
+    }
     tokio::spawn(board.cni().clone().run(options.subnet_file.clone()));
     let (targets, told) = watch::channel(Targets::default());
     let targets = probes.is_on().then(|| {

@@ -13,6 +13,7 @@ pub(crate) mod pool;
 mod probed;
 mod sources;
 mod times;
+mod traffic;
 
 pub(crate) use board::{Board, Published};
 pub(crate) use build::{Depth, build, peers};

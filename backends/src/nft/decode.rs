@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::expr::Expr;
 use super::expr_codec;
 use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
@@ -170,6 +171,17 @@ impl Assembly {
         }
         Some(())
     }
+}
+
+/// The chain of a rule and the bytes that its counter has counted, if it has one.
+pub(super) fn counted(message: &Message<'_>) -> Option<(String, u64)> {
+    let b = message.attributes();
+    let exprs = expr_codec::read_all(find(b, NFTA_RULE_EXPRESSIONS)?);
+    let bytes = exprs.iter().find_map(|expr| match expr {
+        Expr::Counter { bytes, .. } => Some(*bytes),
+        _ => None,
+    })?;
+    Some((find_string(b, NFTA_RULE_CHAIN)?, bytes))
 }
 
 /// The table that a message names in its attribute `kind`.

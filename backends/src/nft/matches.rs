@@ -294,6 +294,22 @@ pub fn verdict_map(fields: &[Field], map: &str) -> Vec<Expr> {
     look_up(fields, map, Lookup::Verdict)
 }
 
+/// The same for the network of this length of an address.
+pub fn network_verdict_map(address: Field, prefix_len: u8, map: &str) -> Vec<Expr> {
+    let len = match address.load(Reg(0)) {
+        Expr::Payload { len, .. } => len as usize,
+        _ => 0,
+    };
+    let bits = |byte: usize| usize::from(prefix_len).saturating_sub(8 * byte).min(8);
+    let mask: Vec<u8> = (0..len).map(|byte| !(0xff_u16 >> bits(byte)) as u8).collect();
+    let bitwise = Expr::Bitwise { from: Reg(0), to: Reg(0), xor: vec![0; mask.len()], mask };
+    vec![
+        address.load(Reg(0)),
+        bitwise,
+        Expr::Lookup { set: map.to_owned(), from: Reg(0), mode: Lookup::Verdict },
+    ]
+}
+
 /// Counts packets and bytes that get here.
 pub fn counter() -> Vec<Expr> {
     vec![Expr::Counter { packets: 0, bytes: 0 }]

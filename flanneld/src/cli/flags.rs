@@ -108,6 +108,9 @@ pub(super) struct RunFlags {
     /// Peers with series of their own in /metrics; with more usable peers than this, none has any
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = check::metrics_peers, help_heading = HEALTH)]
     pub(super) metrics_peers: i64,
+    /// Count the bytes to and from each of these peers by nftables, for /metrics and /peers (Linux 5.12)
+    #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = HEALTH)]
+    pub(super) peer_counters: bool,
 
     /// What makes the rules: 'nft' (nftables, needs no program) or 'iptables' (the iptables programs)
     #[arg(long, value_name = "MECHANISM", default_value = "nft", value_parser = check::traffic_manager, help_heading = RULES)]

@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) probe_interval: Duration,
     /// More usable peers than this have no series of their own in metrics.
     pub(crate) metrics_peers: usize,
+    /// Whether bytes to and from each peer are counted.
+    pub(crate) peer_counters: bool,
     /// Which traffic rules there shall be.
     pub(crate) traffic: TrafficSettings,
     /// What makes them.
@@ -132,6 +134,7 @@ impl Options {
             probe_interval: flags.probe_interval,
             health: port(flags.healthz_port).map(|port| SocketAddr::new(flags.healthz_ip, port)),
             metrics_peers: usize::try_from(flags.metrics_peers).unwrap_or_default(),
+            peer_counters: flags.peer_counters,
             traffic: TrafficSettings {
                 masquerade: flags.ip_masq,
                 fully_random: !flags.ip_masq_fully_random_disable,

@@ -1,5 +1,6 @@
 //! Pods of two nodes don't reach each other: from this node outwards.
 
+use super::direction::Direction;
 use super::finding::Finding;
 use super::seen::Observation;
 use crate::status::{PeerEntry, Status};
@@ -174,11 +175,28 @@ fn probes(seen: &Observation, findings: &mut Vec<Finding>) {
         .iter()
         .filter(|peer| matches!(peer.state.as_str(), "degraded" | "unreachable") || peer.cause.is_some());
     for peer in bad.take(NAMED) {
-        let cause = peer.cause.clone().unwrap_or_else(|| format!("it is {}", peer.state));
-        let remedy =
+        let mut cause = peer.cause.clone().unwrap_or_else(|| format!("it is {}", peer.state));
+        let mut remedy =
             peer.remedy.clone().unwrap_or_else(|| "flanneld trace follows a packet to it".to_owned());
+        if let Some(direction) = seen.directions.get(&peer.subnet) {
+            cause += direction.evidence();
+            remedy += &one_way(*direction, seen, peer);
+        }
         findings.push(Finding::trouble("tunnel", name(peer), cause, remedy));
     }
+}
+
+/// Where to begin to look.
+fn one_way(direction: Direction, seen: &Observation, peer: &PeerEntry) -> String {
+    let own = seen.agent.status().and_then(|status| status.node.as_ref());
+    let Some(there) = peer.public else { return String::new() };
+    let here = own.and_then(|own| own.public.iter().find(|here| here.is_ipv4() == there.is_ipv4()));
+    let Some(here) = here else { return String::new() };
+    let (from, to) = match direction {
+        Direction::Forth => (*here, there),
+        Direction::Back => (there, *here),
+    };
+    format!("; begin with what drops it from {from} to {to}")
 }
 
 fn name(peer: &PeerEntry) -> String {

@@ -18,7 +18,7 @@ use subnet::env_file::{Reading, gateway};
 use subnet::{Family, Subnets};
 
 use super::seen::{Addresses, AgentAnswer, Env, Link, Observation, Pod, Read};
-use super::{DoctorOptions, offline};
+use super::{DoctorOptions, direction, offline};
 use crate::status::{PeerEntry, PeerList, Status, checksum_errors, pool};
 use crate::{ask, cni, lock};
 
@@ -46,6 +46,7 @@ pub(super) fn look(options: &DoctorOptions) -> Observation {
     Observation {
         obstacles: host.as_ref().map(|host| obstacles(status, env.subnets(), host)).map_err(Clone::clone),
         detours: detours(status, &usable),
+        directions: direction::find(&peers, options.at.port()),
         asked: usable.iter().filter(|peer| peer.public.is_some()).count(),
         blocking: blocking(status, host.as_ref().ok(), &usable),
         links: host.map(|host| links(&host)),

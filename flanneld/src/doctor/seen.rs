@@ -1,5 +1,6 @@
 //! What `doctor` saw: the agent's answers, and what it read itself. Everything that the trees decide by.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use backends::prerequisites::Obstacle;
 use ipnet::IpNet;
 use subnet::Subnets;
 
+use super::direction::Direction;
 use crate::cni::ConfFile;
 use crate::status::{PeerEntry, Status};
 
@@ -27,6 +29,8 @@ pub(super) struct Observation {
     pub(super) links: Read<Vec<Link>>,
     /// Peers whose public address is not reached by the external interface, with the device or the kernel's refusal.
     pub(super) detours: Read<Vec<(IpAddr, String)>>,
+    /// In which direction tunnels lose everything, by the subnets of peers of which that is known.
+    pub(super) directions: BTreeMap<String, Direction>,
     /// How many peers were asked about for that.
     pub(super) asked: usize,
     /// Rules that drop what has to pass, with what that is.

@@ -2,13 +2,17 @@
 
 mod pods;
 
+use std::collections::BTreeMap;
+
 use backends::firewall::blocking::Blocking;
 use backends::prerequisites::Obstacle;
 
+use super::direction::Direction;
 use super::finding::Finding;
 use super::seen::{Addresses, AgentAnswer, Env, Link, Observation};
 use super::*;
 use crate::cni::{Conf, ConfFile};
+use crate::cni_calls::Failure;
 use crate::status::model::PeerCounts;
 use crate::status::{Kernel, Node, PeerEntry, Status, Store};
 
@@ -70,6 +74,7 @@ fn healthy() -> Observation {
         obstacles: Ok(Vec::new()),
         links: Ok(vec![link("eth0", None), link("flannel.1", None), link("cni0", Some("10.244.1.1/24"))]),
         detours: Ok(Vec::new()),
+        directions: BTreeMap::new(),
         asked: 2,
         blocking: Ok(Vec::new()),
         confs: Some(vec![conf("10-flannel.conflist", &["flannel", "portmap"])]),
@@ -362,4 +367,49 @@ fn pods_of_two_nodes_do_not_reach_each_other() {
     let status = status(&mut few);
     (status.host.checksum_errors_new, status.host.checksum_errors_at) = (2, Some(status.at));
     assert_eq!(troubles(&few), [], "single errors happen on any wire");
+}
+
+#[test]
+fn a_call_of_the_plugin_that_failed_a_moment_ago_is_named_and_an_older_one_is_not() {
+    let failed = |age: u64, verb: &str| {
+        let mut seen = healthy();
+        let AgentAnswer::Answers(status) = &mut seen.agent else { unreachable!() };
+        let message = "no IP addresses available in range set".to_owned();
+        status.cni.failures.push_back(Failure { at: status.at - age, verb: verb.into(), code: 11, message });
+        troubles(&seen)
+    };
+    let [finding] = &failed(20, "ADD")[..] else { panic!() };
+    assert_eq!((finding.check, finding.object.as_str()), ("cni-calls", "ADD (code 11)"));
+    assert!(finding.cause.contains("20s ago: no IP addresses available"), "{}", finding.cause);
+    assert!(finding.remedy.contains("--fix=leaked-addresses"), "{}", finding.remedy);
+    assert_eq!((failed(600, "ADD"), failed(20, "DEL")), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn the_direction_that_is_blocked_is_named_where_the_peer_tells_it() {
+    let blocked = |direction: Option<Direction>| {
+        let mut seen = healthy();
+        seen.peers[0].state = "unreachable".into();
+        seen.peers[0].public = Some("192.0.2.2".parse().unwrap());
+        seen.peers[0].cause = Some("UDP port 8472 is dropped between the nodes".into());
+        seen.peers[0].remedy = Some("allow UDP port 8472 both ways".into());
+        let AgentAnswer::Answers(status) = &mut seen.agent else { unreachable!() };
+        status.node.as_mut().unwrap().public = vec!["192.0.2.1".parse().unwrap()];
+        seen.directions =
+            direction.map(|direction| (seen.peers[0].subnet.clone(), direction)).into_iter().collect();
+        let [Finding { cause, remedy, .. }] = &troubles(&seen)[..] else { panic!() };
+        (cause.clone(), remedy.clone())
+    };
+    let (cause, remedy) = blocked(Some(Direction::Forth));
+    assert!(
+        cause.contains("does not arrive there") && remedy.ends_with("from 192.0.2.1 to 192.0.2.2"),
+        "{cause} {remedy}"
+    );
+    let (cause, remedy) = blocked(Some(Direction::Back));
+    assert!(
+        cause.contains("only the way back is blocked") && remedy.ends_with("from 192.0.2.2 to 192.0.2.1"),
+        "{cause} {remedy}"
+    );
+    let (cause, remedy) = blocked(None);
+    assert!(!cause.contains("counters") && remedy.ends_with("both ways"), "{cause} {remedy}");
 }

@@ -26,6 +26,8 @@ use matrix::Grade;
 const MAX_TROUBLES: usize = 50;
 /// A trouble that more nodes have than this names the first of them.
 const MAX_NAMED: usize = 8;
+/// Of more troubles that one node alone has, the rest is counted.
+const MAX_OF_ONE: usize = 3;
 
 /// What `report` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,12 +117,27 @@ fn troubles(page: &mut String, nodes: &[NodeAnswer]) {
     let mut said: Vec<(String, Vec<&str>)> = said.into_iter().collect();
     said.sort_by_key(|(_, by)| std::cmp::Reverse(by.len()));
     page.push_str("<h2>What is wrong</h2>\n<ul class=wrong>\n");
+    let mut alone: BTreeMap<&str, usize> = BTreeMap::new();
+    said.retain(|(_, by)| {
+        let [name] = by[..] else { return true };
+        let count = alone.entry(name).or_default();
+        *count += 1;
+        *count <= MAX_OF_ONE
+    });
     for (text, by) in said.iter().take(MAX_TROUBLES) {
         let mut names = by.iter().take(MAX_NAMED).map(|name| name_of(name)).collect::<Vec<_>>().join(", ");
         if by.len() > MAX_NAMED {
             let _ = write!(names, " and {} more", by.len() - MAX_NAMED);
         }
         let _ = writeln!(page, "<li><b>{names}</b>: {}</li>", escaped(text));
+    }
+    for (name, more) in alone.into_iter().filter(|(_, count)| *count > MAX_OF_ONE) {
+        let more = more - MAX_OF_ONE;
+        let _ = writeln!(
+            page,
+            "<li><b>{}</b>: {more} more: flanneld status and status --peers there</li>",
+            name_of(name)
+        );
     }
     if said.len() > MAX_TROUBLES {
         let _ =

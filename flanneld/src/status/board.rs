@@ -13,6 +13,7 @@ use subnet::{Leases, Subnets};
 
 use super::model::{Counters, Kernel, Node, RulesStatus, Store};
 use super::pool::Pools;
+use super::traffic::TrafficCounts;
 use super::{Sources, host};
 use crate::cni_calls::CniListener;
 use crate::probe::{Probes, Report};
@@ -58,6 +59,7 @@ struct BoardState {
     probes: OnceLock<Probes>,
     cni: CniListener,
     max_series: AtomicUsize,
+    traffic: Mutex<TrafficCounts>,
 }
 
 /// Datagrams with wrong checksums over time.
@@ -96,6 +98,7 @@ impl Default for Board {
             probes: OnceLock::new(),
             cni: CniListener::default(),
             max_series: AtomicUsize::default(),
+            traffic: Mutex::default(),
         }))
     }
 }
@@ -125,6 +128,11 @@ impl Board {
 
     pub(super) fn max_series(&self) -> usize {
         self.0.max_series.load(Ordering::Relaxed)
+    }
+
+    /// Who counts the bytes of peers.
+    pub(crate) fn traffic(&self) -> MutexGuard<'_, TrafficCounts> {
+        lock(&self.0.traffic)
     }
 
     /// Where the datapath of `udp` counts.

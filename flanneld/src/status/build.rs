@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use backends::Peer;
+use backends::{Peer, PeerTraffic};
+use ipnet::IpNet;
 use subnet::lease::format_key;
 use subnet::{Family, Lease, Subnets};
 
 use super::board::{Board, Published};
-use super::model::{Host, PeerCounts, PeerEntry, PeerList, Policy, Probes, SCHEMA, Status};
+use super::model::{CountedPeer, Host, PeerCounts, PeerEntry, PeerList, Policy, Probes, SCHEMA, Status};
 use super::{host, look, probed};
 use crate::probe::Report;
 use crate::version;
@@ -69,6 +70,7 @@ pub(crate) fn build(
         host: this_host(board, &published),
         pools: board.pools().of(published.own, &published.cni_directory),
         probes,
+        traffic: named_traffic(board, &published),
         cni: board.cni().report(),
         policy,
         counters: published.counters.clone(),
@@ -86,13 +88,33 @@ fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts, ma
         families.max()
     });
     probed::count(counts, states);
-    let named = found.iter().take_while(|_| found.len() <= max_series).map(|(subnet, peer)| {
-        let all = published.leases.as_deref();
-        let lease = leases().find(|lease| lease.subnets.iter().any(|known| known == *subnet));
-        let name = all.zip(lease).and_then(|(all, lease)| all.names.get(&lease.subnets));
-        (name.map_or_else(|| subnet.to_string(), ToString::to_string), peer)
-    });
-    probed::summary(&report, named)
+    let few = found.iter().take_while(|_| found.len() <= max_series);
+    probed::summary(&report, few.map(|(subnet, peer)| (name_of(published, *subnet), peer)))
+}
+
+/// The name of the node that has a subnet, or the subnet.
+fn name_of(published: &Published, subnet: IpNet) -> String {
+    let all = published.leases.as_deref();
+    let lease = all
+        .and_then(|all| all.leases.values().find(|lease| lease.subnets.iter().any(|known| known == subnet)));
+    let name = all.zip(lease).and_then(|(all, lease)| all.names.get(&lease.subnets));
+    name.map_or_else(|| subnet.to_string(), ToString::to_string)
+}
+
+/// Bytes of peers, if they are counted and there are no more usable peers than may have series.
+fn traffic(board: &Board, published: &Published) -> BTreeMap<IpNet, PeerTraffic> {
+    let few = published.usable <= board.max_series();
+    let subnets = published.peers.usable.iter().filter(|_| few).map(|peer| peer.subnet).collect();
+    board.traffic().of(&subnets)
+}
+
+fn named_traffic(board: &Board, published: &Published) -> Vec<CountedPeer> {
+    let named = |(subnet, counted): (IpNet, PeerTraffic)| CountedPeer {
+        peer: name_of(published, subnet),
+        received: counted.received,
+        transmitted: counted.sent,
+    };
+    traffic(board, published).into_iter().map(named).collect()
 }
 
 fn this_host(board: &Board, published: &Published) -> Host {
@@ -106,6 +128,7 @@ fn this_host(board: &Board, published: &Published) -> Host {
         checksum_errors: checksums.last,
         checksum_errors_new: checksums.since_start(),
         checksum_errors_at: checksums.grown.map(seconds),
+        echo_requests: Some(host::echo_requests()),
         process: host::process(),
     }
 }
@@ -139,6 +162,7 @@ pub(crate) fn peers(board: &Board) -> PeerList {
     let published = board.published();
     let (mut peers, now) = (Vec::new(), SystemTime::now());
     let found = board.probed().as_mut().map(probed::by_subnet).unwrap_or_default();
+    let counted = traffic(board, &published);
     if let Some(all) = &published.leases {
         let usable: BTreeMap<_, &Peer> =
             published.peers.usable.iter().map(|peer| (peer.subnet, peer)).collect();
@@ -150,6 +174,9 @@ pub(crate) fn peers(board: &Board) -> PeerList {
                 if let Some(peer) = found.get(&subnet) {
                     probed::complete(&mut entry, peer, seconds(now));
                 }
+                let bytes = counted.get(&subnet);
+                entry.received_bytes = bytes.map(|bytes| bytes.received);
+                entry.transmitted_bytes = bytes.map(|bytes| bytes.sent);
                 peers.push(entry);
             }
         }
@@ -160,7 +187,7 @@ pub(crate) fn peers(board: &Board) -> PeerList {
 fn entry(
     published: &Published,
     lease: &Lease,
-    subnet: ipnet::IpNet,
+    subnet: IpNet,
     name: Option<String>,
     used: Option<&Peer>,
 ) -> PeerEntry {

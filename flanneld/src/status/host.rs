@@ -13,12 +13,22 @@ pub(crate) fn checksum_errors() -> u64 {
     checksum_errors_in(&text("snmp")) + snmp6(&text("snmp6"), "Udp6InCsumErrors")
 }
 
-/// The column `InCsumErrors` of the two lines that begin with `Udp:`: names, then values.
-fn checksum_errors_in(snmp: &str) -> u64 {
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp:"));
+/// ICMP echo requests that arrived, of both families, since the namespace exists.
+pub(super) fn echo_requests() -> u64 {
+    let text = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+    snmp(&text("snmp"), "Icmp:", "InEchos") + snmp6(&text("snmp6"), "Icmp6InEchos")
+}
+
+fn checksum_errors_in(text: &str) -> u64 {
+    snmp(text, "Udp:", "InCsumErrors")
+}
+
+/// A column of the two lines that begin so: names, then values.
+fn snmp(text: &str, group: &str, column: &str) -> u64 {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
     let pairs = names.split_whitespace().zip(values.split_whitespace());
-    let mut found = pairs.filter(|(name, _)| *name == "InCsumErrors");
+    let mut found = pairs.filter(|(name, _)| *name == column);
     found.next().and_then(|(_, value)| value.parse().ok()).unwrap_or_default()
 }
 
@@ -72,9 +82,9 @@ mod tests {
 
     #[test]
     fn counters_are_read_by_their_names_and_columns() {
-        let snmp = "Ip: Forwarding\nIp: 1\nUdp: InDatagrams NoPorts InCsumErrors MemErrors\nUdp: 5 6 7 8\n\
+        let text = "Ip: Forwarding\nIp: 1\nIcmp: InMsgs InEchos\nIcmp: 9 4\nUdp: InDatagrams NoPorts InCsumErrors MemErrors\nUdp: 5 6 7 8\n\
                     UdpLite: InDatagrams InCsumErrors\nUdpLite: 1 99\n";
-        assert_eq!(checksum_errors_in(snmp), 7);
+        assert_eq!((checksum_errors_in(text), snmp(text, "Icmp:", "InEchos")), (7, 4));
         assert_eq!(checksum_errors_in("Udp: InDatagrams\n"), 0);
         assert_eq!(snmp6("Ip6InReceives 1\nUdp6InCsumErrors                \t3\n", "Udp6InCsumErrors"), 3);
         let dev = "Inter-|   Receive  |  Transmit\n face |bytes packets\n\

@@ -1,6 +1,7 @@
 //! A [`Status`] as OpenMetrics text: what Prometheus scrapes. Encoded when it is asked for, from the values.
 
 mod cni;
+mod peer;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,9 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Times;
-use super::model::{
-    Counters, Device, Host, Node, PeerCounts, Policy, Pool, ProbedPeer, Probes, Status, Store,
-};
+use super::model::{Counters, Device, Host, Node, PeerCounts, Policy, Pool, Probes, Status, Store};
 use crate::text::clean;
 
 /// The media type of what [`text`] makes.
@@ -60,6 +59,7 @@ impl Collector for Exposition {
         if let Some(probes) = &status.probes {
             out.probes(probes)?;
         }
+        out.peer_bytes(&status.traffic)?;
         out.cni(&status.cni)?;
         match &status.policy {
             Some(policy) => out.policy(policy),
@@ -386,25 +386,6 @@ impl Out<'_> {
             metric.encode_histogram::<NoLabelSet>(of.sum, of.answered, &buckets, None)?;
         }
         self.peers_probed(probes)
-    }
-
-    /// Nothing where there are too many peers.
-    fn peers_probed(&mut self, probes: &Probes) -> fmt::Result {
-        type Value = fn(&ProbedPeer) -> Option<f64>;
-        let metrics: [(&str, &str, Value); 4] = [
-            ("peer_up", "Whether the peer is reachable.", |peer| Some(number(peer.up))),
-            ("peer_loss_ratio", "What is lost of the last five minutes' probes.", |peer| Some(peer.loss)),
-            ("peer_rtt_seconds", "Smoothed round trip to the peer.", |peer| peer.rtt_seconds),
-            ("peer_path_mtu_bytes", "The longest packet that reaches the peer.", |peer| {
-                peer.path_mtu.map(f64::from)
-            }),
-        ];
-        for (name, help, value) in metrics {
-            let one = |peer: &ProbedPeer| Some((vec![("peer", clean(&peer.peer, MAX_LABEL))], value(peer)?));
-            let series: Vec<_> = probes.peers.iter().filter_map(one).collect();
-            self.gauges(name, help, &series)?;
-        }
-        Ok(())
     }
 
     fn policy(&mut self, policy: &Policy) -> fmt::Result {

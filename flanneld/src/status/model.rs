@@ -42,6 +42,9 @@ pub(crate) struct Status {
     pub(crate) pools: Vec<Pool>,
     /// Probes of all peers together; `/peers` has each of them.
     pub(crate) probes: Option<Probes>,
+    /// Bytes to and from each peer, for metrics, while they are counted and there are few peers.
+    #[serde(skip)]
+    pub(crate) traffic: Vec<CountedPeer>,
     /// What the CNI plugin did on this node.
     pub(crate) cni: CniCalls,
     /// Only while network policies are enforced.
@@ -169,6 +172,8 @@ pub(crate) struct Host {
     /// How many of them came since the agent started, and when the last one was noticed.
     pub(crate) checksum_errors_new: u64,
     pub(crate) checksum_errors_at: Option<u64>,
+    /// ICMP echo requests that arrived, of both families.
+    pub(crate) echo_requests: Option<u64>,
     pub(crate) process: Process,
 }
 
@@ -233,6 +238,15 @@ pub(crate) struct ProbedPath {
     pub(crate) classes: Vec<(f64, u64)>,
     /// Sum of round trips in seconds.
     pub(crate) sum: f64,
+}
+
+/// A peer whose bytes are counted.
+#[derive(Clone, Default)]
+pub(crate) struct CountedPeer {
+    /// The node's name, or the subnet.
+    pub(crate) peer: String,
+    pub(crate) received: u64,
+    pub(crate) transmitted: u64,
 }
 
 /// A peer with its own series.
@@ -336,6 +350,9 @@ pub(crate) struct PeerEntry {
     pub(crate) loss: Option<f64>,
     pub(crate) rtt_seconds: Option<f64>,
     pub(crate) path_mtu: Option<u32>,
+    /// Bytes from and to its pods; null unless they are counted (`--peer-counters`).
+    pub(crate) received_bytes: Option<u64>,
+    pub(crate) transmitted_bytes: Option<u64>,
     /// Since when it has been in this state.
     pub(crate) since: Option<u64>,
     /// All that probes found.

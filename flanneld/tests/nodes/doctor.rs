@@ -16,12 +16,12 @@ use crate::bed::{Cluster, LIMIT, Member, VXLAN, flanneld};
 const A_MINUTE: Duration = Duration::from_secs(100);
 
 /// A node whose CNI files are its own.
-struct Patient {
-    member: Member,
+pub(crate) struct Patient {
+    pub(crate) member: Member,
 }
 
 impl Patient {
-    fn of(cluster: &Cluster, args: &[&str]) -> Self {
+    pub(crate) fn of(cluster: &Cluster, args: &[&str]) -> Self {
         let node = cluster.fabric.node().unwrap();
         let directory = node.dir().to_owned();
         for name in ["net.d", "bin", "ipam/cbr0"] {
@@ -67,7 +67,7 @@ impl Patient {
     }
 
     /// The troubles; every run is quick and its exit code right.
-    fn troubles(&self) -> Vec<Value> {
+    pub(crate) fn troubles(&self) -> Vec<Value> {
         let (code, text, took) = self.run(&["--json"]);
         let answer: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         let all = answer["findings"].as_array().unwrap().iter();
@@ -82,7 +82,7 @@ impl Patient {
     }
 
     /// Waits for a trouble with these parts of object, cause and remedy. The agent may have to hear of it first.
-    fn is_told(&self, what: &str, parts: [&str; 3], limit: Duration) {
+    pub(crate) fn is_told(&self, what: &str, parts: [&str; 3], limit: Duration) {
         let mut last = Vec::new();
         let named = wait_for_some(what, limit, || {
             last = self.troubles();
@@ -99,9 +99,14 @@ impl Patient {
         }
     }
 
-    fn recovers(&self, what: &str) {
+    pub(crate) fn recovers(&self, what: &str) {
+        self.is_over(what, LIMIT);
+    }
+
+    /// Waits until there is no trouble.
+    pub(crate) fn is_over(&self, what: &str, limit: Duration) {
         let mut last = Vec::new();
-        let over = wait_for_some(what, LIMIT, || {
+        let over = wait_for_some(what, limit, || {
             last = self.troubles();
             last.is_empty().then_some(())
         });

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::bed::{Cluster, HOST_GW, LIMIT, Member, VXLAN, flanneld};
 
 /// Runs a command of flanneld on the node; gives its code, and what it printed.
-fn run(member: &Member, args: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(member: &Member, args: &[&str]) -> (i32, String, String) {
     let file = format!("--subnet-file={}", member.node.subnet_file().display());
     let mut command = member.node.namespace().command(flanneld()).args(args);
     if matches!(args[0], "explain" | "diags") {

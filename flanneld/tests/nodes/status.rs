@@ -90,6 +90,11 @@ fn all_nodes_are_asked_and_one_that_hangs_has_a_row() {
     let (_, json) = command(&a, &["--all", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["nodes"].as_array().unwrap().len(), 3);
+    let page = a.node.namespace().command(flanneld()).arg("report").ok().unwrap();
+    let silent = format!("<th scope=row>{}<td class=b>✘ no answer", hanging.node.address());
+    assert!(page.contains(&silent) && page.contains("no answer within 2 s"), "{page}");
+    let ready = format!("<th scope=row>{}<td class=g>✔ ", b.node.address());
+    assert!(page.contains(&ready) && page.ends_with("</html>\n"), "{page}");
     hanging.agent.process().signal(backends::testing::Signal::CONT).unwrap();
 }
 

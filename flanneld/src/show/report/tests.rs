@@ -108,6 +108,14 @@ fn what_many_nodes_say_is_said_once() {
 }
 
 #[test]
+fn what_one_node_says_of_all_others_does_not_fill_the_page() {
+    let nodes = [node(1, "a1", 90, |other| bad(&format!("a{other} is lost"))), node(2, "a2", 90, fine)];
+    let page = page(&nodes);
+    assert_eq!(page.matches("<li><b>a1</b>").count(), 4);
+    assert!(page.contains("<li><b>a1</b>: 86 more: "), "{page}");
+}
+
+#[test]
 fn of_very_many_nodes_the_worst_are_shown_and_all_are_counted() {
     let worst = |other: u8| if other == 1 { bad("x") } else { fine(other) };
     let nodes: Vec<NodeAnswer> = (1..=120)

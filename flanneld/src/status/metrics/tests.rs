@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::status::model::{CountedPeer, ProbedPeer};
 
 fn status() -> Status {
     let mut times = Times::default();
@@ -76,12 +77,15 @@ fn probes_have_series_by_path_and_few_peers_have_their_own() {
     };
     let probes =
         Probes { paths: [("overlay".to_owned(), path)].into(), peers: vec![peer], ..Probes::default() };
-    let text = text(Status { probes: Some(probes), ..status() });
+    let counted = CountedPeer { peer: "a\"2".into(), received: 7, transmitted: 1 << 60 };
+    let text = text(Status { probes: Some(probes), traffic: vec![counted], ..status() });
     for line in [
         "flannel_probes_total{path=\"overlay\",result=\"lost\"} 1",
         "flannel_probe_rtt_seconds_bucket{le=\"0.01\",path=\"overlay\"} 3",
         "flannel_probe_rtt_seconds_bucket{le=\"+Inf\",path=\"overlay\"} 4",
         "flannel_probe_rtt_seconds_count{path=\"overlay\"} 4",
+        "flannel_peer_receive_bytes_total{peer=\"a\\\"2\"} 7",
+        "flannel_peer_transmit_bytes_total{peer=\"a\\\"2\"} 1152921504606846976",
     ] {
         assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
     }
