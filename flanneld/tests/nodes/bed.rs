@@ -7,7 +7,7 @@ use backends::testing::{Agent, Etcd, Fabric, Node, Pod, wait_for};
 use ipnet::IpNet;
 
 /// Long enough for a machine that does something else; no test waits for it when all is well.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(crate::LIMIT_SECONDS);
 
 pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;

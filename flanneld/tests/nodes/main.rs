@@ -47,3 +47,6 @@ mod takeover;
 mod udp;
 mod underlay;
 mod wireguard;
+
+/// A machine that does something else takes this long for something that takes a moment.
+const LIMIT_SECONDS: u64 = 30;

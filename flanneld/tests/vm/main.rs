@@ -16,6 +16,9 @@ mod wireguard;
 mod without_ipip;
 mod without_vxlan;
 
+/// An emulated machine is some thirty times slower, and this one may do something else meanwhile.
+const LIMIT_SECONDS: u64 = 240;
+
 /// Fails unless the guest's kernel is of this release.
 fn require_kernel(release: &str) {
     let running = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
