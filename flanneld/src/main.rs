@@ -58,6 +58,9 @@ use serve::{Health, Server};
 use takeover::former::Successor;
 use takeover::successor::Former;
 
+/// A start is over after this time, also where it is slow, and what only it needs is given back.
+const STARTED: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     backends::memory::prepare();
     let command = cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name));
@@ -126,6 +129,10 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
     let successors = takeover::former::Listener::bind(&options.subnet_file);
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
+    tokio::spawn(async {
+        tokio::time::sleep(STARTED).await;
+        backends::memory::give_back();
+    });
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
     let (probes, events) = probe(&options, &health);
     let served = Served::start(options.health, &health).await?;
