@@ -89,6 +89,10 @@ test-vm: deps ## Runs agents on Debian's kernel under emulation: without a modul
 		sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
 	bench/vm/test "$$program"
 
+bench-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod python3
+bench-vm: deps build ## Measures pods' traffic with and without the fast path in instructions, in a guest (ARGS="--backends vxlan"; root)
+	bench/vm/bench $(PROGRAMS)/guest $(ARGS)
+
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) needs root: tests make network namespaces" >&2; exit 1; }
 
@@ -181,4 +185,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm
 
-.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
+.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci

@@ -71,7 +71,7 @@ pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::peer_counters::{PeerCounters, PeerTraffic};
 pub use traffic::rules::{Masquerade, Traffic};
-pub use traffic::{firewall, iptables};
+pub use traffic::{fast_path, firewall, iptables};
 
 /// The files with this host's WireGuard key, which may not exist.
 pub fn key_files() -> Vec<std::path::PathBuf> {

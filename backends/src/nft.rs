@@ -49,7 +49,10 @@ pub use expr::{CtState, Expr, Op, Rate, Verdict, masquerade_flags};
 pub use foreign::may_refuse;
 pub use foreign::removal;
 pub use listen::{Listener, Moved, Watched};
-pub use model::{Base, Chain, Hook, POLICY_TABLE, Policy, Rule, Ruleset, Table, TableFamily, TableId};
+pub use model::{
+    Base, Chain, Flowtable, Hook, POLICY_TABLE, Policy, Rule, Ruleset, Table, TableFamily, TableId,
+};
+pub(crate) use model::{FAST_PATH_TABLE, fast_path_tables, name_with_network};
 pub(crate) use set::Data;
 #[cfg(feature = "testing")]
 pub(crate) use set::flags as set_flags;
@@ -253,6 +256,10 @@ impl Nft {
                 self.socket.dump(message::GETSET, family, of_table(NFTA_SET_TABLE), |m| assembly.add(m))?;
             steady &=
                 self.socket.dump(message::GETRULE, family, of_table(NFTA_RULE_TABLE), |m| assembly.add(m))?;
+            steady &=
+                self.socket.dump(message::GETFLOWTABLE, family, of_table(NFTA_FLOWTABLE_TABLE), |m| {
+                    assembly.add(m)
+                })?;
             let sets = assembly.ruleset().table(id).map(|table| &table.sets).into_iter().flatten();
             for name in sets.map(|set| set.name.clone()).collect::<Vec<_>>() {
                 let of_set = |w: &mut Writer| {

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::extension::Hooks;
+use crate::fast_path;
 use crate::interface::Selectors;
 use crate::lent::Lent;
 use crate::policy::Facts;
@@ -107,6 +108,8 @@ pub(crate) struct Settings {
     pub(crate) policies: Option<watch::Sender<Option<Facts>>>,
     /// Who probes the peers, if anybody does.
     pub(crate) probes: Option<watch::Sender<Targets>>,
+    /// Who keeps the fast path of pods' flows.
+    pub(crate) fast_path: Option<watch::Sender<Option<fast_path::Facts>>>,
 }
 
 /// Which traffic rules the operator asks for.

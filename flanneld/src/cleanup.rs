@@ -175,7 +175,11 @@ fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
         Ok(firewall) => firewall,
         Err(error) => return (removed, vec![error.to_string()]),
     };
-    for outcome in [firewall.converge(&[], known), firewall.filter_tunnels(&[], known, Look::Kernel)] {
+    for outcome in [
+        firewall.converge(&[], known),
+        firewall.filter_tunnels(&[], known, Look::Kernel),
+        firewall.remove_offload(known),
+    ] {
         match outcome {
             Ok(report) => {
                 removed.extend(report.changed.iter().map(|rule| rule_object(rule)));

@@ -13,6 +13,7 @@ mod doctor;
 mod events;
 mod explain;
 mod extension;
+mod fast_path;
 mod interface;
 mod lent;
 mod lock;
@@ -50,6 +51,7 @@ use tokio::task::JoinHandle;
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
 use events::{Event, Events};
+use fast_path::FastPaths;
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
 use policy::{Mode, Policies, PolicyOptions};
@@ -163,7 +165,8 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
         extension::file(&state_file(&options.subnet_file)),
         health.clone(),
     );
-    let settings = agent::Settings { probes, ..settings(&options, hooks) };
+    let (fast_paths, fast_path) = fast_paths(&options, &health);
+    let settings = agent::Settings { probes, fast_path, ..settings(&options, hooks) };
     let hands = Hands { kernel, firewall };
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
@@ -171,6 +174,7 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
         outcome = life => outcome.map(|()| Ended::Stopped),
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
         never = commands.run() => match never {},
+        error = fast_paths.run() => Err(error),
         successor = successors.asked() => Ok(Ended::Asked(successor, tunnels)),
         _ = terminate.recv() => Ok(Ended::Stopped),
         _ = interrupt.recv() => Ok(Ended::Stopped),
@@ -208,6 +212,17 @@ fn probe(options: &Options, health: &Health) -> Probing {
     (targets, left)
 }
 
+/// The task that keeps the fast path, and the way to tell it what the leases say.
+fn fast_paths(
+    options: &Options,
+    health: &Health,
+) -> (FastPaths, Option<watch::Sender<Option<fast_path::Facts>>>) {
+    let (facts, told) = watch::channel(None);
+    let policies = options.network_policy.mode != Mode::Off;
+    let former = Previous::read(&options.subnet_file).networks.iter().collect();
+    (FastPaths::new(options.fast_path, policies, former, told, health.clone()), Some(facts))
+}
+
 /// What the options say to the agent.
 fn settings(options: &Options, hooks: extension::Hooks) -> agent::Settings {
     agent::Settings {
@@ -222,6 +237,7 @@ fn settings(options: &Options, hooks: extension::Hooks) -> agent::Settings {
         policy_socket: None,
         policies: None,
         probes: None,
+        fast_path: None,
     }
 }
 

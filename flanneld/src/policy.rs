@@ -32,6 +32,7 @@ use backends::policy::SteerMode;
 use ipnet::IpNet;
 use subnet::{Leases, NetworkConfig, Subnets};
 
+use crate::fast_path;
 pub(crate) use clean::clean;
 use figures::Figures;
 pub(crate) use task::Policies;
@@ -59,6 +60,8 @@ pub(crate) struct PolicyOptions {
     pub(crate) mark_shift: u32,
     /// The NFLOG group that is told of refused packets.
     pub(crate) log_group: Option<u16>,
+    /// Whether flows of pods may skip the rules of policies once they were judged.
+    pub(crate) fast_path: fast_path::Mode,
 }
 
 /// What leases say that policies depend on.

@@ -201,6 +201,10 @@ pub struct NetworkConfig {
     /// `MasqueradeExcept`, a key of ours: networks that see the pods' own addresses although masquerading
     /// is on. Go flannel ignores it.
     pub masquerade_except: Vec<IpNet>,
+    /// `FastPath`, a key of ours: established flows of pods go through an nftables flowtable, past bridge, routing and
+    /// rules. Go flannel ignores it.
+    #[serde(default)]
+    pub fast_path: bool,
     /// The keys that have no effect, for the operator.
     #[serde(skip)]
     pub warnings: Warnings,
@@ -245,6 +249,7 @@ impl NetworkConfig {
             v6,
             nftables: enabled("EnableNFTables", false)?,
             masquerade_except: masquerade_except(&object)?,
+            fast_path: enabled("FastPath", false)?,
             warnings: keys::without_effect(&object, backend.name(), origin),
             backend,
         })

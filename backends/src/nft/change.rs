@@ -1,6 +1,6 @@
 //! Changes to the ruleset, and the words for them.
 
-use super::model::{Chain, Rule, Table, TableId};
+use super::model::{Chain, Flowtable, Rule, Table, TableId};
 use super::set::Set;
 
 /// One part of a transaction.
@@ -48,6 +48,20 @@ pub enum Change<'a> {
         table: TableId,
         /// The set.
         set: String,
+    },
+    /// A flowtable is there, with these devices besides those that it has. Its flows stay.
+    AddFlowtable {
+        /// The table.
+        table: TableId,
+        /// The flowtable.
+        flowtable: Flowtable,
+    },
+    /// The devices of `flowtable` are no longer in the flowtable of its name. They must be there.
+    DeleteDevices {
+        /// The table.
+        table: TableId,
+        /// Name and hook of the flowtable, and the devices to take out of it.
+        flowtable: Flowtable,
     },
     /// A rule of anybody's chain is gone. It must be there.
     DeleteRule {
@@ -109,6 +123,7 @@ pub(super) enum Part {
     Whole,
     Chain(usize),
     Set(usize),
+    Flowtable(usize),
     /// The first and the last of several elements.
     Elements(usize, usize, usize),
     Rule(usize, usize),
@@ -123,6 +138,9 @@ impl Origin {
                     Part::Whole => format!("table {id}"),
                     Part::Chain(chain) => format!("chain {} in table {id}", table.chains[chain].name),
                     Part::Set(set) | Part::Elements(set, ..) => words_of_set("", &table.sets[set], id, part),
+                    Part::Flowtable(flowtable) => {
+                        format!("flowtable {} in table {id}", table.flowtables[flowtable].name)
+                    }
                     Part::Rule(chain, rule) => {
                         format!("rule {} of chain {} in table {id}", rule + 1, table.chains[chain].name)
                     }
@@ -139,6 +157,12 @@ impl Origin {
             }
             (Change::AddSet { table, set }, part) => words_of_set("", set, table, part),
             (Change::DeleteSet { table, set }, _) => format!("deletion of set {set} in table {table}"),
+            (Change::AddFlowtable { table, flowtable }, _) => {
+                format!("flowtable {} in table {table}", flowtable.name)
+            }
+            (Change::DeleteDevices { table, flowtable }, _) => {
+                format!("deletion of devices of flowtable {} in table {table}", flowtable.name)
+            }
             (Change::AddElements { table, set }, part) => words_of_set("", set, table, part),
             (Change::DeleteElements { table, set }, part) => words_of_set("deletion of ", set, table, part),
             (Change::DeleteChain { table, chain }, _) => {

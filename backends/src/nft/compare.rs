@@ -1,10 +1,10 @@
 //! Whether what was found is what is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::change::Change;
 use super::expr::Expr;
-use super::model::{Chain, Rule, Ruleset, Table};
+use super::model::{Chain, Flowtable, Rule, Ruleset, Table};
 use super::set::{Data, Set, Span, flags};
 
 /// The first difference in words; `None` when every wanted table is there and holds exactly what it should.
@@ -42,6 +42,13 @@ impl Refit {
             changes.extend(element_changes(wanted, want, &set.elements));
             set.elements.clone_from(&want.elements);
         }
+        for flowtable in &mut alike.flowtables {
+            let Some(want) = wanted.flowtables.iter().find(|want| want.name == flowtable.name) else {
+                continue;
+            };
+            changes.extend(device_changes(wanted, want, &flowtable.devices));
+            flowtable.devices.clone_from(&want.devices);
+        }
         match table_differs(wanted, &alike) {
             None => Self::Elements(difference, changes),
             Some(_) => Self::Replace(difference),
@@ -71,6 +78,21 @@ fn element_changes(
     add.into_iter().chain(delete)
 }
 
+/// Devices come before others go, so that a flow loses none that it needs.
+fn device_changes(
+    table: &Table,
+    wanted: &Flowtable,
+    found: &BTreeSet<String>,
+) -> impl Iterator<Item = Change<'static>> {
+    let part =
+        |devices: BTreeSet<String>| (!devices.is_empty()).then(|| Flowtable { devices, ..wanted.clone() });
+    let new = part(wanted.devices.difference(found).cloned().collect());
+    let stale = part(found.difference(&wanted.devices).cloned().collect());
+    let add = new.map(|flowtable| Change::AddFlowtable { table: table.id.clone(), flowtable });
+    let delete = stale.map(|flowtable| Change::DeleteDevices { table: table.id.clone(), flowtable });
+    add.into_iter().chain(delete)
+}
+
 fn table_differs(wanted: &Table, found: &Table) -> Option<String> {
     let id = &wanted.id;
     if wanted.dormant != found.dormant {
@@ -78,6 +100,10 @@ fn table_differs(wanted: &Table, found: &Table) -> Option<String> {
     }
     each(&wanted.sets, &found.sets, |set| &set.name, set_differs)
         .map(|what| format!("set {what} in table {id}"))
+        .or_else(|| {
+            each(&wanted.flowtables, &found.flowtables, |flowtable| &flowtable.name, flowtable_differs)
+                .map(|what| format!("flowtable {what} in table {id}"))
+        })
         .or_else(|| {
             each(&wanted.chains, &found.chains, |chain| &chain.name, chain_differs)
                 .map(|what| format!("chain {what} in table {id}"))
@@ -116,6 +142,21 @@ fn set_differs(wanted: &Set, found: &Set) -> Option<String> {
     let missing = wanted.elements.iter().filter(|(key, data)| found.elements.get(key) != Some(data)).count();
     let strange = found.elements.iter().filter(|(key, data)| wanted.elements.get(key) != Some(data)).count();
     Some(format!("lacks {missing} elements and has {strange} that should not be there"))
+}
+
+fn flowtable_differs(wanted: &Flowtable, found: &Flowtable) -> Option<String> {
+    if (wanted.priority, wanted.counter) != (found.priority, found.counter) {
+        return Some("has another priority or other flags".to_owned());
+    }
+    let (missing, strange) =
+        (wanted.devices.difference(&found.devices), found.devices.difference(&wanted.devices));
+    let words = |text: &str, devices: Vec<&str>| {
+        (!devices.is_empty()).then(|| format!("{text} {}", devices.join(", ")))
+    };
+    let missing = words("lacks", missing.map(String::as_str).collect());
+    let strange = words("should not have", strange.map(String::as_str).collect());
+    let all: Vec<String> = missing.into_iter().chain(strange).collect();
+    (!all.is_empty()).then(|| all.join(" and "))
 }
 
 fn chain_differs(wanted: &Chain, found: &Chain) -> Option<String> {

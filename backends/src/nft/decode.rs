@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::expr::Expr;
 use super::expr_codec;
-use super::model::{Base, Chain, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
+use super::model::{Base, Chain, Flowtable, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
 use super::uapi::*;
 use crate::netlink::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
@@ -48,6 +48,7 @@ impl Assembly {
             message::NEWCHAIN => self.chain(message),
             message::NEWSET => self.set(message),
             message::NEWSETELEM => self.elements(message),
+            message::NEWFLOWTABLE => self.flowtable(message),
             message::NEWRULE => self.rule(message),
             _ => Some(()),
         };
@@ -108,6 +109,22 @@ impl Assembly {
             exprs: expr_codec::read_all(find(b, NFTA_RULE_EXPRESSIONS).unwrap_or_default()),
             comment: find(b, NFTA_RULE_USERDATA).and_then(|data| comment(data, UDATA_COMMENT)),
             handle: find_u64(b, NFTA_RULE_HANDLE),
+        });
+        Some(())
+    }
+
+    fn flowtable(&mut self, message: &Message<'_>) -> Option<()> {
+        let b = message.attributes();
+        let Some(&table) = self.tables.get(&table_id(message, NFTA_FLOWTABLE_TABLE)?) else {
+            return Some(());
+        };
+        let hook = find(b, NFTA_FLOWTABLE_HOOK)?;
+        let devices = attributes(find(hook, NFTA_FLOWTABLE_HOOK_DEVS).unwrap_or_default());
+        self.ruleset.tables[table].flowtables.push(Flowtable {
+            name: find_string(b, NFTA_FLOWTABLE_NAME)?,
+            priority: find_u32(hook, NFTA_FLOWTABLE_HOOK_PRIORITY)?.cast_signed(),
+            devices: devices.map(|(_, name)| string(name)).collect(),
+            counter: find_u32(b, NFTA_FLOWTABLE_FLAGS).unwrap_or(0) & NFT_FLOWTABLE_COUNTER != 0,
         });
         Some(())
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::expr::{Expr, Verdict};
-use super::model::{Policy, Rule};
+use super::model::{Flowtable, Policy, Rule};
 use super::{Nft, NftError};
 
 /// Everything that nftables has, a line for each table, chain, set and rule.
@@ -18,6 +18,9 @@ pub fn ruleset_text() -> Result<String, NftError> {
         let _ = writeln!(text, "table {}{dormant}", table.id);
         for set in &table.sets {
             let _ = writeln!(text, "  set {}: {} elements", set.name, set.elements.len());
+        }
+        for Flowtable { name, priority, devices, .. } in &table.flowtables {
+            let _ = writeln!(text, "  flowtable {name} priority {priority}: {} devices", devices.len());
         }
         for chain in &table.chains {
             let base = chain.base.as_ref().map_or_else(String::new, |base| {
@@ -51,6 +54,7 @@ fn words(rule: &Rule) -> String {
             Expr::Verdict(Verdict::Other(code)) => words += &format!(" verdict {code}"),
             Expr::Masquerade { .. } => words += " masquerade",
             Expr::Reject { .. } => words += " reject",
+            Expr::Offload { flowtable } => words += &format!(" flow add @{flowtable}"),
             Expr::Counter { packets, bytes } => words += &format!(" packets {packets} bytes {bytes}"),
             other => {
                 words.extend(other.xt_target().or_else(|| other.xt_match()).map(|name| format!(" {name}")))

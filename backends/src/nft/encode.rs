@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use super::NftError;
 use super::change::{Change, Origin, Part, Place};
 use super::expr_codec;
-use super::model::{Base, Chain, Policy, Rule, Table, TableId};
+use super::model::{Base, Chain, Flowtable, Policy, Rule, Table, TableId};
 use super::set::{Data, DataType, Set, Span, flags, following};
 use super::uapi::*;
 use crate::netlink::wire::{Head, Writer};
@@ -133,6 +133,12 @@ impl Encoder<'_> {
                     w.u64(NFTA_RULE_HANDLE, *handle);
                 })
             }
+            Change::AddFlowtable { table, flowtable } => {
+                self.flowtable(origin, message::NEWFLOWTABLE, table, flowtable)
+            }
+            Change::DeleteDevices { table, flowtable } => {
+                self.flowtable(origin, message::DELFLOWTABLE, table, flowtable)
+            }
             Change::AddElements { table, set } => self.elements(message::NEWSETELEM, elements, table, set),
             Change::DeleteElements { table, set } => self.elements(message::DELSETELEM, elements, table, set),
             Change::AddRule { table, chain, rule, place } => self.rule(origin, table, chain, rule, *place),
@@ -193,6 +199,9 @@ impl Encoder<'_> {
             self.set(at(Part::Set(i)), id, set)?;
             let part = |first, last| at(Part::Elements(i, first, last));
             self.elements(message::NEWSETELEM, part, id, set)?;
+        }
+        for (i, flowtable) in table.flowtables.iter().enumerate() {
+            self.flowtable(at(Part::Flowtable(i)), message::NEWFLOWTABLE, id, flowtable)?;
         }
         for (i, chain) in table.chains.iter().enumerate() {
             for (j, rule) in chain.rules.iter().enumerate() {
@@ -277,6 +286,32 @@ impl Encoder<'_> {
                 }
             });
             user_data(w, NFTA_SET_USERDATA, &user);
+        })
+    }
+
+    /// Adds a flowtable, or devices to it, or takes devices out of it.
+    fn flowtable(
+        &mut self,
+        origin: Origin,
+        kind: u16,
+        table: &TableId,
+        flowtable: &Flowtable,
+    ) -> Result<(), NftError> {
+        self.check_name(origin, &flowtable.name)?;
+        let new = kind == message::NEWFLOWTABLE;
+        self.message(origin, kind, if new { NLM_F_CREATE } else { 0 }, table, |w| {
+            w.string(NFTA_FLOWTABLE_TABLE, &table.name);
+            w.string(NFTA_FLOWTABLE_NAME, &flowtable.name);
+            w.nest(NFTA_FLOWTABLE_HOOK, |w| {
+                w.u32(NFTA_FLOWTABLE_HOOK_NUM, NF_NETDEV_INGRESS);
+                w.u32(NFTA_FLOWTABLE_HOOK_PRIORITY, flowtable.priority.cast_unsigned());
+                w.nest(NFTA_FLOWTABLE_HOOK_DEVS, |w| {
+                    flowtable.devices.iter().for_each(|device| w.string(NFTA_DEVICE_NAME, device));
+                });
+            });
+            if new && flowtable.counter {
+                w.u32(NFTA_FLOWTABLE_FLAGS, NFT_FLOWTABLE_COUNTER);
+            }
         })
     }
 

@@ -130,6 +130,11 @@ pub enum Expr {
         /// Bytes so far.
         bytes: u64,
     },
+    /// Adds the packet's connection to a flowtable of the same table.
+    Offload {
+        /// The flowtable's name.
+        flowtable: String,
+    },
     /// Refuses the packet with an answer.
     Reject {
         /// `NFT_REJECT_*`: 0 ICMP, 1 TCP reset, 2 ICMP of the packet's family.
@@ -209,6 +214,8 @@ pub enum MetaKey {
     NfProto = 15,
     /// The transport protocol's number, one byte.
     L4Proto = 16,
+    /// A random number of four bytes, another one each time.
+    Random = 24,
 }
 
 impl MetaKey {
@@ -222,6 +229,7 @@ impl MetaKey {
             Self::OutName,
             Self::NfProto,
             Self::L4Proto,
+            Self::Random,
         ];
         all.into_iter().find(|key| *key as u32 == number)
     }
@@ -324,7 +332,6 @@ impl CtState {
     /// Belongs to no connection.
     pub const INVALID: u32 = 1;
     /// Packets were seen in both directions.
-    #[cfg(any(test, feature = "testing"))]
     pub const ESTABLISHED: u32 = 1 << 1;
     /// New, but expected by another connection, or an ICMP error about one.
     pub const RELATED: u32 = 1 << 2;

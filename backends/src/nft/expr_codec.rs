@@ -30,6 +30,7 @@ fn name(expr: &Expr) -> &str {
         Expr::Verdict(_) | Expr::Constant { .. } => "immediate",
         Expr::Masquerade { .. } => "masq",
         Expr::Counter { .. } => "counter",
+        Expr::Offload { .. } => "flow_offload",
         Expr::Reject { .. } => "reject",
         Expr::Unknown { name, .. } => name,
     }
@@ -91,6 +92,7 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_REJECT_TYPE, *kind);
             w.bytes_attribute(NFTA_REJECT_ICMP_CODE, &[*code]);
         }
+        Expr::Offload { flowtable } => w.string(NFTA_FLOW_OFFLOAD_TABLE, flowtable),
         Expr::Unknown { bytes, .. } => w.raw(bytes),
     }
 }
@@ -228,6 +230,10 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
                 packets: find_u64(b, NFTA_COUNTER_PACKETS)?,
                 bytes: find_u64(b, NFTA_COUNTER_BYTES)?,
             }
+        }
+        "flow_offload" => {
+            only(&[NFTA_FLOW_OFFLOAD_TABLE])?;
+            Expr::Offload { flowtable: find_string(b, NFTA_FLOW_OFFLOAD_TABLE)? }
         }
         "reject" => Expr::Reject {
             kind: find_u32(b, NFTA_REJECT_TYPE)?,
@@ -368,7 +374,8 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 14] = [
+    const NAMES: [&str; 15] = [
+        "flow_offload",
         "meta",
         "payload",
         "ct",

@@ -42,6 +42,7 @@ impl Watched {
     fn concerned_by(&self, message: &Message<'_>) -> Option<Moved> {
         if self.ports.contains(&message.port)
             || !(message::NEWTABLE..=message::DELSETELEM).contains(&message.kind)
+                && !matches!(message.kind, message::NEWFLOWTABLE | message::DELFLOWTABLE)
         {
             return None;
         }

@@ -128,6 +128,22 @@ pub fn ct_state(bits: u32) -> Vec<Expr> {
     masked(Expr::Ct { key: CtKey::State, to: Reg(0) }, bits.to_ne_bytes().into(), Op::Ne, vec![0; 4])
 }
 
+/// The connection is in none of these states; `bits` are those of [`super::CtState`].
+pub fn ct_state_none_of(bits: u32) -> Vec<Expr> {
+    masked(Expr::Ct { key: CtKey::State, to: Reg(0) }, bits.to_ne_bytes().into(), Op::Eq, vec![0; 4])
+}
+
+/// True (`Op::Eq`) or not (`Op::Ne`) for one packet in `2^bits`, at random.
+pub fn one_in(op: Op, bits: u32) -> Vec<Expr> {
+    let mask = (1u32 << bits) - 1;
+    masked(Expr::Meta { key: MetaKey::Random, to: Reg(0) }, mask.to_ne_bytes().into(), op, vec![0; 4])
+}
+
+/// Adds the packet's connection to a flowtable of the table.
+pub fn offload(flowtable: &str) -> Vec<Expr> {
+    vec![Expr::Offload { flowtable: flowtable.to_owned() }]
+}
+
 /// The packet goes in the direction of the connection's first packet (`reply` false), or in the other.
 pub fn ct_reply(reply: bool) -> Vec<Expr> {
     compare(Expr::Ct { key: CtKey::Direction, to: Reg(0) }, Op::Eq, vec![u8::from(reply)])

@@ -1,6 +1,10 @@
 //! Tables, chains and rules as values.
 
+use std::collections::BTreeSet;
 use std::fmt;
+
+use ipnet::IpNet;
+use subnet::Family;
 
 use super::expr::{Expr, Verdict};
 use super::set::Set;
@@ -26,6 +30,23 @@ impl Ruleset {
             .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
             .filter(move |(_, chain)| chain.base.as_ref().is_some_and(|base| base.hook == hook))
     }
+}
+
+/// The name of the tables of the fast path.
+pub(crate) const FAST_PATH_TABLE: &str = "flannel-fast-path";
+
+/// The name of a table for `network` where another agent of this host has the plain one.
+pub(crate) fn name_with_network(plain: &str, network: IpNet) -> String {
+    format!("{plain}-{}-{}", network.network(), network.prefix_len())
+}
+
+/// All tables that the fast path of an agent with these networks may be in.
+pub(crate) fn fast_path_tables(networks: &[IpNet]) -> Vec<TableId> {
+    let of_family = |family| TableId::new(family, FAST_PATH_TABLE);
+    let named = networks.iter().map(|network| {
+        TableId::new(Family::of(network.addr()), name_with_network(FAST_PATH_TABLE, *network))
+    });
+    Family::BOTH.map(of_family).into_iter().chain(named).collect()
 }
 
 /// The name of the tables of network policies.
@@ -124,6 +145,8 @@ pub struct Table {
     pub dormant: bool,
     /// Sets and maps.
     pub sets: Vec<Set>,
+    /// Flowtables.
+    pub flowtables: Vec<Flowtable>,
     /// Chains with their rules.
     pub chains: Vec<Chain>,
 }
@@ -131,7 +154,14 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(id: TableId) -> Self {
-        Self { id, comment: None, dormant: false, sets: Vec::new(), chains: Vec::new() }
+        Self {
+            id,
+            comment: None,
+            dormant: false,
+            sets: Vec::new(),
+            flowtables: Vec::new(),
+            chains: Vec::new(),
+        }
     }
 
     /// The chain called so.
@@ -143,6 +173,19 @@ impl Table {
     pub fn set(&self, name: &str) -> Option<&Set> {
         self.sets.iter().find(|set| set.name == name)
     }
+}
+
+/// Connections whose packets go from device to device at the ingress hook, past everything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flowtable {
+    /// Its name.
+    pub name: String,
+    /// Its place among what hangs on the ingress hook.
+    pub priority: i32,
+    /// The devices whose packets are looked up in it, by name.
+    pub devices: BTreeSet<String>,
+    /// Whether packets are counted for their connections, where those count at all.
+    pub counter: bool,
 }
 
 /// A chain with its rules.

@@ -36,6 +36,9 @@ pub(super) mod message {
     pub(in super::super) const DELSETELEM: u16 = of(14);
     pub(in super::super) const GETGEN: u16 = of(16);
     pub(in super::super) const TRACE: u16 = of(17);
+    pub(in super::super) const NEWFLOWTABLE: u16 = of(22);
+    pub(in super::super) const GETFLOWTABLE: u16 = of(23);
+    pub(in super::super) const DELFLOWTABLE: u16 = of(24);
 }
 
 pub(super) const NFTA_LIST_ELEM: u16 = 1;
@@ -153,6 +156,19 @@ pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub(super) const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+
+pub(super) const NFTA_FLOWTABLE_TABLE: u16 = 1;
+pub(super) const NFTA_FLOWTABLE_NAME: u16 = 2;
+pub(super) const NFTA_FLOWTABLE_HOOK: u16 = 3;
+pub(super) const NFTA_FLOWTABLE_FLAGS: u16 = 7;
+pub(super) const NFTA_FLOWTABLE_HOOK_NUM: u16 = 1;
+pub(super) const NFTA_FLOWTABLE_HOOK_PRIORITY: u16 = 2;
+pub(super) const NFTA_FLOWTABLE_HOOK_DEVS: u16 = 3;
+pub(super) const NFTA_DEVICE_NAME: u16 = 1;
+pub(super) const NFT_FLOWTABLE_COUNTER: u32 = 2;
+pub(super) const NF_NETDEV_INGRESS: u32 = 0;
+/// `NFTA_FLOW_TABLE_NAME`, of the expression.
+pub(super) const NFTA_FLOW_OFFLOAD_TABLE: u16 = 1;
 
 pub(super) const NFTA_GEN_ID: u16 = 1;
 

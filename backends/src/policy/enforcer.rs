@@ -10,7 +10,7 @@ use super::engine::{Engine, Plan, TableStep};
 use super::image::Edit;
 use super::layout::{empty_table, filter_table};
 use super::steer::{Steering, bridge_table, redirect_table};
-use crate::nft::{Change, Nft, NftError, Table, TableId, differs};
+use crate::nft::{Change, Nft, NftError, Table, TableId, differs, fast_path_tables};
 
 /// Makes the kernel's tables be as an [`Engine`] says.
 pub struct Enforcer {
@@ -18,6 +18,8 @@ pub struct Enforcer {
     conntrack: Conntrack,
     /// What policies say, and what is known of the cluster.
     pub engine: Engine,
+    /// There may be a fast path, whose flows no chain sees: it goes whenever connections have to be judged once more.
+    pub fast_path: bool,
 }
 
 /// What a run of [`Enforcer::converge`] did.
@@ -43,7 +45,12 @@ impl Enforcer {
     /// [`NftError`] when no netlink socket can be had.
     pub fn open(engine: Engine) -> Result<Self, NftError> {
         let failed = |source| NftError::Netlink { what: "opening a netlink socket for connections", source };
-        Ok(Self { nft: Nft::open()?, conntrack: Conntrack::open().map_err(failed)?, engine })
+        Ok(Self {
+            nft: Nft::open()?,
+            conntrack: Conntrack::open().map_err(failed)?,
+            engine,
+            fast_path: false,
+        })
     }
 
     /// The number by which a listener knows changes made through this value.
@@ -118,6 +125,10 @@ impl Enforcer {
             TableStep::Remove => vec![Change::DeleteTable(filter_table())],
         };
         plan.edits.iter().for_each(|edit| changes.extend(changes_of(edit)));
+        if self.fast_path && plan.judges_anew() {
+            let tables = fast_path_tables(self.engine.networks());
+            changes.extend(tables.into_iter().map(Change::DeleteTable));
+        }
         // Before the rules that trust in marks. No rule of ours writes any meanwhile.
         if plan.forget_marks
             && let Err(error) = self.conntrack.forget_marks(self.engine.mark_mask(), |_| false)

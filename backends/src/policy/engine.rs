@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use subnet::Family;
 use subnet::policy::NetworkPolicy;
 
 use super::class::{Book, Class, Member};
 use super::cluster::{Cluster, Record, Touched};
 use super::demand::Demand;
-use super::generation::Generations;
+use super::generation::{FORWARD, Generations};
 use super::image::{Content, Delta, Edit, Image, MemberKey, diff, diff_found};
 use super::layout;
 use super::members::Members;
@@ -97,6 +98,12 @@ impl Plan {
     /// Whether nothing has to change.
     pub fn is_empty(&self) -> bool {
         self.table == TableStep::Keep && self.edits.is_empty()
+    }
+
+    /// Whether connections that passed until now have to be judged once more: the generation is another one.
+    pub(super) fn judges_anew(&self) -> bool {
+        let of_forward = |edit: &Edit| matches!(edit, Edit::Rules(chain) if chain.name == FORWARD);
+        self.table != TableStep::Keep || self.edits.iter().any(of_forward)
     }
 }
 
@@ -199,6 +206,11 @@ impl Engine {
     /// What was planned last was not carried out, or somebody else changed the table.
     pub fn forget_kernel(&mut self) {
         self.kernel = KnownKernel::Unknown;
+    }
+
+    /// The networks of pods.
+    pub(super) fn networks(&self) -> &[IpNet] {
+        &self.settings.networks
     }
 
     /// The table as it shall be, with everything in it.

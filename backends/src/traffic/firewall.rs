@@ -3,6 +3,7 @@
 pub mod blocking;
 mod foreign;
 pub mod nftables;
+mod offload;
 mod tables;
 mod tunnel;
 

@@ -204,7 +204,8 @@ fn table() -> impl Strategy<Value = Table> {
                 }
                 sets.push(map);
                 let comment = comment.clone();
-                Table { id: TableId::new(family, "random"), comment, dormant, sets, chains }
+                let id = TableId::new(family, "random");
+                Table { comment, dormant, sets, chains, ..Table::new(id) }
             })
         },
     )

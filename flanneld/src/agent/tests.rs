@@ -149,6 +149,7 @@ impl Bed {
             policy_socket: None,
             policies: None,
             probes: None,
+            fast_path: None,
         };
         let (firewall, rules_moved) = (FakeFirewall::default(), Arc::new(Notify::new()));
         let hands = Hands { kernel: kernel.clone(), firewall: Box::new(firewall.clone()) };

@@ -11,6 +11,7 @@ use subnet::Family;
 
 use super::UsageError;
 use super::grammar::{Origin, Setting, variable, written};
+use crate::fast_path;
 use crate::policy::Mode;
 
 /// What makes traffic rules.
@@ -185,6 +186,16 @@ pub(super) fn policy_mode(text: &str) -> Checked<Mode> {
         "on" => Ok(Mode::On),
         "strict" => Ok(Mode::Strict),
         _ => Err("is no mode: give off, on or strict"),
+    }
+}
+
+/// Whether established flows of pods skip bridge, rules and routing.
+pub(super) fn fast_path(text: &str) -> Checked<fast_path::Mode> {
+    match text {
+        "auto" => Ok(fast_path::Mode::Auto),
+        "on" => Ok(fast_path::Mode::On),
+        "off" => Ok(fast_path::Mode::Off),
+        _ => Err("is no mode: give auto, on or off"),
     }
 }
 

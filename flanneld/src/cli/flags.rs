@@ -11,6 +11,7 @@ use clap::{ArgAction, Parser};
 use regex::bytes::Regex;
 
 use super::check::{self, TrafficManager};
+use crate::fast_path;
 use crate::policy::Mode;
 
 pub(super) const FILES: &str = "Files and logging";
@@ -130,6 +131,9 @@ pub(super) struct RunFlags {
     /// Switch IP forwarding on at start where it is off, for the enabled families
     #[arg(long, action = ArgAction::Set, default_value_t = true, help_heading = RULES)]
     pub(super) ip_forward: bool,
+    /// Established flows of pods skip bridge, rules and routing: 'auto' as FastPath of the network configuration says, 'on', 'off'
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = check::fast_path, help_heading = RULES)]
+    pub(super) fast_path: fast_path::Mode,
     /// Run the commands of the backend 'extension': who may write the network configuration can then run programs as root here
     #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = COMMANDS)]
     pub(super) allow_extension_commands: bool,

@@ -16,6 +16,7 @@ use super::check::{self, Source};
 use super::flags::{COMPATIBLE, KUBERNETES, POLICIES, RunFlags, STORE};
 use super::grammar::Setting;
 use crate::agent::TrafficSettings;
+use crate::fast_path;
 use crate::interface::Selectors;
 use crate::log::Verbosity;
 use crate::policy::{Mode, PolicyOptions};
@@ -51,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) allow_extension_commands: bool,
     /// Take the place of an agent that runs with this subnet file.
     pub(crate) take_over: bool,
+    /// Whether established flows of pods skip bridge, rules and routing.
+    pub(crate) fast_path: fast_path::Mode,
     /// Whether and how network policies are enforced.
     pub(crate) network_policy: PolicyOptions,
     /// How much is logged.
@@ -119,6 +122,7 @@ impl Options {
         }
         let port = |port| u16::try_from(port).ok().filter(|port| *port > 0);
         let shown = shown(&store, flags.network_policy);
+        let network_policy = policy_options(&flags);
         Ok(Self {
             store,
             selectors: Selectors {
@@ -144,16 +148,22 @@ impl Options {
             ip_forward: flags.ip_forward,
             allow_extension_commands: flags.allow_extension_commands,
             take_over: flags.take_over,
-            network_policy: PolicyOptions {
-                mode: flags.network_policy,
-                steer: flags.network_policy_steer,
-                mark_shift: flags.network_policy_mark_mask,
-                log_group: port(flags.network_policy_log),
-            },
+            fast_path: flags.fast_path,
+            network_policy,
             verbosity: Verbosity::new(flags.v),
             warnings,
             shown,
         })
+    }
+}
+
+fn policy_options(flags: &RunFlags) -> PolicyOptions {
+    PolicyOptions {
+        mode: flags.network_policy,
+        steer: flags.network_policy_steer,
+        mark_shift: flags.network_policy_mark_mask,
+        log_group: u16::try_from(flags.network_policy_log).ok().filter(|group| *group > 0),
+        fast_path: flags.fast_path,
     }
 }
 

@@ -25,6 +25,7 @@ use super::known::{Effect, Known};
 use super::steering::{Steered, Steerer};
 use super::watches::Watches;
 use super::{Facts, Figures, Mode, PolicyOptions};
+use crate::fast_path;
 use crate::lent::Lent;
 use crate::serve::Health;
 use adds::{ADD_TIMEOUT, Fetched};
@@ -58,8 +59,9 @@ impl PolicyKernel {
     fn open(options: &PolicyOptions) -> anyhow::Result<Self> {
         let settings = settings(options, &Facts::default());
         let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
-        let enforcer =
+        let mut enforcer =
             Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
+        enforcer.fast_path = options.fast_path != fast_path::Mode::Off;
         let steerer = Steerer::new(Netlink::open()?, options.steer);
         Ok(Self { enforcer, steerer })
     }

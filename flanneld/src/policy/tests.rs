@@ -107,7 +107,13 @@ impl Bed {
         let api = Kube::new(options).await.unwrap().policy_api();
         let (announcer, requests) = Announcer::channel();
         let health = Health::new(Duration::from_secs(60), []);
-        let policy = PolicyOptions { mode, steer: SteerMode::Auto, mark_shift: 24, log_group: None };
+        let policy = PolicyOptions {
+            mode,
+            steer: SteerMode::Auto,
+            mark_shift: 24,
+            log_group: None,
+            fast_path: crate::fast_path::Mode::Off,
+        };
         let task = Policies::open(
             policy,
             api,

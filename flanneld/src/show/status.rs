@@ -242,8 +242,12 @@ fn pods(status: &Status) -> Line {
         ),
         None => String::new(),
     };
+    let fast_path = match status.fast_path {
+        Some(devices) => format!("; fast path over {devices} devices"),
+        None => String::new(),
+    };
     let text = if pools.is_empty() { "no pool yet".to_owned() } else { pools.join("; ") };
-    ("pods", tone, text + &policy)
+    ("pods", tone, text + &policy + &fast_path)
 }
 
 /// How bad a state is: the worst first.

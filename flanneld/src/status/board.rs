@@ -58,6 +58,8 @@ struct BoardState {
     tunnel: Mutex<Option<Arc<backends::Counters>>>,
     probes: OnceLock<Probes>,
     cni: CniListener,
+    /// Devices in the flowtables of the fast path, if there is one.
+    fast_path: Mutex<Option<usize>>,
     max_series: AtomicUsize,
     traffic: Mutex<TrafficCounts>,
 }
@@ -97,6 +99,7 @@ impl Default for Board {
             tunnel: Mutex::default(),
             probes: OnceLock::new(),
             cni: CniListener::default(),
+            fast_path: Mutex::default(),
             max_series: AtomicUsize::default(),
             traffic: Mutex::default(),
         }))
@@ -148,6 +151,15 @@ impl Board {
     /// What probes found, if there are any.
     pub(super) fn probed(&self) -> Option<Report> {
         self.0.probes.get().filter(|probes| probes.is_on()).map(Probes::report)
+    }
+
+    /// There is a fast path over so many devices, or none.
+    pub(crate) fn offload(&self, devices: Option<usize>) {
+        *lock(&self.0.fast_path) = devices;
+    }
+
+    pub(super) fn fast_path(&self) -> Option<usize> {
+        *lock(&self.0.fast_path)
     }
 
     /// Who hears of the CNI plugin's calls.

@@ -73,6 +73,7 @@ pub(crate) fn build(
         traffic: named_traffic(board, &published),
         cni: board.cni().report(),
         policy,
+        fast_path: board.fast_path(),
         counters: published.counters.clone(),
         tunnel: board.tunnel(),
     }

@@ -61,6 +61,9 @@ impl Collector for Exposition {
         }
         out.peer_bytes(&status.traffic)?;
         out.cni(&status.cni)?;
+        if let Some(devices) = status.fast_path {
+            out.gauge("fast_path_devices", "Devices of the fast path.", devices as f64)?;
+        }
         match &status.policy {
             Some(policy) => out.policy(policy),
             None => Ok(()),

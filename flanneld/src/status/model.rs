@@ -49,6 +49,8 @@ pub(crate) struct Status {
     pub(crate) cni: CniCalls,
     /// Only while network policies are enforced.
     pub(crate) policy: Option<Policy>,
+    /// Devices of the fast path; only while there is one.
+    pub(crate) fast_path: Option<usize>,
     pub(crate) counters: Counters,
     /// What the `udp` backend counts; empty without it.
     pub(crate) tunnel: BTreeMap<String, u64>,

@@ -11,6 +11,7 @@ mod doctor;
 mod doctor_ways;
 mod extension;
 mod families;
+mod fast_path;
 mod fights;
 mod handshake;
 mod hasty;

@@ -10,10 +10,10 @@ use backends::testing::Pod;
 const PORT: u16 = 7070;
 const CHUNK: usize = 64 * 1024;
 /// A connection on which nothing moves for this long is broken.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// The bytes of a stream from `offset` on: each word is a hash of its place (splitmix64).
-fn fill(buffer: &mut [u8], offset: u64) {
+pub(crate) fn fill(buffer: &mut [u8], offset: u64) {
     for (index, word) in buffer.chunks_exact_mut(8).enumerate() {
         let mut hash = (offset / 8 + index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -36,6 +36,7 @@ impl NetworkConfig {
         let except: Vec<String> = self.masquerade_except.iter().map(ToString::to_string).collect();
         values
             .push(("MasqueradeExcept", if except.is_empty() { "(none)".into() } else { except.join(", ") }));
+        values.push(("FastPath", self.fast_path.to_string()));
         values
     }
 }

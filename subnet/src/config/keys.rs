@@ -19,7 +19,7 @@ impl PartialEq for Warnings {
 
 impl Eq for Warnings {}
 
-const TOP: [&str; 13] = [
+const TOP: [&str; 14] = [
     "EnableIPv4",
     "EnableIPv6",
     "EnableNFTables",
@@ -33,6 +33,7 @@ const TOP: [&str; 13] = [
     "IPv6SubnetMax",
     "Backend",
     "MasqueradeExcept",
+    "FastPath",
 ];
 /// With those that Go flannel reads on Windows only.
 const VXLAN: [&str; 12] = [

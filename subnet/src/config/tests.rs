@@ -119,6 +119,8 @@ fn errors_name_key_value_and_remedy() {
             r#"{"Network":"10.3.0.0/16","MasqueradeExcept":"192.168.0.0/16"}"#,
             ["MasqueradeExcept", "192.168.0.0/16"],
         ),
+        (r#"{"Network":"10.3.0.0/16","FastPath":"yes"}"#, ["FastPath", "yes"]),
+        (r#"{"Network":"10.3.0.0/16","FastPath":1}"#, ["FastPath", "1"]),
         ("[]", ["not a JSON object", "[] is a list"]),
     ] {
         let text = error(json);
@@ -198,4 +200,13 @@ fn bounds_in_the_wrong_order_are_named() {
     let json = r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.5.0"}"#;
     let error = NetworkConfig::parse(json).unwrap_err().to_string();
     assert!(error.contains("SubnetMin: 10.3.9.0 lies above SubnetMax 10.3.5.0"), "{error}");
+}
+
+#[test]
+fn the_fast_path_is_off_unless_the_key_says_so_and_a_change_of_it_is_named() {
+    let (off, on) =
+        (parse(r#"{"Network":"10.3.0.0/16"}"#), parse(r#"{"Network":"10.3.0.0/16","fastpath":true}"#));
+    assert!(!off.fast_path && on.fast_path);
+    assert!(on.warnings.0.is_empty(), "the key is known");
+    assert_eq!(off.changes(&on), ["FastPath: false → true"]);
 }

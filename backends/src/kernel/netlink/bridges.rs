@@ -1,4 +1,4 @@
-//! Notifications about bridges: their names, their hardware addresses, and the addresses of all links.
+//! Notifications about bridges and other links: their names, their hardware addresses, and the addresses of all links.
 
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -31,21 +31,30 @@ impl BridgeListener {
     /// # Errors
     /// [`KernelError::Netlink`] when the socket fails.
     pub async fn moved(&self) -> Result<(), KernelError> {
+        self.heard(|message| match message {
+            Message::NewLink(link) | Message::DelLink(link) => {
+                decode::link(&link).is_some_and(|facts| facts.host.bridge)
+            }
+            Message::NewAddress(_) | Message::DelAddress(_) => true,
+            _ => false,
+        })
+        .await
+    }
+
+    /// Waits until any link or address comes, changes or goes.
+    ///
+    /// # Errors
+    /// [`KernelError::Netlink`] when the socket fails.
+    pub async fn links_moved(&self) -> Result<(), KernelError> {
+        self.heard(|_| true).await
+    }
+
+    async fn heard(&self, concerns: impl Fn(Message) -> bool) -> Result<(), KernelError> {
         let mut buffer = MulticastSocket::buffer();
         loop {
             match self.socket.receive(&mut buffer).await.map_err(failed("receiving notifications"))? {
-                Received::Datagram(datagram) => {
-                    let concerns = |message: Message| match message {
-                        Message::NewLink(link) | Message::DelLink(link) => {
-                            decode::link(&link).is_some_and(|facts| facts.host.bridge)
-                        }
-                        Message::NewAddress(_) | Message::DelAddress(_) => true,
-                        _ => false,
-                    };
-                    if messages(datagram).any(concerns) {
-                        return Ok(());
-                    }
-                }
+                Received::Datagram(datagram) if messages(datagram).any(&concerns) => return Ok(()),
+                Received::Datagram(_) => {}
                 Received::Lost => return Ok(()),
             }
         }

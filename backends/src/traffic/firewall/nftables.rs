@@ -13,8 +13,10 @@ use crate::nft::{
 };
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::rules::Traffic;
+pub use fast_path::Offloaded;
 use tunnels::Tunnels;
 
+mod fast_path;
 mod tunnels;
 
 /// What Go flannel's iptables mode leaves in tables of iptables-nft: chain by table.
@@ -80,6 +82,7 @@ impl NftFirewall {
         let reading = |error| failed("reading nftables", &error);
         let mut changed = self.plan(want).map_err(reading)?.report.changed;
         changed.extend(self.plan_tunnels(&[], former).map_err(reading)?.report.changed);
+        changed.extend(self.plan_offload(&[], former).map_err(reading)?.0.report.changed);
         Ok(changed)
     }
 

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use crate::nft::matches::{accept, destination, leave, mark_bits, masquerade, source};
+pub(super) use crate::nft::name_with_network as own_name;
 use crate::nft::{Base, Chain, Expr, Hook, Op, Rule, Table, TableId, masquerade_flags};
 use crate::traffic::rules::{self, Match, SERVICE_MARK, Traffic, TrafficVerdict};
 
@@ -13,11 +14,6 @@ pub(super) fn plain_name(family: Family) -> &'static str {
         Family::V4 => "flannel-ipv4",
         Family::V6 => "flannel-ipv6",
     }
-}
-
-/// The name of a table for `network` where another agent of this host has the plain one.
-pub(super) fn own_name(plain: &str, network: IpNet) -> String {
-    format!("{plain}-{}-{}", network.network(), network.prefix_len())
 }
 
 /// Whether a table with the plain name belongs to an agent with one of these networks, rather than to

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Machine;
 use super::underlay::node;
 use crate::agent::condition;
+use crate::fast_path;
 use crate::policy::Facts;
 use crate::probe::Targets;
 
@@ -106,6 +107,7 @@ impl Machine {
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
         self.tell_probes(&peers, &state, external.mtu);
+        self.tell_fast_path(external.name, &own);
         let inputs = self.inputs()?;
         self.planner.plan = Some((inputs, Arc::new(state)));
         self.planner.current()
@@ -119,6 +121,24 @@ impl Machine {
         probes.send_if_modified(|known| {
             let news = *known != targets;
             *known = targets;
+            news
+        });
+    }
+
+    /// Tells those who keep the fast path which networks and devices there are now.
+    fn tell_fast_path(&self, external: backends::Name, own: &Subnets) {
+        let Some(fast_path) = &self.settings.fast_path else { return };
+        let network = &self.force.network;
+        let others = Family::BOTH.into_iter().flat_map(|family| self.change.others(family));
+        let facts = Some(fast_path::Facts {
+            configured: network.fast_path,
+            networks: network.networks().iter().chain(others.map(|(network, _)| network)).collect(),
+            subnets: own.iter().chain(self.change.left.iter().copied()).collect(),
+            outer: self.force.ways.devices().chain([external]).collect(),
+        });
+        fast_path.send_if_modified(|known| {
+            let news = *known != facts;
+            *known = facts;
             news
         });
     }

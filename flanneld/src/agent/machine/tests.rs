@@ -82,6 +82,7 @@ impl World {
             policy_socket: None,
             policies: None,
             probes: None,
+            fast_path: None,
         };
         let network = network(config);
         let ways = Ways::new(&network.backend, &network).unwrap();

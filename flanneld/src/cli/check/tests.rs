@@ -252,3 +252,14 @@ proptest! {
         let _ = parse(&[&format!("--{flag}={value}")]);
     }
 }
+
+#[test]
+fn the_fast_path_is_as_configured_unless_the_flag_decides() {
+    use crate::fast_path::Mode;
+    let mode = |args: &[&str]| parse(args).map(|options| options.fast_path);
+    assert_eq!(mode(&[]), Ok(Mode::Auto));
+    assert_eq!(mode(&["--fast-path=on"]), Ok(Mode::On));
+    assert_eq!(mode(&["--fast-path", "off"]), Ok(Mode::Off));
+    let error = mode(&["--fast-path=true"]).unwrap_err();
+    assert!(error.contains("--fast-path=\"true\"") && error.contains("auto, on or off"), "{error}");
+}

@@ -25,6 +25,7 @@ fn status() -> Status {
             leaked: Some(1),
             ..Pool::default()
         }],
+        fast_path: Some(4),
         policy: Some(Policy { apply: times, repairs: 2, ..Policy::default() }),
         ..Status::default()
     }
@@ -50,6 +51,7 @@ fn every_value_is_a_line_and_what_is_not_known_is_none() {
         "flannel_policy_apply_seconds_bucket{le=\"+Inf\"} 4",
         "flannel_policy_apply_seconds_sum 9.055",
         "flannel_policy_apply_seconds_count 4",
+        "flannel_fast_path_devices 4",
         "flannel_policy_repairs_total 2",
         "# TYPE flannel_policy_repairs counter",
     ] {

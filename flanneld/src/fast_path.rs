@@ -1,0 +1,294 @@
+//! The fast path of pods' flows, kept beside the loop: devices come and go with pods, and none of that concerns leases.
+//!
+//! The loop tells which networks and devices between nodes there are ([`Facts`]); the task adds the pods' devices, and has
+//! the table made ([`NftFirewall::offload`]).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use backends::fast_path::{FastPath, suits_release};
+use backends::firewall::nftables::{NftFirewall, Offloaded};
+use backends::kernel::netlink::{BridgeListener, Netlink};
+use backends::{Name, NftListener, Watched};
+use ipnet::IpNet;
+use subnet::Family;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::lent::Lent;
+use crate::serve::Health;
+
+/// The subject of notes about it.
+pub(crate) const SUBJECT: &str = "fast-path";
+
+/// A burst of notifications is over when none came for this long, or when it has lasted for the second.
+const QUIET: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+/// The table is compared this often although nothing was heard of it.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Time between attempts after failures, doubling up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// Whether this node has a fast path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As `FastPath` of the network configuration says, on kernels without known faults.
+    #[default]
+    Auto,
+    /// Whatever the configuration says and whichever version the kernel has.
+    On,
+    /// Not at all.
+    Off,
+}
+
+/// What the loop knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `FastPath` of the network configuration.
+    pub(crate) configured: bool,
+    /// The networks of pods, those in force before those that are being left.
+    pub(crate) networks: Vec<IpNet>,
+    /// This node's subnets.
+    pub(crate) subnets: Vec<IpNet>,
+    /// The external interface and the tunnel devices.
+    pub(crate) outer: BTreeSet<Name>,
+}
+
+/// What works on the kernel, and hears of it; closed while there is no fast path.
+struct Kernel {
+    hands: Lent<Hands>,
+    links: BridgeListener,
+    tables: NftListener,
+    watched: Arc<Mutex<Watched>>,
+}
+
+struct Hands {
+    firewall: NftFirewall,
+    netlink: Netlink,
+}
+
+impl Kernel {
+    fn open() -> anyhow::Result<Self> {
+        let (links, tables) = (BridgeListener::open()?, NftListener::open()?);
+        let hands = Hands { firewall: NftFirewall::open()?, netlink: Netlink::open()? };
+        let watched = hands.firewall.watched();
+        Ok(Self { hands: Lent::new(hands), links, tables, watched })
+    }
+
+    /// Waits until devices or the tables have changed. Says whether the tables may have.
+    async fn moved(&self) -> anyhow::Result<bool> {
+        tokio::select! {
+            moved = self.links.links_moved() => {
+                moved?;
+                let end = Instant::now() + QUIET.1;
+                while Instant::now() < end && timeout(QUIET.0, self.links.links_moved()).await.is_ok() {}
+                Ok(false)
+            }
+            moved = self.tables.moved(&self.watched) => {
+                tracing::debug!(what = %moved?, "fast path: another program made a change");
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// Keeps the fast path.
+pub(crate) struct FastPaths {
+    mode: Mode,
+    /// Network policies are enforced.
+    policies: bool,
+    facts: watch::Receiver<Option<Facts>>,
+    health: Health,
+    kernel: Option<Kernel>,
+    /// Networks of earlier runs, whose tables are ours.
+    former: Vec<IpNet>,
+    made: Made,
+}
+
+/// What there shall be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    tables: Vec<FastPath>,
+    indexes: BTreeSet<u32>,
+}
+
+/// What is in the kernel.
+#[derive(Debug, PartialEq, Eq)]
+enum Made {
+    /// It has to be read.
+    Unknown,
+    /// This, by the last look, over devices with these numbers: one that was made again has the name of another, but not its
+    /// place in the flowtable.
+    Tables(Wanted),
+    /// Nothing, and nothing is wanted.
+    Nothing,
+    /// Nothing, for there are no flowtables.
+    Lacking,
+}
+
+impl FastPaths {
+    /// `former` are networks of earlier runs.
+    pub(crate) fn new(
+        mode: Mode,
+        policies: bool,
+        former: Vec<IpNet>,
+        facts: watch::Receiver<Option<Facts>>,
+        health: Health,
+    ) -> Self {
+        Self { mode, policies, facts, health, kernel: None, former, made: Made::Unknown }
+    }
+
+    /// Runs until the kernel's notifications fail for good; stopping is dropping. The table is left as it is, so that flows go
+    /// on as they are.
+    pub(crate) async fn run(mut self) -> anyhow::Error {
+        let mut pause = RETRY.0;
+        let mut due = Instant::now() + RESYNC;
+        loop {
+            tokio::select! {
+                changed = self.facts.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                moved = moved(self.kernel.as_ref()) => match moved {
+                    Ok(tables) => if tables { self.made = Made::Unknown },
+                    Err(error) => return error,
+                },
+                () = sleep_until(due) => self.forget(),
+            }
+            let Some(facts) = self.facts.borrow_and_update().clone() else {
+                due = Instant::now() + RESYNC;
+                continue;
+            };
+            match self.look(&facts).await {
+                Ok(()) => (due, pause) = (Instant::now() + RESYNC, RETRY.0),
+                Err(why) => {
+                    tracing::debug!(why, "fast path: tried again");
+                    self.made = Made::Unknown;
+                    due = Instant::now() + pause;
+                    // A device that went meanwhile is no failure yet.
+                    if pause > RETRY.0 {
+                        self.note(Some(format!("pods' flows take the ordinary path: {why}")));
+                    }
+                    pause = (pause * 2).min(RETRY.1);
+                }
+            }
+        }
+    }
+
+    /// What was found is read once more with the next look; a kernel gets no flowtables while it runs.
+    fn forget(&mut self) {
+        if matches!(self.made, Made::Tables(_)) {
+            self.made = Made::Unknown;
+        }
+    }
+
+    /// Makes the table be as it has to be now.
+    async fn look(&mut self, facts: &Facts) -> Result<(), String> {
+        let reason = self.reason_against(facts);
+        match self.made {
+            Made::Nothing if reason.is_some() => {
+                self.note(reason.flatten());
+                return Ok(());
+            }
+            Made::Lacking if reason.is_none() => return Ok(()),
+            _ => {}
+        }
+        if self.kernel.is_none() {
+            self.kernel = Some(Kernel::open().map_err(|error| format!("{error:#}"))?);
+        }
+        let wanted = if reason.is_some() { Wanted::default() } else { self.wanted(facts).await? };
+        let routine = match &self.made {
+            Made::Tables(made) if *made == wanted => return Ok(()),
+            made => matches!(made, Made::Tables(_)),
+        };
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        let (tables, former) = (wanted.tables.clone(), self.former.clone());
+        let outcome = kernel.hands.to(move |hands| hands.firewall.offload(&tables, &former)).await;
+        match outcome.map_err(|error| error.to_string())? {
+            Offloaded::Done(changed) => {
+                for what in changed {
+                    // Pods come and go.
+                    if routine {
+                        tracing::debug!("fast path: {what}");
+                    } else {
+                        tracing::info!("fast path: {what}");
+                    }
+                }
+                for network in &facts.networks {
+                    if !self.former.contains(network) {
+                        self.former.push(*network);
+                    }
+                }
+                self.health.board().offload(reason.is_none().then_some(wanted.indexes.len()));
+                self.made = if reason.is_some() { Made::Nothing } else { Made::Tables(wanted) };
+                self.note(reason.flatten());
+            }
+            Offloaded::Lacking => {
+                self.made = Made::Lacking;
+                self.note(Some(
+                    "the kernel has no nftables flowtables (modules nf_flow_table and nft_flow_offload), so pods' flows take the \
+                     ordinary path: load them and restart flanneld, or switch FastPath off"
+                        .to_owned(),
+                ));
+            }
+        }
+        if !matches!(self.made, Made::Tables(_)) {
+            self.kernel = None;
+        }
+        Ok(())
+    }
+
+    /// Why there is no fast path: `None` if there is one; else, with a sentence if somebody asked for it.
+    fn reason_against(&self, facts: &Facts) -> Option<Option<String>> {
+        match self.mode {
+            Mode::Off => Some(None),
+            Mode::Auto if !facts.configured => Some(None),
+            Mode::Auto => {
+                suits_release(&read("/proc/sys/kernel/osrelease"), &more_versions()).err().map(Some)
+            }
+            Mode::On => None,
+        }
+    }
+
+    async fn wanted(&mut self, facts: &Facts) -> Result<Wanted, String> {
+        let Some(kernel) = &mut self.kernel else { return Ok(Wanted::default()) };
+        let look = |hands: &mut Hands| hands.netlink.links_and_addresses();
+        let host = kernel.hands.to(look).await.map_err(|error| error.to_string())?;
+        let mut pods = host.pod_devices(&facts.subnets);
+        let (mut outer, mut indexes) = (BTreeSet::new(), BTreeSet::new());
+        for link in host.links.values() {
+            if facts.outer.contains(&link.name) {
+                outer.insert(link.name);
+                pods.remove(&link.name);
+            }
+            if outer.contains(&link.name) || pods.contains(&link.name) {
+                indexes.insert(link.index);
+            }
+        }
+        let of_family = |family| {
+            let networks: Vec<IpNet> =
+                facts.networks.iter().copied().filter(|net| Family::of(net.addr()) == family).collect();
+            let (outer, pods, policies) = (outer.clone(), pods.clone(), self.policies);
+            (!networks.is_empty()).then_some(FastPath { networks, outer, pods, policies })
+        };
+        Ok(Wanted { tables: Family::BOTH.into_iter().filter_map(of_family).collect(), indexes })
+    }
+
+    fn note(&self, sentence: Option<String>) {
+        let notes: Vec<String> = sentence.into_iter().collect();
+        self.health.warn(SUBJECT, &notes);
+    }
+}
+
+async fn moved(kernel: Option<&Kernel>) -> anyhow::Result<bool> {
+    match kernel {
+        Some(kernel) => kernel.moved().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where distributions say the patch level of their kernel.
+fn more_versions() -> String {
+    ["/proc/sys/kernel/version", "/proc/version_signature"].map(read).join("\n")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,316 @@
+//! The fast path on a kernel that has flowtables: what goes through it is what was sent, whatever happens meanwhile.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use backends::testing::{Namespace, Pod};
+use ipnet::IpNet;
+
+use crate::bed::{Cluster, Member};
+use crate::{require_kernel, transfer};
+
+const CONFIG: &str = "/coreos.com/network/config";
+const VXLAN: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"vxlan"}}"#;
+const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"host-gw"}}"#;
+const CHUNK: usize = 64 * 1024;
+
+/// The devices of a node's flowtable.
+fn devices(member: &Member) -> Vec<String> {
+    let text = member.node.namespace().command("nft").args(["list", "flowtables"]).ok().unwrap();
+    let list = text.split("devices = {").nth(1).and_then(|rest| rest.split('}').next()).unwrap_or_default();
+    let mut devices: Vec<String> = list
+        .split(',')
+        .map(|name| name.trim().trim_matches('"').to_owned())
+        .filter(|name| !name.is_empty())
+        .collect();
+    devices.sort();
+    devices
+}
+
+/// The entries of connection tracking with these words.
+fn entries(namespace: &Namespace, words: &[&str]) -> Vec<String> {
+    let all = namespace.run(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap());
+    all.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+}
+
+fn is_offloaded(member: &Member, port: u16) -> bool {
+    !entries(member.node.namespace(), &[&format!("port={port} "), "[OFFLOAD]"]).is_empty()
+}
+
+/// A connection over which bytes that are known beforehand go in both directions until it is ended.
+struct Exchange {
+    ended: Arc<AtomicBool>,
+    chunks: Arc<AtomicU64>,
+    ends: Vec<JoinHandle<u64>>,
+}
+
+impl Exchange {
+    /// Between a client that asks for `at` and a server that listens at `port` of all its addresses.
+    fn start(client: &Namespace, server: &Namespace, at: SocketAddr, port: u16) -> Self {
+        let any = SocketAddr::from(([0, 0, 0, 0], port));
+        let listener = server.run(|| TcpListener::bind(any)).unwrap();
+        let stream = client.run(|| TcpStream::connect_timeout(&at, transfer::SILENCE)).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        let (ended, chunks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut ends = Vec::new();
+        for stream in [stream, other] {
+            let from = stream.try_clone().unwrap();
+            let (count, stop) = (Arc::clone(&chunks), Arc::clone(&ended));
+            ends.push(thread::spawn(move || receive(from, &count)));
+            ends.push(thread::spawn(move || send(stream, &stop)));
+        }
+        Self { ended, chunks, ends }
+    }
+
+    /// How many chunks have arrived in both directions.
+    fn arrived(&self) -> u64 {
+        self.chunks.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so much more has arrived that it came after this moment.
+    fn goes_on(&self, member: &Member, after: &str) {
+        let before = self.arrived();
+        member.wait(&format!("further bytes after: {after}"), || self.arrived() >= before + 24);
+    }
+
+    /// Ends the connection; all that was sent has to have arrived.
+    fn finish(self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let counts: Vec<u64> = self.ends.into_iter().map(|end| end.join().unwrap()).collect();
+        let [received, sent, received_there, sent_there] = counts[..] else { panic!("{counts:?}") };
+        assert!(received == sent_there && received_there == sent && sent > 0, "{counts:?}");
+    }
+}
+
+fn send(mut stream: TcpStream, ended: &AtomicBool) -> u64 {
+    stream.set_write_timeout(Some(transfer::SILENCE)).unwrap();
+    let (mut buffer, mut sent) = (vec![0; CHUNK], 0);
+    while !ended.load(Ordering::Relaxed) {
+        transfer::fill(&mut buffer, sent * CHUNK as u64);
+        stream.write_all(&buffer).unwrap();
+        sent += 1;
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    sent
+}
+
+fn receive(mut stream: TcpStream, chunks: &AtomicU64) -> u64 {
+    stream.set_read_timeout(Some(transfer::SILENCE)).unwrap();
+    let (mut arrived, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut received = 0;
+    loop {
+        let first = stream.read(&mut arrived).unwrap();
+        if first == 0 {
+            return received;
+        }
+        stream.read_exact(&mut arrived[first..]).unwrap();
+        transfer::fill(&mut expected, received * CHUNK as u64);
+        assert!(arrived == expected, "chunk {received} was changed on the way");
+        received += 1;
+        chunks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn another_pod(member: &Member, number: usize) -> Pod {
+    let subnet = member.subnet();
+    let address = subnet.hosts().nth(number).unwrap();
+    Pod::wired(&member.node, IpNet::new(address, subnet.prefix_len()).unwrap()).unwrap()
+}
+
+fn at(pod: &Pod, port: u16) -> SocketAddr {
+    SocketAddr::new(pod.address(), port)
+}
+
+struct Scene {
+    cluster: Cluster,
+    members: [Member; 2],
+    pods: [Pod; 2],
+}
+
+impl Scene {
+    fn new(config: &str, args: &[&str]) -> Self {
+        require_kernel("6.");
+        let cluster = Cluster::new(config);
+        let members = [cluster.join_with(args), cluster.join_with(args)];
+        let pods = members.each_ref().map(Member::pod);
+        for member in &members {
+            member.wait("the pod's device in the flowtable", || {
+                devices(member).len() == expected_devices(config)
+            });
+        }
+        members[0].wait("the first echo", || pods[0].namespace().reaches(pods[1].address()).unwrap());
+        Self { cluster, members, pods }
+    }
+
+    fn exchange(&self, port: u16) -> Exchange {
+        let [a, b] = &self.pods;
+        let exchange = Exchange::start(a.namespace(), b.namespace(), at(b, port), port);
+        for member in &self.members {
+            member.wait("the connection in the flowtable", || is_offloaded(member, port));
+        }
+        exchange
+    }
+}
+
+/// The external interface, the tunnel, and one pod.
+fn expected_devices(config: &str) -> usize {
+    if config.contains("host-gw") { 2 } else { 3 }
+}
+
+#[test]
+fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_backends_and_mtus() {
+    let mut scene = Scene::new(VXLAN, &[]);
+    let exchange = scene.exchange(7071);
+    let [a, b] = &scene.members;
+    let before = devices(a);
+    for number in 0..3 {
+        let pod = another_pod(a, 20 + number);
+        a.wait("the new pod's device", || devices(a).len() == before.len() + 1);
+        transfer::tcp(&pod, &scene.pods[1], 4);
+        let port = devices(a).into_iter().find(|device| !before.contains(device)).unwrap();
+        drop(pod);
+        a.ip(&format!("link del {port}"));
+        a.wait("no more than before", || devices(a) == before);
+    }
+    exchange.goes_on(a, "pods that came and went");
+
+    scene.cluster.put(CONFIG, HOST_GW);
+    for (member, peer) in [(a, b), (b, a)] {
+        let subnet = peer.subnet();
+        member
+            .wait("routes by eth0", || member.show(&format!("ip route show {subnet}")).contains("dev eth0"));
+    }
+    exchange.goes_on(a, "host-gw in place of vxlan");
+    for member in [a, b] {
+        member.wait("the connection in the flowtable again", || is_offloaded(member, 7071));
+    }
+    scene.cluster.put(CONFIG, VXLAN);
+    for (member, peer) in [(a, b), (b, a)] {
+        let subnet = peer.subnet();
+        member.wait("routes by flannel.1", || {
+            member.show(&format!("ip route show {subnet}")).contains("dev flannel.1")
+        });
+    }
+    exchange.goes_on(a, "vxlan in place of host-gw");
+
+    scene.cluster.put(CONFIG, &VXLAN.replace("vxlan\"", "vxlan\",\"MTU\":1400"));
+    for member in [a, b] {
+        member.wait("the lower MTU", || member.show("ip link show flannel.1").contains("mtu 1350"));
+    }
+    exchange.goes_on(a, "a lower MTU");
+
+    for _ in 0..5 {
+        let [a, _] = &mut scene.members;
+        a.agent.kill().unwrap();
+        a.start_again();
+    }
+    let a = &scene.members[0];
+    assert!(!a.agent.log().contains("nftables table ip flannel-fast-path"), "it is adopted as it is");
+    exchange.goes_on(a, "an agent that was killed");
+    exchange.finish();
+}
+
+#[test]
+fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_way_both_ways() {
+    let scene = Scene::new(VXLAN, &["--ip-masq"]);
+    let [a, _] = &scene.members;
+    let [client, server] = &scene.pods;
+    let service = "10.96.0.10";
+    let rule = format!(
+        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; \
+         ip daddr {service} tcp dport 80 dnat to {}; }}; }}",
+        at(server, 7072)
+    );
+    a.node.namespace().command("nft").args(["-f", "-"]).input(rule).ok().unwrap();
+    let exchange = Exchange::start(
+        client.namespace(),
+        server.namespace(),
+        SocketAddr::new(service.parse().unwrap(), 80),
+        7072,
+    );
+    a.wait("the service's connection in the flowtable", || is_offloaded(a, 7072));
+    exchange.goes_on(a, "its first bytes");
+    exchange.finish();
+
+    let outside = scene.cluster.fabric.node().unwrap();
+    let exchange = Exchange::start(
+        client.namespace(),
+        outside.namespace(),
+        SocketAddr::new(outside.address().into(), 7073),
+        7073,
+    );
+    a.wait("the masqueraded connection in the flowtable", || is_offloaded(a, 7073));
+    exchange.goes_on(a, "its first bytes");
+    exchange.finish();
+}
+
+#[test]
+fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_to_connection_tracking() {
+    let scene = Scene::new(VXLAN, &[]);
+    let [a, b] = &scene.members;
+    a.node.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
+    let neighbour = another_pod(a, 30);
+    let bridged =
+        Exchange::start(scene.pods[0].namespace(), neighbour.namespace(), at(&neighbour, 7074), 7074);
+    bridged.goes_on(a, "its first bytes");
+    assert!(!is_offloaded(a, 7074), "a bridged connection is none of the fast path's");
+    bridged.finish();
+
+    for member in [a, b] {
+        member.node.namespace().sysctl("netfilter/nf_flowtable_tcp_timeout", "2").unwrap();
+    }
+    let listener = scene.pods[1].namespace().run(|| TcpListener::bind(at(&scene.pods[1], 7075))).unwrap();
+    let mut stream = scene.pods[0].namespace().run(|| TcpStream::connect(at(&scene.pods[1], 7075))).unwrap();
+    let (mut other, _) = listener.accept().unwrap();
+    let mut say = |bytes: usize| {
+        let mut buffer = vec![7; bytes];
+        stream.write_all(&buffer).unwrap();
+        other.read_exact(&mut buffer).unwrap();
+        other.write_all(&buffer).unwrap();
+        stream.read_exact(&mut buffer).unwrap();
+    };
+    a.wait("the connection in the flowtable", || {
+        say(1000);
+        is_offloaded(a, 7075)
+    });
+    a.wait("its return", || !is_offloaded(a, 7075));
+    let kept = entries(a.node.namespace(), &["port=7075 ", "ESTABLISHED", "[ASSURED]"]);
+    assert_eq!(kept.len(), 1, "the connection is known as long as it lives");
+    a.wait("the connection in the flowtable again", || {
+        say(1000);
+        is_offloaded(a, 7075)
+    });
+    drop((stream, other));
+    a.wait("the end of the connection in the flowtable", || !is_offloaded(a, 7075));
+}
+
+#[test]
+fn a_table_that_somebody_removes_comes_back_and_nothing_is_left_when_it_is_switched_off() {
+    let scene = Scene::new(VXLAN, &[]);
+    let [a, _] = &scene.members;
+    let exchange = scene.exchange(7076);
+    let before = devices(a);
+    a.show("nft delete table ip flannel-fast-path");
+    a.wait("the table", || devices(a) == before);
+    a.wait("the connection in the flowtable again", || is_offloaded(a, 7076));
+    scene.cluster.put(CONFIG, &VXLAN.replace("true", "false"));
+    a.wait("no table", || !a.show("nft list tables").contains("flannel-fast-path"));
+    exchange.goes_on(a, "the fast path's end");
+    exchange.finish();
+}
+
+#[test]
+fn wireguard_and_udp_and_ipip_carry_what_was_sent_with_a_fast_path() {
+    for (backend, device) in [("wireguard", "flannel-wg"), ("udp", "flannel0"), ("ipip", "flannel.ipip")] {
+        let config = VXLAN.replace("vxlan", backend);
+        let scene = Scene::new(&config, &[]);
+        assert!(devices(&scene.members[0]).contains(&device.to_owned()), "{backend}");
+        let exchange = scene.exchange(7077);
+        exchange.goes_on(&scene.members[0], backend);
+        exchange.finish();
+    }
+}
