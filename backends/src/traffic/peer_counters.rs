@@ -1,7 +1,7 @@
 //! Traffic per peer, counted by nftables: for backends whose devices are shared by all peers.
 //!
 //! ```text
-//! table ip flannel-peers-1234 {
+//! table ip flannel-peers-7f3a {
 //!     map sent-24 { type ipv4_addr : verdict; elements = { 10.244.7.0 : jump sent-10.244.7.0-24 } }
 //!     chain postrouting { type filter hook postrouting …; ip daddr & 255.255.255.0 vmap @sent-24 }
 //!     chain sent-10.244.7.0-24 { counter }
@@ -22,7 +22,7 @@ use crate::nft::{
     Base, Chain, Change, Hook, KeyType, Nft, NftError, Place, Rule, Set, Span, TableId, Verdict,
 };
 
-/// How the names of the tables begin; the process id follows.
+/// How the names of the tables begin. A random number follows: agents in two containers can have the same process id.
 const PREFIX: &str = "flannel-peers-";
 /// After source NAT and connection tracking, where nothing decides any more.
 const PRIORITY: i32 = 300;
@@ -39,6 +39,8 @@ pub struct PeerTraffic {
 /// Counts while it lives.
 pub struct PeerCounters {
     nft: Nft,
+    /// The name of the tables.
+    name: String,
     /// Subnets that are counted.
     counted: BTreeSet<IpNet>,
     /// Families and lengths of prefixes for which there are maps.
@@ -101,7 +103,8 @@ impl PeerCounters {
     /// # Errors
     /// [`NftError`] when no netlink socket can be had.
     pub fn open() -> Result<Self, NftError> {
-        Ok(Self { nft: Nft::open()?, counted: BTreeSet::new(), lengths: BTreeSet::new() })
+        let name = format!("{PREFIX}{:04x}", crate::random::id());
+        Ok(Self { nft: Nft::open()?, name, counted: BTreeSet::new(), lengths: BTreeSet::new() })
     }
 
     /// Counts exactly these subnets from now on; those that stay keep their counters.
@@ -123,16 +126,16 @@ impl PeerCounters {
             of_both(&new, |(family, length), direction| (family, direction, direction.map(family, length)));
         let chains: Vec<(TableId, Chain)> = of_both(&come, |subnet, direction| {
             let rules = vec![Rule::new([counter()])];
-            (table(subnet), Chain { rules, ..Chain::regular(direction.chain(subnet)) })
+            (self.table(subnet), Chain { rules, ..Chain::regular(direction.chain(subnet)) })
         });
         let mut changes = Vec::new();
         for family in new.iter().map(|(family, _)| *family).collect::<BTreeSet<_>>() {
-            let table = TableId::new(family, name());
+            let table = TableId::new(family, self.name.as_str());
             changes.push(Change::AddOwnedTable(table.clone()));
             changes.extend(bases.iter().map(|chain| Change::AddChain { table: table.clone(), chain }));
         }
         for (family, direction, map) in &maps {
-            let table = TableId::new(*family, name());
+            let table = TableId::new(*family, self.name.as_str());
             changes.push(Change::AddSet { table: table.clone(), set: map });
             changes.push(Change::AddRule {
                 table,
@@ -143,25 +146,29 @@ impl PeerCounters {
         }
         changes.extend(chains.iter().map(|(table, chain)| Change::AddChain { table: table.clone(), chain }));
         changes.extend(of_both(&come, |subnet, direction| Change::AddElements {
-            table: table(subnet),
+            table: self.table(subnet),
             set: direction.element(subnet),
         }));
         changes.extend(of_both(&gone, |subnet, direction| Change::DeleteElements {
-            table: table(subnet),
+            table: self.table(subnet),
             set: direction.element(subnet),
         }));
         changes.extend(of_both(&gone, |subnet, direction| Change::FlushChain {
-            table: table(subnet),
+            table: self.table(subnet),
             chain: direction.chain(subnet),
         }));
         changes.extend(of_both(&gone, |subnet, direction| Change::DeleteChain {
-            table: table(subnet),
+            table: self.table(subnet),
             chain: direction.chain(subnet),
         }));
         self.nft.commit(&changes)?;
         self.counted.clone_from(subnets);
         self.lengths.extend(lengths);
         Ok(())
+    }
+
+    fn table(&self, subnet: IpNet) -> TableId {
+        TableId::new(Family::of(subnet.addr()), self.name.as_str())
     }
 
     /// What was counted since each of these subnets came.
@@ -173,7 +180,7 @@ impl PeerCounters {
         let families: BTreeSet<Family> =
             self.counted.iter().map(|subnet| Family::of(subnet.addr())).collect();
         for family in families {
-            found.extend(self.nft.counters(&TableId::new(family, name()))?);
+            found.extend(self.nft.counters(&TableId::new(family, self.name.as_str()))?);
         }
         let bytes = |subnet: IpNet, direction: TrafficDirection| {
             found.get(&direction.chain(subnet)).copied().unwrap_or_default()
@@ -194,12 +201,4 @@ fn look_up(family: Family, direction: TrafficDirection, map: &Set) -> Rule {
 
 fn of_both<T: Copy, U>(all: &[T], one: impl Fn(T, TrafficDirection) -> U) -> Vec<U> {
     all.iter().flat_map(|item| TrafficDirection::BOTH.map(|direction| one(*item, direction))).collect()
-}
-
-fn table(subnet: IpNet) -> TableId {
-    TableId::new(Family::of(subnet.addr()), name())
-}
-
-fn name() -> String {
-    format!("{PREFIX}{}", std::process::id())
 }

@@ -1,5 +1,6 @@
 //! Probes of real peers over a real network that loses, cuts and shortens.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -108,8 +109,16 @@ fn packets_that_are_too_long_for_the_way_are_told_with_what_passes() {
     assert_eq!(found["path_mtu"], 1450);
 }
 
-/// The switch drops this share of the tunnel's datagrams to `b`; gives the loss that it counted and the one reported.
-fn loss(cluster: &Cluster, a: &Member, b: &Member, of_ten: u32) -> (f64, f64) {
+/// Loss of 400 probes, as shares.
+struct Loss {
+    counted: f64,
+    reported: f64,
+    /// All states that the tunnel was in meanwhile.
+    states: BTreeSet<String>,
+}
+
+/// The switch drops this share of the tunnel's datagrams to `b`.
+fn loss(cluster: &Cluster, a: &Member, b: &Member, of_hundred: u32) -> Loss {
     let small = format!("ip daddr {} udp dport 8472 udp length < 200", b.node.address());
     let outcomes = || {
         let found = probe(a);
@@ -117,7 +126,12 @@ fn loss(cluster: &Cluster, a: &Member, b: &Member, of_ten: u32) -> (f64, f64) {
         (count("sent"), count("lost"))
     };
     let before = outcomes();
-    fabric_rules(cluster, &format!("{small} counter; {small} numgen random mod 10 < {of_ten} counter drop;"));
+    let drop = match of_hundred {
+        // Nothing is below 0, which nft refuses to compare with.
+        0 => "ip daddr 203.0.113.1 counter drop;".to_owned(),
+        share => format!("{small} numgen random mod 100 < {share} counter drop;"),
+    };
+    fabric_rules(cluster, &format!("{small} counter; {drop}"));
     let counters = || {
         let listed =
             cluster.fabric.switch().command("nft").args(["list", "table", "bridge", "faults"]).ok().unwrap();
@@ -125,34 +139,37 @@ fn loss(cluster: &Cluster, a: &Member, b: &Member, of_ten: u32) -> (f64, f64) {
         let counts: Vec<f64> = after.map(|text| text.split(' ').next().unwrap().parse().unwrap()).collect();
         (counts[0], counts[1])
     };
-    let begun = Instant::now();
+    let (begun, mut states) = (Instant::now(), BTreeSet::new());
     while counters().0 < 400.0 {
         assert!(begun.elapsed() < Duration::from_secs(240), "{:?}; {}", counters(), probe(a));
+        states.extend(probe(a)["state"].as_str().map(str::to_owned));
         std::thread::sleep(Duration::from_secs(1));
     }
     // Those before the fault are still in the window of five minutes.
     let (after, (sent, dropped)) = (outcomes(), counters());
-    (dropped / sent, (after.1 - before.1) / (after.0 - before.0))
+    Loss { counted: dropped / sent, reported: (after.1 - before.1) / (after.0 - before.0), states }
 }
 
 #[test]
 fn loss_is_reported_as_the_network_counts_it() {
-    // Two at a time, because each takes a minute and a half.
-    let cases: Vec<_> = [2, 5]
+    // All at a time, because each takes a minute and a half.
+    let cases: Vec<_> = [0, 5, 20, 50]
         .into_iter()
-        .map(|of_ten| {
+        .map(|of_hundred| {
             std::thread::spawn(move || {
                 let cluster = Cluster::new(VXLAN);
                 let (a, b) = (cluster.join_with(QUICK), cluster.join_with(&["--probe-interval=0"]));
                 wait_for_verdict(&a, "fine");
-                let (counted, reported) = loss(&cluster, &a, &b, of_ten);
+                let Loss { counted, reported, states } = loss(&cluster, &a, &b, of_hundred);
                 assert!(
                     (counted - reported).abs() <= 0.03,
                     "{reported} reported, {counted} counted; {:#}",
                     probe(&a)
                 );
-                if of_ten == 5 {
-                    wait_for_verdict(&a, "lossy-tunnel");
+                match of_hundred {
+                    0 | 5 => assert!(states.iter().eq(["reachable"]), "{of_hundred} %: {states:?}"),
+                    50 => drop(wait_for_verdict(&a, "lossy-tunnel")),
+                    _ => {}
                 }
             })
         })
