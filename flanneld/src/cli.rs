@@ -9,6 +9,7 @@ mod check_config;
 pub(crate) mod cleanup;
 mod connectivity;
 mod diags;
+mod docker_opts;
 mod doctor;
 mod explain;
 mod flags;
@@ -28,12 +29,14 @@ use clap::{ArgAction, CommandFactory, FromArgMatches};
 use crate::check_config::CheckConfigOptions;
 use crate::connectivity::ConnectivityOptions;
 use crate::diags::DiagsOptions;
+use crate::docker_opts::DockerOptsOptions;
 use crate::explain::ExplainOptions;
 use crate::trace::TraceOptions;
 use check_config::CheckConfigFlags;
 use cleanup::{CleanupFlags, CleanupOptions};
 use connectivity::ConnectivityFlags;
 use diags::DiagsFlags;
+use docker_opts::DockerOptsFlags;
 use doctor::DoctorFlags;
 use explain::ExplainFlags;
 use flags::RunFlags;
@@ -56,7 +59,7 @@ use trace::TraceFlags;
 ///
 /// A new one is a file below `cli` with its flags ([`SubcommandFlags`]), a line here, a variant of [`Command`] and its
 /// arm in `main.rs`.
-static SUBCOMMANDS: [Subcommand; 13] = [
+static SUBCOMMANDS: [Subcommand; 14] = [
     Subcommand::of::<StatusFlags>(),
     Subcommand::of::<DoctorFlags>(),
     Subcommand::of::<ExplainFlags>(),
@@ -66,6 +69,7 @@ static SUBCOMMANDS: [Subcommand; 13] = [
     Subcommand::of::<CheckConfigFlags>(),
     Subcommand::of::<ReportFlags>(),
     Subcommand::of::<DiagsFlags>(),
+    Subcommand::of::<DockerOptsFlags>(),
     Subcommand::of::<CleanupFlags>(),
     Subcommand::of::<CompletionsFlags>(),
     Subcommand::of::<ManFlags>(),
@@ -99,6 +103,8 @@ pub(crate) enum Command {
     Diags(DiagsOptions),
     /// Write manual pages.
     Pages(Pages),
+    /// Write dockerd's options.
+    DockerOpts(DockerOptsOptions),
     /// Print a text and end with exit code 0.
     Print(Print),
 }
@@ -131,6 +137,11 @@ trait SubcommandFlags: CommandFactory + FromArgMatches {
     /// What its first word that is no flag can be.
     const WORDS: Words = Words::None;
 
+    /// The arguments as words that the grammar knows.
+    fn split(args: &[String]) -> Vec<String> {
+        args.to_vec()
+    }
+
     /// Checks what no single flag shows. `settings` tell which flags were given, and where.
     fn check(self, settings: &[Setting]) -> Result<Command, UsageError>;
 }
@@ -152,6 +163,7 @@ struct Subcommand {
     summary: &'static str,
     words: Words,
     shape: fn() -> clap::Command,
+    split: fn(&[String]) -> Vec<String>,
     read: fn(&clap::Command, &[Setting]) -> Result<Command, UsageError>,
 }
 
@@ -163,6 +175,7 @@ impl Subcommand {
             summary: F::SUMMARY,
             words: F::WORDS,
             shape: F::command,
+            split: F::split,
             read: |shape, settings| read::<F>(shape, settings)?.check(settings),
         }
     }
@@ -173,7 +186,7 @@ impl Subcommand {
 
     fn parse(&self, args: &[String], environment: Environment<'_>) -> Result<Command, UsageError> {
         let shape = documented((self.shape)());
-        let mut settings = match grammar::normalise(&shape, args)? {
+        let mut settings = match grammar::normalise(&shape, &(self.split)(args))? {
             Parsed::Help => return Ok(print_help(shape)),
             Parsed::Settings(settings) => settings,
         };

@@ -9,6 +9,7 @@ mod cni;
 mod cni_calls;
 mod connectivity;
 mod diags;
+mod docker_opts;
 mod doctor;
 mod events;
 mod explain;
@@ -92,6 +93,7 @@ fn obey(command: cli::Command) -> anyhow::Result<()> {
         cli::Command::CheckConfig(options) => check_config::run(&options),
         cli::Command::Report(options) => show::report::run(&options),
         cli::Command::Diags(options) => diags::run(&options),
+        cli::Command::DockerOpts(options) => docker_opts::run(&options),
         cli::Command::Run(options) => {
             log::start(options.verbosity);
             start(*options)
