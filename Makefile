@@ -135,16 +135,51 @@ layers: deps ## Checks who depends on whom (crates, files without cycles, layers
 	@.ci/sizes
 
 release: ## Builds the static programs that are shipped
-	cargo build --locked --release -p flanneld
-	cargo build --locked --release -p cni-plugin
+	cargo build --locked --release $(if $(PLATFORM),--target=$(TRIPLE)) -p flanneld
+	cargo build --locked --release $(if $(PLATFORM),--target=$(TRIPLE)) -p cni-plugin
 
 VERSION := v$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 # With a registry: the kubelet would look for a name without one at docker.io.
 IMAGE ?= localhost/flannel-rs:$(VERSION)
 BUILDER ?= buildah
 image: PACKAGES += $(filter-out docker,$(BUILDER))
-image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:TAG; BUILDER=podman or docker)
-	$(SUDO) env BUILDER=$(BUILDER) deploy/image/build $(PROGRAMS:debug=release) $(IMAGE) $(dir $(PROGRAMS:%/debug=%))image
+# Another platform needs Rust's target and a linker for it (rustup target add, gcc-aarch64-linux-gnu, and
+# CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER); Docker's builder compiles for it by the Dockerfile instead.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+TRIPLES := linux/amd64=x86_64-unknown-linux-gnu linux/arm64=aarch64-unknown-linux-gnu linux/arm/v7=armv7-unknown-linux-gnueabihf \
+	linux/ppc64le=powerpc64le-unknown-linux-gnu linux/s390x=s390x-unknown-linux-gnu linux/riscv64=riscv64gc-unknown-linux-gnu
+# Without PLATFORM this machine's.
+TRIPLE = $(if $(PLATFORM),$(or $(patsubst $(PLATFORM)=%,%,$(filter $(PLATFORM)=%,$(TRIPLES))),$(error PLATFORM=$(PLATFORM): $(TRIPLES))),$(HOST))
+OUTPUT = $(or $(CARGO_TARGET_DIR),target)/
+image: deps release ## Builds the image target/image/flannel-rs.tar (IMAGE=NAME:TAG; PLATFORM=linux/arm64; BUILDER=podman or docker)
+	$(SUDO) env BUILDER=$(BUILDER) PLATFORM=$(PLATFORM) REVISION=$(FLANNEL_COMMIT) \
+		deploy/image/build $(OUTPUT)$(TRIPLE)/release $(IMAGE) $(OUTPUT)image
+	deploy/package/sbom $(TRIPLE) >$(OUTPUT)image/flannel-rs.cdx.json
+
+PREFIX ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+install: ## Installs the programs that make release built, with unit, manual pages, completions (PREFIX=, CNI_BIN=, DESTDIR=)
+	@[ -x $(PROGRAMS:debug=release)/flanneld ] || { echo "make install needs the programs: run make release first" >&2; exit 1; }
+	PREFIX=$(PREFIX) CNI_BIN=$(CNI_BIN) DESTDIR=$(DESTDIR) deploy/package/install $(PROGRAMS:debug=release)
+
+dist: PACKAGES += python3
+dist: deps release ## Makes target/dist: an archive of the static programs, its bill of materials, SHA256SUMS
+	deploy/package/dist $(PROGRAMS:debug=release) $(OUTPUT)dist $(VERSION)
+	deploy/package/check-dist $(OUTPUT)dist
+
+CARGO_DEB := 3.8.0
+TOOLS = $(OUTPUT)tools
+deb: PACKAGES += python3 lintian
+deb: deps release ## Builds the Debian package in target/deb, and checks it with lintian
+	@if [ "$$($(TOOLS)/bin/cargo-deb --version 2>/dev/null)" != "cargo-deb $(CARGO_DEB)" ]; then \
+		tools=$$(realpath -m $(TOOLS)); \
+		cd / && CARGO_TARGET_DIR=$$tools/build cargo install -q --locked --root $$tools --no-default-features cargo-deb@$(CARGO_DEB); \
+	fi
+	CARGO_DEB=$$(realpath $(TOOLS)/bin/cargo-deb) deploy/package/deb $(PROGRAMS:debug=release) $(OUTPUT)deb
+
+deb-check: PACKAGES += python3 mmdebstrap systemd
+deb-check: deb ## Installs, runs, upgrades, removes and purges the package in a root of its own (root)
+	$(SUDO) deploy/package/check-deb $(OUTPUT)deb/flannel-rs_*.deb $(OUTPUT)deb
 
 # Schemas of all versions of Kubernetes (the newest is the default), and Helm as a library.
 CHECKERS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2
@@ -175,8 +210,9 @@ report-check: deps build ## Looks at pages of flanneld report in a browser; pict
 	.ci/check-report $(PROGRAMS)/flanneld $(or $(CARGO_TARGET_DIR),target)/report-check
 
 docs-check: PACKAGES += python3
-docs-check: deps ## Checks that references to docs/contract.md and links between documents lead somewhere
+docs-check: deps ## Checks that references and links between documents lead somewhere, and docs/reference.md against the program
 	.ci/check-docs
+	cargo test -q --workspace --all-features --bin flanneld document::
 
 makefile-check: ## Tests this file: what `make deps` finds missing, what `make test` refuses (root)
 	.ci/test-makefile
@@ -185,4 +221,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm
 
-.PHONY: bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
+.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci

@@ -24,6 +24,7 @@
 //!
 //! `.ci/module-cycles` checks the last column.
 
+pub mod backtrace;
 #[cfg(feature = "testing")]
 pub mod datapath;
 #[cfg(not(feature = "testing"))]

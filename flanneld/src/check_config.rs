@@ -117,4 +117,20 @@ mod tests {
             assert!(why.contains(part), "{text}: {why}");
         }
     }
+
+    #[test]
+    fn configurations_of_the_examples_can_be_used_without_a_warning() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+        let sites = std::fs::read_dir(examples).unwrap().map(|site| site.unwrap().path());
+        let files =
+            sites.flat_map(|site| [(site.join("net-conf.json"), true), (site.join("config.json"), false)]);
+        let mut found = 0;
+        for (file, given_subnets) in files.filter(|(file, _)| file.exists()) {
+            let checked = check(&std::fs::read_to_string(&file).unwrap(), given_subnets);
+            let checked = checked.unwrap_or_else(|why| panic!("{}: {why}", file.display()));
+            assert_eq!(checked.warnings, [""; 0], "{}", file.display());
+            found += 1;
+        }
+        assert!(found >= 4, "{found} configurations");
+    }
 }

@@ -65,6 +65,7 @@ use takeover::successor::Former;
 const STARTED: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    backends::backtrace::prepare();
     backends::memory::prepare();
     let command = cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name));
     match command.map_err(Into::into).and_then(obey) {

@@ -16,6 +16,8 @@ use crate::gojson::Object;
 use crate::net::{Family, Subnets, addr_of, bits_of, overlap};
 use crate::text::shortened;
 pub use keys::Warnings;
+#[cfg(feature = "testing")]
+pub use keys::all as all_keys;
 use wireguard::WireguardConfig;
 
 /// The configuration can't be used; the text says which key, which value and what would do.

@@ -3,6 +3,8 @@
 //! clap's own generators know another grammar: this one takes `-flag`, and a boolean's value only after `=`.
 
 mod completions;
+#[cfg(test)]
+mod document;
 mod page;
 mod reference;
 

@@ -172,3 +172,37 @@ fn arguments_and_variables_that_are_not_utf8_are_refused() {
     let error = super::parse([], |name| (name == "FLANNELD_IFACE").then(broken)).unwrap_err().to_string();
     assert!(error.contains("FLANNELD_IFACE") && error.contains("UTF-8"), "{error}");
 }
+
+/// What `deploy` ships as `/etc/default/flanneld`, also the settings that are comments there.
+#[test]
+fn settings_files_that_are_shipped_can_be_used() {
+    let deploy = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for file in
+        ["package/flanneld.default", "examples/etcd/flanneld.default", "examples/files/flanneld.default"]
+    {
+        let text = std::fs::read_to_string(deploy.join(file)).unwrap();
+        let setting =
+            |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let set: Vec<_> =
+            text.lines().filter(|line| line.starts_with("FLANNELD_")).filter_map(setting).collect();
+        let offered = text.lines().filter_map(|line| line.strip_prefix("#FLANNELD_")?.split_once('='));
+        let offered = offered.map(|(name, value)| vec![(format!("FLANNELD_{name}"), value.to_owned())]);
+        assert!(!set.is_empty(), "{file}");
+        for settings in offered.chain([set]) {
+            let read = super::parse([], |name| {
+                settings.iter().find(|(key, _)| key == name).map(|(_, value)| OsString::from(value))
+            });
+            assert!(matches!(read, Ok(Command::Run(_))), "{file}: {settings:?}: {}", read.err().unwrap());
+            let shape = RunFlags::command();
+            let known = |name: &str| {
+                shape
+                    .get_arguments()
+                    .any(|flag| flag.get_long().is_some_and(|flag| grammar::variable(flag) == *name))
+            };
+            assert!(
+                settings.iter().all(|(name, _)| known(name)),
+                "{file}: {settings:?} has a variable of no flag"
+            );
+        }
+    }
+}

@@ -74,22 +74,30 @@ const WIREGUARD: [&str; 10] = [
     "Workers",
     "Name",
 ];
+/// The keys in `Backend` of each backend.
+const BACKENDS: [(&str, &[&str]); 7] = [
+    ("vxlan", &VXLAN),
+    ("host-gw", &HOST_GW),
+    ("wireguard", &WIREGUARD),
+    ("ipip", &IPIP),
+    ("udp", &UDP),
+    ("alloc", &ALLOC),
+    ("extension", &EXTENSION),
+];
 /// More messages than this about one document are no help.
 const MAX_SAID: usize = 10;
 
+/// All keys that are read, for a document that lists them: those outside of `Backend`, and those of each backend.
+#[cfg(feature = "testing")]
+pub fn all() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    std::iter::once(("", &TOP[..])).chain(BACKENDS)
+}
+
 /// The keys of a configuration that have no effect, each with what to do.
 pub(super) fn without_effect(object: &Object<'_>, backend: &str, origin: Origin) -> Warnings {
-    let of_backend: &[&str] = match backend {
-        "vxlan" => &VXLAN,
-        "host-gw" => &HOST_GW,
-        "udp" => &UDP,
-        "wireguard" => &WIREGUARD,
-        "ipip" => &IPIP,
-        "alloc" => &ALLOC,
-        "extension" => &EXTENSION,
-        // Its keys are not known here.
-        _ => &[],
-    };
+    // Of a backend that is not among them, the keys are not known here.
+    let known = BACKENDS.into_iter().find(|(name, _)| *name == backend);
+    let of_backend = known.map_or(&[][..], |(_, keys)| keys);
     let inner = object.object("Backend").ok().flatten();
     let inside = inner.iter().filter(|_| !of_backend.is_empty()).flat_map(Object::names);
     let outer = object.names().filter_map(|name| {
