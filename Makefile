@@ -180,6 +180,7 @@ deb: deps release ## Builds the Debian package in target/deb, and checks it with
 deb-check: PACKAGES += python3 mmdebstrap systemd
 deb-check: deb ## Installs, runs, upgrades, removes and purges the package in a root of its own (root)
 	$(SUDO) deploy/package/check-deb $(OUTPUT)deb/flannel-rs_*.deb $(OUTPUT)deb
+	$(SUDO) deploy/package/check-unit $(OUTPUT)deb/flannel-rs_*.deb $(OUTPUT)deb
 
 # Schemas of all versions of Kubernetes (the newest is the default), and Helm as a library.
 CHECKERS := kubernetes-validate==1.37.0 helm-python-sdk==0.2.2
