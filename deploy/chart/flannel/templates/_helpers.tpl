@@ -15,6 +15,13 @@
 {{- if kindIs "bool" $mode -}}{{ ternary "on" "off" $mode }}{{- else -}}{{ $mode }}{{- end -}}
 {{- end -}}
 
+{{/* Whether a new pod starts beside the old one and takes over its tunnel: yes, or nothing. */}}
+{{- define "flannel.takeOver" -}}
+{{- $f := .Values.flannel -}}
+{{- $carries := or (eq $f.backend "udp") (and (eq $f.backend "wireguard") (ne ($f.userspace | default "auto") "never")) -}}
+{{- if kindIs "bool" $f.takeOver -}}{{- if $f.takeOver -}}yes{{- end -}}{{- else if $carries -}}yes{{- end -}}
+{{- end -}}
+
 {{/* The keys of Backend, each as one line of JSON. */}}
 {{- define "flannel.backend" -}}
 {{- $f := .Values.flannel -}}
@@ -120,6 +127,10 @@
 {{- end -}}
 {{- if and (ne $networkPolicy "off") (not $kube) -}}
 {{- fail "flannel.networkPolicy needs --kube-subnet-mgr among flannel.args" -}}
+{{- end -}}
+{{- $rolling := ($f.updateStrategy | default dict).rollingUpdate | default dict -}}
+{{- if and $rolling.maxSurge (ne (toString $rolling.maxSurge) "0") (not (include "flannel.takeOver" .)) -}}
+{{- fail "flannel.updateStrategy.rollingUpdate.maxSurge: the new pod would need the port and the lock of the old one: set flannel.takeOver to true, or leave maxSurge out" -}}
 {{- end -}}
 {{- if and (eq (int $f.healthz.port) 0) (or .Values.monitoring.service .Values.monitoring.podMonitor) -}}
 {{- fail "monitoring.service and monitoring.podMonitor need flannel.healthz.port: set it to another port than 0" -}}
