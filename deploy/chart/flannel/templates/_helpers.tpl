@@ -71,6 +71,9 @@
 {{- $lines = append $lines (printf "  \"IPv6Network\": %s" (toJson .Values.podCidrv6)) -}}
 {{- end -}}
 {{- $lines = append $lines (printf "  \"EnableNFTables\": %t" .Values.flannel.enableNFTables) -}}
+{{- if not (kindIs "invalid" .Values.flannel.fastPath) -}}
+{{- $lines = append $lines (printf "  \"FastPath\": %t" .Values.flannel.fastPath) -}}
+{{- end -}}
 {{- range $key, $value := .Values.flannel.networkOptions -}}
 {{- $lines = append $lines (printf "  %s: %s" (toJson $key) (toJson $value)) -}}
 {{- end -}}
