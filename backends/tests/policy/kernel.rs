@@ -220,3 +220,23 @@ fn a_table_that_comes_again_trusts_in_no_mark_of_an_earlier_one() {
         "the first generation has the same number again"
     );
 }
+
+#[test]
+fn what_has_connections_judged_anew_removes_the_fast_path_and_nothing_else_does() {
+    let mut bed = Bed::new(SameNode::Steered);
+    let cases = std::mem::take(&mut bed.cases.cases);
+    bed.nodes[0].enforcer.fast_path = true;
+    let mut stays = |name: &str| {
+        let words = "add table ip flannel-fast-path; add table ip6 flannel-fast-path";
+        bed.nodes.iter().for_each(|node| drop(node.node.namespace().command("nft").arg(words).ok().unwrap()));
+        bed.enforce(&case(&cases, name).steps[0]);
+        let [first, second] =
+            [0, 1].map(|node: usize| bed.nodes[node].ruleset().contains("flannel-fast-path"));
+        assert!(second, "an agent without a fast path leaves that of another one");
+        first
+    };
+    assert!(!stays("ingress: pods: all of the namespace"), "from now on there are policies");
+    assert!(!stays("ingress: pods: b of the namespace"), "a right is taken away");
+    assert!(stays("ingress: pods: b of the namespace"), "nothing has changed");
+    assert!(!stays("no policy"));
+}
