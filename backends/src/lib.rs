@@ -56,7 +56,7 @@ mod wg;
 pub use datapath::counters::Counters;
 pub use datapath::handover::{SocketFiles, TunnelFiles, Tunnels};
 pub use kernel::fights::Fights;
-pub use kernel::reconcile::{Report, converge, converge_but};
+pub use kernel::reconcile::{Report, Settled, converge, converge_but, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};

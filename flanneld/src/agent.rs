@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use backends::kernel::{Interest, Notices};
-use backends::{Firewall, Kernel, KernelError, KernelState, converge_but};
+use backends::{Firewall, Kernel, KernelError, KernelState, converge_since};
 #[cfg(test)]
 use subnet::Subnets;
 use subnet::store::random_below;
@@ -216,7 +216,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 return error;
             }
             self.machine.status.health.beat();
-            let turn = Event::Turn { known: self.news_of_the_store(), tenure: self.store.tenure() };
+            let turn = Event::Turn { known: self.news_of_the_store(), tenure: self.store.tenure(), cause };
             if let Err(error) = self.drive(turn).await {
                 return error;
             }
@@ -293,8 +293,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Action::FindDirect(addrs, before) => {
                 Event::Direct(self.hands.to(move |hands| hands.kernel.direct(&addrs, &before)).await?)
             }
-            Action::Converge { plan, scope, held } => {
-                let work = move |hands: &mut Hands<K>| converge_but(&mut hands.kernel, &plan, &scope, &held);
+            Action::Converge { plan, scope, held, since } => {
+                let work = move |hands: &mut Hands<K>| {
+                    converge_since(&mut hands.kernel, since.as_deref(), &plan, &scope, &held)
+                };
                 let report = self.hands.to(work).await?;
                 Event::Converged(report, self.seen())
             }

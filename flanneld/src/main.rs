@@ -156,7 +156,7 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
     }
     health.board().count_tunnel(kernel.counters());
     tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
-    let notices = Listener::open().context(privilege)?;
+    let notices = Listener::open().and_then(|notices| notices.without_echo_of(&kernel)).context(privilege)?;
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = NftListener::open()?;

@@ -11,6 +11,7 @@ mod pods;
 mod port;
 mod refusal;
 mod route;
+mod routes;
 mod socket;
 mod sysctl;
 mod wireguard;
@@ -24,9 +25,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use subnet::Family;
 use subnet::net::host;
 
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
@@ -36,14 +35,12 @@ use crate::datapath::handover::Tunnels;
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
-use crate::state::host::{DefaultRoute, HostView, Way};
+use crate::state::host::{HostView, Way};
 use crate::state::name::Name;
-use crate::state::nexthop::NexthopId;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
-use decode::{Blackhole, LinkFacts, NeighbourFacts};
-use nexthop::Target;
-use objects::note_orphans;
+use decode::{LinkFacts, NeighbourFacts};
 use refusal::{errno, record};
+use routes::Look;
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
 use wireguard::Module;
@@ -51,16 +48,6 @@ use wireguard::Module;
 pub use bridges::BridgeListener;
 pub use listen::Listener;
 pub use lookup::{Drop, Hop, Routed};
-
-/// The routes that matter to us, and the default routes.
-#[derive(Default)]
-struct Found {
-    /// Ours, or in the place of ours.
-    routes: Vec<decode::RouteFacts>,
-    defaults: Vec<DefaultRoute>,
-    /// Other programs' routes into the pod networks.
-    intruders: Vec<Route>,
-}
 
 /// The kernel of the network namespace in which it was opened.
 pub struct Netlink {
@@ -105,6 +92,11 @@ impl Netlink {
         })
     }
 
+    /// The number under which notifications name this conversation as the origin of a change.
+    pub(super) fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// What the datapaths of its tunnels count.
     pub fn counters(&self) -> Arc<Counters> {
         self.tunnels.engine().counters()
@@ -143,49 +135,6 @@ impl Netlink {
         Ok(host)
     }
 
-    /// The routes of the main table that are ours or in our place, and the default routes.
-    fn routes(
-        &mut self,
-        family: Family,
-        look: &Look<'_>,
-        objects: &BTreeMap<NexthopId, Target>,
-        host: &HostView,
-    ) -> io::Result<Found> {
-        let Look { desired, scope, own } = *look;
-        let mut request = RouteMessage::default();
-        request.header.address_family = match family {
-            Family::V4 => AddressFamily::Inet,
-            Family::V6 => AddressFamily::Inet6,
-        };
-        request.header.table = RouteHeader::RT_TABLE_MAIN;
-        let request = RouteNetlinkMessage::GetRoute(request);
-        let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        let found = self.socket.dump(&request, Found::default, |found, message| {
-            let RouteNetlinkMessage::NewRoute(message) = message else { return };
-            // A kernel without a family answers with what it has of the others.
-            let Some(mut facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
-            else {
-                return;
-            };
-            facts.lead_through(objects, name_of);
-            let (route, link) = (&facts.route, facts.link);
-            if route.dst.prefix_len() == 0 {
-                found.defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
-            }
-            let own_device = link.is_some_and(|link| own.contains_key(&link));
-            let go_blackhole = facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
-            if go_blackhole
-                || scope.owns_route(route, own_device, link)
-                || (route.metric == 0 && desired.routes.contains_key(&route.dst))
-            {
-                found.routes.push(facts);
-            } else if facts.blackhole != Some(Blackhole::Ours) && scope.intrudes(route, own_device, link) {
-                found.intruders.push(facts.route);
-            }
-        });
-        or_nothing(found)
-    }
-
     /// Permanent neighbours and configured forwarding entries of one device.
     fn entries(&mut self, index: u32) -> io::Result<Vec<NeighbourFacts>> {
         let mut all = Vec::new();
@@ -206,6 +155,28 @@ impl Netlink {
             all.append(&mut or_nothing(found)?);
         }
         Ok(all)
+    }
+
+    /// Takes in the neighbours and forwarding entries of these devices.
+    fn read_entries(
+        &mut self,
+        own: &BTreeMap<u32, Name>,
+        state: &mut KernelState,
+    ) -> Result<(), KernelError> {
+        for (index, name) in own {
+            for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
+                match entry {
+                    NeighbourFacts::Neighbour { ip, mac, permanent: true, .. } => {
+                        state.neighbours.insert((*name, ip), mac);
+                    }
+                    NeighbourFacts::Neighbour { .. } => {}
+                    NeighbourFacts::Fdb { mac, dst, .. } => {
+                        state.fdb.insert((*name, mac), dst);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is set of a device's offloads. What can't be known or set is not worth a node's readiness: it
@@ -329,29 +300,8 @@ impl Kernel for Netlink {
         }
 
         let mut host = host;
-        let (objects, support) = self.nexthops(scope).map_err(failed("reading nexthop objects"))?;
-        host.nexthops = support;
-        let look = Look { desired, scope, own: &own };
-        for family in Family::BOTH {
-            let found = self.routes(family, &look, &objects, &host).map_err(failed("reading routes"))?;
-            host.defaults.extend(found.defaults);
-            host.intruders.extend(found.intruders);
-            sort_routes(&mut state, found.routes, scope, &own);
-        }
-        note_orphans(&mut state, objects, &host);
-        for (index, name) in &own {
-            for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
-                match entry {
-                    NeighbourFacts::Neighbour { ip, mac, permanent: true, .. } => {
-                        state.neighbours.insert((*name, ip), mac);
-                    }
-                    NeighbourFacts::Neighbour { .. } => {}
-                    NeighbourFacts::Fdb { mac, dst, .. } => {
-                        state.fdb.insert((*name, mac), dst);
-                    }
-                }
-            }
-        }
+        self.read_routes(Look { desired, scope, own: &own }, &mut host, &mut state)?;
+        self.read_entries(&own, &mut state)?;
         Ok(Observed { state, host })
     }
 
@@ -501,36 +451,6 @@ fn enable_ipv6(name: &Name) -> bool {
 /// are in the very subnets to which routes are to be replaced.
 fn may_lack_way_to_hop(route: &Route, error: &io::Error) -> bool {
     route.onlink && route.dst.addr().is_ipv6() && error.raw_os_error() == Some(errno::EINVAL)
-}
-
-/// What a look at the kernel goes by.
-struct Look<'a> {
-    desired: &'a KernelState,
-    scope: &'a Scope,
-    /// The tunnel devices that are ours, by index.
-    own: &'a BTreeMap<u32, Name>,
-}
-
-/// Files routes: of those to one destination the kernel uses the first one.
-fn sort_routes(
-    state: &mut KernelState,
-    routes: Vec<decode::RouteFacts>,
-    scope: &Scope,
-    own: &BTreeMap<u32, Name>,
-) {
-    for decode::RouteFacts { route, link, blackhole } in routes {
-        if blackhole == Some(Blackhole::Ours) {
-            state.blackholes.insert(route.dst);
-            continue;
-        }
-        let own_device = link.is_some_and(|link| own.contains_key(&link));
-        let first = route.metric == 0 && !state.routes.contains_key(&route.dst);
-        if first {
-            state.routes.insert(route.dst, route);
-        } else if scope.owns_route(&route, own_device, link) {
-            state.shadowed_routes.insert(route);
-        }
-    }
 }
 
 /// What a dump found, which is nothing where the kernel says that there is no such table (in a namespace

@@ -1,11 +1,15 @@
 //! Observe, diff, apply, until the kernel is as it should be.
 
+mod increment;
+
 use std::collections::BTreeSet;
 
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
 use crate::state::diff::{conflicts, diff};
 use crate::state::name::Name;
 use crate::state::{Change, KernelState};
+
+pub use increment::{Settled, converge_since};
 
 /// A kernel has side effects that no model knows: setting a MAC flushes neighbours, taking the last
 /// address flushes routes. A second round repairs what the first one broke; a third is for bad luck.

@@ -61,9 +61,17 @@ impl Records {
         }
     }
 
-    /// Whether [`learn`](Self::learn) would change nothing.
-    pub fn know(&self, all: &Leases) -> bool {
+    /// Whether [`learn`](Self::learn) would change nothing. What is as in `before` was learnt then.
+    pub fn know(&self, all: &Leases, before: Option<&Leases>) -> bool {
+        let mut before = before.into_iter().flat_map(|before| before.leases.values()).peekable();
         all.leases.values().all(|lease| {
+            while before.next_if(|known| known.subnets < lease.subnets).is_some() {}
+            if before
+                .peek()
+                .is_some_and(|known| (known.subnets, known.public) == (lease.subnets, lease.public))
+            {
+                return true;
+            }
             let mut publics = Family::BOTH.iter().filter_map(|family| lease.public.get(*family));
             publics.all(|addr| self.publics.contains(&addr))
                 && lease.subnets.iter().all(|subnet| self.subnets.contains(&subnet))

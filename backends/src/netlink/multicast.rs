@@ -5,6 +5,7 @@ use std::io;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rustix::io::Errno;
 use rustix::net::sockopt;
+use socket2::{SockFilter, SockRef};
 
 /// Room for any notification; the kernel packs several into a page or two.
 const LONGEST: usize = 64 * 1024;
@@ -40,6 +41,24 @@ impl MulticastSocket {
     /// Subscribes to one group more.
     pub(crate) fn join(&mut self, group: u32) -> io::Result<()> {
         self.socket.socket_mut().add_membership(group)
+    }
+
+    /// Leaves out what the kernel tells of changes for which the socket with this number asked: a filter in the kernel, so that the
+    /// echo of many changes neither wakes anybody nor fills the buffer.
+    pub(crate) fn without_echo_of(&self, port: u32) -> io::Result<()> {
+        // Classic BPF: load the word at `nlmsg_pid`, which a filter reads in network order; drop what has this number.
+        const LOAD_WORD: u16 = 0x20;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        const NLMSG_PID: u32 = 12;
+        let port = u32::from_be_bytes(port.to_ne_bytes());
+        let filter = [
+            SockFilter::new(LOAD_WORD, 0, 0, NLMSG_PID),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, port),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        SockRef::from(self.socket.socket_ref()).attach_filter(&filter)
     }
 
     /// A buffer for [`Self::receive`].

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::KernelState;
 use super::name::Name;
@@ -49,17 +49,27 @@ impl KernelState {
     }
 
     fn set_nexthops(&mut self, taken: &BTreeSet<NexthopId>, used_on: impl Fn(Name) -> bool) {
-        let mut numbers = BTreeSet::new();
+        let mut numbers: Vec<u32> = self.routes.keys().filter_map(v4).map(subnet_number).collect();
+        numbers.sort_unstable();
+        // Subnets have different numbers, unless there are some of several lengths: those with one that others have are plain.
+        let shared: BTreeSet<u32> =
+            numbers.windows(2).filter(|two| two[0] == two[1]).map(|two| two[0]).collect();
         for (dst, route) in &mut self.routes {
-            // Two subnets with one number, which only networks of different prefix lengths have: the second is plain.
             if let IpNet::V4(dst) = dst
                 && may_use(route)
                 && route.dev.is_some_and(&used_on)
-                && numbers.insert(subnet_number(*dst))
+                && !shared.contains(&subnet_number(*dst))
             {
                 route.nexthop = candidates(*dst).find(|id| !taken.contains(id));
             }
         }
+    }
+}
+
+fn v4(net: &IpNet) -> Option<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Some(*net),
+        IpNet::V6(_) => None,
     }
 }
 
@@ -70,8 +80,6 @@ fn may_use(route: &Route) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ipnet::Ipv4Net;
-
     use super::*;
     use crate::state::{Link, LinkIdentity, LinkSettings};
 
@@ -145,6 +153,6 @@ mod tests {
             planned.routes.insert(dst, Route { via: Some(dst.addr()), dev, ..Route::ours(dst) });
         }
         planned.use_nexthops_always(&NexthopSupport::default());
-        assert_eq!(used(&planned), 1);
+        assert_eq!(used(&planned), 0);
     }
 }

@@ -28,13 +28,14 @@ use std::time::Duration;
 
 use backends::backend::Direct;
 use backends::kernel::{Interest, Observed, Records};
-use backends::{Change as KernelChange, KernelError, Name, Report, Ways};
+use backends::{Change as KernelChange, KernelError, Name, Report, Settled, Ways};
 use ipnet::IpNet;
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
 use subnet::{Known, NetworkConfig, PublicAddrs, Subnets, Tenure};
 use tokio::time::Instant;
 
+use super::cause::Cause;
 use super::claim::Identity;
 use super::{BULK, RETRY, Settings, condition};
 use crate::interface::External;
@@ -104,6 +105,8 @@ pub(super) struct View {
 pub(super) struct Turn {
     pub(super) now: Option<Now>,
     actions: Vec<Action>,
+    /// What woke the loop.
+    cause: Option<Cause>,
     /// How many times the kernel was converged in this turn.
     rounds: u8,
     outcome: Outcome,
@@ -221,7 +224,10 @@ impl Machine {
             Event::Started if self.own.is_recalled() => {}
             // From the first moment: what stands in the way of an interface or a lease may be corrected.
             Event::Started => self.act(Action::Listen),
-            Event::Turn { known, tenure } => self.begin_turn(known, &tenure),
+            Event::Turn { known, tenure, cause } => {
+                self.turn.cause = Some(cause);
+                self.begin_turn(known, &tenure);
+            }
             Event::Looked(observed, seen) => self.looked(observed, seen),
             Event::Direct(found) => self.found_direct(found),
             Event::Filtered(outcome) => {
@@ -367,17 +373,6 @@ impl Machine {
         }
     }
 
-    fn converge(&mut self) {
-        let Some(plan) = self.planner.current() else { return };
-        let scope = self.scope();
-        self.planner.repairs = Arc::ptr_eq(&self.view.interest.desired, &plan);
-        let (held, _) = self.status.journal.held(self.now().at.into_std());
-        // Before the changes: their echo has to be recognised as what is wanted.
-        self.view.interest.desired = Arc::clone(&plan);
-        self.view.interest.scope = scope.clone();
-        self.act(Action::Converge { plan, scope, held });
-    }
-
     fn converged(&mut self, report: Report, seen: Seen) {
         self.take_in(seen);
         let repairs = self.planner.repairs;
@@ -385,6 +380,9 @@ impl Machine {
         let now = self.now();
         let held = !self.status.journal.held(now.at.into_std()).0.is_empty();
         let whole = report.settled && report.failed.is_empty() && report.conflicts.is_empty() && !held;
+        let Interest { desired, scope, .. } = &self.view.interest;
+        let settled = Settled::after(&report, desired, scope).filter(|_| !held);
+        self.planner.settled = settled.map(Arc::new);
         self.tally.converged(&report, repairs, &fights, now.wall);
         self.tally.compare(&self.planner.peers, &self.view.interest.desired, &report, whole);
         self.status.health.note("fights", fights);
@@ -403,6 +401,7 @@ impl Machine {
     }
 
     fn freed(&mut self, failures: &[(usize, KernelError)]) {
+        self.planner.settled = None;
         let mut observed = std::mem::take(&mut self.turn.report.observed);
         self.note_freed(failures, &mut observed);
         self.turn.report.observed = observed;

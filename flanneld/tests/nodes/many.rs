@@ -1,6 +1,8 @@
 //! A node among more than a thousand others: routes through nexthop objects, made, adopted and removed by agents.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 use backends::testing::Pinger;
 
@@ -46,6 +48,30 @@ fn come(cluster: &Cluster, keys: &[(usize, String)]) {
 fn leave(cluster: &Cluster, keys: &[(usize, String)]) {
     let del = |(_, key): &(usize, String)| format!("del /coreos.com/network/subnets/{key}");
     transactions(cluster, &keys.iter().map(del).collect::<Vec<_>>());
+}
+
+/// Subnets, next hops and destinations of forwarding entries, as the kernel has them and as the leases say.
+fn as_leased(cluster: &Cluster, member: &Member) -> [[BTreeSet<String>; 3]; 2] {
+    let of = |command: &str, word: usize| -> BTreeSet<String> {
+        let shown = member.show(command);
+        shown.lines().filter_map(|line| line.split_whitespace().nth(word)).map(str::to_owned).collect()
+    };
+    let kernel = [
+        of("ip -4 route show dev flannel.1", 0),
+        of("ip -4 neigh show dev flannel.1", 0),
+        of("bridge fdb show dev flannel.1", 2),
+    ];
+    let mut leased: [BTreeSet<String>; 3] = Default::default();
+    let own = member.subnet().to_string();
+    for (key, value) in cluster.leases() {
+        let subnet = key.rsplit('/').next().unwrap().replace('-', "/");
+        if subnet != own {
+            leased[1].insert(subnet.trim_end_matches("/24").to_owned());
+            leased[0].insert(subnet);
+            leased[2].insert(value.split('"').nth(3).unwrap().to_owned());
+        }
+    }
+    [kernel, leased]
 }
 
 fn objects(member: &Member) -> usize {
@@ -121,4 +147,42 @@ fn damage_to_objects_is_repaired_and_cleanup_leaves_those_of_others() {
     a.node.namespace().command(flanneld()).args(["cleanup", &file]).ok().unwrap();
     assert_eq!(objects(&a), 2, "{}", a.show("ip nexthop show"));
     assert!(!a.show("ip link show").contains("flannel"));
+}
+
+#[test]
+fn hundreds_of_changes_a_second_with_damage_among_them_end_as_the_leases_say() {
+    const STEPS: usize = 60;
+    const AT_ONCE: usize = 20;
+    let cluster = Cluster::new(WIDE);
+    let a = cluster.join();
+    let keys = keys(&[&a]);
+    come(&cluster, &keys);
+    a.wait("routes through objects", || through_objects(&a) == PEERS);
+    let guests: Vec<(usize, String)> = (0..STEPS * AT_ONCE)
+        .map(|number| (2000 + number, format!("10.{}.{}.0-24", 250 + number / 256, number % 256)))
+        .filter(|(_, key)| !key.starts_with(&a.subnet().network().to_string()))
+        .collect();
+    let mut due = Instant::now();
+    for (step, some) in guests.chunks(AT_ONCE).enumerate() {
+        come(&cluster, some);
+        // Those of two steps ago go, those of three steps ago move to where others were.
+        if let Some(former) = step.checked_sub(2).and_then(|step| guests.chunks(AT_ONCE).nth(step)) {
+            let (leaving, moving) = former.split_at(AT_ONCE / 2);
+            leave(&cluster, leaving);
+            let moved: Vec<_> = moving.iter().map(|(number, key)| (number + 3000, key.clone())).collect();
+            come(&cluster, &moved);
+        }
+        if step % 10 == 5 {
+            let lost = keys[step].1.replace('-', "/");
+            a.ip(&format!("route del {lost}\nroute add 10.247.{step}.128/25 via 172.31.0.254 proto 70"));
+        }
+        due += Duration::from_millis(100);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    a.wait("what the leases say", || {
+        let [kernel, leased] = as_leased(&cluster, &a);
+        kernel == leased
+    });
+    let stray = a.show("ip -4 route show proto 70 via 172.31.0.254");
+    assert_eq!(stray, "", "{}", a.agent.log());
 }

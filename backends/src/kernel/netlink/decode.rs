@@ -218,9 +218,8 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     if header.tos != 0 || header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
-    let (mut dst, mut via, mut link, mut metric, mut table) =
-        (subnet::net::addr_of(family, 0), None, None, 0, u32::from(header.table));
-    let mut object = None;
+    let (mut dst, mut via, mut link, mut nexthop) = (subnet::net::addr_of(family, 0), None, None, None);
+    let (mut metric, mut table) = (0, u32::from(header.table));
     let mut foreign = header.kind != RouteType::Unicast;
     for attribute in &message.attributes {
         match attribute {
@@ -229,7 +228,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::NhId(number) => object = Some(*number),
+            RouteAttribute::NhId(number) => nexthop = NexthopId::new(*number),
             // Answers of the kernel, not properties of the route.
             RouteAttribute::CacheInfo(_) | RouteAttribute::Preference(_) | RouteAttribute::Uid(_) => {}
             _ => foreign = true,
@@ -241,7 +240,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
     match family {
         Family::V4 => {
             // Where a route leads that shows only its object (`net.ipv4.nexthop_compat_mode=0`) is not known yet.
-            let hop = via.is_some() || object.is_some() && link.is_none();
+            let hop = via.is_some() || nexthop.is_some() && link.is_none();
             let usual = if hop { RouteScope::Universe } else { RouteScope::Link };
             foreign |= header.scope != usual;
         }
@@ -250,8 +249,7 @@ pub(super) fn route(message: &RouteMessage, name_of: impl Fn(u32) -> Option<Name
         Family::V6 => {}
     }
     let dst = IpNet::new(dst, header.destination_prefix_length).ok()?.trunc();
-    let nexthop = object.and_then(NexthopId::new);
-    foreign |= nexthop.is_some_and(|id| !id.is_for(dst));
+    foreign |= nexthop.is_some_and(|id: NexthopId| !id.is_for(dst));
     let route = Route {
         dst,
         via,

@@ -12,6 +12,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 
+use super::Netlink;
 use super::decode::{self, NeighbourFacts};
 use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
 use super::socket::messages;
@@ -210,6 +211,18 @@ impl Listener {
         // Kernels before 5.3 have no such group, and no objects.
         let _ = socket.join(RTNLGRP_NEXTHOP);
         Ok(Self { socket })
+    }
+}
+
+impl Listener {
+    /// Hears nothing of the changes that `kernel` makes. What it is to make is what is desired, and it looks at what came of it.
+    ///
+    /// # Errors
+    /// [`KernelError::Netlink`] when the kernel takes no filter.
+    pub fn without_echo_of(self, kernel: &Netlink) -> Result<Self, KernelError> {
+        let filtered = self.socket.without_echo_of(kernel.port());
+        filtered.map_err(super::failed("filtering notifications"))?;
+        Ok(self)
     }
 }
 

@@ -78,6 +78,11 @@ impl RouteSocket {
         Ok(Self { socket, outgoing: Vec::new() })
     }
 
+    /// The number under which notifications name this socket as the origin of a change.
+    pub(super) fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// Reads a whole table and hands each entry to `each`, after `start`, which is called again when the
     /// dump has to be repeated.
     pub(super) fn dump<T>(

@@ -111,7 +111,8 @@ fn routes(protocols: &'static [u8]) -> impl Strategy<Value = Route> {
             via,
             dev: Some(dev),
             onlink,
-            nexthop: object.filter(|id| via.is_some() && id.is_for(dst)),
+            nexthop: object
+                .filter(|id| via.is_some() && id.is_for(dst) && !foreign && protocol != PROTOCOL_KERNEL),
             protocol,
             metric: 0,
             foreign,
@@ -128,8 +129,23 @@ fn nexthops() -> impl Strategy<Value = NexthopId> {
     })
 }
 
+fn is_second(routes: &BTreeMap<IpNet, Route>, route: &Route) -> bool {
+    routes.get(&route.dst).is_some_and(|first| first != route)
+}
+
+/// The objects on devices that exist through which no route leads.
+fn orphans(
+    objects: BTreeMap<NexthopId, Name>,
+    links: &BTreeMap<Name, Link>,
+    routes: &BTreeMap<IpNet, Route>,
+) -> BTreeMap<NexthopId, Option<Name>> {
+    let uses = |id| routes.values().any(|route| route.nexthop == Some(id));
+    let all = objects.into_iter().filter(|(id, dev)| links.contains_key(dev) && !uses(*id));
+    all.map(|(id, dev)| (id, Some(dev))).collect()
+}
+
 /// States that a kernel can be in: everything hangs on a device that exists.
-fn states(actual: bool) -> impl Strategy<Value = KernelState> {
+pub(crate) fn states(actual: bool) -> impl Strategy<Value = KernelState> {
     const WANTED: &[u8] = &[ROUTE_PROTOCOL];
     const FOUND: &[u8] = &[ROUTE_PROTOCOL, ROUTE_PROTOCOL, PROTOCOL_BOOT, PROTOCOL_KERNEL, 4];
     let parts = (
@@ -141,7 +157,7 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         btree_map((names(), addrs()), macs(), 0..8),
         prop::collection::vec(routes(if actual { FOUND } else { WANTED }), 0..10),
         btree_set(routes(WANTED), 0..if actual { 3 } else { 1 }),
-        btree_map(nexthops(), names(), 0..if actual { 4 } else { 1 }),
+        btree_map(nexthops(), names(), if actual { 0..4 } else { 0..1 }),
         btree_set(nets(), 0..3),
     );
     parts.prop_map(
@@ -159,14 +175,10 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
         )| {
             let exists = |name: &Name| links.contains_key(name);
             let routed = |route: &Route| route.dev.is_some_and(|dev| exists(&dev));
-            let routes: std::collections::BTreeMap<_, _> = routes
+            let routes: BTreeMap<_, _> = routes
                 .into_iter()
                 .filter(routed)
-                .map(|route| {
-                    let foreign = route.foreign && actual;
-                    let ours = !foreign && route.protocol != PROTOCOL_KERNEL;
-                    (route.dst, Route { foreign, nexthop: route.nexthop.filter(|_| ours), ..route })
-                })
+                .map(|route| (route.dst, Route { foreign: route.foreign && actual, ..route }))
                 .collect();
             let is_tun = |name: &Name| links.get(name).is_some_and(|link| link.identity == LinkIdentity::Tun);
             let of_kernel = links.iter().filter(|(_, link)| link.identity == LinkIdentity::Wireguard);
@@ -176,21 +188,12 @@ fn states(actual: bool) -> impl Strategy<Value = KernelState> {
                 addresses: addresses.into_iter().filter(|(name, _)| exists(name)).collect(),
                 fdb: fdb.into_iter().filter(|((name, _), _)| exists(name)).collect(),
                 neighbours: neighbours.into_iter().filter(|((name, _), _)| exists(name)).collect(),
-                orphaned_nexthops: objects
-                    .into_iter()
-                    .filter(|(id, dev)| {
-                        let used = |route: &Route| route.nexthop == Some(*id);
-                        actual && exists(dev) && !routes.values().any(used)
-                    })
-                    .map(|(id, dev)| (id, Some(dev)))
-                    .collect(),
+                orphaned_nexthops: orphans(objects, &links, &routes),
                 // With the object of the first route they would lead where it leads.
                 shadowed_routes: shadowed_routes
                     .into_iter()
                     .map(|route| Route { nexthop: None, ..route })
-                    .filter(|route| {
-                        actual && routed(route) && routes.get(&route.dst).is_some_and(|first| first != route)
-                    })
+                    .filter(|route| actual && routed(route) && is_second(&routes, route))
                     .collect(),
                 routes,
                 blackholes,

@@ -11,12 +11,13 @@ use backends::host::Way;
 use backends::kernel::Observed;
 use backends::prerequisites::Sysctls;
 use backends::{Change, FirewallError, FirewallReport, KernelError, KernelState, Look, Name};
-use backends::{Report, Scope, Traffic, TunnelFilter};
+use backends::{Report, Scope, Settled, Traffic, TunnelFilter};
 use ipnet::IpNet;
 use subnet::env_file::SubnetEnv;
 use subnet::{Family, Known, Lease, Loss, Tenure};
 use tokio::time::Instant;
 
+use crate::agent::cause::Cause;
 use crate::agent::claim::Facts;
 use crate::agent::files::Written;
 use crate::agent::news::Told;
@@ -50,8 +51,8 @@ pub(in crate::agent) enum Event {
     /// The agent begins to run.
     Started,
     /// It is time to look at everything: something has moved, or time has passed. With what the store says, if that
-    /// is news, and how this node's lease stands there.
-    Turn { known: Option<Known>, tenure: Tenure },
+    /// is news, how this node's lease stands there, and what woke the loop.
+    Turn { known: Option<Known>, tenure: Tenure, cause: Cause },
     /// The host, before there is an interface.
     Looked(Observed, Seen),
     /// Which peers are on this node's own links.
@@ -94,11 +95,13 @@ pub(in crate::agent) enum Action {
         former: Vec<IpNet>,
         look: Look,
     },
-    /// Bring the kernel into this state, but for what is held back: [`Event::Converged`].
+    /// Bring the kernel into this state, but for what is held back: [`Event::Converged`]. It need not be looked at if it is known
+    /// since then.
     Converge {
         plan: Arc<KernelState>,
         scope: Scope,
         held: BTreeSet<String>,
+        since: Option<Arc<Settled>>,
     },
     /// Remove addresses of bridges: [`Event::Freed`].
     FreeBridges(Vec<Change>),

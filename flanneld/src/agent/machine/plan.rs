@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use backends::backend::Direct;
 use backends::state::nexthop::NexthopSupport;
-use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Surroundings};
+use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Settled, Surroundings};
 use ipnet::IpNet;
 use subnet::wireguard::PublicKey;
 use subnet::{Family, Lease, Leases, Subnets};
 use tokio::time::Instant;
 
-use super::Machine;
 use super::underlay::node;
-use crate::agent::condition;
+use super::{Action, Machine};
+use crate::agent::cause::Cause;
+use crate::agent::{RESYNC, condition};
 use crate::fast_path;
 use crate::policy::Facts;
 use crate::probe::Targets;
@@ -75,10 +76,11 @@ impl Machine {
         if self.own.lease().is_none() || self.underlay.external.is_none() {
             return None;
         }
-        self.planner.plan = None;
-        if !self.ownership.records.know(&all) {
+        let before = self.planner.plan.as_ref().map(|(inputs, _)| &*inputs.leases.0);
+        if !self.ownership.records.know(&all, before) {
             Arc::make_mut(&mut self.ownership.records).learn(&all);
         }
+        self.planner.plan = None;
         if self.change.find_others(&self.force.network, &all) {
             self.rules.due();
         }
@@ -163,6 +165,31 @@ impl Machine {
             left: self.change.left.clone(),
             nexthops: self.planner.nexthops.clone(),
         })
+    }
+
+    /// Has the kernel brought into the state of the plan.
+    pub(super) fn converge(&mut self) {
+        let Some(plan) = self.planner.current() else { return };
+        let scope = self.scope();
+        self.planner.repairs = Arc::ptr_eq(&self.view.interest.desired, &plan);
+        let (held, _) = self.status.journal.held(self.now().at.into_std());
+        // Before the changes: their echo has to be recognised as what is wanted.
+        self.view.interest.desired = Arc::clone(&plan);
+        self.view.interest.scope = scope.clone();
+        let since = self.known_since();
+        if since.is_none() {
+            self.planner.looked = Some(self.now().at);
+        }
+        self.act(Action::Converge { plan, scope, held, since });
+    }
+
+    /// The kernel as it was last known to be, if nothing but leases has changed since, and that is not too long ago. What the
+    /// kernel tells wakes the loop for another reason.
+    fn known_since(&mut self) -> Option<Arc<Settled>> {
+        let now = self.now().at;
+        let recent = self.planner.looked.is_some_and(|at| now.saturating_duration_since(at) < RESYNC);
+        let since = self.planner.settled.take();
+        since.filter(|_| recent && self.turn.cause == Some(Cause::Leases) && self.turn.rounds == 1)
     }
 
     /// Why what was saved can't be used, if it can't: the host has other addresses now.
@@ -304,6 +331,9 @@ pub(super) struct Planner {
     pub(super) expiry: Option<Instant>,
     /// What an earlier run left in the kernel, until there is a plan.
     pub(super) found: Arc<KernelState>,
+    /// The kernel as it is known to be, if it is, and when it was last read as a whole.
+    pub(super) settled: Option<Arc<Settled>>,
+    pub(super) looked: Option<Instant>,
     /// Whether routes can lead through nexthop objects, as last seen.
     pub(super) nexthops: NexthopSupport,
     /// The plan is the same as with the last look at the kernel: what is changed was undone by somebody.
@@ -343,7 +373,13 @@ impl PartialEq for Snapshot {
 
 /// How many nodes are reached: one with both families is one.
 pub(super) fn usable_nodes<'a>(usable: impl Iterator<Item = &'a Peer>, all: &Leases) -> usize {
-    let usable: BTreeSet<IpNet> = usable.map(|peer| peer.subnet).collect();
+    let usable: Vec<IpNet> = usable.map(|peer| peer.subnet).collect();
+    let of = |family| usable.iter().filter(|subnet| Family::of(subnet.addr()) == family).count();
+    // Of one family, each is a node of its own.
+    if let [0, nodes] | [nodes, 0] = Family::BOTH.map(of) {
+        return nodes;
+    }
+    let usable: BTreeSet<IpNet> = usable.into_iter().collect();
     all.leases.keys().filter(|subnets| subnets.iter().any(|subnet| usable.contains(&subnet))).count()
 }
 

@@ -4,7 +4,7 @@ mod orders;
 
 use std::time::SystemTime;
 
-use backends::converge;
+use backends::converge_since;
 use backends::host::HostView;
 use backends::kernel::fake::FakeKernel;
 use backends::{FirewallError, FirewallReport, Kernel, KernelState};
@@ -50,6 +50,8 @@ fn host() -> HostView {
 struct World {
     machine: Machine,
     kernel: FakeKernel,
+    /// The kernel as the last turn left it.
+    left: (KernelState, HostView),
     /// The rules can't be applied.
     no_rules: bool,
     /// What the store was asked for last, until it answers.
@@ -103,6 +105,7 @@ impl World {
         let mut world = Self {
             machine,
             kernel: FakeKernel { host: host(), ..FakeKernel::default() },
+            left: Default::default(),
             no_rules: false,
             asked: None,
             granted: 0,
@@ -155,8 +158,9 @@ impl World {
                 Event::Looked(self.kernel.observe(&KernelState::default(), &scope).unwrap(), Seen::default())
             }
             Action::FindDirect(addrs, before) => Event::Direct(self.kernel.direct(&addrs, &before).unwrap()),
-            Action::Converge { plan, scope, .. } => {
-                Event::Converged(converge(&mut self.kernel, &plan, &scope).unwrap(), Seen::default())
+            Action::Converge { plan, scope, held, since } => {
+                let report = converge_since(&mut self.kernel, since.as_deref(), &plan, &scope, &held);
+                Event::Converged(report.unwrap(), Seen::default())
             }
             Action::FreeBridges(changes) => Event::Freed(self.kernel.apply(&changes)),
             Action::ReadSysctls(keys) => Event::Sysctls(self.kernel.sysctls(&keys)),
@@ -190,7 +194,11 @@ impl World {
 
     fn turn(&mut self) -> Vec<&'static str> {
         let known = self.known.take();
-        let seen = self.drive(Event::Turn { known, tenure: Tenure::default() });
+        // The kernel tells of what was changed since the last turn.
+        let same = (&self.kernel.state, &self.kernel.host) == (&self.left.0, &self.left.1);
+        let cause = if same && known.is_some() { Cause::Leases } else { Cause::Kernel };
+        let seen = self.drive(Event::Turn { known, tenure: Tenure::default(), cause });
+        self.left = (self.kernel.state.clone(), self.kernel.host.clone());
         let hurry = self.machine.rest(self.now, RESYNC).is_zero();
         self.hurries = if hurry { self.hurries + 1 } else { 0 };
         seen
