@@ -12,7 +12,7 @@
 //! | `seal` | WireGuard, where packets are encrypted ([`crate::wg`]) |
 //! | `egress`, `ingress` | one batch in either direction |
 //! | `worker`, `threads`, [`engine`] | threads, devices, sockets |
-//! | `handover` | from one process to the next |
+//! | `handover`, `tunnels` | from one process to the next |
 //! | `sys`, `buffer` | system calls, and memory for them |
 
 pub mod checksum;
@@ -38,4 +38,5 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod threads;
+pub(crate) mod tunnels;
 mod worker;

@@ -54,7 +54,8 @@ pub mod wg;
 mod wg;
 
 pub use datapath::counters::Counters;
-pub use datapath::handover::{SocketFiles, TunnelFiles, Tunnels};
+pub use datapath::handover::{SocketFiles, TunnelFiles};
+pub use datapath::tunnels::Tunnels;
 pub use kernel::fights::Fights;
 pub use kernel::reconcile::{Report, Settled, converge, converge_but, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};

@@ -134,29 +134,14 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
     let successors = takeover::former::Listener::bind(&options.subnet_file);
     options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
-    tokio::spawn(async {
-        tokio::time::sleep(STARTED).await;
-        backends::memory::give_back();
-    });
+    tokio::spawn(give_memory_back());
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
     let (probes, events) = probe(&options, &health);
     let served = Served::start(options.health, &health).await?;
 
-    let privilege =
-        "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
-    // Netlink refuses the first change without it, and each with other words.
-    anyhow::ensure!(
-        may_administrate(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()),
-        privilege
-    );
-    let kernel = Netlink::open().context(privilege)?;
+    let (kernel, notices) = kernel(former, &health)?;
     let tunnels = kernel.tunnels();
-    if let Some(former) = former {
-        former.hand_to(&tunnels);
-    }
-    health.board().count_tunnel(kernel.counters());
     tokio::spawn(tell_counters(signal(SignalKind::user_defined1())?, kernel.counters()));
-    let notices = Listener::open().and_then(|notices| notices.without_echo_of(&kernel)).context(privilege)?;
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = NftListener::open()?;
@@ -182,16 +167,44 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
         _ = terminate.recv() => Ok(Ended::Stopped),
         _ = interrupt.recv() => Ok(Ended::Stopped),
     };
-    // The kernel stays as it is, so that pods keep their network until the next agent takes over.
+    tell_end(&outcome);
+    served.stop().await;
+    outcome
+}
+
+/// What a start needed is free some time after it.
+async fn give_memory_back() {
+    tokio::time::sleep(STARTED).await;
+    backends::memory::give_back();
+}
+
+/// The kernel of this network namespace and its notifications, with the tunnels of the agent before this one.
+fn kernel(former: Option<Former>, health: &Health) -> anyhow::Result<(Netlink, Listener)> {
+    let privilege =
+        "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
+    // Netlink refuses the first change without it, and each with other words.
+    anyhow::ensure!(
+        may_administrate(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()),
+        privilege
+    );
+    let kernel = Netlink::open().context(privilege)?;
+    if let Some(former) = former {
+        former.hand_to(&kernel.tunnels());
+    }
+    health.board().count_tunnel(kernel.counters());
+    let notices = Listener::open().and_then(|notices| notices.without_echo_of(&kernel)).context(privilege)?;
+    Ok((kernel, notices))
+}
+
+/// Says that the agent ends. The kernel stays as it is, so that pods keep their network until the next agent starts.
+fn tell_end(outcome: &anyhow::Result<Ended>) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    match &outcome {
+    match outcome {
         Ok(Ended::Asked(..)) => tracing::info!("handing over to another agent with this subnet file"),
         _ => tracing::info!(
             "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
         ),
     }
-    served.stop().await;
-    outcome
 }
 
 /// Who is told of peers, and who of events about them.

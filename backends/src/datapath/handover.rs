@@ -4,9 +4,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use super::engine::Engine;
 use super::shared::Sockets;
 use super::sys::{Tun, UdpSocket};
 use super::threads::Kept;
@@ -68,45 +67,5 @@ impl TunnelFiles {
         let worker = |files: Vec<SocketFiles>| files.into_iter().map(socket).collect::<io::Result<_>>();
         let sockets = self.sockets.into_iter().map(worker).collect::<io::Result<_>>()?;
         Ok((Tun::of(self.queues, self.vnet, self.udp), Kept::of(sockets)))
-    }
-}
-
-/// The tunnels of a kernel, also for somebody who outlives it.
-#[derive(Clone)]
-pub struct Tunnels(Arc<Mutex<Engine>>);
-
-impl Tunnels {
-    pub(crate) fn new(engine: Engine) -> Self {
-        Self(Arc::new(Mutex::new(engine)))
-    }
-
-    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The files of all tunnels. Packets are moved here until [`Self::stop`].
-    ///
-    /// # Errors
-    /// A file can't be duplicated.
-    pub fn files(&self) -> io::Result<Vec<TunnelFiles>> {
-        self.engine().files()
-    }
-
-    /// Stops moving packets, and lets go of all devices.
-    pub fn stop(&self) {
-        self.engine().stop_all();
-    }
-
-    /// Takes over tunnels of another process. Before the first of them is used or closed, `release` is called, which
-    /// stops the other process and returns once it has stopped.
-    ///
-    /// # Errors
-    /// A file is not what it should be.
-    pub fn inherit(
-        &self,
-        files: Vec<TunnelFiles>,
-        release: impl FnOnce() + Send + 'static,
-    ) -> io::Result<()> {
-        self.engine().inherit(files, Box::new(release))
     }
 }

@@ -31,7 +31,7 @@ use subnet::net::host;
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::datapath::counters::Counters;
 use crate::datapath::engine::{Engine, Offload};
-use crate::datapath::handover::Tunnels;
+use crate::datapath::tunnels::Tunnels;
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
