@@ -81,7 +81,7 @@ fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="-
 	cargo run -p bench --bin fuzz -- $(ARGS)
 
 test: root deps build ## Runs all tests (root)
-	cargo test --workspace --all-features
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --all-features
 
 test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod
 test-vm: deps ## Runs agents on Debian's kernel under emulation: without a module, an older one, a lossy network (root)

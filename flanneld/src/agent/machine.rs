@@ -226,6 +226,10 @@ impl Machine {
             Event::Started => self.act(Action::Listen),
             Event::Turn { known, tenure, cause } => {
                 self.turn.cause = Some(cause);
+                // What the kernel told counts also if this turn ends without a look at it.
+                if cause != Cause::Leases {
+                    self.planner.settled = None;
+                }
                 self.begin_turn(known, &tenure);
             }
             Event::Looked(observed, seen) => self.looked(observed, seen),

@@ -18,8 +18,8 @@ use super::verdict::Verdict;
 const PEERS_PER_INTERVAL: usize = 50;
 /// Parts of a round, with so many peers and with more.
 const PARTS: [u32; 2] = [4, 1];
-/// Probes are sent together at multiples of this time, so that the process wakes seldom.
-const GRID: Duration = Duration::from_millis(250);
+/// Probes are sent together at multiples of this time, so that the process wakes seldom, with so many peers and with more.
+const GRIDS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 /// How often peers are probed more than usual in a second at most, with so many peers and with more.
 const MAX_EXTRA: [u32; 2] = [20, 2];
 
@@ -137,10 +137,14 @@ impl Table {
         self.untold.retain(|subnet| self.peers.contains_key(subnet));
     }
 
+    fn grid(&self) -> Duration {
+        GRIDS[usize::from(self.has_many())]
+    }
+
     fn on_grid(&self, at: Instant) -> Instant {
         let passed = at.saturating_duration_since(self.origin).as_nanos();
-        let steps = passed.div_ceil(GRID.as_nanos());
-        self.origin + GRID * u32::try_from(steps).unwrap_or(u32::MAX)
+        let steps = passed.div_ceil(self.grid().as_nanos());
+        self.origin + self.grid() * u32::try_from(steps).unwrap_or(u32::MAX)
     }
 
     fn reschedule(&mut self, subnet: IpNet, due: Instant) {
@@ -152,7 +156,8 @@ impl Table {
 
     /// What is to be sent now. `token` gives random ones.
     pub(super) fn due(&mut self, now: Instant, token: &mut dyn FnMut() -> Token) -> Vec<Probe> {
-        let (rounds, max_extra) = (self.rounds(), MAX_EXTRA[usize::from(self.has_many())]);
+        let (rounds, grid) = (self.rounds(), self.grid());
+        let max_extra = MAX_EXTRA[usize::from(self.has_many())];
         let mut probes = Vec::new();
         while let Some(Reverse((at, subnet))) =
             self.queue.peek().copied().filter(|Reverse((at, _))| *at <= now)
@@ -170,8 +175,8 @@ impl Table {
                 probes.push(Probe { to, sequence, token: request.token, packet });
             }
             // With very many peers in doubt, each is looked at again when it is its turn, not at every step of the grid.
-            let wait = GRID.max(Duration::from_secs(turn.into()));
-            let due = peer.next_due().max(now + wait).min(peer.usual_due().max(now + GRID));
+            let wait = grid.max(Duration::from_secs(turn.into()));
+            let due = peer.next_due().max(now + wait).min(peer.usual_due().max(now + grid));
             let due = self.on_grid(due);
             self.reschedule(subnet, due);
         }
