@@ -13,6 +13,7 @@ mod plan;
 mod prerequisites;
 mod publish;
 mod published;
+mod rest;
 mod rules;
 mod standing;
 mod tally;
@@ -37,7 +38,7 @@ use tokio::time::Instant;
 
 use super::cause::Cause;
 use super::claim::Identity;
-use super::{BULK, RETRY, Settings, condition};
+use super::{BULK, Settings, condition};
 use crate::interface::External;
 use crate::serve::Health;
 use change::Change;
@@ -109,6 +110,8 @@ pub(super) struct Turn {
     cause: Option<Cause>,
     /// How many times the kernel was converged in this turn.
     rounds: u8,
+    /// When the first of what was held back in this turn is due: that may have been in this turn's last moments.
+    held_until: Option<Instant>,
     outcome: Outcome,
     /// Turns in a row that ended with failures.
     failures: u32,
@@ -279,38 +282,8 @@ impl Machine {
         self.turn.now.expect("an event is being handled")
     }
 
-    /// After how long to take a turn although nothing happens. `resync` is the longest.
-    pub(super) fn rest(&self, now: Now, resync: Duration) -> Duration {
-        let wait = match self.turn.failures {
-            0 => resync,
-            failures => RETRY.1.min(RETRY.0 * 2u32.pow(failures - 1)),
-        };
-        let ready = self.turn.sound && self.own.lease().is_some();
-        let (_, fought) = self.status.journal.held(now.at.into_std());
-        let timers = [
-            self.planner.expiry,
-            self.own.contest.again(),
-            self.underlay.choosing.again(),
-            self.rules.again(),
-        ];
-        // What was due at the last turn was seen there; it may stay so until something else happens.
-        let seen = self.turn.now.map(|last| last.at);
-        let timers = timers.into_iter().flatten().filter(|at| Some(*at) > seen);
-        [
-            self.keeper.again,
-            self.keeper.files,
-            timers.map(|at| now.until(at)).min(),
-            self.change.held(ready, now),
-            fought,
-            self.rules.held(now),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(wait, Duration::min)
-    }
-
     fn begin_turn(&mut self, known: Option<Known>, tenure: &Tenure) {
-        (self.turn.rounds, self.turn.outcome) = (0, Outcome::Done);
+        (self.turn.rounds, self.turn.outcome, self.turn.held_until) = (0, Outcome::Done, None);
         self.own.tenure = tenure.clone();
         self.tally.tenure(tenure);
         if let Some(known) = known {

@@ -172,7 +172,8 @@ impl Machine {
         let Some(plan) = self.planner.current() else { return };
         let scope = self.scope();
         self.planner.repairs = Arc::ptr_eq(&self.view.interest.desired, &plan);
-        let (held, _) = self.status.journal.held(self.now().at.into_std());
+        let (held, wait) = self.status.journal.held(self.now().at.into_std());
+        self.hold_back(wait);
         // Before the changes: their echo has to be recognised as what is wanted.
         self.view.interest.desired = Arc::clone(&plan);
         self.view.interest.scope = scope.clone();

@@ -111,7 +111,9 @@ impl Machine {
         }
         let (wanted, former) = (self.wanted_rules(), self.rules.former.clone());
         self.rules.repairs = wanted == self.rules.wanted;
-        if self.rules.repairs && self.rules.held(self.now()).is_some() {
+        let held = self.rules.held(self.now());
+        if self.rules.repairs && held.is_some() {
+            self.hold_back(held);
             return None;
         }
         self.rules.wanted.clone_from(&wanted);
@@ -151,7 +153,9 @@ impl Machine {
         let filters = self.wanted_filters();
         let due = self.rules.are_due(self.now()) || self.rules.filtered.is_none();
         self.rules.refilters = self.rules.filtered.as_ref() == Some(&filters);
-        if self.rules.refilters && (!due || self.rules.held(self.now()).is_some()) {
+        let held = self.rules.held(self.now());
+        if self.rules.refilters && (!due || held.is_some()) {
+            self.hold_back(held.filter(|_| due));
             return None;
         }
         let look = if due { Look::Kernel } else { Look::Remembered };

@@ -458,3 +458,27 @@ fn turns_that_fail_come_again_after_growing_pauses_and_one_that_succeeds_ends_th
     world.turn();
     assert_eq!(world.machine.rest(world.now, RESYNC), RESYNC);
 }
+
+#[test]
+fn what_is_held_back_at_the_end_of_its_wait_is_made_right_after_it() {
+    let mut world = World::settled();
+    let mut fought = || {
+        world.kernel.state.routes.clear();
+        world.turn();
+        world.machine.rest(world.now, RESYNC)
+    };
+    let wait = (0..20).map(|_| fought()).find(|wait| *wait < Duration::from_secs(5)).unwrap();
+    let moment = Duration::from_millis(1);
+    world.pass(wait - moment);
+    world.kernel.state.routes.clear();
+    world.turn();
+    assert!(world.kernel.state.routes.is_empty(), "it is held back still");
+    world.pass(2 * moment);
+    assert_eq!(
+        world.machine.rest(world.now, RESYNC),
+        Duration::ZERO,
+        "the turn took longer than the rest of the wait"
+    );
+    world.turn();
+    assert!(!world.kernel.state.routes.is_empty());
+}
