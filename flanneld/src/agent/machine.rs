@@ -25,7 +25,6 @@ mod underlay;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use backends::backend::Direct;
 use backends::kernel::{Interest, Observed, Records};

@@ -2,7 +2,7 @@
 
 mod orders;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use backends::converge_since;
 use backends::host::HostView;
