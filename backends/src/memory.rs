@@ -20,16 +20,19 @@ pub fn prepare() {
 /// From how many bytes on a buffer is large.
 const LARGE: i32 = 64 * 1024;
 
-/// Gives back what is free, which the allocator would keep for later, and the pages of the program's code, most of
-/// which only a start needs: the kernel maps sixteen at a time, so that nearly all are mapped after it. Those that are needed
-/// again come from the page cache.
+/// Gives back what is free, which the allocator would keep for later.
 pub fn give_back() {
     // SAFETY: malloc_trim takes the allocator's locks and touches only free memory.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Unmaps the pages of the program's code. After a start nearly all are mapped, for the kernel maps sixteen at a time, and
+/// only some are needed later: those come from the page cache again. To be done once, because each page costs a fault.
+pub fn give_back_code() {
     let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
-    if let Some(code) = code_around(&maps, give_back as *const () as usize) {
+    if let Some(code) = code_around(&maps, give_back_code as *const () as usize) {
         // SAFETY: the pages are mapped from the program's file, and are never written, being executable and not
         // writable, and without relocations: dropped ones are read from the file again with the same content.
         unsafe {
@@ -38,8 +41,7 @@ pub fn give_back() {
     }
 }
 
-/// The mapping in the format of proc_pid_maps(5) that contains this address, if it is code of a file that no store can
-/// have changed.
+/// The mapping in the format of proc_pid_maps(5) that contains this address, if it is code of a file and not writable.
 fn code_around(maps: &str, address: usize) -> Option<Range<usize>> {
     maps.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace();
@@ -79,8 +81,10 @@ mod tests {
     fn code_runs_on_after_its_pages_went() {
         let resident = || {
             let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-            let code =
-                code_around(&fs::read_to_string("/proc/self/maps").unwrap(), give_back as *const () as usize);
+            let code = code_around(
+                &fs::read_to_string("/proc/self/maps").unwrap(),
+                give_back_code as *const () as usize,
+            );
             let head = format!("{:x}-", code.unwrap().start);
             let rest = smaps.split(&head).nth(1).unwrap();
             let line = rest.lines().find(|line| line.starts_with("Rss:")).unwrap();
@@ -88,7 +92,7 @@ mod tests {
         };
         let before = resident();
         for _ in 0..3 {
-            give_back();
+            give_back_code();
         }
         assert!(resident() < before, "{} KiB of code of {before}", resident());
     }

@@ -176,6 +176,7 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
 async fn give_memory_back() {
     tokio::time::sleep(STARTED).await;
     backends::memory::give_back();
+    backends::memory::give_back_code();
 }
 
 /// The kernel of this network namespace and its notifications, with the tunnels of the agent before this one.

@@ -149,6 +149,7 @@ impl Engine {
 
     /// Stops moving packets; the device stays.
     pub(crate) fn stop(&mut self, name: &Name) {
+        self.begin();
         if let Some(tunnel) = self.tunnels.get_mut(name) {
             tunnel.datapath = None;
         }

@@ -45,3 +45,29 @@ impl Tunnels {
         self.engine().inherit(files, Box::new(release))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::engine::Offload;
+    use super::*;
+    use crate::state::name::Name;
+
+    #[test]
+    fn the_former_process_stops_once_before_the_first_change_of_any_kind() {
+        let name: Name = "flannel0".parse().unwrap();
+        let changes: [fn(&mut Engine, &Name); 2] = [Engine::stop, Engine::close];
+        for change in changes {
+            let stops = Arc::new(AtomicUsize::new(0));
+            let tunnels = Tunnels::new(Engine::new(Offload(true)));
+            let counted = Arc::clone(&stops);
+            let release = move || drop(counted.fetch_add(1, Ordering::Relaxed));
+            tunnels.inherit(Vec::new(), release).unwrap();
+            assert_eq!(stops.load(Ordering::Relaxed), 0);
+            change(&mut tunnels.engine(), &name);
+            change(&mut tunnels.engine(), &name);
+            assert_eq!(stops.load(Ordering::Relaxed), 1);
+        }
+    }
+}

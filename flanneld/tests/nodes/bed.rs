@@ -56,6 +56,23 @@ impl Cluster {
         pairs.collect()
     }
 
+    /// A node and its lease go.
+    pub(crate) fn leaves(&self, member: Member) {
+        let network = member.subnet().network().to_string();
+        let key = self.leases().into_iter().map(|(key, _)| key).find(|key| key.contains(&network)).unwrap();
+        drop(member);
+        self.etcdctl(&["del", &key]);
+    }
+
+    /// Has these rules, and no others, on the switch between the nodes.
+    pub(crate) fn switch_rules(&self, rules: &str) {
+        let text = format!(
+            "table bridge faults\ndelete table bridge faults\ntable bridge faults {{\nchain forward {{\ntype filter hook \
+             forward priority 0\n{rules}\n}}\n}}\n"
+        );
+        self.fabric.switch().command("nft").args(["-f", "-"]).input(text).ok().unwrap();
+    }
+
     /// A node with an agent that is ready.
     pub(crate) fn join(&self) -> Member {
         self.join_with(&[])

@@ -12,14 +12,6 @@ const A_WHILE: Duration = Duration::from_secs(120);
 
 const QUICK: &[&str] = &["--probe-interval=1s", "--healthz-ip=0.0.0.0"];
 
-fn fabric_rules(cluster: &Cluster, rules: &str) {
-    let text = format!(
-        "table bridge faults\ndelete table bridge faults\ntable bridge faults {{\nchain forward {{\ntype filter hook forward \
-         priority 0\n{rules}\n}}\n}}\n"
-    );
-    cluster.fabric.switch().command("nft").args(["-f", "-"]).input(text).ok().unwrap();
-}
-
 #[test]
 fn a_port_that_is_blocked_in_one_direction_is_named_with_that_direction() {
     let cluster = Cluster::new(VXLAN);
@@ -42,14 +34,14 @@ fn a_port_that_is_blocked_in_one_direction_is_named_with_that_direction() {
         (format!("ip saddr {there} udp dport 8472 drop"), "only the way back is blocked", &back),
         ("udp dport 8472 drop".to_owned(), "what this node sends does not arrive there", &forth),
     ] {
-        fabric_rules(&cluster, &rule);
+        cluster.switch_rules(&rule);
         a.is_told(
             &rule,
             [&peer, "UDP port 8472 is dropped between the nodes", "allow UDP port 8472"],
             A_WHILE,
         );
         a.is_told(&rule, [&peer, evidence, remedy], A_WHILE);
-        fabric_rules(&cluster, "");
+        cluster.switch_rules("");
         a.is_over(&rule, A_WHILE);
     }
 }
@@ -61,7 +53,7 @@ fn a_direction_that_the_peer_can_not_tell_is_not_made_up() {
     // Like Go flannel's, its health port tells nothing.
     let b = cluster.join_with(&["--probe-interval=1s", "--healthz-ip=127.0.0.1"]);
     a.member.wait("a probe", || a.member.agent.get("/peers").unwrap().1.contains("\"verdict\":\"fine\""));
-    fabric_rules(&cluster, "udp dport 8472 drop");
+    cluster.switch_rules("udp dport 8472 drop");
     a.is_told(
         "the blocked port",
         [&b.subnet().to_string(), "UDP port 8472 is dropped", "both ways"],
@@ -80,14 +72,14 @@ fn a_path_that_is_too_narrow_is_named_with_the_length_that_passes() {
     let a = Patient::of(&cluster, QUICK);
     let b = cluster.join_with(QUICK);
     a.member.wait("a probe", || a.member.agent.get("/peers").unwrap().1.contains("\"path_mtu\":1450"));
-    fabric_rules(&cluster, "ip length > 1400 drop");
+    cluster.switch_rules("ip length > 1400 drop");
     let peer = b.subnet().to_string();
     a.is_told(
         "the narrow path",
         [&peer, "packets of 1450 bytes", "lower the MTU of the pods by 100"],
         A_WHILE,
     );
-    fabric_rules(&cluster, "");
+    cluster.switch_rules("");
     a.is_over("the narrow path", A_WHILE);
 }
 

@@ -58,14 +58,7 @@ fn bytes_of_each_peer_are_counted_by_any_backend_and_gone_with_the_agent() {
         assert_eq!(entry["transmitted_bytes"], after.0.unwrap(), "{entry}");
 
         // A peer that goes takes its series along; the counters of the others stay.
-        let key = cluster
-            .leases()
-            .into_iter()
-            .map(|(key, _)| key)
-            .find(|key| key.contains(&c.subnet().network().to_string()))
-            .unwrap();
-        drop(c);
-        cluster.etcdctl(&["del", &key]);
+        cluster.leaves(c);
         a.wait("the peer to go", || series(&a, "peer_transmit_bytes_total", &to_c).is_none());
         assert_eq!(counted(&to_b), after, "{config}");
 
@@ -96,13 +89,6 @@ fn beyond_the_limit_no_peer_has_a_series_and_below_it_each_has() {
     let c = cluster.join();
     a.wait("no series", || a.node.has_route(c.subnet()).unwrap() && of_peers(&a) == 0);
     assert!(metrics(&a).contains("flannel_peers{state=\"usable\"} 2"), "{}", metrics(&a));
-    let key = cluster
-        .leases()
-        .into_iter()
-        .map(|(key, _)| key)
-        .find(|key| key.contains(&c.subnet().network().to_string()))
-        .unwrap();
-    drop(c);
-    cluster.etcdctl(&["del", &key]);
+    cluster.leaves(c);
     a.wait("series again", || up(&b) == Some(1));
 }

@@ -37,15 +37,6 @@ fn wait_for_verdict(member: &Member, expected: &str) -> Value {
     }
 }
 
-/// Rules on the switch between the nodes.
-fn fabric_rules(cluster: &Cluster, rules: &str) {
-    let text = format!(
-        "table bridge faults\ndelete table bridge faults\ntable bridge faults {{\nchain forward {{\ntype filter hook forward \
-         priority 0\n{rules}\n}}\n}}\n"
-    );
-    cluster.fabric.switch().command("nft").args(["-f", "-"]).input(text).ok().unwrap();
-}
-
 #[test]
 fn a_healthy_peer_is_fine_at_full_length_and_silent_in_the_log() {
     let cluster = Cluster::new(VXLAN);
@@ -67,21 +58,21 @@ fn a_tunnel_port_that_is_dropped_between_the_nodes_is_told_from_a_node_that_is_d
     let cluster = Cluster::new(VXLAN);
     let (a, mut b) = (cluster.join_with(QUICK), cluster.join_with(QUICK));
     wait_for_verdict(&a, "fine");
-    fabric_rules(&cluster, "udp dport 8472 drop");
+    cluster.switch_rules("udp dport 8472 drop");
     let found = wait_for_verdict(&a, "port-blocked");
     let (cause, remedy) = (found["cause"].as_str().unwrap(), found["remedy"].as_str().unwrap());
     assert!(cause.contains(&b.node.address().to_string()) && cause.contains("UDP port 8472"), "{cause}");
     assert!(remedy.contains("allow UDP port 8472 both ways"), "{remedy}");
     a.wait_for_log("allow UDP port 8472 both ways");
-    fabric_rules(&cluster, "");
+    cluster.switch_rules("");
     wait_for_verdict(&a, "fine");
     a.wait_for_log("is reachable again");
 
     // The kernel answers, with or without an agent.
     b.agent.kill().unwrap();
-    fabric_rules(&cluster, "udp dport 8472 drop");
+    cluster.switch_rules("udp dport 8472 drop");
     wait_for_verdict(&a, "port-blocked");
-    fabric_rules(&cluster, "");
+    cluster.switch_rules("");
     wait_for_verdict(&a, "fine");
 
     b.node.unplug().unwrap();
@@ -97,14 +88,14 @@ fn packets_that_are_too_long_for_the_way_are_told_with_what_passes() {
     let (a, b) = (cluster.join_with(QUICK), cluster.join_with(QUICK));
     wait_for_verdict(&a, "fine");
     // A switch that drops longer frames, as one without jumbo frames does.
-    fabric_rules(&cluster, "ip length > 1400 drop");
+    cluster.switch_rules("ip length > 1400 drop");
     wait_for_verdict(&a, "path-mtu");
     a.wait("the length that passes", || probe(&a)["path_mtu"] == 1350);
     let found = probe(&a);
     assert!(found["cause"].as_str().unwrap().contains("packets of 1450 bytes"), "{found}");
     assert!(found["remedy"].as_str().unwrap().contains("by 100"), "{found}");
     assert!(found["cause"].as_str().unwrap().contains(&b.node.address().to_string()), "{found}");
-    fabric_rules(&cluster, "");
+    cluster.switch_rules("");
     let found = wait_for_verdict(&a, "fine");
     assert_eq!(found["path_mtu"], 1450);
 }
@@ -131,7 +122,7 @@ fn loss(cluster: &Cluster, a: &Member, b: &Member, of_hundred: u32) -> Loss {
         0 => "ip daddr 203.0.113.1 counter drop;".to_owned(),
         share => format!("{small} numgen random mod 100 < {share} counter drop;"),
     };
-    fabric_rules(cluster, &format!("{small} counter; {drop}"));
+    cluster.switch_rules(&format!("{small} counter; {drop}"));
     let counters = || {
         let listed =
             cluster.fabric.switch().command("nft").args(["list", "table", "bridge", "faults"]).ok().unwrap();
@@ -186,7 +177,7 @@ fn answers_of_others_are_counted_and_mean_nothing() {
     let to = a.node.address();
     let rules =
         format!("ip saddr {} ip daddr {to} icmp type echo-reply ip saddr set 172.31.0.99;", b.node.address());
-    fabric_rules(&cluster, &rules);
+    cluster.switch_rules(&rules);
     let begun = Instant::now();
     while probe(&a)["underlay"]["state"] != "unreachable" {
         assert!(begun.elapsed() < Duration::from_secs(90), "{:#}", probe(&a));

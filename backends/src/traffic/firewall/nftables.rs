@@ -9,7 +9,7 @@ use subnet::Family;
 use super::foreign::{self, Ours};
 use super::{Firewall, FirewallError, FirewallReport, Look, tables};
 use crate::nft::{
-    Change, Hook, Nft, NftError, POLICY_TABLE, Ruleset, Table, TableId, Watched, differs, removal,
+    Change, Hook, Nft, NftError, POLICY_TABLE, Refit, Ruleset, Table, TableId, Watched, differs, removal,
 };
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::rules::Traffic;
@@ -222,6 +222,22 @@ impl Plan {
     fn replace(&mut self, table: &Table, difference: &str) {
         self.report.changed.push(format!("nftables table {} written: {difference}", table.id));
         self.tables.push(table.clone());
+    }
+
+    /// Changes what there is of a table into `table`, by its elements alone where that is enough. Says whether the table stays.
+    fn refit(&mut self, table: &Table, found: &Ruleset) -> bool {
+        match Refit::of(table, found) {
+            Refit::Right => true,
+            Refit::Elements(difference, changes) => {
+                self.report.changed.push(format!("nftables table {} put right: {difference}", table.id));
+                self.elements.extend(changes);
+                true
+            }
+            Refit::Replace(difference) => {
+                self.replace(table, &difference);
+                false
+            }
+        }
     }
 
     fn remove(&mut self, id: &TableId, found: &Ruleset) {

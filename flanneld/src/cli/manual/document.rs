@@ -36,13 +36,7 @@ fn command(text: &mut String, topic: &Topic) {
             write!(text, "\n## flanneld {name}\n\n`{}`: {about}.\n", usage.trim_end())
         }
     };
-    let mut headings: Vec<Option<&str>> = Vec::new();
-    for flag in topic.flags() {
-        if !headings.contains(&flag.argument.get_help_heading()) {
-            headings.push(flag.argument.get_help_heading());
-        }
-    }
-    for heading in headings {
+    for heading in topic.headings() {
         if let Some(heading) = heading {
             let _ = write!(text, "\n### {heading}\n");
         }

@@ -67,13 +67,7 @@ fn commands(page: &mut String, topics: &[Topic]) {
 
 fn options(page: &mut String, topic: &Topic) {
     page.push_str(".SH OPTIONS\n");
-    let mut headings: Vec<Option<&str>> = Vec::new();
-    for flag in topic.flags() {
-        if !headings.contains(&flag.argument.get_help_heading()) {
-            headings.push(flag.argument.get_help_heading());
-        }
-    }
-    for heading in headings {
+    for heading in topic.headings() {
         if let Some(heading) = heading {
             let _ = writeln!(page, ".SS {}", escaped(heading));
         }

@@ -39,6 +39,18 @@ impl Topic {
     pub(super) fn flags(&self) -> impl Iterator<Item = Flag<'_>> {
         self.shape.get_arguments().filter_map(|argument| Some(Flag { argument, name: argument.get_long()? }))
     }
+
+    /// The headings of its flags, in the order of the help.
+    pub(super) fn headings(&self) -> Vec<Option<&str>> {
+        let mut headings: Vec<Option<&str>> = Vec::new();
+        for flag in self.flags() {
+            let heading = flag.argument.get_help_heading();
+            if !headings.contains(&heading) {
+                headings.push(heading);
+            }
+        }
+        headings
+    }
 }
 
 /// A flag.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use subnet::Family;
 
 use super::{NftFirewall, Plan, failed};
-use crate::nft::{Change, NftError, Refit, Table};
+use crate::nft::{Change, NftError, Table};
 use crate::traffic::fast_path::FastPath;
 use crate::traffic::firewall::{FirewallError, FirewallReport, offload};
 
@@ -85,14 +85,7 @@ impl NftFirewall {
                     plan.remove(id, &own.found);
                     continue;
                 };
-                match Refit::of(table, &own.found) {
-                    Refit::Right => {}
-                    Refit::Elements(difference, changes) => {
-                        plan.report.changed.push(format!("nftables table {id} put right: {difference}"));
-                        plan.elements.extend(changes);
-                    }
-                    Refit::Replace(difference) => plan.replace(table, &difference),
-                }
+                plan.refit(table, &own.found);
             }
             tables.extend(table);
             watched.extend(own.ids);

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::{NftFirewall, Plan, failed};
-use crate::nft::{Change, NftError, Refit, TableId};
+use crate::nft::{Change, NftError, TableId};
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::firewall::{FirewallError, FirewallReport, Look, tunnel};
 
@@ -170,18 +170,8 @@ impl NftFirewall {
                     plan.remove(id, &own.found);
                     continue;
                 };
-                match Refit::of(table, &own.found) {
-                    Refit::Right => {}
-                    Refit::Elements(difference, changes) => {
-                        plan.report.changed.push(format!("nftables table {id} put right: {difference}"));
-                        plan.elements.extend(changes);
-                    }
-                    Refit::Replace(difference) => {
-                        plan.replace(table, &difference);
-                        continue;
-                    }
-                }
-                if let (Some(filter), Some(found)) = (filter, own.found.table(id)) {
+                let stays = plan.refit(table, &own.found);
+                if let (true, Some(filter), Some(found)) = (stays, filter, own.found.table(id)) {
                     plan.elements.extend(tunnel::renewal(filter, found));
                 }
             }
