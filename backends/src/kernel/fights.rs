@@ -37,21 +37,34 @@ struct Fight {
     total: u64,
     /// How much faster than [`SUSTAINED`] it was put right.
     debt: Duration,
-    /// The pause after the last repair, once it is held back.
-    pause: Option<Duration>,
+    stage: Stage,
+}
+
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Put right now and then.
+    Counted,
+    /// Undone more often than [`TOLERATED`]. It stays so if the other side is held back, whose pauses make both slow.
+    Noted,
+    /// Undone so fast that this pause follows each repair.
+    HeldBack(Duration),
 }
 
 impl Fight {
     fn new(now: Instant) -> Self {
-        Self { minute: (now, 0), last: now, total: 0, debt: Duration::ZERO, pause: None }
+        Self { minute: (now, 0), last: now, total: 0, debt: Duration::ZERO, stage: Stage::Counted }
     }
 
     fn until(&self) -> Option<Instant> {
-        Some(self.last + self.pause?)
+        match self.stage {
+            Stage::HeldBack(pause) => Some(self.last + pause),
+            Stage::Counted | Stage::Noted => None,
+        }
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        let rest = if self.pause.is_some() { CALM } else { MINUTE };
+        let rest = if self.stage == Stage::Counted { MINUTE } else { CALM };
         now.saturating_duration_since(self.last) > rest
     }
 
@@ -66,12 +79,14 @@ impl Fight {
         }
         self.minute.1 += 1;
         self.debt = self.debt.saturating_sub(elapsed) + SUSTAINED;
-        if let Some(pause) = &mut self.pause {
+        if let Stage::HeldBack(pause) = &mut self.stage {
             let longer = (2 * *pause).min(PAUSE.1);
             return std::mem::replace(pause, longer) < longer;
         }
         if self.debt > SUSTAINED * BURST {
-            self.pause = Some(PAUSE.0);
+            self.stage = Stage::HeldBack(PAUSE.0);
+        } else if self.minute.1 > TOLERATED {
+            self.stage = Stage::Noted;
         }
         self.minute.1 == TOLERATED + 1
     }
@@ -101,7 +116,7 @@ impl Fights {
                 continue;
             }
             let entry = self.0.entry(text.clone()).or_insert_with(|| Fight::new(now));
-            let known = entry.minute.1 > TOLERATED || entry.pause.is_some();
+            let known = entry.stage != Stage::Counted;
             if entry.repaired(now) {
                 match told.warning {
                     None => told.warning = Some(sentence(&text, entry)),
@@ -130,19 +145,19 @@ impl Fights {
         waits.min().map(|until| until - now)
     }
 
-    /// What is fought over and held back, in sentences.
+    /// What is fought over, in sentences.
     pub fn notes(&self, now: Instant) -> Vec<String> {
-        let held = self.0.iter().filter(|(_, entry)| entry.pause.is_some() && !entry.is_over(now));
-        held.map(|(text, entry)| sentence(text, entry)).collect()
+        let fought = self.0.iter().filter(|(_, entry)| entry.stage != Stage::Counted && !entry.is_over(now));
+        fought.map(|(text, entry)| sentence(text, entry)).collect()
     }
 }
 
 fn sentence(text: &str, entry: &Fight) -> String {
-    let pause = match entry.pause {
-        Some(pause) => {
+    let pause = match entry.stage {
+        Stage::HeldBack(pause) => {
             format!("; it was made {} times and waits {} s from now on", entry.total, pause.as_secs())
         }
-        None => String::new(),
+        Stage::Counted | Stage::Noted => String::new(),
     };
     format!(
         "\"{text}\" was needed more than {TOLERATED} times within a minute: something else on this host undoes it \
@@ -170,7 +185,24 @@ mod tests {
             warnings += usize::from(once(&mut fights, now).warning.is_some());
         }
         assert_eq!(warnings, 2);
-        assert!(fights.notes(start + Duration::from_secs(90)).is_empty());
+        assert!(fights.notes(start + Duration::from_secs(90))[0].contains(TEXT));
+        assert!(fights.notes(start + Duration::from_secs(300)).is_empty());
+    }
+
+    #[test]
+    fn the_side_that_is_not_held_back_tells_of_the_fight_as_long_as_it_lasts() {
+        let (mut fights, start) = (Fights::default(), Instant::now());
+        for tick in 0..8 {
+            once(&mut fights, start + Duration::from_millis(50 * tick));
+        }
+        // From now on the other side waits for its longest pause each time.
+        let mut now = start + Duration::from_secs(1);
+        for _ in 0..20 {
+            assert!(fights.notes(now)[0].contains(TEXT) && fights.held(now).is_empty());
+            assert!(once(&mut fights, now).quiet.contains(TEXT));
+            now += PAUSE.1 + Duration::from_secs(1);
+        }
+        assert!(fights.notes(now + CALM).is_empty());
     }
 
     #[test]
