@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 use crate::state::host::Direct;
-use crate::state::host::{HostView, Way};
+use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
 use crate::state::{Change, KernelState};
 use prerequisites::Sysctls;
@@ -82,7 +82,7 @@ pub struct Observed {
 
 /// What the reconciler cares about at the moment.
 #[derive(Clone, Debug, Default)]
-pub struct Interest {
+pub struct NotificationFilter {
     /// What the kernel should contain.
     pub desired: Arc<KernelState>,
     /// The host as last read.
@@ -119,7 +119,7 @@ pub trait Kernel: Send + 'static {
     ///
     /// # Errors
     /// [`KernelError`] when there is no way, or the kernel can't be asked.
-    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError>;
+    fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError>;
 
     /// Which of these addresses are on links of this host and answer there, with the device. One of whom
     /// nothing is known stays as it was `before`, and is asked.
@@ -139,8 +139,12 @@ pub trait Kernel: Send + 'static {
 }
 
 /// The kernel's notifications.
-pub trait Notices: Send + 'static {
+pub trait Notifications: Send + 'static {
     /// Notifies `moved` whenever something of interest moves, and never says what: many notifications
     /// between two looks are one. Returns only when there will be no more.
-    fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> impl Future<Output = KernelError> + Send;
+    fn run(
+        &self,
+        interest: &Mutex<NotificationFilter>,
+        moved: &Notify,
+    ) -> impl Future<Output = KernelError> + Send;
 }

@@ -61,9 +61,11 @@ pub use kernel::reconcile::{Report, Settled, converge, converge_but, converge_si
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
-pub use plan::active::Ways;
-pub use plan::backend::{Backend, BackendError, BackendId, Macs, Node, Peer, Scene, Underlay, WireguardPeer};
-pub use plan::peers::{Outlook, Peers, SkipReason};
+pub use plan::active::ActiveBackends;
+pub use plan::backend::{
+    Backend, BackendError, BackendId, Macs, Node, Peer, PlanInput, Underlay, WireguardPeer,
+};
+pub use plan::peers::{PeerContext, Peers, SkipReason};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
 pub use state::host::HostView;

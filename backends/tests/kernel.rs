@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backends::kernel::netlink::{Listener, Netlink};
-use backends::kernel::{Interest, Notices, Records};
+use backends::kernel::{NotificationFilter, Notifications, Records};
 use backends::testing::{Fabric, Node as Machine, Pod};
 use backends::{
-    Change, Kernel, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways, converge,
+    ActiveBackends, Change, Kernel, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report, Scope,
+    Underlay, converge,
 };
 use subnet::lease::parse_key;
 use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
@@ -25,7 +26,7 @@ struct Agent<'m> {
     machine: &'m Machine,
     kernel: Netlink,
     network: NetworkConfig,
-    ways: Ways,
+    active: ActiveBackends,
     node: Node,
     own: Subnets,
     macs: Macs,
@@ -43,11 +44,11 @@ fn macs(number: u8) -> Macs {
 
 /// The leases of nodes 1 to `count`.
 fn leases(network: &NetworkConfig, count: u8) -> Leases {
-    let ways = Ways::new(&network.backend, network).unwrap();
+    let active = ActiveBackends::new(&network.backend, network).unwrap();
     let mut all = Leases::default();
     for number in 1..=count {
         let public = PublicAddrs { v4: Some([172, 31, 0, number].into()), v6: None };
-        let value = subnet::lease::encode_value(&public, &ways.current().attachment(&macs(number)));
+        let value = subnet::lease::encode_value(&public, &active.current().attachment(&macs(number)));
         all.insert_entry(&key(number), value.as_bytes(), u64::from(number));
     }
     all
@@ -75,7 +76,7 @@ impl<'m> Agent<'m> {
         Self {
             machine,
             kernel,
-            ways: Ways::new(&network.backend, &network).unwrap(),
+            active: ActiveBackends::new(&network.backend, &network).unwrap(),
             network,
             node: Node {
                 underlay: Underlay { index: eth0.index, name: eth0.name, mtu: eth0.mtu },
@@ -98,24 +99,24 @@ impl<'m> Agent<'m> {
             // Node 89 is gone.
             records: records(&self.network, &[1, 2, 89]),
             underlay: Some(self.node.underlay.index),
-            devices: self.ways.devices().collect(),
+            devices: self.active.devices().collect(),
         }
     }
 
     fn desired(&self, all: &Leases) -> KernelState {
-        let Self { network, ways, node, own, macs, .. } = self;
+        let Self { network, active, node, own, macs, .. } = self;
         let before = KernelState::default();
-        let outlook = Outlook {
+        let context = PeerContext {
             network,
             former: &[],
             own: &all.leases[own],
-            ways,
+            active,
             before: &before,
             surroundings: &backends::Surroundings::default(),
             undecided: &Default::default(),
         };
-        let peers = Peers::choose(outlook, all).usable;
-        ways.plan(Scene { node, own, macs, peers: &peers, all: &peers })
+        let peers = Peers::choose(context, all).usable;
+        active.plan(PlanInput { node, own, macs, peers: &peers, all: &peers })
     }
 
     /// Converges as the agent does: on any thread, with the sockets opened inside the namespace.
@@ -361,7 +362,7 @@ fn one_refused_change_does_not_keep_the_others_from_being_made() {
     let stray = PublicAddrs { v4: Some([192, 0, 2, 7].into()), v6: None };
     all.insert_entry(
         &key(7),
-        subnet::lease::encode_value(&stray, &agent.ways.current().attachment(&macs(7))).as_bytes(),
+        subnet::lease::encode_value(&stray, &agent.active.current().attachment(&macs(7))).as_bytes(),
         7,
     );
     let desired = agent.desired(&all);
@@ -432,7 +433,7 @@ fn watched(agent: &Agent<'_>, desired: Arc<KernelState>, harmless: &[&'static st
         let mut kernel = Netlink::open().unwrap();
         kernel.observe(&desired, &Scope::default()).unwrap().host
     });
-    let interest = Mutex::new(Interest {
+    let interest = Mutex::new(NotificationFilter {
         neighbours: Arc::default(),
         draining: false,
         sysctls_moved: false,
@@ -477,10 +478,10 @@ fn the_kernel_says_which_way_packets_take() {
     let fabric = Fabric::new().unwrap();
     let machine = fabric.node().unwrap();
     let mut agent = Agent::new(&machine, HOST_GW);
-    let way = agent.kernel.way_to("192.0.2.1".parse().unwrap()).unwrap();
+    let way = agent.kernel.route_to("192.0.2.1".parse().unwrap()).unwrap();
     assert_eq!((way.link, way.source), (agent.node.underlay.index, Some(machine.address().into())));
-    let way = agent.kernel.way_to("fd31::99".parse().unwrap()).unwrap();
+    let way = agent.kernel.route_to("fd31::99".parse().unwrap()).unwrap();
     assert_eq!(way.link, agent.node.underlay.index);
     machine.namespace().ip("route del default").unwrap();
-    assert!(agent.kernel.way_to("192.0.2.1".parse().unwrap()).is_err());
+    assert!(agent.kernel.route_to("192.0.2.1".parse().unwrap()).is_err());
 }

@@ -16,7 +16,7 @@ use crate::delegate;
 use crate::env::{Attachment, Call, Verb, check_interface, is_identifier};
 use crate::error::{self, CniError};
 use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Store};
-use crate::way::Way;
+use crate::way::ResolvedRoute;
 use crate::{node, note, policy, saved};
 
 /// What was kept, by the names of the files.
@@ -91,10 +91,10 @@ impl Collector<'_> {
     /// was kept, for a node whose subnet is not known.
     fn collect_rest(&mut self, anew: Delegate, added: Option<Delegate>) -> Result<(), CniError> {
         let network = self.network;
-        let way = Way::of(self.call, network, &anew, Verb::Gc)?;
+        let way = ResolvedRoute::of(self.call, network, &anew, Verb::Gc)?;
         let modern = match &way {
-            Way::InProcess(_) => true,
-            Way::Program(program) => delegate::speaks(program, network.version())?,
+            ResolvedRoute::InProcess(_) => true,
+            ResolvedRoute::Program(program) => delegate::speaks(program, network.version())?,
         };
         // DEL is the same in all versions, but one that the delegate does not know would be refused.
         let usable = if modern { anew.clone() } else { anew.clone().in_version("1.0.0") };
@@ -106,10 +106,10 @@ impl Collector<'_> {
         }
         self.failures.extend(release_leftovers(&anew, &self.valid));
         match way {
-            Way::Program(program) if modern => {
+            ResolvedRoute::Program(program) if modern => {
                 delegate::run(&program, Verb::Gc, &network.for_gc(added.unwrap_or(anew)).text)?;
             }
-            Way::Program(_) | Way::InProcess(_) => {}
+            ResolvedRoute::Program(_) | ResolvedRoute::InProcess(_) => {}
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Agent {
 }
 
 fn del(call: &Call, network: &Network, delegate: &Delegate, attachment: &Attachment) -> Result<(), CniError> {
-    Ok(Way::of(call, network, delegate, Verb::Del)?.del_gone(delegate, attachment)?)
+    Ok(ResolvedRoute::of(call, network, delegate, Verb::Del)?.del_gone(delegate, attachment)?)
 }
 
 /// The files of no valid attachment. The plain name is that of a valid one that has no file of its own.

@@ -11,7 +11,7 @@ use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
 use crate::result::pretty;
 use crate::saved::{self, Saved};
-use crate::way::Way;
+use crate::way::ResolvedRoute;
 use crate::{node, note, policy};
 
 /// Connects a pod; gives the delegate's result.
@@ -23,7 +23,7 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
     let node = node::wait(&network.subnet_file, network.wait)
         .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
-    let way = Way::of(call, network, &delegate, Verb::Add)?;
+    let way = ResolvedRoute::of(call, network, &delegate, Verb::Add)?;
     let file = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
     let output = way.add(call, network, &delegate).map_err(|failure| {
         if let Failure::Nothing(_) = failure {
@@ -41,7 +41,7 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
 
 /// Takes back what an ADD made whose pod must not start. The runtime's DEL does it again; a pod that the runtime
 /// keeps in spite of the failure has no network meanwhile.
-fn undo(way: &Way, call: &Call, delegate: &Delegate, file: &Path) {
+fn undo(way: &ResolvedRoute, call: &Call, delegate: &Delegate, file: &Path) {
     match way.del(call, delegate) {
         Ok(()) => removed(saved::remove(file)),
         Err(failure) => note(&format!("left for DEL: {}", CniError::from(failure).msg)),
@@ -81,7 +81,7 @@ fn policy_socket(network: &Network) -> Option<PathBuf> {
 /// when this configuration could not have been used, and a pod must not be stuck for that.
 fn del_unknown(call: &Call, network: &Network) -> Result<(), CniError> {
     let Ok(delegate) = anew(network) else { return Ok(()) };
-    let Ok(way) = Way::of(call, network, &delegate, Verb::Del) else { return Ok(()) };
+    let Ok(way) = ResolvedRoute::of(call, network, &delegate, Verb::Del) else { return Ok(()) };
     match way.del(call, &delegate) {
         Err(Failure::Nothing(error)) if error.code == error::INCOMPATIBLE_VERSION => Ok(()),
         outcome => Ok(outcome?),
@@ -89,7 +89,7 @@ fn del_unknown(call: &Call, network: &Network) -> Result<(), CniError> {
 }
 
 fn run_del(call: &Call, network: &Network, delegate: &Delegate) -> Result<(), CniError> {
-    Ok(Way::of(call, network, delegate, Verb::Del)?.del(call, delegate)?)
+    Ok(ResolvedRoute::of(call, network, delegate, Verb::Del)?.del(call, delegate)?)
 }
 
 /// Has the delegate compare the pod with the result of its ADD.
@@ -104,7 +104,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), CniError> {
         }
     };
     let delegate = network.for_check(delegate);
-    Ok(Way::of(call, network, &delegate, Verb::Check)?.check(call, &delegate)?)
+    Ok(ResolvedRoute::of(call, network, &delegate, Verb::Check)?.check(call, &delegate)?)
 }
 
 /// Says whether an ADD would succeed: this node has a subnet, the delegate is there, and it says so itself
@@ -114,7 +114,9 @@ pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
     let node =
         node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
     let delegate = network.delegate(&node).map_err(unavailable)?;
-    Way::of(call, network, &delegate, Verb::Status).map_err(unavailable)?.status(network, &delegate)?;
+    ResolvedRoute::of(call, network, &delegate, Verb::Status)
+        .map_err(unavailable)?
+        .status(network, &delegate)?;
     match &node.policy_socket {
         Some(socket) => policy::status(socket).map_err(|error| CniError::new(error::NOT_AVAILABLE, error)),
         None => Ok(()),

@@ -11,14 +11,14 @@ use crate::error::{self, CniError};
 
 /// How a delegate is run.
 #[derive(Debug)]
-pub(crate) enum Way {
+pub(crate) enum ResolvedRoute {
     /// `bridge` with `host-local`.
     InProcess(Box<bridge::BridgeConfig>),
     /// A program in `CNI_PATH`.
     Program(PathBuf),
 }
 
-impl Way {
+impl ResolvedRoute {
     /// Decides.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backends::kernel::{Interest, Notices};
+use backends::kernel::{NotificationFilter, Notifications};
 use backends::{Firewall, Kernel, KernelError, KernelState, converge_since};
 #[cfg(test)]
 use subnet::Subnets;
@@ -134,7 +134,7 @@ pub(crate) struct Hands<K> {
 /// Runs until the kernel's notifications fail for good; stopping is dropping. The kernel is left as it is.
 ///
 /// `rules_moved` is notified when traffic rules that concern us were changed by somebody.
-pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
+pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
     hands: Hands<K>,
     notices: N,
     rules_moved: &Notify,
@@ -142,7 +142,7 @@ pub(crate) async fn run<K: Kernel, N: Notices, S: LeaseStore>(
     settings: Settings,
     health: Health,
 ) -> KernelError {
-    let (moved, interest) = (Notify::new(), Mutex::new(Interest::default()));
+    let (moved, interest) = (Notify::new(), Mutex::new(NotificationFilter::default()));
     let life = async {
         let store = Arc::new(store);
         let (machine, recalled) = begin::machine(&store, settings, health).await;
@@ -182,7 +182,7 @@ struct Agent<'a, K, S> {
     rules_mode: &'static str,
     store: Arc<S>,
     machine: Machine,
-    interest: &'a Mutex<Interest>,
+    interest: &'a Mutex<NotificationFilter>,
     moved: &'a Notify,
     rules_moved: &'a Notify,
     feed: Feed,
@@ -366,19 +366,19 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     fn seen(&mut self) -> Seen {
         let sysctls_moved = std::mem::take(&mut self.shared_interest().sysctls_moved);
         let reach = self.machine.settings.selectors.can_reach;
-        let reach = reach.map(|addr| self.kernel().way_to(addr).map_err(|error| error.to_string()));
+        let reach = reach.map(|addr| self.kernel().route_to(addr).map_err(|error| error.to_string()));
         Seen { reach, sysctls_moved }
     }
 
-    fn shared_interest(&self) -> MutexGuard<'_, Interest> {
+    fn shared_interest(&self) -> MutexGuard<'_, NotificationFilter> {
         self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells those who hear the kernel's notifications what matters from now on.
     fn share_interest(&self) {
         let mut shared = self.shared_interest();
-        let Interest { sysctls_moved, overruns, .. } = *shared;
-        *shared = Interest { sysctls_moved, overruns, ..self.machine.view.interest.clone() };
+        let NotificationFilter { sysctls_moved, overruns, .. } = *shared;
+        *shared = NotificationFilter { sysctls_moved, overruns, ..self.machine.view.interest.clone() };
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use backends::Ways;
+use backends::ActiveBackends;
 use serde_json::json;
 use subnet::{NetworkConfig, Subnets};
 
@@ -71,7 +71,7 @@ fn check(text: &str, given_subnets: bool) -> Result<Checked, String> {
         false => NetworkConfig::parse(text),
     };
     let config = config.map_err(|error| error.to_string())?;
-    let ways = Ways::new(&config.backend, &config).map_err(|error| error.to_string())?;
+    let active = ActiveBackends::new(&config.backend, &config).map_err(|error| error.to_string())?;
     let networks = config.ranges().map(|range| {
         let network = range.network;
         match given_subnets {
@@ -84,7 +84,7 @@ fn check(text: &str, given_subnets: bool) -> Result<Checked, String> {
         }
     });
     Ok(Checked {
-        backend: ways.to_string(),
+        backend: active.to_string(),
         networks: networks.collect(),
         warnings: config.warnings.0.clone(),
     })

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
-use backends::host::{HostAddr, HostLink, HostView, Way};
+use backends::host::{HostAddr, HostLink, HostView, ResolvedRoute};
 use backends::name::Name;
 use regex::bytes::Regex;
 use subnet::{Family, PublicAddrs};
@@ -93,7 +93,7 @@ pub(crate) fn choose(
     pods: &PodPrefixes,
     host: &HostView,
     in_use: Option<&External>,
-    mut route_to: impl FnMut(IpAddr) -> Result<Way, String>,
+    mut route_to: impl FnMut(IpAddr) -> Result<ResolvedRoute, String>,
     families: &[Family],
 ) -> Result<External, NoInterface> {
     let candidates = Candidates::of(host, pods);
@@ -341,7 +341,7 @@ impl Choice<'_> {
             .unwrap_or_else(|| "it matches neither the addresses nor the name of any interface".into()))
     }
 
-    fn by_way(self, to: IpAddr, way: Way) -> Result<External, String> {
+    fn by_way(self, to: IpAddr, way: ResolvedRoute) -> Result<External, String> {
         if self.host.links.values().any(|link| link.addresses.iter().any(|own| own.net.addr() == to)) {
             return Err(format!("it is an address of this host: use --iface={to} instead"));
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{Kernel, KernelError, Observed, Scope};
 use crate::kernel::prerequisites::Sysctls;
 use crate::state::host::Direct;
-use crate::state::host::{HostView, Way};
+use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::{Change, KernelState, LinkIdentity};
 
 /// The fake kernel. Stands in for netlink where a test is about the agent and not about the kernel.
@@ -21,7 +21,7 @@ pub struct FakeKernel {
     /// The host's links and addresses.
     pub host: HostView,
     /// The answers of [`Kernel::way_to`].
-    pub ways: BTreeMap<IpAddr, Way>,
+    pub active: BTreeMap<IpAddr, ResolvedRoute>,
     /// Objects (by [`Change::object`], or "vxlan", "ipip" and "wireguard" for the making of such devices) whose changes fail
     /// with this errno.
     pub failing: BTreeMap<&'static str, i32>,
@@ -93,8 +93,8 @@ impl Kernel for FakeKernel {
         failures
     }
 
-    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
-        self.ways.get(&addr).copied().ok_or_else(|| KernelError::Netlink {
+    fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError> {
+        self.active.get(&addr).copied().ok_or_else(|| KernelError::Netlink {
             what: "route lookup",
             source: io::Error::from_raw_os_error(101),
         })
@@ -134,7 +134,7 @@ impl SharedKernel {
 /// Those that are reached without a gateway, as if all of them answered.
 fn direct(kernel: &FakeKernel, addrs: &[IpAddr]) -> Direct {
     let device = |addr: &IpAddr| {
-        let way = kernel.ways.get(addr).filter(|way| way.gateway.is_none())?;
+        let way = kernel.active.get(addr).filter(|way| way.gateway.is_none())?;
         Some((*addr, kernel.host.links.get(&way.link)?.name))
     };
     Arc::new(addrs.iter().filter_map(device).collect())
@@ -149,8 +149,8 @@ impl Kernel for SharedKernel {
         self.lock().apply(changes)
     }
 
-    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
-        self.lock().way_to(addr)
+    fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError> {
+        self.lock().route_to(addr)
     }
 
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {

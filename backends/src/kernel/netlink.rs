@@ -35,7 +35,7 @@ use crate::datapath::tunnels::Tunnels;
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
-use crate::state::host::{HostView, Way};
+use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
 use decode::{LinkFacts, NeighbourFacts};
@@ -364,7 +364,7 @@ impl Kernel for Netlink {
         failures
     }
 
-    fn way_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
+    fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError> {
         self.route_to(addr)
     }
 

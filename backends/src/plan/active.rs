@@ -1,9 +1,9 @@
 //! The backends of one node at a time: the one that it announces, and those by which peers are still
 //! reached that announce something else.
 //!
-//! A cluster changes its backend node by node. Each peer is reached the way that it announces, and each node
+//! A cluster changes its backend node by node. Each peer is reached by the backend that it announces, and each node
 //! goes on accepting what it announced before for as long as a peer may send it: until some time after the
-//! last one has left that way itself.
+//! last one has left that backend itself.
 
 mod tell;
 
@@ -15,27 +15,27 @@ use ipnet::IpNet;
 use subnet::wireguard::PublicKey;
 use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
 
-use super::backend::{Backend, BackendError, BackendId, Macs, Peer, Scene};
+use super::backend::{Backend, BackendError, BackendId, Macs, Peer, PlanInput};
 use super::select::select;
 use super::vxlan::DEFAULT_PORT;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Route};
 
-/// How long a way stays after the last peer has left it.
+/// How long a backend stays active after the last peer has left it.
 const LINGER: Duration = Duration::from_secs(30);
 
 /// More than this many changes at once are no migration.
 const MAX_BACKENDS: usize = 8;
 
-/// The ways from this node to others, best first.
+/// The active backends of this node; the first one is announced.
 #[derive(Clone)]
-pub struct Ways {
+pub struct ActiveBackends {
     /// The first is the one that this node announces.
     all: Vec<ActiveBackend>,
     /// Not in use, and taken up as soon as a peer announces what they lead to.
     standby: Vec<ActiveBackend>,
-    /// The announced way stands in for another one that the configuration asks for, and leads to its peers.
+    /// The announced backend stands in for the configured one, and reaches its peers.
     fallback_for: Option<BackendConfig>,
     /// The kernel of this node has no WireGuard.
     without_module: bool,
@@ -77,13 +77,13 @@ impl ActiveBackend {
     }
 }
 
-impl Ways {
-    /// One way, and what else its configuration allows.
+impl ActiveBackends {
+    /// One backend, and what else its configuration allows.
     ///
     /// # Errors
     /// [`BackendError`] when the configuration can't be carried out.
     pub fn new(config: &BackendConfig, network: &NetworkConfig) -> Result<Self, BackendError> {
-        let mut ways = Self {
+        let mut active = Self {
             all: vec![ActiveBackend::new(BackendId::default(), config, network)?],
             standby: Vec::new(),
             fallback_for: None,
@@ -93,9 +93,9 @@ impl Ways {
         if config.has_fallback() {
             select(&BackendConfig::FALLBACK, network)
                 .map_err(|error| BackendError(format!("Backend.Fallback: {error}")))?;
-            ways.remember(&[BackendConfig::FALLBACK], network);
+            active.remember(&[BackendConfig::FALLBACK], network);
         }
-        Ok(ways)
+        Ok(active)
     }
 
     /// The backend that this node announces.
@@ -105,12 +105,12 @@ impl Ways {
 
     /// All backends in use, the announced one first.
     pub fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
-        self.all.iter().map(|way| &*way.backend)
+        self.all.iter().map(|entry| &*entry.backend)
     }
 
     /// The backends in use with their words.
     pub fn named(&self) -> Vec<(BackendId, String)> {
-        self.all.iter().map(|way| (way.id, way.backend.words())).collect()
+        self.all.iter().map(|entry| (entry.id, entry.backend.words())).collect()
     }
 
     /// Whether the announced backend stands in for the one that the configuration asks for.
@@ -125,7 +125,7 @@ impl Ways {
 
     /// The backend in use that has this id.
     pub fn backend(&self, id: BackendId) -> Option<&dyn Backend> {
-        self.all.iter().find(|way| way.id == id).map(|way| &*way.backend)
+        self.all.iter().find(|entry| entry.id == id).map(|entry| &*entry.backend)
     }
 
     /// The tunnel devices of the backend that this node announces.
@@ -133,14 +133,14 @@ impl Ways {
         self.current().devices().into_iter().map(|(_, name)| name).collect()
     }
 
-    /// The tunnel devices of all ways, also of those held ready.
+    /// The tunnel devices of all backends, also of those on standby.
     pub fn devices(&self) -> impl Iterator<Item = Name> {
         self.devices_by_family().into_iter().map(|(_, name)| name)
     }
 
     /// The same with their families.
     pub fn devices_by_family(&self) -> Vec<(Family, Name)> {
-        self.all.iter().chain(&self.standby).flat_map(|way| way.backend.devices()).collect()
+        self.all.iter().chain(&self.standby).flat_map(|entry| entry.backend.devices()).collect()
     }
 
     /// The ports at which tunnels for packets of this family listen.
@@ -151,41 +151,41 @@ impl Ways {
         )
     }
 
-    /// MTU of pods in bytes on an underlay of this MTU: every way carries it.
+    /// MTU of pods in bytes on an underlay of this MTU: every backend carries it.
     pub fn mtu(&self, underlay: u32) -> u32 {
         self.backends().map(|backend| backend.mtu(underlay)).min().unwrap_or(underlay)
     }
 
-    /// Whether any way depends on which peers are on this node's own links.
+    /// Whether any backend depends on which peers are on this node's own links.
     pub fn ask_for_direct(&self) -> bool {
         self.backends().any(Backend::asks_for_direct)
     }
 
     /// The configurations that are in use besides the announced one.
     pub fn former(&self) -> Vec<BackendConfig> {
-        self.all[1..].iter().map(|way| way.config.clone()).collect()
+        self.all[1..].iter().map(|entry| entry.config.clone()).collect()
     }
 
-    /// Holds ways of an earlier time ready, for peers that still announce them.
+    /// Keeps earlier backends on standby, for peers that still announce them.
     pub fn remember(&mut self, configs: &[BackendConfig], network: &NetworkConfig) {
         for config in configs.iter().filter(|config| leads_anywhere(config)) {
-            let Ok(way) = ActiveBackend::new(self.free_id(), config, network) else { continue };
-            let words = way.backend.words();
+            let Ok(entry) = ActiveBackend::new(self.free_id(), config, network) else { continue };
+            let words = entry.backend.words();
             let known = self.all.iter().chain(&self.standby).any(|other| other.backend.words() == words);
             if known || self.standby.len() >= MAX_BACKENDS {
                 continue;
             }
             // No lease tells whether it is needed.
-            if self.is_rival(&*way.backend) {
-                self.all.extend(way.on_spare_devices());
+            if self.is_rival(&*entry.backend) {
+                self.all.extend(entry.on_spare_devices());
             } else {
-                self.standby.push(way);
+                self.standby.push(entry);
             }
         }
         self.heed_kernel();
     }
 
-    /// Holds a way ready that this node will announce itself, for peers that announce it already. Another
+    /// Keeps a backend on standby that this node will announce itself, for peers that announce it already. Another
     /// port needs none: those peers listen at the old one for as long as this node is there.
     pub fn expect(&mut self, config: &BackendConfig, network: &NetworkConfig) {
         let rival = select(config, network).is_ok_and(|backend| self.is_rival(&*backend));
@@ -201,15 +201,15 @@ impl Ways {
     pub fn switch(&mut self, config: &BackendConfig, network: &NetworkConfig) -> Result<(), BackendError> {
         let mut next = Self::new(&self.explicit(config), network)?;
         let (words, devices) = (next.current().words(), next.current().devices());
-        let same = self.all.iter().find(|way| way.backend.words() == words);
-        next.all[0].id = same.map_or_else(|| self.free_id(), |way| way.id);
-        for way in self.all.iter().filter(|way| leads_anywhere(&way.config)) {
-            if way.backend.words() == words || next.all.len() >= MAX_BACKENDS {
+        let same = self.all.iter().find(|entry| entry.backend.words() == words);
+        next.all[0].id = same.map_or_else(|| self.free_id(), |entry| entry.id);
+        for entry in self.all.iter().filter(|entry| leads_anywhere(&entry.config)) {
+            if entry.backend.words() == words || next.all.len() >= MAX_BACKENDS {
                 continue;
             }
-            // What an earlier way knows of the network, it has to learn anew.
-            let Ok(backend) = select(&way.config, network) else { continue };
-            let again = ActiveBackend { backend, ..way.clone() };
+            // An earlier backend takes the network from the new configuration.
+            let Ok(backend) = select(&entry.config, network) else { continue };
+            let again = ActiveBackend { backend, ..entry.clone() };
             if !again.backend.devices().iter().any(|device| devices.contains(device)) {
                 next.all.push(again);
             } else if next.is_rival(&*again.backend) {
@@ -222,7 +222,7 @@ impl Ways {
                 ));
             }
         }
-        let standby: Vec<BackendConfig> = self.standby.iter().map(|way| way.config.clone()).collect();
+        let standby: Vec<BackendConfig> = self.standby.iter().map(|entry| entry.config.clone()).collect();
         next.remember(&standby, network);
         let born = self.ports.born;
         if next.is_changing() {
@@ -250,8 +250,8 @@ impl Ways {
         }
         let instead = ActiveBackend::new(self.free_id(), &BackendConfig::FALLBACK, network)?;
         let words = instead.backend.words();
-        self.standby.retain(|way| way.backend.words() != words);
-        self.all.retain(|way| way.backend.words() != words);
+        self.standby.retain(|entry| entry.backend.words() != words);
+        self.all.retain(|entry| entry.backend.words() != words);
         self.fallback_for = Some(std::mem::replace(&mut self.all[0], instead).config);
         Ok(true)
     }
@@ -265,16 +265,16 @@ impl Ways {
 
     fn heed_kernel(&mut self) -> bool {
         let mut changed = false;
-        for way in self.all.iter_mut().chain(&mut self.standby).filter(|_| self.without_module) {
-            if let Some(backend) = way.backend.in_process() {
-                way.backend = backend;
+        for entry in self.all.iter_mut().chain(&mut self.standby).filter(|_| self.without_module) {
+            if let Some(backend) = entry.backend.in_process() {
+                entry.backend = backend;
                 changed = true;
             }
         }
         changed
     }
 
-    /// The way to the node that has this lease.
+    /// The backend that reaches the node which has this lease.
     pub(crate) fn reaching(&self, lease: &Lease) -> Option<BackendId> {
         let attachment = &lease.attachment;
         let says_port = Family::BOTH
@@ -296,14 +296,14 @@ impl Ways {
             }
             _ => None,
         };
-        // Without a way of this node's own to any peer, none of them lacks one.
+        // If this node reaches no peer by itself, no peer counts as unreachable.
         let none = || (!leads_anywhere(&self.all[0].config)).then(|| self.current_id());
         exact.or_else(any).or_else(fallback_for).or_else(none)
     }
 
     /// The first backend in use that is so.
     fn first(&self, is_so: impl Fn(&dyn Backend) -> bool) -> Option<BackendId> {
-        self.all.iter().find(|way| is_so(&*way.backend)).map(|way| way.id)
+        self.all.iter().find(|entry| is_so(&*entry.backend)).map(|entry| entry.id)
     }
 
     /// The id of the backend that this node announces.
@@ -313,7 +313,7 @@ impl Ways {
 
     /// An id that no backend in use or held ready has.
     fn free_id(&self) -> BackendId {
-        let taken = |id: &BackendId| self.all.iter().chain(&self.standby).any(|way| way.id == *id);
+        let taken = |id: &BackendId| self.all.iter().chain(&self.standby).any(|entry| entry.id == *id);
         (0..u8::MAX).map(BackendId).find(|id| !taken(id)).unwrap_or_default()
     }
 
@@ -370,7 +370,7 @@ impl Ways {
         self.backends().find(|backend| self.is_rival(*backend))?.vtep().map(|(_, port)| port)
     }
 
-    /// Whether there is a way by another port.
+    /// Whether a backend uses another port.
     fn is_changing(&self) -> bool {
         self.rival_port().is_some()
     }
@@ -411,12 +411,12 @@ impl Ways {
         }
     }
 
-    /// Whether the way leads to VXLAN tunnel endpoints.
+    /// Whether the backend sends to VXLAN tunnel endpoints.
     pub(crate) fn leads_to_vteps(&self, id: BackendId) -> bool {
-        self.all.iter().any(|way| way.id == id && matches!(way.config, BackendConfig::Vxlan(_)))
+        self.all.iter().any(|entry| entry.id == id && matches!(entry.config, BackendConfig::Vxlan(_)))
     }
 
-    /// Takes up the ways that a peer asks for and that are held ready. Says whether there was any.
+    /// Makes those on standby active that a peer announces. Returns whether there was any.
     pub fn take_up<'a>(&mut self, announced: impl Iterator<Item = &'a Attachment>) -> bool {
         if self.standby.is_empty() {
             return false;
@@ -426,37 +426,37 @@ impl Ways {
             if self.backends().any(|backend| backend.reaches(attachment)) {
                 continue;
             }
-            if let Some(index) = self.standby.iter().position(|way| way.backend.reaches(attachment)) {
-                let way = self.standby.remove(index);
-                self.all.push(way);
+            if let Some(index) = self.standby.iter().position(|entry| entry.backend.reaches(attachment)) {
+                let entry = self.standby.remove(index);
+                self.all.push(entry);
             }
         }
         self.all.len() > before
     }
 
-    /// Gives up the ways that no peer has been reached by for `LINGER`. Says whether there was any, and
+    /// Drops the backends that no peer has been reached by for `LINGER`. Returns whether there was any, and
     /// when to ask again.
-    pub fn give_up(&mut self, peers: &[Peer], now: Instant) -> (bool, Option<Instant>) {
+    pub fn drop_unused(&mut self, peers: &[Peer], now: Instant) -> (bool, Option<Instant>) {
         let (before, announced) = (self.all.len(), self.current_id());
         let mut next = None;
         let mut gone = Vec::new();
-        self.all.retain_mut(|way| {
-            if way.id == announced || peers.iter().any(|peer| peer.backend == way.id) {
-                way.idle = None;
+        self.all.retain_mut(|entry| {
+            if entry.id == announced || peers.iter().any(|peer| peer.backend == entry.id) {
+                entry.idle = None;
                 return true;
             }
-            let end = *way.idle.get_or_insert(now) + LINGER;
+            let end = *entry.idle.get_or_insert(now) + LINGER;
             if end <= now {
-                gone.push(ActiveBackend { idle: None, ..way.clone() });
+                gone.push(ActiveBackend { idle: None, ..entry.clone() });
                 return false;
             }
             next = Some(next.map_or(end, |next: Instant| next.min(end)));
             true
         });
-        // Somebody may come back to it.
-        for way in gone {
-            if matches!(way.config, BackendConfig::Udp { .. }) && self.has_fallback() {
-                self.standby.push(way);
+        // A peer may announce it again.
+        for entry in gone {
+            if matches!(entry.config, BackendConfig::Udp { .. }) && self.has_fallback() {
+                self.standby.push(entry);
             }
         }
         (self.all.len() < before, next)
@@ -466,16 +466,16 @@ impl Ways {
         self.all[0].config.has_fallback()
     }
 
-    /// The kernel state that reaches every peer, each in its way.
-    pub fn plan(&self, scene: Scene<'_>) -> KernelState {
+    /// The kernel state that reaches every peer, each by its backend.
+    pub fn plan(&self, input: PlanInput<'_>) -> KernelState {
         if let [only] = self.all.as_slice() {
-            return only.backend.plan(scene);
+            return only.backend.plan(input);
         }
         let mut state = KernelState::default();
-        for way in &self.all {
-            let peers: Vec<_> = scene.peers.iter().filter(|peer| peer.backend == way.id).copied().collect();
-            let mut planned = way.backend.plan(Scene { peers: &peers, ..scene });
-            // The network as a whole leads to one device; what this way reaches has to lead to its own.
+        for entry in &self.all {
+            let peers: Vec<_> = input.peers.iter().filter(|peer| peer.backend == entry.id).copied().collect();
+            let mut planned = entry.backend.plan(PlanInput { peers: &peers, ..input });
+            // The network as a whole leads to one device; routes to peers of this backend lead to its own.
             let rivals = |route: &&Route| state.routes.get(&route.dst).is_some_and(|it| it.dev != route.dev);
             let taken: Vec<Route> = planned.routes.values().filter(rivals).copied().collect();
             for route in taken {
@@ -491,7 +491,7 @@ impl Ways {
     }
 }
 
-/// Whether a backend has ways to peers at all. One that has none is never kept for the sake of others.
+/// Whether a backend reaches peers at all. One that has none is never kept for the sake of others.
 fn leads_anywhere(config: &BackendConfig) -> bool {
     *config != BackendConfig::Alloc
 }

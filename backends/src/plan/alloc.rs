@@ -6,7 +6,7 @@
 use ipnet::IpNet;
 use subnet::{Attachment, Family, Mac};
 
-use super::backend::{Backend, BackendError, Macs, Node, Scene};
+use super::backend::{Backend, BackendError, Macs, Node, PlanInput};
 use crate::state::KernelState;
 use crate::state::name::Name;
 
@@ -44,7 +44,7 @@ impl Backend for Alloc {
         Ok(())
     }
 
-    fn plan(&self, _scene: Scene<'_>) -> KernelState {
+    fn plan(&self, _scene: PlanInput<'_>) -> KernelState {
         KernelState::default()
     }
 }

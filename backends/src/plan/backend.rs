@@ -107,7 +107,7 @@ pub struct BackendId(pub(super) u8);
 
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
+pub struct PlanInput<'a> {
     /// This node's place in the underlay.
     pub node: &'a Node,
     /// Its pod subnets.
@@ -195,7 +195,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// The kernel state that reaches the peers.
-    fn plan(&self, scene: Scene<'_>) -> KernelState;
+    fn plan(&self, input: PlanInput<'_>) -> KernelState;
 }
 
 /// The MAC of a tunnel device: the first that this node has already and that no peer announces, or else a

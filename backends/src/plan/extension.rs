@@ -4,7 +4,7 @@
 use ipnet::IpNet;
 use subnet::{Attachment, Family, Mac};
 
-use super::backend::{Backend, BackendError, Macs, Node, Scene};
+use super::backend::{Backend, BackendError, Macs, Node, PlanInput};
 use crate::state::KernelState;
 use crate::state::name::Name;
 
@@ -42,7 +42,7 @@ impl Backend for Extension {
         Ok(())
     }
 
-    fn plan(&self, _scene: Scene<'_>) -> KernelState {
+    fn plan(&self, _scene: PlanInput<'_>) -> KernelState {
         KernelState::default()
     }
 }

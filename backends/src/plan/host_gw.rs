@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use subnet::{Attachment, Family, Mac};
 
-use super::backend::{Backend, BackendError, Macs, Node, Peer, Scene};
+use super::backend::{Backend, BackendError, Macs, Node, Peer, PlanInput};
 use crate::state::name::Name;
 use crate::state::{KernelState, Route};
 
@@ -48,11 +48,11 @@ impl Backend for HostGw {
         )))
     }
 
-    fn plan(&self, scene: Scene<'_>) -> KernelState {
-        let dev = Some(scene.node.underlay.name);
+    fn plan(&self, input: PlanInput<'_>) -> KernelState {
+        let dev = Some(input.node.underlay.name);
         let route = |peer: &Peer| Route { via: Some(peer.public), dev, ..Route::ours(peer.subnet) };
         KernelState {
-            routes: scene.peers.iter().map(|peer| (peer.subnet, route(peer))).collect(),
+            routes: input.peers.iter().map(|peer| (peer.subnet, route(peer))).collect(),
             ..KernelState::default()
         }
     }
@@ -81,7 +81,8 @@ mod tests {
             backend: BackendId::default(),
         };
         let (node, own, macs) = (node("192.0.2.1"), Subnets::default(), Macs::default());
-        let state = HostGw.plan(Scene { node: &node, own: &own, macs: &macs, peers: &[peer], all: &[peer] });
+        let state =
+            HostGw.plan(PlanInput { node: &node, own: &own, macs: &macs, peers: &[peer], all: &[peer] });
         let words: Vec<String> = state.routes.values().map(ToString::to_string).collect();
         assert_eq!(words, ["10.244.2.0/24 via 192.0.2.2 dev eth0 proto 70"]);
     }

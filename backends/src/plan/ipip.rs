@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, Family, IpipConfig, Mac};
 
-use super::backend::{Backend, BackendError, Macs, Node, Peer, Scene, Underlay};
+use super::backend::{Backend, BackendError, Macs, Node, Peer, PlanInput, Underlay};
 use crate::state::name::Name;
 use crate::state::tunnel::IpipTunnel;
 use crate::state::{IPIP_DEVICE, IpipIdentity, KernelState, Link, LinkIdentity, LinkSettings, Route};
@@ -97,8 +97,8 @@ impl Backend for Ipip {
         Ok(())
     }
 
-    fn plan(&self, scene: Scene<'_>) -> KernelState {
-        let Scene { node, own, peers, .. } = scene;
+    fn plan(&self, input: PlanInput<'_>) -> KernelState {
+        let PlanInput { node, own, peers, .. } = input;
         let mut state = KernelState::default();
         let Some(local) = node.source.v4 else { return state };
         let dev = self.device;
@@ -150,7 +150,7 @@ mod tests {
         let peers = [peer("10.244.2.0/24", "192.0.2.2"), peer("10.244.3.0/24", "198.51.100.3")];
         let own: Subnets = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
         let backend = Ipip::new(config, &[Family::V4]).unwrap();
-        backend.plan(Scene { node, own: &own, macs: &Macs::default(), peers: &peers, all: &peers })
+        backend.plan(PlanInput { node, own: &own, macs: &Macs::default(), peers: &peers, all: &peers })
     }
 
     fn words(state: &KernelState) -> Vec<String> {

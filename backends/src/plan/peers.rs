@@ -12,7 +12,7 @@ use subnet::net::{addr_of, bits_of, overlap};
 use subnet::wireguard::PublicKey;
 use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig};
 
-use super::active::Ways;
+use super::active::ActiveBackends;
 use super::backend::{Peer, WireguardPeer};
 use super::surroundings::Surroundings;
 use super::wireguard::known;
@@ -72,7 +72,7 @@ pub struct Peers {
 
 /// From what this node looks at the leases.
 #[derive(Clone, Copy, Debug)]
-pub struct Outlook<'a> {
+pub struct PeerContext<'a> {
     /// The cluster's configuration.
     pub network: &'a NetworkConfig,
     /// Networks of earlier configurations, in which leases may still be.
@@ -80,7 +80,7 @@ pub struct Outlook<'a> {
     /// This node's lease.
     pub own: &'a Lease,
     /// The ways that this node has.
-    pub ways: &'a Ways,
+    pub active: &'a ActiveBackends,
     /// What it last wanted of the kernel.
     pub before: &'a KernelState,
     /// What no peer may cover.
@@ -91,8 +91,8 @@ pub struct Outlook<'a> {
 
 impl Peers {
     /// Looks through `all` from this node.
-    pub fn choose(outlook: Outlook<'_>, all: &Leases) -> Self {
-        let Outlook { network, own, .. } = outlook;
+    pub fn choose(context: PeerContext<'_>, all: &Leases) -> Self {
+        let PeerContext { network, own, .. } = context;
         let mut peers = Self::default();
         for (key, malformed) in &all.malformed {
             peers.skipped.insert(key.clone(), malformed.why.clone());
@@ -110,7 +110,7 @@ impl Peers {
         let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));
         leases.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
 
-        let keys = former_keys(outlook, &leases);
+        let keys = former_keys(context, &leases);
         let mut chosen = Vec::new();
         for lease in leases {
             if network.ranges().all(|range| lease.subnets.get(Family::of(range.network.addr())).is_none()) {
@@ -124,7 +124,7 @@ impl Peers {
                 let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
                     continue;
                 };
-                match examine(outlook, range.network, lease, subnet, &keys) {
+                match examine(context, range.network, lease, subnet, &keys) {
                     Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
                     Err((reason, why)) => peers.skip(network, lease, family, reason, why),
                 }
@@ -137,7 +137,7 @@ impl Peers {
             (last_written_of_a_key, SkipReason::Key),
         ];
         for (rule, reason) in rules {
-            let (kept, refused) = rule(outlook, chosen);
+            let (kept, refused) = rule(context, chosen);
             let about_macs = reason == SkipReason::Mac;
             peers.disputed.extend(refused.iter().filter(|_| about_macs).map(|(claimed, _)| claimed.peer.mac));
             for (claimed, why) in refused {
@@ -191,22 +191,23 @@ struct Claimed<'a> {
 type Sorted<'a> = (Vec<Claimed<'a>>, Vec<(Claimed<'a>, String)>);
 
 /// Says which of these can't be used together with the others.
-type Rule = for<'a> fn(Outlook<'_>, Vec<Claimed<'a>>) -> Sorted<'a>;
+type Rule = for<'a> fn(PeerContext<'_>, Vec<Claimed<'a>>) -> Sorted<'a>;
 
 /// What is wrong with one family of a lease, independent of the others; or the peer, and whether it is only
 /// reached as before.
 fn examine(
-    outlook: Outlook<'_>,
+    context: PeerContext<'_>,
     network: IpNet,
     lease: &Lease,
     subnet: IpNet,
     keys: &BTreeMap<IpNet, WireguardPeer>,
 ) -> Result<(Peer, bool), (SkipReason, String)> {
-    let Outlook { former, own, ways, before, surroundings, .. } = outlook;
+    let PeerContext { former, own, active, before, surroundings, .. } = context;
     let family = Family::of(subnet.addr());
-    let announced = ways.reaching(lease);
-    let kept = if announced.is_none() { ways.previous_mac(&lease.attachment, before, subnet) } else { None };
-    let Some(backend) = announced.or(kept.map(|_| ways.current_id())) else {
+    let announced = active.reaching(lease);
+    let kept =
+        if announced.is_none() { active.previous_mac(&lease.attachment, before, subnet) } else { None };
+    let Some(backend) = announced.or(kept.map(|_| active.current_id())) else {
         let name = |attachment: &Attachment| match attachment.type_name() {
             "" => "udp".to_owned(),
             name => name.to_owned(),
@@ -214,7 +215,7 @@ fn examine(
         let why = format!(
             "its backend is {}, this node's is {}: both need the same",
             name(&lease.attachment),
-            ways.name()
+            active.name()
         );
         return Err((SkipReason::Backend, why));
     };
@@ -232,7 +233,7 @@ fn examine(
         );
         return Err((SkipReason::Address, why));
     }
-    let networks: Vec<IpNet> = outlook.network.networks().iter().chain(former.iter().copied()).collect();
+    let networks: Vec<IpNet> = context.network.networks().iter().chain(former.iter().copied()).collect();
     if let Some(why) = surroundings.unreachable(public, &networks) {
         return Err((SkipReason::Address, format!("its public address {public} {why}")));
     }
@@ -245,29 +246,29 @@ fn examine(
     }
     let mac = match (&lease.attachment, kept) {
         (_, Some(mac)) => mac,
-        (Attachment::Vxlan { .. }, None) if ways.leads_to_vteps(backend) => {
+        (Attachment::Vxlan { .. }, None) if active.leads_to_vteps(backend) => {
             vtep(own, lease, family).map_err(|why| (SkipReason::Mac, why))?
         }
         (_, None) => Mac([0; 6]),
     };
-    let key = wireguard(ways, lease, family).map_err(|why| (SkipReason::Key, why));
+    let key = wireguard(active, lease, family).map_err(|why| (SkipReason::Key, why));
     let says_key = kept.is_none() && matches!(lease.attachment, Attachment::Wireguard { .. });
     let wireguard = if says_key { Some(key?) } else { keys.get(&subnet).copied() };
     Ok((Peer { subnet, public, mac, wireguard, backend }, kept.is_some()))
 }
 
 /// The keys of peers that have moved on to another backend and don't say them any more.
-fn former_keys(outlook: Outlook<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, WireguardPeer> {
-    let moved = outlook.ways.identities().next().is_some()
+fn former_keys(context: PeerContext<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, WireguardPeer> {
+    let moved = context.active.identities().next().is_some()
         && leases.iter().any(|lease| !matches!(lease.attachment, Attachment::Wireguard { .. }));
-    if moved { known(outlook.before) } else { BTreeMap::new() }
+    if moved { known(context.before) } else { BTreeMap::new() }
 }
 
 /// What the peer says for WireGuard.
-fn wireguard(ways: &Ways, lease: &Lease, family: Family) -> Result<WireguardPeer, String> {
+fn wireguard(active: &ActiveBackends, lease: &Lease, family: Family) -> Result<WireguardPeer, String> {
     let of = |family| lease.attachment.wireguard(family);
     let data = of(family).ok_or("it announces no public key (BackendData)")?;
-    if ways.identities().any(|own| own == data.key) {
+    if active.identities().any(|own| own == data.key) {
         return Err(format!(
             "its PublicKey {} is this node's own: two nodes have the same key file (a copied disk?); remove it on one of \
              them (wgkey in /run/flannel and /var/lib/flannel, or WIREGUARD_KEY_FILE) and restart flanneld there",
@@ -292,7 +293,7 @@ fn vtep(own: &Lease, lease: &Lease, family: Family) -> Result<Mac, String> {
 
 /// Leaves out the subnets that contain the public address of a peer: packets to that node would be taken for
 /// packets to a pod.
-fn uncovered<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+fn uncovered<'a>(_: PeerContext<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
     let publics: BTreeSet<(Family, u128)> =
         claimed.iter().map(|one| (Family::of(one.peer.public), bits_of(one.peer.public))).collect();
     let covered = |subnet: IpNet| {
@@ -310,7 +311,7 @@ fn uncovered<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
 
 /// Of subnets that overlap leaves the first. A node has one subnet in two leases if the network of its other family
 /// has moved: of those the one written last is left, and nothing is wrong with the other.
-fn first_of_overlapping<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+fn first_of_overlapping<'a>(_: PeerContext<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
     // By first address, per family, none overlapping another; with the index in `kept`.
     let mut taken: BTreeMap<(Family, u128), usize> = BTreeMap::new();
     let (mut kept, mut refused): (Vec<Claimed<'a>>, _) = (Vec::with_capacity(claimed.len()), Vec::new());
@@ -340,13 +341,13 @@ fn first_of_overlapping<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted
 
 /// The forwarding database has one entry for a MAC, so two nodes can't share one. A node that has moved leaves
 /// its old lease behind: the one written last is the living one.
-fn last_written_of_a_mac<'a>(outlook: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+fn last_written_of_a_mac<'a>(context: PeerContext<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
     let mut holders: BTreeMap<(Family, Mac), Holder> = BTreeMap::new();
-    let has_vtep = |one: &Claimed<'_>| outlook.ways.leads_to_vteps(one.peer.backend) && !one.kept;
+    let has_vtep = |one: &Claimed<'_>| context.active.leads_to_vteps(one.peer.backend) && !one.kept;
     for one in claimed.iter().filter(|one| has_vtep(one)) {
         let Peer { public, mac, .. } = one.peer;
-        let current = outlook.undecided.contains(&mac)
-            && outlook.before.fdb.iter().any(|((_, known), dst)| *known == mac && *dst == public);
+        let current = context.undecided.contains(&mac)
+            && context.before.fdb.iter().any(|((_, known), dst)| *known == mac && *dst == public);
         let mine = Holder { current, written: one.lease.written, public };
         let holder = holders.entry((Family::of(public), mac)).or_insert(mine);
         if (mine.current, mine.written) > (holder.current, holder.written) {
@@ -372,7 +373,7 @@ struct Holder {
 }
 
 /// A tunnel has one peer for a key, so two nodes can't share one: the one whose lease was written last is the living one.
-fn last_written_of_a_key<'a>(_: Outlook<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
+fn last_written_of_a_key<'a>(_: PeerContext<'_>, claimed: Vec<Claimed<'a>>) -> Sorted<'a> {
     let mut holders: BTreeMap<PublicKey, &Lease> = BTreeMap::new();
     for one in &claimed {
         if let Some(data) = one.peer.wireguard {

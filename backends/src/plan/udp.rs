@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, Family, Mac, PublicAddrs};
 
-use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, Scene, Underlay};
+use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, PlanInput, Underlay};
 use crate::state::forwarding::Forwarding;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
@@ -138,8 +138,8 @@ impl Backend for Udp {
         Ok(())
     }
 
-    fn plan(&self, scene: Scene<'_>) -> KernelState {
-        let Scene { node, own, all, .. } = scene;
+    fn plan(&self, input: PlanInput<'_>) -> KernelState {
+        let PlanInput { node, own, all, .. } = input;
         let mut state = KernelState::default();
         let dev = self.device;
         let (mut local, mut addresses) = (Vec::new(), Vec::new());
@@ -203,8 +203,8 @@ mod plan_tests {
         let own: Subnets =
             ["10.244.1.0/24", "fd00:0:0:1::/64"].iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
         let (node, macs) = (node(1500), Macs::default());
-        let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
-        let state = udp(8285, networks).plan(scene);
+        let input = PlanInput { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
+        let state = udp(8285, networks).plan(input);
         crate::state::diff::diff(&state, &KernelState::default()).iter().map(ToString::to_string).collect()
     }
 

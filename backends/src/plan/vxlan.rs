@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use subnet::net::host;
 use subnet::{Attachment, ChecksumOffload, Family, Mac, Vtep, VxlanConfig};
 
-use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, Scene, Underlay};
+use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, PlanInput, Underlay};
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route, SPARE_PREFIXES, VxlanIdentity};
@@ -215,8 +215,8 @@ impl Backend for Vxlan {
         Ok(())
     }
 
-    fn plan(&self, scene: Scene<'_>) -> KernelState {
-        let Scene { node, own, macs, peers, .. } = scene;
+    fn plan(&self, input: PlanInput<'_>) -> KernelState {
+        let PlanInput { node, own, macs, peers, .. } = input;
         let mut state = KernelState::default();
         for (family, dev) in &self.devices {
             let (Some(local), Some(mac)) = (node.source.get(*family), macs.get(*family)) else { continue };
@@ -305,7 +305,7 @@ mod tests {
 
     fn words(backend: &Vxlan, node: &Node, own: &[&str], peers: &[Peer]) -> Vec<String> {
         let own = own.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
-        let state = backend.plan(Scene { node, own: &own, macs: &macs(), peers, all: peers });
+        let state = backend.plan(PlanInput { node, own: &own, macs: &macs(), peers, all: peers });
         crate::state::diff::diff(&state, &KernelState::default()).iter().map(ToString::to_string).collect()
     }
 

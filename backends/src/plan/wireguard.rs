@@ -15,7 +15,9 @@ use subnet::net::host;
 use subnet::wireguard::{PublicKey, WireguardData};
 use subnet::{Attachment, Engine, Family, Mac, Mode, PublicAddrs, WireguardConfig};
 
-use super::backend::{Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, Scene, Underlay, WireguardPeer};
+use super::backend::{
+    Backend, BackendError, MIN_MTU_V6, Macs, Node, Peer, PlanInput, Underlay, WireguardPeer,
+};
 use crate::state::forwarding::Forwarding;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
@@ -306,8 +308,8 @@ impl Backend for Wireguard {
         may.then(|| Arc::new(Self { in_process: true, ..self.clone() }) as Arc<dyn Backend>)
     }
 
-    fn plan(&self, scene: Scene<'_>) -> KernelState {
-        let Scene { node, own, all, .. } = scene;
+    fn plan(&self, input: PlanInput<'_>) -> KernelState {
+        let PlanInput { node, own, all, .. } = input;
         let mut state = KernelState::default();
         for tunnel in &self.tunnels {
             let dev = tunnel.name;

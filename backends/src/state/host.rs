@@ -76,7 +76,7 @@ pub struct DefaultRoute {
 
 /// The kernel's answer to "which way to this address?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct ResolvedRoute {
     /// Index of the link that packets leave by.
     pub link: u32,
     /// The source address that they get.

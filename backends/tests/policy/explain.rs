@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backends::testing::policy::{Packet, Random, World};
 use subnet::policy::Protocol;
-use subnet::policy::explain::{End, Party, Question, Scene, explain};
+use subnet::policy::explain::{End, Party, PolicyContext, Question, explain};
 
 fn end(world: &World, address: IpAddr) -> End {
     let party = match world.pod(address) {
@@ -30,7 +30,7 @@ fn an_explanation_allows_what_the_evaluator_allows() {
         let mut world = random.world();
         // An explanation is about both ends, whichever node judges them.
         world.pods.iter_mut().for_each(|pod| pod.local = true);
-        let scene = Scene {
+        let context = PolicyContext {
             policies: world.policies.iter().cloned().map(Arc::new).collect(),
             namespaces: world.namespaces.clone(),
             networks: world.settings.networks.clone(),
@@ -39,7 +39,7 @@ fn an_explanation_allows_what_the_evaluator_allows() {
         for _ in 0..40 {
             let packet = random.packet(&world);
             let Some(question) = question(&world, &packet) else { continue };
-            let explained = explain(&scene, &question);
+            let explained = explain(&context, &question);
             assert_eq!(
                 explained.allowed,
                 world.allows(&packet),

@@ -12,8 +12,8 @@ use backends::datapath::engine::Offload;
 use backends::kernel::netlink::Netlink;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
 use backends::{
-    Kernel, KernelError, KernelState, Macs, Node, Outlook, Peers, Report, Scene, Scope, Underlay, Ways,
-    converge,
+    ActiveBackends, Kernel, KernelError, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report,
+    Scope, Underlay, converge,
 };
 use ipnet::IpNet;
 use subnet::lease::{encode_value, format_key};
@@ -35,7 +35,7 @@ pub(crate) const TRUSTING: &str =
 pub(crate) struct Site {
     kernel: Netlink,
     network: NetworkConfig,
-    ways: Ways,
+    active: ActiveBackends,
     pub(crate) node: Node,
     own: Subnets,
     /// The number of each peer, which its subnet has, and where it is reached.
@@ -86,7 +86,7 @@ impl Site {
         let own = subnets(&network, machine.address().octets()[3]);
         Self {
             kernel,
-            ways: Ways::new(&network.backend, &network).unwrap(),
+            active: ActiveBackends::new(&network.backend, &network).unwrap(),
             network,
             node: Node { underlay, public, local: public, source: public, direct: Arc::default() },
             own,
@@ -102,30 +102,30 @@ impl Site {
         for (revision, (number, address)) in (1..).zip([mine].iter().chain(&self.peers)) {
             let value = encode_value(
                 &public(&self.network, *address),
-                &self.ways.current().attachment(&Macs::default()),
+                &self.active.current().attachment(&Macs::default()),
             );
             all.insert_entry(&key(&self.network, *number), value.as_bytes(), revision);
         }
-        let Self { network, ways, node, own, .. } = self;
+        let Self { network, active, node, own, .. } = self;
         let before = KernelState::default();
-        let outlook = Outlook {
+        let context = PeerContext {
             network,
             former: &[],
             own: &all.leases[own],
-            ways,
+            active,
             before: &before,
             surroundings: &backends::Surroundings::default(),
             undecided: &Default::default(),
         };
-        let peers = Peers::choose(outlook, &all).usable;
+        let peers = Peers::choose(context, &all).usable;
         assert_eq!(peers.len(), self.peers.len() * network.ranges().count(), "every peer's lease is good");
-        ways.plan(Scene { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
+        active.plan(PlanInput { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
     }
 
     /// Takes another configuration, and makes the kernel agree.
     pub(crate) fn configure(&mut self, config: &str) {
         self.network = NetworkConfig::parse(config).unwrap();
-        self.ways = Ways::new(&self.network.backend, &self.network).unwrap();
+        self.active = ActiveBackends::new(&self.network.backend, &self.network).unwrap();
         self.converge();
     }
 
@@ -137,7 +137,7 @@ impl Site {
             subnets: self.own.iter().collect(),
             subnet_lens: vec![(Family::V4, 24), (Family::V6, 64)],
             underlay: Some(self.node.underlay.index),
-            devices: self.ways.devices().collect(),
+            devices: self.active.devices().collect(),
             ..Scope::default()
         };
         let (namespace, kernel) = (self.machine.namespace(), &mut self.kernel);

@@ -157,14 +157,14 @@ fn is_erasure(bytes: &[u8], at: usize, by: u8) -> bool {
 }
 
 /// Two nodes that reach each other through a relay only.
-struct Scene {
+struct Setup {
     sites: [Site; 2],
     pods: [Pod; 2],
     relay: Relay,
     _fabric: Fabric,
 }
 
-impl Scene {
+impl Setup {
     fn new(config: &str, mischief: Mischief) -> Self {
         let fabric = Fabric::new().unwrap();
         let mut sites = [0, 1].map(|_| Site::new(&fabric, config, Offload(true)));
@@ -196,37 +196,37 @@ impl Scene {
 
 #[test]
 fn a_good_relay_changes_nothing() {
-    let mut scene = Scene::new(CONFIG, Mischief::default());
-    let [a, b] = &scene.pods;
+    let mut setup = Setup::new(CONFIG, Mischief::default());
+    let [a, b] = &setup.pods;
     exchange(a.namespace(), b.namespace(), b.address(), 4 << 20);
-    scene.datagrams(10).run(50, 12..=1400, 100);
-    scene.relay.stop();
-    let sent = || total(&scene.sites, |counters| &counters.sent_packets);
-    let received = || total(&scene.sites, |counters| &counters.received_packets);
+    setup.datagrams(10).run(50, 12..=1400, 100);
+    setup.relay.stop();
+    let sent = || total(&setup.sites, |counters| &counters.sent_packets);
+    let received = || total(&setup.sites, |counters| &counters.received_packets);
     wait_for("the counters", LIMIT, || sent() == received()).unwrap();
 }
 
 #[test]
 fn a_damaged_datagram_is_counted_by_the_tunnel_and_by_the_kernel_and_reaches_nobody() {
     let mischief = Mischief { flipped: 300, cut: 50, ..Mischief::default() };
-    let mut scene = Scene::new(CONFIG, mischief);
+    let mut setup = Setup::new(CONFIG, mischief);
     const COUNT: u32 = 300;
-    let arrived = scene.datagrams(20).run_over_a_bad_wire(COUNT, 12..=1400, 100, true);
-    let done = scene.relay.stop();
+    let arrived = setup.datagrams(20).run_over_a_bad_wire(COUNT, 12..=1400, 100, true);
+    let done = setup.relay.stop();
     let [flipped, unnoticed, cut] =
         [&done.flipped, &done.unnoticed, &done.cut].map(|counter| counter.load(Ordering::Relaxed));
-    let counters = scene.sites[1].counters();
+    let counters = setup.sites[1].counters();
     let told =
         format!("flipped {flipped}, of these {unnoticed} unnoticed, cut {cut}; {arrived:?}; {counters}");
     assert!(flipped > 1000 && cut > 100, "{told}");
-    assert_eq!(scene.sites[0].counters().sent_packets.get(), arrived.sent as u64, "{told}");
+    assert_eq!(setup.sites[0].counters().sent_packets.get(), arrived.sent as u64, "{told}");
     assert_eq!((arrived.different as u64) + flipped + cut, arrived.sent as u64, "{told}");
     assert_eq!((arrived.repeated, arrived.overtaken), (0, 0), "{told}");
     let refused = counters.refused_malformed.get() + counters.refused_source.get();
     assert_eq!(refused + counters.received_unsound.get() + unnoticed, flipped + cut, "{told}");
     // What was let through for the kernel to find, it found.
     let (node, pod) =
-        (checksum_errors(scene.sites[1].machine.namespace()), checksum_errors(scene.pods[1].namespace()));
+        (checksum_errors(setup.sites[1].machine.namespace()), checksum_errors(setup.pods[1].namespace()));
     let found = node.ip + pod.ip + pod.udp;
     assert!(found >= counters.received_unsound.get(), "{node:?} {pod:?} {told}");
     assert!(found <= counters.received_unsound.get() + unnoticed, "{node:?} {pod:?} {told}");
@@ -237,14 +237,14 @@ fn a_damaged_datagram_is_counted_by_the_tunnel_and_by_the_kernel_and_reaches_nob
 fn repeated_late_and_invented_datagrams_hurt_nobody() {
     for config in [CONFIG, TRUSTING] {
         let mischief = Mischief { repeated: 100, late: 200, invented: 200, ..Mischief::default() };
-        let mut scene = Scene::new(config, mischief);
+        let mut setup = Setup::new(config, mischief);
         const COUNT: u32 = 100;
-        let arrived = scene.datagrams(20).run_over_a_bad_wire(COUNT, 12..=1400, 100, false);
-        scene.assert_alive();
-        let done = scene.relay.stop();
+        let arrived = setup.datagrams(20).run_over_a_bad_wire(COUNT, 12..=1400, 100, false);
+        setup.assert_alive();
+        let done = setup.relay.stop();
         let [repeated, late, invented] =
             [&done.repeated, &done.late, &done.invented].map(|counter| counter.load(Ordering::Relaxed));
-        let counters = scene.sites.each_ref().map(Site::counters);
+        let counters = setup.sites.each_ref().map(Site::counters);
         let seen = || {
             counters
                 .iter()
@@ -253,7 +253,7 @@ fn repeated_late_and_invented_datagrams_hurt_nobody() {
                 })
                 .sum::<u64>()
         };
-        let wanted = || total(&scene.sites, |all| &all.sent_packets) + repeated + invented;
+        let wanted = || total(&setup.sites, |all| &all.sent_packets) + repeated + invented;
         let told = format!(
             "repeated {repeated}, late {late}, invented {invented}; {arrived:?}; {}; {}",
             counters[0], counters[1]
@@ -277,17 +277,17 @@ fn repeated_late_and_invented_datagrams_hurt_nobody() {
 #[test]
 fn a_connection_survives_everything_at_once() {
     let mischief = Mischief { flipped: 5, cut: 5, repeated: 10, late: 10, invented: 20 };
-    let mut scene = Scene::new(CONFIG, mischief);
-    let [a, b] = &scene.pods;
+    let mut setup = Setup::new(CONFIG, mischief);
+    let [a, b] = &setup.pods;
     exchange(a.namespace(), b.namespace(), b.address(), 2 << 20);
     // Datagrams in fragments, whose damage only the last kernel can find.
-    let arrived = scene.datagrams(5).run_over_a_bad_wire(60, 12..=9000, 20, true);
+    let arrived = setup.datagrams(5).run_over_a_bad_wire(60, 12..=9000, 20, true);
     assert!(arrived.different > 100, "{arrived:?}");
-    scene.assert_alive();
-    let done = scene.relay.stop();
+    setup.assert_alive();
+    let done = setup.relay.stop();
     for counter in [&done.flipped, &done.cut, &done.repeated, &done.late, &done.invented] {
         assert!(counter.load(Ordering::Relaxed) > 0);
     }
-    let counters = scene.sites[1].counters();
+    let counters = setup.sites[1].counters();
     assert!(counters.received_unsound.get() > 0 && counters.refused_malformed.get() > 0, "{counters}");
 }

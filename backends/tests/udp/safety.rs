@@ -13,7 +13,7 @@ use crate::wire::{PORT, v4};
 const LISTENING: u16 = 7000;
 
 /// A node with a tunnel, a namespace that is its peer, and one that is no peer.
-struct Scene {
+struct Setup {
     site: Site,
     pod: Pod,
     listener: UdpSocket,
@@ -31,7 +31,7 @@ pub(crate) fn socket(namespace: &Namespace, address: impl Into<IpAddr>, port: u1
     socket
 }
 
-impl Scene {
+impl Setup {
     fn new(config: &str) -> Self {
         let fabric = Fabric::new().unwrap();
         let mut site = Site::new(&fabric, config, Offload(true));
@@ -66,50 +66,50 @@ const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
 #[test]
 fn nobody_but_a_peer_gets_in_and_a_peer_only_with_its_own_addresses() {
-    let scene = Scene::new(UDP);
-    let counters = scene.site.counters();
-    scene.send(&scene.stranger, PEER, "a stranger who pretends to be the peer's pod");
-    scene.site.wait_for("a stranger", |counters| counters.refused_stranger.get() == 1);
-    for (number, source) in (1..).zip([OTHER_PEER, OUTSIDE, v4(scene.pod.address()), scene.stranger.0]) {
-        scene.send(&scene.peer, source, "a peer who pretends to be somebody else");
-        scene.site.wait_for("a wrong source", |counters| counters.refused_source.get() == number);
+    let setup = Setup::new(UDP);
+    let counters = setup.site.counters();
+    setup.send(&setup.stranger, PEER, "a stranger who pretends to be the peer's pod");
+    setup.site.wait_for("a stranger", |counters| counters.refused_stranger.get() == 1);
+    for (number, source) in (1..).zip([OTHER_PEER, OUTSIDE, v4(setup.pod.address()), setup.stranger.0]) {
+        setup.send(&setup.peer, source, "a peer who pretends to be somebody else");
+        setup.site.wait_for("a wrong source", |counters| counters.refused_source.get() == number);
     }
     // Behind those in the only queue there is: they would have been heard before.
-    scene.send(&scene.peer, PEER, "the peer's pod");
-    assert_eq!(scene.hear(), "the peer's pod");
-    scene.send(&scene.peer, scene.peer.0, "the peer itself");
-    assert_eq!(scene.hear(), "the peer itself");
+    setup.send(&setup.peer, PEER, "the peer's pod");
+    assert_eq!(setup.hear(), "the peer's pod");
+    setup.send(&setup.peer, setup.peer.0, "the peer itself");
+    assert_eq!(setup.hear(), "the peer itself");
     assert_eq!((counters.refused_stranger.get(), counters.refused_source.get()), (1, 4));
-    scene.site.wait_for("two packets", |counters| counters.received_packets.get() == 2);
+    setup.site.wait_for("two packets", |counters| counters.received_packets.get() == 2);
 }
 
 #[test]
 fn an_operator_can_let_everybody_in() {
-    let scene = Scene::new(TRUSTING);
-    scene.send(&scene.stranger, PEER, "a stranger");
-    assert_eq!(scene.hear(), "a stranger");
+    let setup = Setup::new(TRUSTING);
+    setup.send(&setup.stranger, PEER, "a stranger");
+    assert_eq!(setup.hear(), "a stranger");
     // A node has no way back to this one, but that is not the tunnel's business.
-    scene.send(&scene.peer, OTHER_PEER, "another source");
-    assert_eq!(scene.hear(), "another source");
-    let counters = scene.site.counters();
+    setup.send(&setup.peer, OTHER_PEER, "another source");
+    assert_eq!(setup.hear(), "another source");
+    let counters = setup.site.counters();
     assert_eq!(counters.refused_stranger.get() + counters.refused_source.get(), 0, "{counters}");
 }
 
 #[test]
 fn a_peer_that_left_is_a_stranger_and_one_that_moved_is_known_at_its_new_address() {
-    let mut scene = Scene::new(UDP);
-    scene.send(&scene.peer, PEER, "before");
-    assert_eq!(scene.hear(), "before");
-    let moved = scene.stranger.0;
-    scene.site.peers = vec![(2, moved)];
+    let mut setup = Setup::new(UDP);
+    setup.send(&setup.peer, PEER, "before");
+    assert_eq!(setup.hear(), "before");
+    let moved = setup.stranger.0;
+    setup.site.peers = vec![(2, moved)];
     assert_eq!(
-        scene.site.converge(),
+        setup.site.converge(),
         ["forwarding set flannel0 local 172.31.0.1:8285 mtu 1472 peers 1"],
         "the device stays"
     );
     // Batches that were read before may end with the old peers, so this waits for the first refusal.
-    scene.send(&scene.peer, PEER, "from the old address");
-    scene.site.wait_for("a stranger", |counters| counters.refused_stranger.get() == 1);
-    scene.send(&scene.stranger, PEER, "from the new address");
-    assert_eq!(scene.hear(), "from the new address");
+    setup.send(&setup.peer, PEER, "from the old address");
+    setup.site.wait_for("a stranger", |counters| counters.refused_stranger.get() == 1);
+    setup.send(&setup.stranger, PEER, "from the new address");
+    assert_eq!(setup.hear(), "from the new address");
 }

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use backends::diff::diff;
-use backends::{KernelState, Macs, Node, Outlook, Peers, Scene, Underlay, Ways};
+use backends::{ActiveBackends, KernelState, Macs, Node, PeerContext, Peers, Setup, Underlay};
 use divan::Bencher;
 use subnet::lease::parse_key;
 use subnet::{Family, Lease, Leases, Mac, NetworkConfig, PublicAddrs};
@@ -15,7 +15,7 @@ struct Cluster {
     network: NetworkConfig,
     own: Lease,
     all: Leases,
-    ways: Ways,
+    active: ActiveBackends,
 }
 
 impl Cluster {
@@ -33,19 +33,19 @@ impl Cluster {
             all.insert_entry(&key, value.as_bytes(), u64::from(number));
         }
         let own = all.leases[&parse_key("10.0.1.0-24").expect("it is a key")].clone();
-        let ways = Ways::new(&network.backend, &network).expect("vxlan is there");
-        Self { network, own, all, ways }
+        let active = ActiveBackends::new(&network.backend, &network).expect("vxlan is there");
+        Self { network, own, all, active }
     }
 
     fn peers(&self) -> Peers {
         let before = KernelState::default();
-        let Self { network, own, ways, .. } = self;
+        let Self { network, own, active, .. } = self;
         Peers::choose(
-            Outlook {
+            PeerContext {
                 network,
                 former: &[],
                 own,
-                ways,
+                active,
                 before: &before,
                 surroundings: &backends::Surroundings::default(),
                 undecided: &Default::default(),
@@ -62,7 +62,7 @@ impl Cluster {
         let mut macs = Macs::default();
         macs.set(Family::V4, Mac([2, 0, 0, 0, 0, 1]));
         let all = &peers.usable;
-        self.ways.plan(Scene { node: &node, own: &self.own.subnets, macs: &macs, peers: all, all })
+        self.active.plan(Setup { node: &node, own: &self.own.subnets, macs: &macs, peers: all, all })
     }
 
     /// What there should be, for so many peers.

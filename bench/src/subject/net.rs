@@ -32,7 +32,7 @@ use subnet::Family;
 
 use crate::stage::{Selection, ensure_release};
 
-use bed::{Pair, Way};
+use bed::{Pair, ResolvedRoute};
 use counted::Counted;
 use plan::{Clock, Place, Step, Subject};
 use results::Results;
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     place: Option<Place>,
     /// The ways to measure; by default all without encryption, and go-udp if FLANNELD_GO names a program.
     #[arg(long, value_enum, value_delimiter = ',')]
-    paths: Vec<Way>,
+    paths: Vec<ResolvedRoute>,
     /// Threads of udp and wireguard for each direction (Backend.Workers).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 
 /// What is measured, how often and how long.
 struct Job {
-    ways: Vec<Way>,
+    active: Vec<ResolvedRoute>,
     steps: Vec<Step>,
     rounds: u32,
     seconds: u32,
@@ -97,14 +97,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     ensure_release("quick")?;
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
-    let ways = if args.paths.is_empty() {
-        let all = Way::value_variants().iter().copied();
-        all.filter(|way| way.is_usual() && (*way != Way::GoUdp || go.is_some())).collect()
+    let active = if args.paths.is_empty() {
+        let all = ResolvedRoute::value_variants().iter().copied();
+        all.filter(|way| way.is_usual() && (*way != ResolvedRoute::GoUdp || go.is_some())).collect()
     } else {
         args.paths
     };
     ensure!(
-        !ways.contains(&Way::GoUdp) || go.is_some(),
+        !active.contains(&ResolvedRoute::GoUdp) || go.is_some(),
         "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
     );
     let programs = args.selection.programs("quick", &["flanneld", "flannel"])?;
@@ -116,9 +116,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let rounds = args.selection.rounds.unwrap_or(if args.quick { 2 } else { 5 });
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
-    ensure!(family == Family::V4 || !ways.contains(&Way::GoUdp), "go-udp has no IPv6: name other --paths");
+    ensure!(
+        family == Family::V4 || !active.contains(&ResolvedRoute::GoUdp),
+        "go-udp has no IPv6: name other --paths"
+    );
     let job =
-        Job { ways, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
+        Job { active, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
     let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
@@ -156,7 +159,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
     record.begin()?;
     let mut failed = Vec::new();
     let mut pairs = Vec::new();
-    for &way in &job.ways {
+    for &way in &job.active {
         progress.step(&format!("two nodes with {way}"))?;
         match Pair::new(way, job) {
             Ok(pair) => pairs.push(pair),

@@ -29,12 +29,12 @@ pub(super) async fn machine<S: LeaseStore>(
     }
     let saved = recall::read(&settings.state_file, &store.describe(), &health);
     let stores = store.endpoints().await;
-    let (network, ways, recalled) = match claim::configuration(&**store, saved.clone(), &health).await {
-        Beginning::Configured(network, ways) => (network, ways, None),
-        Beginning::Refused(saved, ways) => (saved.network.clone(), ways, None),
-        Beginning::Recalled(saved, ways, why) => {
+    let (network, active, recalled) = match claim::configuration(&**store, saved.clone(), &health).await {
+        Beginning::Configured(network, active) => (network, active, None),
+        Beginning::Refused(saved, active) => (saved.network.clone(), active, None),
+        Beginning::Recalled(saved, active, why) => {
             let recalled = (saved.leases.clone(), saved.own, why);
-            (saved.network.clone(), ways, Some(recalled))
+            (saved.network.clone(), active, Some(recalled))
         }
     };
     let given = match recalled {
@@ -47,7 +47,7 @@ pub(super) async fn machine<S: LeaseStore>(
         settings,
         health,
         network,
-        ways,
+        active,
         saved,
         recalled: recalled.is_some(),
         stores,

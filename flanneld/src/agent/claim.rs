@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backends::backend::choose_mac;
-use backends::{Macs, Ways, random};
+use backends::{ActiveBackends, Macs, random};
 use ipnet::IpNet;
 use subnet::saved::Saved;
 use subnet::{
@@ -75,9 +75,14 @@ impl Identity {
 
     /// The MAC of each tunnel device of any way, given the leases that this node has or had, best first, and
     /// which MACs are other nodes'.
-    pub(super) fn macs(&self, ways: &Ways, own: &[&Lease], foreign: impl Fn(Family, Mac) -> bool) -> Macs {
+    pub(super) fn macs(
+        &self,
+        active: &ActiveBackends,
+        own: &[&Lease],
+        foreign: impl Fn(Family, Mac) -> bool,
+    ) -> Macs {
         let mut macs = Macs::default();
-        for backend in ways.backends() {
+        for backend in active.backends() {
             for (family, _) in backend.devices() {
                 // One MAC for all devices of a family: peers that follow a change of the VNI late can't miss.
                 let (None, Some(new)) = (macs.get(family), self.new.get(family)) else { continue };
@@ -108,11 +113,11 @@ fn is_foreign(all: &Leases, known: Option<&Lease>, public: &PublicAddrs, family:
 /// The configuration that an agent begins with.
 pub(super) enum Beginning {
     /// The store's.
-    Configured(NetworkConfig, Ways),
+    Configured(NetworkConfig, ActiveBackends),
     /// The saved one: the store answers, with a configuration that can't be used.
-    Refused(Box<Saved>, Ways),
+    Refused(Box<Saved>, ActiveBackends),
     /// The saved one, with the saved lease and peers: the store does not answer.
-    Recalled(Box<Saved>, Ways, StoreError),
+    Recalled(Box<Saved>, ActiveBackends, StoreError),
 }
 
 /// The network's configuration and the backend that it asks for, as soon as there is one that can be
@@ -126,8 +131,8 @@ pub(super) async fn configuration<S: LeaseStore>(
     health: &Health,
 ) -> Beginning {
     let in_force = saved.and_then(|saved| {
-        let ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
-        Some((Box::new(saved), ways))
+        let active = ActiveBackends::new(&saved.network.backend, &saved.network).ok()?;
+        Some((Box::new(saved), active))
     });
     let mut said = String::new();
     loop {
@@ -142,28 +147,28 @@ pub(super) async fn configuration<S: LeaseStore>(
             None => store.network().await,
         };
         let why = match answer {
-            Ok(network) => match Ways::new(&network.backend, &network) {
-                Ok(ways) => {
+            Ok(network) => match ActiveBackends::new(&network.backend, &network) {
+                Ok(active) => {
                     health.set(condition::CONFIGURATION, Ok(()));
                     heed(health, &network);
                     let networks = network.networks();
                     tracing::info!(network = %networks, backend = network.backend.name(), "configuration read");
-                    return Beginning::Configured(network, ways);
+                    return Beginning::Configured(network, active);
                 }
                 Err(error) => format!("network configuration: {error}"),
             },
             Err(error) if is_away(&error) => match in_force {
-                Some((saved, ways)) => {
+                Some((saved, active)) => {
                     health.set(condition::CONFIGURATION, Ok(()));
-                    return Beginning::Recalled(saved, ways, error);
+                    return Beginning::Recalled(saved, active, error);
                 }
                 None => error.to_string(),
             },
             Err(error) => error.to_string(),
         };
-        if let Some((saved, ways)) = in_force {
+        if let Some((saved, active)) = in_force {
             health.set(condition::CONFIGURATION, Ok(()));
-            return Beginning::Refused(saved, ways);
+            return Beginning::Refused(saved, active);
         }
         if said != why {
             tracing::error!("waiting for a configuration: {why}");
@@ -288,7 +293,7 @@ pub(super) async fn node_public<S: LeaseStore>(store: &S, health: &Health) -> Pu
 pub(super) struct Facts {
     pub(super) network: NetworkConfig,
     pub(super) identity: Identity,
-    pub(super) ways: Ways,
+    pub(super) active: ActiveBackends,
     pub(super) public: PublicAddrs,
     pub(super) previous: Subnets,
     /// What this machine held before it was restarted.
@@ -338,13 +343,13 @@ async fn prepared(network: &NetworkConfig, hooks: Option<&Hooks>, health: &Healt
 
 /// This node's lease, as soon as there is one.
 pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
-    let Facts { network, identity, ways, public, previous, before, reserved, lans, left, first, hooks } =
+    let Facts { network, identity, active, public, previous, before, reserved, lans, left, first, hooks } =
         facts;
     let said = prepared(&network, hooks.as_ref(), &health).await;
     let attach = |known: Option<&Lease>, all: &Leases| {
         let own: Vec<&Lease> = known.into_iter().chain(&before).collect();
         let foreign = |family, mac| is_foreign(all, known, &public, family, mac);
-        match ways.attachment(&identity.macs(&ways, &own, foreign)) {
+        match active.attachment(&identity.macs(&active, &own, foreign)) {
             Attachment::Extension(_) => Attachment::Extension(said.clone()),
             other => other,
         }

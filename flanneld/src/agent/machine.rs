@@ -27,8 +27,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use backends::backend::Direct;
-use backends::kernel::{Interest, Observed, Records};
-use backends::{Change as KernelChange, KernelError, Name, Report, Settled, Ways};
+use backends::kernel::{NotificationFilter, Observed, Records};
+use backends::{ActiveBackends, Change as KernelChange, KernelError, Name, Report, Settled};
 use ipnet::IpNet;
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
@@ -55,16 +55,16 @@ use underlay::Underlay;
 pub(super) struct InForce {
     pub(super) network: NetworkConfig,
     /// How peers are reached.
-    pub(super) ways: Ways,
+    pub(super) active: ActiveBackends,
     /// Differs between any two that were in force.
     pub(super) revision: u64,
 }
 
 impl InForce {
     /// Puts another configuration in force. The one before is handed back.
-    pub(super) fn replace(&mut self, network: NetworkConfig, ways: Ways) -> Self {
+    pub(super) fn replace(&mut self, network: NetworkConfig, active: ActiveBackends) -> Self {
         let revision = self.revision + 1;
-        std::mem::replace(self, Self { network, ways, revision })
+        std::mem::replace(self, Self { network, active, revision })
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) struct View {
     /// What the store says.
     pub(super) known: Known,
     /// The host, and what of the kernel's notifications matters.
-    pub(super) interest: Interest,
+    pub(super) interest: NotificationFilter,
 }
 
 /// How a turn goes on, and how the last one ended.
@@ -162,7 +162,7 @@ pub(super) struct Start {
     pub(super) health: Health,
     /// What comes into force: the store's configuration, or the saved one.
     pub(super) network: NetworkConfig,
-    pub(super) ways: Ways,
+    pub(super) active: ActiveBackends,
     /// What was saved by an earlier run, and whether that is in use until the store answers.
     pub(super) saved: Option<Saved>,
     pub(super) recalled: bool,
@@ -177,7 +177,7 @@ pub(super) struct Start {
 
 impl Machine {
     pub(super) fn new(start: Start, at: Instant) -> Self {
-        let Start { mut settings, health, mut network, mut ways, saved, recalled, previous, .. } = start;
+        let Start { mut settings, health, mut network, mut active, saved, recalled, previous, .. } = start;
         let identity = Identity::new(saved.as_ref());
         let mut change = Change::default();
         let former: Vec<IpNet> = previous.networks.iter().collect();
@@ -193,11 +193,11 @@ impl Machine {
             settings.selectors.prefer = own.map(|lease| lease.public).unwrap_or_default();
             lease = own.filter(|_| recalled).cloned();
             if let Some(before) = Change::since_restart(&saved, &network, at) {
-                (change, network, ways) = before;
+                (change, network, active) = before;
             }
             // Peers may announce what this node announced before it was restarted with something else.
-            ways.remember(&saved.former, &network);
-            ways.remember(std::slice::from_ref(&saved.network.backend), &network);
+            active.remember(&saved.former, &network);
+            active.remember(std::slice::from_ref(&saved.network.backend), &network);
             change.former.extend(saved.network.networks().iter().chain(saved.left.iter().copied()));
         }
         let given = settings.selectors.public;
@@ -205,7 +205,7 @@ impl Machine {
         Self {
             settings,
             status: Status { health, journal: Journal::default() },
-            force: InForce { network, ways, revision: 0 },
+            force: InForce { network, active, revision: 0 },
             change,
             own: OwnLease::new(identity, lease, start.admits),
             underlay: Underlay { given, stores: start.stores, ..Underlay::default() },
@@ -293,7 +293,7 @@ impl Machine {
         if self.underlay.external.is_none() {
             // Their names are enough for looking at them: one may have the MAC that peers know.
             let mut scope = self.scope();
-            scope.devices.extend(self.force.ways.devices());
+            scope.devices.extend(self.force.active.devices());
             self.act(Action::Look(scope));
         } else {
             self.proceed();
@@ -356,7 +356,7 @@ impl Machine {
         let now = self.now();
         let held = !self.status.journal.held(now.at.into_std()).0.is_empty();
         let whole = report.settled && report.failed.is_empty() && report.conflicts.is_empty() && !held;
-        let Interest { desired, scope, .. } = &self.view.interest;
+        let NotificationFilter { desired, scope, .. } = &self.view.interest;
         let settled = Settled::after(&report, desired, scope).filter(|_| !held);
         self.planner.settled = settled.map(Arc::new);
         self.tally.converged(&report, repairs, &fights, now.wall);
@@ -431,7 +431,7 @@ impl Machine {
 
     /// What a run of the reconciler means for readiness and for the next turn.
     fn judge(&mut self, report: &Report) -> Outcome {
-        let own = self.force.ways.own_devices();
+        let own = self.force.active.own_devices();
         let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
         let state = trouble.map_or(Ok(()), |error| Err(error.to_string()));
         self.status.health.set(condition::KERNEL, state);

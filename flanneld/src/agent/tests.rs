@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
-use backends::kernel::Interest;
+use backends::kernel::NotificationFilter;
 use backends::kernel::fake::{FakeKernel, SharedKernel};
 use backends::{FirewallError, FirewallReport, Look, Traffic, TunnelFilter};
 use subnet::memory::Cluster;
@@ -25,8 +25,8 @@ const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#
 /// Notifications that the test makes.
 struct Bell(Arc<Notify>);
 
-impl Notices for Bell {
-    async fn run(&self, _interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
+impl Notifications for Bell {
+    async fn run(&self, _interest: &Mutex<NotificationFilter>, moved: &Notify) -> KernelError {
         loop {
             self.0.notified().await;
             moved.notify_one();

@@ -126,7 +126,7 @@ fn detours(status: Option<&Status>, peers: &[&PeerEntry]) -> Read<Vec<(IpAddr, S
     let host = kernel.links_and_addresses().map_err(|error| error.to_string())?;
     let mut found = Vec::new();
     for address in peers.iter().filter_map(|peer| peer.public) {
-        match kernel.way_to(address) {
+        match kernel.route_to(address) {
             Ok(way) => {
                 let device = host.links.get(&way.link).map(|link| link.name.to_string()).unwrap_or_default();
                 if device != node.interface {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use backends::KernelState;
 use backends::kernel::Records;
 use backends::kernel::netlink::Netlink;
-use backends::{Macs, Node, Outlook, Peers, Scene, Scope, Surroundings, Underlay, Ways};
+use backends::{ActiveBackends, Macs, Node, PeerContext, Peers, PlanInput, Scope, Surroundings, Underlay};
 use subnet::Family;
 use subnet::saved::Saved;
 
@@ -23,13 +23,14 @@ pub(super) fn changes(subnet_file: &Path) -> Read<Vec<String>> {
     let state_file = crate::state_file(subnet_file);
     let saved = Saved::read_of_any_store(&state_file)?;
     let saved = saved.ok_or_else(|| format!("{} does not exist", state_file.display()))?;
-    let mut ways = Ways::new(&saved.network.backend, &saved.network).map_err(|error| error.to_string())?;
-    if ways.ask_for_direct() {
+    let mut active =
+        ActiveBackends::new(&saved.network.backend, &saved.network).map_err(|error| error.to_string())?;
+    if active.ask_for_direct() {
         return Err("which peers are reached directly is known to the agent alone".to_owned());
     }
-    ways.remember(&saved.former, &saved.network);
+    active.remember(&saved.former, &saved.network);
     let external = external(&saved)?;
-    let (desired, scope) = plan(&saved, ways, &external)?;
+    let (desired, scope) = plan(&saved, active, &external)?;
     let changes = differences(&desired, &scope).map_err(|error| error.to_string())?;
     Ok(changes.iter().take(NAMED).map(ToString::to_string).collect())
 }
@@ -49,25 +50,25 @@ fn external(saved: &Saved) -> Read<External> {
     interface::choose(&selectors, &pods, &host, None, no_way, &families).map_err(|error| error.to_string())
 }
 
-fn plan(saved: &Saved, mut ways: Ways, external: &External) -> Read<(KernelState, Scope)> {
+fn plan(saved: &Saved, mut active: ActiveBackends, external: &External) -> Read<(KernelState, Scope)> {
     let own = saved.leases.leases.get(&saved.own).ok_or("the saved state lacks the own lease")?;
-    ways.take_up(saved.leases.leases.values().map(|lease| &lease.attachment));
+    active.take_up(saved.leases.leases.values().map(|lease| &lease.attachment));
     let mut macs = Macs::default();
     for family in Family::BOTH {
         if let Some(vtep) = own.attachment.vtep(family) {
             macs.set(family, vtep.mac);
         }
     }
-    let outlook = Outlook {
+    let context = PeerContext {
         network: &saved.network,
         former: &saved.left,
         own,
-        ways: &ways,
+        active: &active,
         before: &KernelState::default(),
         surroundings: &Surroundings::default(),
         undecided: &BTreeSet::new(),
     };
-    let peers = Peers::choose(outlook, &saved.leases);
+    let peers = Peers::choose(context, &saved.leases);
     let External { index, name, mtu, addr, source, .. } = *external;
     let node = Node {
         underlay: Underlay { index, name, mtu },
@@ -76,9 +77,9 @@ fn plan(saved: &Saved, mut ways: Ways, external: &External) -> Read<(KernelState
         source,
         direct: Arc::default(),
     };
-    let scene =
-        Scene { node: &node, own: &own.subnets, macs: &macs, peers: &peers.usable, all: &peers.usable };
-    let mut desired = ways.plan(scene);
+    let input =
+        PlanInput { node: &node, own: &own.subnets, macs: &macs, peers: &peers.usable, all: &peers.usable };
+    let mut desired = active.plan(input);
     desired.blackholes.extend(own.subnets.iter());
     let mut records = Records::default();
     records.learn(&saved.leases);
@@ -90,7 +91,7 @@ fn plan(saved: &Saved, mut ways: Ways, external: &External) -> Read<(KernelState
         subnet_lens: lens.collect(),
         records: Arc::new(records),
         underlay: Some(index),
-        devices: ways.devices().collect(),
+        devices: active.devices().collect(),
     };
     Ok((desired, scope))
 }

@@ -67,7 +67,7 @@ fn selectors(args: &[&str]) -> Selectors {
     }
 }
 
-fn no_route(to: IpAddr) -> Result<Way, String> {
+fn no_route(to: IpAddr) -> Result<ResolvedRoute, String> {
     Err(format!("the kernel has no route to {to}"))
 }
 
@@ -218,7 +218,7 @@ fn a_default_route_has_to_lead_to_one_interface_in_each_family() {
 
 #[test]
 fn the_way_to_an_address_gives_the_interface_and_the_ipv4_source() {
-    let reach = |to: &str, way: Way, families| {
+    let reach = |to: &str, way: ResolvedRoute, families| {
         let selectors = selectors(&[&format!("--iface-can-reach={to}")]);
         choose(
             &selectors,
@@ -231,7 +231,7 @@ fn the_way_to_an_address_gives_the_interface_and_the_ipv4_source() {
         .map(|external| summary(&external))
         .map_err(|error| error.to_string())
     };
-    let way = |link, source: Option<&str>| Way { link, source: source.map(ip), gateway: None };
+    let way = |link, source: Option<&str>| ResolvedRoute { link, source: source.map(ip), gateway: None };
     let to_v4 = way(3, Some("192.168.3.8"));
     assert_eq!(reach("192.0.2.1", to_v4, V4).as_deref(), Ok("eth1: 192.168.3.8"));
     assert_eq!(reach("192.0.2.1", to_v4, DUAL).as_deref(), Ok("eth1: 192.168.3.8 and fd00:3::7"));
@@ -358,7 +358,7 @@ proptest! {
     ) {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let selectors = selectors(&args);
-        let way = Way { link: way.0, source: way.1.map(ip), gateway: None };
+        let way = ResolvedRoute { link: way.0, source: way.1.map(ip), gateway: None };
         let ask = |in_use: Option<&External>| {
             choose(&selectors, &PodPrefixes::default(), &host, in_use, |_| Ok(way), families)
         };

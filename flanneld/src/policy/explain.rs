@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use subnet::Family;
 use subnet::kube::PolicyApi;
-use subnet::policy::explain::{self, End, Party, Question, Scene};
+use subnet::policy::explain::{self, End, Party, PolicyContext, Question};
 use subnet::policy::{ObjectName, Pod, Protocol};
 use tokio::time::timeout;
 
@@ -43,7 +43,7 @@ pub(crate) enum Place {
 
 /// What the policy task knows at a moment.
 pub(super) struct Snapshot {
-    pub(super) scene: Scene,
+    pub(super) context: PolicyContext,
     /// The pods of this node, with the addresses that the CNI plugin announced.
     pub(super) own: Vec<Pod>,
     /// Why the kernel is not as policies say, if it isn't.
@@ -63,14 +63,14 @@ pub(super) async fn answer(inquiry: Inquiry, snapshot: Snapshot, api: &PolicyApi
             one_family(&mut ends, [&source, &destination].map(|place| matches!(place, Place::Address(_))))?;
             let [source, destination] = ends;
             let question = Question { source, destination, protocol, port };
-            let explained = explain::explain(&snapshot.scene, &question);
+            let explained = explain::explain(&snapshot.context, &question);
             let kernel = match &snapshot.trouble {
                 None => "as computed".to_owned(),
                 Some(why) => format!("NOT as computed: {why}"),
             };
             Ok(format!("{}  kernel   node {node}: {kernel}\n", explained.text))
         }
-        Inquiry::List(None) => Ok(explain::list(&snapshot.scene.policies, &snapshot.own)),
+        Inquiry::List(None) => Ok(explain::list(&snapshot.context.policies, &snapshot.own)),
         Inquiry::List(Some(name)) => {
             let pods: Vec<Pod> = snapshot.own.into_iter().filter(|pod| pod.name == name).collect();
             if pods.is_empty() {
@@ -78,7 +78,7 @@ pub(super) async fn answer(inquiry: Inquiry, snapshot: Snapshot, api: &PolicyApi
                     "this node has no pod {name}, or it is on its host's network or has ended"
                 ));
             }
-            Ok(explain::list(&snapshot.scene.policies, &pods))
+            Ok(explain::list(&snapshot.context.policies, &pods))
         }
         Inquiry::Names(addresses) => {
             let mut text = String::new();
@@ -115,7 +115,7 @@ impl Snapshot {
         if is_of_host(address) {
             return End { party: Party::Node, address: Some(address), node: Some(node.to_owned()) };
         }
-        if self.scene.nodes.contains(&address) {
+        if self.context.nodes.contains(&address) {
             return End { party: Party::Node, address: Some(address), node: None };
         }
         match timeout(API_TIMEOUT, api.end_at(address)).await {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use backends::{KernelState, Peer, Ways};
+use backends::{ActiveBackends, KernelState, Peer};
 use ipnet::IpNet;
 use subnet::env_file::gateway;
 
@@ -45,11 +45,11 @@ impl Inner {
 
 impl Targets {
     /// The peers that `plan` leads to by `ways`, with `mtu` for pods.
-    pub(crate) fn of(peers: &[Peer], ways: &Ways, plan: &KernelState, mtu: u32) -> Self {
+    pub(crate) fn of(peers: &[Peer], active: &ActiveBackends, plan: &KernelState, mtu: u32) -> Self {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         let mut words: Vec<(backends::BackendId, bool, Arc<str>)> = Vec::new();
         let mut target = |peer: &Peer| {
-            let backend = ways.backend(peer.backend);
+            let backend = active.backend(peer.backend);
             let direct = plan.routes.get(&peer.subnet).is_some_and(|route| route.via == Some(peer.public));
             let has_tunnel = backend.is_some_and(|backend| !backend.devices().is_empty());
             let tunnel = has_tunnel && !direct;

@@ -78,7 +78,8 @@ fn summary(page: &mut String, nodes: &[NodeAnswer]) {
     let ready =
         nodes.iter().filter(|node| node.answer.as_ref().is_ok_and(|(status, _)| status.ready)).count();
     let silent = nodes.iter().filter(|node| node.answer.is_err()).count();
-    let grades = |grade: Grade| nodes.iter().flat_map(ways).filter(|entry| Grade::of(entry) == grade).count();
+    let grades =
+        |grade: Grade| nodes.iter().flat_map(active).filter(|entry| Grade::of(entry) == grade).count();
     let at = nodes.iter().filter_map(|node| Some(node.answer.as_ref().ok()?.0.at)).max().unwrap_or_default();
     let asked = moment(UNIX_EPOCH + Duration::from_secs(at));
     let _ = write!(page, "<h1>flannel</h1>\n<p class=dim>asked {}</p>\n<ul class=sum>\n", escaped(&asked));
@@ -103,12 +104,12 @@ fn troubles(page: &mut String, nodes: &[NodeAnswer]) {
         let Ok((status, list)) = &node.answer else { continue };
         let unmet =
             status.conditions.iter().filter_map(|(name, why)| Some(format!("{name}: {}", why.as_ref()?)));
-        let ways = list.peers.iter().filter_map(|peer| {
+        let active = list.peers.iter().filter_map(|peer| {
             let remedy = peer.remedy.as_deref().map(|remedy| format!(": {remedy}")).unwrap_or_default();
             Some(format!("{}{remedy}", peer.cause.as_ref()?))
         });
         let notes = status.notes.values().flatten().cloned();
-        unmet.chain(ways).chain(notes).for_each(|text| said.entry(text).or_default().push(&node.name));
+        unmet.chain(active).chain(notes).for_each(|text| said.entry(text).or_default().push(&node.name));
     }
     if said.is_empty() {
         return;
@@ -199,7 +200,7 @@ fn row(node: &NodeAnswer, status: &Status) -> String {
 }
 
 /// What a node knows of the others.
-fn ways(node: &NodeAnswer) -> impl Iterator<Item = &PeerEntry> {
+fn active(node: &NodeAnswer) -> impl Iterator<Item = &PeerEntry> {
     node.answer.iter().flat_map(|(_, list)| &list.peers)
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Published {
     /// Subnets of peers for which the kernel lacks something.
     pub(crate) unprogrammed: Arc<BTreeSet<IpNet>>,
     /// What each backend in use is called.
-    pub(crate) ways: Vec<(BackendId, String)>,
+    pub(crate) active: Vec<(BackendId, String)>,
     /// The plan, and whose objects are ours: to look at the kernel with.
     pub(crate) desired: Arc<KernelState>,
     pub(crate) scope: Scope,

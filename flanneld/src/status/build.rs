@@ -195,7 +195,7 @@ fn entry(
     let (state, way, why) = match used {
         Some(peer) => {
             let way =
-                published.ways.iter().find(|(id, _)| *id == peer.backend).map(|(_, words)| words.clone());
+                published.active.iter().find(|(id, _)| *id == peer.backend).map(|(_, words)| words.clone());
             let state = if published.unprogrammed.contains(&subnet) { "refused" } else { "programmed" };
             (state, way, None)
         }

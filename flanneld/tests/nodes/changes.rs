@@ -19,13 +19,13 @@ const HOST_GW: &str = r#"{"Type":"host-gw"}"#;
 const UDP: &str = r#"{"Type":"udp"}"#;
 const WIREGUARD: &str = r#"{"Type":"wireguard"}"#;
 
-struct Scene {
+struct Setup {
     site: Site,
     members: [Member; 2],
     pods: [Pod; 2],
 }
 
-impl Scene {
+impl Setup {
     fn new(kind: Kind, config: &str, args: &[&str]) -> Self {
         let site = Site::new(kind, config);
         let members = [site.join_with(args), site.join_with(args)];
@@ -80,85 +80,85 @@ fn link(member: &Member, device: &str) -> String {
 
 /// Everything that can change, one after the other, while pods talk over IPv4.
 fn follows(kind: Kind) {
-    let mut scene = Scene::new(kind, &config(V4, VXLAN), &["--ip-masq", "--traffic-manager=nft"]);
-    scene.wait_for_routes("dev flannel.1");
-    let pings = scene.pings();
+    let mut setup = Setup::new(kind, &config(V4, VXLAN), &["--ip-masq", "--traffic-manager=nft"]);
+    setup.wait_for_routes("dev flannel.1");
+    let pings = setup.pings();
 
-    scene.site.configure(&config(V4, HOST_GW));
-    scene.wait_for_routes("dev eth0");
-    scene.wait("the MTU of host-gw or still that of vxlan", |member| {
+    setup.site.configure(&config(V4, HOST_GW));
+    setup.wait_for_routes("dev eth0");
+    setup.wait("the MTU of host-gw or still that of vxlan", |member| {
         let mtu = member.agent.subnet_env().unwrap().mtu;
         mtu == Some(1500) || mtu == Some(1450)
     });
     answered(&pings);
 
-    scene.site.configure(&config(V4, VXLAN));
-    scene.wait_for_routes("dev flannel.1");
+    setup.site.configure(&config(V4, VXLAN));
+    setup.wait_for_routes("dev flannel.1");
     answered(&pings);
 
-    scene.site.configure(&config(V4, VNI_2));
-    scene.wait_for_routes("dev flannel.2");
+    setup.site.configure(&config(V4, VNI_2));
+    setup.wait_for_routes("dev flannel.2");
     answered(&pings);
 
-    scene.site.configure(&config(V4, MTU_1400));
-    scene.wait_for_routes("dev flannel.1");
-    scene.wait("the MTU", |member| {
+    setup.site.configure(&config(V4, MTU_1400));
+    setup.wait_for_routes("dev flannel.1");
+    setup.wait("the MTU", |member| {
         member.agent.subnet_env().unwrap().mtu == Some(1350)
             && link(member, "flannel.1").contains(" mtu 1350 ")
     });
     answered(&pings);
 
-    follows_rules(&scene, &pings);
-    follows_families(&scene, &pings);
+    follows_rules(&setup, &pings);
+    follows_families(&setup, &pings);
 
-    scene.assert_nothing_lost(pings, &format!("{kind:?}"));
-    scene.assert_same_processes();
-    assert!(scene.members.iter().all(Member::is_ready));
+    setup.assert_nothing_lost(pings, &format!("{kind:?}"));
+    setup.assert_same_processes();
+    assert!(setup.members.iter().all(Member::is_ready));
 }
 
 /// A larger network, and an exception from masquerading.
-fn follows_rules(scene: &Scene, pings: &[Pinger]) {
+fn follows_rules(setup: &Setup, pings: &[Pinger]) {
     let grown = config(V4, VXLAN).replace("10.244.0.0/16", "10.240.0.0/12");
-    scene.site.configure(&grown);
-    scene.wait("the network in subnet.env", |member| {
+    setup.site.configure(&grown);
+    setup.wait("the network in subnet.env", |member| {
         subnet_env(member).starts_with("FLANNEL_NETWORK=10.240.0.0/12\n")
     });
-    scene
+    setup
         .wait("the network in the rules", |member| member.show("nft list ruleset").contains("10.240.0.0/12"));
     answered(pings);
 
     let except = grown.replace("\"Backend\"", r#""MasqueradeExcept":["172.31.0.0/24"],"Backend""#);
-    scene.site.configure(&except);
-    scene.wait("the exception", |member| member.show("nft list ruleset").contains("172.31.0.0/24"));
-    scene.site.configure(&grown);
-    scene.wait("its end", |member| !member.show("nft list ruleset").contains("172.31.0.0/24"));
+    setup.site.configure(&except);
+    setup.wait("the exception", |member| member.show("nft list ruleset").contains("172.31.0.0/24"));
+    setup.site.configure(&grown);
+    setup.wait("its end", |member| !member.show("nft list ruleset").contains("172.31.0.0/24"));
     answered(pings);
 }
 
 /// IPv6 comes and goes.
-fn follows_families(scene: &Scene, pings: &[Pinger]) {
-    let subnets = scene.members.each_ref().map(Member::subnet);
-    scene.site.configure(&config(&Family::BOTH, VXLAN));
-    scene.wait("both families", |member| member.subnets().len() == 2);
-    scene.wait("the device of IPv6", |member| {
+fn follows_families(setup: &Setup, pings: &[Pinger]) {
+    let subnets = setup.members.each_ref().map(Member::subnet);
+    setup.site.configure(&config(&Family::BOTH, VXLAN));
+    setup.wait("both families", |member| member.subnets().len() == 2);
+    setup.wait("the device of IPv6", |member| {
         link(member, "flannel-v6.1").contains(" mtu 1430 ")
             && member.agent.subnet_env().unwrap().mtu == Some(1430)
     });
-    scene.wait("a route of IPv6", |member| member.show("ip -6 route show proto 70").contains("flannel-v6.1"));
+    setup.wait("a route of IPv6", |member| member.show("ip -6 route show proto 70").contains("flannel-v6.1"));
     for (from, to) in [(0, 1), (1, 0)] {
-        let far = scene.members[to].subnets().pop().unwrap().network();
-        scene.members[from]
-            .wait("an echo over IPv6", || scene.members[from].node.namespace().reaches(far).unwrap());
+        let far = setup.members[to].subnets().pop().unwrap().network();
+        setup.members[from]
+            .wait("an echo over IPv6", || setup.members[from].node.namespace().reaches(far).unwrap());
     }
-    assert_eq!(scene.members.each_ref().map(Member::subnet), subnets);
+    assert_eq!(setup.members.each_ref().map(Member::subnet), subnets);
     answered(pings);
 
-    scene.site.configure(&config(V4, VXLAN));
-    scene.wait("IPv4 alone", |member| !subnet_env(member).contains("IPV6"));
-    scene.wait("the end of the device", |member| link(member, "flannel-v6.1").is_empty());
-    scene.wait("the end of the rules", |member| !member.show("nft list ruleset").contains("flannel-ipv6"));
-    assert_eq!(scene.members.each_ref().map(Member::subnet), subnets);
-    assert_eq!(scene.site.announced().len(), 2, "{:?}", scene.site.announced());
+    setup.site.configure(&config(V4, VXLAN));
+    setup.wait("IPv4 alone", |member| !subnet_env(member).contains("IPV6"));
+    setup.wait("the end of the device", |member| link(member, "flannel-v6.1").is_empty());
+    setup.wait("the end of the rules", |member| !member.show("nft list ruleset").contains("flannel-ipv6"));
+    assert_eq!(setup.members.each_ref().map(Member::subnet), subnets);
+    assert_eq!(setup.site.announced().len(), 2, "{:?}", setup.site.announced());
     answered(pings);
 }
 
@@ -179,23 +179,23 @@ fn every_change_of_a_config_map_is_followed_without_a_restart_and_without_loss()
 
 #[test]
 fn a_configuration_that_is_renamed_into_place_is_followed() {
-    let scene = Scene::new(Kind::Files, &config(V4, VXLAN), &[]);
-    scene.site.configure_by_rename(&config(V4, VNI_2));
-    scene.wait_for_routes("dev flannel.2");
-    scene.site.configure_by_rename(&config(V4, VXLAN));
-    scene.wait_for_routes("dev flannel.1");
+    let setup = Setup::new(Kind::Files, &config(V4, VXLAN), &[]);
+    setup.site.configure_by_rename(&config(V4, VNI_2));
+    setup.wait_for_routes("dev flannel.2");
+    setup.site.configure_by_rename(&config(V4, VXLAN));
+    setup.wait_for_routes("dev flannel.1");
 }
 
 /// What can't be followed: a reason that the operator is told, and nothing else changes.
 fn refuses(kind: Kind) {
     let good = config(V4, VXLAN);
-    let mut scene = Scene::new(kind, &good, &[]);
-    scene.wait_for_routes("dev flannel.1");
-    for member in &scene.members {
+    let mut setup = Setup::new(kind, &good, &[]);
+    setup.wait_for_routes("dev flannel.1");
+    for member in &setup.members {
         // A host without IPv6.
         member.show("ip -6 addr flush dev eth0");
     }
-    let pings = scene.pings();
+    let pings = setup.pings();
     let mut bad = vec![
         (r#"{"Network":"#.to_owned(), "JSON"),
         (String::new(), "JSON"),
@@ -215,14 +215,14 @@ fn refuses(kind: Kind) {
         let len = |len: u8| good.replace("\"Backend\"", &format!("\"SubnetLen\":{len},\"Backend\""));
         bad.extend([(len(31), "SubnetLen"), (len(17), "SubnetLen"), (len(26), "drain")]);
     }
-    let before = scene.members.each_ref().map(|member| (subnet_env(member), member.state()));
+    let before = setup.members.each_ref().map(|member| (subnet_env(member), member.state()));
     for (round, (bad, reason)) in bad.iter().enumerate() {
-        scene.site.configure(bad);
-        scene.wait(&format!("the refusal of {bad}"), |member| {
+        setup.site.configure(bad);
+        setup.wait(&format!("the refusal of {bad}"), |member| {
             let notes = member.verbose();
             notes.contains("the new configuration is not in force") && notes.contains(reason)
         });
-        for member in &scene.members {
+        for member in &setup.members {
             let log = member.agent.log();
             assert!(
                 log.contains("can't be followed") && log.contains(&reason.replace('\\', "")),
@@ -230,20 +230,20 @@ fn refuses(kind: Kind) {
             );
             assert!(member.is_ready(), "{bad}");
         }
-        let now = scene.members.each_ref().map(|member| (subnet_env(member), member.state()));
+        let now = setup.members.each_ref().map(|member| (subnet_env(member), member.state()));
         assert_eq!(now, before, "{bad}");
         // The next one counts, be it the old or another.
         if round % 2 == 0 {
-            scene.site.configure(&config(V4, MTU_1400));
-            scene.wait("the MTU", |member| member.agent.subnet_env().unwrap().mtu == Some(1350));
+            setup.site.configure(&config(V4, MTU_1400));
+            setup.wait("the MTU", |member| member.agent.subnet_env().unwrap().mtu == Some(1350));
         }
-        scene.site.configure(&good);
-        scene.wait("the old MTU", |member| member.agent.subnet_env().unwrap().mtu == Some(1450));
-        scene.wait("no note", |member| !member.verbose().contains("not in force"));
+        setup.site.configure(&good);
+        setup.wait("the old MTU", |member| member.agent.subnet_env().unwrap().mtu == Some(1450));
+        setup.wait("no note", |member| !member.verbose().contains("not in force"));
         answered(&pings);
     }
-    scene.assert_nothing_lost(pings, &format!("{kind:?}"));
-    scene.assert_same_processes();
+    setup.assert_nothing_lost(pings, &format!("{kind:?}"));
+    setup.assert_same_processes();
 }
 
 #[test]
@@ -310,10 +310,10 @@ fn common(from: &str, to: &str) -> Vec<Family> {
 #[test]
 fn nodes_that_see_another_configuration_three_seconds_apart_lose_nothing() {
     each_migration(|from, to| {
-        let mut scene = Scene::new(Kind::Kube, from, &[]);
-        let pings = pings_of(&scene.pods.each_ref(), &common(from, to));
-        for member in &scene.members {
-            scene.site.configure_one(&member.node.name(), to);
+        let mut setup = Setup::new(Kind::Kube, from, &[]);
+        let pings = pings_of(&setup.pods.each_ref(), &common(from, to));
+        for member in &setup.members {
+            setup.site.configure_one(&member.node.name(), to);
             member.wait_for_log("the configuration has changed");
             thread::sleep(Duration::from_secs(3));
             answered(&pings);
@@ -323,10 +323,10 @@ fn nodes_that_see_another_configuration_three_seconds_apart_lose_nothing() {
         if [from, to].iter().any(|config| config.contains("wireguard")) {
             answered(&pings);
         } else {
-            scene.assert_nothing_lost(pings, &format!("{from} to {to}"));
+            setup.assert_nothing_lost(pings, &format!("{from} to {to}"));
         }
-        scene.assert_same_processes();
-        assert!(scene.members.iter().all(Member::is_ready));
+        setup.assert_same_processes();
+        assert!(setup.members.iter().all(Member::is_ready));
     });
 }
 
@@ -335,88 +335,88 @@ fn nodes_that_are_restarted_one_after_the_other_with_another_configuration_lose_
     each_migration(|from, to| {
         // These backends carry packets in the process: then there is a gap, and an end of it.
         let in_process = ["udp", "wireguard"].iter().any(|name| from.contains(name) || to.contains(name));
-        let mut scene = Scene::new(Kind::Kube, from, &[]);
-        let pings = pings_of(&scene.pods.each_ref(), &common(from, to));
+        let mut setup = Setup::new(Kind::Kube, from, &[]);
+        let pings = pings_of(&setup.pods.each_ref(), &common(from, to));
         for index in 0..2 {
-            let name = scene.members[index].node.name();
-            scene.members[index].agent.terminate(LIMIT).unwrap();
-            scene.site.configure_one(&name, to);
-            scene.members[index].start_again();
+            let name = setup.members[index].node.name();
+            setup.members[index].agent.terminate(LIMIT).unwrap();
+            setup.site.configure_one(&name, to);
+            setup.members[index].start_again();
             thread::sleep(Duration::from_secs(1));
             answered(&pings);
         }
         if in_process {
             answered(&pings);
         } else {
-            scene.assert_nothing_lost(pings, &format!("{from} to {to}"));
+            setup.assert_nothing_lost(pings, &format!("{from} to {to}"));
         }
     });
 }
 
 #[test]
 fn a_node_that_cannot_run_any_more_as_before_its_restart_takes_the_new_configuration() {
-    let mut scene = Scene::new(Kind::Kube, &config(&Family::BOTH, VXLAN), &[]);
-    let pings = pings_of(&scene.pods.each_ref(), V4);
-    let member = &mut scene.members[0];
+    let mut setup = Setup::new(Kind::Kube, &config(&Family::BOTH, VXLAN), &[]);
+    let pings = pings_of(&setup.pods.each_ref(), V4);
+    let member = &mut setup.members[0];
     member.agent.terminate(LIMIT).unwrap();
     member.show("ip -6 addr flush dev eth0");
-    scene.site.configure_one(&member.node.name(), &config(V4, VXLAN));
+    setup.site.configure_one(&member.node.name(), &config(V4, VXLAN));
     member.start_again();
     member.wait("IPv4 alone", || !subnet_env(member).contains("IPV6"));
     assert!(member.is_ready());
-    scene.assert_nothing_lost(pings, "IPv4");
+    setup.assert_nothing_lost(pings, "IPv4");
 }
 
 /// What a pod of `member` has a route for on every other node.
-fn routed(scene: &Scene, index: usize, subnet: &str) -> bool {
+fn routed(setup: &Setup, index: usize, subnet: &str) -> bool {
     let family = if subnet.contains(':') { "-6" } else { "-4" };
-    !scene.members[1 - index].show(&format!("ip {family} route show {subnet}")).is_empty()
+    !setup.members[1 - index].show(&format!("ip {family} route show {subnet}")).is_empty()
 }
 
 /// The network of one family moves, then that of the other, and then every agent is restarted, while pods that were
 /// there before talk.
 fn one_family_moves(kind: Kind, backend: &str) {
     let both = config(&Family::BOTH, backend);
-    let mut scene = Scene::new(kind, &both, &["--ip-masq", "--traffic-manager=nft"]);
-    let pings = scene.pings();
-    let before = scene.members.each_ref().map(Member::subnets);
+    let mut setup = Setup::new(kind, &both, &["--ip-masq", "--traffic-manager=nft"]);
+    let pings = setup.pings();
+    let before = setup.members.each_ref().map(Member::subnets);
 
     let moved = both.replace("10.244.0.0/16", "10.99.0.0/16");
-    scene.site.configure(&moved);
-    scene.wait("an IPv4 subnet of the new network", |member| {
+    setup.site.configure(&moved);
+    setup.wait("an IPv4 subnet of the new network", |member| {
         member.subnet().to_string().starts_with("10.99.")
     });
-    let after = scene.members.each_ref().map(Member::subnets);
+    let after = setup.members.each_ref().map(Member::subnets);
     for index in 0..2 {
         assert_eq!(after[index][1], before[index][1], "the IPv6 subnet stays");
-        scene.members[index].wait("the routes to both IPv4 subnets", || {
+        setup.members[index].wait("the routes to both IPv4 subnets", || {
             let both = [before[1 - index][0], after[1 - index][0]];
-            both.iter().all(|subnet| routed(&scene, 1 - index, &subnet.to_string()))
+            both.iter().all(|subnet| routed(&setup, 1 - index, &subnet.to_string()))
         });
     }
     answered(&pings);
 
     let again = moved.replace("fd00:244::/48", "fd00:99::/48");
-    scene.site.configure(&again);
-    scene.wait("an IPv6 subnet of the new network", |member| {
+    setup.site.configure(&again);
+    setup.wait("an IPv6 subnet of the new network", |member| {
         member.subnets()[1].to_string().starts_with("fd00:99:")
     });
-    let last = scene.members.each_ref().map(Member::subnets);
+    let last = setup.members.each_ref().map(Member::subnets);
     for index in 0..2 {
         assert_eq!(last[index][0], after[index][0], "the IPv4 subnet stays");
     }
     answered(&pings);
-    scene.wait("the state file with the networks that are left", |member| {
+    setup.wait("the state file with the networks that are left", |member| {
         let kept = member.kept();
         kept.contains("10.244.0.0/16") && kept.contains("fd00:244::/48") && kept.contains("\"own\":[\"10.99.")
     });
 
     for (index, before) in before.iter().enumerate() {
-        scene.members[index].agent.terminate(LIMIT).unwrap();
-        scene.members[index].start_again();
+        setup.members[index].agent.terminate(LIMIT).unwrap();
+        setup.members[index].start_again();
         answered(&pings);
-        scene.members[index].wait("a note about the pods of the old networks", || {
-            let notes = scene.members[index].verbose();
+        setup.members[index].wait("a note about the pods of the old networks", || {
+            let notes = setup.members[index].verbose();
             before.iter().all(|subnet| notes.contains(&format!("{subnet} is of an earlier network")))
         });
     }
@@ -424,16 +424,16 @@ fn one_family_moves(kind: Kind, backend: &str) {
     for (index, subnet) in
         old.iter().enumerate().flat_map(|(index, all)| all.iter().map(move |one| (index, one)))
     {
-        assert!(routed(&scene, index, subnet), "{subnet}");
+        assert!(routed(&setup, index, subnet), "{subnet}");
     }
-    for pod in &scene.pods {
-        let announced = scene.site.announced().join("\n");
+    for pod in &setup.pods {
+        let announced = setup.site.announced().join("\n");
         for address in pod.addresses() {
             assert!(announced.contains(&format!("{}-", address.network())), "{address}: {announced}");
         }
     }
-    scene.assert_nothing_lost(pings, &format!("{kind:?} {backend}"));
-    assert!(scene.members.iter().all(Member::is_ready));
+    setup.assert_nothing_lost(pings, &format!("{kind:?} {backend}"));
+    assert!(setup.members.iter().all(Member::is_ready));
 }
 
 #[test]

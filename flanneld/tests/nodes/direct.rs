@@ -34,21 +34,21 @@ fn is_tunnelled(member: &Member, peer: &Member, family: Family) -> bool {
 }
 
 /// Two nodes on one link, a third behind a router, and a pod on each.
-struct Scene {
+struct Setup {
     site: Site,
     members: [Member; 3],
     pods: [Pod; 3],
 }
 
-impl Scene {
+impl Setup {
     fn new(kind: Kind, families: &[Family], backend: &str) -> Self {
         let site = Site::new(kind, &config(families, backend));
         let near = || site.join();
         let members = [near(), near(), site.ready(site.fabric.remote_node().unwrap(), &[])];
         let pods = members.each_ref().map(Member::pod_of_all_families);
-        let scene = Self { site, members, pods };
-        scene.members[0].wait("echoes between all pods", || scene.all_reach_each_other());
-        scene
+        let setup = Self { site, members, pods };
+        setup.members[0].wait("echoes between all pods", || setup.all_reach_each_other());
+        setup
     }
 
     fn all_reach_each_other(&self) -> bool {
@@ -85,32 +85,32 @@ impl Scene {
 #[test]
 fn neighbours_are_reached_without_a_tunnel_and_turning_that_on_and_off_loses_nothing() {
     for families in [&[Family::V4][..], &[Family::V6], &Family::BOTH] {
-        let scene = Scene::new(Kind::Etcd, families, DIRECT);
-        scene.wait_for_ways(families, true);
+        let setup = Setup::new(Kind::Etcd, families, DIRECT);
+        setup.wait_for_ways(families, true);
         // Nothing of the tunnel is kept for a neighbour.
-        let [a, b, _] = &scene.members;
+        let [a, b, _] = &setup.members;
         let fdb = a.show("bridge fdb show");
         assert!(!fdb.contains(&format!("dst {} ", b.node.address())), "{fdb}");
         assert!(!fdb.contains(&format!("dst {} ", b.node.address_v6())), "{fdb}");
-        let pings = scene.pings();
+        let pings = setup.pings();
         for _ in 0..2 {
             for (backend, direct) in [(TUNNEL, false), (DIRECT, true)] {
-                scene.site.configure(&config(families, backend));
-                scene.wait_for_ways(families, direct);
+                setup.site.configure(&config(families, backend));
+                setup.wait_for_ways(families, direct);
                 crate::site::answered(&pings);
             }
         }
         let lost = lost(pings);
-        assert!(lost.iter().all(|lost| *lost == 0), "{families:?} {lost:?}\n{}", scene.logs());
+        assert!(lost.iter().all(|lost| *lost == 0), "{families:?} {lost:?}\n{}", setup.logs());
     }
 }
 
 #[test]
 fn a_neighbour_that_is_put_behind_the_router_is_reached_by_the_tunnel_until_it_is_back() {
-    let scene = Scene::new(Kind::Etcd, &Family::BOTH, DIRECT);
-    scene.wait_for_ways(&Family::BOTH, true);
-    let pings = scene.pings();
-    let [a, b, _] = &scene.members;
+    let setup = Setup::new(Kind::Etcd, &Family::BOTH, DIRECT);
+    setup.wait_for_ways(&Family::BOTH, true);
+    let pings = setup.pings();
+    let [a, b, _] = &setup.members;
     for (family, other, way) in [
         (Family::V4, Family::V6, format!("{}/32 via 172.31.0.254", b.node.address())),
         (Family::V6, Family::V4, format!("{}/128 via fd31::fe", b.node.address_v6())),
@@ -126,7 +126,7 @@ fn a_neighbour_that_is_put_behind_the_router_is_reached_by_the_tunnel_until_it_i
         }
     }
     let lost = lost(pings);
-    assert!(lost.iter().all(|lost| *lost == 0), "{lost:?}\n{}", scene.logs());
+    assert!(lost.iter().all(|lost| *lost == 0), "{lost:?}\n{}", setup.logs());
 }
 
 #[test]

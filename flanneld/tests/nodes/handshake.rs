@@ -59,7 +59,7 @@ impl Site {
 
 /// The delegate's two ways.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
+enum ResolvedRoute {
     InProcess,
     Program,
 }
@@ -68,7 +68,7 @@ enum Way {
 struct Started<'a> {
     member: &'a Member,
     name: String,
-    way: Way,
+    way: ResolvedRoute,
     /// Whether the runtime says which pod it is.
     kubernetes: bool,
     namespace: Namespace,
@@ -82,7 +82,7 @@ fn plugin() -> PathBuf {
 }
 
 impl<'a> Started<'a> {
-    fn new(member: &'a Member, name: &str, way: Way) -> Self {
+    fn new(member: &'a Member, name: &str, way: ResolvedRoute) -> Self {
         let namespace = Namespace::new().unwrap();
         namespace.ip("link set lo up").unwrap();
         Self { member, name: name.to_owned(), way, kubernetes: true, namespace }
@@ -109,7 +109,7 @@ impl<'a> Started<'a> {
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/usr/lib/cni")
             .env("CNI_ARGS", if self.kubernetes { args } else { String::new() })
-            .env("FLANNEL_CNI_EXEC", if self.way == Way::Program { "1" } else { "0" })
+            .env("FLANNEL_CNI_EXEC", if self.way == ResolvedRoute::Program { "1" } else { "0" })
             .input(config.to_string());
         let output = command.output().unwrap();
         let printed = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
@@ -168,7 +168,7 @@ fn of_new_pods_no_forbidden_packet_passes_and_no_allowed_one_is_lost() {
     let member = site.join();
     let [friend, stranger] = ["friend", "stranger"].map(|name| {
         site.put_pod(&member, name, name);
-        Started::new(&member, name, Way::InProcess)
+        Started::new(&member, name, ResolvedRoute::InProcess)
     });
     let (friends, strangers) = (friend.add(), stranger.add());
     let (friends_socket, strangers_socket) = (friend.udp(PORT), stranger.udp(PORT));
@@ -176,7 +176,12 @@ fn of_new_pods_no_forbidden_packet_passes_and_no_allowed_one_is_lost() {
     thread::scope(|scope| {
         scope.spawn(|| flood(&strangers_socket, &next, &over));
         let _stop = Stop(&over);
-        for (number, way) in [Way::InProcess, Way::Program].into_iter().cycle().take(2 * STARTS).enumerate() {
+        for (number, way) in [ResolvedRoute::InProcess, ResolvedRoute::Program]
+            .into_iter()
+            .cycle()
+            .take(2 * STARTS)
+            .enumerate()
+        {
             let what = format!("start {number} ({way:?})");
             let name = format!("new-{number}");
             site.put_pod(&member, &name, "new");
@@ -231,7 +236,7 @@ fn an_add_waits_for_the_agent_and_fails_with_code_11_while_it_is_away() {
     assert!(socket.exists());
     member.agent.kill().unwrap();
     site.put_pod(&member, "new-1", "new");
-    for way in [Way::InProcess, Way::Program] {
+    for way in [ResolvedRoute::InProcess, ResolvedRoute::Program] {
         let pod = Started::new(&member, "new-1", way);
         let error = pod.call("ADD").unwrap_err();
         assert_eq!(error["code"], 11, "{error}");
@@ -241,7 +246,7 @@ fn an_add_waits_for_the_agent_and_fails_with_code_11_while_it_is_away() {
         pod.del();
     }
     member.start_again();
-    for way in [Way::InProcess, Way::Program] {
+    for way in [ResolvedRoute::InProcess, ResolvedRoute::Program] {
         let pod = Started::new(&member, "new-1", way);
         pod.add();
         pod.del();
@@ -258,12 +263,13 @@ fn links(namespace: &Namespace) -> Vec<String> {
 fn a_pod_that_the_api_does_not_have_gets_no_network_and_a_container_that_is_no_pod_does() {
     let site = Site::new();
     let member = site.join();
-    let pod = Started::new(&member, "nobody", Way::InProcess);
+    let pod = Started::new(&member, "nobody", ResolvedRoute::InProcess);
     let error = pod.call("ADD").unwrap_err();
     assert_eq!(error["code"], 11, "{error}");
     assert!(error["msg"].as_str().unwrap().contains("the API has no pod shop/nobody"), "{error}");
     pod.del();
-    let container = Started { kubernetes: false, ..Started::new(&member, "container", Way::InProcess) };
+    let container =
+        Started { kubernetes: false, ..Started::new(&member, "container", ResolvedRoute::InProcess) };
     container.add();
     container.del();
 }
@@ -284,7 +290,7 @@ fn a_connection_is_explained_and_pods_are_listed_by_the_agent() {
     let [friend, stranger, new] =
         [("friend", "friend"), ("stranger", "stranger"), ("new-1", "new")].map(|(name, app)| {
             site.put_pod(&member, name, app);
-            Started::new(&member, name, Way::InProcess)
+            Started::new(&member, name, ResolvedRoute::InProcess)
         });
     let addresses = [&friend, &stranger, &new].map(Started::add);
     let explained = |from: &str, to: &str| {
@@ -344,7 +350,7 @@ fn policies_that_are_switched_off_leave_no_socket() {
     member.agent.terminate(LIMIT).unwrap();
     member.start_again_with(&["--network-policy=off"]);
     assert!(!named(&file) && !socket.exists());
-    let pod = Started::new(&member, "any", Way::InProcess);
+    let pod = Started::new(&member, "any", ResolvedRoute::InProcess);
     pod.add();
     pod.del();
 }
@@ -355,7 +361,7 @@ fn refused_packets_are_shown_with_the_names_of_pods() {
     let member = site.cluster.join_with("10.244.1.0/24", &["--network-policy=on", "--network-policy-log=7"]);
     let [stranger, new] = [("stranger", "stranger"), ("new-1", "new")].map(|(name, app)| {
         site.put_pod(&member, name, app);
-        Started::new(&member, name, Way::InProcess)
+        Started::new(&member, name, ResolvedRoute::InProcess)
     });
     let (strangers, news) = (stranger.add(), new.add());
     let command = member.node.namespace().command(flanneld()).args(["policy", "denied"]);

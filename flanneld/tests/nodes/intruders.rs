@@ -223,12 +223,12 @@ impl<'a> Victim<'a> {
 }
 
 /// Everything that somebody who is no peer may send to the tunnel of `b`, with a peer's words in it.
-fn attack(scene: &Scene, victim: &Victim<'_>, family: Family) {
-    let Scene { a, b, pod_a, other_pod_b, stranger, .. } = scene;
+fn attack(setup: &Setup, victim: &Victim<'_>, family: Family) {
+    let Setup { a, b, pod_a, other_pod_b, stranger, .. } = setup;
     let (port, public) = (victim.tunnel.port(), at(&b.node, family));
     let (gateway, device) = (in_subnet(b, family, 1), in_subnet(b, family, 0));
     let second = second_address(family);
-    let (peer, third) = (at(&a.node, family), at(&scene.c.node, family));
+    let (peer, third) = (at(&a.node, family), at(&setup.c.node, family));
     let said = in_subnet(a, family, 77);
     let from = |who: &str, namespace: &Namespace, source: Option<IpAddr>, to: IpAddr| {
         let bytes = victim.datagram(said, &format!("{who} to {to}"));
@@ -254,7 +254,7 @@ fn second_address(family: Family) -> IpAddr {
     of(family, ["172.31.0.222".parse().unwrap(), "fd31::222".parse().unwrap()])
 }
 
-struct Scene {
+struct Setup {
     cluster: Cluster,
     a: Member,
     b: Member,
@@ -265,7 +265,7 @@ struct Scene {
     stranger: Node,
 }
 
-impl Scene {
+impl Setup {
     fn new(tunnel: Tunnel, mode: &str, more: &str) -> Self {
         let cluster = Cluster::new(&tunnel.backend(more));
         let (a, b, c) = (cluster.join(mode), cluster.join(mode), cluster.join(mode));
@@ -309,12 +309,12 @@ impl Scene {
 fn nothing_that_a_pod_or_a_stranger_sends_to_a_tunnel_arrives_in_a_pod() {
     for tunnel in Tunnel::BOTH {
         for mode in MODES {
-            let scene = Scene::new(tunnel, mode, "");
-            scene.acquaint();
-            let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+            let setup = Setup::new(tunnel, mode, "");
+            setup.acquaint();
+            let victim = Victim::new(tunnel, &setup.b, &setup.pod_b);
             for family in Family::BOTH {
-                attack(&scene, &victim, family);
-                let arrived = victim.arrived(&scene.a, family);
+                attack(&setup, &victim, family);
+                let arrived = victim.arrived(&setup.a, family);
                 assert!(arrived.is_empty(), "{tunnel:?} {mode} {family}: {arrived:?}");
             }
         }
@@ -323,19 +323,19 @@ fn nothing_that_a_pod_or_a_stranger_sends_to_a_tunnel_arrives_in_a_pod() {
 
 #[test]
 fn once_the_filter_is_out_of_force_the_same_datagrams_arrive() {
-    let mut scene = Scene::new(Tunnel::Vxlan, MODES[0], "");
-    scene.acquaint();
-    for member in [&mut scene.a, &mut scene.b, &mut scene.c] {
+    let mut setup = Setup::new(Tunnel::Vxlan, MODES[0], "");
+    setup.acquaint();
+    for member in [&mut setup.a, &mut setup.b, &mut setup.c] {
         member.agent.kill().unwrap();
         // What happens by itself five minutes after the agent's end.
         member.show("nft delete element ip flannel-tunnel active { 8472 }");
         member.show("nft delete element ip6 flannel-tunnel active { 8472 }");
     }
-    let victim = Victim::new(Tunnel::Vxlan, &scene.b, &scene.pod_b);
+    let victim = Victim::new(Tunnel::Vxlan, &setup.b, &setup.pod_b);
     for family in Family::BOTH {
-        attack(&scene, &victim, family);
-        let arrived = victim.arrived(&scene.a, family);
-        let public = at(&scene.b.node, family);
+        attack(&setup, &victim, family);
+        let arrived = victim.arrived(&setup.a, family);
+        let public = at(&setup.b.node, family);
         for who in [
             "a pod of another node",
             "a pod of the same node",
@@ -351,76 +351,76 @@ fn once_the_filter_is_out_of_force_the_same_datagrams_arrive() {
 #[test]
 fn a_node_may_send_as_soon_as_it_has_a_lease_and_no_longer() {
     for tunnel in Tunnel::BOTH {
-        let scene = Scene::new(tunnel, MODES[0], "");
-        scene.acquaint();
-        let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+        let setup = Setup::new(tunnel, MODES[0], "");
+        setup.acquaint();
+        let victim = Victim::new(tunnel, &setup.b, &setup.pod_b);
         let rules = || {
-            let shown = scene.b.show("nft -s -a list table ip flannel-tunnel");
+            let shown = setup.b.show("nft -s -a list table ip flannel-tunnel");
             let handles = shown.lines().filter(|line| line.contains("handle") && !line.contains("elements"));
             handles.map(str::to_owned).collect::<Vec<_>>()
         };
         let before = rules();
         for family in Family::BOTH {
-            let stranger = at(&scene.stranger, family);
+            let stranger = at(&setup.stranger, family);
             let said = match family {
                 Family::V4 => "10.244.200.5".parse().unwrap(),
                 Family::V6 => "fd00:244:0:c8::5".parse().unwrap(),
             };
-            let to = SocketAddr::new(at(&scene.b.node, family), tunnel.port());
+            let to = SocketAddr::new(at(&setup.b.node, family), tunnel.port());
             let arrives = || {
-                send(scene.stranger.namespace(), None, to, &victim.datagram(said, "new"));
-                victim.arrived(&scene.a, family).contains_key("new")
+                send(setup.stranger.namespace(), None, to, &victim.datagram(said, "new"));
+                victim.arrived(&setup.a, family).contains_key("new")
             };
             assert!(!arrives(), "{tunnel:?} {stranger} is nobody's address");
-            let (v4, v6) = (at(&scene.stranger, Family::V4), at(&scene.stranger, Family::V6));
-            scene.cluster.lease(tunnel, 200, &v4.to_string(), &v6.to_string());
-            scene.b.wait("the peer's datagrams", arrives);
-            fs::remove_file(scene.cluster.lease_file(200)).unwrap();
-            scene.b.wait("their end", || !arrives());
+            let (v4, v6) = (at(&setup.stranger, Family::V4), at(&setup.stranger, Family::V6));
+            setup.cluster.lease(tunnel, 200, &v4.to_string(), &v6.to_string());
+            setup.b.wait("the peer's datagrams", arrives);
+            fs::remove_file(setup.cluster.lease_file(200)).unwrap();
+            setup.b.wait("their end", || !arrives());
         }
         // Elements came and went, and nothing else.
         assert_eq!(rules(), before);
-        assert!(!scene.b.agent.log().contains("flannel-tunnel put right"), "{}", scene.b.agent.log());
+        assert!(!setup.b.agent.log().contains("flannel-tunnel put right"), "{}", setup.b.agent.log());
     }
 }
 
 #[test]
 fn check_sources_false_lets_translated_peers_in_and_keeps_pods_out() {
     for tunnel in Tunnel::BOTH {
-        let scene = Scene::new(tunnel, MODES[0], r#","CheckSources":false"#);
-        scene.acquaint();
-        let victim = Victim::new(tunnel, &scene.b, &scene.pod_b);
+        let setup = Setup::new(tunnel, MODES[0], r#","CheckSources":false"#);
+        setup.acquaint();
+        let victim = Victim::new(tunnel, &setup.b, &setup.pod_b);
         for family in Family::BOTH {
-            let public = at(&scene.b.node, family);
-            attack(&scene, &victim, family);
-            let arrived = victim.arrived(&scene.a, family);
+            let public = at(&setup.b.node, family);
+            attack(&setup, &victim, family);
+            let arrived = victim.arrived(&setup.a, family);
             assert!(arrived.contains_key(&format!("a stranger on the link to {public}")), "{arrived:?}");
             let from_pods = arrived.keys().filter(|who| who.starts_with("a pod of another node"));
             let outside = from_pods.filter(|who| !who.contains("10.244.") && !who.contains("fd00:244:"));
             assert_eq!(outside.count(), 0, "{tunnel:?} {family}: {arrived:?}");
         }
         // Live, and back.
-        scene.cluster.configure(&tunnel.backend(""));
+        setup.cluster.configure(&tunnel.backend(""));
         let stranger_arrives = || {
-            let to = SocketAddr::new(at(&scene.b.node, Family::V4), tunnel.port());
-            let bytes = victim.datagram(in_subnet(&scene.a, Family::V4, 77), "a stranger");
-            send(scene.stranger.namespace(), None, to, &bytes);
-            victim.arrived(&scene.a, Family::V4).contains_key("a stranger")
+            let to = SocketAddr::new(at(&setup.b.node, Family::V4), tunnel.port());
+            let bytes = victim.datagram(in_subnet(&setup.a, Family::V4, 77), "a stranger");
+            send(setup.stranger.namespace(), None, to, &bytes);
+            victim.arrived(&setup.a, Family::V4).contains_key("a stranger")
         };
-        scene.b.wait("the filter", || !stranger_arrives());
-        scene.cluster.configure(&tunnel.backend(r#","CheckSources":false"#));
-        scene.b.wait("no filter", stranger_arrives);
+        setup.b.wait("the filter", || !stranger_arrives());
+        setup.cluster.configure(&tunnel.backend(r#","CheckSources":false"#));
+        setup.b.wait("no filter", stranger_arrives);
     }
 }
 
 #[test]
 fn a_filter_that_somebody_removes_comes_back_and_cleanup_takes_it_away() {
     for mode in MODES {
-        let mut scene = Scene::new(Tunnel::Vxlan, mode, "");
+        let mut setup = Setup::new(Tunnel::Vxlan, mode, "");
         let list = |member: &Member| {
             ["ip", "ip6"].map(|family| member.try_show(&format!("nft -s list table {family} flannel-tunnel")))
         };
-        let healthy = list(&scene.b);
+        let healthy = list(&setup.b);
         assert!(healthy[0].contains("udp dport 8472") && healthy[0].contains("172.31.0.1"), "{healthy:?}");
         assert!(healthy[1].contains("udp dport 8472") && healthy[1].contains("fd31::1"), "{healthy:?}");
         for damage in [
@@ -431,26 +431,26 @@ fn a_filter_that_somebody_removes_comes_back_and_cleanup_takes_it_away() {
             "nft flush chain ip flannel-tunnel input",
             "nft insert rule ip6 flannel-tunnel forward accept",
         ] {
-            scene.b.show(damage);
-            scene.b.wait(&format!("{mode}: repair of {damage}"), || list(&scene.b) == healthy);
+            setup.b.show(damage);
+            setup.b.wait(&format!("{mode}: repair of {damage}"), || list(&setup.b) == healthy);
         }
-        scene.b.agent.kill().unwrap();
-        assert_eq!(list(&scene.b), healthy, "{mode}: the filter stays without the agent");
-        scene.b.start_again();
-        assert!(!scene.b.agent.log().contains("flannel-tunnel"), "{mode}: {}", scene.b.agent.log());
-        scene.b.agent.terminate(LIMIT).unwrap();
-        let file = format!("--subnet-file={}", scene.b.node.subnet_file().display());
+        setup.b.agent.kill().unwrap();
+        assert_eq!(list(&setup.b), healthy, "{mode}: the filter stays without the agent");
+        setup.b.start_again();
+        assert!(!setup.b.agent.log().contains("flannel-tunnel"), "{mode}: {}", setup.b.agent.log());
+        setup.b.agent.terminate(LIMIT).unwrap();
+        let file = format!("--subnet-file={}", setup.b.node.subnet_file().display());
         let cleanup = |more: &[&str]| {
-            scene.b.node.namespace().command(flanneld()).args(["cleanup", &file]).args(more).ok().unwrap()
+            setup.b.node.namespace().command(flanneld()).args(["cleanup", &file]).args(more).ok().unwrap()
         };
         let told = cleanup(&["--dry-run"]);
         assert!(
             told.contains("table ip flannel-tunnel") && told.contains("table ip6 flannel-tunnel"),
             "{told}"
         );
-        assert_eq!(list(&scene.b), healthy, "{mode}: a dry run changes nothing");
+        assert_eq!(list(&setup.b), healthy, "{mode}: a dry run changes nothing");
         cleanup(&[]);
-        assert_eq!(list(&scene.b), [String::new(), String::new()], "{mode}");
+        assert_eq!(list(&setup.b), [String::new(), String::new()], "{mode}");
     }
 }
 

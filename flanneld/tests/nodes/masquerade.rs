@@ -28,7 +28,7 @@ fn arrives_from(from: &Namespace, to: &Namespace, target: IpAddr) -> Option<IpAd
 
 /// Two nodes with a pod each, and a host outside of the cluster that knows the way to the pods through
 /// the first node.
-struct Scene {
+struct Setup {
     a: Member,
     b: Member,
     pod_a: Pod,
@@ -36,7 +36,7 @@ struct Scene {
     outside: Node,
 }
 
-impl Scene {
+impl Setup {
     fn new(cluster: &Cluster, args: &[&str]) -> Self {
         let (a, b) = (cluster.join_with(args), cluster.join_with(args));
         let outside = cluster.fabric.node().unwrap();
@@ -98,22 +98,22 @@ fn source_addresses_are_the_contracts_in_both_modes_and_with_both_backends() {
     for (config, tunnel) in [(VXLAN, true), (HOST_GW, false)] {
         for mode in MODES {
             let cluster = Cluster::new(config);
-            let scene = Scene::new(&cluster, &["--ip-masq", mode]);
-            assert_eq!(scene.matrix(), scene.expected(tunnel), "{mode} {config}");
+            let setup = Setup::new(&cluster, &["--ip-masq", mode]);
+            assert_eq!(setup.matrix(), setup.expected(tunnel), "{mode} {config}");
 
             // What kube-proxy marked is left to it, with any other bits of the mark.
-            let (pod, outside) = (scene.pod_a.namespace(), &scene.outside);
+            let (pod, outside) = (setup.pod_a.namespace(), &setup.outside);
             for mark in ["0x4000", "0x14001"] {
-                scene.a.show("nft add table ip marker");
+                setup.a.show("nft add table ip marker");
                 let hook = "{ type filter hook prerouting priority mangle ; }";
                 let nft = |words: &str| {
-                    let command = scene.a.node.namespace().command("nft");
+                    let command = setup.a.node.namespace().command("nft");
                     command.arg(words).ok().unwrap();
                 };
                 nft(&format!("add chain ip marker pre {hook}"));
                 nft(&format!("add rule ip marker pre ip daddr {} meta mark set {mark}", outside.address()));
                 let seen = arrives_from(pod, outside.namespace(), outside.address().into());
-                assert_eq!(seen, Some(scene.pod_a.address()), "{mode} mark {mark}");
+                assert_eq!(seen, Some(setup.pod_a.address()), "{mode} mark {mark}");
                 nft("delete table ip marker");
             }
         }
@@ -124,22 +124,22 @@ fn source_addresses_are_the_contracts_in_both_modes_and_with_both_backends() {
 fn without_masquerading_sources_stay_and_networks_can_be_excepted_from_it() {
     for mode in MODES {
         let cluster = Cluster::new(VXLAN);
-        let scene = Scene::new(&cluster, &[mode]);
-        let to_outside = |scene: &Scene| {
-            arrives_from(scene.pod_a.namespace(), scene.outside.namespace(), scene.outside.address().into())
+        let setup = Setup::new(&cluster, &[mode]);
+        let to_outside = |setup: &Setup| {
+            arrives_from(setup.pod_a.namespace(), setup.outside.namespace(), setup.outside.address().into())
         };
-        assert_eq!(to_outside(&scene), Some(scene.pod_a.address()), "{mode}");
+        assert_eq!(to_outside(&setup), Some(setup.pod_a.address()), "{mode}");
 
         let cluster = Cluster::new(
             r#"{"Network":"10.244.0.0/16","MasqueradeExcept":["172.31.0.0/24"],"Backend":{"Type":"vxlan"}}"#,
         );
-        let scene = Scene::new(&cluster, &["--ip-masq", mode]);
-        assert_eq!(to_outside(&scene), Some(scene.pod_a.address()), "{mode}");
-        scene.outside.namespace().ip("addr add 198.51.100.7/32 dev lo").unwrap();
-        scene.a.ip(&format!("route add 198.51.100.7 via {}", scene.outside.address()));
+        let setup = Setup::new(&cluster, &["--ip-masq", mode]);
+        assert_eq!(to_outside(&setup), Some(setup.pod_a.address()), "{mode}");
+        setup.outside.namespace().ip("addr add 198.51.100.7/32 dev lo").unwrap();
+        setup.a.ip(&format!("route add 198.51.100.7 via {}", setup.outside.address()));
         let seen =
-            arrives_from(scene.pod_a.namespace(), scene.outside.namespace(), "198.51.100.7".parse().unwrap());
-        assert_eq!(seen, Some(scene.a.node.address().into()), "{mode}");
+            arrives_from(setup.pod_a.namespace(), setup.outside.namespace(), "198.51.100.7".parse().unwrap());
+        assert_eq!(seen, Some(setup.a.node.address().into()), "{mode}");
     }
 }
 
@@ -250,18 +250,18 @@ fn a_foreign_chain_that_drops_is_opened_and_named() {
 #[test]
 fn no_packet_is_lost_through_the_masquerade_while_the_agent_restarts() {
     let cluster = Cluster::new(VXLAN);
-    let mut scene = Scene::new(&cluster, &["--ip-masq"]);
-    let pinger = Pinger::start(scene.pod_a.namespace(), scene.outside.address().into()).unwrap();
+    let mut setup = Setup::new(&cluster, &["--ip-masq"]);
+    let pinger = Pinger::start(setup.pod_a.namespace(), setup.outside.address().into()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
-    let before = rules(&scene.a);
+    let before = rules(&setup.a);
     for _ in 0..3 {
-        scene.a.agent.kill().unwrap();
-        scene.a.start_again();
+        setup.a.agent.kill().unwrap();
+        setup.a.start_again();
     }
-    assert_eq!(rules(&scene.a), before);
+    assert_eq!(rules(&setup.a), before);
     let pings = pinger.finish().unwrap();
     assert_eq!(pings.lost, 0, "{pings:?}");
-    drop(scene.b);
+    drop(setup.b);
 }
 
 #[test]

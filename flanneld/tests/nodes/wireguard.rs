@@ -15,13 +15,13 @@ use crate::site::{Kind, Site, answered, config, lost, pings};
 const V4: &[Family] = &[Family::V4];
 const WIREGUARD: &str = r#"{"Type":"wireguard"}"#;
 
-struct Scene {
+struct Setup {
     site: Site,
     members: [Member; 2],
     pods: [Pod; 2],
 }
 
-impl Scene {
+impl Setup {
     fn new(kind: Kind, config: &str) -> Self {
         let site = Site::new(kind, config);
         let members = [site.join(), site.join()];
@@ -51,7 +51,7 @@ fn keys(site: &Site) -> Vec<String> {
 }
 
 /// Frames on the underlay of a node that contain what its pods say.
-fn clear_frames(scene: &Scene, member: &Member) -> usize {
+fn clear_frames(setup: &Setup, member: &Member) -> usize {
     let seen = member.node.dir().join("seen.pcap");
     let capture = ["-i", "eth0", "-U", "-w", &seen.display().to_string()].map(str::to_owned);
     let mut capture =
@@ -59,9 +59,9 @@ fn clear_frames(scene: &Scene, member: &Member) -> usize {
     let size = || fs::metadata(&seen).map_or(0, |file| file.len());
     member.wait("tcpdump", || size() > 0);
     for (from, to) in [(0, 1), (1, 0)] {
-        let target = scene.pods[to].address().to_string();
+        let target = setup.pods[to].address().to_string();
         let args = ["-n", "-c", "20", "-i", "0.01", "-s", "500", "-p", "feedc0de", &target];
-        scene.pods[from].command("ping").args(args).ok().unwrap();
+        setup.pods[from].command("ping").args(args).ok().unwrap();
     }
     member.wait("what was sent", || size() > 40 * 500);
     capture.signal(Signal::TERM).unwrap();
@@ -76,59 +76,59 @@ fn a_cluster_encrypts_from_one_moment_to_the_next_and_loses_nothing() {
     for (families, before, device) in
         [(V4, r#"{"Type":"vxlan"}"#, "flannel.1"), (V4, r#"{"Type":"udp"}"#, "flannel0")]
     {
-        let scene = Scene::new(Kind::Etcd, &config(families, before));
-        let pings = pings(&scene.pods.each_ref());
-        assert!(clear_frames(&scene, &scene.members[0]) > 0, "the pattern is found where it is readable");
-        scene.site.configure(&config(families, WIREGUARD));
-        wait_for("both announcements", LIMIT, || keys(&scene.site).len() == 2).unwrap();
+        let setup = Setup::new(Kind::Etcd, &config(families, before));
+        let pings = pings(&setup.pods.each_ref());
+        assert!(clear_frames(&setup, &setup.members[0]) > 0, "the pattern is found where it is readable");
+        setup.site.configure(&config(families, WIREGUARD));
+        wait_for("both announcements", LIMIT, || keys(&setup.site).len() == 2).unwrap();
         for (me, other) in [(0, 1), (1, 0)] {
-            let (member, target) = (&scene.members[me], scene.pods[other].address().to_string());
+            let (member, target) = (&setup.members[me], setup.pods[other].address().to_string());
             member.wait("the way through the tunnel", || {
                 member.try_show(&format!("ip route get {target}")).contains("dev flannel-wg")
             });
         }
         answered(&pings);
-        for member in &scene.members {
-            assert_eq!(clear_frames(&scene, member), 0, "{before}: {}", member.node.name());
+        for member in &setup.members {
+            assert_eq!(clear_frames(&setup, member), 0, "{before}: {}", member.node.name());
         }
         answered(&pings);
         let lost = lost(pings);
-        assert!(lost.iter().all(|lost| *lost == 0), "{before}: {lost:?}\n{}", scene.members[0].agent.log());
+        assert!(lost.iter().all(|lost| *lost == 0), "{before}: {lost:?}\n{}", setup.members[0].agent.log());
         // What was used before goes half a minute later.
-        scene.wait("the end of the old device", |member| {
+        setup.wait("the end of the old device", |member| {
             member.try_show(&format!("ip link show {device}")).is_empty()
         });
-        assert!(scene.reaches());
-        let log = scene.members[0].agent.log();
-        let private = fs::read_to_string(key_file(&scene.members[0])).unwrap();
+        assert!(setup.reaches());
+        let log = setup.members[0].agent.log();
+        let private = fs::read_to_string(key_file(&setup.members[0])).unwrap();
         assert!(!log.contains(&private), "the private key is in the log");
     }
 }
 
 #[test]
 fn a_restart_keeps_the_key_and_connections_go_on() {
-    let mut scene = Scene::new(Kind::Etcd, &config(V4, WIREGUARD));
-    let (pings, before) = (pings(&scene.pods.each_ref()), keys(&scene.site));
+    let mut setup = Setup::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let (pings, before) = (pings(&setup.pods.each_ref()), keys(&setup.site));
     assert_eq!(before.len(), 2);
     for kill in [false, true] {
-        let agent = &mut scene.members[0].agent;
+        let agent = &mut setup.members[0].agent;
         if kill {
             agent.kill().unwrap();
         } else {
             assert!(agent.terminate(LIMIT).unwrap().success());
         }
-        scene.members[0].start_again();
+        setup.members[0].start_again();
         answered(&pings);
-        assert_eq!(keys(&scene.site), before);
+        assert_eq!(keys(&setup.site), before);
     }
     // In both directions: also where only the other node has something to send by a session that is gone.
     for pinger in pings {
         let seen = pinger.finish().unwrap();
         assert!(seen.longest_gap < Duration::from_secs(5), "{seen:?}");
     }
-    let mode = fs::metadata(key_file(&scene.members[0])).unwrap().permissions().mode();
+    let mode = fs::metadata(key_file(&setup.members[0])).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o400);
-    scene.members[1].wait_for_log("encrypted by this process");
+    setup.members[1].wait_for_log("encrypted by this process");
 }
 
 #[test]
@@ -150,9 +150,9 @@ fn a_key_file_that_others_can_read_is_refused_with_the_remedy_and_taken_once_it_
 
 #[test]
 fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
-    let scene = Scene::new(Kind::Etcd, &config(V4, WIREGUARD));
-    let pings = pings(&scene.pods.each_ref());
-    let own = keys(&scene.site);
+    let setup = Setup::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let pings = pings(&setup.pods.each_ref());
+    let own = keys(&setup.site);
     let far = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
     let zero = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let leases = [
@@ -168,7 +168,7 @@ fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
         let value = format!(
             r#"{{"PublicIP":"172.31.0.{number}","PublicIPv6":null,"BackendType":"wireguard",{data}}}"#
         );
-        scene.site.etcdctl(&["put", &key, &value]);
+        setup.site.etcdctl(&["put", &key, &value]);
     }
     for (number, _, part) in leases.iter().filter(|(_, _, part)| !part.is_empty()) {
         // Of two leases with one key the earlier one is told.
@@ -177,7 +177,7 @@ fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
             let log = member.agent.log();
             log.lines().any(|line| line.contains(&format!("10.244.{number}.0")) && line.contains(part))
         };
-        scene.wait(&format!("a word about {number}: {part}"), told);
+        setup.wait(&format!("a word about {number}: {part}"), told);
     }
     answered(&pings);
     // A node with this node's key: a copied disk.
@@ -185,10 +185,10 @@ fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
         r#"{{"PublicIP":"172.31.0.160","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{}","Port":51820}}}}"#,
         own[0]
     );
-    scene.site.etcdctl(&["put", "/coreos.com/network/subnets/10.244.160.0-24", &value]);
+    setup.site.etcdctl(&["put", "/coreos.com/network/subnets/10.244.160.0-24", &value]);
     let told = |member: &Member| member.verbose().contains("announces this node's WireGuard key");
-    wait_for("a word about the copied key", LIMIT, || scene.members.iter().any(told)).unwrap();
-    assert!(scene.members.iter().any(|member| !member.is_ready()));
-    scene.site.etcdctl(&["del", "/coreos.com/network/subnets/10.244.160.0-24"]);
-    scene.wait("readiness again", Member::is_ready);
+    wait_for("a word about the copied key", LIMIT, || setup.members.iter().any(told)).unwrap();
+    assert!(setup.members.iter().any(|member| !member.is_ready()));
+    setup.site.etcdctl(&["del", "/coreos.com/network/subnets/10.244.160.0-24"]);
+    setup.wait("readiness again", Member::is_ready);
 }

@@ -125,13 +125,13 @@ fn at(pod: &Pod, port: u16) -> SocketAddr {
     SocketAddr::new(pod.address(), port)
 }
 
-struct Scene {
+struct Setup {
     cluster: Cluster,
     members: [Member; 2],
     pods: [Pod; 2],
 }
 
-impl Scene {
+impl Setup {
     fn new(config: &str, args: &[&str]) -> Self {
         require_kernel("6.");
         let cluster = Cluster::new(config);
@@ -163,21 +163,21 @@ fn expected_devices(config: &str) -> usize {
 
 #[test]
 fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_backends_and_mtus() {
-    let mut scene = Scene::new(VXLAN, &[]);
-    let exchange = scene.exchange(7071);
-    let [a, b] = &scene.members;
+    let mut setup = Setup::new(VXLAN, &[]);
+    let exchange = setup.exchange(7071);
+    let [a, b] = &setup.members;
     let before = devices(a);
     for number in 0..3 {
         let pod = another_pod(a, 20 + number);
         a.wait("the new pod's device", || devices(a).len() == before.len() + 1);
-        transfer::tcp(&pod, &scene.pods[1], 4);
+        transfer::tcp(&pod, &setup.pods[1], 4);
         // The kernel removes the pod's link with its namespace.
         drop(pod);
         a.wait("no more than before", || devices(a) == before);
     }
     exchange.goes_on(a, "pods that came and went");
 
-    scene.cluster.put(CONFIG, HOST_GW);
+    setup.cluster.put(CONFIG, HOST_GW);
     for (member, peer) in [(a, b), (b, a)] {
         let subnet = peer.subnet();
         member
@@ -187,7 +187,7 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
     for member in [a, b] {
         member.wait("the connection in the flowtable again", || is_offloaded(member, 7071));
     }
-    scene.cluster.put(CONFIG, VXLAN);
+    setup.cluster.put(CONFIG, VXLAN);
     for (member, peer) in [(a, b), (b, a)] {
         let subnet = peer.subnet();
         member.wait("routes by flannel.1", || {
@@ -196,18 +196,18 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
     }
     exchange.goes_on(a, "vxlan in place of host-gw");
 
-    scene.cluster.put(CONFIG, &VXLAN.replace("vxlan\"", "vxlan\",\"MTU\":1400"));
+    setup.cluster.put(CONFIG, &VXLAN.replace("vxlan\"", "vxlan\",\"MTU\":1400"));
     for member in [a, b] {
         member.wait("the lower MTU", || member.show("ip link show flannel.1").contains("mtu 1350"));
     }
     exchange.goes_on(a, "a lower MTU");
 
     for _ in 0..5 {
-        let [a, _] = &mut scene.members;
+        let [a, _] = &mut setup.members;
         a.agent.kill().unwrap();
         a.start_again();
     }
-    let a = &scene.members[0];
+    let a = &setup.members[0];
     assert!(!a.agent.log().contains("nftables table ip flannel-fast-path"), "it is adopted as it is");
     exchange.goes_on(a, "an agent that was killed");
     exchange.finish();
@@ -215,9 +215,9 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
 
 #[test]
 fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_way_both_ways() {
-    let scene = Scene::new(VXLAN, &["--ip-masq"]);
-    let [a, _] = &scene.members;
-    let [client, server] = &scene.pods;
+    let setup = Setup::new(VXLAN, &["--ip-masq"]);
+    let [a, _] = &setup.members;
+    let [client, server] = &setup.pods;
     let service = "10.96.0.10";
     let rule = format!(
         "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; \
@@ -235,7 +235,7 @@ fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_w
     exchange.goes_on(a, "its first bytes");
     exchange.finish();
 
-    let outside = scene.cluster.fabric.node().unwrap();
+    let outside = setup.cluster.fabric.node().unwrap();
     let exchange = Exchange::start(
         client.namespace(),
         outside.namespace(),
@@ -249,12 +249,12 @@ fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_w
 
 #[test]
 fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_to_connection_tracking() {
-    let scene = Scene::new(VXLAN, &[]);
-    let [a, b] = &scene.members;
+    let setup = Setup::new(VXLAN, &[]);
+    let [a, b] = &setup.members;
     a.node.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
     let neighbour = another_pod(a, 30);
     let bridged =
-        Exchange::start(scene.pods[0].namespace(), neighbour.namespace(), at(&neighbour, 7074), 7074);
+        Exchange::start(setup.pods[0].namespace(), neighbour.namespace(), at(&neighbour, 7074), 7074);
     bridged.goes_on(a, "its first bytes");
     assert!(!is_offloaded(a, 7074), "a bridged connection is none of the fast path's");
     bridged.finish();
@@ -262,8 +262,8 @@ fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_
     for member in [a, b] {
         member.node.namespace().sysctl("netfilter/nf_flowtable_tcp_timeout", "2").unwrap();
     }
-    let listener = scene.pods[1].namespace().run(|| TcpListener::bind(at(&scene.pods[1], 7075))).unwrap();
-    let mut stream = scene.pods[0].namespace().run(|| TcpStream::connect(at(&scene.pods[1], 7075))).unwrap();
+    let listener = setup.pods[1].namespace().run(|| TcpListener::bind(at(&setup.pods[1], 7075))).unwrap();
+    let mut stream = setup.pods[0].namespace().run(|| TcpStream::connect(at(&setup.pods[1], 7075))).unwrap();
     let (mut other, _) = listener.accept().unwrap();
     let mut say = |bytes: usize| {
         let mut buffer = vec![7; bytes];
@@ -289,14 +289,14 @@ fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_
 
 #[test]
 fn a_table_that_somebody_removes_comes_back_and_nothing_is_left_when_it_is_switched_off() {
-    let scene = Scene::new(VXLAN, &[]);
-    let [a, _] = &scene.members;
-    let exchange = scene.exchange(7076);
+    let setup = Setup::new(VXLAN, &[]);
+    let [a, _] = &setup.members;
+    let exchange = setup.exchange(7076);
     let before = devices(a);
     a.show("nft delete table ip flannel-fast-path");
     a.wait("the table", || devices(a) == before);
     a.wait("the connection in the flowtable again", || is_offloaded(a, 7076));
-    scene.cluster.put(CONFIG, &VXLAN.replace("true", "false"));
+    setup.cluster.put(CONFIG, &VXLAN.replace("true", "false"));
     a.wait("no table", || !a.show("nft list tables").contains("flannel-fast-path"));
     exchange.goes_on(a, "the fast path's end");
     exchange.finish();

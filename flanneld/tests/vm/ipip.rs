@@ -24,21 +24,21 @@ fn state(member: &Member) -> String {
     format!("{link}{address}{}", show("ip -4 route show"))
 }
 
-struct Scene {
+struct Setup {
     cluster: Cluster,
     members: [Member; 2],
     pods: [Pod; 2],
 }
 
-impl Scene {
+impl Setup {
     fn new(config: &str) -> Self {
         require_kernel("6.");
         let cluster = Cluster::new(config);
         let members = [cluster.join(), cluster.join()];
         let pods = members.each_ref().map(|member| member.pod());
-        let scene = Self { cluster, members, pods };
-        scene.members[0].wait("echoes both ways", || scene.echoes());
-        scene
+        let setup = Self { cluster, members, pods };
+        setup.members[0].wait("echoes both ways", || setup.echoes());
+        setup
     }
 
     fn echoes(&self) -> bool {
@@ -65,8 +65,8 @@ impl Scene {
 
 #[test]
 fn every_damage_to_the_tunnel_heals_and_a_restart_adopts_it_without_a_change() {
-    let mut scene = Scene::new(IPIP);
-    let [a, b] = &scene.members;
+    let mut setup = Setup::new(IPIP);
+    let [a, b] = &setup.members;
     let healthy = state(a);
     let route = format!("{} via {} dev flannel.ipip proto 70 onlink", b.subnet(), b.node.address());
     assert!(healthy.contains("mtu 1480") && healthy.contains(&route), "{healthy}");
@@ -84,14 +84,14 @@ fn every_damage_to_the_tunnel_heals_and_a_restart_adopts_it_without_a_change() {
     ] {
         a.ip(&damage);
         a.wait(&format!("the repair of: {damage}"), || state(a) == healthy);
-        a.wait(&format!("echoes after: {damage}"), || scene.echoes());
+        a.wait(&format!("echoes after: {damage}"), || setup.echoes());
     }
     assert_eq!(a.show("ip -d -o link show tunl0"), fallback);
-    transfer::tcp(&scene.pods[0], &scene.pods[1], 16);
+    transfer::tcp(&setup.pods[0], &setup.pods[1], 16);
 
-    let pings = scene.pings();
+    let pings = setup.pings();
     let index = a.show("ip -o link show flannel.ipip");
-    let [a, _] = &mut scene.members;
+    let [a, _] = &mut setup.members;
     a.agent.kill().unwrap();
     a.start_again();
     let log = a.agent.log();
@@ -99,44 +99,44 @@ fn every_damage_to_the_tunnel_heals_and_a_restart_adopts_it_without_a_change() {
         assert!(!log.contains(change), "{change} in:\n{log}");
     }
     assert_eq!(a.show("ip -o link show flannel.ipip"), index);
-    assert_eq!(scene.lost(pings), 0, "{}", scene.logs());
+    assert_eq!(setup.lost(pings), 0, "{}", setup.logs());
 }
 
 #[test]
 fn from_vxlan_to_ipip_and_back_no_packet_is_lost() {
-    let scene = Scene::new(VXLAN);
-    let pings = scene.pings();
+    let setup = Setup::new(VXLAN);
+    let pings = setup.pings();
     for (config, device) in [(IPIP, "flannel.ipip"), (VXLAN, "flannel.1")] {
-        scene.cluster.put(CONFIG, config);
-        for (member, peer) in scene.members.iter().zip(scene.members.iter().rev()) {
+        setup.cluster.put(CONFIG, config);
+        for (member, peer) in setup.members.iter().zip(setup.members.iter().rev()) {
             let subnet = peer.subnet();
             member.wait(&format!("{subnet} by {device}"), || {
                 member.show(&format!("ip route show {subnet}")).contains(&format!("dev {device} "))
             });
         }
-        transfer::tcp(&scene.pods[1], &scene.pods[0], 16);
+        transfer::tcp(&setup.pods[1], &setup.pods[0], 16);
     }
-    assert_eq!(scene.lost(pings), 0, "{}", scene.logs());
+    assert_eq!(setup.lost(pings), 0, "{}", setup.logs());
 }
 
 #[test]
 fn packets_that_are_too_long_are_answered_with_the_mtu_and_tcp_adapts() {
-    let scene = Scene::new(IPIP);
+    let setup = Setup::new(IPIP);
     // As pods have it that were added with another backend.
-    for (member, pod) in scene.members.iter().zip(&scene.pods) {
+    for (member, pod) in setup.members.iter().zip(&setup.pods) {
         let ports = member.show("ip -o link show master cni0");
         let name = |line: &str| line.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
         ports.lines().for_each(|line| member.ip(&format!("link set {} mtu 1500", name(line))));
         member.ip("link set cni0 mtu 1500");
         pod.namespace().ip("link set eth0 mtu 1500").unwrap();
     }
-    let [from, to] = &scene.pods;
+    let [from, to] = &setup.pods;
     let ping = |size: &str| {
         let words = ["-M", "do", "-c", "1", "-W", "5", "-s", size, &to.address().to_string()];
         let output = from.command("ping").args(words).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    assert_eq!(scene.members[0].agent.subnet_env().unwrap().mtu, Some(1480));
+    assert_eq!(setup.members[0].agent.subnet_env().unwrap().mtu, Some(1480));
     let (arrived, text) = ping("1452");
     assert!(arrived, "{text}");
     let (arrived, text) = ping("1453");
@@ -202,9 +202,9 @@ fn echo_requests(pod: &Pod) -> u64 {
 
 #[test]
 fn packets_of_strangers_reach_neither_pods_nor_the_host_unless_sources_are_not_checked() {
-    let scene = Scene::new(IPIP);
-    let (a, pod) = (&scene.members[0], &scene.pods[0]);
-    let stranger = scene.cluster.fabric.node().unwrap();
+    let setup = Setup::new(IPIP);
+    let (a, pod) = (&setup.members[0], &setup.pods[0]);
+    let stranger = setup.cluster.fabric.node().unwrap();
     let (at, from) = (a.node.address(), stranger.address());
     // With a pod's address, and with one that no network here has.
     stranger
@@ -236,10 +236,10 @@ fn packets_of_strangers_reach_neither_pods_nor_the_host_unless_sources_are_not_c
     send("203.0.113.9", "198.51.100.7");
     assert_eq!(echo_requests(pod), before);
     assert_eq!(dropped(), [arrived + 3, inner + 3]);
-    assert!(scene.echoes(), "peers are heard");
+    assert!(setup.echoes(), "peers are heard");
 
     // Without the check they arrive, so it is the check that keeps them out.
-    scene.cluster.put(CONFIG, &IPIP.replace("ipip\"", "ipip\",\"CheckSources\":false"));
+    setup.cluster.put(CONFIG, &IPIP.replace("ipip\"", "ipip\",\"CheckSources\":false"));
     a.wait("the filter's end", || !a.show("nft list table ip flannel-tunnel").contains("input-ipip"));
     let before = echo_requests(pod);
     send("10.244.200.9", &pod.address().to_string());

@@ -15,7 +15,7 @@ use judge::{Judge, judge, shown};
 
 /// What is known of the cluster.
 #[derive(Clone, Debug, Default)]
-pub struct Scene {
+pub struct PolicyContext {
     /// All policies.
     pub policies: Vec<Arc<NetworkPolicy>>,
     /// The labels of each namespace.
@@ -119,12 +119,12 @@ impl Side {
 }
 
 /// Explains what becomes of a connection.
-pub fn explain(scene: &Scene, question: &Question) -> Explanation {
+pub fn explain(context: &PolicyContext, question: &Question) -> Explanation {
     let Question { source, destination, protocol, port } = question;
     let mut text = format!("{source} → {destination} {} {port}\n", protocol.name());
     let sides = [
-        (Direction::Egress, side(scene, question, Direction::Egress)),
-        (Direction::Ingress, side(scene, question, Direction::Ingress)),
+        (Direction::Egress, side(context, question, Direction::Egress)),
+        (Direction::Ingress, side(context, question, Direction::Ingress)),
     ];
     let mut remedies = Vec::new();
     for (direction, side) in &sides {
@@ -152,7 +152,7 @@ fn put(text: &mut String, heading: &str, line: &str) {
 }
 
 /// What the policies of one end say about the other.
-fn side(scene: &Scene, question: &Question, direction: Direction) -> Side {
+fn side(context: &PolicyContext, question: &Question, direction: Direction) -> Side {
     let (subject, far) = match direction {
         Direction::Egress => (&question.source, &question.destination),
         Direction::Ingress => (&question.destination, &question.source),
@@ -175,11 +175,11 @@ fn side(scene: &Scene, question: &Question, direction: Direction) -> Side {
     if far.is_node_of(subject) {
         return Side::open("a pod and its own node always reach each other");
     }
-    let selecting: Vec<&NetworkPolicy> = isolating(&scene.policies, pod, direction).collect();
+    let selecting: Vec<&NetworkPolicy> = isolating(&context.policies, pod, direction).collect();
     if selecting.is_empty() {
         return Side::open(format!("no policy isolates {} for {}", pod.name, direction.word()));
     }
-    judge(&Judge { scene, question, direction, pod, far }, &selecting)
+    judge(&Judge { context, question, direction, pod, far }, &selecting)
 }
 
 /// The policies that isolate a pod for a direction.

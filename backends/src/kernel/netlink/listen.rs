@@ -16,7 +16,7 @@ use super::Netlink;
 use super::decode::{self, NeighbourFacts};
 use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
 use super::socket::messages;
-use crate::kernel::{Interest, KernelError, Notices};
+use crate::kernel::{KernelError, NotificationFilter, Notifications};
 use crate::netlink::multicast::{MulticastSocket, Received};
 use crate::netlink::wire;
 use crate::state::PROTOCOL_KERNEL;
@@ -24,7 +24,7 @@ use crate::state::host::HostLink;
 use crate::state::name::Name;
 use crate::state::nexthop::NexthopId;
 
-impl Interest {
+impl NotificationFilter {
     fn name(&self, index: u32) -> Option<Name> {
         self.host.links.get(&index).map(|link| link.name)
     }
@@ -226,8 +226,8 @@ impl Listener {
     }
 }
 
-impl Notices for Listener {
-    async fn run(&self, interest: &Mutex<Interest>, moved: &Notify) -> KernelError {
+impl Notifications for Listener {
+    async fn run(&self, interest: &Mutex<NotificationFilter>, moved: &Notify) -> KernelError {
         let mut buffer = MulticastSocket::buffer();
         loop {
             let concerned = match self.socket.receive(&mut buffer).await {

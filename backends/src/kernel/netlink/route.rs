@@ -15,11 +15,11 @@ use super::refusal::errno;
 use super::{Netlink, encode, failed};
 use crate::kernel::KernelError;
 use crate::state::host::Direct;
-use crate::state::host::Way;
+use crate::state::host::ResolvedRoute;
 use crate::state::name::Name;
 
 impl Netlink {
-    pub(super) fn route_to(&mut self, addr: IpAddr) -> Result<Way, KernelError> {
+    pub(super) fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError> {
         let what = "route lookup";
         let mut request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(addr, Family::of(addr).bits())
@@ -45,7 +45,7 @@ impl Netlink {
         let unicast = answer.header.kind == RouteType::Unicast;
         let link = link.filter(|_| unicast);
         let link = link.ok_or_else(|| failed(what)(io::Error::from_raw_os_error(errno::ENETUNREACH)))?;
-        Ok(Way { link, source, gateway })
+        Ok(ResolvedRoute { link, source, gateway })
     }
 
     pub(super) fn beside(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {
@@ -53,7 +53,7 @@ impl Netlink {
         let mut beside: Vec<(IpAddr, u32)> = Vec::new();
         for addr in addrs {
             // Otherwise there is a router, or no way at all.
-            if let Ok(Way { link, gateway: None, .. }) = self.route_to(*addr) {
+            if let Ok(ResolvedRoute { link, gateway: None, .. }) = self.route_to(*addr) {
                 beside.push((*addr, link));
             }
         }

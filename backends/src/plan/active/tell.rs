@@ -4,11 +4,11 @@ use std::fmt;
 
 use subnet::{BackendConfig, ExtensionConfig, Family};
 
-use super::{ActiveBackend, Ways};
+use super::{ActiveBackend, ActiveBackends};
 use crate::plan::backend::{Backend, BackendId};
 use crate::state::tunnel::IpipTunnel;
 
-impl Ways {
+impl ActiveBackends {
     /// The type of the backend that this node announces, as its configuration spells it.
     pub(crate) fn name(&self) -> &str {
         self.all[0].config.name()
@@ -35,13 +35,13 @@ impl Ways {
     }
 }
 
-impl fmt::Debug for Ways {
+impl fmt::Debug for ActiveBackends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.backends().map(Backend::words)).finish()
     }
 }
 
-impl fmt::Display for Ways {
+impl fmt::Display for ActiveBackends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.current().words())?;
         let former: Vec<String> = self.backends().skip(1).map(Backend::words).collect();

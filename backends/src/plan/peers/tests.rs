@@ -26,14 +26,14 @@ fn cluster(entries: &[(&str, String, u64)]) -> (Lease, Leases) {
 }
 
 fn choose(network: &NetworkConfig, own: &Lease, all: &Leases) -> Peers {
-    let ways = Ways::new(&network.backend, network).unwrap();
+    let active = ActiveBackends::new(&network.backend, network).unwrap();
     let before = KernelState::default();
     let surroundings = Surroundings::default();
     let undecided = BTreeSet::new();
     let (surroundings, undecided) = (&surroundings, &undecided);
-    let outlook =
-        Outlook { network, former: &[], own, ways: &ways, before: &before, surroundings, undecided };
-    Peers::choose(outlook, all)
+    let context =
+        PeerContext { network, former: &[], own, active: &active, before: &before, surroundings, undecided };
+    Peers::choose(context, all)
 }
 
 fn subnets(peers: &Peers) -> Vec<String> {
@@ -64,11 +64,12 @@ fn a_node_of_which_one_family_has_moved_is_reached_by_both_of_its_leases() {
         all.insert_written(key, value(last).as_bytes(), created, written);
     }
     let own = all.leases[&parse_key("10.244.1.0-24&fd00:244:0:1::-64").unwrap()].clone();
-    let (ways, before) = (Ways::new(&network.backend, &network).unwrap(), KernelState::default());
+    let (active, before) = (ActiveBackends::new(&network.backend, &network).unwrap(), KernelState::default());
     let (surroundings, undecided) = (&Surroundings::default(), &BTreeSet::new());
     let former = &["10.99.0.0/16".parse().unwrap(), "fd00:99::/48".parse().unwrap()];
-    let (network, own, ways, before) = (&network, &own, &ways, &before);
-    let peers = Peers::choose(Outlook { network, former, own, ways, before, surroundings, undecided }, &all);
+    let (network, own, active, before) = (&network, &own, &active, &before);
+    let peers =
+        Peers::choose(PeerContext { network, former, own, active, before, surroundings, undecided }, &all);
     assert_eq!(
         subnets(&peers),
         [
@@ -142,18 +143,18 @@ fn of_two_leases_with_one_mac_the_one_written_last_is_used_once_that_is_settled(
     let mac: Mac = "02:00:00:00:00:02".parse().unwrap();
     let mut before = KernelState::default();
     before.fdb.insert(("flannel.1".parse().unwrap(), mac), "192.0.2.11".parse().unwrap());
-    let ways = Ways::new(&network.backend, &network).unwrap();
+    let active = ActiveBackends::new(&network.backend, &network).unwrap();
     let (undecided, surroundings) = (BTreeSet::from([mac]), Surroundings::default());
-    let outlook = Outlook {
+    let context = PeerContext {
         network: &network,
         former: &[],
         own: &own,
-        ways: &ways,
+        active: &active,
         before: &before,
         surroundings: &surroundings,
         undecided: &undecided,
     };
-    assert_eq!(subnets(&Peers::choose(outlook, &all)), ["10.244.2.0/24"], "where it was");
+    assert_eq!(subnets(&Peers::choose(context, &all)), ["10.244.2.0/24"], "where it was");
     // The living one wrote its lease again.
     all.insert_written("10.244.2.0-24", value("192.0.2.11", 2).as_bytes(), 2, 4);
     assert_eq!(subnets(&choose(&network, &own, &all)), ["10.244.2.0/24"]);
@@ -184,19 +185,19 @@ fn a_subnet_that_contains_a_node_is_never_routed() {
     let (own, all) =
         cluster(&[("10.244.2.0-24", value("192.0.2.2", 2), 2), ("10.244.3.0-24", value("10.244.2.5", 3), 3)]);
     let network = network();
-    let ways = Ways::new(&network.backend, &network).unwrap();
+    let active = ActiveBackends::new(&network.backend, &network).unwrap();
     let lan = ("eth0".parse().unwrap(), "10.244.2.1/23".parse().unwrap());
     let surroundings = Surroundings { addresses: vec![lan], ..Surroundings::default() };
-    let outlook = Outlook {
+    let context = PeerContext {
         network: &network,
         former: &[],
         own: &own,
-        ways: &ways,
+        active: &active,
         before: &KernelState::default(),
         surroundings: &surroundings,
         undecided: &BTreeSet::new(),
     };
-    let peers = Peers::choose(outlook, &all);
+    let peers = Peers::choose(context, &all);
     // The other one is reached, since it is on a LAN of this host.
     assert_eq!(subnets(&peers), ["10.244.3.0/24"]);
     assert!(peers.skipped["10.244.2.0-24"].contains("this host's address on eth0"), "{:?}", peers.skipped);

@@ -48,7 +48,13 @@ fn plan(networks: &[&str], keys: &str, peers: &[Peer]) -> KernelState {
         ["10.244.1.0/24", "fd00:0:0:1::/64"].iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
     let (node, macs) = (node(1500), Macs::default());
     let keys = format!(r#","Userspace":"always"{keys}"#);
-    wireguard(networks, &keys).unwrap().plan(Scene { node: &node, own: &own, macs: &macs, peers, all: peers })
+    wireguard(networks, &keys).unwrap().plan(PlanInput {
+        node: &node,
+        own: &own,
+        macs: &macs,
+        peers,
+        all: peers,
+    })
 }
 
 fn words(state: &KernelState) -> Vec<String> {
@@ -159,9 +165,9 @@ fn the_kernel_gets_the_same_peers_and_this_process_takes_its_place_where_that_is
     let peers = peers(2, &["192.0.2.2", "2001:db8::2"], (51820, 51821));
     let own: Subnets = ["10.244.1.0/24".parse::<IpNet>().unwrap()].into_iter().collect();
     let (node, macs) = (node(1500), Macs::default());
-    let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
+    let input = PlanInput { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
     let auto = Wireguard { in_process: false, ..wireguard(&[V4], "").unwrap() };
-    let state = auto.plan(scene);
+    let state = auto.plan(input);
     let named = words(&state);
     assert_eq!(named[0], "link add flannel-wg type wireguard mtu 1420");
     assert_eq!(named[2], "wireguard set flannel-wg listen-port 51820");
@@ -169,7 +175,7 @@ fn the_kernel_gets_the_same_peers_and_this_process_takes_its_place_where_that_is
     assert_eq!(known(&state)[&peers[0].subnet].key, key(2));
     assert!(auto.previous_mac(&state, peers[0].subnet).is_some());
     let instead = auto.in_process().unwrap();
-    assert_eq!(reached(&instead.plan(scene), "flannel-wg"), [(2, "192.0.2.2:51820".to_owned(), 1)]);
+    assert_eq!(reached(&instead.plan(input), "flannel-wg"), [(2, "192.0.2.2:51820".to_owned(), 1)]);
     assert!(instead.in_process().is_none());
     assert!(wireguard(&[V4], r#","Userspace":"never""#).unwrap().in_process().is_none());
 }

@@ -14,10 +14,10 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const UNDISTURBED: u64 = 30;
 
 /// Pings in all directions, of one family.
-pub(crate) struct Mesh(Vec<Way>);
+pub(crate) struct Mesh(Vec<ResolvedRoute>);
 
 /// From one pod to another, by their numbers.
-struct Way {
+struct ResolvedRoute {
     ends: [usize; 2],
     pinger: Pinger,
 }
@@ -33,16 +33,16 @@ impl Mesh {
 
     /// The same with requests that differ from the ordinary.
     pub(crate) fn start_with(pods: &[Pod], family: Family, options: PingOptions) -> anyhow::Result<Self> {
-        let mut ways = Vec::new();
+        let mut active = Vec::new();
         for (from, pod) in pods.iter().enumerate() {
             for (to, other) in pods.iter().enumerate().filter(|(to, _)| *to != from) {
                 let target = other.addresses().iter().find(|net| Family::of(net.addr()) == family);
                 let target = target.context("a pod without an address of this family")?.addr();
                 let pinger = Pinger::start_with(pod.namespace(), target, options)?;
-                ways.push(Way { ends: [from, to], pinger });
+                active.push(ResolvedRoute { ends: [from, to], pinger });
             }
         }
-        let mesh = Self(ways);
+        let mesh = Self(active);
         mesh.wait(1)?;
         Ok(mesh)
     }
@@ -54,7 +54,7 @@ impl Mesh {
     }
 
     fn wait(&self, answers: u64) -> anyhow::Result<()> {
-        for Way { ends: [from, to], pinger } in &self.0 {
+        for ResolvedRoute { ends: [from, to], pinger } in &self.0 {
             let what = format!("{answers} answers from pod {to} to pod {from}");
             wait_for(&what, TIMEOUT, || pinger.received() >= answers)?;
         }
@@ -70,7 +70,7 @@ impl Mesh {
 
     /// Ends them all.
     pub(crate) fn finish(self) -> anyhow::Result<Tally> {
-        let finish = |way: Way| Ok((way.ends, way.pinger.finish()?));
+        let finish = |way: ResolvedRoute| Ok((way.ends, way.pinger.finish()?));
         self.0.into_iter().map(finish).collect::<anyhow::Result<Vec<_>>>().map(Tally)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Job;
-use super::bed::{Pair, Way};
+use super::bed::{Pair, ResolvedRoute};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -53,8 +53,8 @@ pub(crate) struct Step {
 
 impl Step {
     /// Whether there is such a thing: the bare underlay has no routes to pods.
-    pub(crate) fn suits(self, way: Way) -> bool {
-        way != Way::Bare || self.place == Place::Host
+    pub(crate) fn suits(self, way: ResolvedRoute) -> bool {
+        way != ResolvedRoute::Bare || self.place == Place::Host
     }
 
     /// How long it takes if iperf3 sends for `seconds`.
@@ -158,7 +158,7 @@ mod tests {
     fn a_choice_narrows_what_is_measured_and_pods_are_not_on_the_bare_underlay() {
         let all = steps(false, &[], None);
         assert_eq!(all.len(), 15);
-        assert_eq!(all.iter().filter(|step| step.suits(Way::Bare)).count(), 5);
+        assert_eq!(all.iter().filter(|step| step.suits(ResolvedRoute::Bare)).count(), 5);
         assert_eq!(steps(false, &[Subject::Tcp1], None).len(), 2);
         assert_eq!(steps(false, &[Subject::Wire], Some(Place::Host)), []);
         assert!(steps(true, &[], None).len() < all.len());
@@ -168,10 +168,10 @@ mod tests {
     #[test]
     fn the_default_takes_at_most_half_an_hour_with_all_ways_and_the_quick_one_two_minutes() {
         for (quick, seconds, rounds, limit) in [(false, 4, 5, 1800), (true, 2, 2, 120)] {
-            let ways = || Way::value_variants().iter().filter(|way| way.is_usual());
+            let active = || ResolvedRoute::value_variants().iter().filter(|way| way.is_usual());
             let each = steps(quick, &[], None)
                 .into_iter()
-                .map(|step| step.time(seconds) * ways().filter(|way| step.suits(**way)).count() as u32);
+                .map(|step| step.time(seconds) * active().filter(|way| step.suits(**way)).count() as u32);
             let all = each.sum::<Duration>() * rounds;
             assert!(all.as_secs() * 10 / 9 < limit, "{all:?}");
         }

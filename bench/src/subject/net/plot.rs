@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::bed::Way;
+use super::bed::ResolvedRoute;
 use super::plan::{Place, Step, Subject};
 
 /// Pixels: the whole width, the column of names, and the room for figures on the right.
@@ -38,7 +38,7 @@ struct Bar {
 pub(crate) fn draw(lines: &[Value]) -> anyhow::Result<String> {
     let panels = [(Place::Pod, "pod to pod"), (Place::Host, "node to node")];
     let panels = panels.map(|(place, title)| (title, bars(lines, place)));
-    let most = panels.iter().flat_map(|(_, ways)| ways).flat_map(|(_, bars)| bars);
+    let most = panels.iter().flat_map(|(_, active)| active).flat_map(|(_, bars)| bars);
     let most = most.map(|bar| bar.max).fold(0.0, f64::max);
     ensure!(most > 0.0, "there are no TCP results: measure first");
     let scale = (WIDTH - NAMES - FIGURES) / most;
@@ -46,13 +46,13 @@ pub(crate) fn draw(lines: &[Value]) -> anyhow::Result<String> {
     let mut body = String::new();
     let mut y = LEGEND;
     legend(&mut body);
-    for (title, ways) in &panels {
-        if ways.is_empty() {
+    for (title, active) in &panels {
+        if active.is_empty() {
             continue;
         }
         text(&mut body, 0.0, y + 20.0, "head", &format!("TCP, {title}, Gbit/s"));
         y += TITLE;
-        for (way, bars) in ways {
+        for (way, bars) in active {
             let middle = y + BAR * bars.len() as f64 / 2.0 + 4.0;
             text(&mut body, NAMES - 8.0, middle, "name", &way.to_string());
             for bar in bars {
@@ -119,8 +119,8 @@ fn text(body: &mut String, x: f64, y: f64, class: &str, text: &str) {
 }
 
 /// The bars of each way that was measured there.
-fn bars(lines: &[Value], place: Place) -> Vec<(Way, Vec<Bar>)> {
-    let of = |way: Way| {
+fn bars(lines: &[Value], place: Place) -> Vec<(ResolvedRoute, Vec<Bar>)> {
+    let of = |way: ResolvedRoute| {
         let found = SERIES.iter().enumerate().filter_map(|(series, (subject, ..))| {
             let name = format!("{}: {way}", Step { place, subject: *subject });
             let line = lines.iter().find(|line| line["name"] == name.as_str())?;
@@ -129,7 +129,7 @@ fn bars(lines: &[Value], place: Place) -> Vec<(Way, Vec<Bar>)> {
         });
         (way, found.collect::<Vec<_>>())
     };
-    Way::value_variants().iter().map(|&way| of(way)).filter(|(_, bars)| !bars.is_empty()).collect()
+    ResolvedRoute::value_variants().iter().map(|&way| of(way)).filter(|(_, bars)| !bars.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bench::figure::{Figure, Limit};
 
-use super::bed::Way;
+use super::bed::ResolvedRoute;
 use super::plan::{Place, Step, Subject};
 
 /// What a value says.
@@ -112,38 +112,46 @@ fn limit(step: Step, quantity: Quantity) -> Limit {
 /// All values, by what was measured, way and round.
 #[derive(Default)]
 pub(crate) struct Results {
-    values: BTreeMap<(Step, Quantity), BTreeMap<Way, BTreeMap<u32, f64>>>,
+    values: BTreeMap<(Step, Quantity), BTreeMap<ResolvedRoute, BTreeMap<u32, f64>>>,
 }
 
 impl Results {
     /// Keeps what a measurement gave.
-    pub(crate) fn add(&mut self, step: Step, way: Way, round: u32, values: Vec<Value>) {
+    pub(crate) fn add(&mut self, step: Step, way: ResolvedRoute, round: u32, values: Vec<Value>) {
         for Value { quantity, value } in values {
-            let ways = self.values.entry((step, quantity)).or_default();
-            ways.entry(way).or_default().insert(round, value);
+            let active = self.values.entry((step, quantity)).or_default();
+            active.entry(way).or_default().insert(round, value);
         }
     }
 
     /// For each thing that was measured the ways, then their ratios.
     pub(crate) fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
-        for (&(step, quantity), ways) in &self.values {
+        for (&(step, quantity), active) in &self.values {
             let (suffix, unit) = quantity.name();
             let what = format!("{step}{suffix}");
-            for (&way, rounds) in ways {
-                let limit = if way == Way::Udp { limit(step, quantity) } else { Limit::None };
+            for (&way, rounds) in active {
+                let limit = if way == ResolvedRoute::Udp { limit(step, quantity) } else { Limit::None };
                 let rounds = rounds.values().copied().collect();
                 figures.push(Figure { rounds, ..Figure::new(format!("{what}: {way}"), unit, limit) });
             }
             if !quantity.compares() {
                 continue;
             }
-            let others = ways.keys().filter(|way| **way != Way::Vxlan).map(|way| (*way, Way::Vxlan));
-            let of_wireguard = [(Way::Wireguard, Way::Udp), (Way::Wireguard, Way::WireguardGo)];
-            for (way, reference) in others.chain([(Way::Udp, Way::GoUdp)]).chain(of_wireguard) {
-                let rounds = ratios(ways, way, reference);
+            let others = active
+                .keys()
+                .filter(|way| **way != ResolvedRoute::Vxlan)
+                .map(|way| (*way, ResolvedRoute::Vxlan));
+            let of_wireguard = [
+                (ResolvedRoute::Wireguard, ResolvedRoute::Udp),
+                (ResolvedRoute::Wireguard, ResolvedRoute::WireguardGo),
+            ];
+            for (way, reference) in
+                others.chain([(ResolvedRoute::Udp, ResolvedRoute::GoUdp)]).chain(of_wireguard)
+            {
+                let rounds = ratios(active, way, reference);
                 if !rounds.is_empty() {
-                    let judged = (way, reference) == (Way::Udp, Way::Vxlan);
+                    let judged = (way, reference) == (ResolvedRoute::Udp, ResolvedRoute::Vxlan);
                     let limit = if judged { ratio_limit(step, quantity) } else { Limit::None };
                     let name = format!("{what}: {way} / {reference}");
                     figures.push(Figure { rounds, ..Figure::new(name, "", limit) });
@@ -155,8 +163,14 @@ impl Results {
 }
 
 /// One way's values by another's, of the rounds that have both.
-fn ratios(ways: &BTreeMap<Way, BTreeMap<u32, f64>>, way: Way, reference: Way) -> Vec<f64> {
-    let (Some(rounds), Some(reference)) = (ways.get(&way), ways.get(&reference)) else { return Vec::new() };
+fn ratios(
+    active: &BTreeMap<ResolvedRoute, BTreeMap<u32, f64>>,
+    way: ResolvedRoute,
+    reference: ResolvedRoute,
+) -> Vec<f64> {
+    let (Some(rounds), Some(reference)) = (active.get(&way), active.get(&reference)) else {
+        return Vec::new();
+    };
     rounds.iter().filter_map(|(round, value)| Some(value / reference.get(round)?)).collect()
 }
 
@@ -169,12 +183,12 @@ mod tests {
         let step = Step { place: Place::Pod, subject: Subject::Tcp1 };
         let mut results = Results::default();
         for (way, round, rate) in [
-            (Way::Vxlan, 0, 10.0),
-            (Way::Udp, 0, 9.0),
-            (Way::HostGw, 0, 12.0),
-            (Way::Udp, 1, 8.0),
-            (Way::Vxlan, 2, 8.0),
-            (Way::Udp, 2, 8.0),
+            (ResolvedRoute::Vxlan, 0, 10.0),
+            (ResolvedRoute::Udp, 0, 9.0),
+            (ResolvedRoute::HostGw, 0, 12.0),
+            (ResolvedRoute::Udp, 1, 8.0),
+            (ResolvedRoute::Vxlan, 2, 8.0),
+            (ResolvedRoute::Udp, 2, 8.0),
         ] {
             results.add(step, way, round, vec![Quantity::Rate.of(rate), Quantity::Again.of(0.0)]);
         }

@@ -23,7 +23,7 @@ pub(crate) const MODES: [(&str, &str); 2] =
 const NETWORK: &str = "10.244.0.0/16";
 
 /// A node, a pod and a host outside; what depends on another thing is dropped before it.
-pub(crate) struct Scene {
+pub(crate) struct Setup {
     pub(crate) member: Member,
     pub(crate) pod: Pod,
     /// It has a route to the pods through the node, so that nothing depends on the masquerade.
@@ -31,8 +31,8 @@ pub(crate) struct Scene {
     _cluster: Cluster,
 }
 
-impl Scene {
-    /// A scene whose agent, the program `flanneld`, is ready and masquerades by the mechanism `mode`.
+impl Setup {
+    /// A host whose agent, the program `flanneld`, is ready and masquerades by the mechanism `mode`.
     pub(crate) fn new(stage: &Stage, flanneld: PathBuf, mode: &str) -> anyhow::Result<Self> {
         stage.progress.step(&format!("a node, a pod and a host outside; {mode}"))?;
         let cluster = Cluster::new(flanneld, &config("vxlan", &[Family::V4]), &["--ip-masq", mode])?;

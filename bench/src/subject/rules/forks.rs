@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use backends::testing::wait_for;
 use tempfile::TempDir;
 
-use super::bed::{MODES, Scene, look};
+use super::bed::{MODES, Setup, look};
 use crate::Stage;
 use crate::bed::TIMEOUT;
 use bench::figure::{Figure, Limit, Record};
@@ -38,7 +38,7 @@ const PROGRAMS: [&str; 10] = [
 pub(crate) fn measure(stage: &Stage, record: &mut Record, idle_for: Duration) -> anyhow::Result<()> {
     let watch = Watch::new(&stage.flanneld())?;
     let (_, flag) = MODES[1];
-    let mut scene = Scene::new(stage, watch.launcher(), flag)?;
+    let mut setup = Setup::new(stage, watch.launcher(), flag)?;
     let seconds = idle_for.as_secs();
     let figure = |what: &str, limit| Figure::new(format!("rules-forks: {what}"), "", limit);
     let mut start = figure("programs run at the start", Limit::None);
@@ -46,13 +46,13 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record, idle_for: Duration) ->
     let mut idle = figure(&format!("programs run in {seconds} s without an event"), Limit::Each(0.0));
     let mut faults =
         figure(&format!("page faults of children in {seconds} s without an event"), Limit::Each(0.0));
-    let mut nft = scene.nft()?;
+    let mut nft = setup.nft()?;
     for round in stage.rounds(ROUNDS) {
-        scene.member.agent.kill()?;
+        setup.member.agent.kill()?;
         watch.forget()?;
-        scene.member.start_again()?;
-        scene.member.agent.wait_ready(TIMEOUT)?;
-        let pid = scene.member.agent.process().id();
+        setup.member.start_again()?;
+        setup.member.agent.wait_ready(TIMEOUT)?;
+        let pid = setup.member.agent.process().id();
         // Readiness comes after the rules, but what is still to come belongs to the start, too.
         stage.progress.pause(Duration::from_secs(2))?;
         let (calls, children) = (watch.calls()?, children(pid)?);
@@ -65,7 +65,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record, idle_for: Duration) ->
 
         let healthy = look(&mut nft)?;
         watch.forget()?;
-        scene.member.show("iptables -t nat -F FLANNEL-POSTRTG")?;
+        setup.member.show("iptables -t nat -F FLANNEL-POSTRTG")?;
         wait_for("the repair", TIMEOUT, || look(&mut nft).is_ok_and(|found| found == healthy))?;
         stage.progress.pause(Duration::from_secs(2))?;
         let calls = watch.calls()?;

@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, ensure};
 use backends::nft::{Nft, NftError, Ruleset};
 use backends::testing::wait_for;
 
-use super::bed::{MODES, Scene, look};
+use super::bed::{MODES, Setup, look};
 use crate::Stage;
 use crate::bed::TIMEOUT;
 use bench::figure::{Figure, Limit, Record};
@@ -44,8 +44,8 @@ const IPTABLES: [Damage; 4] = [
 /// Does one damage after the other and measures how long the rules are other than before.
 pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
     for ((name, flag), damages) in MODES.into_iter().zip([NFT, IPTABLES]) {
-        let scene = Scene::new(stage, stage.flanneld(), flag)?;
-        let mut nft = scene.nft()?;
+        let setup = Setup::new(stage, stage.flanneld(), flag)?;
+        let mut nft = setup.nft()?;
         let healthy = look(&mut nft)?;
         for (damage, command) in damages {
             let title = format!("rules-heal: {name}: {damage}");
@@ -54,9 +54,9 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
                 stage.progress.pause(REST)?;
                 wait_for("rules as before", TIMEOUT, || look(&mut nft).is_ok_and(|found| found == healthy))?;
                 let command = command(&mut nft)?;
-                let healed = heal(stage, &scene, &mut nft, &healthy, &command);
+                let healed = heal(stage, &setup, &mut nft, &healthy, &command);
                 time.push_ms(
-                    healed.with_context(|| format!("{command}; the log:\n{}", scene.member.agent.log()))?,
+                    healed.with_context(|| format!("{command}; the log:\n{}", setup.member.agent.log()))?,
                 );
             }
             let rounds: Vec<u64> = time.rounds.iter().map(|&ms| ms as u64).collect();
@@ -72,14 +72,14 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
 /// the damage came and went between two looks, it counts from the start of the command.
 fn heal(
     stage: &Stage,
-    scene: &Scene,
+    setup: &Setup,
     nft: &mut Nft,
     healthy: &Ruleset,
     command: &str,
 ) -> anyhow::Result<Duration> {
     let start = Instant::now();
     thread::scope(|scope| {
-        let command = scope.spawn(|| scene.member.show(command));
+        let command = scope.spawn(|| setup.member.show(command));
         let (mut well, mut seen) = (start, false);
         loop {
             stage.progress.check()?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bed::{MODES, Scene, look};
+use super::bed::{MODES, Setup, look};
 use super::traffic;
 use crate::Stage;
 use crate::bed::TIMEOUT;
@@ -16,8 +16,8 @@ const LIFE: Duration = Duration::from_millis(100);
 /// Kills the agent again and again while datagrams go from the pod to the host outside.
 pub(crate) fn measure(stage: &Stage, record: &mut Record, restarts: u32) -> anyhow::Result<()> {
     for (name, flag) in MODES {
-        let mut scene = Scene::new(stage, stage.flanneld(), flag)?;
-        let mut nft = scene.nft()?;
+        let mut setup = Setup::new(stage, stage.flanneld(), flag)?;
+        let mut nft = setup.nft()?;
         let before = look(&mut nft)?;
         let title = format!("rules-restart: {name}, {restarts} restarts");
         let figure = |what: &str, limit| Figure::new(format!("{title}: {what}"), "", limit);
@@ -30,8 +30,8 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record, restarts: u32) -> anyh
             figure("connections opened", Limit::None),
         ];
         for round in stage.rounds(ROUNDS) {
-            let target = scene.target();
-            let Scene { member, pod, outside, .. } = &mut scene;
+            let target = setup.target();
+            let Setup { member, pod, outside, .. } = &mut setup;
             let node = member.node.address();
             let work = || {
                 let mut changed = 0u32;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use backends::host::{HostLink, HostView};
 use backends::kernel::is_tunnel_name;
-use backends::{KernelError, Report, Ways};
+use backends::{ActiveBackends, KernelError, Report};
 use ipnet::IpNet;
 use subnet::saved::Saved;
 use subnet::{Family, NetworkConfig, Subnets};
@@ -80,13 +80,13 @@ impl Change {
         saved: &Saved,
         now: &NetworkConfig,
         at: Instant,
-    ) -> Option<(Self, NetworkConfig, Ways)> {
+    ) -> Option<(Self, NetworkConfig, ActiveBackends)> {
         if saved.network == *now {
             return None;
         }
-        let mut ways = Ways::new(&saved.network.backend, &saved.network).ok()?;
+        let mut active = ActiveBackends::new(&saved.network.backend, &saved.network).ok()?;
         // Peers may have followed already.
-        ways.expect(&now.backend, &saved.network);
+        active.expect(&now.backend, &saved.network);
         tracing::info!(
             "this is another configuration than before the restart: it comes into force after that one"
         );
@@ -96,7 +96,7 @@ impl Change {
             restarted: Some(Restarted { with: now.clone(), held: Some(saved.own) }),
             ..Self::default()
         };
-        Some((change, saved.network.clone(), ways))
+        Some((change, saved.network.clone(), active))
     }
 
     /// This node holds a lease again.
@@ -202,27 +202,27 @@ impl Machine {
         let free = self.change.hold.is_none();
         let Some(next) = self.change.candidate().filter(|_| free).cloned() else { return };
         match self.ready_for(&next) {
-            Ok(ways) => self.begin(next, ways),
+            Ok(active) => self.begin(next, active),
             Err(why) => self.refuse(why),
         }
     }
 
     /// What this node would do with another configuration.
-    fn ready_for(&mut self, next: &NetworkConfig) -> Result<Ways, String> {
-        let ways = if self.turn.sound {
-            let mut ways = self.force.ways.clone();
-            ways.switch(&next.backend, next).map(|()| ways)
+    fn ready_for(&mut self, next: &NetworkConfig) -> Result<ActiveBackends, String> {
+        let active = if self.turn.sound {
+            let mut active = self.force.active.clone();
+            active.switch(&next.backend, next).map(|()| active)
         } else {
             // What doesn't work is not kept.
-            Ways::new(&next.backend, next)
+            ActiveBackends::new(&next.backend, next)
         };
-        let ways = ways.map_err(|error| format!("network configuration: {error}"))?;
+        let active = active.map_err(|error| format!("network configuration: {error}"))?;
         let restarted = self.change.restarted.as_ref();
         let held = self.own.lease().map(|lease| lease.subnets).or(restarted.and_then(|before| before.held));
         let host = Arc::clone(&self.view.interest.host);
         let Some(held) = held else {
             // Nothing works yet that could go on with the other one; what it lacks is waited for.
-            return Ok(ways);
+            return Ok(active);
         };
         (self.own.admits)(next, &held)?;
         // A node that was drained and restarted has nothing to lose by another subnet.
@@ -237,17 +237,17 @@ impl Machine {
         }
         self.permit_commands(next)?;
         let external = self.suitable(&host, next)?;
-        ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
-        Ok(ways)
+        active.current().check(&node(&external)).map_err(|error| error.to_string())?;
+        Ok(active)
     }
 
-    fn begin(&mut self, next: NetworkConfig, ways: Ways) {
+    fn begin(&mut self, next: NetworkConfig, active: ActiveBackends) {
         let changes = self.force.network.changes(&next).join(", ");
-        tracing::info!(network = %next.networks(), backend = ways.current().words(), "the configuration has changed: {changes}");
-        if self.force.ways.extension().is_some() && ways.extension().is_none() {
+        tracing::info!(network = %next.networks(), backend = active.current().words(), "the configuration has changed: {changes}");
+        if self.force.active.extension().is_some() && active.extension().is_none() {
             self.status.health.forget(extension::CONDITION);
         }
-        let before = self.force.replace(next, ways);
+        let before = self.force.replace(next, active);
         let networks = before.network.networks();
         self.change.former.retain(|known| networks.iter().all(|network| network != *known));
         self.change.former.extend(networks.iter());
@@ -281,7 +281,7 @@ impl Machine {
 
     /// Decides on what is being tried: says whether there has to be another plan at once.
     pub(super) fn judge_change(&mut self, report: &Report) -> bool {
-        let own = self.force.ways.own_devices();
+        let own = self.force.active.own_devices();
         let mut troubles = report.failed.iter().filter(|error| error.concerns_node(&own));
         if let Some(why) = troubles
             .clone()
@@ -293,7 +293,7 @@ impl Machine {
         }
         if let Some(why) =
             report.failed.iter().find(|error| lacks(error, "wireguard")).map(ToString::to_string)
-            && self.force.ways.encrypt_in_process()
+            && self.force.active.encrypt_in_process()
         {
             tracing::info!("{why}; this process encrypts instead (Backend.Userspace)");
             let text = "wireguard is encrypted by this process, since the kernel has no WireGuard: it takes more CPU, and \
@@ -305,7 +305,7 @@ impl Machine {
         let Some(before) = self.change.end_trial() else { return false };
         if let Some(trouble) = troubles.next() {
             let why = trouble.to_string();
-            self.force.replace(before.network, before.ways);
+            self.force.replace(before.network, before.active);
             self.change.reclaim = false;
             self.rules.due();
             self.refuse(format!("the kernel does not take it: {why}"));
@@ -318,9 +318,9 @@ impl Machine {
 
     /// Takes the backend that the configuration allows instead of a tunnel of the kernel. Says whether it does.
     fn fall_back(&mut self, why: &str) -> bool {
-        match self.force.ways.fall_back(&self.force.network) {
+        match self.force.active.fall_back(&self.force.network) {
             Ok(true) => {
-                let what = self.force.ways.current().words();
+                let what = self.force.active.current().words();
                 let text =
                     format!("{why}; this node runs on {what} instead (Backend.Fallback), which is slower");
                 tracing::warn!("{text}");
@@ -342,7 +342,7 @@ impl Machine {
         if self.change.is_trial() || self.own.is_recalled() || self.own.contest.loss().is_some() {
             return;
         }
-        let wanted = (external.public, self.force.ways.attachment(&self.macs()));
+        let wanted = (external.public, self.force.active.attachment(&self.macs()));
         let so = (lease.public, lease.attachment.clone()) == wanted
             || self.own.claiming.announced() == Some(&wanted);
         if !so || self.change.reclaim {
@@ -353,7 +353,7 @@ impl Machine {
 
     fn refuse(&mut self, why: String) {
         if self.change.refused.as_ref() != Some(&why) {
-            let (networks, backend) = (self.force.network.networks(), self.force.ways.current().words());
+            let (networks, backend) = (self.force.network.networks(), self.force.active.current().words());
             tracing::error!(
                 "the configuration has changed and can't be followed: {why}; {networks} with {backend} stays"
             );

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use backends::backend::Direct;
-use backends::host::Way;
+use backends::host::ResolvedRoute;
 use backends::kernel::Observed;
 use backends::prerequisites::Sysctls;
 use backends::{Change, FirewallError, FirewallReport, KernelError, KernelState, Look, Name};
@@ -41,7 +41,7 @@ impl Now {
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Seen {
     /// The way to the address that `--iface-can-reach` names.
-    pub(in crate::agent) reach: Option<Result<Way, String>>,
+    pub(in crate::agent) reach: Option<Result<ResolvedRoute, String>>,
     /// The kernel said that settings below `/proc/sys/net` have changed.
     pub(in crate::agent) sysctls_moved: bool,
 }

@@ -34,7 +34,7 @@ impl Machine {
     }
 
     fn hook_facts(&self, peers: &Peers, all: &Leases) -> Option<Facts> {
-        let (config, id) = self.force.ways.extension()?;
+        let (config, id) = self.force.active.extension()?;
         let start = self.hook_start(config.post_startup.clone())?;
         let reached = |subnets: &subnet::Subnets| {
             let of = |subnet| peers.usable.binary_search_by_key(&subnet, |peer| peer.subnet).ok();

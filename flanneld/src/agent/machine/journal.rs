@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use backends::backend::Direct;
 use backends::fights::Told;
 use backends::host::StaleBridge;
-use backends::{Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report, Ways};
+use backends::{ActiveBackends, Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report};
 use subnet::env_file::SubnetEnv;
 use subnet::{Family, Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
@@ -35,7 +35,7 @@ pub(super) struct Journal {
     cni_conf: Option<String>,
     kept: Option<String>,
     fights: Fights,
-    ways: Option<String>,
+    active: Option<String>,
     kept_peers: usize,
     ready: bool,
     prerequisites: BTreeSet<String>,
@@ -151,9 +151,9 @@ impl Journal {
     }
 
     /// How peers are reached, when it is not as simple as it usually is.
-    pub(super) fn ways(&mut self, ways: &Ways) {
-        let now = ways.to_string();
-        let before = self.ways.replace(now.clone());
+    pub(super) fn active(&mut self, active: &ActiveBackends) {
+        let now = active.to_string();
+        let before = self.active.replace(now.clone());
         if before.is_some_and(|before| before != now) {
             info!("this node has {now}");
         }

@@ -66,7 +66,7 @@ impl Machine {
         }
         leases.leases.contains_key(&lease.subnets).then(|| Keep {
             network: self.force.network.clone(),
-            former: self.force.ways.former(),
+            former: self.force.active.former(),
             left: self.change.inhabited(),
             lease,
             hardware: self.hardware(),

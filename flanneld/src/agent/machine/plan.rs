@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use backends::backend::Direct;
 use backends::state::nexthop::NexthopSupport;
-use backends::{KernelState, Macs, Outlook, Peer, Peers, Scene, Scope, Settled, Surroundings};
+use backends::{KernelState, Macs, Peer, PeerContext, Peers, PlanInput, Scope, Settled, Surroundings};
 use ipnet::IpNet;
 use subnet::wireguard::PublicKey;
 use subnet::{Family, Lease, Leases, Subnets};
@@ -55,7 +55,7 @@ impl Machine {
                 .chain(self.change.left.iter().copied())
                 .collect(),
             ranges: self.force.network.ranges().copied().collect(),
-            subnet_lens: if self.force.ways.leave_routes_to_others() {
+            subnet_lens: if self.force.active.leave_routes_to_others() {
                 Vec::new()
             } else {
                 lens.chain(old_lens).collect()
@@ -93,18 +93,19 @@ impl Machine {
         self.compare_keys(&all);
         self.defend_macs(&all);
         let own = self.own.lease()?.subnets;
-        self.force.ways.take_up(announced_by_others(&all, own));
+        self.force.active.take_up(announced_by_others(&all, own));
         let peers = Arc::new(self.peers(&all));
         self.planner.peers = Arc::clone(&peers);
         self.status.journal.peers(&peers, usable_nodes(peers.usable.iter(), &all));
         self.rules.admit(&peers, self.now().at);
-        self.status.journal.ways(&self.force.ways);
+        self.status.journal.active(&self.force.active);
         self.tell_hooks(&peers, &all);
         let external = self.underlay.external.as_ref()?;
         let node = backends::Node { direct: Arc::clone(&self.underlay.direct), ..node(external) };
         let macs = self.macs();
-        let scene = Scene { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
-        let mut state = self.force.ways.plan(scene);
+        let input =
+            PlanInput { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
+        let mut state = self.force.active.plan(input);
         state.use_nexthops(&self.planner.nexthops, &self.view.interest.desired);
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
@@ -118,8 +119,8 @@ impl Machine {
     /// Tells those who probe the peers which there are now.
     fn tell_probes(&self, peers: &Peers, plan: &KernelState, underlay: u32) {
         let Some(probes) = &self.settings.probes else { return };
-        let ways = &self.force.ways;
-        let targets = Targets::of(&peers.usable, ways, plan, ways.mtu(underlay));
+        let active = &self.force.active;
+        let targets = Targets::of(&peers.usable, active, plan, active.mtu(underlay));
         probes.send_if_modified(|known| {
             let news = *known != targets;
             *known = targets;
@@ -136,7 +137,7 @@ impl Machine {
             configured: network.fast_path,
             networks: network.networks().iter().chain(others.map(|(network, _)| network)).collect(),
             subnets: own.iter().chain(self.change.left.iter().copied()).collect(),
-            outer: self.force.ways.devices().chain([external]).collect(),
+            outer: self.force.active.devices().chain([external]).collect(),
         });
         fast_path.send_if_modified(|known| {
             let news = *known != facts;
@@ -225,7 +226,7 @@ impl Machine {
 
     /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both.
     fn compare_keys(&self, all: &Leases) {
-        let keys: BTreeSet<PublicKey> = self.force.ways.identities().collect();
+        let keys: BTreeSet<PublicKey> = self.force.active.identities().collect();
         let Some(lease) = self.own.lease().filter(|_| !keys.is_empty()) else {
             return self.status.health.forget(condition::WIREGUARD_KEY);
         };
@@ -246,7 +247,7 @@ impl Machine {
         self.status.health.set(condition::WIREGUARD_KEY, why.map_or(Ok(()), Err));
     }
 
-    /// The peers, each with the way to it. Ways that no peer needs any more are given up.
+    /// The peers, each with the way to it. ActiveBackends that no peer needs any more are given up.
     fn peers(&mut self, all: &Leases) -> Peers {
         let mut before = Arc::clone(&self.view.interest.desired);
         if before.is_empty() {
@@ -255,23 +256,23 @@ impl Machine {
         let (now, at) = (self.now().at.into_std(), self.now().at);
         let lease = self.own.lease().expect("there is a plan only with a lease").clone();
         loop {
-            let ask_again = self.force.ways.hear_ports(all, &lease.subnets, now);
-            let mut outlook = Outlook {
+            let ask_again = self.force.active.hear_ports(all, &lease.subnets, now);
+            let mut context = PeerContext {
                 network: &self.force.network,
                 former: &self.change.former,
                 own: &lease,
-                ways: &self.force.ways,
+                active: &self.force.active,
                 before: &before,
                 surroundings: &self.underlay.surroundings,
                 undecided: &BTreeSet::new(),
             };
-            let mut peers = Peers::choose(outlook, all);
+            let mut peers = Peers::choose(context, all);
             let (undecided, decided) = self.own.disputes.weigh_at(&peers.disputed, at);
             if !undecided.is_empty() {
-                outlook.undecided = &undecided;
-                peers = Peers::choose(outlook, all);
+                context.undecided = &undecided;
+                peers = Peers::choose(context, all);
             }
-            let (given_up, next) = self.force.ways.give_up(&peers.usable, now);
+            let (given_up, next) = self.force.active.drop_unused(&peers.usable, now);
             let next = [next, ask_again].into_iter().flatten().map(Instant::from_std);
             self.planner.expiry = next.chain(decided).min();
             if !given_up {
@@ -286,7 +287,7 @@ impl Machine {
     pub(super) fn macs(&self) -> Macs {
         let former = self.own.identity.former(self.hardware());
         let own: Vec<&Lease> = self.own.lease().into_iter().chain(former).collect();
-        self.own.identity.macs(&self.force.ways, &own, |_, _| false)
+        self.own.identity.macs(&self.force.active, &own, |_, _| false)
     }
 
     /// Has the kernel's notifications compared with what is known of these addresses.
@@ -301,7 +302,7 @@ impl Machine {
 
     /// The peers that may be on this node's own links, if the backend wants to know.
     pub(super) fn peers_to_find(&self) -> Vec<IpAddr> {
-        let Some(all) = self.view.known.leases.as_ref().filter(|_| self.force.ways.ask_for_direct()) else {
+        let Some(all) = self.view.known.leases.as_ref().filter(|_| self.force.active.ask_for_direct()) else {
             return Vec::new();
         };
         let own = self.underlay.external.as_ref().map(|external| external.public).unwrap_or_default();

@@ -79,7 +79,7 @@ impl Machine {
             let mut addresses = link.addresses.iter().map(|address| address.net.addr());
             link.bridge && addresses.any(|addr| own.iter().any(|subnet| subnet.contains(&addr)))
         });
-        let tunnels = self.force.ways.own_devices().into_iter();
+        let tunnels = self.force.active.own_devices().into_iter();
         Passage {
             families: self.force.network.ranges().map(|range| Family::of(range.network.addr())).collect(),
             underlay: self.underlay.external.as_ref().map(|external| external.name),

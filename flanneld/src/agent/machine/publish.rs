@@ -25,7 +25,7 @@ impl Machine {
         let env = SubnetEnv {
             networks: self.force.network.networks(),
             subnets: lease.subnets,
-            mtu: self.force.ways.mtu(external.mtu),
+            mtu: self.force.active.mtu(external.mtu),
             ip_masq: self.settings.traffic.masquerade,
             policy_socket: self.settings.policy_socket.clone(),
         };

@@ -52,7 +52,7 @@ impl Machine {
             usable,
             programmed: if complete { usable } else { nodes(true).unwrap_or_default() },
             unprogrammed: Arc::clone(&self.tally.unprogrammed),
-            ways: self.force.ways.named(),
+            active: self.force.active.named(),
             desired: self.planner.current().unwrap_or_else(|| Arc::new(KernelState::default())),
             scope: self.view.interest.scope.clone(),
             sources: self.sources(),
@@ -82,17 +82,17 @@ impl Machine {
         let names = self.view.known.leases.as_deref().map(|all| &all.names);
         let own: Vec<_> = lease.subnets.iter().collect();
         let bridge = self.view.interest.host.serving_bridge(&own).map(|link| link.name.to_string());
-        let ways = &self.force.ways;
+        let active = &self.force.active;
         Some(Node {
             name: names.and_then(|names| names.get(&lease.subnets)).map(|name| name.to_string()),
             networks: self.force.network.networks().iter().map(|net| net.to_string()).collect(),
             subnets: own.iter().map(ToString::to_string).collect(),
-            backend: ways.current().words(),
-            former: ways.backends().skip(1).map(|backend| backend.words()).collect(),
-            fallback: ways.has_fallen_back(),
-            devices: ways.own_devices().iter().map(ToString::to_string).collect(),
+            backend: active.current().words(),
+            former: active.backends().skip(1).map(|backend| backend.words()).collect(),
+            fallback: active.has_fallen_back(),
+            devices: active.own_devices().iter().map(ToString::to_string).collect(),
             bridge: bridge.unwrap_or_default(),
-            mtu: ways.mtu(external.mtu),
+            mtu: active.mtu(external.mtu),
             interface: external.name.to_string(),
             interface_mtu: external.mtu,
             interface_why: external.why.clone(),
@@ -103,7 +103,7 @@ impl Machine {
     }
 
     fn tunnel_ports(&self) -> Vec<u16> {
-        let of_family = |family| self.force.ways.tunnel_ports(family).into_iter().map(|port| port.number);
+        let of_family = |family| self.force.active.tunnel_ports(family).into_iter().map(|port| port.number);
         let all: std::collections::BTreeSet<u16> = Family::BOTH.into_iter().flat_map(of_family).collect();
         all.into_iter().collect()
     }

@@ -190,8 +190,8 @@ impl Machine {
             Some(TunnelFilter {
                 networks: [range.network].into_iter().chain(others).collect(),
                 underlay: external.name,
-                ports: self.force.ways.tunnel_ports(family),
-                ipip: self.force.ways.ipip_tunnel(family),
+                ports: self.force.active.tunnel_ports(family),
+                ipip: self.force.active.ipip_tunnel(family),
                 peers: Arc::clone(peers),
             })
         };

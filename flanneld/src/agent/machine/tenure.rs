@@ -36,7 +36,7 @@ impl Machine {
         let facts = claim::Facts {
             network: self.force.network.clone(),
             identity: self.own.identity.clone(),
-            ways: self.force.ways.clone(),
+            active: self.force.active.clone(),
             public: external.public,
             previous,
             before,
@@ -46,7 +46,7 @@ impl Machine {
             first: !self.own.followed,
             hooks: self.settings.hooks.clone(),
         };
-        self.own.claiming = Claiming::Running((external.public, self.force.ways.attachment(&self.macs())));
+        self.own.claiming = Claiming::Running((external.public, self.force.active.attachment(&self.macs())));
         self.act(Action::Claim(Box::new(facts)));
     }
 

@@ -87,12 +87,12 @@ impl World {
             fast_path: None,
         };
         let network = network(config);
-        let ways = Ways::new(&network.backend, &network).unwrap();
+        let active = ActiveBackends::new(&network.backend, &network).unwrap();
         let start = Start {
             settings,
             health,
             network,
-            ways,
+            active,
             saved: None,
             recalled: false,
             previous: Previous::default(),
@@ -221,11 +221,11 @@ impl World {
             format!("10.244.{}.0/24", 100 + self.granted % 100)
         };
         let subnets = kept.map_or_else(|| subnets(&third), |kept| [kept].into_iter().collect());
-        let macs = facts.identity.macs(&facts.ways, &[], |_, _| false);
+        let macs = facts.identity.macs(&facts.active, &[], |_, _| false);
         let lease = Lease {
             subnets,
             public: facts.public,
-            attachment: facts.ways.attachment(&macs),
+            attachment: facts.active.attachment(&macs),
             created: 1000 + self.granted,
             written: 1000 + self.granted,
         };
@@ -372,7 +372,7 @@ fn a_configuration_that_came_while_another_is_tried_is_the_next_one() {
     let mut change = Change::default();
     let force = |config: &str| {
         let network = network(config);
-        InForce { ways: Ways::new(&network.backend, &network).unwrap(), network, revision: 0 }
+        InForce { active: ActiveBackends::new(&network.backend, &network).unwrap(), network, revision: 0 }
     };
     change.try_instead_of(force(VXLAN));
     change.consider(Some(network(HOST_GW)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::backend::Direct;
-use backends::host::Way;
+use backends::host::ResolvedRoute;
 use backends::kernel::Observed;
 use backends::state::LinkIdentity;
 use backends::surroundings::Ours;
@@ -43,7 +43,7 @@ pub(super) struct Underlay {
     /// The peers on this node's own links, where somebody wants to know.
     pub(super) direct: Direct,
     /// The way to the address of `--iface-can-reach` as the kernel said last.
-    pub(super) reach: Option<Result<Way, String>>,
+    pub(super) reach: Option<Result<ResolvedRoute, String>>,
     pub(super) prerequisites: Prerequisites,
     pub(super) sysctls_moved: bool,
 }
@@ -71,7 +71,7 @@ impl Choosing {
 impl Machine {
     /// Chooses the external interface, or keeps the one in use, and notes what follows from it.
     pub(super) fn choose(&mut self, observed: &Observed) {
-        for (family, name) in self.force.ways.devices_by_family() {
+        for (family, name) in self.force.active.devices_by_family() {
             if let Some(link) = observed.state.links.get(&name)
                 && matches!(link.identity, LinkIdentity::Vxlan(_))
                 && self.own.identity.macs.get(family).is_none()
@@ -81,7 +81,7 @@ impl Machine {
         }
         let network = self.force.network.clone();
         let chosen = self.suitable(&observed.host, &network).and_then(|external| {
-            self.force.ways.current().check(&node(&external)).map_err(|error| error.to_string())?;
+            self.force.active.current().check(&node(&external)).map_err(|error| error.to_string())?;
             self.allow_move(&external, &observed.host)?;
             Ok(external)
         });
@@ -119,7 +119,7 @@ impl Machine {
         let subnets: Vec<IpNet> =
             held.flat_map(|subnets| subnets.iter()).chain(self.change.left.iter().copied()).collect();
         let devices: Vec<Name> =
-            self.force.ways.devices().chain(observed.state.links.keys().copied()).collect();
+            self.force.active.devices().chain(observed.state.links.keys().copied()).collect();
         let public = self.underlay.external.as_ref().map(|external| external.public).unwrap_or_default();
         let ours = Ours {
             network: &self.force.network,
@@ -241,9 +241,9 @@ impl Machine {
         let families: Vec<Family> = network.ranges().map(|range| Family::of(range.network.addr())).collect();
         let pods = self.pods(network);
         let in_use = self.underlay.external.as_ref().filter(|_| !self.underlay.choosing.anew);
-        let way_to =
+        let route_to =
             |_| self.underlay.reach.clone().unwrap_or_else(|| Err("the kernel was not asked yet".to_owned()));
-        interface::choose(&self.settings.selectors, &pods, host, in_use, way_to, &families)
+        interface::choose(&self.settings.selectors, &pods, host, in_use, route_to, &families)
             .map_err(|error| error.to_string())
     }
 
@@ -256,7 +256,7 @@ impl Machine {
         let seen =
             |old: &External| External { source: external.source, why: external.why.clone(), ..old.clone() };
         if self.underlay.external.as_ref().map(seen).as_ref() != Some(&external) {
-            self.status.journal.interface(&external, self.force.ways.current().remark(&node(&external)));
+            self.status.journal.interface(&external, self.force.active.current().remark(&node(&external)));
         }
         if self.own.lease().is_some_and(|lease| lease.public != external.public) {
             // A node with the old address is no rival any more.

@@ -15,7 +15,7 @@ fn ask(
     in_use: Option<&External>,
     families: &[Family],
 ) -> Result<External, String> {
-    let way = |_| Ok(Way { link: 11, source: None, gateway: None });
+    let way = |_| Ok(ResolvedRoute { link: 11, source: None, gateway: None });
     choose(&selectors(args), &pods(), view, in_use, way, families).map_err(|error| error.to_string())
 }
 

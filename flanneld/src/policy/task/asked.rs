@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use subnet::policy::explain::Scene;
+use subnet::policy::explain::PolicyContext;
 use tokio::sync::oneshot;
 
 use super::super::announce::Retry;
@@ -29,7 +29,7 @@ impl Policies {
         });
         let namespaces = cluster.namespace_labels().map(|(name, labels)| (name.to_owned(), labels));
         Snapshot {
-            scene: Scene {
+            context: PolicyContext {
                 policies: cluster.policies().cloned().collect(),
                 namespaces: namespaces.collect(),
                 networks: engine.settings().networks.clone(),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use super::active;
 use super::html::{escaped, name_of};
-use super::ways;
 use crate::show::all::NodeAnswer;
 use crate::status::PeerEntry;
 
@@ -56,9 +56,9 @@ impl Grade {
 
 /// Writes the matrix, or why there is none.
 pub(super) fn write(page: &mut String, nodes: &[NodeAnswer]) {
-    if !nodes.iter().flat_map(ways).any(|entry| entry.loss.is_some()) {
+    if !nodes.iter().flat_map(active).any(|entry| entry.loss.is_some()) {
         page.push_str(
-            "<h2>Ways</h2>\n<p>Nothing is measured between the nodes yet, or probes are off (<code>--probe-interval=0</code>).</p>\n",
+            "<h2>ActiveBackends</h2>\n<p>Nothing is measured between the nodes yet, or probes are off (<code>--probe-interval=0</code>).</p>\n",
         );
         return;
     }
@@ -68,9 +68,9 @@ pub(super) fn write(page: &mut String, nodes: &[NodeAnswer]) {
         let blamed = blame(nodes);
         shown.sort_by_cached_key(|node| std::cmp::Reverse(badness(node, &blamed)));
         shown.truncate(MAX_NODES);
-        let _ = writeln!(page, "<h2>Ways between the {MAX_NODES} nodes with the worst</h2>");
+        let _ = writeln!(page, "<h2>ActiveBackends between the {MAX_NODES} nodes with the worst</h2>");
     } else {
-        page.push_str("<h2>Ways from node to node</h2>\n");
+        page.push_str("<h2>ActiveBackends from node to node</h2>\n");
     }
     page.push_str(
         "<p class=key>Rows ask, columns answer: round trip in milliseconds. <span class=g>0.3 reachable</span><span class=l>! degraded: \
@@ -96,8 +96,8 @@ fn table(page: &mut String, shown: &[&NodeAnswer]) {
                 page.push_str("<td>·");
                 continue;
             }
-            let ways = keys.iter().filter_map(|key| known.get(key.as_str()).copied());
-            match ways.max_by_key(|entry| Grade::of(entry)) {
+            let active = keys.iter().filter_map(|key| known.get(key.as_str()).copied());
+            match active.max_by_key(|entry| Grade::of(entry)) {
                 Some(entry) => cell(page, &from.name, &to.name, entry),
                 None if from.answer.is_err() => {
                     page.push_str("<td class=n title=\"the asking node does not answer\">?")
@@ -120,7 +120,7 @@ fn keys(node: &NodeAnswer) -> Vec<String> {
 
 fn by_key(node: &NodeAnswer) -> HashMap<String, &PeerEntry> {
     let mut known = HashMap::new();
-    for entry in ways(node) {
+    for entry in active(node) {
         if let Some(public) = entry.public {
             known.insert(public.to_string(), entry);
         }
@@ -162,7 +162,7 @@ fn milliseconds(value: f64) -> String {
 /// How many ways have which round trip.
 fn histogram(page: &mut String, nodes: &[NodeAnswer]) {
     let mut counts = [0usize; BOUNDS.len() + 1];
-    for rtt in nodes.iter().flat_map(ways).filter_map(|entry| entry.rtt_seconds) {
+    for rtt in nodes.iter().flat_map(active).filter_map(|entry| entry.rtt_seconds) {
         counts[BOUNDS.iter().position(|bound| rtt * 1000.0 <= *bound).unwrap_or(BOUNDS.len())] += 1;
     }
     let most = counts.iter().copied().max().unwrap_or(0).max(1);
@@ -184,7 +184,7 @@ fn histogram(page: &mut String, nodes: &[NodeAnswer]) {
 /// How many nodes say that the way to this public address is bad.
 fn blame(nodes: &[NodeAnswer]) -> HashMap<std::net::IpAddr, usize> {
     let mut blamed = HashMap::new();
-    for entry in nodes.iter().flat_map(ways).filter(|entry| Grade::of(entry) >= Grade::Bad) {
+    for entry in nodes.iter().flat_map(active).filter(|entry| Grade::of(entry) >= Grade::Bad) {
         if let Some(public) = entry.public {
             *blamed.entry(public).or_default() += 1;
         }
@@ -194,7 +194,7 @@ fn blame(nodes: &[NodeAnswer]) -> HashMap<std::net::IpAddr, usize> {
 
 /// A node without an answer first, then by the bad ways from it and to it, then by those that lose something.
 fn badness(node: &NodeAnswer, blamed: &HashMap<std::net::IpAddr, usize>) -> (bool, usize, usize) {
-    let count = |grade: Grade| ways(node).filter(|entry| Grade::of(entry) == grade).count();
+    let count = |grade: Grade| active(node).filter(|entry| Grade::of(entry) == grade).count();
     let own = node.answer.as_ref().ok().and_then(|(status, _)| status.node.as_ref());
     let public = own.map(|own| own.public.clone()).unwrap_or_else(|| vec![node.address]);
     let to = public.iter().filter_map(|public| blamed.get(public)).max().copied().unwrap_or_default();

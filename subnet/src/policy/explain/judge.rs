@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ipnet::IpNet;
 
-use super::{Direction, End, Party, Question, Scene, Side};
+use super::{Direction, End, Party, PolicyContext, Question, Side};
 use crate::policy::{
     NamespaceScope, NetworkPolicy, Peer, Peers, Pod, Port, PortMatch, Ports, Rule, Selector,
 };
@@ -21,7 +21,7 @@ const GENERATED: [&str; 4] = [
 
 /// What rules are judged by.
 pub(super) struct Judge<'a> {
-    pub(super) scene: &'a Scene,
+    pub(super) context: &'a PolicyContext,
     pub(super) question: &'a Question,
     pub(super) direction: Direction,
     pub(super) pod: &'a Pod,
@@ -108,12 +108,12 @@ impl Judge<'_> {
             if namespaces.is_everything() && selector.is_everything() {
                 let far = self.far.address;
                 let of_pod = far.is_some_and(|far| {
-                    self.scene.networks.iter().any(|net| net.contains(&far))
-                        && !self.scene.nodes.contains(&far)
+                    self.context.networks.iter().any(|net| net.contains(&far))
+                        && !self.context.nodes.contains(&far)
                 });
                 return if of_pod && !self.far.is_special() { Ok(()) } else { Err(self.no_peer()) };
             }
-            if !self.scene.namespaces.values().any(|labels| namespaces.matches_labels(labels)) {
+            if !self.context.namespaces.values().any(|labels| namespaces.matches_labels(labels)) {
                 return Err(format!(": namespaceSelector {namespaces} matches no namespace"));
             }
         }
@@ -121,7 +121,7 @@ impl Judge<'_> {
         let in_scope = match scope {
             NamespaceScope::Own => far.name.namespace == policy.name.namespace,
             NamespaceScope::Matching(namespaces) => {
-                let labels = self.scene.namespaces.get(&*far.name.namespace);
+                let labels = self.context.namespaces.get(&*far.name.namespace);
                 namespaces.is_everything() || labels.is_some_and(|labels| namespaces.matches_labels(labels))
             }
         };

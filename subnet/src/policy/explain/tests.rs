@@ -67,8 +67,8 @@ fn only(rules: Vec<Rule>) -> Isolation {
     Isolation::Isolated(rules.into())
 }
 
-fn scene(policies: Vec<NetworkPolicy>) -> Scene {
-    Scene {
+fn context(policies: Vec<NetworkPolicy>) -> PolicyContext {
+    PolicyContext {
         policies: policies.into_iter().map(Arc::new).collect(),
         namespaces: [("shop".to_owned(), labels_of(&[("team", "a")])), ("other".to_owned(), Labels::new())]
             .into(),
@@ -77,13 +77,13 @@ fn scene(policies: Vec<NetworkPolicy>) -> Scene {
     }
 }
 
-fn ask(scene: &Scene, source: End, destination: End, port: u16) -> Explanation {
-    explain(scene, &Question { source, destination, protocol: Protocol::Tcp, port })
+fn ask(context: &PolicyContext, source: End, destination: End, port: u16) -> Explanation {
+    explain(context, &Question { source, destination, protocol: Protocol::Tcp, port })
 }
 
 #[test]
 fn a_denied_connection_is_explained_with_what_isolates_what_comes_near_and_what_to_write() {
-    let scene = scene(vec![
+    let context = context(vec![
         policy("default-deny", &[], Isolation::Unspecified, only(vec![])),
         policy(
             "allow-dns",
@@ -101,7 +101,7 @@ fn a_denied_connection_is_explained_with_what_isolates_what_comes_near_and_what_
             Isolation::Unspecified,
         ),
     ]);
-    let explained = ask(&scene, web(), db(), 5432);
+    let explained = ask(&context, web(), db(), 5432);
     let expected = "\
 shop/web-7d9f-x2v9q (10.244.1.7, node a1) → shop/db-0 (10.244.3.4, node a3) TCP 5432
   egress   isolated by shop/default-deny, shop/allow-dns
@@ -116,7 +116,7 @@ shop/web-7d9f-x2v9q (10.244.1.7, node a1) → shop/db-0 (10.244.3.4, node a3) TC
 
 #[test]
 fn what_no_policy_is_about_is_said_by_name() {
-    let closed = scene(vec![policy("deny", &[], only(vec![]), only(vec![]))]);
+    let closed = context(vec![policy("deny", &[], only(vec![]), only(vec![]))]);
     let job = || end(Party::Finished(ObjectName::new("shop", "job-1")), "10.244.2.9", Some("a2"));
     let host =
         |node| end(Party::HostNetwork(ObjectName::new("kube-system", "proxy")), "192.0.2.2", Some(node));
@@ -141,15 +141,15 @@ fn what_no_policy_is_about_is_said_by_name() {
         assert!(explained.text.contains(part), "{part} in\n{}", explained.text);
         assert_eq!(explained.allowed, allowed, "{}", explained.text);
     }
-    let open = ask(&scene(vec![]), web(), db(), 80);
+    let open = ask(&context(vec![]), web(), db(), 80);
     assert!(open.allowed && open.text.contains("no policy isolates shop/db-0 for ingress"), "{}", open.text);
 }
 
 /// A connection of web to this destination is refused by a policy with one rule, and this part of the text says why.
 fn assert_in_the_way(destination: End, peers: Vec<Peer>, ports: Ports, part: &str) {
-    let scene =
-        scene(vec![policy("p", &[("app", "web")], Isolation::Unspecified, only(vec![rule(peers, ports)]))]);
-    let explained = ask(&scene, web(), destination, 80);
+    let context =
+        context(vec![policy("p", &[("app", "web")], Isolation::Unspecified, only(vec![rule(peers, ports)]))]);
+    let explained = ask(&context, web(), destination, 80);
     assert!(!explained.allowed && explained.text.contains(part), "{part} in\n{}", explained.text);
 }
 
@@ -225,13 +225,13 @@ fn rules_that_allow_are_named_with_the_peer_and_the_port() {
             "from[0] (ipBlock 10.244.1.0/24 except 10.244.1.9/32), all of TCP",
         ),
     ] {
-        let scene = scene(vec![policy(
+        let context = context(vec![policy(
             "p",
             &[("app", "db")],
             only(vec![rule(peers, ports)]),
             Isolation::Unspecified,
         )]);
-        let explained = ask(&scene, source, db(), 80);
+        let explained = ask(&context, source, db(), 80);
         assert!(explained.allowed && explained.text.contains(part), "{part} in\n{}", explained.text);
     }
 }
@@ -239,8 +239,8 @@ fn rules_that_allow_are_named_with_the_peer_and_the_port() {
 #[test]
 fn many_rules_that_do_not_match_are_counted() {
     let rules = (1..=30).map(|port| rule(vec![], ports(Protocol::Tcp, number(port)))).collect();
-    let scene = scene(vec![policy("p", &[], only(rules), Isolation::Unspecified)]);
-    let explained = ask(&scene, web(), db(), 80);
+    let context = context(vec![policy("p", &[], only(rules), Isolation::Unspecified)]);
+    let explained = ask(&context, web(), db(), 80);
     assert!(explained.text.contains("22 other rules don't match"), "{}", explained.text);
     assert!(explained.text.lines().count() < 20);
 }

@@ -105,7 +105,7 @@ impl World {
             let external = machine.underlay.external.as_ref().expect("ready only with an interface");
             assert!(links.contains_key(&external.index) && can_plan);
             assert!(machine.own.contest.loss().is_none(), "ready only if nobody else writes the lease");
-            let own = machine.force.ways.own_devices();
+            let own = machine.force.active.own_devices();
             for name in own {
                 let wanted = machine.view.interest.desired.links.contains_key(&name);
                 assert!(!wanted || self.kernel.state.links.contains_key(&name), "ready only with {name}");
