@@ -23,11 +23,14 @@ fn wg(member: &Member, what: &str) -> String {
     member.show(&format!("wg show flannel-wg {what}"))
 }
 
-/// Everything that WireGuard says but counters and the time of the last handshake.
+/// Everything that WireGuard says but counters and the time of the last handshake, and the device's addresses. The device's index is
+/// left out: a device that is created again has another one.
 fn setup(member: &Member) -> String {
     let parts =
         ["public-key", "listen-port", "endpoints", "allowed-ips", "preshared-keys", "persistent-keepalive"];
-    parts.map(|part| wg(member, part)).join("\n") + &member.show("ip -o -4 address show dev flannel-wg")
+    let addresses = member.show("ip -o -4 address show dev flannel-wg");
+    let addresses = addresses.split_once(": ").map_or("", |(_, rest)| rest);
+    parts.map(|part| wg(member, part)).join("\n") + addresses
 }
 
 fn kind(member: &Member) -> String {
