@@ -128,6 +128,9 @@ pub trait Kernel: Send + 'static {
     /// [`KernelError::Netlink`] when the kernel can't be asked.
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError>;
 
+    /// Whether the kernel has WireGuard. Its module is loaded if it can be.
+    fn has_wireguard(&mut self) -> bool;
+
     /// The values of these settings below `/proc/sys/net`, without those that this kernel doesn't have.
     fn sysctls(&mut self, keys: &[String]) -> Sysctls;
 

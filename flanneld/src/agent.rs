@@ -135,7 +135,7 @@ pub(crate) struct Hands<K> {
 ///
 /// `rules_moved` is notified when traffic rules that concern us were changed by somebody.
 pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
-    hands: Hands<K>,
+    mut hands: Hands<K>,
     notices: N,
     rules_moved: &Notify,
     store: S,
@@ -145,7 +145,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
     let (moved, interest) = (Notify::new(), Mutex::new(NotificationFilter::default()));
     let life = async {
         let store = Arc::new(store);
-        let (machine, recalled) = begin::machine(&store, settings, health).await;
+        let (machine, recalled) = begin::machine(&store, settings, health, &mut hands.kernel).await;
         let (feed, known) = Feed::channel();
         let mut agent = Agent {
             rules_mode: hands.firewall.name(),

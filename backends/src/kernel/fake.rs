@@ -21,7 +21,9 @@ pub struct FakeKernel {
     /// The host's links and addresses.
     pub host: HostView,
     /// The answers of [`Kernel::way_to`].
-    pub active: BTreeMap<IpAddr, ResolvedRoute>,
+    pub resolved: BTreeMap<IpAddr, ResolvedRoute>,
+    /// The module for WireGuard is not there.
+    pub without_wireguard: bool,
     /// Objects (by [`Change::object`], or "vxlan", "ipip" and "wireguard" for the making of such devices) whose changes fail
     /// with this errno.
     pub failing: BTreeMap<&'static str, i32>,
@@ -94,7 +96,7 @@ impl Kernel for FakeKernel {
     }
 
     fn route_to(&mut self, addr: IpAddr) -> Result<ResolvedRoute, KernelError> {
-        self.active.get(&addr).copied().ok_or_else(|| KernelError::Netlink {
+        self.resolved.get(&addr).copied().ok_or_else(|| KernelError::Netlink {
             what: "route lookup",
             source: io::Error::from_raw_os_error(101),
         })
@@ -102,6 +104,10 @@ impl Kernel for FakeKernel {
 
     fn direct(&mut self, addrs: &[IpAddr], _before: &Direct) -> Result<Direct, KernelError> {
         Ok(direct(self, addrs))
+    }
+
+    fn has_wireguard(&mut self) -> bool {
+        !self.without_wireguard
     }
 
     fn sysctls(&mut self, keys: &[String]) -> Sysctls {
@@ -134,8 +140,8 @@ impl SharedKernel {
 /// Those that are reached without a gateway, as if all of them answered.
 fn direct(kernel: &FakeKernel, addrs: &[IpAddr]) -> Direct {
     let device = |addr: &IpAddr| {
-        let way = kernel.active.get(addr).filter(|way| way.gateway.is_none())?;
-        Some((*addr, kernel.host.links.get(&way.link)?.name))
+        let route = kernel.resolved.get(addr).filter(|route| route.gateway.is_none())?;
+        Some((*addr, kernel.host.links.get(&route.link)?.name))
     };
     Arc::new(addrs.iter().filter_map(device).collect())
 }
@@ -155,6 +161,10 @@ impl Kernel for SharedKernel {
 
     fn direct(&mut self, addrs: &[IpAddr], before: &Direct) -> Result<Direct, KernelError> {
         self.lock().direct(addrs, before)
+    }
+
+    fn has_wireguard(&mut self) -> bool {
+        self.lock().has_wireguard()
     }
 
     fn sysctls(&mut self, keys: &[String]) -> Sysctls {

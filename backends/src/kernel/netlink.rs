@@ -372,6 +372,10 @@ impl Kernel for Netlink {
         self.beside(addrs, before)
     }
 
+    fn has_wireguard(&mut self) -> bool {
+        wireguard::is_known()
+    }
+
     fn sysctls(&mut self, keys: &[String]) -> Values {
         sysctl::values(keys)
     }

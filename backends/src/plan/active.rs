@@ -245,7 +245,7 @@ impl ActiveBackends {
     /// # Errors
     /// [`BackendError`] when it can't be carried out.
     pub fn fall_back(&mut self, network: &NetworkConfig) -> Result<bool, BackendError> {
-        if !self.has_fallback() {
+        if !self.all[0].config.has_fallback() {
             return Ok(false);
         }
         let instead = ActiveBackend::new(self.free_id(), &BackendConfig::FALLBACK, network)?;
@@ -254,6 +254,11 @@ impl ActiveBackends {
         self.all.retain(|entry| entry.backend.words() != words);
         self.fallback_for = Some(std::mem::replace(&mut self.all[0], instead).config);
         Ok(true)
+    }
+
+    /// Whether a backend uses WireGuard of the kernel and may do without.
+    pub fn may_encrypt_in_process(&self) -> bool {
+        self.all.iter().chain(&self.standby).any(|entry| entry.backend.in_process().is_some())
     }
 
     /// Takes note that the kernel has no WireGuard: this process encrypts instead, where that is allowed. Says whether
@@ -455,15 +460,11 @@ impl ActiveBackends {
         });
         // A peer may announce it again.
         for entry in gone {
-            if matches!(entry.config, BackendConfig::Udp { .. }) && self.has_fallback() {
+            if matches!(entry.config, BackendConfig::Udp { .. }) && self.all[0].config.has_fallback() {
                 self.standby.push(entry);
             }
         }
         (self.all.len() < before, next)
-    }
-
-    fn has_fallback(&self) -> bool {
-        self.all[0].config.has_fallback()
     }
 
     /// The kernel state that reaches every peer, each by its backend.

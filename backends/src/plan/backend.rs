@@ -162,6 +162,11 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Why this backend does its work in the process, if the configuration would rather have the kernel do it.
+    fn stands_in(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The same without the kernel's part, where that is allowed and this has one.
     fn in_process(&self) -> Option<Arc<dyn Backend>> {
         None

@@ -32,10 +32,6 @@ const DEVICE_V6: &str = "flannel-wg-v6";
 /// IPv6, UDP, and WireGuard's header and tag, in bytes: in every mode, so that all nodes have one MTU.
 const OVERHEAD: u32 = 40 + 8 + 32;
 
-/// Whether `auto` asks the kernel for its module first. Not before the tests of `flanneld/tests/vm/wireguard.rs` have
-/// passed on a kernel that has it.
-const AUTO_ASKS_KERNEL: bool = false;
-
 /// The backend with its configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Wireguard {
@@ -106,11 +102,7 @@ impl Wireguard {
                 one.port
             )));
         }
-        let in_process = match config.engine {
-            Engine::Always => true,
-            Engine::Never => false,
-            Engine::Auto => !AUTO_ASKS_KERNEL,
-        };
+        let in_process = config.engine == Engine::Always;
         Ok(Self { config, identity, tunnels, in_process })
     }
 
@@ -294,13 +286,12 @@ impl Backend for Wireguard {
         Ok(())
     }
 
-    fn remark(&self, _node: &Node) -> Option<String> {
-        let said = self.config.engine == Engine::Auto && !AUTO_ASKS_KERNEL;
-        said.then(|| {
-            "wireguard is encrypted by this process: Backend.Userspace \"auto\" does not ask for the kernel's module in \
-             this release (\"never\" uses it)"
-                .to_owned()
-        })
+    fn stands_in(&self) -> Option<&'static str> {
+        (self.in_process && self.config.engine == Engine::Auto).then_some(
+            "wireguard is encrypted by flanneld, since the kernel has no WireGuard: this takes more CPU, and a restart of \
+             flanneld interrupts traffic for a moment; to use the kernel's, load its module (modprobe wireguard) and restart \
+             flanneld",
+        )
     }
 
     fn in_process(&self) -> Option<Arc<dyn Backend>> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use backends::Kernel;
 use subnet::env_file::{Previous, sweep};
 use subnet::{LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
 use tokio::time::Instant;
@@ -20,6 +21,7 @@ pub(super) async fn machine<S: LeaseStore>(
     store: &Arc<S>,
     settings: Settings,
     health: Health,
+    kernel: &mut impl Kernel,
 ) -> (Machine, Option<Recalled>) {
     if settings.cni_conf.is_some() {
         health.set(condition::CNI_CONF, Err("not written yet".to_owned()));
@@ -41,6 +43,8 @@ pub(super) async fn machine<S: LeaseStore>(
         None => claim::node_public(&**store, &health).await,
         Some(_) => PublicAddrs::default(),
     };
+    // Asked only then, since the question loads the module.
+    let wireguard = !active.may_encrypt_in_process() || kernel.has_wireguard();
     let of_store = Arc::clone(store);
     let start = Start {
         previous: Previous::read(&settings.subnet_file),
@@ -52,6 +56,7 @@ pub(super) async fn machine<S: LeaseStore>(
         recalled: recalled.is_some(),
         stores,
         given,
+        wireguard,
         admits: Arc::new(move |next: &NetworkConfig, held: &Subnets| of_store.admits(next, held)),
     };
     (Machine::new(start, Instant::now()), recalled)

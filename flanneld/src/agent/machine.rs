@@ -172,6 +172,8 @@ pub(super) struct Start {
     pub(super) stores: Vec<IpAddr>,
     /// The public addresses that the store gives to this node.
     pub(super) given: PublicAddrs,
+    /// The kernel has WireGuard, or is not known to lack it.
+    pub(super) wireguard: bool,
     pub(super) admits: Arc<Admits>,
 }
 
@@ -200,9 +202,12 @@ impl Machine {
             active.remember(std::slice::from_ref(&saved.network.backend), &network);
             change.former.extend(saved.network.networks().iter().chain(saved.left.iter().copied()));
         }
+        if !start.wireguard {
+            active.encrypt_in_process();
+        }
         let given = settings.selectors.public;
         settings.selectors.public = or(start.given, given);
-        Self {
+        let machine = Self {
             settings,
             status: Status { health, journal: Journal::default() },
             force: InForce { network, active, revision: 0 },
@@ -216,7 +221,9 @@ impl Machine {
             keeper: Keeper::default(),
             tally: Tally::default(),
             turn: Turn::default(),
-        }
+        };
+        machine.note_stand_in();
+        machine
     }
 
     /// Decides what follows from an event.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use backends::KernelState;
 use backends::kernel::Records;
 use backends::kernel::netlink::Netlink;
-use backends::{ActiveBackends, Macs, Node, PeerContext, Peers, PlanInput, Scope, Surroundings, Underlay};
+use backends::{
+    ActiveBackends, Kernel, Macs, Node, PeerContext, Peers, PlanInput, Scope, Surroundings, Underlay,
+};
 use subnet::Family;
 use subnet::saved::Saved;
 
@@ -29,6 +31,9 @@ pub(super) fn changes(subnet_file: &Path) -> Read<Vec<String>> {
         return Err("which peers are reached directly is known to the agent alone".to_owned());
     }
     active.remember(&saved.former, &saved.network);
+    if active.may_encrypt_in_process() && !Netlink::open().is_ok_and(|mut kernel| kernel.has_wireguard()) {
+        active.encrypt_in_process();
+    }
     let external = external(&saved)?;
     let (desired, scope) = plan(&saved, active, &external)?;
     let changes = differences(&desired, &scope).map_err(|error| error.to_string())?;

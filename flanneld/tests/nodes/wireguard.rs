@@ -128,7 +128,7 @@ fn a_restart_keeps_the_key_and_connections_go_on() {
     }
     let mode = fs::metadata(key_file(&setup.members[0])).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o400);
-    setup.members[1].wait_for_log("encrypted by this process");
+    setup.members[1].wait_for_log("encrypted by flanneld");
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::bed::{Cluster, LIMIT, Member, VXLAN};
 use crate::{require_kernel, transfer};
 
 const KERNEL: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"never","PSK":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}}"#;
+/// With the default of `Userspace`.
+const AUTO: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
 const PROCESS: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"always"}}"#;
 
 fn wg(member: &Member, what: &str) -> String {
@@ -101,7 +103,7 @@ fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_l
     members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
     let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
-    cluster.put("/coreos.com/network/config", KERNEL);
+    cluster.put("/coreos.com/network/config", AUTO);
     for (me, other) in [(0, 1), (1, 0)] {
         let target = pods[other].address().to_string();
         members[me].wait("the way through the tunnel", || {

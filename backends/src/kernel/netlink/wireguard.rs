@@ -53,6 +53,12 @@ pub(super) struct Module {
     told: BTreeMap<(Name, PublicKey), SocketAddr>,
 }
 
+/// Whether the kernel has the module. The question loads it if that is possible (`ctrl_getfamily` of net/netlink/genetlink.c).
+/// Where the kernel does not say that it knows no such family, the first device shows.
+pub(super) fn is_known() -> bool {
+    GenericFamily::open(FAMILY).map_or_else(|error| error.raw_os_error() != Some(libc::ENOENT), |_| true)
+}
+
 impl Module {
     fn family(&mut self) -> io::Result<&mut GenericFamily> {
         Ok(match &mut self.family {

@@ -166,7 +166,7 @@ fn the_kernel_gets_the_same_peers_and_this_process_takes_its_place_where_that_is
     let own: Subnets = ["10.244.1.0/24".parse::<IpNet>().unwrap()].into_iter().collect();
     let (node, macs) = (node(1500), Macs::default());
     let input = PlanInput { node: &node, own: &own, macs: &macs, peers: &peers, all: &peers };
-    let auto = Wireguard { in_process: false, ..wireguard(&[V4], "").unwrap() };
+    let auto = wireguard(&[V4], r#","Userspace":"auto""#).unwrap();
     let state = auto.plan(input);
     let named = words(&state);
     assert_eq!(named[0], "link add flannel-wg type wireguard mtu 1420");
@@ -177,6 +177,9 @@ fn the_kernel_gets_the_same_peers_and_this_process_takes_its_place_where_that_is
     let instead = auto.in_process().unwrap();
     assert_eq!(reached(&instead.plan(input), "flannel-wg"), [(2, "192.0.2.2:51820".to_owned(), 1)]);
     assert!(instead.in_process().is_none());
+    assert!(auto.stands_in().is_none());
+    assert!(instead.stands_in().unwrap().contains("modprobe wireguard"));
+    assert!(wireguard(&[V4], r#","Userspace":"always""#).unwrap().stands_in().is_none());
     assert!(wireguard(&[V4], r#","Userspace":"never""#).unwrap().in_process().is_none());
 }
 

@@ -264,7 +264,7 @@ impl Machine {
         } else if self.turn.sound {
             self.change.try_instead_of(before);
         }
-        self.status.health.note("backend", Vec::new());
+        self.note_stand_in();
         if self.underlay.external.is_some() {
             let host = Arc::clone(&self.view.interest.host);
             let network = self.force.network.clone();
@@ -295,10 +295,8 @@ impl Machine {
             report.failed.iter().find(|error| lacks(error, "wireguard")).map(ToString::to_string)
             && self.force.active.encrypt_in_process()
         {
-            tracing::info!("{why}; this process encrypts instead (Backend.Userspace)");
-            let text = "wireguard is encrypted by this process, since the kernel has no WireGuard: it takes more CPU, and \
-                        a restart of flanneld interrupts traffic for a moment";
-            self.status.health.note("backend", vec![text.to_owned()]);
+            tracing::info!("{why}; flanneld encrypts instead (Backend.Userspace)");
+            self.note_stand_in();
             self.force.revision += 1;
             return true;
         }
@@ -314,6 +312,13 @@ impl Machine {
         self.keeper.stale();
         self.accept();
         false
+    }
+
+    /// Notes that flanneld does what the configuration would rather have the kernel do.
+    pub(super) fn note_stand_in(&self) {
+        let text = self.force.active.current().stands_in();
+        text.iter().for_each(|text| tracing::warn!("{text}"));
+        self.status.health.note("backend", text.into_iter().map(str::to_owned).collect());
     }
 
     /// Takes the backend that the configuration allows instead of a tunnel of the kernel. Says whether it does.

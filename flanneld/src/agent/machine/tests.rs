@@ -98,6 +98,7 @@ impl World {
             previous: Previous::default(),
             stores: Vec::new(),
             given: PublicAddrs::default(),
+            wireguard: true,
             admits: Arc::new(|_: &NetworkConfig, _: &Subnets| Ok(())),
         };
         let machine = Machine::new(start, Instant::now());
