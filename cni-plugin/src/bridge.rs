@@ -6,14 +6,15 @@ pub(crate) mod config;
 mod gateway;
 
 use std::ffi::OsStr;
+use std::net::IpAddr;
 
 use serde_json::Value;
 
 use crate::env::Attachment;
 use crate::host_local::allocate;
 use crate::host_local::store::Store;
-use crate::netlink::socket::Socket;
-use crate::netlink::{Errno, link};
+use crate::netlink::socket::{Socket, Told};
+use crate::netlink::{Errno, address, link};
 use crate::netns::{Missing, Namespace};
 use crate::note;
 
@@ -33,23 +34,33 @@ pub(crate) struct Pod<'a> {
 /// # Errors
 /// A sentence in the words of Go's plugin.
 pub(crate) fn del(config: &BridgeConfig, pod: Pod<'_>) -> Result<(), String> {
+    let mut seen = Vec::new();
     if !pod.netns.is_empty() {
         match Namespace::open(pod.netns) {
-            Ok(namespace) => delete_link(&namespace, &pod.attachment.ifname)?,
+            Ok(namespace) => seen = delete_link(&namespace, &pod.attachment.ifname)?,
             Err(Missing::Gone(_)) => {}
             Err(Missing::NoNamespace(text)) => note(&format!("{text}: taken for a pod that is gone")),
             Err(Missing::Failed(text)) => return Err(text),
         }
     }
-    allocate::del(&config.ipam, pod.attachment)
+    allocate::del(&config.ipam, pod.attachment, &seen)
 }
 
-fn delete_link(namespace: &Namespace, name: &str) -> Result<(), String> {
-    let delete = || Socket::route()?.execute(vec![link::delete(name)]).map_err(Errno::from);
-    match namespace.within(delete) {
-        Ok(Ok(()) | Err(Errno::NO_DEVICE)) => Ok(()),
-        Ok(Err(errno)) => Err(format!("failed to delete {name:?}: {errno}")),
-        Err(error) => Err(format!("error switching to the namespace of the pod: {error}")),
+/// Removes the link; gives the addresses that the pod had.
+fn delete_link(namespace: &Namespace, name: &str) -> Result<Vec<IpAddr>, String> {
+    let delete = || {
+        let requests = vec![address::dump(libc::AF_UNSPEC, 0), link::delete(name)];
+        Socket::route()?.exchange(requests).map_err(Errno::from)
+    };
+    let failed = |errno: Errno| format!("failed to delete {name:?}: {errno}");
+    let told = namespace
+        .within(delete)
+        .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?
+        .map_err(failed)?;
+    let Ok([addresses, deleted]) = <[Told; 2]>::try_from(told) else { return Ok(Vec::new()) };
+    match deleted {
+        Ok(_) | Err(Errno::NO_DEVICE) => Ok(addresses.map(|replies| address::all(&replies)).unwrap_or_default()),
+        Err(errno) => Err(failed(errno)),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The `CNI_*` variables of a call, checked as the framework of Go plugins checks them (contract §7.5).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::error::{self, CniError};
+use crate::netns::Namespace;
 
 /// What the runtime asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,9 +113,9 @@ impl Call {
     /// # Errors
     /// Code 8.
     pub(crate) fn check_netns(&self) -> Result<(), CniError> {
-        let identity = |path: &OsStr| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-        let own = identity(OsStr::new("/proc/thread-self/ns/net"));
-        if self.own_netns_allowed || own.is_none() || identity(&self.netns) != own {
+        let own = || Namespace::current().and_then(|own| own.identity()).ok();
+        let given = fs::metadata(&self.netns).ok().map(|meta| (meta.dev(), meta.ino()));
+        if self.own_netns_allowed || given.is_none() || own() != given {
             return Ok(());
         }
         Err(CniError::new(error::BAD_NETNS, "plugin's netns and netns from CNI_NETNS should not be the same"))
@@ -162,6 +163,7 @@ pub(crate) fn check_interface(name: &str) -> Result<(), CniError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::ffi::OsStr;
 
     fn read(command: &str, container: &str, ifname: &str) -> Result<Call, CniError> {
         Call::read(|name| match name {

@@ -15,6 +15,7 @@ use crate::conf::Network;
 use crate::env::{Attachment, Call, Verb};
 use crate::note;
 use crate::result::Attached;
+use allocate::Former;
 use config::HostLocalConfig;
 use store::Store;
 
@@ -27,7 +28,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
     let nothing = |()| String::new();
     match call.verb {
         Verb::Add => {
-            let allocated = allocate::add(&config, &call.attachment)?;
+            let allocated = allocate::add(&config, &call.attachment, Former::Possible)?;
             let attached = Attached {
                 ips: allocated.ips,
                 dns: allocated.dns,
@@ -36,7 +37,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             };
             Ok(attached.text(network.version()))
         }
-        Verb::Del => allocate::del(&config, &call.attachment).map(nothing),
+        Verb::Del => allocate::del(&config, &call.attachment, &[]).map(nothing),
         Verb::Check => allocate::check(&config, &call.attachment).map(nothing),
         Verb::Status => Store::open(config.data_dir(), &config.network).map(|_| String::new()),
         Verb::Gc => {

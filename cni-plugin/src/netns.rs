@@ -3,8 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
+
+/// From <linux/sockios.h>: a descriptor of the network namespace that a socket is in.
+const SIOCGSKNS: libc::Ioctl = 0x894C;
 
 /// A pod's network namespace.
 pub(crate) struct Namespace {
@@ -55,12 +59,24 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The namespace that this process is in.
+    /// The namespace that this process is in: that of a socket which it opens, because for a process that has just begun
+    /// /proc makes an entry for each part of the path. Without CAP_NET_ADMIN /proc tells it.
     ///
     /// # Errors
     /// The system's.
     pub(crate) fn current() -> io::Result<Self> {
-        Ok(Self { file: File::open("/proc/thread-self/ns/net")? })
+        match UnixDatagram::unbound().and_then(|socket| namespace_of(socket.as_fd())) {
+            Ok(file) => Ok(Self { file }),
+            Err(_) => Ok(Self { file: File::open("/proc/thread-self/ns/net")? }),
+        }
+    }
+
+    /// What two handles of one namespace have in common.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|meta| (meta.dev(), meta.ino()))
     }
 
     #[expect(unsafe_code, reason = "ioctl has no safe form in what is linked already")]
@@ -97,6 +113,17 @@ impl Namespace {
     }
 }
 
+#[expect(unsafe_code, reason = "ioctl has no safe form in what is linked already")]
+fn namespace_of(socket: BorrowedFd<'_>) -> io::Result<File> {
+    // SAFETY: SIOCGSKNS takes no argument and touches no memory.
+    let descriptor = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for this call, so that nothing else owns it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+}
+
 impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -106,6 +133,13 @@ impl AsFd for Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_namespace_of_this_process_is_that_of_proc() {
+        let meta = std::fs::metadata("/proc/thread-self/ns/net").unwrap();
+        let own = Namespace::current().unwrap().identity().unwrap();
+        assert_eq!(own, (meta.dev(), meta.ino()));
+    }
 
     #[test]
     fn only_a_network_namespace_is_opened() {

@@ -7,6 +7,7 @@ use crate::bridge::{self, Reading};
 use crate::conf::Network;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
+use crate::host_local::allocate::Former;
 use crate::way::pod;
 use crate::{bandwidth, host_local, loopback, portmap};
 
@@ -82,7 +83,7 @@ fn bridge_answer(call: &Call, network: &Network, stdin: &str) -> Result<String, 
     let nothing = |()| String::new();
     match call.verb {
         Verb::Add => {
-            let attached = bridge::add(&config, pod(call)).map_err(failed)?;
+            let attached = bridge::add(&config, pod(call), Former::Possible).map_err(failed)?;
             Ok(attached.text(network.version()))
         }
         Verb::Del => bridge::del(&config, pod(call)).map(nothing).map_err(failed),

@@ -17,6 +17,7 @@ use crate::conf::Delegate;
 use crate::env::Attachment;
 use crate::error::{self, CniError};
 use crate::files;
+use crate::host_local::allocate::Former;
 
 /// What was kept for an attachment.
 #[derive(Debug)]
@@ -80,14 +81,18 @@ pub(crate) fn of_network(
     Ok(kept)
 }
 
-/// Keeps `text` for the attachment. Gives the file.
+/// Keeps `text` for the attachment. Gives the file, and what was kept of an ADD before.
 ///
 /// Nothing waits for the disk, as the delegates don't with the addresses they reserve: a power cut ends the
 /// pods too, and for what it damages DEL does without the file.
 ///
 /// # Errors
 /// Code 999 with the path.
-pub(crate) fn keep(directory: &str, attachment: &Attachment, text: &str) -> Result<PathBuf, CniError> {
+pub(crate) fn keep(
+    directory: &str,
+    attachment: &Attachment,
+    text: &str,
+) -> Result<(PathBuf, Former), CniError> {
     let (plain, own) = names(directory, attachment);
     let failed = |what: &Path, error: io::Error| {
         let msg = format!(
@@ -97,16 +102,22 @@ pub(crate) fn keep(directory: &str, attachment: &Attachment, text: &str) -> Resu
         );
         CniError::new(error::OTHER, msg)
     };
-    // The directory is made here because its files may hold what pods are told in confidence.
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|error| failed(Path::new(directory), error))?;
-    let taken = own.exists() || matches!(read(plain.clone()), Saved::Config(..));
-    let file = if taken { own } else { plain };
-    files::replace(&file, text.as_bytes()).map_err(|error| failed(&file, error))?;
-    Ok(file)
+    let (file, former) = match (own.exists(), read(plain.clone())) {
+        (false, Saved::Nothing) => (plain, Former::Nothing),
+        (false, Saved::Broken(..)) => (plain, Former::Possible),
+        (true, _) | (_, Saved::Config(..)) => (own, Former::Possible),
+    };
+    let written = match files::replace(&file, text.as_bytes()) {
+        // The directory is made here because its files may hold what pods are told in confidence.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.map_err(|error| failed(Path::new(directory), error))?;
+            files::replace(&file, text.as_bytes())
+        }
+        outcome => outcome,
+    };
+    written.map_err(|error| failed(&file, error))?;
+    Ok((file, former))
 }
 
 /// Removes what an ADD of the attachment left beside its files if it was killed while it wrote one.

@@ -24,8 +24,8 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
         .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
     let way = ResolvedRoute::of(call, network, &delegate, Verb::Add)?;
-    let file = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
-    let output = way.add(call, network, &delegate).map_err(|failure| {
+    let (file, former) = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
+    let output = way.add(call, network, &delegate, former).map_err(|failure| {
         if let Failure::Nothing(_) = failure {
             removed(saved::remove(&file));
         }

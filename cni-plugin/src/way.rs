@@ -8,6 +8,7 @@ use crate::conf::{Delegate, Network};
 use crate::delegate::{self, Failure};
 use crate::env::{Attachment, Call, Verb};
 use crate::error::{self, CniError};
+use crate::host_local::allocate::Former;
 
 /// How a delegate is run.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl ResolvedRoute {
         })
     }
 
-    /// Connects a pod; gives the result as it is printed.
+    /// Connects a pod, of which there may be something from a `former` ADD; gives the result as it is printed.
     ///
     /// # Errors
     /// [`Failure`].
@@ -54,10 +55,11 @@ impl ResolvedRoute {
         call: &Call,
         network: &Network,
         delegate: &Delegate,
+        former: Former,
     ) -> Result<Vec<u8>, Failure> {
         match self {
             Self::InProcess(config) => {
-                let attached = bridge::add(config, pod(call)).map_err(halfway)?;
+                let attached = bridge::add(config, pod(call), former).map_err(halfway)?;
                 Ok(attached.text(network.version()).into_bytes())
             }
             Self::Program(program) => delegate::run(program, Verb::Add, &delegate.text),

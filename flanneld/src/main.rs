@@ -55,6 +55,7 @@ use events::{Event, Events};
 use fast_path::FastPaths;
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
+use policy::sole::Sole;
 use policy::{Mode, Policies, PolicyOptions};
 use probe::{Probes, Targets};
 use serve::{Health, Server};
@@ -388,6 +389,7 @@ impl Setup<'_> {
     async fn live_with_policies(mut self, store: Kube, options: PolicyOptions) -> anyhow::Result<()> {
         let (facts, told) = watch::channel(None);
         self.settings.policies = Some(facts);
+        let _sole = Sole::claim(&self.settings.subnet_file).await?;
         let socket = socket_path(&self.settings.subnet_file);
         self.settings.policy_socket = Some(std::path::absolute(&socket)?);
         let socket =

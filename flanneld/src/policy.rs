@@ -19,6 +19,7 @@ mod kept;
 mod known;
 mod request;
 pub(crate) mod socket;
+pub(crate) mod sole;
 mod steering;
 mod task;
 #[cfg(test)]

@@ -1,23 +1,22 @@
 //! ADD: the bridge, a pair of links between it and the pod, addresses and routes.
 //!
-//! The order is that of Go's plugin, but for two things. The port joins the bridge when the pod's end is up: it forwards
-//! at once then, and ADD does not wait for it. The addresses are announced after that, when the announcement gets through.
+//! The order is that of Go's plugin, but for one thing: the addresses are announced at the end, when the announcement gets
+//! through. What the kernel is asked for goes to it in as few datagrams as possible.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ring::rand::{SecureRandom, SystemRandom};
 
 use super::config::BridgeConfig;
 use super::{Pod, gateway};
-use crate::host_local::allocate::{self, Allocated};
+use crate::host_local::allocate::{self, Allocated, Former};
 use crate::netlink::link::{self, Link, PodEnd};
 use crate::netlink::listen::until_running;
 use crate::netlink::message::Message;
 use crate::netlink::route::{self, Route};
-use crate::netlink::socket::Socket;
+use crate::netlink::socket::{Socket, Told};
 use crate::netlink::{Errno, address};
 use crate::netns::Namespace;
 use crate::result::{Attached, Interface};
@@ -26,28 +25,29 @@ use crate::sysctl;
 /// As long as Go's plugin waits for a port, all attempts together.
 const PORT_TIMEOUT: Duration = Duration::from_millis(2550);
 
-/// Connects a pod.
+/// Connects a pod, of which there may be something from a `former` ADD.
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin. The link and the addresses are gone again then.
-pub(crate) fn add(config: &BridgeConfig, pod: Pod<'_>) -> Result<Attached, String> {
+pub(crate) fn add(config: &BridgeConfig, pod: Pod<'_>, former: Former) -> Result<Attached, String> {
     let mut host = Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))?;
     let bridge = ensure_bridge(&mut host, config)
         .map_err(|error| format!("failed to create bridge {:?}: {error}", config.bridge))?;
     let namespace = Namespace::open(pod.netns)
         .map_err(|missing| format!("failed to open netns {:?}: {}", pod.netns, missing.text()))?;
-    let veth = add_pair(&mut host, config, &namespace, &pod.attachment.ifname)?;
+    let port = add_pair(&mut host, config, (&bridge, &namespace), &pod.attachment.ifname)?;
     let mut allocated = false;
     let outcome = (|| {
-        let addresses = allocate::add(&config.ipam, pod.attachment)?;
+        let addresses = allocate::add(&config.ipam, pod.attachment, former)?;
         allocated = true;
-        connect(&mut host, config, pod, &namespace, (&bridge, &veth), addresses)
+        join(&mut host, &bridge, &port)?;
+        connect(&mut host, config, pod, &namespace, (&bridge, &port), addresses)
     })();
     if outcome.is_err() {
         // The runtime's DEL would do it as well, if it comes.
-        let _ = host.execute(vec![link::delete(&veth.name)]);
+        let _ = host.execute(vec![link::delete(&port.name)]);
         if allocated {
-            let _ = allocate::del(&config.ipam, pod.attachment);
+            let _ = allocate::del(&config.ipam, pod.attachment, &[]);
         }
     }
     outcome
@@ -90,25 +90,27 @@ fn ensure_bridge(host: &mut Socket, config: &BridgeConfig) -> Result<Link, Strin
     Ok(bridge)
 }
 
-/// Makes the pair; gives the host's end.
+/// Makes the pair, and its end here a port of the bridge; gives that end. It gets its carrier when the pod's end is set up.
 fn add_pair(
     host: &mut Socket,
     config: &BridgeConfig,
-    namespace: &Namespace,
+    (bridge, namespace): (&Link, &Namespace),
     ifname: &str,
 ) -> Result<Link, String> {
     let pod_end = PodEnd { name: ifname, mac: config.mac, namespace: namespace.as_fd() };
     for _ in 0..10 {
         let name = random_name()?;
-        match host.execute(vec![link::new_pair(&name, config.mtu, &pod_end)]).map_err(Errno::from) {
-            Ok(()) => {
-                sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
-                let found = link::by_name(host, &name);
-                let found = found.map_err(|errno| format!("failed to lookup {name:?}: {errno}"))?;
-                return found.ok_or_else(|| format!("failed to lookup {name:?}: Link not found"));
+        let lookup = |errno: Errno| format!("failed to lookup {name:?}: {errno}");
+        let requests = vec![link::new_pair(&name, config.mtu, bridge.index, &pod_end), link::look(&name)];
+        let told = host.exchange(requests).map_err(|refusal| lookup(refusal.errno))?;
+        let Ok([made, found]) = <[Told; 2]>::try_from(told) else { continue };
+        match made {
+            Ok(_) => {
+                let port = link::found(found).map_err(lookup)?;
+                return port.ok_or_else(|| format!("failed to lookup {name:?}: Link not found"));
             }
             // Either name may be taken.
-            Err(Errno::EXISTS) if matches!(link::by_name(host, &name), Ok(Some(_))) => {}
+            Err(Errno::EXISTS) if matches!(link::found(found), Ok(Some(_))) => {}
             Err(Errno::EXISTS) => {
                 return Err(format!("container veth name provided ({ifname}) already exists"));
             }
@@ -118,10 +120,24 @@ fn add_pair(
     Err("failed to find a unique veth name".into())
 }
 
+/// What the port still lacks of a port, before it has a carrier.
+fn join(host: &mut Socket, bridge: &Link, port: &Link) -> Result<(), String> {
+    let mut requests = vec![link::without_link_local(port.index)];
+    // Old kernels don't look at the bridge of a link that is new.
+    if port.master != bridge.index {
+        requests.push(link::set_master(port.index, bridge.index));
+    }
+    let told = host.outcomes(requests).map_err(|refusal| refusal.errno.to_string())?;
+    // The first is refused where there is no IPv6.
+    told.into_iter()
+        .skip(1)
+        .collect::<Result<(), _>>()
+        .map_err(|errno| format!("failed to connect {:?} to bridge {}: {errno}", port.name, bridge.name))
+}
+
 fn random_name() -> Result<String, String> {
     let mut bytes = [0; 4];
-    let read = File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut bytes));
-    read.map_err(|error| format!("failed to generate random veth name: {error}"))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| "failed to generate random veth name".to_owned())?;
     Ok(format!("veth{:08x}", u32::from_ne_bytes(bytes)))
 }
 
@@ -150,27 +166,17 @@ fn connect(
         .collect();
     let ifname = &pod.attachment.ifname;
     let inside = namespace
-        .within(|| configure(config, ifname, &addresses, &with_gateways(&routes, &ips)))
+        .within(|| configure(config, (ifname, veth.peer), &addresses, &with_gateways(&routes, &ips)))
         .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?;
     let (mut inner, end) = inside?;
 
-    join(host, config, bridge, veth)?;
     gateway::ensure(host, bridge, &gateways, config.force_address)?;
-    let lookup = |name: &str, errno: Errno| format!("failed to lookup {name:?}: {errno}");
-    let port = until_running(host, &veth.name, PORT_TIMEOUT).map_err(|errno| lookup(&veth.name, errno))?;
-    if !port.running {
-        return Err("bridge port in error state: it does not come up".into());
-    }
+    let (bridge, port) = settle(host, config, bridge, veth)?;
     // Neighbours may hold the address with the MAC of another pod that had it a moment ago. The announcement
-    // is sent once both ends run: the kernel drops what a link sends before, and the port what it gets.
-    namespace
-        .within(|| until_running(&mut inner, ifname, PORT_TIMEOUT))
-        .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?
-        .map_err(|errno| lookup(ifname, errno))?;
+    // is sent once the port forwards. The pod's end sends since it was set up, because the port was up before it.
     inner
         .execute(vec![link::set_mac(end.index, &end.mac)])
         .map_err(|refusal| format!("failed to announce the addresses of {ifname:?}: {}", refusal.errno))?;
-    let bridge = link::by_name(host, &bridge.name).ok().flatten().unwrap_or_else(|| bridge.clone());
     let interface =
         |link: &Link, sandbox: String| Interface { name: link.name.clone(), mac: link.mac_text(), sandbox };
     let sandbox = pod.netns.to_string_lossy().into_owned();
@@ -178,6 +184,33 @@ fn connect(
         vec![interface(&bridge, String::new()), interface(&port, String::new()), interface(&end, sandbox)];
     let dns = if config.dns.is_empty() { dns } else { config.dns.clone() };
     Ok(Attached { interfaces, ips, routes, dns })
+}
+
+/// Gives the port its modes, and waits until it forwards; gives the bridge, whose MAC may be that of the new port, and the port.
+fn settle(
+    host: &mut Socket,
+    config: &BridgeConfig,
+    bridge: &Link,
+    veth: &Link,
+) -> Result<(Link, Link), String> {
+    let lookup = |errno: Errno| format!("failed to lookup {:?}: {errno}", veth.name);
+    let mut requests = vec![link::look(&bridge.name), link::look(&veth.name)];
+    if config.hairpin || config.isolated {
+        requests.push(link::set_port(veth.index, config.hairpin, config.isolated));
+    }
+    let mut told = host.exchange(requests).map_err(|refusal| lookup(refusal.errno))?.into_iter();
+    let mut next = || told.next().unwrap_or(Ok(Vec::new()));
+    let bridge = link::found(next()).ok().flatten().unwrap_or_else(|| bridge.clone());
+    let port = link::found(next()).map_err(lookup)?.ok_or_else(|| lookup(Errno::NO_DEVICE))?;
+    next().map_err(|errno| format!("failed to setup hairpin mode for {}: {errno}", veth.name))?;
+    if port.running {
+        return Ok((bridge, port));
+    }
+    let port = until_running(host, &veth.name, PORT_TIMEOUT).map_err(lookup)?;
+    if !port.running {
+        return Err("bridge port in error state: it does not come up".into());
+    }
+    Ok((bridge, port))
 }
 
 /// The default route of an address's family, unless there is one.
@@ -212,31 +245,33 @@ fn with_gateways(routes: &[Route], ips: &[crate::result::Ip]) -> Vec<Route> {
 /// In the pod: addresses and routes. Gives the conversation there, and the pod's end.
 fn configure(
     config: &BridgeConfig,
-    ifname: &str,
+    (ifname, index): (&str, u32),
     addresses: &[IpNet],
     routes: &[Route],
 ) -> Result<(Socket, Link), String> {
     let lookup = |errno: Errno| format!("failed to lookup {ifname:?}: {errno}");
     let mut socket = Socket::route().map_err(lookup)?;
-    let end = link::by_name(&mut socket, ifname).map_err(lookup)?;
-    let end = end.ok_or_else(|| format!("failed to lookup {ifname:?}: Link not found"))?;
     switch(config, ifname, addresses)?;
-    let up = link::set_up_announcing(end.index);
+    let up = link::set_up_announcing(index);
     let mut requests: Vec<(Message, String)> = vec![(up, format!("failed to set {ifname:?} UP"))];
     for one in addresses {
-        let message = address::add(end.index, *one, config.detect_duplicates);
+        let message = address::add(index, *one, config.detect_duplicates);
         requests.push((message, format!("failed to add IP addr {one} to {ifname:?}")));
     }
     for route in routes {
         let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let what = format!("failed to add route '{}{via} dev {ifname}'", route.destination);
-        requests.push((route::add(end.index, route), what));
+        requests.push((route::add(index, route), what));
     }
+    requests.push((link::look_at(index), format!("failed to lookup {ifname:?}")));
     let (messages, what): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
-    let failed = |index: usize, errno: Errno| {
-        format!("{}: {errno}", what.get(index).map_or("failed to configure the pod", String::as_str))
-    };
-    socket.execute(messages).map_err(|refusal| failed(refusal.index, refusal.errno))?;
+    let told = socket.exchange(messages).map_err(|refusal| lookup(refusal.errno))?;
+    let mut last = Vec::new();
+    for (told, what) in told.into_iter().zip(what) {
+        last = told.map_err(|errno| format!("{what}: {errno}"))?;
+    }
+    let end = link::found(Ok(last)).ok().flatten().filter(|end| end.name == ifname);
+    let end = end.ok_or_else(|| format!("failed to lookup {ifname:?}: Link not found"))?;
     Ok((socket, end))
 }
 
@@ -260,16 +295,4 @@ fn switch(config: &BridgeConfig, ifname: &str, addresses: &[IpNet]) -> Result<()
         })?;
     }
     Ok(())
-}
-
-/// Makes the host's end a port of the bridge.
-fn join(host: &mut Socket, config: &BridgeConfig, bridge: &Link, veth: &Link) -> Result<(), String> {
-    let mut requests = vec![link::set_master(veth.index, bridge.index)];
-    if config.hairpin || config.isolated {
-        requests.push(link::set_port(veth.index, config.hairpin, config.isolated));
-    }
-    host.execute(requests).map_err(|refusal| match refusal.index {
-        0 => format!("failed to connect {:?} to bridge {}: {}", veth.name, bridge.name, refusal.errno),
-        _ => format!("failed to setup hairpin mode for {}: {}", veth.name, refusal.errno),
-    })
 }

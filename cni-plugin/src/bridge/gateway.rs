@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::netlink::link::{self, Link};
 use crate::netlink::message::Message;
 use crate::netlink::socket::Socket;
-use crate::netlink::{Errno, address};
+use crate::netlink::{Errno, address, netconf};
 use crate::sysctl;
 
 /// Sees that the bridge has these addresses, and that the node forwards.
@@ -23,9 +23,23 @@ pub(super) fn ensure(
     if gateways.is_empty() {
         return Ok(());
     }
-    let assigned = address::of(host, bridge.index)
-        .map_err(|errno| format!("failed to set bridge addr: could not get list of IP addresses: {errno}"))?;
-    let assigned: Vec<IpNet> = assigned.iter().map(|one| one.address).collect();
+    let mut assigned = Vec::new();
+    let mut forwarded = Vec::new();
+    host.ask_strictly();
+    for ipv6 in families(gateways) {
+        let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+        let failed = |errno: Errno| {
+            format!("failed to set bridge addr: could not get list of IP addresses: {errno}")
+        };
+        let questions = vec![netconf::look(ipv6), address::dump(family, bridge.index)];
+        let [settings, addresses] = &host.exchange(questions).map_err(|refusal| failed(refusal.errno))?[..]
+        else {
+            continue;
+        };
+        let addresses = addresses.as_ref().map_err(|errno| failed(*errno))?;
+        assigned.extend(address::found(addresses, bridge.index).into_iter().map(|one| one.address));
+        forwarded.push((ipv6, settings.as_ref().is_ok_and(|replies| netconf::forwards(replies))));
+    }
     for gateway in gateways {
         if assigned.contains(gateway) {
             continue;
@@ -39,7 +53,7 @@ pub(super) fn ensure(
         }
         set(host, bridge, *gateway, &in_the_way)?;
     }
-    for ipv6 in families(gateways) {
+    for (ipv6, _) in forwarded.into_iter().filter(|(_, forwards)| !forwards) {
         let key = if ipv6 { "ipv6/conf/all/forwarding" } else { "ipv4/ip_forward" };
         sysctl::set(key, "1").map_err(|error| format!("failed to enable forwarding: {error}"))?;
     }

@@ -19,15 +19,28 @@ pub(crate) struct Allocated {
     pub(crate) dns: Map<String, Value>,
 }
 
+/// What is known about an attachment before it gets addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Former {
+    /// It is new: nothing is kept of an ADD, so that nothing is reserved for it. The reservations need not be read.
+    Nothing,
+    /// Addresses may be reserved for it.
+    Possible,
+}
+
 /// Reserves an address of each set.
 ///
 /// # Errors
 /// A sentence in the words of the original; nothing stays reserved then.
-pub(crate) fn add(config: &HostLocalConfig, attachment: &Attachment) -> Result<Allocated, String> {
+pub(crate) fn add(
+    config: &HostLocalConfig,
+    attachment: &Attachment,
+    former: Former,
+) -> Result<Allocated, String> {
     let dns = config.dns()?;
     let store = Store::open(config.data_dir(), &config.network)?;
     let mut reserved = Vec::new();
-    let outcome = allocate(config, attachment, &store, &mut reserved);
+    let outcome = allocate(config, (attachment, former), &store, &mut reserved);
     match outcome {
         Ok(ips) => Ok(Allocated { ips, dns }),
         Err(error) => {
@@ -39,14 +52,15 @@ pub(crate) fn add(config: &HostLocalConfig, attachment: &Attachment) -> Result<A
 
 fn allocate(
     config: &HostLocalConfig,
-    attachment: &Attachment,
+    (attachment, former): (&Attachment, Former),
     store: &Store,
     reserved: &mut Vec<IpAddr>,
 ) -> Result<Vec<Ip>, String> {
-    let before = store.reservations();
-    let own: Vec<IpAddr> =
-        before.iter().filter(|one| one.holder.is(attachment)).map(|one| one.address).collect();
-    let mut taken: Vec<IpAddr> = before.iter().map(|one| one.address).collect();
+    let own = match former {
+        Former::Nothing => Vec::new(),
+        Former::Possible => store.addresses_of(attachment),
+    };
+    let mut taken = store.addresses();
     let mut requested = config.requested.clone();
     let mut ips = Vec::new();
     for (index, set) in config.sets.iter().enumerate() {
@@ -110,7 +124,7 @@ fn reserve_free<'a>(
     let last = store.last_reserved(index);
     let mut free = set.free(last, taken);
     if free.is_none() && release_leaks(config, store) {
-        *taken = store.reservations().iter().map(|one| one.address).collect();
+        *taken = store.addresses();
         free = set.free(last, taken);
     }
     let (address, range) =
@@ -137,13 +151,19 @@ fn release_leaks(config: &HostLocalConfig, store: &Store) -> bool {
     !released.is_empty()
 }
 
-/// Gives back the addresses of an attachment.
+/// Gives back the addresses of an attachment, of which the pod had `seen`.
 ///
 /// # Errors
 /// A sentence, when the directory can't be had.
-pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment) -> Result<(), String> {
+pub(crate) fn del(
+    config: &HostLocalConfig,
+    attachment: &Attachment,
+    seen: &[IpAddr],
+) -> Result<(), String> {
     let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
-    store.release(attachment);
+    let possible = |address: &IpAddr| config.sets.iter().any(|set| set.range_of(*address).is_some());
+    let seen: Vec<_> = seen.iter().copied().filter(possible).collect();
+    store.release(attachment, config.sets.len(), &seen);
     Ok(())
 }
 
@@ -153,8 +173,7 @@ pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment) -> Result<(
 /// The words of the original.
 pub(crate) fn check(config: &HostLocalConfig, attachment: &Attachment) -> Result<(), String> {
     let store = Store::existing(config.data_dir(), &config.network)?;
-    let reservations = store.map(|store| store.reservations()).unwrap_or_default();
-    if reservations.iter().any(|one| one.holder.is(attachment)) {
+    if store.is_some_and(|store| !store.addresses_of(attachment).is_empty()) {
         return Ok(());
     }
     Err(format!("host-local: Failed to find address added by container {}", attachment.container))

@@ -13,6 +13,9 @@ use crate::files;
 /// The directory of directories, unless the configuration has a `dataDir`.
 pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
+/// The file whose lock protects the reservations.
+const LOCK: &str = "lock";
+
 /// The reservations of one network. While the value lives, no other process changes them.
 pub(crate) struct Store {
     directory: PathBuf,
@@ -28,6 +31,17 @@ pub(crate) struct Reservation {
     pub(crate) path: PathBuf,
     /// For whom it is reserved.
     pub(crate) holder: Holder,
+}
+
+impl Reservation {
+    /// Reads a file; of one that can't be read the holder is unknown.
+    fn read(address: IpAddr, path: PathBuf) -> Self {
+        let holder = match files::read(&path) {
+            Ok(content) => Holder::parse(&content),
+            Err(error) => Holder::Unknown(error.to_string()),
+        };
+        Self { address, path, holder }
+    }
 }
 
 /// For whom an address is reserved.
@@ -95,9 +109,14 @@ impl Store {
     /// The system's, with the path.
     pub(crate) fn open(data_dir: &Path, network: &str) -> Result<Self, String> {
         let directory = data_dir.join(network);
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
-        made.map_err(|error| format!("mkdir {}: {error}", directory.display()))?;
-        Self::locked(directory)
+        match lock(&directory) {
+            Err(error) if is_missing(&error) => {
+                let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
+                made.map_err(|error| format!("mkdir {}: {error}", directory.display()))?;
+                Self::locked(lock(&directory), directory)
+            }
+            outcome => Self::locked(outcome, directory),
+        }
     }
 
     /// Like [`open`](Self::open), but makes nothing: without a directory there are no reservations.
@@ -106,37 +125,44 @@ impl Store {
     /// As [`open`](Self::open).
     pub(crate) fn existing(data_dir: &Path, network: &str) -> Result<Option<Self>, String> {
         let directory = data_dir.join(network);
-        if directory.is_dir() { Self::locked(directory).map(Some) } else { Ok(None) }
+        match lock(&directory) {
+            Err(error) if is_missing(&error) => Ok(None),
+            outcome => Self::locked(outcome, directory).map(Some),
+        }
     }
 
-    fn locked(directory: PathBuf) -> Result<Self, String> {
-        let path = directory.join("lock");
-        let failed = |error: io::Error| format!("lock {}: {error}", path.display());
-        // Reading is enough for the lock. O_NOFOLLOW: what a link leads to is not to be made.
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK).mode(0o750);
-        let lock = options.open(&path).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+    fn locked(lock: io::Result<File>, directory: PathBuf) -> Result<Self, String> {
+        let lock = lock.map_err(|error| format!("lock {}: {error}", directory.join(LOCK).display()))?;
         Ok(Self { directory, _lock: lock })
+    }
+
+    /// The files of reserved addresses, sorted by these.
+    fn files(&self) -> Vec<(IpAddr, PathBuf)> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let named = |entry: fs::DirEntry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()));
+        let mut files: Vec<_> = entries.filter_map(named).collect();
+        files.sort();
+        files
+    }
+
+    /// All reserved addresses, sorted. No file is opened for it.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.files().into_iter().map(|(address, _)| address).collect()
     }
 
     /// All reservations, in the order of their addresses.
     pub(crate) fn reservations(&self) -> Vec<Reservation> {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let named = entries.filter_map(|entry| {
-            let address = entry.file_name().to_str()?.parse().ok()?;
-            Some((address, entry.path()))
-        });
-        let reservation = |(address, path): (IpAddr, PathBuf)| {
-            let holder = match files::read(&path) {
-                Ok(content) => Holder::parse(&content),
-                Err(error) => Holder::Unknown(error.to_string()),
-            };
-            Reservation { address, path, holder }
-        };
-        let mut reservations: Vec<_> = named.map(reservation).collect();
-        reservations.sort_by_key(|reservation| reservation.address);
-        reservations
+        self.files().into_iter().map(|(address, path)| Reservation::read(address, path)).collect()
+    }
+
+    fn path(&self, address: IpAddr) -> PathBuf {
+        self.directory.join(address.to_string())
+    }
+
+    /// The addresses that are reserved for the attachment.
+    pub(crate) fn addresses_of(&self, attachment: &Attachment) -> Vec<IpAddr> {
+        let all = self.reservations().into_iter();
+        all.filter(|one| one.holder.is(attachment)).map(|one| one.address).collect()
     }
 
     /// Reserves an address for the attachment, and notes it as the last one of the range set number `set`.
@@ -150,7 +176,7 @@ impl Store {
         attachment: &Attachment,
         set: usize,
     ) -> Result<bool, String> {
-        let path = self.directory.join(address.to_string());
+        let path = self.path(address);
         // No other process makes one while the lock is held.
         if fs::symlink_metadata(&path).is_ok() {
             return Ok(false);
@@ -179,8 +205,15 @@ impl Store {
     /// Writes a file in one step: a process that is killed leaves no file without a holder, which no DEL would find.
     fn write(&self, path: &Path, content: &str) -> io::Result<()> {
         let temporary = self.temporary();
-        let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary);
+        let mut file = match open() {
+            // Of a process that was killed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&temporary)?;
+                open()?
+            }
+            outcome => outcome?,
+        };
         let written = file.write_all(content.as_bytes()).and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
@@ -201,24 +234,30 @@ impl Store {
 
     /// Gives back the addresses of the attachment; those that are noted for its container alone only if there
     /// are no others, as the original does.
-    pub(crate) fn release(&self, attachment: &Attachment) {
+    ///
+    /// An attachment has one address of each range set. If the pod had been `seen` with as many that are reserved for it, the
+    /// other reservations are not read.
+    pub(crate) fn release(&self, attachment: &Attachment, sets: usize, seen: &[IpAddr]) {
         let _ = fs::remove_file(self.temporary());
-        let reservations = self.reservations();
-        let own: Vec<_> = reservations.iter().filter(|one| one.holder.is(attachment)).collect();
-        let exact = |one: &&&Reservation| matches!(one.holder, Holder::Attachment(_));
-        let released: Vec<_> = if own.iter().any(|one| exact(&one)) {
-            own.iter().filter(exact).collect()
-        } else {
-            own.iter().collect()
-        };
-        for one in released {
+        let exact = |one: &Reservation| matches!(&one.holder, Holder::Attachment(holder) if holder == attachment);
+        let seen = seen.iter().collect::<BTreeSet<_>>().into_iter();
+        let read = |address: &IpAddr| Reservation::read(*address, self.path(*address));
+        let mut own: Vec<_> = seen.map(read).filter(exact).collect();
+        if own.is_empty() || own.len() != sets {
+            own = self.reservations();
+            own.retain(|one| one.holder.is(attachment));
+            if own.iter().any(exact) {
+                own.retain(exact);
+            }
+        }
+        for one in own {
             let _ = fs::remove_file(&one.path);
         }
     }
 
     /// Gives back one address.
     pub(crate) fn give_back(&self, address: IpAddr) {
-        let _ = fs::remove_file(self.directory.join(address.to_string()));
+        let _ = fs::remove_file(self.path(address));
     }
 
     /// Gives back every address whose holder `is_gone`; gives what was given back.
@@ -245,6 +284,21 @@ impl Store {
     fn last_reserved_path(&self, set: usize) -> PathBuf {
         self.directory.join(format!("last_reserved_ip.{set}"))
     }
+}
+
+/// Waits for the lock of a directory.
+fn lock(directory: &Path) -> io::Result<File> {
+    // Reading is enough for the lock. O_NOFOLLOW: what a link leads to is not to be made.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK).mode(0o750);
+    let lock = options.open(directory.join(LOCK))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+/// Whether there is no such directory.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
@@ -285,8 +339,32 @@ mod tests {
         assert_eq!(found.len(), 3);
         assert!(matches!(found[1].holder, Holder::Unknown(_)));
         assert_eq!(store.last_reserved(1), Some("fc00::2".parse().unwrap()));
-        store.release(&attachment("c1", "eth0"));
+        store.release(&attachment("c1", "eth0"), 1, &[]);
         assert_eq!(store.reservations().len(), 1);
+    }
+
+    #[test]
+    fn addresses_that_a_pod_had_are_given_back_if_they_are_its_own_and_all_that_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), "n").unwrap();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (one, two) = (attachment("c1", "eth0"), attachment("c2", "eth0"));
+        for (text, holder, set) in
+            [("10.1.17.2", &one, 0), ("fc00::2", &one, 1), ("10.1.17.3", &two, 0), ("10.2.0.2", &one, 2)]
+        {
+            store.reserve(address(text), holder, set).unwrap();
+        }
+        let left = |sets: usize, seen: &[&str]| {
+            let seen: Vec<_> = seen.iter().map(|text| address(text)).collect();
+            store.release(&one, sets, &seen);
+            store.addresses()
+        };
+        // Two of two sets: what else there is was not looked for.
+        let twice = ["10.1.17.2", "fc00::2", "fc00::2", "127.0.0.1", "10.1.17.3"];
+        assert_eq!(left(2, &twice), [address("10.1.17.3"), address("10.2.0.2")]);
+        // One of two sets, and one that is another pod's.
+        store.reserve(address("10.1.17.2"), &one, 0).unwrap();
+        assert_eq!(left(2, &["10.1.17.2", "10.1.17.2", "10.1.17.3"]), [address("10.1.17.3")]);
     }
 
     #[test]

@@ -77,9 +77,29 @@ pub(crate) struct Assigned {
 /// # Errors
 /// The kernel's refusal.
 pub(crate) fn of(socket: &mut Socket, index: u32) -> Result<Vec<Assigned>, Errno> {
-    let message = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; 8]);
-    let replies = socket.ask(message)?;
-    Ok(replies.iter().filter_map(|reply| parse(reply, index)).collect())
+    socket.ask(dump(libc::AF_UNSPEC, 0)).map(|replies| found(&replies, index))
+}
+
+/// Asks for the addresses of a family. On a socket that [asks strictly](Socket::ask_strictly) for those of the link alone.
+pub(crate) fn dump(family: i32, index: u32) -> Message {
+    let mut fixed = [0; 8];
+    fixed[0] = family as u8;
+    fixed[4..].copy_from_slice(&index.to_ne_bytes());
+    Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &fixed)
+}
+
+/// The addresses of a link in the answers to [`dump`].
+pub(crate) fn found(replies: &[Reply], index: u32) -> Vec<Assigned> {
+    replies.iter().filter_map(|reply| parse(reply, index)).collect()
+}
+
+/// All addresses in the answers to [`dump`], whatever links they are on.
+pub(crate) fn all(replies: &[Reply]) -> Vec<IpAddr> {
+    let address = |reply: &Reply| {
+        let index = number(reply.payload.get(4..)?);
+        Some(parse(reply, index)?.address.addr())
+    };
+    replies.iter().filter_map(address).collect()
 }
 
 fn parse(reply: &Reply, index: u32) -> Option<Assigned> {

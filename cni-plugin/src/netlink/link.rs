@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Errno;
 use super::message::{Message, Reply, attribute, number, text};
-use super::socket::Socket;
+use super::socket::{Socket, Told};
 
 /// `IFLA_INFO_KIND` and `IFLA_INFO_DATA`, in `IFLA_LINKINFO`.
 const INFO_KIND: u16 = 1;
@@ -14,6 +14,12 @@ const PEER: u16 = 1;
 /// `IFLA_BRPORT_MODE` is hairpin mode, `IFLA_BRPORT_ISOLATED` keeps isolated ports apart.
 const BRPORT_MODE: u16 = 4;
 const BRPORT_ISOLATED: u16 = 33;
+/// `IFLA_NUM_TX_QUEUES` and `IFLA_NUM_RX_QUEUES`.
+const TX_QUEUES: u16 = 31;
+const RX_QUEUES: u16 = 32;
+/// `IFLA_INET6_ADDR_GEN_MODE` and `IN6_ADDR_GEN_MODE_NONE`.
+const ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_MODE_NONE: u8 = 1;
 /// `IFLA_INET_CONF` and, from <linux/ip.h>, `IPV4_DEVCONF_ARP_NOTIFY`.
 const INET_CONF: u16 = 1;
 const ARP_NOTIFY: u16 = 22;
@@ -90,9 +96,30 @@ fn fixed(family: i32, index: u32, flags: u32, change: u32) -> Vec<u8> {
 /// # Errors
 /// The kernel's refusal.
 pub(crate) fn by_name(socket: &mut Socket, name: &str) -> Result<Option<Link>, Errno> {
-    let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, 0, 0, 0));
-    let message = message.with_text(libc::IFLA_IFNAME, name).with_u32(libc::IFLA_EXT_MASK, SKIP_STATS);
-    match socket.ask(message) {
+    found(socket.ask(look(name)))
+}
+
+/// Asks for the link of this name.
+pub(crate) fn look(name: &str) -> Message {
+    without_counters(0).with_text(libc::IFLA_IFNAME, name)
+}
+
+/// Asks for the link of this index.
+pub(crate) fn look_at(index: u32) -> Message {
+    without_counters(index)
+}
+
+fn without_counters(index: u32) -> Message {
+    let message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
+    message.with_u32(libc::IFLA_EXT_MASK, SKIP_STATS)
+}
+
+/// The link in the answer to [`look`] or [`look_at`]; `None` if there is none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn found(told: Told) -> Result<Option<Link>, Errno> {
+    match told {
         Ok(replies) => Ok(replies.first().and_then(Link::parse)),
         Err(Errno::NO_DEVICE) => Ok(None),
         Err(errno) => Err(errno),
@@ -121,14 +148,18 @@ pub(crate) struct PodEnd<'a> {
     pub(crate) namespace: BorrowedFd<'a>,
 }
 
-/// A new pair: one end here, set up, the other one in a pod.
-pub(crate) fn new_pair(name: &str, mtu: u32, pod: &PodEnd<'_>) -> Message {
-    let up = libc::IFF_UP as u32;
-    new(name, mtu, up).nested(libc::IFLA_LINKINFO, |info| {
+/// A new pair: one end here, up and a port of the bridge, the other one in a pod. Each has one queue. Without a number the
+/// kernel makes one for each processor that the machine may have, with its files in sysfs, and takes all but the first away
+/// again.
+pub(crate) fn new_pair(name: &str, mtu: u32, bridge: u32, pod: &PodEnd<'_>) -> Message {
+    let one_queue = |link: Message| link.with_u32(TX_QUEUES, 1).with_u32(RX_QUEUES, 1);
+    let port = new(name, mtu, libc::IFF_UP as u32).with_u32(libc::IFLA_MASTER, bridge);
+    one_queue(port).nested(libc::IFLA_LINKINFO, |info| {
         info.with_text(INFO_KIND, "veth").nested(INFO_DATA, |data| {
             data.nested(PEER, |peer| {
-                let mut peer =
+                let peer =
                     peer.with_raw(&fixed(libc::AF_UNSPEC, 0, 0, 0)).with_text(libc::IFLA_IFNAME, pod.name);
+                let mut peer = one_queue(peer);
                 if mtu != 0 {
                     peer = peer.with_u32(libc::IFLA_MTU, mtu);
                 }
@@ -138,6 +169,14 @@ pub(crate) fn new_pair(name: &str, mtu: u32, pod: &PodEnd<'_>) -> Message {
                 peer.with_u32(libc::IFLA_NET_NS_FD, pod.namespace.as_raw_fd() as u32)
             })
         })
+    })
+}
+
+/// Has a port get no link-local address when it gets its carrier: nobody could reach it, since a bridge takes all that its ports
+/// receive. Refused where the kernel has no IPv6.
+pub(crate) fn without_link_local(index: u32) -> Message {
+    set_flags(index, 0).nested(libc::IFLA_AF_SPEC, |families| {
+        families.nested(libc::AF_INET6 as u16, |inet6| inet6.with(ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]))
     })
 }
 
@@ -203,8 +242,7 @@ pub(crate) fn of_kind(socket: &mut Socket, kind: &str) -> Result<Vec<Link>, Errn
 
 /// Makes the link a port of a bridge.
 pub(crate) fn set_master(index: u32, bridge: u32) -> Message {
-    let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
-    message.with_u32(libc::IFLA_MASTER, bridge)
+    set_flags(index, 0).with_u32(libc::IFLA_MASTER, bridge)
 }
 
 /// Sets what a port may do: get back what it sent, and reach other isolated ports.

@@ -1,13 +1,14 @@
 //! Waiting until a link carries traffic, by the kernel's notifications.
 
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Type};
 
 use super::Errno;
 use super::link::{self, Link};
+use super::options;
 use super::socket::Socket;
 
 /// `RTNLGRP_LINK`.
@@ -20,10 +21,6 @@ const LINKS: i32 = 1;
 /// The kernel's refusal; `NO_DEVICE` when it is gone.
 pub(crate) fn until_running(socket: &mut Socket, name: &str, limit: Duration) -> Result<Link, Errno> {
     let mut look = || link::by_name(socket, name)?.ok_or(Errno::NO_DEVICE);
-    let link = look()?;
-    if link.running {
-        return Ok(link);
-    }
     let start = Instant::now();
     let mut notifications = subscribed()?;
     loop {
@@ -43,21 +40,9 @@ pub(crate) fn until_running(socket: &mut Socket, name: &str, limit: Duration) ->
     }
 }
 
-#[expect(unsafe_code, reason = "there is no safe form of NETLINK_ADD_MEMBERSHIP in what is linked already")]
 fn subscribed() -> io::Result<socket2::Socket> {
     let protocol = Some(Protocol::from(libc::NETLINK_ROUTE));
     let socket = socket2::Socket::new(Domain::from(libc::AF_NETLINK), Type::from(libc::SOCK_RAW), protocol)?;
-    let group = LINKS;
-    let length = size_of_val(&group) as libc::socklen_t;
-    // SAFETY: the option's value is an i32 that lives through the call, and its size is given.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_NETLINK,
-            libc::NETLINK_ADD_MEMBERSHIP,
-            (&raw const group).cast(),
-            length,
-        )
-    };
-    if outcome == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+    options::set(socket.as_fd(), libc::NETLINK_ADD_MEMBERSHIP, LINKS)?;
+    Ok(socket)
 }

@@ -1,14 +1,18 @@
 //! A conversation with the kernel in the network namespace in which it was begun.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Type};
 
-use super::Errno;
+use super::{Errno, options};
 use super::message::{Message, Reply, number, replies};
 
-/// Larger than any datagram that the kernel sends.
-const BUFFER: usize = 64 << 10;
+/// Larger than any datagram that the kernel sends, and large enough that it is mapped: pages that nothing is received into are
+/// never touched.
+const BUFFER: usize = 256 << 10;
+/// `NETLINK_GET_STRICT_CHK`.
+const STRICT_CHECK: i32 = 12;
 
 /// A netlink socket. It stays in the namespace in which it was opened.
 pub(crate) struct Socket {
@@ -58,6 +62,11 @@ impl Socket {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// Has the kernel take the conditions of a dump seriously, such as the index of a link, if it knows how to (4.20).
+    pub(crate) fn ask_strictly(&self) {
+        let _ = options::set(self.socket.as_fd(), STRICT_CHECK, 1);
+    }
+
     /// Carries out requests in order, all of them even if one is refused, in one exchange.
     ///
     /// # Errors
@@ -77,31 +86,8 @@ impl Socket {
     /// # Errors
     /// When the conversation itself fails.
     pub(crate) fn outcomes(&mut self, messages: Vec<Message>) -> Result<Vec<Result<(), Errno>>, Refusal> {
-        let broken = |errno| Refusal { index: 0, errno };
-        let count = messages.len();
-        let first = self.send(messages).map_err(broken)?;
-        let mut outcomes: Vec<Option<Result<(), Errno>>> = vec![None; count];
-        for (index, wanted) in first.answered.iter().enumerate() {
-            if !wanted {
-                outcomes[index] = Some(Ok(()));
-            }
-        }
-        while outcomes.iter().any(Option::is_none) {
-            for reply in self.receive().map_err(broken)? {
-                let index = reply.sequence.wrapping_sub(first.sequence) as usize;
-                let Some(outcome) = outcomes.get_mut(index) else { continue };
-                if i32::from(reply.kind) != libc::NLMSG_ERROR {
-                    continue;
-                }
-                let errno = -(number(&reply.payload) as i32);
-                if errno != 0 && !first.answered[index] {
-                    // About the whole of a batch: nothing else is answered.
-                    return Err(Refusal { index, errno: Errno(errno) });
-                }
-                *outcome = Some(if errno == 0 { Ok(()) } else { Err(Errno(errno)) });
-            }
-        }
-        Ok(outcomes.into_iter().flatten().collect())
+        let told = self.exchange(messages)?;
+        Ok(told.into_iter().map(|one| one.map(drop)).collect())
     }
 
     /// The answers to a request: one, or with `NLM_F_DUMP` all that there are.
@@ -109,21 +95,41 @@ impl Socket {
     /// # Errors
     /// The kernel's refusal.
     pub(crate) fn ask(&mut self, message: Message) -> Result<Vec<Reply>, Errno> {
-        let sent = self.send(vec![message])?;
-        let mut answers = Vec::new();
-        loop {
-            for reply in self.receive()? {
-                if reply.sequence != sent.sequence {
+        self.exchange(vec![message])?.pop().unwrap_or(Ok(Vec::new()))
+    }
+
+    /// Sends requests in one datagram, all of which are carried out in order even if one is refused; gives the answers to
+    /// each, or its refusal. One of them may be a dump.
+    ///
+    /// # Errors
+    /// When the conversation itself fails.
+    pub(crate) fn exchange(&mut self, messages: Vec<Message>) -> Result<Vec<Told>, Refusal> {
+        let broken = |errno| Refusal { index: 0, errno };
+        let first = self.send(messages).map_err(broken)?;
+        let mut told: Vec<Told> = first.answered.iter().map(|_| Ok(Vec::new())).collect();
+        let mut open = first.answered.clone();
+        while open.contains(&true) {
+            for reply in self.receive().map_err(broken)? {
+                let index = reply.sequence.wrapping_sub(first.sequence) as usize;
+                let Some(one) = told.get_mut(index) else { continue };
+                if !matches!(i32::from(reply.kind), libc::NLMSG_ERROR | libc::NLMSG_DONE) {
+                    if let Ok(replies) = one {
+                        replies.push(reply);
+                    }
                     continue;
                 }
-                let kind = i32::from(reply.kind);
-                if kind == libc::NLMSG_ERROR || kind == libc::NLMSG_DONE {
-                    let errno = -(number(&reply.payload) as i32);
-                    return if errno == 0 { Ok(answers) } else { Err(Errno(errno)) };
+                let errno = Errno(-(number(&reply.payload) as i32));
+                if errno.0 != 0 && !first.answered[index] {
+                    // About the whole of a batch: nothing else is answered.
+                    return Err(Refusal { index, errno });
                 }
-                answers.push(reply);
+                if errno.0 != 0 {
+                    *one = Err(errno);
+                }
+                open[index] = false;
             }
         }
+        Ok(told)
     }
 
     fn send(&mut self, messages: Vec<Message>) -> Result<Sent, Errno> {
@@ -148,6 +154,9 @@ impl Socket {
         }
     }
 }
+
+/// The answers to a request, or why the kernel refused it.
+pub(crate) type Told = Result<Vec<Reply>, Errno>;
 
 /// Requests that are on their way.
 struct Sent {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::killed::eventually;
+use crate::killed::{eventually, log_of};
 use crate::pods::V6;
 use crate::support::{Namespace, Node, Pod, V4};
 
@@ -54,6 +54,60 @@ fn a_port_has_the_modes_that_are_asked_for() {
             "{delegate}"
         );
     }
+}
+
+#[test]
+fn a_port_has_one_queue_and_no_address_that_nobody_could_reach() {
+    let one = One::new(&format!("{V4}{V6}"));
+    one.add(json!({}));
+    let port = one.port();
+    let end = one.namespace.ip(&["-json", "-details", "link", "show", "eth0"]);
+    let end = serde_json::from_str::<Value>(&end).unwrap()[0].clone();
+    for link in [&port, &end] {
+        assert_eq!((&link["num_tx_queues"], &link["num_rx_queues"]), (&json!(1), &json!(1)), "{link}");
+    }
+    let name = port["ifname"].as_str().unwrap();
+    assert_eq!(one.node.host().ip(&["-6", "address", "show", "dev", name]), "");
+    // That of the pod's end is the pod's.
+    let shown = one.namespace.ip(&["-6", "address", "show", "dev", "eth0", "scope", "link"]);
+    assert!(shown.contains("inet6 fe80::") && !shown.contains("tentative"), "{shown}");
+}
+
+#[test]
+fn reservations_of_other_pods_are_not_opened() {
+    let one = One::new(&format!("{V4}{V6}"));
+    let network = one.node.network("n", "1.0.0", json!({}));
+    let others: Vec<_> = (0..3).map(|_| Namespace::new()).collect();
+    for (number, namespace) in others.iter().enumerate() {
+        let pod = Pod { container: &format!("other-{number}"), ifname: "eth0", netns: &namespace.path() };
+        one.node.call("ADD", pod, &network).result();
+    }
+    let path = one.namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let stdin = one.node.path("stdin");
+    std::fs::write(&stdin, network.to_string()).unwrap();
+    let directory = format!("{}/", one.node.path("addresses/n").display());
+    for verb in ["ADD", "DEL"] {
+        let log = log_of(&one.node, verb, pod, stdin.to_str().unwrap(), "trace=openat");
+        let opened = log.lines().filter_map(|line| line.split_once(&directory)?.1.split('"').next());
+        let addresses: Vec<_> = opened.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect();
+        let own: &[&str] = if verb == "ADD" { &[] } else { &["10.1.17.5", "fc00::5"] };
+        assert_eq!(addresses, own, "{verb}: {log}");
+    }
+    assert_eq!(one.node.reserved("n").len(), 6);
+}
+
+#[test]
+fn an_attachment_that_was_not_taken_down_gets_no_further_address() {
+    let one = One::new(V4);
+    let other = Namespace::new();
+    let network = one.node.network("n", "1.0.0", json!({}));
+    one.call("ADD", &network, &[]).result();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &other.path() };
+    let (code, msg) = one.node.call("ADD", pod, &network).error();
+    let expected = "failed to allocate for range 0: 10.1.17.2 has been allocated to c1, duplicate allocation is not allowed";
+    assert_eq!((code, msg.as_str()), (999, expected));
+    assert_eq!((one.node.reserved("n"), other.links()), (vec!["10.1.17.2".to_owned()], vec!["lo".to_owned()]));
 }
 
 #[test]

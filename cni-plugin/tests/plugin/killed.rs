@@ -109,13 +109,17 @@ fn traced_program(
     command.status().expect("install the package strace").success()
 }
 
+/// What strace tells of a call that succeeds.
+pub(crate) fn log_of(node: &Node, verb: &str, pod: Pod<'_>, stdin: &str, trace: &str) -> String {
+    let log = node.path("trace");
+    assert!(traced(node, verb, pod, stdin, &["-s", "4096", "-o", log.to_str().unwrap(), "-e", trace]));
+    fs::read_to_string(log).unwrap()
+}
+
 /// The steps of a call that succeeds, each as a system call and its how manieth it is.
 fn steps(node: &Node, verb: &str, pod: Pod<'_>, stdin: &str) -> Vec<(String, usize)> {
-    let log = node.path("trace");
-    let trace = format!("trace={}", STEPS.join(","));
-    assert!(traced(node, verb, pod, stdin, &["-o", log.to_str().unwrap(), "-e", &trace]));
+    let log = log_of(node, verb, pod, stdin, &format!("trace={}", STEPS.join(",")));
     let mut counts = std::collections::BTreeMap::<String, usize>::new();
-    let log = fs::read_to_string(log).unwrap();
     let names = log.lines().filter_map(|line| line.split_once('(')).map(|(name, _)| name.to_owned());
     names
         .filter(|name| STEPS.contains(&&**name))

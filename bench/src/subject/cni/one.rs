@@ -1,6 +1,7 @@
 //! One pod after the other: the median of the times, and the CPU time of all that runs for a pod.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -38,6 +39,8 @@ pub(super) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         [0, 1].map(|way| figure(format!("cni-one-{verb}-cpu-{}", names[way]), "ms of CPU", limit(way, most)))
     });
     let mut add_ratio = figure("cni-one-add-ratio".into(), "ratio", Limit::Median(ADD_RATIO));
+    let mut floor = [("ip-batch", "ms"), ("ip-batch-cpu", "ms of CPU")]
+        .map(|(name, unit)| figure(format!("cni-one-add-{name}"), unit, Limit::None));
     let mut bare = figure("cni-one-link-del".into(), "ms", Limit::None);
     let mut del_ratio = figure("cni-one-del-to-link-del".into(), "ratio", Limit::Median(DEL_RATIO));
     let mut full = [0, 1]
@@ -51,6 +54,9 @@ pub(super) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
                 times[way].rounds.push(time);
                 cpu[way].rounds.push(used);
             }
+        }
+        for (figure, value) in floor.iter_mut().zip(ip_batch(&nodes[0], &pods[..PODS])?) {
+            figure.rounds.push(value);
         }
         bare.rounds.push(link_del(&nodes[0], &pods[..PODS])?);
         let last = |figure: &Figure| figure.rounds.last().copied().unwrap_or_default();
@@ -70,6 +76,7 @@ pub(super) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         .iter()
         .flatten()
         .chain(cpu.iter().flatten())
+        .chain(&floor)
         .chain([&add_ratio, &bare, &del_ratio])
         .chain(&full);
     for figure in all {
@@ -92,6 +99,42 @@ fn in_turn(node: &Node, verb: &str, pods: &[Namespace], first: usize) -> anyhow:
         times.sort_by(f64::total_cmp);
         Ok((median(&times), (children()? - before) / pods.len() as f64))
     })
+}
+
+/// The median of the milliseconds, and the CPU time, in which two runs of `ip -batch` ask the kernel for what an ADD asks it for, on
+/// the node and in the pod. Nothing is removed in between, as with ADD.
+fn ip_batch(node: &Node, pods: &[Namespace]) -> anyhow::Result<[f64; 2]> {
+    let batch = |lines: &str| -> anyhow::Result<()> {
+        let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+        child.stdin.take().context("it is piped")?.write_all(lines.as_bytes())?;
+        ensure!(child.wait()?.success(), "ip -batch failed: {lines}");
+        Ok(())
+    };
+    let before = children()?;
+    let mut times = Vec::new();
+    for (number, pod) in pods.iter().enumerate() {
+        let start = Instant::now();
+        let path = pod.path().display().to_string();
+        let pair = format!(
+            "link add floor{number} mtu 1450 up master cni0 type veth peer name eth0 mtu 1450 netns {path}\n\
+             link set floor{number} type bridge_slave hairpin on\n"
+        );
+        node.namespace.run(|| batch(&pair))?;
+        let inside = format!(
+            "link set eth0 up\naddress add 10.244.7.{}/24 brd + dev eth0\nroute add 10.244.0.0/16 via 10.244.7.1\n\
+             route add default via 10.244.7.1\n",
+            number + 2
+        );
+        pod.run(|| batch(&inside))?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let used = (children()? - before) / pods.len() as f64;
+    for pod in pods {
+        let status = pod.run(|| Command::new("ip").args(["link", "del", "eth0"]).status())?;
+        ensure!(status.success(), "ip link del failed");
+    }
+    times.sort_by(f64::total_cmp);
+    Ok([median(&times), used])
 }
 
 /// Milliseconds of CPU of all programs that have ended.
