@@ -59,7 +59,9 @@ fn delete_link(namespace: &Namespace, name: &str) -> Result<Vec<IpAddr>, String>
         .map_err(failed)?;
     let Ok([addresses, deleted]) = <[Told; 2]>::try_from(told) else { return Ok(Vec::new()) };
     match deleted {
-        Ok(_) | Err(Errno::NO_DEVICE) => Ok(addresses.map(|replies| address::all(&replies)).unwrap_or_default()),
+        Ok(_) | Err(Errno::NO_DEVICE) => {
+            Ok(addresses.map(|replies| address::all(&replies)).unwrap_or_default())
+        }
         Err(errno) => Err(failed(errno)),
     }
 }

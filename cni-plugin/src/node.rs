@@ -16,10 +16,13 @@ use crate::note;
 /// # Errors
 /// As [`read`]. A file that is there and can't be used is not waited for: flanneld writes it in one step.
 pub(crate) fn wait(file: &str, limit: Duration) -> Result<Reading, String> {
-    let start = Instant::now();
     let missing = || fs::metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if let Ok(reading) = read(file) {
+        return Ok(reading);
+    }
     if !limit.is_zero() && missing() {
         note(&format!("waiting up to {} s for {file}", limit.as_secs()));
+        let start = Instant::now();
         while start.elapsed() < limit && missing() {
             thread::sleep(Duration::from_millis(20));
         }

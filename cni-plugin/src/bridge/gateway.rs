@@ -28,9 +28,8 @@ pub(super) fn ensure(
     host.ask_strictly();
     for ipv6 in families(gateways) {
         let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
-        let failed = |errno: Errno| {
-            format!("failed to set bridge addr: could not get list of IP addresses: {errno}")
-        };
+        let failed =
+            |errno: Errno| format!("failed to set bridge addr: could not get list of IP addresses: {errno}");
         let questions = vec![netconf::look(ipv6), address::dump(family, bridge.index)];
         let [settings, addresses] = &host.exchange(questions).map_err(|refusal| failed(refusal.errno))?[..]
         else {

@@ -155,11 +155,7 @@ fn release_leaks(config: &HostLocalConfig, store: &Store) -> bool {
 ///
 /// # Errors
 /// A sentence, when the directory can't be had.
-pub(crate) fn del(
-    config: &HostLocalConfig,
-    attachment: &Attachment,
-    seen: &[IpAddr],
-) -> Result<(), String> {
+pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment, seen: &[IpAddr]) -> Result<(), String> {
     let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
     let possible = |address: &IpAddr| config.sets.iter().any(|set| set.range_of(*address).is_some());
     let seen: Vec<_> = seen.iter().copied().filter(possible).collect();

@@ -239,7 +239,8 @@ impl Store {
     /// other reservations are not read.
     pub(crate) fn release(&self, attachment: &Attachment, sets: usize, seen: &[IpAddr]) {
         let _ = fs::remove_file(self.temporary());
-        let exact = |one: &Reservation| matches!(&one.holder, Holder::Attachment(holder) if holder == attachment);
+        let exact =
+            |one: &Reservation| matches!(&one.holder, Holder::Attachment(holder) if holder == attachment);
         let seen = seen.iter().collect::<BTreeSet<_>>().into_iter();
         let read = |address: &IpAddr| Reservation::read(*address, self.path(*address));
         let mut own: Vec<_> = seen.map(read).filter(exact).collect();

@@ -1,4 +1,4 @@
-//! Options of netlink sockets, which have no safe form in what is linked already.
+//! What netlink sockets need that has no safe form in what is linked already.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,4 +15,18 @@ pub(super) fn set(socket: BorrowedFd<'_>, option: i32, value: i32) -> io::Result
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const value).cast(), length)
     };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Receives a datagram into the buffer, as much of it as there is room for. The buffer is not cleared before, so that of a large one
+/// only the pages are touched that something is received into.
+///
+/// # Errors
+/// The system's.
+#[expect(unsafe_code, reason = "the standard library can't yet receive into a buffer that is not cleared")]
+pub(super) fn receive(socket: &socket2::Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    let length = socket.recv(buffer.spare_capacity_mut())?;
+    // SAFETY: the first `length` bytes of the room behind the elements were written by recv, and there are no elements.
+    unsafe { buffer.set_len(length) };
+    Ok(())
 }

@@ -1,16 +1,16 @@
 //! A conversation with the kernel in the network namespace in which it was begun.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 
 use socket2::{Domain, Protocol, Type};
 
-use super::{Errno, options};
+use super::Errno;
 use super::message::{Message, Reply, number, replies};
+use super::options::{self, receive};
 
-/// Larger than any datagram that the kernel sends, and large enough that it is mapped: pages that nothing is received into are
-/// never touched.
-const BUFFER: usize = 256 << 10;
+/// Larger than any datagram that the kernel sends.
+const BUFFER: usize = 64 << 10;
 /// `NETLINK_GET_STRICT_CHK`.
 const STRICT_CHECK: i32 = 12;
 
@@ -59,7 +59,7 @@ impl Socket {
             Type::from(libc::SOCK_RAW),
             Some(Protocol::from(protocol)),
         )?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
     /// Has the kernel take the conditions of a dump seriously, such as the index of a link, if it knows how to (4.20).
@@ -146,8 +146,8 @@ impl Socket {
 
     fn receive(&mut self) -> Result<Vec<Reply>, Errno> {
         loop {
-            match self.socket.read(&mut self.buffer) {
-                Ok(length) => return Ok(replies(&self.buffer[..length])),
+            match receive(&self.socket, &mut self.buffer) {
+                Ok(()) => return Ok(replies(&self.buffer)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }

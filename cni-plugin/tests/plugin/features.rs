@@ -107,7 +107,10 @@ fn an_attachment_that_was_not_taken_down_gets_no_further_address() {
     let (code, msg) = one.node.call("ADD", pod, &network).error();
     let expected = "failed to allocate for range 0: 10.1.17.2 has been allocated to c1, duplicate allocation is not allowed";
     assert_eq!((code, msg.as_str()), (999, expected));
-    assert_eq!((one.node.reserved("n"), other.links()), (vec!["10.1.17.2".to_owned()], vec!["lo".to_owned()]));
+    assert_eq!(
+        (one.node.reserved("n"), other.links()),
+        (vec!["10.1.17.2".to_owned()], vec!["lo".to_owned()])
+    );
 }
 
 #[test]

@@ -51,7 +51,9 @@ impl Sole {
                     return Ok(Self(Some(tokio::spawn(answer_all(listener, answer)))));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error).context("--network-policy: a socket for other agents to see"),
+                Err(error) => {
+                    return Err(error).context("--network-policy: a socket for other agents to see");
+                }
             }
             let holder = holder().await;
             if Instant::now() < given_up && !matches!(holder, Holder::Stranger { .. }) {
