@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use backends::diff::diff;
-use backends::{ActiveBackends, KernelState, Macs, Node, PeerContext, Peers, Setup, Underlay};
+use backends::{ActiveBackends, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Underlay};
 use divan::Bencher;
 use subnet::lease::parse_key;
 use subnet::{Family, Lease, Leases, Mac, NetworkConfig, PublicAddrs};
@@ -62,7 +62,7 @@ impl Cluster {
         let mut macs = Macs::default();
         macs.set(Family::V4, Mac([2, 0, 0, 0, 0, 1]));
         let all = &peers.usable;
-        self.active.plan(Setup { node: &node, own: &self.own.subnets, macs: &macs, peers: all, all })
+        self.active.plan(PlanInput { node: &node, own: &self.own.subnets, macs: &macs, peers: all, all })
     }
 
     /// What there should be, for so many peers.
