@@ -40,6 +40,10 @@ pub struct Behaviour {
     pub bookmark_every: Option<Duration>,
     /// Every watch ends after this long.
     pub watches_end_after: Option<Duration>,
+    /// Watches bring whole objects also where metadata was asked for.
+    pub whole_objects: bool,
+    /// Any other form of an answer than whole objects is refused, as by a proxy: 406.
+    pub no_other_form: bool,
 }
 
 /// Requests that are refused, and how.
@@ -64,6 +68,8 @@ pub struct Request {
     pub path: String,
     /// `Content-Type`, or nothing.
     pub content_type: String,
+    /// `Accept`, or nothing.
+    pub accept: String,
     /// The body.
     pub body: String,
 }

@@ -19,6 +19,8 @@ mod follow;
 mod hold;
 #[path = "kube/live.rs"]
 mod live;
+#[path = "kube/metadata.rs"]
+mod metadata;
 #[path = "kube/policies.rs"]
 mod policies;
 #[path = "kube/ready.rs"]

@@ -26,6 +26,8 @@ pub(crate) enum Subject {
     Pods,
     #[value(name = "start-5000")]
     Start5000,
+    #[value(name = "start-20000")]
+    Start20000,
     Heartbeat,
     #[value(name = "churn-20000")]
     Churn20000,
@@ -42,6 +44,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Subject::Start2 => pair::measure(stage, record),
         Subject::Pods => pods::measure(stage, record),
         Subject::Start5000 => many::measure(stage, record),
+        Subject::Start20000 => many::measure_20000(stage, record),
         Subject::Heartbeat => heartbeat::measure(stage, record),
         Subject::Churn20000 => churn::measure(stage, record),
     })

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Connection, Failure, Objects};
+use super::connection::{Connection, Failure, METADATA, OBJECTS, Objects};
 use super::split::Bulk;
 use crate::store::{StoreError, random_below};
 use crate::text::shortened;
@@ -28,12 +28,19 @@ pub(super) struct Collection {
     /// `fieldSelector=...`, fit for a query.
     selector: Option<String>,
     bulk: Bulk,
+    /// The form that watches ask for.
+    accept: &'static str,
 }
 
 impl Collection {
     /// All objects under `path`, without what is `bulk`.
     pub(super) fn new(path: impl Into<String>, bulk: Bulk) -> Self {
-        Self { path: path.into(), selector: None, bulk }
+        Self { path: path.into(), selector: None, bulk, accept: OBJECTS }
+    }
+
+    /// Of which a watch brings the metadata alone, where the server can do that.
+    pub(super) fn metadata(self) -> Self {
+        Self { accept: METADATA, ..self }
     }
 
     /// Those of them whose field has this value.
@@ -140,7 +147,8 @@ impl Connection {
         collection: &Collection,
         version: &str,
     ) -> Result<Objects<'_>, Failure> {
-        Ok(self.watch(&collection.watch_path(version)).await?.without(collection.bulk))
+        let events = self.watch(&collection.watch_path(version), collection.accept).await?;
+        Ok(events.without(collection.bulk))
     }
 
     /// The text of the next event of a watch. May be dropped and called again.

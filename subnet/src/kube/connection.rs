@@ -29,6 +29,12 @@ const MAY_BE_RENEWED: Duration = Duration::from_secs(30);
 /// How much of an error's text is read.
 const ERROR_TEXT: usize = 64 << 10;
 
+/// Asks for whole objects.
+pub(super) const OBJECTS: &str = "application/json";
+/// Asks for the metadata of objects alone. A server that can't do that sends whole objects.
+pub(super) const METADATA: &str =
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+
 /// Why a request came to nothing.
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -93,34 +99,40 @@ impl Connection {
 
     /// Reads one object.
     pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
-        let body = self.send(Method::GET, path, None).await?;
+        let body = self.send(Method::GET, path, OBJECTS, None).await?;
         self.whole(body).await
     }
 
     /// Changes one object by a strategic merge patch.
     pub(super) async fn patch(&self, path: &str, patch: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        let body =
-            self.send(Method::PATCH, path, Some(("application/strategic-merge-patch+json", patch))).await?;
+        let content = Some(("application/strategic-merge-patch+json", patch));
+        let body = self.send(Method::PATCH, path, OBJECTS, content).await?;
         self.whole(body).await
     }
 
     /// Creates one object.
     pub(super) async fn post(&self, path: &str, object: Vec<u8>) -> Result<(), Failure> {
-        let body = self.send(Method::POST, path, Some(("application/json", object))).await?;
+        let body = self.send(Method::POST, path, OBJECTS, Some(("application/json", object))).await?;
         self.whole(body).await.map(drop)
     }
 
     /// Begins to read a list.
     pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves.subscribe();
-        let body = self.send(Method::GET, path, None).await?;
+        let body = self.send(Method::GET, path, OBJECTS, None).await?;
         Ok(Objects { connection: self, body, splitter: Splitter::list(), moves })
     }
 
-    /// Begins to watch.
-    pub(super) async fn watch(&self, path: &str) -> Result<Objects<'_>, Failure> {
+    /// Begins to watch objects in the form that `accept` asks for.
+    pub(super) async fn watch(&self, path: &str, accept: &'static str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves.subscribe();
-        let body = self.send(Method::GET, path, None).await?;
+        let body = match self.send(Method::GET, path, accept, None).await {
+            // Something between this node and the server knows no other form.
+            Err(failure) if failure.status == 406 && accept != OBJECTS => {
+                self.send(Method::GET, path, OBJECTS, None).await?
+            }
+            outcome => outcome?,
+        };
         Ok(Objects { connection: self, body, splitter: Splitter::sequence(), moves })
     }
 
@@ -129,13 +141,14 @@ impl Connection {
         &self,
         method: Method,
         path: &str,
+        accept: &'static str,
         content: Option<(&'static str, Vec<u8>)>,
     ) -> Result<Body, Failure> {
         let begun = Instant::now();
         let read = self.client.lock().await.as_ref().map(|made| made.at);
-        match self.attempt(method.clone(), path, content.clone()).await {
+        match self.attempt(method.clone(), path, accept, content.clone()).await {
             Err(failure) if failure.status == 401 && read.is_some_and(|at| begun - at >= MAY_BE_RENEWED) => {
-                self.attempt(method, path, content).await
+                self.attempt(method, path, accept, content).await
             }
             outcome => outcome,
         }
@@ -145,10 +158,10 @@ impl Connection {
         &self,
         method: Method,
         path: &str,
+        accept: &'static str,
         content: Option<(&'static str, Vec<u8>)>,
     ) -> Result<Body, Failure> {
-        let mut request =
-            Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
         let body = match content {
             None => Body::empty(),
             Some((kind, content)) => {

@@ -1,5 +1,9 @@
 //! All leases, from the API server to the feed: list, watch from there, and list again when the watch
 //! can't be continued. Heartbeats of nodes, which are most of what a watch brings, end at the table.
+//!
+//! A list brings whole nodes, a watch their metadata: a heartbeat is a quarter of a node then, and annotations are metadata.
+//! The pod subnets, which are not, never change while a node exists, so they are taken from what is known of it; of a new
+//! node from `managedFields`, and where that says nothing, by a request for this node (docs/adr/031).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -10,12 +14,12 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, timeout_at};
 
 use super::Kube;
-use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE, Watching};
+use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE, Watching, encoded};
 use super::connection::{Failure, Objects};
 use super::node::{Node, Seen};
 use super::split::Bulk;
 use super::table::Table;
-use crate::net::Family;
+use crate::net::{Family, Subnets};
 use crate::pace::Backoff;
 use crate::store::Feed;
 use crate::text::shortened;
@@ -33,6 +37,8 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) const NODES: &str = "/api/v1/nodes";
 /// What makes most of a node and says nothing about leases: the status, and who manages which field.
 pub(super) const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"] };
+/// In a watch, the latter tells the subnets of new nodes.
+const WATCHED_BULK: Bulk = Bulk { members: &["status"], parts: &[] };
 
 /// What is known, and from where the watch goes on.
 struct Place {
@@ -43,6 +49,14 @@ struct Place {
     /// What nodes have said that is not acted upon yet.
     late: Late,
     watching: Watching,
+}
+
+/// What became of an event.
+enum Taken {
+    /// It was taken in; whether it changes any lease.
+    Whole(bool),
+    /// It was not: the subnets of this node have to be found out first.
+    Lacks { name: String, uid: String },
 }
 
 /// What nodes say and when it counts, by name.
@@ -119,7 +133,8 @@ impl Kube {
             }
         };
         place.watching.begins();
-        let mut events = self.connection.watch_from(&Collection::new(NODES, BULK), &version).await?;
+        let nodes = Collection::new(NODES, WATCHED_BULK).metadata();
+        let mut events = self.connection.watch_from(&nodes, &version).await?;
         // Ends the trouble that there may have been, unless the watches before this one began as well.
         place.publish(feed);
         tokio::select! {
@@ -142,7 +157,7 @@ impl Kube {
             let late = place.late.values().map(|(at, _)| *at).min();
             let until = [due, proof, late].into_iter().flatten().fold(silence, Instant::min);
             let outcome = match timeout_at(until, self.connection.event_text(events)).await {
-                Ok(Ok(event)) => match place.take(event, self) {
+                Ok(Ok(event)) => match self.take(place, &event).await {
                     Ok(news) => {
                         feed.answered();
                         if news || place.watching.proven() {
@@ -171,6 +186,32 @@ impl Kube {
             }
             outcome?;
         }
+    }
+
+    /// Takes an event in; whether it changes any lease.
+    async fn take(&self, place: &mut Place, event: &[u8]) -> Result<bool, Ended> {
+        match place.take(event, self, None)? {
+            Taken::Whole(news) => Ok(news),
+            Taken::Lacks { name, uid } => match self.subnets_of(&name, &uid).await? {
+                Some(subnets) => match place.take(event, self, Some(subnets))? {
+                    Taken::Whole(news) => Ok(news),
+                    Taken::Lacks { .. } => Ok(false),
+                },
+                // It is gone, and that will be told.
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// The pod subnets of a node that nothing in its metadata tells; `None` if there is no such node any more.
+    async fn subnets_of(&self, name: &str, uid: &str) -> Result<Option<Subnets>, Failure> {
+        let json = match self.connection.get(&format!("{NODES}/{}", encoded(name))).await {
+            Err(failure) if failure.status == 404 => return Ok(None),
+            outcome => outcome?,
+        };
+        let node = self.node(&json)?;
+        // What can't be read is wrong in the next list, too, and is told there.
+        Ok((node.metadata.uid == uid).then(|| node.subnets().unwrap_or_default()))
     }
 
     /// All nodes that Flannel manages, and the version as of which these are all.
@@ -258,8 +299,8 @@ impl Place {
         self.table.put(name, seen, None)
     }
 
-    /// Takes an event in; whether it changes any lease.
-    fn take(&mut self, json: Vec<u8>, kube: &Kube) -> Result<bool, Ended> {
+    /// Takes an event in, of a node with these subnets where that has been found out.
+    fn take(&mut self, json: &[u8], kube: &Kube, given: Option<Subnets>) -> Result<Taken, Ended> {
         #[derive(Deserialize)]
         struct Watched<'a> {
             #[serde(borrow, rename = "type")]
@@ -267,16 +308,27 @@ impl Place {
             #[serde(borrow)]
             object: Node<'a>,
         }
-        let (kind, node) = match serde_json::from_slice::<Watched<'_>>(&json) {
+        let (kind, mut node) = match serde_json::from_slice::<Watched<'_>>(json) {
             Ok(Watched { kind, object }) if Kind::of(kind) != Kind::Error => (Kind::of(kind), object),
             // Decoded as a node in one go, for nearly all are heartbeats. This one is something else.
             outcome => {
                 let why = outcome.err().map(|error| format!("an event: {}", shortened(&error.to_string())));
                 let why = why.unwrap_or_default();
-                kube.connection.event(json)?;
+                kube.connection.event(json.to_vec())?;
                 return Err(kube.connection.away(why).into());
             }
         };
+        if kind == Kind::Put && node.is_partial() {
+            let known = given.or_else(|| self.table.subnets_of(&node.metadata.name, node.created()));
+            match known.or_else(|| node.noted_subnets()) {
+                Some(subnets) => node.give(subnets),
+                None if node.is_managed(&kube.prefix) => {
+                    let metadata = node.metadata;
+                    return Ok(Taken::Lacks { name: metadata.name.into(), uid: metadata.uid.into() });
+                }
+                None => {}
+            }
+        }
         let name = node.metadata.name.as_ref();
         let news = match kind {
             Kind::Put => self.put(&node, kube),
@@ -291,6 +343,6 @@ impl Place {
             self.version = Some(node.metadata.resource_version.to_string());
             self.least = Least::Seen(node.metadata.resource_version.into_owned());
         }
-        Ok(news)
+        Ok(Taken::Whole(news))
     }
 }

@@ -1,12 +1,14 @@
 //! A node object, of which only the few members are decoded that say something about leases.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, address};
 use crate::gojson::{Object, shortened};
@@ -17,10 +19,15 @@ use crate::wireguard::WireguardData;
 /// A node as the API server writes it; everything else is skipped unread.
 #[derive(Debug, Deserialize)]
 pub(super) struct Node<'a> {
+    #[serde(borrow, default)]
+    kind: Cow<'a, str>,
     #[serde(borrow)]
     pub(super) metadata: Metadata<'a>,
     #[serde(borrow, default)]
     spec: Spec<'a>,
+    /// The pod subnets, of a node without its spec.
+    #[serde(skip)]
+    given: Option<Subnets>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -29,13 +36,15 @@ pub(super) struct Metadata<'a> {
     #[serde(borrow, default)]
     pub(super) name: Cow<'a, str>,
     #[serde(borrow, default)]
-    uid: Cow<'a, str>,
+    pub(super) uid: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) resource_version: Cow<'a, str>,
     #[serde(borrow, default)]
     creation_timestamp: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     annotations: Option<Pairs<'a>>,
+    #[serde(borrow, default)]
+    managed_fields: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -44,6 +53,25 @@ struct Spec<'a> {
     pod_cidr: Option<Cow<'a, str>>,
     #[serde(borrow, default, rename = "podCIDRs")]
     pod_cidrs: Option<Vec<Text<'a>>>,
+}
+
+/// Who manages which fields, as far as it says something about the pod subnets.
+#[derive(Deserialize)]
+struct Managed {
+    #[serde(default, rename = "fieldsV1")]
+    fields: Option<ManagedFields>,
+}
+
+#[derive(Deserialize)]
+struct ManagedFields {
+    #[serde(default, rename = "f:spec")]
+    spec: Option<ManagedSpec>,
+}
+
+#[derive(Deserialize)]
+struct ManagedSpec {
+    #[serde(default, rename = "f:podCIDRs")]
+    pod_cidrs: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 /// Text that stays in the answer unless it is escaped there.
@@ -75,11 +103,49 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
 }
 
 impl Node<'_> {
+    /// Whether this is the metadata alone, so that nothing is said about the spec.
+    pub(super) fn is_partial(&self) -> bool {
+        self.kind == "PartialObjectMetadata"
+    }
+
+    /// Whether Flannel manages it.
+    pub(super) fn is_managed(&self, prefix: &Prefix) -> bool {
+        self.annotation(prefix, MANAGED) == Some("true")
+    }
+
+    /// These are its pod subnets.
+    pub(super) fn give(&mut self, subnets: Subnets) {
+        self.given = Some(subnets);
+    }
+
+    /// The pod subnets as `managedFields` has them: `podCIDRs` is a set, of which the server notes there who has set which
+    /// elements. `None` if that was cleared, or is not understood.
+    pub(super) fn noted_subnets(&self) -> Option<Subnets> {
+        let all: Vec<Managed> = serde_json::from_str(self.metadata.managed_fields?.get()).ok()?;
+        let fields = all.into_iter().filter_map(|managed| managed.fields?.spec?.pod_cidrs);
+        let mut subnets = Subnets::default();
+        for key in fields.flat_map(BTreeMap::into_keys) {
+            let Some(element) = key.strip_prefix("v:") else { continue };
+            let text: String = serde_json::from_str(element).ok()?;
+            let net: IpNet = text.parse().ok()?;
+            match subnets.get(Family::of(net.addr())) {
+                None => subnets.set(net),
+                Some(known) if known == net => {}
+                // Which one is the first is not noted.
+                Some(_) => return None,
+            }
+        }
+        (!subnets.is_empty()).then_some(subnets)
+    }
+
     /// The pod subnets; of two of one family the first, as Go's peers read them.
     ///
     /// # Errors
     /// A sentence naming the member and its value.
     pub(super) fn subnets(&self) -> Result<Subnets, String> {
+        if let Some(given) = self.given {
+            return Ok(given);
+        }
         let list: Vec<&str> = match self.spec.pod_cidrs.as_deref() {
             Some(list) if !list.is_empty() => list.iter().map(|text| text.0.as_ref()).collect(),
             _ => self.spec.pod_cidr.as_deref().filter(|text| !text.is_empty()).into_iter().collect(),
@@ -115,7 +181,7 @@ impl Node<'_> {
 
     /// What the node says about itself as a peer; `None` if Flannel doesn't manage it.
     pub(super) fn entry(&self, prefix: &Prefix, families: &[Family]) -> Option<Seen> {
-        if self.annotation(prefix, MANAGED) != Some("true") {
+        if !self.is_managed(prefix) {
             return None;
         }
         let kind = self.annotation(prefix, TYPE).unwrap_or_default();
@@ -354,6 +420,39 @@ mod tests {
         assert_eq!(lease.to_string(), "10.244.1.0/24 of 192.0.2.1 (vxlan)");
         assert_eq!(lease.created, 60);
         assert_eq!(lease.attachment.vtep(Family::V4).unwrap().mac.to_string(), "12:c6:65:89:b4:e3");
+    }
+
+    fn noted(fields: &str) -> Option<Subnets> {
+        let json = format!(
+            r#"{{"kind":"PartialObjectMetadata","metadata":{{"name":"n1","managedFields":{fields}}}}}"#
+        );
+        let node: Node<'_> = serde_json::from_str(&json).unwrap();
+        assert!(node.is_partial());
+        node.noted_subnets()
+    }
+
+    #[test]
+    fn the_subnets_of_a_node_without_a_spec_are_those_that_the_server_notes() {
+        // As kube-apiserver writes it: other managers, other fields, and the list itself as ".".
+        let of = |elements: &str| {
+            format!(
+                r#"[{{"manager":"kubelet","operation":"Update","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{}}}}}},
+                    {{"manager":"kube-controller-manager","fieldsV1":{{"f:spec":{{"f:podCIDR":{{}},"f:podCIDRs":{{".":{{}}{elements}}}}}}}}},
+                    {{"manager":"x"}}]"#
+            )
+        };
+        let words = |fields: &str| noted(fields).map(|subnets| subnets.to_string());
+        let (v4, v6) = (r#","v:\"10.244.1.0/24\"":{}"#, r#","v:\"fd00:1::/64\"":{}"#);
+        assert_eq!(words(&of(v4)).as_deref(), Some("10.244.1.0/24"));
+        assert_eq!(words(&of(&format!("{v6}{v4}"))).as_deref(), Some("10.244.1.0/24 and fd00:1::/64"));
+        for unclear in ["", r#","v:\"10.244.1.0\"":{}"#, r#","v:10.244.1.0/24":{}"#, r#","k:{}":{}"#] {
+            assert_eq!(words(&of(unclear)), None, "{unclear}");
+        }
+        let two = format!(r#"{v4},"v:\"10.244.2.0/24\"":{{}}"#);
+        assert_eq!(words(&of(&two)), None, "of two the first can't be told");
+        for cleared in ["null", "[]", "[{}]", "{}", "7", r#"[{"fieldsV1":null}]"#] {
+            assert_eq!(words(cleared), None, "{cleared}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::btree_map;
 
 use super::node::{Entry, Node, Seen};
 use crate::lease::{Attachment, Leases, Malformed};
-use crate::net::Family;
+use crate::net::{Family, Subnets};
 use crate::text::shortened;
 
 /// What is kept of the cluster between two events.
@@ -57,6 +57,12 @@ impl Table {
                 same_node && (now.public != known.public || says_less(&now.attachment, &known.attachment))
             }
         }
+    }
+
+    /// The subnets of the node of this name that was created at this moment, if they are known: they never change.
+    pub(super) fn subnets_of(&self, name: &str, created: u64) -> Option<Subnets> {
+        let lease = self.0.get(name)?.lease.as_ref()?;
+        (lease.created == created).then_some(lease.subnets)
     }
 
     /// Takes over what `before` knows of a node.
@@ -139,6 +145,15 @@ mod tests {
         assert!(!table.put("a", one(), None), "a heartbeat");
         assert!(!table.put("b", None, None), "a node that Flannel doesn't manage");
         assert!(table.put("a", None, None) && !table.remove("a"));
+    }
+
+    #[test]
+    fn subnets_are_those_of_a_node_and_not_of_another_one_of_its_name() {
+        let mut table = Table::default();
+        table.put("a", Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 7))), None);
+        let known = |created| table.subnets_of("a", created).map(|subnets| subnets.to_string());
+        assert_eq!((known(7).as_deref(), known(8)), (Some("10.0.1.0/24"), None));
+        assert_eq!(table.subnets_of("b", 7), None);
     }
 
     #[test]

@@ -83,6 +83,7 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
         method: parts.method.to_string(),
         path,
         content_type: text(header::CONTENT_TYPE),
+        accept: text(header::ACCEPT),
         body: String::from_utf8_lossy(&body).into_owned(),
     };
     shared.requests().push(request.clone());
@@ -112,7 +113,13 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
     let steps: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
     if let Some(selection) = collection(&request.method, &steps, &query) {
         return match query.contains_key("watch") {
-            true => watch(&query, selection, shared),
+            true if behaviour.no_other_form && request.accept != "application/json" => {
+                refuse(406, "only the following media types are accepted: application/json")
+            }
+            true => {
+                let partial = request.accept.contains("as=PartialObjectMetadata") && !behaviour.whole_objects;
+                watch(&query, selection, partial, shared)
+            }
             false => list(&query, &selection, shared),
         };
     }
@@ -272,7 +279,7 @@ async fn write_list(
     let _ = pen.send("]}\n".into()).await;
 }
 
-fn watch(query: &BTreeMap<&str, String>, selected: Selection, shared: Arc<Shared>) -> Answer {
+fn watch(query: &BTreeMap<&str, String>, selected: Selection, partial: bool, shared: Arc<Shared>) -> Answer {
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let seconds: u64 = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(1800);
     let end = shared.behaviour.borrow().watches_end_after.unwrap_or(Duration::from_secs(seconds));
@@ -282,7 +289,7 @@ fn watch(query: &BTreeMap<&str, String>, selected: Selection, shared: Arc<Shared
         shared.watching.send_modify(|count| *count += 1);
         let gone = pen.clone();
         tokio::select! {
-            () = write_watch(pen, from, selected, bookmarks, &shared) => {}
+            () = write_watch(pen, from, selected, (bookmarks, partial), &shared) => {}
             () = gone.closed() => {}
             () = sleep(end) => {}
             _ = deafened.changed() => gone.closed().await,
@@ -291,7 +298,14 @@ fn watch(query: &BTreeMap<&str, String>, selected: Selection, shared: Arc<Shared
     })
 }
 
-async fn write_watch(pen: Pen, mut at: u64, selected: Selection, bookmarks: bool, shared: &Shared) {
+async fn write_watch(
+    pen: Pen,
+    mut at: u64,
+    selected: Selection,
+    (bookmarks, partial): (bool, bool),
+    shared: &Shared,
+) {
+    let written = |object: &str| if partial { metadata_of(object) } else { object.to_owned() };
     let mut version = shared.version.subscribe();
     let every = shared.behaviour.borrow().bookmark_every.filter(|_| bookmarks);
     let mut bookmark = every.map(|every| Instant::now() + every);
@@ -312,7 +326,9 @@ async fn write_watch(pen: Pen, mut at: u64, selected: Selection, bookmarks: bool
         };
         for Change { version, kind, resource, name, object } in changes {
             at = version;
-            if selected.wants(resource, &name, &object) && pen.send(event(kind, &object)).await.is_err() {
+            if selected.wants(resource, &name, &object)
+                && pen.send(event(kind, &written(&object))).await.is_err()
+            {
                 return;
             }
         }
@@ -321,10 +337,17 @@ async fn write_watch(pen: Pen, mut at: u64, selected: Selection, bookmarks: bool
             () = until(bookmark) => {
                 bookmark = every.map(|every| Instant::now() + every);
                 let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": at.max(newest).to_string(), "creationTimestamp": null}, "spec": {}, "status": {}});
-                let _ = pen.send(event("BOOKMARK", &node.to_string())).await;
+                let _ = pen.send(event("BOOKMARK", &written(&node.to_string()))).await;
             }
         }
     }
+}
+
+/// An object without anything but its metadata.
+fn metadata_of(object: &str) -> String {
+    let object: Value = serde_json::from_str(object).unwrap_or_default();
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+        .to_string()
 }
 
 async fn until(when: Option<Instant>) {

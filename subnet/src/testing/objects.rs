@@ -106,6 +106,9 @@ impl Objects {
         };
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        if resource == Resource::Nodes {
+            note_pod_cidrs(&mut object);
+        }
         let known = self.objects.contains_key(&(resource, Arc::clone(&name)));
         let kind = if known { "MODIFIED" } else { "ADDED" };
         self.happened(kind, resource, name, object.to_string().into());
@@ -195,6 +198,28 @@ impl Objects {
 
     pub(super) fn events(&self) -> &[Value] {
         &self.events
+    }
+}
+
+/// Notes in `managedFields` who has set the pod subnets, as the server does, unless the field was cleared by `[{}]`.
+fn note_pod_cidrs(node: &mut Value) {
+    const MANAGER: &str = "kube-controller-manager";
+    let cidrs = node["spec"]["podCIDRs"].as_array().into_iter().flatten();
+    let elements: serde_json::Map<String, Value> =
+        cidrs.map(|cidr| (format!("v:{cidr}"), json!({}))).chain([(".".to_owned(), json!({}))]).collect();
+    let managed = &mut node["metadata"]["managedFields"];
+    if elements.len() == 1 || *managed == json!([{}]) {
+        return;
+    }
+    let fields = json!({"f:podCIDR": {}, "f:podCIDRs": elements});
+    if !managed.is_array() {
+        *managed = json!([]);
+    }
+    let Value::Array(all) = managed else { return };
+    match all.iter_mut().find(|entry| entry["manager"] == MANAGER) {
+        Some(entry) => entry["fieldsV1"]["f:spec"] = fields,
+        None => all.push(json!({"manager": MANAGER, "operation": "Update", "apiVersion": "v1",
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": fields}})),
     }
 }
 

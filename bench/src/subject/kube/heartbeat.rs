@@ -7,7 +7,6 @@ use anyhow::{bail, ensure};
 use bench::figure::{Figure, Limit, Record};
 use bench::monitor::Monitor;
 use bench::process::{cpu_time, resident_mib};
-use serde_json::{Value, json};
 
 use super::bed::{Cluster, Peer, received};
 use super::kernel::ensure_equal;
@@ -21,40 +20,39 @@ const BEATS: u32 = 3000;
 const APART: Duration = Duration::from_millis(3);
 const MAX_ROUNDS: u32 = 3;
 
-/// Measures heartbeats with all of a node, and with as much of it as its metadata has.
+/// Measures heartbeats of nodes as large as real ones, which a watch of metadata brings, and of nodes without a status by a
+/// server that sends whole objects.
 pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
-    let mut metadata = Figure::new("heartbeat: of them the metadata", "KB", Limit::None);
-    metadata.rounds.push(metadata_only(Peer::new(0).large())?.len() as f64 / 1e3);
-    beats(stage, record, "10 KB of status", Limit::Median(0.1), Limit::Median(15.0), Peer::large)?;
-    record.put(&metadata)?;
-    beats(stage, record, "no status", Limit::None, Limit::None, Peer::without_status)
+    let limits = [Limit::Median(0.05), Limit::Median(3.0), Limit::Median(15.0)];
+    beats(stage, record, "metadata", limits, false)?;
+    beats(stage, record, "whole nodes with 10 KB of status", [Limit::None; 3], true)
 }
 
 fn beats(
     stage: &Stage,
     record: &mut Record,
     kind: &str,
-    limit: Limit,
-    memory: Limit,
-    object: fn(Peer) -> Value,
+    limits: [Limit; 3],
+    whole: bool,
 ) -> anyhow::Result<()> {
     let title = format!("heartbeat: {kind}");
     stage.progress.step(&format!("{title}: making {PEERS} nodes"))?;
     let cluster = Cluster::new(stage)?;
-    (0..PEERS).for_each(|number| cluster.api.put_node(object(Peer::new(number))));
+    cluster.api.behave(|behaviour| behaviour.whole_objects = whole);
+    (0..PEERS).for_each(|number| cluster.api.put_node(Peer::new(number).large()));
     let mut member = cluster.start()?;
     member.agent.wait_ready(TIMEOUT)?;
     // The witnesses of changes want a bridge.
     member.node.namespace().ip("link add cni0 type bridge\nlink set cni0 up")?;
     stage.progress.pause(SETTLE)?;
     let pid = member.agent.process().id();
-    let mut cpu = Figure::new(format!("{title}: CPU for each"), "ms", limit);
-    let mut wire = Figure::new(format!("{title}: received for each"), "KB", Limit::None);
+    let mut cpu = Figure::new(format!("{title}: CPU for each"), "ms", limits[0]);
+    let mut wire = Figure::new(format!("{title}: received for each"), "KB", limits[1]);
     let mut touched = Figure::new(format!("{title}: changes to the kernel"), "", Limit::Each(0.0));
-    let mut resident = Figure::new(format!("{title}: VmRSS after {BEATS}"), "MiB", memory);
+    let mut resident = Figure::new(format!("{title}: VmRSS after {BEATS}"), "MiB", limits[2]);
     for round in stage.rounds(MAX_ROUNDS) {
         let monitor = Monitor::start(&member.node)?;
-        let (time, bytes) = round_of(stage, &cluster, &mut member, pid)?;
+        let (time, bytes) = round_of(stage, &cluster, &mut member, (pid, whole))?;
         let changes = monitor.finish(&member.node)?;
         changes.iter().for_each(|change| eprintln!("          changed: {change}"));
         cpu.rounds.push(time.as_secs_f64() * 1e3 / f64::from(BEATS));
@@ -75,10 +73,11 @@ fn round_of(
     stage: &Stage,
     cluster: &Cluster,
     member: &mut Member,
-    pid: u32,
+    (pid, whole): (u32, bool),
 ) -> anyhow::Result<(Duration, u64)> {
     let name = |beat: u32| Peer::new((beat % u32::from(PEERS)) as u16).name();
-    let least = cluster.api.node(&name(0)).map_or(0, |node| node.to_string().len());
+    let object = cluster.api.node(&name(0)).unwrap_or_default();
+    let least = if whole { object.to_string().len() } else { object["metadata"].to_string().len() };
     let (used, before, start) = (cpu_time(pid)?, received(member)?, Instant::now());
     for beat in 0..BEATS {
         if beat % 100 == 0 {
@@ -100,10 +99,4 @@ fn round_of(
         member.agent.log()
     );
     Ok((used, received))
-}
-
-/// A heartbeat as a watch of nothing but metadata brings it.
-fn metadata_only(node: Value) -> anyhow::Result<String> {
-    let object = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": node["metadata"]});
-    Ok(json!({"type": "MODIFIED", "object": object}).to_string())
 }
