@@ -57,6 +57,7 @@ pub use datapath::counters::Counters;
 pub use datapath::handover::{SocketFiles, TunnelFiles};
 pub use datapath::tunnels::Tunnels;
 pub use kernel::fights::Fights;
+pub use kernel::netlink::wireguard_sessions;
 pub use kernel::reconcile::{Report, Settled, converge, converge_but, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
@@ -76,6 +77,7 @@ pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::peer_counters::{PeerCounters, PeerTraffic};
 pub use traffic::rules::{Masquerade, Traffic};
 pub use traffic::{fast_path, firewall, iptables};
+pub use wg::ledger::{HandshakeFault, SessionReport, SessionState};
 
 /// The files with this host's WireGuard key, which may not exist.
 pub fn key_files() -> Vec<std::path::PathBuf> {

@@ -8,6 +8,7 @@
 //! | [`cookie`] | which handshakes are answered while there are too many |
 //! | [`session`], [`window`] | what encrypts and decrypts packets: values that all threads share |
 //! | [`peer`] | a peer's sessions, and what its timers are about |
+//! | [`ledger`] | what is reported about a peer's session |
 //! | [`device`] | all of them |
 //! | [`answers`], `timers` | what follows from a handshake message, and from time |
 //!
@@ -20,6 +21,7 @@ pub mod device;
 mod handshake;
 pub mod identity;
 pub mod key_file;
+pub mod ledger;
 pub mod message;
 pub mod peer;
 pub mod session;

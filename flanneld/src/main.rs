@@ -193,7 +193,7 @@ fn kernel(former: Option<Former>, health: &Health) -> anyhow::Result<(Netlink, L
     if let Some(former) = former {
         former.hand_to(&kernel.tunnels());
     }
-    health.board().count_tunnel(kernel.counters());
+    health.board().count_tunnel(kernel.counters(), kernel.tunnels());
     let notices = Listener::open().and_then(|notices| notices.without_echo_of(&kernel)).context(privilege)?;
     Ok((kernel, notices))
 }

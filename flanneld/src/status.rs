@@ -11,6 +11,7 @@ pub(crate) mod metrics;
 pub(crate) mod model;
 pub(crate) mod pool;
 mod probed;
+mod sessions;
 mod sources;
 mod times;
 mod traffic;

@@ -46,6 +46,12 @@ counters! {
     dropped_without_session,
     /// Handshakes that were carried out.
     handshakes,
+    /// Those of them that this node began.
+    handshakes_begun,
+    /// Initiations of this node that were not answered within five seconds.
+    handshakes_unanswered,
+    /// Of the refused handshake messages, those that answer this node: responses and cookies.
+    handshakes_misanswered,
     /// Handshake messages answered by a demand for a proof of the sender's address.
     handshakes_asked,
     /// Such demands of peers.

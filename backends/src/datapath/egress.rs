@@ -142,7 +142,7 @@ impl Egress {
             sealing.seal(&mut self.outbox, &mut self.said, &self.counters);
             sealing.post(&mut self.said, &self.sockets);
         }
-        self.flush(routing.port);
+        self.flush(&routing);
         if self.held {
             self.outbox.resume();
         }
@@ -229,7 +229,8 @@ impl Egress {
         self.sockets.iter().map(|socket| &**socket).find(|socket| socket.reaches(to))
     }
 
-    fn flush(&mut self, port: u16) {
+    fn flush(&mut self, routing: &Routing) {
+        let port = routing.port;
         let mut from = 0;
         while from < self.outbox.groups().len() {
             let groups = &self.outbox.groups()[from..];
@@ -242,20 +243,20 @@ impl Egress {
             let together = |group: &&Group| socket.reaches(group.to) && !self.distrusts(group);
             let trusted = groups.iter().take_while(together).count();
             if trusted == 0 {
-                self.send_singly(from, port);
+                self.send_singly(from, routing);
                 from += 1;
                 continue;
             }
             match socket.send(port, self.outbox.bytes(), &groups[..trusted]) {
                 Ok(sent) => {
-                    groups[..sent].iter().for_each(|group| self.count(group));
+                    groups[..sent].iter().for_each(|group| self.count(routing, group));
                     from += sent;
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN | libc::EINTR) => wait(socket),
                     Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO) if groups[0].packets > 1 => {
                         self.distrust(groups[0].to, &error);
-                        self.send_singly(from, port);
+                        self.send_singly(from, routing);
                         from += 1;
                     }
                     _ => {
@@ -269,10 +270,22 @@ impl Egress {
     }
 
     #[inline]
-    fn count(&self, group: &Group) {
+    fn count(&self, routing: &Routing, group: &Group) {
+        let bytes = group.extents.iter().map(|extent| extent.len() as u64).sum();
         self.counters.sent_groups.add(1);
         self.counters.sent_packets.add(group.packets.into());
-        self.counters.sent_bytes.add(group.extents.iter().map(|extent| extent.len() as u64).sum());
+        self.counters.sent_bytes.add(bytes);
+        self.count_for(routing, group.to, bytes);
+    }
+
+    /// Sessions count for themselves, and for another address than where packets go.
+    #[inline]
+    fn count_for(&self, routing: &Routing, to: IpAddr, bytes: u64) {
+        if self.sealing.is_none()
+            && let Some(peer) = routing.bytes(to)
+        {
+            peer.sent.add(bytes);
+        }
     }
 
     #[inline]
@@ -293,11 +306,11 @@ impl Egress {
         }
     }
 
-    fn send_singly(&mut self, index: usize, port: u16) {
+    fn send_singly(&mut self, index: usize, routing: &Routing) {
         let group = &self.outbox.groups()[index];
         let Some(socket) = self.socket(group.to) else { return };
         self.counters.sent_fallbacks.add(1);
-        let to = SocketAddr::new(group.to, group.port_or(port));
+        let to = SocketAddr::new(group.to, group.port_or(routing.port));
         let mut trouble = None;
         for range in group.each() {
             let packet = &self.outbox.bytes()[range];
@@ -313,6 +326,7 @@ impl Egress {
                 Ok(()) => {
                     self.counters.sent_packets.add(1);
                     self.counters.sent_bytes.add(packet.len() as u64);
+                    self.count_for(routing, group.to, packet.len() as u64);
                 }
                 Err(error) => {
                     self.counters.dropped_unsent.add(1);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::counters::Counters;
 use super::handover::TunnelFiles;
 use super::queue_steering::QUEUES;
@@ -11,6 +13,7 @@ use super::sys::Tun;
 use super::threads::{Datapath, Kept};
 use crate::state::forwarding::Forwarding;
 use crate::state::name::Name;
+use crate::wg::ledger::SessionReport;
 
 /// Whether the kernel is asked to hand over and take many packets at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +126,25 @@ impl Engine {
     /// What the tunnel does, if it does.
     pub(crate) fn forwarding(&self, name: &Name) -> Option<Arc<Forwarding>> {
         self.tunnels.get(name)?.datapath.as_ref()?.forwarding().cloned()
+    }
+
+    /// Lets so many milliseconds pass for all sessions, as if they had.
+    #[cfg(feature = "testing")]
+    pub(super) fn let_pass(&self, ms: u64) {
+        let datapaths = self.tunnels.values().filter_map(|tunnel| tunnel.datapath.as_ref());
+        datapaths.for_each(|datapath| datapath.let_pass(ms));
+    }
+
+    /// Bytes from and to each peer without a session, by its subnet.
+    pub(super) fn bytes(&self, mut each: impl FnMut(IpNet, u64, u64)) {
+        let datapaths = self.tunnels.values().filter_map(|tunnel| tunnel.datapath.as_ref());
+        datapaths.for_each(|datapath| datapath.bytes(&mut each));
+    }
+
+    /// How the session with each WireGuard peer stands, with the addresses of the peer's pods.
+    pub(super) fn sessions(&self, mut each: impl FnMut(&[IpNet], SessionReport)) {
+        let datapaths = self.tunnels.values().filter_map(|tunnel| tunnel.datapath.as_ref());
+        datapaths.for_each(|datapath| datapath.sessions(&mut each));
     }
 
     /// Lets the tunnel do this.

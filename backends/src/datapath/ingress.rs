@@ -18,7 +18,7 @@ use super::routing::Routing;
 use super::seal::{self, Sealing, handle};
 use super::shared::Shared;
 use super::sys::{Datagram, Receiver, Tun, UdpSocket};
-use crate::wg::device::Entry;
+use crate::wg::device::{Entry, Heard};
 use crate::wg::message::{HEADER, Message};
 use crate::wg::session::Refusal;
 use crate::wg::{Now, Outgoing};
@@ -101,7 +101,7 @@ impl Ingress {
             }
             stats.malformed += u64::from(datagram.len == 0);
             let end = datagram.start + datagram.len;
-            let mut start = datagram.start;
+            let (mut start, before) = (datagram.start, stats.bytes);
             while start < end {
                 let next = end.min(start + datagram.segment);
                 let expired = take(&mut self.coalescer, routing, datagram.from, bytes, start..next, stats);
@@ -111,12 +111,15 @@ impl Ingress {
                 }
                 start = next;
             }
+            if let Some(peer) = routing.bytes(datagram.from) {
+                peer.received.add(stats.bytes - before);
+            }
         }
     }
 
     /// Takes the packets of a batch out of what they are wrapped in.
     fn sealed(&mut self, sealing: &Sealing, routing: &Routing, stats: &mut IngressStats) {
-        let now = seal::now();
+        let now = sealing.now();
         let (datagrams, bytes) = self.receiver.batch();
         for datagram in datagrams {
             let mut opener = Opener { sealing, routing, datagram, now, last: None, heard: None };
@@ -137,11 +140,11 @@ impl Ingress {
                             }
                         }
                     }
-                    Some(_) => {
+                    Some(message) => {
                         let from = seal::sender(datagram);
                         let outcome =
                             sealing.device.handshake(&bytes[start..next], from, now, &mut self.said);
-                        seal::count(outcome, &self.counters);
+                        seal::count(&message, outcome, &self.counters);
                     }
                     None => stats.malformed += 1,
                 }
@@ -242,8 +245,8 @@ struct Opener<'a> {
     now: Now,
     /// The session that was looked up last, if there is one.
     last: Option<(u32, Option<Entry>)>,
-    /// Something of it was valid; whether there were packets.
-    heard: Option<bool>,
+    /// What of it was valid, if something was.
+    heard: Option<Heard>,
 }
 
 impl Opener<'_> {
@@ -269,6 +272,7 @@ impl Opener<'_> {
             self.sealing.device.unknown_session(seal::sender(self.datagram), self.now, said);
             return None;
         };
+        let bytes = datagram.len();
         let len = match session.open(datagram, counter) {
             Ok(len) => len,
             Err(Refusal::Forged) => {
@@ -280,7 +284,9 @@ impl Opener<'_> {
                 return None;
             }
         };
-        self.heard = Some(self.heard == Some(true) || len > 0);
+        let heard = self.heard.get_or_insert_default();
+        heard.packets |= len > 0;
+        heard.bytes += bytes;
         if len == 0 {
             return None;
         }
@@ -298,9 +304,9 @@ impl Opener<'_> {
 
     /// Tells the protocol that the peer was heard.
     fn tell(&mut self, said: &mut Vec<Outgoing>) {
-        if let (Some(packets), Some((_, Some(entry)))) = (self.heard.take(), &self.last) {
+        if let (Some(heard), Some((_, Some(entry)))) = (self.heard.take(), &self.last) {
             let from = seal::sender(self.datagram);
-            self.sealing.device.heard(entry, from, packets, self.now, said);
+            self.sealing.device.heard(entry, from, heard, self.now, said);
         }
     }
 }

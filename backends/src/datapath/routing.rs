@@ -1,10 +1,12 @@
 //! Which peer a packet goes to, and which packets are taken from whom.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::{Family, PublicAddrs};
 
+use super::counters::Counter;
 use super::seal::handle;
 use crate::state::forwarding::Forwarding;
 
@@ -31,6 +33,15 @@ struct Table<Bits> {
     ranges: Vec<Range<Bits>>,
     /// The public addresses of all peers, sorted.
     publics: Vec<Bits>,
+    /// What each of them sends and gets; empty where something else counts that.
+    bytes: Vec<Arc<PeerBytes>>,
+}
+
+/// What was carried for a peer, in bytes of packets without outer headers.
+#[derive(Debug, Default)]
+pub(super) struct PeerBytes {
+    pub(super) received: Counter,
+    pub(super) sent: Counter,
 }
 
 /// The addresses of one peer.
@@ -48,7 +59,20 @@ impl<Bits: Ord + Copy> Table<Bits> {
         let mut publics: Vec<Bits> = ranges.iter().map(|range| range.public).collect();
         publics.sort_unstable();
         publics.dedup();
-        Self { ranges, publics }
+        Self { ranges, publics, bytes: Vec::new() }
+    }
+
+    /// Counts bytes of each peer, for those that were there `before` on top of what they had.
+    fn counting(mut self, before: Option<&Self>) -> Self {
+        let of =
+            |public: &Bits| before.and_then(|before| before.bytes_of(*public)).cloned().unwrap_or_default();
+        self.bytes = self.publics.iter().map(of).collect();
+        self
+    }
+
+    #[inline]
+    fn bytes_of(&self, public: Bits) -> Option<&Arc<PeerBytes>> {
+        self.bytes.get(self.publics.binary_search(&public).ok()?)
     }
 
     #[inline]
@@ -67,7 +91,23 @@ impl<Bits: Ord + Copy> Table<Bits> {
 impl Routing {
     /// The lookup tables of `forwarding`.
     pub fn new(forwarding: &Forwarding) -> Self {
-        Self::with_peers(forwarding, &forwarding.peers)
+        Self::following(forwarding, None)
+    }
+
+    /// The lookup tables of `forwarding`, which go on counting where those `before` them were.
+    pub(super) fn following(forwarding: &Forwarding, before: Option<&Self>) -> Self {
+        let this = Self::with_peers(forwarding, &forwarding.peers);
+        let (v4, v6) = (before.map(|before| &before.v4), before.map(|before| &before.v6));
+        Self { v4: this.v4.counting(v4), v6: this.v6.counting(v6), ..this }
+    }
+
+    /// What is counted for the peer with this public address.
+    #[inline]
+    pub(super) fn bytes(&self, public: IpAddr) -> Option<&PeerBytes> {
+        match public {
+            IpAddr::V4(v4) => self.v4.bytes_of(v4.to_bits()).map(Arc::as_ref),
+            IpAddr::V6(v6) => self.v6.bytes_of(v6.to_bits()).map(Arc::as_ref),
+        }
     }
 
     /// The lookup tables of one that encrypts: of the peers, in their order, these are the numbers.
@@ -200,6 +240,26 @@ mod tests {
         let routing = Routing::new(&forwarding);
         assert!(routing.knows(address("192.0.2.4")) && routing.knows(address("2001:db8::4")));
         assert!(routing.owns(address("192.0.2.2"), address("1.1.1.1")));
+    }
+
+    #[test]
+    fn bytes_are_counted_by_public_address_and_go_on_when_other_peers_come_and_go() {
+        let peer = |third: u8, public: &str| {
+            (format!("10.244.{third}.0/24").parse().unwrap(), public.parse::<IpAddr>().unwrap())
+        };
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = Routing::new(&forwarding(vec![peer(2, "192.0.2.2"), peer(3, "192.0.2.3")]));
+        first.bytes(address("192.0.2.2")).unwrap().sent.add(7);
+        first.bytes(address("192.0.2.3")).unwrap().received.add(9);
+        assert!(first.bytes(address("192.0.2.4")).is_none() && first.bytes(address("2001:db8::2")).is_none());
+        // One goes, one comes, one has another subnet.
+        let next = forwarding(vec![peer(1, "192.0.2.1"), peer(9, "192.0.2.2")]);
+        let next = Routing::following(&next, Some(&first));
+        assert_eq!(next.bytes(address("192.0.2.2")).unwrap().sent.get(), 7);
+        assert_eq!(next.bytes(address("192.0.2.1")).unwrap().sent.get(), 0);
+        assert!(next.bytes(address("192.0.2.3")).is_none());
+        let back = Routing::following(&forwarding(vec![peer(3, "192.0.2.3")]), Some(&next));
+        assert_eq!(back.bytes(address("192.0.2.3")).unwrap().received.get(), 0, "it was gone");
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use super::packet::V6_HEADER;
 use super::sys::UdpSocket;
 use crate::wg::answers::Outcome;
 use crate::wg::device::Device;
-use crate::wg::message::{HEADER, PADDING, TAG};
+use crate::wg::message::{HEADER, Message, PADDING, TAG};
 use crate::wg::peer::Peer;
 use crate::wg::{Now, Outgoing};
 
@@ -28,7 +28,7 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 const TIMERS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// The time now.
-pub(super) fn now() -> Now {
+fn now() -> Now {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Some time has passed already, so that there is one before this.
     Now { ms: EPOCH.elapsed().as_millis() as u64 + 1_000_000_000, unix }
@@ -63,10 +63,15 @@ impl Sealing {
         Ok(Self { device, alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)? })
     }
 
+    /// The time now, for this node's sessions.
+    pub(super) fn now(&self) -> Now {
+        self.device.shifted(now())
+    }
+
     /// Seals the groups that are to be sent, and sets where they go. Those of peers without a session wait for one
     /// elsewhere, and are taken out.
     pub(super) fn seal(&self, outbox: &mut Outbox, out: &mut Vec<Outgoing>, counters: &Counters) {
-        let (device, now) = (&*self.device, now());
+        let (device, now) = (&*self.device, self.now());
         let mut lost = 0;
         outbox.retain(|group, bytes| {
             let Some(peer) = device.peer(number(group.to)) else {
@@ -79,7 +84,9 @@ impl Sealing {
                 }
                 return false;
             };
+            let mut sealed = 0;
             for range in group.each() {
+                sealed += range.len();
                 let datagram = &mut bytes[range];
                 clear_padding(datagram);
                 if session.seal(datagram).is_err() {
@@ -87,7 +94,7 @@ impl Sealing {
                     return false;
                 }
             }
-            device.sent(&peer, &session, now, out);
+            device.sent(&peer, &session, sealed, now, out);
             let endpoint = peer.endpoint();
             (group.to, group.port) = (endpoint.ip(), endpoint.port());
             true
@@ -109,16 +116,22 @@ impl Sealing {
     }
 
     /// Does what is due by time, until told to stop.
-    pub(super) fn keep_time(&self, sockets: &[Arc<UdpSocket>], stop: &OwnedFd) -> io::Result<()> {
+    pub(super) fn keep_time(
+        &self,
+        sockets: &[Arc<UdpSocket>],
+        counters: &Counters,
+        stop: &OwnedFd,
+    ) -> io::Result<()> {
         let mut out = Vec::new();
         loop {
-            let mut next = self.device.tick(now(), &mut out);
+            let mut next = self.device.tick(self.now(), &mut out);
             if next.is_none() {
                 self.device.sleeps();
                 // What came meanwhile has woken nobody.
-                next = self.device.tick(now(), &mut out);
+                next = self.device.tick(self.now(), &mut out);
             }
             self.post(&mut out, sockets);
+            counters.handshakes_unanswered.add(self.device.take_unanswered());
             let timeout = next.map(|next| {
                 let next = next.clamp(TIMERS.0, TIMERS.1);
                 Timespec { tv_sec: next.as_secs() as _, tv_nsec: next.subsec_nanos().into() }
@@ -168,12 +181,19 @@ fn stage(device: &Device, peer: &Arc<Peer>, datagram: &[u8], now: Now, out: &mut
 }
 
 /// Counts what a handshake message came to.
-pub(super) fn count(outcome: Outcome, counters: &Counters) {
+pub(super) fn count(message: &Message<'_>, outcome: Outcome, counters: &Counters) {
     let counter = match outcome {
-        Outcome::Answered | Outcome::Established => &counters.handshakes,
+        Outcome::Answered => &counters.handshakes,
+        Outcome::Established => {
+            counters.handshakes_begun.add(1);
+            &counters.handshakes
+        }
         Outcome::Asked => &counters.handshakes_asked,
         Outcome::Proving => &counters.handshakes_proving,
-        Outcome::Refused => &counters.refused_handshakes,
+        Outcome::Refused => {
+            counters.handshakes_misanswered.add(u64::from(!matches!(message, Message::Initiation(_))));
+            &counters.refused_handshakes
+        }
         Outcome::Dropped => &counters.dropped_handshakes,
     };
     counter.add(1);

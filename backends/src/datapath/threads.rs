@@ -1,5 +1,6 @@
 //! The threads that move packets, and what starts, changes and stops them.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -8,19 +9,21 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::counters::Counters;
 use super::egress::Egress;
 use super::ingress::Ingress;
 use super::routing::Routing;
-use super::seal::{self, Sealing};
+use super::seal::Sealing;
 use super::shared::{Shared, Sockets};
 use super::sys::{Tun, UdpSocket};
 use super::worker::{self, SharedEgress};
 use crate::state::forwarding::Forwarding;
 use crate::wg::Outgoing;
 use crate::wg::device::Device;
+use crate::wg::ledger::SessionReport;
 
 /// A running datapath: stops when it is dropped.
 pub(super) struct Datapath {
@@ -74,7 +77,7 @@ impl Datapath {
         }
         let sealing = sealing(forwarding, device)?;
         let mut said = Vec::new();
-        let routing = routing(forwarding, sealing.as_deref(), &mut said);
+        let routing = routing(forwarding, sealing.as_deref(), None, &mut said);
         let routing = Arc::new(ArcSwap::from_pointee(routing));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let mut this = Self {
@@ -109,7 +112,7 @@ impl Datapath {
             };
             this.work(number, &shared)?;
         }
-        this.keep_time(&mut said)?;
+        this.keep_time(&mut said, counters)?;
         Ok(this)
     }
 
@@ -127,13 +130,13 @@ impl Datapath {
     }
 
     /// Starts the thread for what is due by time, if there is such.
-    fn keep_time(&mut self, said: &mut Vec<Outgoing>) -> io::Result<()> {
+    fn keep_time(&mut self, said: &mut Vec<Outgoing>, counters: &Arc<Counters>) -> io::Result<()> {
         let (Some(sealing), Some(sockets)) = (self.sealing.clone(), self.sockets.first().cloned()) else {
             return Ok(());
         };
         sealing.post(said, &sockets);
-        let stop = Arc::clone(&self.stop);
-        self.spawn("udp-time", move || sealing.keep_time(&sockets, &stop))
+        let (stop, counters) = (Arc::clone(&self.stop), Arc::clone(counters));
+        self.spawn("udp-time", move || sealing.keep_time(&sockets, &counters, &stop))
     }
 
     fn spawn(
@@ -154,6 +157,32 @@ impl Datapath {
     /// What it does; `None` once it has stopped by itself.
     pub(super) fn forwarding(&self) -> Option<&Arc<Forwarding>> {
         self.threads.iter().all(|thread| !thread.is_finished()).then_some(&self.forwarding)
+    }
+
+    /// Lets so many milliseconds pass for the sessions, as if they had.
+    #[cfg(feature = "testing")]
+    pub(super) fn let_pass(&self, ms: u64) {
+        self.sealing.iter().for_each(|sealing| sealing.device.let_pass(ms));
+    }
+
+    /// Bytes from and to each peer without a session, by its subnet.
+    pub(super) fn bytes(&self, mut each: impl FnMut(IpNet, u64, u64)) {
+        let routing = self.routing.load();
+        for (subnet, public) in self.forwarding.peers.iter().filter(|_| self.sealing.is_none()) {
+            if let Some(peer) = routing.bytes(*public) {
+                each(*subnet, peer.received.get(), peer.sent.get());
+            }
+        }
+    }
+
+    /// How the session with each WireGuard peer stands, with the addresses of the peer's pods.
+    pub(super) fn sessions(&self, mut each: impl FnMut(&[IpNet], SessionReport)) {
+        let (Some(settings), Some(sealing)) = (&self.forwarding.wireguard, &self.sealing) else { return };
+        let allowed: HashMap<_, _> =
+            settings.peers.iter().map(|peer| (peer.key, peer.allowed.as_slice())).collect();
+        sealing.device.sessions(|key, report| {
+            allowed.get(key).into_iter().for_each(|allowed| each(allowed, report));
+        });
     }
 
     /// Whether it can do this without being started anew.
@@ -178,7 +207,9 @@ impl Datapath {
     /// Does something else from the next batch on. Only what it [may become](Self::may_become).
     pub(super) fn set(&mut self, forwarding: &Arc<Forwarding>) {
         let mut said = Vec::new();
-        self.routing.store(Arc::new(routing(forwarding, self.sealing.as_deref(), &mut said)));
+        let before = self.routing.load_full();
+        let next = routing(forwarding, self.sealing.as_deref(), Some(&before), &mut said);
+        self.routing.store(Arc::new(next));
         self.forwarding = Arc::clone(forwarding);
         if let (Some(sealing), Some(sockets)) = (&self.sealing, self.sockets.first()) {
             sealing.post(&mut said, sockets);
@@ -213,13 +244,18 @@ fn sealing(forwarding: &Forwarding, before: Option<Arc<Device>>) -> io::Result<O
 }
 
 /// The lookup tables, and what is to be said to peers now.
-fn routing(forwarding: &Forwarding, sealing: Option<&Sealing>, said: &mut Vec<Outgoing>) -> Routing {
+fn routing(
+    forwarding: &Forwarding,
+    sealing: Option<&Sealing>,
+    before: Option<&Routing>,
+    said: &mut Vec<Outgoing>,
+) -> Routing {
     match (&forwarding.wireguard, sealing) {
         (Some(settings), Some(sealing)) => {
-            let numbers = sealing.device.configure(settings, forwarding.mtu, seal::now(), said);
+            let numbers = sealing.device.configure(settings, forwarding.mtu, sealing.now(), said);
             Routing::sealed(forwarding, &numbers)
         }
-        _ => Routing::new(forwarding),
+        _ => Routing::following(forwarding, before),
     }
 }
 

@@ -3,8 +3,11 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
+
 use super::engine::Engine;
 use super::handover::TunnelFiles;
+use crate::wg::ledger::SessionReport;
 
 /// The tunnels of a kernel, also for somebody who outlives it.
 #[derive(Clone)]
@@ -17,6 +20,22 @@ impl Tunnels {
 
     pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets so many milliseconds pass for all sessions, as if they had.
+    #[cfg(feature = "testing")]
+    pub fn let_pass(&self, ms: u64) {
+        self.engine().let_pass(ms);
+    }
+
+    /// Bytes from and to each peer of `udp`, by its subnet and without outer headers.
+    pub fn bytes(&self, each: impl FnMut(IpNet, u64, u64)) {
+        self.engine().bytes(each);
+    }
+
+    /// How the session with each WireGuard peer of this process stands, with the addresses of the peer's pods.
+    pub fn sessions(&self, each: impl FnMut(&[IpNet], SessionReport)) {
+        self.engine().sessions(each);
     }
 
     /// The files of all tunnels. Packets are moved here until [`Self::stop`].

@@ -48,6 +48,7 @@ use wireguard::Module;
 pub use bridges::BridgeListener;
 pub use listen::Listener;
 pub use lookup::{Drop, Hop, Routed};
+pub use wireguard::wireguard_sessions;
 
 /// The kernel of the network namespace in which it was opened.
 pub struct Netlink {

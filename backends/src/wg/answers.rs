@@ -7,6 +7,7 @@ use subnet::wireguard::PublicKey;
 
 use super::cookie::{self, Verdict};
 use super::device::{Device, Entry, REMEMBERED, lock};
+use super::ledger::HandshakeFault;
 use super::message::{COOKIE, INITIATION, Message, RESPONSE};
 use super::session::Session;
 use super::{Now, Outgoing, handshake};
@@ -41,10 +42,15 @@ impl Device {
             Some(message @ (Message::Initiation(_) | Message::Response(_))) => message,
             Some(Message::Data { .. }) | None => return Outcome::Refused,
         };
-        let of_peer = self.table.load().addresses.contains(&from.ip());
+        let of_peer = self.table.load().addresses.contains_key(&from.ip());
         let verdict = lock(&self.gate).judge(datagram, from, of_peer, now.ms);
         match (verdict, message) {
-            (Verdict::Wrong, _) => Outcome::Refused,
+            (Verdict::Wrong, message) => {
+                if matches!(message, Message::Initiation(_)) {
+                    self.blame(from.ip(), HandshakeFault::ForeignKey);
+                }
+                Outcome::Refused
+            }
             (Verdict::Dropped, _) => Outcome::Dropped,
             (Verdict::Asked(reply), _) => {
                 out.push(Outgoing { to: from, bytes: reply.to_vec() });
@@ -71,6 +77,7 @@ impl Device {
         let heard = handshake::hear(&self.identity, secret.as_ref(), message)?;
         let Some(peer) = self.table.load().by_key.get(&heard.peer).cloned() else {
             self.remember(heard.peer, now);
+            self.blame(from.ip(), HandshakeFault::UnknownKey);
             return None;
         };
         let mut negotiation = peer.negotiation();
@@ -93,6 +100,8 @@ impl Device {
         self.retire(negotiation.previous.take());
         peer.is_at(from);
         peer.marks.heard(now.ms, false);
+        peer.ledger.received(INITIATION);
+        peer.ledger.sent(message.len());
         negotiation.prove(&mut message, now.ms);
         out.push(Outgoing { to: from, bytes: message.to_vec() });
         Some(Outcome::Answered)
@@ -118,7 +127,10 @@ impl Device {
         let Entry { peer, session: None } = self.find(index)? else { return None };
         let mut negotiation = peer.negotiation();
         let (begun, _) = negotiation.pending.as_mut().filter(|(_, pending)| *pending == index)?;
-        let (keys, remote) = begun.finish(message)?;
+        let Some((keys, remote)) = begun.finish(message) else {
+            peer.ledger.failed(HandshakeFault::PresharedKey);
+            return None;
+        };
         negotiation.pending = None;
         // It ends here no later than there.
         let (keys, born) = ((&keys.sending, &keys.receiving), negotiation.asked);
@@ -137,6 +149,8 @@ impl Device {
         peer.sending.store(Some(Arc::clone(&session)));
         peer.is_at(from);
         peer.marks.heard(now.ms, false);
+        peer.ledger.received(RESPONSE);
+        peer.ledger.succeeded(now.unix.as_secs());
         if negotiation.staged.is_empty() {
             // The peer may not send before it has heard something.
             self.send(&peer, &session, &[], now, out);

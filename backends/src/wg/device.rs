@@ -1,9 +1,9 @@
 //! All peers of a node with their sessions. What follows from handshake messages is in `answers`, what follows from
 //! time in `timers`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use subnet::wireguard::{PresharedKey, PublicKey};
 use super::cookie::{self, Gate};
 use super::handshake::{self, Timestamp};
 use super::identity::Identity;
+use super::ledger::{HandshakeFault, SessionReport};
 use super::message::{MAC, sealed_len};
 use super::peer::{MAX_STAGED, Negotiation, Peer, RETRY};
 use super::session::{RECEIVED_OLD, Session};
@@ -42,6 +43,10 @@ pub struct Device {
     /// The keys of refused initiations, and when they came: their nodes may become peers in a moment.
     pub(super) unknown: Mutex<VecDeque<(PublicKey, u64)>>,
     searched: Mutex<u64>,
+    /// Initiations that were not answered in time, since this was last read.
+    pub(super) unanswered: AtomicU64,
+    /// Milliseconds that have passed for this device alone; 0 but in tests.
+    passed: AtomicU64,
     /// Nobody waits for a timer.
     idle: AtomicBool,
 }
@@ -55,12 +60,22 @@ pub struct Entry {
     pub session: Option<Arc<Session>>,
 }
 
+/// What came by a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Packets, not only keepalives.
+    pub packets: bool,
+    /// The length of the datagrams.
+    pub bytes: usize,
+}
+
 /// The peers.
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) by_number: HashMap<u32, Arc<Peer>>,
     pub(super) by_key: HashMap<PublicKey, Arc<Peer>>,
-    pub(super) addresses: HashSet<IpAddr>,
+    /// The peer that is configured at each address; of several, one.
+    pub(super) addresses: HashMap<IpAddr, u32>,
 }
 
 impl Device {
@@ -79,6 +94,8 @@ impl Device {
             timestamp: Mutex::default(),
             unknown: Mutex::default(),
             searched: Mutex::default(),
+            unanswered: AtomicU64::default(),
+            passed: AtomicU64::default(),
             idle: AtomicBool::new(true),
         }
     }
@@ -110,7 +127,7 @@ impl Device {
                 new
             });
             numbers.push(known.number);
-            next.addresses.insert(peer.endpoint.ip());
+            next.addresses.insert(peer.endpoint.ip(), known.number);
             next.by_number.insert(known.number, Arc::clone(&known));
             next.by_key.insert(peer.key, known);
         }
@@ -158,6 +175,45 @@ impl Device {
     /// The peer with this number.
     pub(crate) fn peer(&self, number: u32) -> Option<Arc<Peer>> {
         self.table.load().by_number.get(&number).cloned()
+    }
+
+    /// The time of this device.
+    #[inline]
+    pub(crate) fn shifted(&self, now: Now) -> Now {
+        Now { ms: now.ms + self.passed.load(Ordering::Relaxed), ..now }
+    }
+
+    /// Lets so many milliseconds pass for the sessions, as if they had.
+    #[cfg(feature = "testing")]
+    pub(crate) fn let_pass(&self, ms: u64) {
+        self.passed.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// How the session with each peer stands.
+    pub(crate) fn sessions(&self, mut each: impl FnMut(&PublicKey, SessionReport)) {
+        for (key, peer) in &self.table.load().by_key {
+            each(key, SessionReport { endpoint: Some(peer.endpoint()), ..peer.ledger.report() });
+        }
+    }
+
+    /// Initiations that were not answered in time, since this was asked last.
+    pub(crate) fn take_unanswered(&self) -> u64 {
+        self.unanswered.swap(0, Ordering::Relaxed)
+    }
+
+    /// An initiation was not answered in time.
+    pub(super) fn was_unanswered(&self, peer: &Peer) {
+        peer.ledger.unanswered();
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A message from the address of a peer shows why its handshakes fail.
+    pub(super) fn blame(&self, from: IpAddr, why: HandshakeFault) {
+        let table = self.table.load();
+        let peer = table.addresses.get(&from).and_then(|number| table.by_number.get(number));
+        if let Some(peer) = peer {
+            peer.ledger.failed(why);
+        }
     }
 
     /// The public keys of the peers with which there is a session.
@@ -227,20 +283,22 @@ impl Device {
         staged
     }
 
-    /// Packets were sent to a peer by this session.
+    /// Packets were sent to a peer by this session, with so many bytes in all.
     #[inline]
-    pub fn sent(&self, peer: &Arc<Peer>, session: &Session, now: Now, out: &mut Vec<Outgoing>) {
+    pub fn sent(&self, peer: &Arc<Peer>, session: &Session, bytes: usize, now: Now, out: &mut Vec<Outgoing>) {
         peer.marks.sent(now.ms, true);
+        peer.ledger.sent(bytes);
         if session.is_old(now.ms) {
             self.want_session(peer, now, out);
         }
     }
 
-    /// Something valid came by a session: packets, or a keepalive.
+    /// Something valid came by a session.
     #[inline]
-    pub fn heard(&self, entry: &Entry, from: SocketAddr, packets: bool, now: Now, out: &mut Vec<Outgoing>) {
+    pub fn heard(&self, entry: &Entry, from: SocketAddr, what: Heard, now: Now, out: &mut Vec<Outgoing>) {
         let Entry { peer, session: Some(session) } = entry else { return };
-        peer.marks.heard(now.ms, packets);
+        peer.marks.heard(now.ms, what.packets);
+        peer.ledger.received(what.bytes);
         peer.is_at(from);
         if session.confirm() {
             self.promote(peer, session, now, out);
@@ -263,6 +321,7 @@ impl Device {
         self.retire(std::mem::replace(&mut negotiation.previous, before));
         negotiation.current = negotiation.next.take();
         peer.sending.store(Some(Arc::clone(session)));
+        peer.ledger.succeeded(now.unix.as_secs());
         self.flush(peer, &mut negotiation, session, now, out);
     }
 
@@ -294,6 +353,7 @@ impl Device {
         bytes[super::message::HEADER..][..packet.len()].copy_from_slice(packet);
         if session.seal(&mut bytes).is_ok() {
             peer.marks.sent(now.ms, !packet.is_empty());
+            peer.ledger.sent(bytes.len());
             out.push(Outgoing { to: peer.endpoint(), bytes });
         }
     }
@@ -318,6 +378,7 @@ impl Device {
     ) {
         if let Some((_, before)) = negotiation.pending.take() {
             self.remove(before);
+            self.was_unanswered(peer);
         }
         if negotiation.current.as_ref().is_none_or(|session| !session.can_send(now.ms)) {
             peer.forget_endpoint();
@@ -333,6 +394,7 @@ impl Device {
         negotiation.pending = Some((begun, index));
         negotiation.asked = now.ms;
         negotiation.prove(&mut message, now.ms);
+        peer.ledger.sent(message.len());
         out.push(Outgoing { to: peer.endpoint(), bytes: message.to_vec() });
     }
 
@@ -363,7 +425,7 @@ impl Device {
             *searched = now.ms;
         }
         let table = self.table.load();
-        if !table.addresses.contains(&from.ip()) {
+        if !table.addresses.contains_key(&from.ip()) {
             return;
         }
         let peer = table.by_number.values().find(|peer| peer.endpoint() == from);

@@ -10,6 +10,7 @@ use arc_swap::ArcSwapOption;
 use subnet::wireguard::PublicKey;
 
 use super::handshake::{Begun, Timestamp};
+use super::ledger::Ledger;
 use super::session::Session;
 
 /// An initiation is repeated after so many milliseconds without an answer.
@@ -26,6 +27,7 @@ pub struct Peer {
     pub(super) sending: ArcSwapOption<Session>,
     endpoint: Mutex<Endpoint>,
     pub(super) marks: Marks,
+    pub(super) ledger: Ledger,
     negotiation: Mutex<Negotiation>,
 }
 
@@ -77,6 +79,7 @@ impl Peer {
             sending: ArcSwapOption::empty(),
             endpoint: Mutex::new(Endpoint { configured: endpoint, current: endpoint }),
             marks: Marks { unanswered: 0.into(), owed: 0.into(), traversed: now.into() },
+            ledger: Ledger::default(),
             negotiation: Mutex::default(),
         }
     }

@@ -101,6 +101,7 @@ impl Device {
         }
         let (_, index) = negotiation.pending.take()?;
         self.remove(index);
+        self.was_unanswered(peer);
         self.unstage(negotiation);
         clear(&peer.marks.unanswered);
         None

@@ -73,6 +73,8 @@ fn key() -> (String, Arc<Identity>) {
 struct Ours {
     kernel: Netlink,
     machine: Arc<Machine>,
+    /// Decides on its subnets, also after it got another address.
+    number: u8,
     family: Family,
     settings: Settings,
     workers: u8,
@@ -86,7 +88,8 @@ impl Ours {
     fn on(machine: Arc<Machine>, family: Family, psk: Option<PresharedKey>, identity: Arc<Identity>) -> Self {
         let kernel = machine.namespace().run(|| Netlink::open().unwrap());
         let settings = Settings { identity, psk, keepalive: 0, peers: Vec::new() };
-        Self { kernel, machine, family, settings, workers: 1 }
+        let number = number(&machine);
+        Self { kernel, machine, number, family, settings, workers: 1 }
     }
 
     fn knows(&mut self, peer: &Machine, key: &Identity) {
@@ -98,7 +101,7 @@ impl Ours {
     fn desired(&self) -> KernelState {
         let mut state = KernelState::default();
         let dev: Name = DEVICE.parse().unwrap();
-        let own = subnets(number(&self.machine));
+        let own = subnets(self.number);
         for (net, network) in own.iter().zip(NETWORKS) {
             let network: IpNet = network.parse().unwrap();
             state.addresses.insert((dev, host(net.network())));
@@ -123,7 +126,7 @@ impl Ours {
         let desired = self.desired();
         let scope = Scope {
             networks: NETWORKS.iter().map(|text| text.parse().unwrap()).collect(),
-            subnets: subnets(number(&self.machine)).to_vec(),
+            subnets: subnets(self.number).to_vec(),
             subnet_lens: vec![(Family::V4, 24), (Family::V6, 64)],
             devices: [DEVICE.parse().unwrap()].into(),
             ..Scope::default()
@@ -338,19 +341,77 @@ fn nodes_with_different_secrets_never_have_a_session() {
 }
 
 #[test]
-fn a_peer_that_gets_another_address_is_followed_under_traffic() {
-    let pair = Pair::new(Family::V4, [None, None]);
+fn a_peer_that_gets_another_address_is_followed_under_traffic_and_stays_so() {
+    let mut pair = Pair::new(Family::V4, [None, None]);
     pair.wait_for_echo("the first echo");
     let [near, far] = &pair.pods;
     let pinger = Pinger::start(far.namespace(), near.address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
     let machine = &pair.go.machine;
-    let moved = [172, 31, 0, 200 + number(machine)].into();
+    let moved: std::net::Ipv4Addr = [172, 31, 0, 200 + number(machine)].into();
     machine.readdress(moved, machine.address_v6()).unwrap();
     let before = pinger.received();
     wait_for("answers at the new address", LIMIT, || pinger.received() > before + 50).unwrap();
     // And the other way round, with nothing but what was heard.
     assert!(near.namespace().reaches(far.address()).unwrap());
+    let endpoint = |ours: &Ours| {
+        let mut found = None;
+        ours.kernel.tunnels().sessions(|_, session| found = session.endpoint);
+        found.map(|at| at.ip())
+    };
+    assert_eq!(endpoint(&pair.ours), Some(moved.into()));
+    // The lease still has the old address: the reconciler leaves the peer where it was heard.
+    for _ in 0..5 {
+        pair.ours.converge();
+        assert_eq!(endpoint(&pair.ours), Some(moved.into()));
+    }
+    let before = pinger.received();
+    wait_for("further answers", LIMIT, || pinger.received() > before + 50).unwrap();
+    assert_eq!(pair.ours.counters().handshakes.get(), 1, "{}", pair.ours.counters());
+}
+
+#[test]
+fn a_node_that_gets_another_address_keeps_its_session_and_is_followed() {
+    let mut pair = Pair::new(Family::V4, [secret(4), secret(4)]);
+    pair.wait_for_echo("the first echo");
+    let [near, far] = &pair.pods;
+    let pinger = Pinger::start(near.namespace(), far.address()).unwrap();
+    pinger.wait_for_reply(LIMIT).unwrap();
+    let machine = Arc::clone(&pair.ours.machine);
+    let moved: std::net::Ipv4Addr = [172, 31, 0, 200 + number(&machine)].into();
+    machine.readdress(moved, machine.address_v6()).unwrap();
+    pair.ours.converge();
+    let received = pinger.received();
+    wait_for("answers from the new address", LIMIT, || pinger.received() > received + 50).unwrap();
+    let endpoints = pair.go.wg(&["show", &pair.go.name, "endpoints"]);
+    assert!(endpoints.contains(&format!("{moved}:{PORT}")), "{endpoints}");
+    assert_eq!(pair.ours.counters().handshakes.get(), 1, "{}", pair.ours.counters());
+}
+
+#[test]
+fn a_session_is_replaced_after_two_minutes_without_a_loss() {
+    let pair = Pair::new(Family::V4, [secret(5), secret(5)]);
+    // This node has the first packet and begins, so it has to begin again.
+    pair.assert_reaches(0);
+    let (first, handshakes) = (pair.go.handshake(), &pair.ours.counters().handshakes);
+    assert!(first > 0 && handshakes.get() == 1);
+    let [near, far] = &pair.pods;
+    let pinger = Pinger::start(near.namespace(), far.address()).unwrap();
+    pinger.wait_for_reply(LIMIT).unwrap();
+    for round in 2..=4 {
+        // wireguard-go has seconds of its own, and its `wg show` no parts of one.
+        thread::sleep(Duration::from_millis(1_100));
+        pair.ours.kernel.tunnels().let_pass(121_000);
+        wait_for("another handshake", LIMIT, || handshakes.get() == round).unwrap();
+        let before = pinger.received();
+        wait_for("answers by the new session", LIMIT, || pinger.received() > before + 20).unwrap();
+    }
+    assert!(pair.go.handshake() > first, "wireguard-go has taken part");
+    let pings = pinger.finish().unwrap();
+    assert_eq!(pings.lost, 0, "{pings:?}");
+    exchange(far.namespace(), near.namespace(), near.address(), 1 << 20);
+    let counters = pair.ours.counters();
+    assert_eq!((counters.refused_session.get(), counters.refused_forged.get()), (0, 0), "{counters}");
 }
 
 #[test]

@@ -156,12 +156,16 @@ fn peers_line(status: &Status) -> Line {
     if !probed.is_empty() {
         line += &format!("; {}", probed.join(", "));
     }
+    let failing = status.wireguard.map_or(0, |sessions| sessions.failing);
+    if failing > 0 {
+        line += &format!("; {failing} do not answer handshakes of WireGuard");
+    }
     let skipped: usize = peers.skipped.values().sum();
     if skipped > 0 {
         let why = peers.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>();
         line += &format!("; skipped: {}", why.join(", "));
     }
-    let bad = peers.programmed < peers.usable || peers.unreachable.unwrap_or_default() > 0;
+    let bad = peers.programmed < peers.usable || peers.unreachable.unwrap_or_default() > 0 || failing > 0;
     let unsure = skipped > 0 || peers.degraded.unwrap_or_default() > 0;
     let tone = if bad {
         Tone::Bad
@@ -265,7 +269,12 @@ fn rank(entry: &PeerEntry) -> (u8, i64) {
 /// The peers, the worst first.
 fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
     all.sort_by_key(rank);
-    let mut table = Table::new(&["PEER", "SUBNET", "ADDRESS", "WAY", "LOSS", "RTT", "MTU", "STATE"]);
+    // Only where some are reached by WireGuard.
+    let handshakes = all.iter().any(PeerEntry::is_encrypted);
+    let mut headings = vec!["PEER", "SUBNET", "ADDRESS", "WAY", "LOSS", "RTT", "MTU"];
+    headings.extend(handshakes.then_some("HANDSHAKE"));
+    headings.push("STATE");
+    let mut table = Table::new(&headings);
     for entry in &all {
         let dash = || "-".to_owned();
         let since = entry.since.map(|at| format!(" {}", span(now.saturating_sub(at)))).unwrap_or_default();
@@ -275,19 +284,22 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
             2 | 3 => Tone::Unsure,
             _ => Tone::Plain,
         };
-        table.row(
-            tone,
-            [
-                entry.name.clone().unwrap_or_else(dash),
-                entry.subnet.clone(),
-                entry.public.map_or_else(dash, |addr| addr.to_string()),
-                entry.way.clone().unwrap_or_else(dash),
-                entry.loss.map_or_else(dash, |loss| format!("{:.0}%", loss * 100.0)),
-                entry.rtt_seconds.map_or_else(dash, |rtt| format!("{:.1}ms", rtt * 1000.0)),
-                entry.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
-                format!("{}{since}{why}", entry.state),
-            ],
-        );
+        let mut cells = vec![
+            entry.name.clone().unwrap_or_else(dash),
+            entry.subnet.clone(),
+            entry.public.map_or_else(dash, |addr| addr.to_string()),
+            entry.way.clone().unwrap_or_else(dash),
+            entry.loss.map_or_else(dash, |loss| format!("{:.0}%", loss * 100.0)),
+            entry.rtt_seconds.map_or_else(dash, |rtt| format!("{:.1}ms", rtt * 1000.0)),
+            entry.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
+        ];
+        cells.extend(handshakes.then(|| match entry.handshake {
+            Some(at) => format!("{} ago", span(now.saturating_sub(at))),
+            None if entry.is_encrypted() => "never".to_owned(),
+            None => dash(),
+        }));
+        cells.push(format!("{}{since}{why}", entry.state));
+        table.row(tone, cells);
     }
     table.text(style)
 }
@@ -295,7 +307,7 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::model::PeerCounts;
+    use crate::status::model::{PeerCounts, SessionCounts};
     use crate::status::{Kernel, Node, Pool, Repair, RulesStatus, Store};
 
     fn status() -> Status {
@@ -390,6 +402,27 @@ mod tests {
         let text = peers(all, 0, Style::PLAIN);
         let order: Vec<&str> = text.lines().skip(1).map(|line| line.split(' ').next().unwrap()).collect();
         assert_eq!(order, ["n-unreachable", "n-degraded", "n-skipped", "n-programmed"]);
-        assert!(text.contains("12%"), "{text}");
+        assert!(text.contains("12%") && !text.contains("HANDSHAKE"), "{text}");
+    }
+
+    #[test]
+    fn peers_of_wireguard_have_the_age_of_their_last_handshake() {
+        let entry = |way: &str, handshake| PeerEntry {
+            way: Some(way.to_owned()),
+            handshake,
+            state: "programmed".into(),
+            ..PeerEntry::default()
+        };
+        let all = vec![entry("wireguard", Some(88)), entry("wireguard", None), entry("vxlan VNI 1", None)];
+        let text = peers(all, 100, Style::PLAIN);
+        let column = |line: &str| line.split_whitespace().rev().nth(1).unwrap().to_owned();
+        let cells: Vec<String> = text.lines().map(column).collect();
+        assert_eq!(cells, ["HANDSHAKE", "ago", "never", "-"], "{text}");
+        assert!(text.contains("12s ago"), "{text}");
+        let status = Status {
+            wireguard: Some(SessionCounts { current: 1, failing: 2, ..SessionCounts::default() }),
+            ..status()
+        };
+        assert!(node(&status, Style::PLAIN).contains("; 2 do not answer handshakes of WireGuard"));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use backends::{BackendId, KernelState, Peers, Scope};
+use backends::{BackendId, KernelState, Peers, Scope, Tunnels};
 use ipnet::IpNet;
 use subnet::{Leases, Subnets};
 
@@ -56,6 +56,7 @@ struct BoardState {
     pools: Mutex<Pools>,
     checksums: Mutex<Checksums>,
     tunnel: Mutex<Option<Arc<backends::Counters>>>,
+    tunnels: OnceLock<Tunnels>,
     probes: OnceLock<Probes>,
     cni: CniListener,
     /// Devices in the flowtables of the fast path, if there is one.
@@ -97,6 +98,7 @@ impl Default for Board {
             pools: Mutex::default(),
             checksums: Mutex::new(Checksums { first: count, last: count, grown: None }),
             tunnel: Mutex::default(),
+            tunnels: OnceLock::new(),
             probes: OnceLock::new(),
             cni: CniListener::default(),
             fast_path: Mutex::default(),
@@ -138,9 +140,15 @@ impl Board {
         lock(&self.0.traffic)
     }
 
-    /// Where the datapath of `udp` counts.
-    pub(crate) fn count_tunnel(&self, counters: Arc<backends::Counters>) {
+    /// Where the datapaths of this process count, and their sessions.
+    pub(crate) fn count_tunnel(&self, counters: Arc<backends::Counters>, tunnels: Tunnels) {
         *lock(&self.0.tunnel) = Some(counters);
+        let _ = self.0.tunnels.set(tunnels);
+    }
+
+    /// The tunnels of this process.
+    pub(super) fn tunnels(&self) -> Option<&Tunnels> {
+        self.0.tunnels.get()
     }
 
     /// Who probes the peers.

@@ -9,7 +9,10 @@ use subnet::lease::format_key;
 use subnet::{Family, Lease, Subnets};
 
 use super::board::{Board, Published};
-use super::model::{CountedPeer, Host, PeerCounts, PeerEntry, PeerList, Policy, Probes, SCHEMA, Status};
+use super::model::{
+    CountedPeer, Host, PeerCounts, PeerEntry, PeerHandshake, PeerList, Policy, Probes, SCHEMA, Status,
+};
+use super::sessions::{self, Sessions};
 use super::{host, look, probed};
 use crate::probe::Report;
 use crate::version;
@@ -47,11 +50,13 @@ pub(crate) fn build(
     let ready = conditions.values().all(Result::is_ok);
     let mut peers = counts(&published);
     let probes = board.probed().map(|report| probes(&published, report, &mut peers, board.max_series()));
+    let at = seconds(SystemTime::now());
+    let sessions = Sessions::read(board, &published, board.max_series(), at);
     Status {
         schema: SCHEMA,
         version: format!("v{}", version::VERSION),
         commit: version::commit().to_owned(),
-        at: seconds(SystemTime::now()),
+        at,
         started: seconds(board.started()),
         alive,
         ready,
@@ -70,7 +75,9 @@ pub(crate) fn build(
         host: this_host(board, &published),
         pools: board.pools().of(published.own, &published.cni_directory),
         probes,
-        traffic: named_traffic(board, &published),
+        traffic: named_traffic(board, &published, &sessions),
+        handshakes: named_handshakes(&published, &sessions),
+        wireguard: sessions.counts,
         cni: board.cni().report(),
         policy,
         fast_path: board.fast_path(),
@@ -89,7 +96,7 @@ fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts, ma
         families.max()
     });
     probed::count(counts, states);
-    let few = found.iter().take_while(|_| found.len() <= max_series);
+    let few = found.iter().take_while(|_| published.usable <= max_series);
     probed::summary(&report, few.map(|(subnet, peer)| (name_of(published, *subnet), peer)))
 }
 
@@ -109,13 +116,44 @@ fn traffic(board: &Board, published: &Published) -> BTreeMap<IpNet, PeerTraffic>
     board.traffic().of(&subnets)
 }
 
-fn named_traffic(board: &Board, published: &Published) -> Vec<CountedPeer> {
-    let named = |(subnet, counted): (IpNet, PeerTraffic)| CountedPeer {
+/// The bytes of each peer: counted by nftables where that is asked for, else by those backends that count themselves.
+fn named_traffic(board: &Board, published: &Published, sessions: &Sessions) -> Vec<CountedPeer> {
+    let named = |subnet, received, transmitted| CountedPeer {
         peer: name_of(published, subnet),
-        received: counted.received,
-        transmitted: counted.sent,
+        received,
+        transmitted,
     };
-    traffic(board, published).into_iter().map(named).collect()
+    let counted = traffic(board, published);
+    let mut all: Vec<CountedPeer> = if counted.is_empty() {
+        let sealed =
+            sessions.each.iter().map(|(subnet, session)| (*subnet, (session.received, session.sent)));
+        let plain = sessions.udp.iter().map(|(subnet, bytes)| (*subnet, *bytes));
+        sealed.chain(plain).map(|(subnet, (received, sent))| named(subnet, received, sent)).collect()
+    } else {
+        counted.into_iter().map(|(subnet, counted)| named(subnet, counted.received, counted.sent)).collect()
+    };
+    // A node with both families is one peer.
+    all.sort_by(|one, other| one.peer.cmp(&other.peer));
+    all.dedup_by(|next, kept| {
+        let same = next.peer == kept.peer;
+        if same {
+            kept.received += next.received;
+            kept.transmitted += next.transmitted;
+        }
+        same
+    });
+    all
+}
+
+/// The last handshake with each peer; of a peer with two tunnels the earlier one, because that is the one to look at.
+fn named_handshakes(published: &Published, sessions: &Sessions) -> Vec<PeerHandshake> {
+    let named = |(subnet, session): &(IpNet, backends::SessionReport)| {
+        Some(PeerHandshake { peer: name_of(published, *subnet), at: session.handshake? })
+    };
+    let mut all: Vec<PeerHandshake> = sessions.each.iter().filter_map(named).collect();
+    all.sort_by(|one, other| (&one.peer, one.at).cmp(&(&other.peer, other.at)));
+    all.dedup_by(|next, kept| next.peer == kept.peer);
+    all
 }
 
 fn this_host(board: &Board, published: &Published) -> Host {
@@ -164,6 +202,7 @@ pub(crate) fn peers(board: &Board) -> PeerList {
     let (mut peers, now) = (Vec::new(), SystemTime::now());
     let found = board.probed().as_mut().map(probed::by_subnet).unwrap_or_default();
     let counted = traffic(board, &published);
+    let sessions = Sessions::read(board, &published, usize::MAX, seconds(now));
     if let Some(all) = &published.leases {
         let usable: BTreeMap<_, &Peer> =
             published.peers.usable.iter().map(|peer| (peer.subnet, peer)).collect();
@@ -175,9 +214,13 @@ pub(crate) fn peers(board: &Board) -> PeerList {
                 if let Some(peer) = found.get(&subnet) {
                     probed::complete(&mut entry, peer, seconds(now));
                 }
-                let bytes = counted.get(&subnet);
-                entry.received_bytes = bytes.map(|bytes| bytes.received);
-                entry.transmitted_bytes = bytes.map(|bytes| bytes.sent);
+                let bytes = counted.get(&subnet).map(|bytes| (bytes.received, bytes.sent));
+                let bytes = bytes.or_else(|| sessions.udp.get(&subnet).copied());
+                entry.received_bytes = bytes.map(|bytes| bytes.0);
+                entry.transmitted_bytes = bytes.map(|bytes| bytes.1);
+                if let Some(session) = sessions.by_subnet.get(&subnet) {
+                    sessions::complete(&mut entry, session, seconds(now));
+                }
                 peers.push(entry);
             }
         }

@@ -2,6 +2,7 @@
 
 mod cni;
 mod peer;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -60,6 +61,7 @@ impl Collector for Exposition {
             out.probes(probes)?;
         }
         out.peer_bytes(&status.traffic)?;
+        out.wireguard(status)?;
         out.cni(&status.cni)?;
         if let Some(devices) = status.fast_path {
             out.gauge("fast_path_devices", "Devices of the fast path.", devices as f64)?;
@@ -323,7 +325,8 @@ impl Out<'_> {
         }
         let dropped = |(prefix, direction): (&str, &str)| {
             let series = all.iter().filter_map(|(name, value)| {
-                let reason = name.strip_prefix(prefix)?.to_owned();
+                // Messages of handshakes are no packets, and have a metric of their own.
+                let reason = name.strip_prefix(prefix).filter(|reason| *reason != "handshakes")?.to_owned();
                 Some((vec![("direction", direction.to_owned()), ("reason", reason)], *value as f64))
             });
             series.collect::<Vec<_>>()

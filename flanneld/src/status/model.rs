@@ -45,6 +45,11 @@ pub(crate) struct Status {
     /// Bytes to and from each peer, for metrics, while they are counted and there are few peers.
     #[serde(skip)]
     pub(crate) traffic: Vec<CountedPeer>,
+    /// Sessions with peers by state; null without WireGuard.
+    pub(crate) wireguard: Option<SessionCounts>,
+    /// The last handshake with each peer, for metrics, while there are few peers.
+    #[serde(skip)]
+    pub(crate) handshakes: Vec<PeerHandshake>,
     /// What the CNI plugin did on this node.
     pub(crate) cni: CniCalls,
     /// Only while network policies are enforced.
@@ -242,6 +247,26 @@ pub(crate) struct ProbedPath {
     pub(crate) sum: f64,
 }
 
+/// WireGuard peers by the state of their session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SessionCounts {
+    /// The last handshake is less than three minutes ago.
+    pub(crate) current: usize,
+    /// There is no session, and none is asked for.
+    pub(crate) idle: usize,
+    /// Handshakes are not answered.
+    pub(crate) failing: usize,
+}
+
+/// The last handshake with a peer, in seconds since 1970.
+#[derive(Clone, Default)]
+pub(crate) struct PeerHandshake {
+    /// The node's name, or the subnet.
+    pub(crate) peer: String,
+    pub(crate) at: u64,
+}
+
 /// A peer whose bytes are counted.
 #[derive(Clone, Default)]
 pub(crate) struct CountedPeer {
@@ -332,6 +357,13 @@ pub(crate) struct PeerList {
     pub(crate) peers: Vec<PeerEntry>,
 }
 
+impl PeerEntry {
+    /// Whether WireGuard leads to it.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.way.as_deref().is_some_and(|way| way.starts_with("wireguard"))
+    }
+}
+
 /// One lease of another node, in one family.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -352,7 +384,9 @@ pub(crate) struct PeerEntry {
     pub(crate) loss: Option<f64>,
     pub(crate) rtt_seconds: Option<f64>,
     pub(crate) path_mtu: Option<u32>,
-    /// Bytes from and to its pods; null unless they are counted (`--peer-counters`).
+    /// When the last handshake of WireGuard succeeded; null: never, or it is reached otherwise.
+    pub(crate) handshake: Option<u64>,
+    /// Bytes from and to its pods; null unless they are counted (`--peer-counters`) or it is a peer of WireGuard.
     pub(crate) received_bytes: Option<u64>,
     pub(crate) transmitted_bytes: Option<u64>,
     /// Since when it has been in this state.

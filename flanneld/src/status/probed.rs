@@ -19,6 +19,10 @@ pub(super) fn by_subnet(report: &mut Report) -> Found {
 pub(super) fn summary<'a>(report: &Report, peers: impl Iterator<Item = (String, &'a PeerReport)>) -> Probes {
     let totals = &report.totals;
     let paths = [("underlay", &totals.underlay), ("overlay", &totals.overlay), ("large", &totals.large)];
+    let mut peers: Vec<ProbedPeer> = peers.map(|(name, peer)| probed(name, peer)).collect();
+    // A node with both families is one peer.
+    peers.sort_by(|one, other| one.peer.cmp(&other.peer));
+    peers.dedup_by(|next, kept| next.peer == kept.peer && kept.merge(next));
     Probes {
         off: match &report.mode {
             Mode::On => None,
@@ -28,7 +32,7 @@ pub(super) fn summary<'a>(report: &Report, peers: impl Iterator<Item = (String, 
         interval_seconds: report.interval_seconds,
         rejected: report.rejected,
         paths: paths.into_iter().map(|(name, of)| (name.to_owned(), path(of))).collect(),
-        peers: peers.map(|(name, peer)| probed(name, peer)).collect(),
+        peers,
     }
 }
 
@@ -46,6 +50,18 @@ fn probed(name: String, peer: &PeerReport) -> ProbedPeer {
         loss: main.loss.into(),
         rtt_seconds: main.rtt_seconds,
         path_mtu: peer.path_mtu.map(u32::from),
+    }
+}
+
+impl ProbedPeer {
+    /// Takes over what is worse about the other family of this peer.
+    fn merge(&mut self, other: &Self) -> bool {
+        self.up &= other.up;
+        self.loss = self.loss.max(other.loss);
+        let worse = |this: Option<f64>, other: Option<f64>| this.into_iter().chain(other).reduce(f64::max);
+        self.rtt_seconds = worse(self.rtt_seconds, other.rtt_seconds);
+        self.path_mtu = self.path_mtu.into_iter().chain(other.path_mtu).min();
+        true
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::bed::{Cluster, VXLAN};
 use crate::doctor::Patient;
 
+const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
+
 /// An outage is clear after 15 lost probes, at most one a second, and a path MTU after a few rounds.
 const A_WHILE: Duration = Duration::from_secs(120);
 
@@ -96,4 +98,21 @@ fn a_call_of_the_plugin_that_failed_is_named_in_its_words() {
         ["ADD (code 7)", "failed to find plugin \"portmap\"", "install the CNI plugins"],
         A_WHILE,
     );
+}
+
+#[test]
+fn handshakes_that_are_dropped_between_the_nodes_are_named_with_the_port() {
+    let cluster = Cluster::new(WIREGUARD);
+    cluster.switch_rules("udp dport 51820 drop");
+    let a = Patient::of(&cluster, QUICK);
+    let b = cluster.join_with(QUICK);
+    let (peer, there) = (b.subnet().to_string(), b.node.address().to_string());
+    a.is_told(
+        "handshakes that never succeed",
+        [&peer, &format!("{there} answers, but no handshake of WireGuard"), "allow UDP port 51820 both ways"],
+        A_WHILE,
+    );
+    assert!(b.agent.get("/metrics").unwrap().1.contains("flannel_wireguard_peers{session=\"failing\"} 1"));
+    cluster.switch_rules("");
+    a.is_over("handshakes that never succeed", A_WHILE);
 }

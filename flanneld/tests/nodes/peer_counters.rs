@@ -1,8 +1,12 @@
 //! Series of single peers: who has them, and bytes to and from each peer as they were sent.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
+use subnet::Family;
 
 use crate::bed::{Cluster, Member, VXLAN};
+use crate::site::{Kind, Site, config};
 
 fn metrics(member: &Member) -> String {
     let (code, text) = member.agent.get("/metrics").unwrap();
@@ -91,4 +95,52 @@ fn beyond_the_limit_no_peer_has_a_series_and_below_it_each_has() {
     assert!(metrics(&a).contains("flannel_peers{state=\"usable\"} 2"), "{}", metrics(&a));
     cluster.leaves(c);
     a.wait("series again", || up(&b) == Some(1));
+}
+
+#[test]
+fn udp_counts_the_bytes_of_each_peer_by_itself() {
+    let cluster = Cluster::new(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#);
+    let off = ["--probe-interval=0"];
+    let (a, b) = (cluster.join_with(&off), cluster.join_with(&off));
+    let (pod, there) = (a.pod(), b.pod());
+    a.wait("the way", || pod.namespace().reaches(there.address()).unwrap_or(false));
+    let to_b = b.subnet().to_string();
+    let counted =
+        || (series(&a, "peer_transmit_bytes_total", &to_b), series(&a, "peer_receive_bytes_total", &to_b));
+    let ping = |count: &str| {
+        let target = there.address().to_string();
+        let args = ["-c", count, "-i", "0.01", "-s", "100", &target];
+        pod.namespace().command("ping").args(args).ok().unwrap();
+    };
+    let before = counted();
+    ping("7");
+    let after = counted();
+    assert_eq!(after.0.unwrap() - before.0.unwrap(), 7 * 128);
+    assert_eq!(after.1.unwrap() - before.1.unwrap(), 7 * 128);
+    // A peer that comes changes nothing of what was counted.
+    let c = cluster.join_with(&off);
+    let to_c = c.subnet().to_string();
+    a.wait("the other peer", || series(&a, "peer_transmit_bytes_total", &to_c) == Some(0));
+    assert_eq!(counted(), after);
+    assert!(!tables(&a).contains("flannel-peers-"), "{}", tables(&a));
+    let (_, list) = a.agent.get("/peers").unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let entry = list["peers"].as_array().unwrap().iter().find(|peer| peer["subnet"] == *to_b).unwrap();
+    assert_eq!(entry["received_bytes"], after.1.unwrap(), "{entry}");
+}
+
+#[test]
+fn a_node_with_both_families_is_one_peer_and_no_series_is_there_twice() {
+    let site = Site::new(Kind::Kube, &config(&Family::BOTH, r#"{"Type":"vxlan"}"#));
+    let args = ["--probe-interval=1s", "--peer-counters"];
+    let (a, b) = (site.join_with(&args), site.join_with(&args));
+    let name = b.node.name();
+    a.wait("the peer", || series(&a, "peer_up", &name) == Some(1));
+    assert!(series(&a, "peer_transmit_bytes_total", &name).is_some(), "{}", metrics(&a));
+    let text = metrics(&a);
+    let mut seen = BTreeSet::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (series, _) = line.rsplit_once(' ').unwrap();
+        assert!(seen.insert(series), "{series} is there twice in\n{text}");
+    }
 }

@@ -192,3 +192,82 @@ fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
     setup.site.etcdctl(&["del", "/coreos.com/network/subnets/10.244.160.0-24"]);
     setup.wait("readiness again", Member::is_ready);
 }
+
+/// The value of a series.
+fn series(member: &Member, name: &str) -> Option<u64> {
+    let (_, text) = member.agent.get("/metrics").unwrap();
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn the_last_handshake_and_the_bytes_of_each_peer_are_told_by_metrics_and_status() {
+    let setup = Setup::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let [a, b] = &setup.members;
+    a.wait("an echo", || setup.reaches());
+    let peer = format!("{{peer=\"{}\"}}", b.subnet());
+    let at = || series(a, &format!("flannel_peer_handshake_timestamp_seconds{peer}"));
+    a.wait("the handshake", || at().is_some());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let handshake = at().unwrap();
+    assert!((now - 180..=now).contains(&handshake), "{handshake} {now}");
+    assert_eq!(series(a, "flannel_wireguard_peers{session=\"current\"}"), Some(1));
+    assert_eq!(series(a, "flannel_wireguard_peers{session=\"failing\"}"), Some(0));
+    let completed = |role: &str| {
+        let name = format!("flannel_wireguard_handshakes_total{{role=\"{role}\",result=\"completed\"}}");
+        series(a, &name).unwrap()
+    };
+    assert!(completed("initiator") + completed("responder") >= 1);
+
+    // 100 packets of 1000 bytes, with 8 of ICMP, 20 of IP, padding and 32 of WireGuard.
+    let sent = || series(a, &format!("flannel_peer_transmit_bytes_total{peer}")).unwrap();
+    let before = sent();
+    let target = setup.pods[1].address().to_string();
+    setup.pods[0].command("ping").args(["-c", "100", "-i", "0.01", "-s", "1000", &target]).ok().unwrap();
+    let counted = sent() - before;
+    assert!((100 * 1060..100 * 1200).contains(&counted), "{counted}");
+    assert!(series(a, &format!("flannel_peer_receive_bytes_total{peer}")).unwrap() >= 100 * 1060);
+
+    let flanneld = crate::bed::flanneld();
+    let text = a.node.namespace().command(flanneld).args(["status", "--peers"]).ok().unwrap();
+    let [head, row] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+    assert!(head.contains("HANDSHAKE") && row.contains(" ago "), "{text}");
+    let (_, list) = a.agent.get("/peers").unwrap();
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    assert!(list["peers"][0]["handshake"].as_u64().unwrap() >= handshake, "{list}");
+
+    // Of more peers than may have series, the sum is still told.
+    let mut member = setup.members.into_iter().next().unwrap();
+    assert!(member.agent.terminate(LIMIT).unwrap().success());
+    member.start_again_with(&["--metrics-peers=0"]);
+    let current = || series(&member, "flannel_wireguard_peers{session=\"current\"}");
+    member.wait("a session again", || current() == Some(1));
+    assert!(!member.agent.get("/metrics").unwrap().1.contains("{peer="));
+}
+
+#[test]
+fn a_peer_with_another_preshared_key_is_told_from_a_port_that_is_blocked() {
+    let with = |group: &str| {
+        let key = format!("{}{}=", group.repeat(10), &group[..3]);
+        config(V4, &format!(r#"{{"Type":"wireguard","PSK":"{key}"}}"#))
+    };
+    let site = Site::new(Kind::Kube, &with("AQEB"));
+    let other = site.fabric.node().unwrap();
+    site.configure_one(&other.name(), &with("AgIC"));
+    let args = ["--probe-interval=1s"];
+    let members = [site.join_with(&args), site.ready(other, &args)];
+    for member in &members {
+        let cause = || {
+            let (_, text) = member.agent.get("/peers").unwrap();
+            let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+            list["peers"][0]["cause"].as_str().unwrap_or_default().to_owned()
+        };
+        member.wait("the cause", || cause().contains("another preshared key: PSK differs"));
+        assert_eq!(series(member, "flannel_wireguard_peers{session=\"failing\"}"), Some(1));
+    }
+    // Once it is the same, there is a session.
+    site.configure_one(&members[1].node.name(), &with("AQEB"));
+    for member in &members {
+        let current = || series(member, "flannel_wireguard_peers{session=\"current\"}");
+        member.wait("a session", || current() == Some(1));
+    }
+}

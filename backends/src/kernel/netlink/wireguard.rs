@@ -1,5 +1,9 @@
 //! The kernel's WireGuard, over its generic netlink family (include/uapi/linux/wireguard.h).
 
+mod sessions;
+
+pub use sessions::wireguard_sessions;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,6 +28,7 @@ const FAMILY: &str = "wireguard";
 const WG_CMD_GET_DEVICE: u8 = 0;
 const WG_CMD_SET_DEVICE: u8 = 1;
 const WGDEVICE_A_IFINDEX: u16 = 1;
+const WGDEVICE_A_IFNAME: u16 = 2;
 const WGDEVICE_A_PRIVATE_KEY: u16 = 3;
 const WGDEVICE_A_LISTEN_PORT: u16 = 6;
 const WGDEVICE_A_PEERS: u16 = 8;
@@ -33,6 +38,8 @@ const WGPEER_A_FLAGS: u16 = 3;
 const WGPEER_A_ENDPOINT: u16 = 4;
 const WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL: u16 = 5;
 const WGPEER_A_LAST_HANDSHAKE_TIME: u16 = 6;
+const WGPEER_A_RX_BYTES: u16 = 7;
+const WGPEER_A_TX_BYTES: u16 = 8;
 const WGPEER_A_ALLOWEDIPS: u16 = 9;
 const WGPEER_F_REMOVE_ME: u32 = 1;
 const WGPEER_F_REPLACE_ALLOWEDIPS: u32 = 2;

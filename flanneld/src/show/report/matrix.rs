@@ -58,7 +58,7 @@ impl Grade {
 pub(super) fn write(page: &mut String, nodes: &[NodeAnswer]) {
     if !nodes.iter().flat_map(active).any(|entry| entry.loss.is_some()) {
         page.push_str(
-            "<h2>ActiveBackends</h2>\n<p>Nothing is measured between the nodes yet, or probes are off (<code>--probe-interval=0</code>).</p>\n",
+            "<h2>Paths</h2>\n<p>Nothing is measured between the nodes yet, or probes are off (<code>--probe-interval=0</code>).</p>\n",
         );
         return;
     }
@@ -68,9 +68,9 @@ pub(super) fn write(page: &mut String, nodes: &[NodeAnswer]) {
         let blamed = blame(nodes);
         shown.sort_by_cached_key(|node| std::cmp::Reverse(badness(node, &blamed)));
         shown.truncate(MAX_NODES);
-        let _ = writeln!(page, "<h2>ActiveBackends between the {MAX_NODES} nodes with the worst</h2>");
+        let _ = writeln!(page, "<h2>Paths between the {MAX_NODES} nodes with the worst</h2>");
     } else {
-        page.push_str("<h2>ActiveBackends from node to node</h2>\n");
+        page.push_str("<h2>Paths from node to node</h2>\n");
     }
     page.push_str(
         "<p class=key>Rows ask, columns answer: round trip in milliseconds. <span class=g>0.3 reachable</span><span class=l>! degraded: \

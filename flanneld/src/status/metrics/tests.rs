@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::status::model::{CountedPeer, ProbedPeer};
+use crate::status::model::{CountedPeer, PeerHandshake, ProbedPeer, SessionCounts};
 
 fn status() -> Status {
     let mut times = Times::default();
@@ -110,4 +110,50 @@ fn no_name_appears_twice_and_labels_are_cut_and_escaped() {
     names.dedup();
     assert_eq!(names.len(), all);
     assert!(text.lines().all(|line| line.len() < 500), "{text}");
+}
+
+#[test]
+fn handshakes_of_wireguard_are_counted_by_role_and_result_and_each_peer_has_its_last_one() {
+    let tunnel = [
+        ("sent_packets", 1),
+        ("handshakes", 7),
+        ("handshakes_begun", 4),
+        ("handshakes_unanswered", 9),
+        ("handshakes_asked", 3),
+        ("handshakes_proving", 2),
+        ("handshakes_misanswered", 5),
+        ("refused_handshakes", 11),
+        ("dropped_handshakes", 8),
+        ("refused_session", 1),
+    ];
+    let status = Status {
+        tunnel: tunnel.map(|(name, count)| (name.to_owned(), count)).into(),
+        wireguard: Some(SessionCounts { current: 3, idle: 1, failing: 2 }),
+        handshakes: vec![PeerHandshake { peer: "b\n\"".into(), at: 1_700_000_000 }],
+        ..status()
+    };
+    let text = text(status);
+    for line in [
+        "flannel_wireguard_handshakes_total{role=\"initiator\",result=\"completed\"} 4",
+        "flannel_wireguard_handshakes_total{role=\"initiator\",result=\"unanswered\"} 9",
+        "flannel_wireguard_handshakes_total{role=\"initiator\",result=\"challenged\"} 2",
+        "flannel_wireguard_handshakes_total{role=\"initiator\",result=\"refused\"} 5",
+        "flannel_wireguard_handshakes_total{role=\"responder\",result=\"completed\"} 3",
+        "flannel_wireguard_handshakes_total{role=\"responder\",result=\"challenged\"} 3",
+        "flannel_wireguard_handshakes_total{role=\"responder\",result=\"refused\"} 6",
+        "flannel_wireguard_handshakes_total{role=\"responder\",result=\"dropped\"} 8",
+        "flannel_wireguard_peers{session=\"current\"} 3",
+        "flannel_wireguard_peers{session=\"idle\"} 1",
+        "flannel_wireguard_peers{session=\"failing\"} 2",
+        "flannel_peer_handshake_timestamp_seconds{peer=\"b·\\\"\"} 1700000000",
+    ] {
+        assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+    }
+    assert!(!text.contains("reason=\"handshakes\""), "{text}");
+    assert!(
+        text.contains("flannel_tunnel_dropped_total{direction=\"receive\",reason=\"session\"} 1"),
+        "{text}"
+    );
+    // Without WireGuard there is nothing of it.
+    assert!(!self::text(self::status()).contains("wireguard"));
 }
