@@ -236,7 +236,7 @@ fn the_last_handshake_and_the_bytes_of_each_peer_are_told_by_metrics_and_status(
     assert!(list["peers"][0]["handshake"].as_u64().unwrap() >= handshake, "{list}");
 
     // Of more peers than may have series, the sum is still told.
-    let mut member = setup.members.into_iter().next().unwrap();
+    let Setup { site: _site, members: [mut member, _other], pods: _pods } = setup;
     assert!(member.agent.terminate(LIMIT).unwrap().success());
     member.start_again_with(&["--metrics-peers=0"]);
     let current = || series(&member, "flannel_wireguard_peers{session=\"current\"}");
