@@ -58,8 +58,7 @@ impl ProbedPeer {
     fn merge(&mut self, other: &Self) -> bool {
         self.up &= other.up;
         self.loss = self.loss.max(other.loss);
-        let worse = |this: Option<f64>, other: Option<f64>| this.into_iter().chain(other).reduce(f64::max);
-        self.rtt_seconds = worse(self.rtt_seconds, other.rtt_seconds);
+        self.rtt_seconds = self.rtt_seconds.into_iter().chain(other.rtt_seconds).reduce(f64::max);
         self.path_mtu = self.path_mtu.into_iter().chain(other.path_mtu).min();
         true
     }
