@@ -42,6 +42,15 @@ pub(crate) fn mac1(receiver: &PublicKey, message: &mut [u8]) {
     rest[..MAC].copy_from_slice(&code.finalize().into_bytes());
 }
 
+/// An initiation that only the first code is right of, as anybody can send who knows the receiver's public key.
+#[cfg(feature = "testing")]
+pub fn initiation_of_a_stranger(receiver: &PublicKey) -> [u8; super::message::INITIATION] {
+    let mut message = [0x5a; super::message::INITIATION];
+    message[..4].copy_from_slice(&[1, 0, 0, 0]);
+    mac1(receiver, &mut message);
+    message
+}
+
 /// Writes the second code, which shows that the sender has this cookie.
 pub(crate) fn mac2(cookie: &Code, message: &mut [u8]) {
     let (content, rest) = message.split_at_mut(codes(message) + MAC);

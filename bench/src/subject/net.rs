@@ -8,6 +8,7 @@ mod bed;
 mod cost;
 mod counted;
 mod flow;
+mod initiations;
 mod iperf;
 mod measure;
 mod plan;
@@ -32,7 +33,7 @@ use subnet::Family;
 
 use crate::stage::{Selection, ensure_release};
 
-use bed::{Pair, ResolvedRoute};
+use bed::{PacketPath, Pair};
 use counted::Counted;
 use plan::{Clock, Place, Step, Subject};
 use results::Results;
@@ -46,7 +47,7 @@ pub(crate) struct Args {
     place: Option<Place>,
     /// The ways to measure; by default all without encryption, and go-udp if FLANNELD_GO names a program.
     #[arg(long, value_enum, value_delimiter = ',')]
-    paths: Vec<ResolvedRoute>,
+    paths: Vec<PacketPath>,
     /// Threads of udp and wireguard for each direction (Backend.Workers).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
@@ -69,7 +70,7 @@ pub(crate) struct Args {
 
 /// What is measured, how often and how long.
 struct Job {
-    active: Vec<ResolvedRoute>,
+    active: Vec<PacketPath>,
     steps: Vec<Step>,
     rounds: u32,
     seconds: u32,
@@ -98,13 +99,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     ensure_release("quick")?;
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
     let active = if args.paths.is_empty() {
-        let all = ResolvedRoute::value_variants().iter().copied();
-        all.filter(|way| way.is_usual() && (*way != ResolvedRoute::GoUdp || go.is_some())).collect()
+        let all = PacketPath::value_variants().iter().copied();
+        all.filter(|way| way.is_usual() && (*way != PacketPath::GoUdp || go.is_some())).collect()
     } else {
         args.paths
     };
     ensure!(
-        !active.contains(&ResolvedRoute::GoUdp) || go.is_some(),
+        !active.contains(&PacketPath::GoUdp) || go.is_some(),
         "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
     );
     let programs = args.selection.programs("quick", &["flanneld", "flannel"])?;
@@ -117,7 +118,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
     ensure!(
-        family == Family::V4 || !active.contains(&ResolvedRoute::GoUdp),
+        family == Family::V4 || !active.contains(&PacketPath::GoUdp),
         "go-udp has no IPv6: name other --paths"
     );
     let job =

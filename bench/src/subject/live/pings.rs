@@ -14,10 +14,10 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const UNDISTURBED: u64 = 30;
 
 /// Pings in all directions, of one family.
-pub(crate) struct Mesh(Vec<ResolvedRoute>);
+pub(crate) struct Mesh(Vec<Direction>);
 
 /// From one pod to another, by their numbers.
-struct ResolvedRoute {
+struct Direction {
     ends: [usize; 2],
     pinger: Pinger,
 }
@@ -39,7 +39,7 @@ impl Mesh {
                 let target = other.addresses().iter().find(|net| Family::of(net.addr()) == family);
                 let target = target.context("a pod without an address of this family")?.addr();
                 let pinger = Pinger::start_with(pod.namespace(), target, options)?;
-                active.push(ResolvedRoute { ends: [from, to], pinger });
+                active.push(Direction { ends: [from, to], pinger });
             }
         }
         let mesh = Self(active);
@@ -54,7 +54,7 @@ impl Mesh {
     }
 
     fn wait(&self, answers: u64) -> anyhow::Result<()> {
-        for ResolvedRoute { ends: [from, to], pinger } in &self.0 {
+        for Direction { ends: [from, to], pinger } in &self.0 {
             let what = format!("{answers} answers from pod {to} to pod {from}");
             wait_for(&what, TIMEOUT, || pinger.received() >= answers)?;
         }
@@ -70,7 +70,7 @@ impl Mesh {
 
     /// Ends them all.
     pub(crate) fn finish(self) -> anyhow::Result<Tally> {
-        let finish = |way: ResolvedRoute| Ok((way.ends, way.pinger.finish()?));
+        let finish = |way: Direction| Ok((way.ends, way.pinger.finish()?));
         self.0.into_iter().map(finish).collect::<anyhow::Result<Vec<_>>>().map(Tally)
     }
 }

@@ -21,7 +21,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How packets get from node to node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum ResolvedRoute {
+pub(crate) enum PacketPath {
     /// The underlay alone, without an agent.
     Bare,
     /// Routes.
@@ -38,7 +38,7 @@ pub(crate) enum ResolvedRoute {
     WireguardGo,
 }
 
-impl ResolvedRoute {
+impl PacketPath {
     /// Whether it is measured where no paths are named; a Go flanneld only where there is one.
     pub(super) fn is_usual(self) -> bool {
         match self {
@@ -74,7 +74,7 @@ impl ResolvedRoute {
     }
 }
 
-impl fmt::Display for ResolvedRoute {
+impl fmt::Display for PacketPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bare => "bare",
@@ -90,7 +90,7 @@ impl fmt::Display for ResolvedRoute {
 
 /// Two nodes of a cluster of their own; traffic goes from the first to the second.
 pub(crate) struct Pair {
-    pub(crate) way: ResolvedRoute,
+    pub(crate) way: PacketPath,
     pub(crate) near: Side,
     pub(crate) far: Side,
     _stores: (Option<TempDir>, Option<Etcd>),
@@ -116,7 +116,7 @@ pub(crate) struct End<'a> {
 
 impl Pair {
     /// A pair whose ends reach each other.
-    pub(crate) fn new(way: ResolvedRoute, job: &Job) -> anyhow::Result<Self> {
+    pub(crate) fn new(way: PacketPath, job: &Job) -> anyhow::Result<Self> {
         let fabric = Fabric::new()?;
         let [near, far] = [fabric.node()?, fabric.node()?];
         connect(&near, &far, way, job.mtu)?;
@@ -131,13 +131,13 @@ impl Pair {
             }
         };
         config["Backend"] = json!({ "Type": backend });
-        if matches!(way, ResolvedRoute::Udp | ResolvedRoute::Wireguard) {
+        if matches!(way, PacketPath::Udp | PacketPath::Wireguard) {
             config["Backend"]["Workers"] = job.workers.into();
         }
         match way {
-            ResolvedRoute::Wireguard => config["Backend"]["Userspace"] = "always".into(),
+            PacketPath::Wireguard => config["Backend"]["Userspace"] = "always".into(),
             // Of this, VXLAN takes 50 or 70.
-            ResolvedRoute::WireguardGo => {
+            PacketPath::WireguardGo => {
                 let vxlan = if job.family == Family::V6 { 70 } else { 50 };
                 config["Backend"]["MTU"] = (job.mtu - GO_OVERHEAD + vxlan).into();
             }
@@ -146,7 +146,7 @@ impl Pair {
         let config = config.to_string();
         let (directory, etcd, store) = match way {
             // Go flannel has no store in a directory.
-            ResolvedRoute::GoUdp => {
+            PacketPath::GoUdp => {
                 fabric.switch().ip("route add 172.31.1.0/24 dev br0")?;
                 let etcd = Etcd::on(&fabric)?;
                 let endpoints = format!("--etcd-endpoints={}", etcd.endpoint());
@@ -163,7 +163,7 @@ impl Pair {
         };
         let mut near = Side::start(near, way, job, &store)?;
         let mut far = Side::start(far, way, job, &store)?;
-        if way == ResolvedRoute::WireguardGo {
+        if way == PacketPath::WireguardGo {
             wireguard_go(&mut near, &mut far, job)?;
         }
         let pair = Self { way, near, far, _stores: (directory, etcd), _fabric: fabric };
@@ -184,6 +184,11 @@ impl Pair {
     /// Others than these two on the same nodes.
     pub(crate) fn neighbours(&self) -> [End<'_>; 2] {
         [&self.near, &self.far].map(|side| pod_end(&side.pods[1]))
+    }
+
+    /// The nodes' addresses in the underlay.
+    pub(crate) fn underlay(&self) -> [IpAddr; 2] {
+        [&self.near, &self.far].map(|side| Side::bare_address(&side.node, self.family()))
     }
 
     /// The family of all that is sent.
@@ -222,12 +227,12 @@ impl Side {
     }
 
     /// An agent that is ready, and two pods.
-    fn start(node: Node, way: ResolvedRoute, job: &Job, store: &str) -> anyhow::Result<Self> {
+    fn start(node: Node, way: PacketPath, job: &Job, store: &str) -> anyhow::Result<Self> {
         let ours = job.programs.join("flanneld");
         let program =
-            if way == ResolvedRoute::GoUdp { job.go.as_deref().context("no Go flanneld")? } else { &ours };
+            if way == PacketPath::GoUdp { job.go.as_deref().context("no Go flanneld")? } else { &ours };
         let mut agent = Agent::spawn(&node, program, [store, "--iface=eth0"])?;
-        if way == ResolvedRoute::GoUdp {
+        if way == PacketPath::GoUdp {
             wait_for_subnet_file(&mut agent)?;
         } else {
             agent.wait_ready(TIMEOUT)?;
@@ -258,9 +263,9 @@ fn pod_end(pod: &Pod) -> End<'_> {
 }
 
 /// A wire between the nodes in place of the switch, which would cost something of its own.
-fn connect(near: &Node, far: &Node, way: ResolvedRoute, mtu: u32) -> anyhow::Result<()> {
+fn connect(near: &Node, far: &Node, way: PacketPath, mtu: u32) -> anyhow::Result<()> {
     for node in [near, far] {
-        if way == ResolvedRoute::GoUdp {
+        if way == PacketPath::GoUdp {
             // Its agents still need etcd, which is on the switch.
             node.namespace().ip("link set eth0 down\nlink set eth0 name mgmt\naddr flush dev mgmt")?;
         } else {
@@ -273,7 +278,7 @@ fn connect(near: &Node, far: &Node, way: ResolvedRoute, mtu: u32) -> anyhow::Res
     ))?;
     for (node, host) in [(near, 1), (far, 2)] {
         node.link_up()?;
-        if way == ResolvedRoute::GoUdp {
+        if way == PacketPath::GoUdp {
             let own = Ipv4Addr::new(172, 31, 1, host);
             node.namespace().ip(&format!(
                 "addr add {own}/32 dev mgmt\nlink set mgmt up\nroute add 172.31.0.254 dev mgmt src {own}"

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backends::testing::{Agent, Signal, wait_for_some};
 
-use super::bed::{Pair, ResolvedRoute};
+use super::bed::{PacketPath, Pair};
 
 /// The counters of the agents of a pair, the sender's first, by their names.
 pub(crate) struct Counted([BTreeMap<String, u64>; 2]);
@@ -13,7 +13,7 @@ pub(crate) struct Counted([BTreeMap<String, u64>; 2]);
 impl Counted {
     /// The counters now; none of other ways, and of an agent that doesn't tell.
     pub(crate) fn now(pair: &mut Pair) -> Option<Self> {
-        if pair.way != ResolvedRoute::Udp {
+        if pair.way != PacketPath::Udp {
             return None;
         }
         let [near, far] = [&mut pair.near, &mut pair.far].map(|side| side.agent.as_mut().and_then(ask));

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, ensure};
 use super::bed::Pair;
 use super::cost::{Cost, Meter};
 use super::flow::{Flow, Pace};
+use super::initiations::Initiations;
 use super::iperf::{self, Load, Stream};
 use super::plan::{Place, Step, Subject};
 use super::results::{Quantity, Value};
@@ -58,6 +59,7 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
             Ok(values)
         }
         Subject::Fair => fair(pair, time),
+        Subject::Initiations => initiations(pair, place, time),
         Subject::Soak => soak(pair, place),
     }
 }
@@ -85,6 +87,17 @@ fn tcp(pair: &mut Pair, place: Place, time: Duration, args: &[&str]) -> anyhow::
         Quantity::TaskCost.of(per_gb(cost, stream).tasks),
         Quantity::MachineCost.of(per_gb(cost, stream).machine),
     ])
+}
+
+/// TCP without and then with a flood of handshake initiations.
+fn initiations(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
+    let rate = || anyhow::Ok(iperf::run(pair.ends(place), time / 2, &["-P1"])?.forward()?.rate);
+    let alone = rate()?;
+    let flood = Initiations::start(pair)?;
+    thread::sleep(WARM);
+    let beside = rate()?;
+    let sent = flood.finish()?;
+    Ok(vec![Quantity::Rate.of(beside), Quantity::Kept.of(beside / alone), Quantity::Offered.of(sent / 1e3)])
 }
 
 fn per_gb(cost: Cost, stream: Stream) -> Cost {

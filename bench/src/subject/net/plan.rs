@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Job;
-use super::bed::{Pair, ResolvedRoute};
+use super::bed::{PacketPath, Pair};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -31,6 +31,8 @@ pub(crate) enum Subject {
     Loaded,
     /// Another pod's ping beside a flood of small datagrams.
     Fair,
+    /// TCP, one stream, beside 100,000 handshake initiations a second; of wireguard, only where it is named.
+    Initiations,
     /// 10 GB and ten million datagrams, every byte compared; only where it is named.
     Soak,
 }
@@ -53,8 +55,11 @@ pub(crate) struct Step {
 
 impl Step {
     /// Whether there is such a thing: the bare underlay has no routes to pods.
-    pub(crate) fn suits(self, way: ResolvedRoute) -> bool {
-        way != ResolvedRoute::Bare || self.place == Place::Host
+    pub(crate) fn suits(self, way: PacketPath) -> bool {
+        match self.subject {
+            Subject::Initiations => way == PacketPath::Wireguard,
+            _ => way != PacketPath::Bare || self.place == Place::Host,
+        }
     }
 
     /// How long it takes if iperf3 sends for `seconds`.
@@ -94,6 +99,7 @@ impl fmt::Display for Step {
             Subject::Light => "round trip, light load",
             Subject::Loaded => "round trip, heavy load",
             Subject::Fair => "beside a 64 B flood",
+            Subject::Initiations => "TCP 1 stream beside initiations",
             Subject::Soak => "every byte compared",
         })
     }
@@ -101,11 +107,13 @@ impl fmt::Display for Step {
 
 /// The measurements of one round, in their order.
 pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
-    use Subject::{Awake, Duplex, Fair, Idle, Light, Loaded, Soak, Tcp1, Tcp4, Udp64, Wire};
+    use Subject::{Awake, Duplex, Fair, Idle, Initiations, Light, Loaded, Soak, Tcp1, Tcp4, Udp64, Wire};
     let (pods, hosts): (&[Subject], &[Subject]) = if quick && only.is_empty() {
         (&[Tcp1, Udp64, Idle, Awake, Light], &[Tcp1])
     } else if only.contains(&Soak) {
         (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Soak], &[Soak])
+    } else if only.contains(&Initiations) {
+        (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Initiations], &[])
     } else {
         (
             &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair],
@@ -158,7 +166,7 @@ mod tests {
     fn a_choice_narrows_what_is_measured_and_pods_are_not_on_the_bare_underlay() {
         let all = steps(false, &[], None);
         assert_eq!(all.len(), 15);
-        assert_eq!(all.iter().filter(|step| step.suits(ResolvedRoute::Bare)).count(), 5);
+        assert_eq!(all.iter().filter(|step| step.suits(PacketPath::Bare)).count(), 5);
         assert_eq!(steps(false, &[Subject::Tcp1], None).len(), 2);
         assert_eq!(steps(false, &[Subject::Wire], Some(Place::Host)), []);
         assert!(steps(true, &[], None).len() < all.len());
@@ -168,7 +176,7 @@ mod tests {
     #[test]
     fn the_default_takes_at_most_half_an_hour_with_all_ways_and_the_quick_one_two_minutes() {
         for (quick, seconds, rounds, limit) in [(false, 4, 5, 1800), (true, 2, 2, 120)] {
-            let active = || ResolvedRoute::value_variants().iter().filter(|way| way.is_usual());
+            let active = || PacketPath::value_variants().iter().filter(|way| way.is_usual());
             let each = steps(quick, &[], None)
                 .into_iter()
                 .map(|step| step.time(seconds) * active().filter(|way| step.suits(**way)).count() as u32);

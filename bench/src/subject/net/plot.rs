@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::bed::ResolvedRoute;
+use super::bed::PacketPath;
 use super::plan::{Place, Step, Subject};
 
 /// Pixels: the whole width, the column of names, and the room for figures on the right.
@@ -119,8 +119,8 @@ fn text(body: &mut String, x: f64, y: f64, class: &str, text: &str) {
 }
 
 /// The bars of each way that was measured there.
-fn bars(lines: &[Value], place: Place) -> Vec<(ResolvedRoute, Vec<Bar>)> {
-    let of = |way: ResolvedRoute| {
+fn bars(lines: &[Value], place: Place) -> Vec<(PacketPath, Vec<Bar>)> {
+    let of = |way: PacketPath| {
         let found = SERIES.iter().enumerate().filter_map(|(series, (subject, ..))| {
             let name = format!("{}: {way}", Step { place, subject: *subject });
             let line = lines.iter().find(|line| line["name"] == name.as_str())?;
@@ -129,7 +129,7 @@ fn bars(lines: &[Value], place: Place) -> Vec<(ResolvedRoute, Vec<Bar>)> {
         });
         (way, found.collect::<Vec<_>>())
     };
-    ResolvedRoute::value_variants().iter().map(|&way| of(way)).filter(|(_, bars)| !bars.is_empty()).collect()
+    PacketPath::value_variants().iter().map(|&way| of(way)).filter(|(_, bars)| !bars.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bench::figure::{Figure, Limit};
 
-use super::bed::ResolvedRoute;
+use super::bed::PacketPath;
 use super::plan::{Place, Step, Subject};
 
 /// What a value says.
@@ -24,6 +24,7 @@ pub(crate) enum Quantity {
     Arrived,
     Corrupt,
     ChecksumErrors,
+    Kept,
 }
 
 /// A measured value.
@@ -56,6 +57,7 @@ impl Quantity {
             Self::Arrived => (", datagrams", "million"),
             Self::Corrupt => (", corrupt", ""),
             Self::ChecksumErrors => (", wrong checksums", ""),
+            Self::Kept => (", share that is kept", ""),
         }
     }
 
@@ -71,6 +73,7 @@ impl Quantity {
                 | Self::Arrived
                 | Self::Corrupt
                 | Self::ChecksumErrors
+                | Self::Kept
         )
     }
 }
@@ -102,6 +105,7 @@ fn ratio_limit(step: Step, quantity: Quantity) -> Limit {
 /// What udp has to keep to by itself.
 fn limit(step: Step, quantity: Quantity) -> Limit {
     match (step.subject, quantity) {
+        (Subject::Initiations, Quantity::Kept) => Limit::AtLeast(0.8),
         (Subject::Fair, Quantity::Lost) => Limit::Median(1.0),
         (Subject::Udp64 | Subject::Soak, Quantity::Disordered)
         | (Subject::Soak, Quantity::Corrupt | Quantity::ChecksumErrors) => Limit::Each(0.0),
@@ -112,12 +116,12 @@ fn limit(step: Step, quantity: Quantity) -> Limit {
 /// All values, by what was measured, way and round.
 #[derive(Default)]
 pub(crate) struct Results {
-    values: BTreeMap<(Step, Quantity), BTreeMap<ResolvedRoute, BTreeMap<u32, f64>>>,
+    values: BTreeMap<(Step, Quantity), BTreeMap<PacketPath, BTreeMap<u32, f64>>>,
 }
 
 impl Results {
     /// Keeps what a measurement gave.
-    pub(crate) fn add(&mut self, step: Step, way: ResolvedRoute, round: u32, values: Vec<Value>) {
+    pub(crate) fn add(&mut self, step: Step, way: PacketPath, round: u32, values: Vec<Value>) {
         for Value { quantity, value } in values {
             let active = self.values.entry((step, quantity)).or_default();
             active.entry(way).or_default().insert(round, value);
@@ -131,27 +135,22 @@ impl Results {
             let (suffix, unit) = quantity.name();
             let what = format!("{step}{suffix}");
             for (&way, rounds) in active {
-                let limit = if way == ResolvedRoute::Udp { limit(step, quantity) } else { Limit::None };
+                let judged = way == PacketPath::Udp || step.subject == Subject::Initiations;
+                let limit = if judged { limit(step, quantity) } else { Limit::None };
                 let rounds = rounds.values().copied().collect();
                 figures.push(Figure { rounds, ..Figure::new(format!("{what}: {way}"), unit, limit) });
             }
             if !quantity.compares() {
                 continue;
             }
-            let others = active
-                .keys()
-                .filter(|way| **way != ResolvedRoute::Vxlan)
-                .map(|way| (*way, ResolvedRoute::Vxlan));
-            let of_wireguard = [
-                (ResolvedRoute::Wireguard, ResolvedRoute::Udp),
-                (ResolvedRoute::Wireguard, ResolvedRoute::WireguardGo),
-            ];
-            for (way, reference) in
-                others.chain([(ResolvedRoute::Udp, ResolvedRoute::GoUdp)]).chain(of_wireguard)
-            {
+            let others =
+                active.keys().filter(|way| **way != PacketPath::Vxlan).map(|way| (*way, PacketPath::Vxlan));
+            let of_wireguard =
+                [(PacketPath::Wireguard, PacketPath::Udp), (PacketPath::Wireguard, PacketPath::WireguardGo)];
+            for (way, reference) in others.chain([(PacketPath::Udp, PacketPath::GoUdp)]).chain(of_wireguard) {
                 let rounds = ratios(active, way, reference);
                 if !rounds.is_empty() {
-                    let judged = (way, reference) == (ResolvedRoute::Udp, ResolvedRoute::Vxlan);
+                    let judged = (way, reference) == (PacketPath::Udp, PacketPath::Vxlan);
                     let limit = if judged { ratio_limit(step, quantity) } else { Limit::None };
                     let name = format!("{what}: {way} / {reference}");
                     figures.push(Figure { rounds, ..Figure::new(name, "", limit) });
@@ -164,9 +163,9 @@ impl Results {
 
 /// One way's values by another's, of the rounds that have both.
 fn ratios(
-    active: &BTreeMap<ResolvedRoute, BTreeMap<u32, f64>>,
-    way: ResolvedRoute,
-    reference: ResolvedRoute,
+    active: &BTreeMap<PacketPath, BTreeMap<u32, f64>>,
+    way: PacketPath,
+    reference: PacketPath,
 ) -> Vec<f64> {
     let (Some(rounds), Some(reference)) = (active.get(&way), active.get(&reference)) else {
         return Vec::new();
@@ -183,12 +182,12 @@ mod tests {
         let step = Step { place: Place::Pod, subject: Subject::Tcp1 };
         let mut results = Results::default();
         for (way, round, rate) in [
-            (ResolvedRoute::Vxlan, 0, 10.0),
-            (ResolvedRoute::Udp, 0, 9.0),
-            (ResolvedRoute::HostGw, 0, 12.0),
-            (ResolvedRoute::Udp, 1, 8.0),
-            (ResolvedRoute::Vxlan, 2, 8.0),
-            (ResolvedRoute::Udp, 2, 8.0),
+            (PacketPath::Vxlan, 0, 10.0),
+            (PacketPath::Udp, 0, 9.0),
+            (PacketPath::HostGw, 0, 12.0),
+            (PacketPath::Udp, 1, 8.0),
+            (PacketPath::Vxlan, 2, 8.0),
+            (PacketPath::Udp, 2, 8.0),
         ] {
             results.add(step, way, round, vec![Quantity::Rate.of(rate), Quantity::Again.of(0.0)]);
         }

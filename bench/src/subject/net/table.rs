@@ -4,7 +4,7 @@ use bench::figure::{conditions_of, judgement, markdown, short};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::bed::ResolvedRoute;
+use super::bed::PacketPath;
 
 /// A row for each thing that was measured: each way's median and range, then udp's ratios.
 pub(crate) fn table(lines: &[Value]) -> String {
@@ -21,8 +21,7 @@ pub(crate) fn table(lines: &[Value]) -> String {
         }
     }
     let measured = |whose: &str| named.iter().any(|((_, one), _)| one == whose);
-    let active =
-        ResolvedRoute::value_variants().iter().map(ResolvedRoute::to_string).filter(|way| measured(way));
+    let active = PacketPath::value_variants().iter().map(PacketPath::to_string).filter(|way| measured(way));
     let ratios = [JUDGED, "udp / go-udp", "wireguard / vxlan", "wireguard / udp", "wireguard / wireguard-go"];
     let ratios = ratios.map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
     let columns: Vec<String> = active.chain(ratios).collect();
@@ -40,7 +39,7 @@ pub(crate) fn table(lines: &[Value]) -> String {
         let unit = columns.iter().find_map(|column| find(column)?["unit"].as_str()).unwrap_or_default();
         let cells = columns.iter().map(|column| find(column).map(cell).unwrap_or_default());
         // A limit is udp's, either of its own or as ratio.
-        let judged = [JUDGED.to_owned(), ResolvedRoute::Udp.to_string()];
+        let judged = [JUDGED.to_owned(), PacketPath::Udp.to_string()];
         let judged = judged.iter().filter_map(|whose| find(whose)).find(|line| !line["limit"].is_null());
         let judged = judged.map(judgement).unwrap_or_default();
         let begin = [what.to_owned(), unit.to_owned()];
