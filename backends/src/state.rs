@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use subnet::Mac;
+use subnet::{Mac, SharedMap};
 
 use forwarding::Forwarding;
 use name::Name;
@@ -25,13 +25,14 @@ use nexthop::NexthopId;
 use wireguard::WireguardDevice;
 
 pub use change::Change;
+pub use hops::NexthopUse;
 pub(crate) use link::{IPIP_DEVICE, LinkPatch, SPARE_PREFIXES};
 pub use link::{IpipIdentity, Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};
 pub use route::Route;
 pub(crate) use route::{BLACKHOLE_METRIC, PROTOCOL_BOOT, PROTOCOL_KERNEL, ROUTE_PROTOCOL};
 
 /// Everything that this agent makes in the kernel. Maps and sets in one order, so that two states compare
-/// and print alike.
+/// and print alike. What there is for each peer is shared by the plans that have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
     /// Tunnel devices.
@@ -43,12 +44,12 @@ pub struct KernelState {
     /// Addresses on these devices.
     pub addresses: BTreeSet<(Name, IpNet)>,
     /// Forwarding database: which node a destination MAC is behind.
-    pub fdb: BTreeMap<(Name, Mac), IpAddr>,
+    pub fdb: SharedMap<(Name, Mac), IpAddr>,
     /// Permanent neighbours: the MAC of each next hop on a tunnel device.
-    pub neighbours: BTreeMap<(Name, IpAddr), Mac>,
+    pub neighbours: SharedMap<(Name, IpAddr), Mac>,
     /// Routes of the main table with metric 0 and TOS 0, by destination; where several have the same
     /// destination, the one that the kernel uses.
-    pub routes: BTreeMap<IpNet, Route>,
+    pub routes: SharedMap<IpNet, Route>,
     /// Further routes of ours to one of these destinations, which the kernel doesn't use, and ours with a
     /// metric. Never wanted.
     pub shadowed_routes: BTreeSet<Route>,
@@ -75,12 +76,23 @@ impl KernelState {
                 to.entry(key).or_insert(value);
             }
         }
+        fn share<K: Ord + Clone, V: Clone>(to: &mut SharedMap<K, V>, from: SharedMap<K, V>) {
+            if to.is_empty() {
+                *to = from;
+                return;
+            }
+            for (key, value) in &from {
+                if !to.contains_key(key) {
+                    to.insert(key.clone(), value.clone());
+                }
+            }
+        }
         add(&mut self.links, other.links);
         add(&mut self.forwarding, other.forwarding);
         add(&mut self.wireguard, other.wireguard);
-        add(&mut self.fdb, other.fdb);
-        add(&mut self.neighbours, other.neighbours);
-        add(&mut self.routes, other.routes);
+        share(&mut self.fdb, other.fdb);
+        share(&mut self.neighbours, other.neighbours);
+        share(&mut self.routes, other.routes);
         add(&mut self.orphaned_nexthops, other.orphaned_nexthops);
         self.addresses.extend(other.addresses);
         self.shadowed_routes.extend(other.shadowed_routes);

@@ -61,7 +61,7 @@ fn records(network: &NetworkConfig, numbers: &[u8]) -> Arc<Records> {
     let numbers: Vec<Subnets> = numbers.iter().map(ours).collect();
     all.leases.retain(|subnets, _| numbers.contains(subnets));
     let mut records = Records::default();
-    records.learn(&all);
+    records.learn(&all, None);
     Arc::new(records)
 }
 
@@ -115,7 +115,7 @@ impl<'m> Agent<'m> {
             surroundings: &backends::Surroundings::default(),
             undecided: &Default::default(),
         };
-        let peers = Peers::choose(context, all).usable;
+        let peers: Vec<_> = Peers::choose(context, all).usable.values().copied().collect();
         active.plan(PlanInput { node, own, macs, peers: &peers, all: &peers })
     }
 

@@ -25,6 +25,7 @@ use backends::kernel::{NotificationFilter, Notifications};
 use backends::{Firewall, Kernel, KernelError, KernelState, converge_since};
 #[cfg(test)]
 use subnet::Subnets;
+use subnet::saved::Written;
 use subnet::store::random_below;
 use subnet::{Feed, Known, Lease, LeaseStore, Loss};
 use tokio::sync::{Notify, watch};
@@ -157,6 +158,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
             rules_moved,
             feed,
             known,
+            saved: None,
             tasks: Tasks::default(),
         };
         if let Some((leases, own, why)) = recalled {
@@ -187,6 +189,8 @@ struct Agent<'a, K, S> {
     rules_moved: &'a Notify,
     feed: Feed,
     known: watch::Receiver<Known>,
+    /// What the file with the saved state says.
+    saved: Option<Written>,
     tasks: Tasks,
 }
 
@@ -316,8 +320,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             Action::Save(keep) => {
                 let (path, store) = (self.machine.settings.state_file.clone(), self.store.describe());
-                let written = tokio::task::spawn_blocking(move || keep.write(&path, &store)).await;
-                Event::Saved(written.unwrap_or_else(|error| Err(error.into())))
+                let before = self.saved.take();
+                let written = tokio::task::spawn_blocking(move || keep.write(&path, &store, before)).await;
+                let written = written.unwrap_or_else(|error| Err(error.into()));
+                Event::Saved(written.map(|written| self.saved.insert(written).is_whole()))
             }
             action => {
                 self.arrange(action);

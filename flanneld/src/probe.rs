@@ -11,6 +11,7 @@
 //! Everything but the task ([`Probes`]) is pure: [`path::Path`] is the state of one path, [`mtu::MtuSearch`] finds the longest
 //! packet, [`Verdict`] says what both mean together. Nothing is needed on the peer but its kernel.
 
+mod moment;
 mod mtu;
 mod path;
 mod peer;

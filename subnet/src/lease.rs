@@ -7,6 +7,7 @@ use std::fmt;
 
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
+use crate::shared_map::SharedMap;
 use crate::text::shortened;
 use crate::wireguard::WireguardData;
 
@@ -128,16 +129,16 @@ pub struct Vtep {
     pub port: Option<u16>,
 }
 
-/// Every lease in the cluster as of one moment; never a part of them.
+/// Every lease in the cluster as of one moment; never a part of them. Two snapshots share what they have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leases {
     /// The leases that could be read.
-    pub leases: BTreeMap<Subnets, Lease>,
+    pub leases: SharedMap<Subnets, Lease>,
     /// The entries that could not, or not in both families, by their key: reported, and never a reason to
     /// touch another lease or the other family.
     pub malformed: BTreeMap<String, Malformed>,
     /// The names of the nodes, where the store has names.
-    pub names: BTreeMap<Subnets, Box<str>>,
+    pub names: SharedMap<Subnets, Box<str>>,
 }
 
 /// An entry of the store that is not a lease.
@@ -187,9 +188,20 @@ impl Leases {
         self.malformed.insert(shortened(key), Malformed { why, subnets });
     }
 
-    /// Packs the map after many insertions: one by one they leave a third of its nodes empty.
+    /// Packs the map after many insertions, each of which leaves some room.
     pub fn pack(&mut self) {
-        self.leases = std::mem::take(&mut self.leases).into_iter().collect();
+        self.leases.pack();
+    }
+
+    /// The same leases, sharing with `before` what they have in common: what differs is then found without a look at the rest.
+    #[must_use]
+    pub fn sharing_with(&self, before: &Self) -> Self {
+        let same = |one: &Lease, other: &Lease| one == other && one.written == other.written;
+        Self {
+            leases: self.leases.sharing_with(&before.leases, same),
+            malformed: self.malformed.clone(),
+            names: self.names.sharing_with(&before.names, PartialEq::eq),
+        }
     }
 
     /// Forgets the entry of `key`, whichever kind it was.

@@ -10,6 +10,7 @@
 //! | [`lease`] | a lease, the set of leases, and their Flannel key and JSON forms |
 //! | [`allocate`] | which subnet a new node takes; pure |
 //! | [`wireguard`] | keys of WireGuard |
+//! | [`shared_map`] | a sorted map whose versions share what they have in common |
 //! | [`env_file`] | `subnet.env`, what the CNI plugin reads |
 //! | [`store`] | the contract of every lease store |
 //! | [`memory`], [`file`](mod@file), [`etcd`], `kube` | the stores |
@@ -25,6 +26,7 @@ pub mod mac;
 pub mod net;
 pub mod policy;
 pub mod regular;
+pub mod shared_map;
 pub mod text;
 pub mod wireguard;
 
@@ -61,5 +63,6 @@ pub use config::{
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};
+pub use shared_map::{SharedMap, SharedSet};
 #[cfg(feature = "store")]
 pub use store::{Claim, Feed, Known, LeaseStore, Loss, StoreError, Tenure};

@@ -1,6 +1,7 @@
 //! What a node last knew of its cluster, kept on disk: so that an agent can start while the store is away.
 
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -11,6 +12,7 @@ use crate::env_file::write_atomically;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
 use crate::mac::Mac;
 use crate::net::Subnets;
+use crate::shared_map::SharedMap;
 use crate::text::shortened;
 
 /// The last complete snapshot, with what it takes to make use of it.
@@ -31,7 +33,7 @@ pub struct Saved {
     pub leases: Leases,
 }
 
-/// The file. A reader that doesn't know the version takes nothing from it.
+/// The first line of the file. A reader that doesn't know the version takes nothing from it.
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
@@ -47,7 +49,17 @@ struct File {
     leases: Vec<Entry>,
 }
 
+/// Each further line: what was different at a later moment.
+#[derive(Serialize, Deserialize)]
+struct Later {
+    set: Vec<Entry>,
+    gone: Vec<Key>,
+}
+
 const VERSION: u32 = 1;
+
+/// The file is written as a whole again once what was appended is longer than half of the first line, and longer than this.
+const MIN_APPENDED: u64 = 64 * 1024;
 
 #[derive(Serialize, Deserialize)]
 struct Key(Option<Ipv4Net>, Option<Ipv6Net>);
@@ -68,21 +80,64 @@ impl From<Key> for Subnets {
     }
 }
 
+impl From<&Lease> for Entry {
+    fn from(lease: &Lease) -> Self {
+        let value = encode_value(&lease.public, &lease.attachment);
+        Self((&lease.subnets).into(), value, lease.created, lease.written)
+    }
+}
+
+impl Entry {
+    fn lease(self) -> Result<Lease, String> {
+        let Self(key, value, created, written) = self;
+        let subnets: Subnets = key.into();
+        let (public, attachment) = decode_value(value.as_bytes())
+            .map_err(|error| format!("it is damaged (the lease of {subnets}: {error})"))?;
+        Ok(Lease { subnets, public, attachment, created, written })
+    }
+}
+
+/// What a file says that was written, for appending to it.
+#[derive(Debug)]
+pub struct Written {
+    /// All but the leases.
+    besides: Vec<u8>,
+    leases: SharedMap<Subnets, Lease>,
+    /// Bytes of the first line, and of all.
+    first: u64,
+    len: u64,
+}
+
+impl Written {
+    /// Whether nothing was appended yet.
+    pub fn is_whole(&self) -> bool {
+        self.len == self.first
+    }
+}
+
 impl Saved {
-    /// Writes the file in one step. `store` tells which cluster it is about.
+    /// Makes the file say this. `store` tells which cluster it is about. What is different from `before`, if that is what the file
+    /// says, is appended to it as a line; else it is written in one step.
     ///
     /// # Errors
-    /// The I/O error, with the path in its text.
-    pub fn write(&self, path: &Path, store: &str) -> io::Result<()> {
-        let entry = |(subnets, lease): (&Subnets, &Lease)| {
-            Entry(
-                subnets.into(),
-                encode_value(&lease.public, &lease.attachment),
-                lease.created,
-                lease.written,
-            )
-        };
-        let file = File {
+    /// The I/O error, with the path in its text. What the file says then is unknown.
+    pub fn write(&self, path: &Path, store: &str, before: Option<Written>) -> io::Result<Written> {
+        let besides = serde_json::to_vec(&self.file(store, Vec::new()))?;
+        if let Some(before) = before.filter(|before| before.besides == besides)
+            && let Some(written) = self.append(path, before)?
+        {
+            return Ok(written);
+        }
+        let leases = self.leases.leases.clone();
+        let mut text = serde_json::to_vec(&self.file(store, leases.values().map(Entry::from).collect()))?;
+        text.push(b'\n');
+        write_atomically(path, &text, 0o600)?;
+        let len = text.len() as u64;
+        Ok(Written { besides, leases, first: len, len })
+    }
+
+    fn file(&self, store: &str, leases: Vec<Entry>) -> File {
+        File {
             version: VERSION,
             store: store.to_owned(),
             network: self.network.clone(),
@@ -90,9 +145,32 @@ impl Saved {
             left: self.left.clone(),
             own: (&self.own).into(),
             hardware: self.hardware.map(|mac| mac.to_string()),
-            leases: self.leases.leases.iter().map(entry).collect(),
-        };
-        write_atomically(path, &serde_json::to_vec(&file)?, 0o600)
+            leases,
+        }
+    }
+
+    /// Appends what is different, unless the file is another one than `before` or grows too long.
+    fn append(&self, path: &Path, before: Written) -> io::Result<Option<Written>> {
+        let mut later = Later { set: Vec::new(), gone: Vec::new() };
+        for (subnets, _, now) in self.leases.leases.changes(&before.leases) {
+            match now {
+                Some(lease) => later.set.push(lease.into()),
+                None => later.gone.push(subnets.into()),
+            }
+        }
+        let mut line = serde_json::to_vec(&later)?;
+        line.push(b'\n');
+        let len = before.len + line.len() as u64;
+        if len - before.first > MIN_APPENDED.max(before.first / 2) {
+            return Ok(None);
+        }
+        if !fs::symlink_metadata(path).is_ok_and(|about| about.is_file() && about.len() == before.len) {
+            return Ok(None);
+        }
+        let Ok(mut file) = OpenOptions::new().append(true).open(path) else { return Ok(None) };
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        file.write_all(&line).and_then(|()| file.sync_data()).map_err(named)?;
+        Ok(Some(Written { leases: self.leases.leases.clone(), len, ..before }))
     }
 
     /// Reads the file; `None` if there is none, or if it is about another store.
@@ -111,18 +189,28 @@ impl Saved {
         Ok(read_file(path)?.map(|(_, saved)| saved))
     }
 
-    /// The content of a file, with the store that it is about.
+    /// The content of a file, with the store that it is about. A last line that was not written to its end does not count.
     fn parse(bytes: &[u8]) -> Result<(String, Self), String> {
-        let file: File = serde_json::from_slice(bytes).map_err(|error| format!("it is damaged ({error})"))?;
+        let damaged = |error: serde_json::Error| format!("it is damaged ({error})");
+        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        let file: File = serde_json::from_slice(lines.next().unwrap_or_default()).map_err(damaged)?;
         if file.version != VERSION {
             return Err(format!("it has version {}, and this program writes {VERSION}", file.version));
         }
         let mut leases = Leases::default();
-        for Entry(key, value, created, written) in file.leases {
-            let subnets: Subnets = key.into();
-            let (public, attachment) = decode_value(value.as_bytes())
-                .map_err(|error| format!("it is damaged (the lease of {subnets}: {error})"))?;
-            leases.leases.insert(subnets, Lease { subnets, public, attachment, created, written });
+        for entry in file.leases {
+            let lease = entry.lease()?;
+            leases.leases.insert(lease.subnets, lease);
+        }
+        for line in lines.filter(|line| line.ends_with(b"\n")) {
+            let later: Later = serde_json::from_slice(line).map_err(damaged)?;
+            for entry in later.set {
+                let lease = entry.lease()?;
+                leases.leases.insert(lease.subnets, lease);
+            }
+            for key in later.gone {
+                leases.leases.remove(&key.into());
+            }
         }
         let own: Subnets = file.own.into();
         if !leases.leases.contains_key(&own) {
@@ -177,7 +265,7 @@ mod tests {
     fn what_is_written_is_read_back_and_only_for_the_same_store() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        saved().write(&path, "etcd at a").unwrap();
+        saved().write(&path, "etcd at a", None).unwrap();
         assert_eq!(Saved::read(&path, "etcd at a"), Ok(Some(saved())));
         assert_eq!(Saved::read(&path, "etcd at b"), Ok(None));
         assert_eq!(Saved::read_of_any_store(&path), Ok(Some(saved())));
@@ -201,7 +289,7 @@ mod tests {
     fn a_file_of_another_version_or_without_the_own_lease_is_not_used_and_says_why() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.json");
-        saved().write(&path, "s").unwrap();
+        saved().write(&path, "s", None).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let why = |from: &str, to: &str| Saved::parse(text.replace(from, to).as_bytes()).unwrap_err();
         assert!(Saved::parse(text.as_bytes()).is_ok());
@@ -209,12 +297,92 @@ mod tests {
         assert!(why("\"own\":[\"10.5.1.0/24\"", "\"own\":[\"10.5.9.0/24\"").contains("own lease"));
     }
 
+    fn lease(number: u8, address: u8) -> Lease {
+        let mut all = Leases::default();
+        let value = format!(r#"{{"PublicIP":"192.0.2.{address}","BackendType":"host-gw"}}"#);
+        all.insert_entry(&format!("10.5.{number}.0-24"), value.as_bytes(), number.into());
+        all.leases.values().next().unwrap().clone()
+    }
+
+    #[test]
+    fn what_is_different_is_appended_until_that_is_too_much() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        let mut now = saved();
+        let (mut written, mut appended) = (None, 0);
+        for round in 0..1500u32 {
+            let lease = lease(9, (round % 200) as u8);
+            now.leases.leases.insert(lease.subnets, lease);
+            let before = written.take().map_or(0, |before: Written| {
+                let len = before.len;
+                written = Some(before);
+                len
+            });
+            let next = now.write(&path, "s", written.take()).unwrap();
+            appended += u32::from(next.len > next.first && next.len > before);
+            written = Some(next);
+            if round % 100 == 0 {
+                assert_eq!(Saved::read(&path, "s"), Ok(Some(now.clone())));
+            }
+        }
+        let len = std::fs::metadata(&path).unwrap().len();
+        assert!((1400..1500).contains(&appended) && len < 2 * MIN_APPENDED, "{appended} of {len} bytes");
+    }
+
+    #[test]
+    fn a_file_that_somebody_changed_or_that_is_about_something_else_is_written_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        for change in 0..4 {
+            let mut now = saved();
+            let written = now.write(&path, "s", None).unwrap();
+            match change {
+                0 => std::fs::write(&path, "nonsense").unwrap(),
+                1 => std::fs::remove_file(&path).unwrap(),
+                2 => now.left.clear(),
+                _ => now.hardware = None,
+            }
+            now.leases.leases.insert(lease(9, 9).subnets, lease(9, 9));
+            let next = now.write(&path, "s", Some(written)).unwrap();
+            assert_eq!((next.first, Saved::read(&path, "s")), (next.len, Ok(Some(now))), "{change}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_file_that_was_cut_off_says_what_was_so_before_or_nothing(
+            steps in prop::collection::vec((3u8..9, 1u8..200, any::<bool>()), 1..8), cut in 0usize..2000,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state.json");
+            let mut now = saved();
+            let mut written = now.write(&path, "s", None).unwrap();
+            let mut ends = vec![(written.len as usize, now.clone())];
+            for (number, address, gone) in steps {
+                let lease = lease(number, address);
+                if gone {
+                    now.leases.leases.remove(&lease.subnets);
+                } else {
+                    now.leases.leases.insert(lease.subnets, lease);
+                }
+                written = now.write(&path, "s", Some(written)).unwrap();
+                ends.push((written.len as usize, now.clone()));
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            let whole = Saved::parse(&bytes);
+            prop_assert_eq!(whole, Ok(("s".to_owned(), now)));
+            let left = bytes.len().saturating_sub(cut);
+            let expected = ends.iter().rev().find(|(end, _)| *end <= left).map(|(_, saved)| saved.clone());
+            let found = Saved::parse(&bytes[..left]).ok().map(|(_, saved)| saved);
+            // Without its end, the first line is whole all the same.
+            prop_assert!(found == expected || left + 1 == ends[0].0, "{left} of {ends:?}");
+        }
+
         #[test]
         fn a_damaged_file_is_nothing_and_never_a_panic(cut in 0usize..400, at in 0usize..400, byte: u8) {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("state.json");
-            saved().write(&path, "s").unwrap();
+            saved().write(&path, "s", None).unwrap();
             let mut bytes = std::fs::read(&path).unwrap();
             bytes.truncate(bytes.len().saturating_sub(cut).max(1));
             let index = at % bytes.len();

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use subnet::config::Range;
 use subnet::env_file::gateway;
 use subnet::net::bits_of;
-use subnet::{Family, Leases};
+use subnet::{Family, Lease, Leases, SharedMap, SharedSet};
 
 use crate::state::name::Name;
 use crate::state::nexthop::NexthopId;
@@ -39,8 +39,12 @@ pub struct Scope {
 /// What leases said and say: whose subnet a route leads to, and which next hop is a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
-    subnets: BTreeSet<IpNet>,
-    publics: BTreeSet<IpAddr>,
+    subnets: SharedSet<IpNet>,
+    publics: SharedSet<IpAddr>,
+}
+
+fn publics(lease: &Lease) -> impl Iterator<Item = IpAddr> {
+    Family::BOTH.into_iter().filter_map(|family| lease.public.get(family))
 }
 
 impl Records {
@@ -49,43 +53,39 @@ impl Records {
     /// But always so many.
     const MIN_FORMER: usize = 1024;
 
-    /// Takes in what these leases say. What earlier ones said is kept.
-    pub fn learn(&mut self, all: &Leases) {
+    /// Takes in what these leases say. What earlier ones said is kept. What is as in `before` was learnt then.
+    pub fn learn(&mut self, all: &Leases, before: Option<&Leases>) {
         let limit = Self::MIN_FORMER + Self::FORMER * all.leases.len();
-        if self.subnets.len() > limit || self.publics.len() > limit {
+        let too_many = self.subnets.len() > limit || self.publics.len() > limit;
+        if too_many {
             *self = Self::default();
         }
-        for lease in all.leases.values() {
-            self.subnets.extend(lease.subnets.iter());
-            self.publics.extend(Family::BOTH.iter().filter_map(|family| lease.public.get(*family)));
+        let nothing = SharedMap::default();
+        let before = before.filter(|_| !too_many).map_or(&nothing, |before| &before.leases);
+        for lease in all.leases.changes(before).filter_map(|(_, _, now)| now) {
+            self.subnets.extend(lease.subnets.iter().map(|subnet| (subnet, ())));
+            self.publics.extend(publics(lease).map(|addr| (addr, ())));
         }
     }
 
-    /// Whether [`learn`](Self::learn) would change nothing. What is as in `before` was learnt then.
+    /// Whether [`learn`](Self::learn) would change nothing.
     pub fn know(&self, all: &Leases, before: Option<&Leases>) -> bool {
-        let mut before = before.into_iter().flat_map(|before| before.leases.values()).peekable();
-        all.leases.values().all(|lease| {
-            while before.next_if(|known| known.subnets < lease.subnets).is_some() {}
-            if before
-                .peek()
-                .is_some_and(|known| (known.subnets, known.public) == (lease.subnets, lease.public))
-            {
-                return true;
-            }
-            let mut publics = Family::BOTH.iter().filter_map(|family| lease.public.get(*family));
-            publics.all(|addr| self.publics.contains(&addr))
-                && lease.subnets.iter().all(|subnet| self.subnets.contains(&subnet))
+        let nothing = SharedMap::default();
+        let before = before.map_or(&nothing, |before| &before.leases);
+        all.leases.changes(before).filter_map(|(_, _, now)| now).all(|lease| {
+            publics(lease).all(|addr| self.publics.contains_key(&addr))
+                && lease.subnets.iter().all(|subnet| self.subnets.contains_key(&subnet))
         })
     }
 
     /// Whether a lease is or was about this subnet.
     pub fn has_subnet(&self, subnet: IpNet) -> bool {
-        self.subnets.contains(&subnet)
+        self.subnets.contains_key(&subnet)
     }
 
     /// Whether this is or was a node's public address.
     pub(crate) fn has_public(&self, addr: IpAddr) -> bool {
-        self.publics.contains(&addr)
+        self.publics.contains_key(&addr)
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
         let value = br#"{"PublicIP":"192.0.2.2","BackendType":"host-gw"}"#;
         all.insert_entry("192.168.130.0-24", value, 1);
         let mut records = Records::default();
-        records.learn(&all);
+        records.learn(&all, None);
         Scope {
             networks: network.networks().iter().collect(),
             ranges: network.ranges().copied().collect(),
@@ -266,7 +266,7 @@ mod tests {
         let mut records = (*scope.records).clone();
         let mut before = Leases::default();
         before.insert_entry("192.168.20.0-24", br#"{"PublicIP":"192.0.2.20","BackendType":"host-gw"}"#, 1);
-        records.learn(&before);
+        records.learn(&before, None);
         scope.records = Arc::new(records);
         assert!(scope.owns_route(&route("192.168.20.0/24", "192.0.2.20", PROTOCOL_BOOT), false, Some(2)));
         assert!(!scope.owns_route(&route("192.168.21.0/24", "192.0.2.20", PROTOCOL_BOOT), false, Some(2)));
@@ -318,7 +318,7 @@ mod tests {
             let [_, _, third, fourth] = number.to_be_bytes();
             let value = format!(r#"{{"PublicIP":"198.51.{third}.{fourth}","BackendType":"host-gw"}}"#);
             all.insert_entry(&format!("10.{third}.{fourth}.0-24"), value.as_bytes(), 1);
-            records.learn(&all);
+            records.learn(&all, None);
             assert!(records.subnets.len() <= 1100 && records.publics.len() <= 1100);
         }
     }

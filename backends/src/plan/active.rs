@@ -5,6 +5,7 @@
 //! goes on accepting what it announced before for as long as a peer may send it: until some time after the
 //! last one has left that backend itself.
 
+mod increment;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -106,11 +107,6 @@ impl ActiveBackends {
     /// All backends in use, the announced one first.
     pub fn backends(&self) -> impl Iterator<Item = &dyn Backend> {
         self.all.iter().map(|entry| &*entry.backend)
-    }
-
-    /// The backends in use with their words.
-    pub fn named(&self) -> Vec<(BackendId, String)> {
-        self.all.iter().map(|entry| (entry.id, entry.backend.words())).collect()
     }
 
     /// Whether the announced backend stands in for the one that the configuration asks for.
@@ -416,11 +412,6 @@ impl ActiveBackends {
         }
     }
 
-    /// Whether the backend sends to VXLAN tunnel endpoints.
-    pub(crate) fn leads_to_vteps(&self, id: BackendId) -> bool {
-        self.all.iter().any(|entry| entry.id == id && matches!(entry.config, BackendConfig::Vxlan(_)))
-    }
-
     /// Makes those on standby active that a peer announces. Returns whether there was any.
     pub fn take_up<'a>(&mut self, announced: impl Iterator<Item = &'a Attachment>) -> bool {
         if self.standby.is_empty() {
@@ -441,12 +432,16 @@ impl ActiveBackends {
 
     /// Drops the backends that no peer has been reached by for `LINGER`. Returns whether there was any, and
     /// when to ask again.
-    pub fn drop_unused(&mut self, peers: &[Peer], now: Instant) -> (bool, Option<Instant>) {
+    pub fn drop_unused<'a>(
+        &mut self,
+        peers: impl Iterator<Item = &'a Peer> + Clone,
+        now: Instant,
+    ) -> (bool, Option<Instant>) {
         let (before, announced) = (self.all.len(), self.current_id());
         let mut next = None;
         let mut gone = Vec::new();
         self.all.retain_mut(|entry| {
-            if entry.id == announced || peers.iter().any(|peer| peer.backend == entry.id) {
+            if entry.id == announced || peers.clone().any(|peer| peer.backend == entry.id) {
                 entry.idle = None;
                 return true;
             }
@@ -483,7 +478,9 @@ impl ActiveBackends {
                 for peer in
                     peers.iter().filter(|peer| route.dst != peer.subnet && route.dst.contains(&peer.subnet))
                 {
-                    planned.routes.entry(peer.subnet).or_insert(Route { dst: peer.subnet, ..route });
+                    if !planned.routes.contains_key(&peer.subnet) {
+                        planned.routes.insert(peer.subnet, Route { dst: peer.subnet, ..route });
+                    }
                 }
             }
             state.join(planned);

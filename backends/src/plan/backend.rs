@@ -201,6 +201,12 @@ pub trait Backend: Send + Sync {
 
     /// The kernel state that reaches the peers.
     fn plan(&self, input: PlanInput<'_>) -> KernelState;
+
+    /// Whether a plan is one entry or more of `fdb`, `neighbours` and `routes` for each peer, which depend on that peer alone, and
+    /// else nothing that depends on peers.
+    fn plans_peers_apart(&self) -> bool {
+        false
+    }
 }
 
 /// The MAC of a tunnel device: the first that this node has already and that no peer announces, or else a

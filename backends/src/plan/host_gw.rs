@@ -48,6 +48,10 @@ impl Backend for HostGw {
         )))
     }
 
+    fn plans_peers_apart(&self) -> bool {
+        true
+    }
+
     fn plan(&self, input: PlanInput<'_>) -> KernelState {
         let dev = Some(input.node.underlay.name);
         let route = |peer: &Peer| Route { via: Some(peer.public), dev, ..Route::ours(peer.subnet) };

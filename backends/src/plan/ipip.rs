@@ -97,6 +97,10 @@ impl Backend for Ipip {
         Ok(())
     }
 
+    fn plans_peers_apart(&self) -> bool {
+        true
+    }
+
     fn plan(&self, input: PlanInput<'_>) -> KernelState {
         let PlanInput { node, own, peers, .. } = input;
         let mut state = KernelState::default();

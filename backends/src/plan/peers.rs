@@ -3,6 +3,8 @@
 //! A lease that can't be used is left out with a reason and never disturbs another one: one bad key or
 //! one misconfigured node must not cost anybody else's traffic.
 
+mod follow;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -10,7 +12,7 @@ use ipnet::IpNet;
 use subnet::lease::format_key;
 use subnet::net::{addr_of, bits_of, overlap};
 use subnet::wireguard::PublicKey;
-use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig};
+use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, SharedMap};
 
 use super::active::ActiveBackends;
 use super::backend::{Peer, WireguardPeer};
@@ -58,8 +60,10 @@ impl SkipReason {
 /// The outcome of looking through all leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// The peers to reach, ordered by subnet.
-    pub usable: Vec<Peer>,
+    /// The peers to reach, by subnet.
+    pub usable: SharedMap<IpNet, Peer>,
+    /// How many nodes they are: one with both families is one.
+    pub nodes: usize,
     /// The leases that were left out, by their key, with the reason.
     pub skipped: BTreeMap<String, String>,
     /// How many were left out for each reason; a lease with two families counts for each.
@@ -68,6 +72,8 @@ pub struct Peers {
     pub disputed: BTreeSet<Mac>,
     /// How many of the usable ones announce something that this node doesn't know, and are reached as before.
     pub kept: usize,
+    /// Each lease is used or left out for itself: none is because of another one.
+    pub independent: bool,
 }
 
 /// From what this node looks at the leases.
@@ -98,38 +104,20 @@ impl Peers {
             peers.skipped.insert(key.clone(), malformed.why.clone());
             peers.count(SkipReason::Malformed);
         }
-        // What this node had before a family came or went is its own as well.
-        let is_own = |lease: &Lease| {
-            lease.subnets == own.subnets
-                || lease.public.same_node(&own.public)
-                    && lease.subnets.iter().any(|subnet| own.subnets.iter().any(|mine| mine == subnet))
-        };
-        let mut leases: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(lease)).collect();
+        let mut leases: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(own, lease)).collect();
         // Of leases that overlap, one with the right length beats one with a wrong length, and of two
         // with the right length the older one is right.
-        let wrong_length = |lease: &Lease| !network.ranges().all(|range| fits_length(range, lease));
-        leases.sort_by_cached_key(|lease| (wrong_length(lease), lease.created, lease.subnets));
+        leases.sort_by_cached_key(|lease| (!fits_lengths(network, lease), lease.created, lease.subnets));
 
         let keys = former_keys(context, &leases);
         let mut chosen = Vec::new();
         for lease in leases {
-            if network.ranges().all(|range| lease.subnets.get(Family::of(range.network.addr())).is_none()) {
-                let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
-                let why = format!("it has no subnet of a family that is enabled ({})", network.networks());
-                peers.skipped.insert(key, why);
-                peers.count(SkipReason::Family);
-                continue;
-            }
-            for family in Family::BOTH {
-                let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
-                    continue;
-                };
-                match examine(context, range.network, lease, subnet, &keys) {
-                    Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
-                    Err((reason, why)) => peers.skip(network, lease, family, reason, why),
-                }
-            }
+            judge_alone(context, lease, &keys, |family, outcome| match outcome {
+                Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
+                Err((reason, why)) => peers.skip(network, lease, family, reason, why),
+            });
         }
+        let alone = chosen.len();
         let rules: [(Rule, SkipReason); 4] = [
             (uncovered, SkipReason::Overlap),
             (first_of_overlapping, SkipReason::Overlap),
@@ -141,13 +129,21 @@ impl Peers {
             let about_macs = reason == SkipReason::Mac;
             peers.disputed.extend(refused.iter().filter(|_| about_macs).map(|(claimed, _)| claimed.peer.mac));
             for (claimed, why) in refused {
-                peers.skip(network, claimed.lease, Family::of(claimed.peer.public), reason, why);
+                peers.skip(network, claimed.lease, Some(Family::of(claimed.peer.public)), reason, why);
             }
             chosen = kept;
         }
         peers.kept = chosen.iter().filter(|claimed| claimed.kept).count();
-        peers.usable = chosen.into_iter().map(|claimed| claimed.peer).collect();
-        peers.usable.sort_unstable_by_key(|peer| peer.subnet);
+        let apart = chosen.iter().all(|claimed| follow::stands_apart(context, claimed.lease, &claimed.peer));
+        // Whether a lease of another backend is reached as before depends on the others.
+        let foreign = peers.kept > 0 || peers.reasons.contains_key(&SkipReason::Backend);
+        peers.independent = apart && chosen.len() == alone && !foreign;
+        peers.nodes = if network.ranges().count() > 1 {
+            chosen.iter().map(|claimed| claimed.lease.subnets).collect::<BTreeSet<_>>().len()
+        } else {
+            chosen.len()
+        };
+        peers.usable = chosen.into_iter().map(|claimed| (claimed.peer.subnet, claimed.peer)).collect();
         peers
     }
 
@@ -159,14 +155,14 @@ impl Peers {
         &mut self,
         network: &NetworkConfig,
         lease: &Lease,
-        family: Family,
+        family: Option<Family>,
         reason: SkipReason,
         why: String,
     ) {
         self.count(reason);
-        let why = if network.ranges().count() > 1 { format!("{family}: {why}") } else { why };
-        let key = format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string());
-        let entry = self.skipped.entry(key).or_default();
+        let family = family.filter(|_| network.ranges().count() > 1);
+        let why = family.map_or_else(|| why.clone(), |family| format!("{family}: {why}"));
+        let entry = self.skipped.entry(key_of(lease)).or_default();
         if !entry.is_empty() {
             entry.push_str("; ");
         }
@@ -174,9 +170,48 @@ impl Peers {
     }
 }
 
-fn fits_length(range: &subnet::Range, lease: &Lease) -> bool {
-    let family = Family::of(range.network.addr());
-    lease.subnets.get(family).is_none_or(|subnet| subnet.prefix_len() == range.subnet_len)
+/// The key by which a lease that is left out is named.
+fn key_of(lease: &Lease) -> String {
+    format_key(&lease.subnets).unwrap_or_else(|| lease.subnets.to_string())
+}
+
+/// What this node had before a family came or went is its own as well.
+fn is_own(own: &Lease, lease: &Lease) -> bool {
+    lease.subnets == own.subnets
+        || lease.public.same_node(&own.public)
+            && lease.subnets.iter().any(|subnet| own.subnets.iter().any(|mine| mine == subnet))
+}
+
+fn fits_lengths(network: &NetworkConfig, lease: &Lease) -> bool {
+    network.ranges().all(|range| {
+        let family = Family::of(range.network.addr());
+        lease.subnets.get(family).is_none_or(|subnet| subnet.prefix_len() == range.subnet_len)
+    })
+}
+
+/// A peer and whether it is only reached as before, or why there is none.
+type Outcome = Result<(Peer, bool), (SkipReason, String)>;
+
+/// Says what a lease is by itself, for each family that is enabled, or once if it has none of them.
+fn judge_alone(
+    context: PeerContext<'_>,
+    lease: &Lease,
+    keys: &BTreeMap<IpNet, WireguardPeer>,
+    mut found: impl FnMut(Option<Family>, Outcome),
+) {
+    let network = context.network;
+    let mut any = false;
+    for family in Family::BOTH {
+        let (Some(range), Some(subnet)) = (network.range(family), lease.subnets.get(family)) else {
+            continue;
+        };
+        any = true;
+        found(Some(family), examine(context, range.network, lease, subnet, keys));
+    }
+    if !any {
+        let why = format!("it has no subnet of a family that is enabled ({})", network.networks());
+        found(None, Err((SkipReason::Family, why)));
+    }
 }
 
 /// One family of a lease that is right as long as no other one contradicts it.
@@ -201,7 +236,7 @@ fn examine(
     lease: &Lease,
     subnet: IpNet,
     keys: &BTreeMap<IpNet, WireguardPeer>,
-) -> Result<(Peer, bool), (SkipReason, String)> {
+) -> Outcome {
     let PeerContext { former, own, active, before, surroundings, .. } = context;
     let family = Family::of(subnet.addr());
     let announced = active.reaching(lease);
@@ -251,9 +286,8 @@ fn examine(
         }
         (_, None) => Mac([0; 6]),
     };
-    let key = wireguard(active, lease, family).map_err(|why| (SkipReason::Key, why));
-    let says_key = kept.is_none() && matches!(lease.attachment, Attachment::Wireguard { .. });
-    let wireguard = if says_key { Some(key?) } else { keys.get(&subnet).copied() };
+    let former = keys.get(&subnet).copied();
+    let wireguard = if kept.is_some() { former } else { key_or(former, active, lease, family)? };
     Ok((Peer { subnet, public, mac, wireguard, backend }, kept.is_some()))
 }
 
@@ -262,6 +296,21 @@ fn former_keys(context: PeerContext<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, W
     let moved = context.active.identities().next().is_some()
         && leases.iter().any(|lease| !matches!(lease.attachment, Attachment::Wireguard { .. }));
     if moved { known(context.before) } else { BTreeMap::new() }
+}
+
+/// What the peer says for WireGuard, or said before it moved on to another backend.
+fn key_or(
+    former: Option<WireguardPeer>,
+    active: &ActiveBackends,
+    lease: &Lease,
+    family: Family,
+) -> Result<Option<WireguardPeer>, (SkipReason, String)> {
+    match lease.attachment {
+        Attachment::Wireguard { .. } => {
+            wireguard(active, lease, family).map(Some).map_err(|why| (SkipReason::Key, why))
+        }
+        _ => Ok(former),
+    }
 }
 
 /// What the peer says for WireGuard.

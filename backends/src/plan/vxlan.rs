@@ -215,6 +215,10 @@ impl Backend for Vxlan {
         Ok(())
     }
 
+    fn plans_peers_apart(&self) -> bool {
+        true
+    }
+
     fn plan(&self, input: PlanInput<'_>) -> KernelState {
         let PlanInput { node, own, macs, peers, .. } = input;
         let mut state = KernelState::default();

@@ -228,8 +228,8 @@ impl KernelState {
         moved(&mut self.links, name);
         moved(&mut self.forwarding, name);
         moved(&mut self.wireguard, name);
-        moved(&mut self.fdb, |(dev, mac)| (name(dev), mac));
-        moved(&mut self.neighbours, |(dev, ip)| (name(dev), ip));
+        self.fdb = self.fdb.iter().map(|((dev, mac), dst)| ((name(*dev), *mac), *dst)).collect();
+        self.neighbours = self.neighbours.iter().map(|((dev, ip), mac)| ((name(*dev), *ip), *mac)).collect();
         self.addresses = self.addresses.iter().map(|(dev, net)| (name(*dev), *net)).collect();
         self.routes.values_mut().for_each(|one| *one = route(*one));
         self.shadowed_routes = self.shadowed_routes.iter().map(|one| route(*one)).collect();

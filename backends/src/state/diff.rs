@@ -4,11 +4,12 @@
 //! route needs before the route, a replacement in place where the kernel has one. A device that must be
 //! made anew takes everything on it along, so what is on it counts as absent.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use subnet::SharedMap;
+use subnet::shared_map::Pair;
 
 use crate::state::name::Name;
 use crate::state::nexthop::NexthopId;
@@ -32,27 +33,6 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     changes
 }
 
-/// The entries of two maps in one order, each with what both have for its key: cheaper than to search one for each key of the
-/// other.
-fn side_by_side<'a, K: Ord, V>(
-    desired: &'a BTreeMap<K, V>,
-    actual: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
-    let (mut desired, mut actual) = (desired.iter().peekable(), actual.iter().peekable());
-    std::iter::from_fn(move || {
-        let order = match (desired.peek(), actual.peek()) {
-            (Some((want, _)), Some((have, _))) => want.cmp(have),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => return None,
-        };
-        let want = if order.is_le() { desired.next() } else { None };
-        let have = if order.is_ge() { actual.next() } else { None };
-        let (key, _) = want.or(have)?;
-        Some((key, want.map(|(_, value)| value), have.map(|(_, value)| value)))
-    })
-}
-
 /// What becomes of devices, and with them of what is on them.
 struct Devices<'a> {
     desired: &'a KernelState,
@@ -67,6 +47,20 @@ impl Devices<'_> {
     /// Whether what is on a device that has this name now is still there after [`links`].
     fn there(&self, name: &Name) -> bool {
         !self.rebuilt.contains(name)
+    }
+
+    /// What there is and should be in two maps of entries on devices: all of them if devices are made anew or have moved, and else
+    /// those that differ.
+    fn entries<'a, K: Ord, V: PartialEq>(
+        &self,
+        desired: &'a SharedMap<K, V>,
+        actual: &'a SharedMap<K, V>,
+    ) -> Box<dyn Iterator<Item = Pair<'a, K, V>> + 'a> {
+        if self.rebuilt.is_empty() && self.moved.is_empty() {
+            Box::new(desired.changes(actual))
+        } else {
+            Box::new(desired.side_by_side(actual))
+        }
     }
 
     fn is_stale(&self, name: &Name) -> bool {
@@ -155,7 +149,7 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::SetWireguardPeers(*name, Arc::new(peers)));
         }
     }
-    for ((name, mac), want, have) in side_by_side(&desired.fdb, &actual.fdb) {
+    for ((name, mac), have, want) in devices.entries(&desired.fdb, &actual.fdb) {
         let Some(dst) = want else { continue };
         let present = devices.there(name) && have == Some(dst);
         if present && devices.moved.contains(name) {
@@ -165,7 +159,7 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::SetFdb(*name, *mac, *dst));
         }
     }
-    for ((name, ip), want, have) in side_by_side(&desired.neighbours, &actual.neighbours) {
+    for ((name, ip), have, want) in devices.entries(&desired.neighbours, &actual.neighbours) {
         if let Some(mac) = want
             && !(devices.there(name) && have == Some(mac))
         {
@@ -183,7 +177,7 @@ fn routes(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::DelRoute(*route));
         }
     }
-    for (dst, want, have) in side_by_side(&desired.routes, &actual.routes) {
+    for (dst, have, want) in devices.entries(&desired.routes, &actual.routes) {
         let have = have.filter(|route| route.dev.is_none_or(|dev| devices.there(&dev)));
         if let Some(want) = want
             && have != Some(want)
@@ -200,7 +194,7 @@ fn removals(devices: &Devices<'_>, changes: &mut Vec<Change>) {
     let (wanted, found) = (&desired.blackholes, &actual.blackholes);
     changes.extend(wanted.difference(found).map(|dst| Change::AddBlackhole(*dst)));
     changes.extend(found.difference(wanted).map(|dst| Change::DelBlackhole(*dst)));
-    for (_, want, have) in side_by_side(&desired.routes, &actual.routes) {
+    for (_, have, want) in devices.entries(&desired.routes, &actual.routes) {
         let Some(route) = have.filter(|_| want.is_none()) else { continue };
         let gone_before = route.dev.is_some_and(|dev| !devices.there(&dev));
         let goes_with_device = route.nexthop.is_none() && route.dev.is_some_and(|dev| devices.is_stale(&dev));
@@ -214,12 +208,12 @@ fn removals(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             changes.push(Change::DelForwarding(*name));
         }
     }
-    for ((name, ip), want, _) in side_by_side(&desired.neighbours, &actual.neighbours) {
+    for ((name, ip), _, want) in devices.entries(&desired.neighbours, &actual.neighbours) {
         if want.is_none() && devices.stays(name) {
             changes.push(Change::DelNeighbour(*name, *ip));
         }
     }
-    for ((name, mac), want, _) in side_by_side(&desired.fdb, &actual.fdb) {
+    for ((name, mac), _, want) in devices.entries(&desired.fdb, &actual.fdb) {
         if want.is_none() && devices.stays(name) {
             changes.push(Change::DelFdb(*name, *mac));
         }
@@ -237,20 +231,25 @@ fn nexthops(devices: &Devices<'_>, changes: &mut Vec<Change>) {
         let id = route.nexthop.filter(|id| Some(*id) != want && !route.foreign)?;
         Some((id, route.dev))
     };
-    let first =
-        side_by_side(&desired.routes, &actual.routes).filter_map(|(_, want, have)| Some((have?, want)));
+    let first = devices.entries(&desired.routes, &actual.routes);
+    let first = first.filter_map(|(_, have, want)| Some((have?, want)));
     let shadowed = actual.shadowed_routes.iter().map(|route| (route, desired.routes.get(&route.dst)));
     let of_routes = first.chain(shadowed).filter_map(left);
     let orphans = actual.orphaned_nexthops.iter().map(|(id, dev)| (*id, *dev));
-    let stale: BTreeSet<NexthopId> = of_routes
+    let mut stale: BTreeSet<NexthopId> = of_routes
         .chain(orphans)
         .filter(|(_, dev)| dev.is_none_or(|dev| devices.stays(&dev)))
         .map(|(id, _)| id)
         .collect();
     if !stale.is_empty() {
-        let set = desired.routes.values().filter(|want| !is_connected(desired, actual, &want.dst));
-        let used: BTreeSet<NexthopId> = set.filter_map(|want| want.nexthop).collect();
-        changes.extend(stale.difference(&used).map(|id| Change::DelNexthop(*id)));
+        for want in desired.routes.values() {
+            if let Some(id) = want.nexthop.filter(|id| stale.contains(id))
+                && !is_connected(desired, actual, &want.dst)
+            {
+                stale.remove(&id);
+            }
+        }
+        changes.extend(stale.into_iter().map(Change::DelNexthop));
     }
 }
 

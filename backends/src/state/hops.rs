@@ -21,23 +21,92 @@ const MIN_ROUTES_UNDERLAY: usize = 4000;
 /// Objects in use stay in use until there are so many fourths of these numbers.
 const KEEP_FOURTHS: usize = 3;
 
+/// How the routes of a plan lead through nexthop objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NexthopUse {
+    /// How many routes over each device may lead through objects.
+    counts: BTreeMap<Name, usize>,
+    /// The devices over which they do.
+    on: BTreeSet<Name>,
+    /// What all IPv4 destinations have in common, if that tells that no two have one number.
+    shape: Option<Shape>,
+}
+
+/// Length of a subnet, and the bits of its number that ids don't have: subnets of one shape have different ids.
+type Shape = (u8, u32);
+
 impl KernelState {
     /// Has the IPv4 routes to peers lead through nexthop objects where there are many over one device. `before` is what was
     /// planned before.
-    pub fn use_nexthops(&mut self, support: &NexthopSupport, before: &Self) {
-        let NexthopSupport::Usable { taken } = support else { return };
+    pub fn use_nexthops(&mut self, support: &NexthopSupport, before: &Self) -> NexthopUse {
+        let NexthopSupport::Usable { taken } = support else { return NexthopUse::default() };
         let mut counts: BTreeMap<Name, usize> = BTreeMap::new();
         for dev in self.routes.values().filter(|route| may_use(route)).filter_map(|route| route.dev) {
             *counts.entry(dev).or_default() += 1;
         }
-        counts.retain(|dev, count| {
-            let min = if self.links.contains_key(dev) { MIN_ROUTES_TUNNEL } else { MIN_ROUTES_UNDERLAY };
-            let in_use = |route: &Route| route.dev == Some(*dev) && route.nexthop.is_some();
-            *count >= min || *count >= min / 4 * KEEP_FOURTHS && before.routes.values().any(in_use)
-        });
-        if !counts.is_empty() {
-            self.set_nexthops(taken, |dev| counts.contains_key(&dev));
+        let on: BTreeSet<Name> = counts
+            .iter()
+            .filter(|(dev, count)| self.many(**dev, **count, before))
+            .map(|(dev, _)| *dev)
+            .collect();
+        if !on.is_empty() {
+            self.set_nexthops(taken, |dev| on.contains(&dev));
         }
+        let mut shapes = self.routes.keys().filter_map(v4).map(shape);
+        let first = shapes.next();
+        NexthopUse { counts, on, shape: first.filter(|first| shapes.all(|other| other == *first)) }
+    }
+
+    /// As [`use_nexthops`](Self::use_nexthops), for a plan that was made of `before` by single routes, which lead through no
+    /// objects yet. `None` if more than those routes are concerned.
+    pub fn use_nexthops_since(
+        &mut self,
+        support: &NexthopSupport,
+        before: &Self,
+        known: &NexthopUse,
+    ) -> Option<NexthopUse> {
+        let NexthopSupport::Usable { taken } = support else { return Some(NexthopUse::default()) };
+        let mut now = known.clone();
+        let mut new = Vec::new();
+        for (dst, was, is) in self.routes.changes(&before.routes) {
+            if let Some(dev) = was.filter(|route| may_use(route)).and_then(|route| route.dev) {
+                *now.counts.get_mut(&dev)? -= 1;
+            }
+            if let Some(route) = is {
+                if let Some(dev) = route.dev.filter(|_| may_use(route)) {
+                    *now.counts.entry(dev).or_default() += 1;
+                }
+                new.extend(v4(dst).zip(route.dev.filter(|_| may_use(route))));
+                if v4(dst).map(shape).is_some_and(|shape| now.shape != Some(shape)) {
+                    now.shape = None;
+                }
+            }
+        }
+        now.counts.retain(|_, count| *count > 0);
+        let as_before =
+            |(dev, count): (&Name, &usize)| self.many(*dev, *count, before) == now.on.contains(dev);
+        let plain = now.on.is_empty() || now.shape.is_some();
+        if !plain
+            || !now.counts.iter().all(as_before)
+            || now.on.iter().any(|dev| !now.counts.contains_key(dev))
+        {
+            return None;
+        }
+        for (dst, dev) in new {
+            if now.on.contains(&dev)
+                && let Some(route) = self.routes.get_mut(&dst.into())
+            {
+                route.nexthop = candidates(dst).find(|id| !taken.contains(id));
+            }
+        }
+        Some(now)
+    }
+
+    /// Whether so many routes over a device lead through objects, given what was planned before.
+    fn many(&self, dev: Name, count: usize, before: &Self) -> bool {
+        let min = if self.links.contains_key(&dev) { MIN_ROUTES_TUNNEL } else { MIN_ROUTES_UNDERLAY };
+        let in_use = |route: &Route| route.dev == Some(dev) && route.nexthop.is_some();
+        count >= min || count >= min / 4 * KEEP_FOURTHS && before.routes.values().any(in_use)
     }
 
     /// The same, from the first route on; for tests with few peers.
@@ -54,7 +123,7 @@ impl KernelState {
         // Subnets have different numbers, unless there are some of several lengths: those with one that others have are plain.
         let shared: BTreeSet<u32> =
             numbers.windows(2).filter(|two| two[0] == two[1]).map(|two| two[0]).collect();
-        for (dst, route) in &mut self.routes {
+        for (dst, route) in self.routes.iter_mut() {
             if let IpNet::V4(dst) = dst
                 && may_use(route)
                 && route.dev.is_some_and(&used_on)
@@ -64,6 +133,12 @@ impl KernelState {
             }
         }
     }
+}
+
+fn shape(dst: Ipv4Net) -> Shape {
+    let len = dst.prefix_len();
+    let number = u32::from(dst.network()).checked_shr(32 - u32::from(len)).unwrap_or_default();
+    (len, number & !0x00ff_ffff)
 }
 
 fn v4(net: &IpNet) -> Option<Ipv4Net> {
@@ -129,6 +204,65 @@ mod tests {
         let mut refused = state(min, "flannel.1");
         refused.use_nexthops(&NexthopSupport::Refused, &before);
         assert_eq!(used(&refused), 0);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn routes_that_come_and_go_use_objects_as_if_all_were_decided_again(
+            first in 0u32..4,
+            steps in proptest::collection::vec((0u32..1200, 0u32..1200, proptest::bool::ANY, 0u8..20), 1..8),
+        ) {
+            let support = NexthopSupport::Usable { taken: [id(0x460a_0005), id(0x470a_0005), id(0x460a_0300)].into() };
+            let mut before = state(400 * first, "flannel.1");
+            let mut known = before.use_nexthops(&support, &KernelState::default());
+            for (from, to, come, odd) in steps {
+                let mut next = before.clone();
+                let mut plain = before.clone();
+                plain.routes.values_mut().for_each(|route| route.nexthop = None);
+                let all = state(1200, "flannel.1");
+                for (dst, route) in all.routes.iter().skip(from as usize).take((to % 300) as usize) {
+                    for state in [&mut next, &mut plain] {
+                        if come && !before.routes.contains_key(dst) {
+                            state.routes.insert(*dst, *route);
+                        } else if !come {
+                            state.routes.remove(dst);
+                        }
+                    }
+                }
+                if odd == 0 {
+                    let dst: IpNet = "10.200.0.0/25".parse().unwrap();
+                    let route = Route { dst, ..*all.routes.values().next().unwrap() };
+                    next.routes.insert(dst, route);
+                    plain.routes.insert(dst, route);
+                }
+                let usage = plain.use_nexthops(&support, &before);
+                if let Some(found) = next.use_nexthops_since(&support, &before, &known) {
+                    proptest::prop_assert_eq!(&next, &plain);
+                    proptest::prop_assert_eq!((&found.counts, &found.on), (&usage.counts, &usage.on));
+                    let known = found.shape.is_some() && !next.routes.is_empty();
+                    proptest::prop_assert!(!known || found.shape == usage.shape);
+                }
+                (before, known) = (plain, usage);
+            }
+        }
+    }
+
+    #[test]
+    fn one_route_more_is_decided_without_the_others() {
+        let support = NexthopSupport::default();
+        let mut before = state(1500, "flannel.1");
+        let known = before.use_nexthops(&support, &KernelState::default());
+        let mut next = before.clone();
+        let route = *state(1501, "flannel.1").routes.values().next_back().unwrap();
+        next.routes.insert(route.dst, route);
+        assert!(next.use_nexthops_since(&support, &before, &known).is_some());
+        assert_eq!(used(&next), 1501);
+        // Of another length, it may have the number of another subnet.
+        let dst: IpNet = "10.200.0.0/25".parse().unwrap();
+        next.routes.insert(dst, Route { dst, nexthop: None, ..route });
+        assert!(next.use_nexthops_since(&support, &before, &known).is_none());
     }
 
     #[test]

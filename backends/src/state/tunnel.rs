@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
-use subnet::Family;
+use subnet::{Family, SharedSet};
 
 use crate::state::name::Name;
 
@@ -23,8 +22,8 @@ pub struct TunnelFilter {
     pub ports: Vec<TunnelPort>,
     /// The device that takes IP-in-IP packets, if there is one.
     pub ipip: Option<IpipTunnel>,
-    /// The public addresses of peers, sorted.
-    pub peers: Arc<[IpAddr]>,
+    /// The public addresses of peers.
+    pub peers: SharedSet<IpAddr>,
 }
 
 impl TunnelFilter {

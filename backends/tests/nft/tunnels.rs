@@ -26,7 +26,7 @@ fn filter(family: Family, peers: u32) -> TunnelFilter {
         underlay: "eth0".parse().unwrap(),
         ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
         ipip: None,
-        peers: (0..peers).map(peer).collect(),
+        peers: (0..peers).map(|number| (peer(number), ())).collect(),
     }
 }
 
@@ -59,7 +59,7 @@ fn one_peer_among_twenty_thousand_costs_one_element() {
         println!("one peer more: {:?}", start.elapsed());
         assert!(report.changed.is_empty(), "nobody has to be told: {report:?}");
         let set = bed.list(&format!("set {table} peers"));
-        let last = filter(family, 20_001).peers[20_000].to_string();
+        let last = filter(family, 20_001).peers.keys().next_back().unwrap().to_string();
         assert!(set.contains(&last), "{last}");
         firewall.filter_tunnels(&[filter(family, 20_000)], &[], Look::Remembered).unwrap();
         assert!(!bed.list(&format!("set {table} peers")).contains(&last));

@@ -117,7 +117,7 @@ impl Site {
             surroundings: &backends::Surroundings::default(),
             undecided: &Default::default(),
         };
-        let peers = Peers::choose(context, &all).usable;
+        let peers: Vec<_> = Peers::choose(context, &all).usable.values().copied().collect();
         assert_eq!(peers.len(), self.peers.len() * network.ranges().count(), "every peer's lease is good");
         active.plan(PlanInput { node, own, macs: &Macs::default(), peers: &peers, all: &peers })
     }

@@ -6,6 +6,7 @@ mod contest;
 mod dispute;
 mod event;
 mod extension;
+mod increment;
 mod journal;
 mod keeper;
 mod lease;
@@ -188,7 +189,7 @@ impl Machine {
         let mut lease = None;
         if let Some(saved) = saved {
             let mut records = Records::default();
-            records.learn(&saved.leases);
+            records.learn(&saved.leases, None);
             ownership.records = Arc::new(records);
             ownership.held.extend(saved.own.iter());
             let own = saved.leases.leases.get(&saved.own);
@@ -293,8 +294,11 @@ impl Machine {
         self.own.tenure = tenure.clone();
         self.tally.tenure(tenure);
         if let Some(known) = known {
-            // Many leases in place of as many: what held the old ones lies about in pieces.
-            self.turn.bulky |= known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
+            // Many leases in place of others: what held the old ones lies about in pieces.
+            self.turn.bulky |= known.leases.as_ref().is_some_and(|all| {
+                let before = self.view.known.leases.clone().unwrap_or_default();
+                all.leases.changes(&before.leases).take(BULK).count() == BULK
+            });
             self.view.known = known;
         }
         if self.underlay.external.is_none() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::config::BackendConfig;
-use subnet::saved::Saved;
+use subnet::saved::{Saved, Written};
 use subnet::{Lease, Leases, Mac, NetworkConfig};
 
 use crate::serve::Health;
@@ -33,10 +33,10 @@ pub(super) struct Keep {
 }
 
 impl Keep {
-    /// Writes it to disk; `store` tells which cluster it is about.
-    pub(super) fn write(self, path: &Path, store: &str) -> io::Result<()> {
+    /// Writes it to disk; `store` tells which cluster it is about, and `before` what this process wrote last.
+    pub(super) fn write(self, path: &Path, store: &str, before: Option<Written>) -> io::Result<Written> {
         let Self { network, former, left, lease, hardware, leases } = self;
         let own = lease.subnets;
-        Saved { network, former, left, own, hardware, leases: (*leases).clone() }.write(path, store)
+        Saved { network, former, left, own, hardware, leases: (*leases).clone() }.write(path, store, before)
     }
 }

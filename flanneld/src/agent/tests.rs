@@ -409,7 +409,7 @@ async fn a_peer_may_send_before_its_route_is_made_and_costs_no_look_at_the_filte
         bed.until("the peer's route", |bed| bed.routes() == usize::from(number - 76)).await;
         let (look, filters) = last(&bed);
         assert_eq!(look, Look::Remembered);
-        assert!(filters[0].peers.contains(&IpAddr::from([192, 0, 2, number])), "{filters:?}");
+        assert!(filters[0].peers.contains_key(&IpAddr::from([192, 0, 2, number])), "{filters:?}");
     }
     assert_eq!(bed.firewall.2.lock().unwrap().len(), looks + 2, "nothing else wakes the filter");
     // Somebody meddles.

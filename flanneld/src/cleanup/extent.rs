@@ -89,7 +89,7 @@ impl Extent {
             Self::Host | Self::Unknown => Default::default(),
         };
         let mut records = Records::default();
-        saved.iter().for_each(|saved| records.learn(&saved.leases));
+        saved.iter().for_each(|saved| records.learn(&saved.leases, None));
         let mut scope = Scope {
             networks: self.networks(),
             subnets: subnets.iter().collect(),

@@ -8,7 +8,7 @@ use backends::KernelState;
 use backends::kernel::Records;
 use backends::kernel::netlink::Netlink;
 use backends::{
-    ActiveBackends, Kernel, Macs, Node, PeerContext, Peers, PlanInput, Scope, Surroundings, Underlay,
+    ActiveBackends, Kernel, Macs, Node, Peer, PeerContext, Peers, PlanInput, Scope, Surroundings, Underlay,
 };
 use subnet::Family;
 use subnet::saved::Saved;
@@ -82,12 +82,12 @@ fn plan(saved: &Saved, mut active: ActiveBackends, external: &External) -> Read<
         source,
         direct: Arc::default(),
     };
-    let input =
-        PlanInput { node: &node, own: &own.subnets, macs: &macs, peers: &peers.usable, all: &peers.usable };
+    let peers: Vec<Peer> = peers.usable.values().copied().collect();
+    let input = PlanInput { node: &node, own: &own.subnets, macs: &macs, peers: &peers, all: &peers };
     let mut desired = active.plan(input);
     desired.blackholes.extend(own.subnets.iter());
     let mut records = Records::default();
-    records.learn(&saved.leases);
+    records.learn(&saved.leases, None);
     let lens = saved.network.ranges().map(|range| (Family::of(range.network.addr()), range.subnet_len));
     let scope = Scope {
         networks: saved.network.networks().iter().chain(saved.left.iter().copied()).collect(),

@@ -1,13 +1,16 @@
 //! What is known of one path to a peer from the outcomes of its probes: state, loss and round trip; pure.
 
-use std::time::{Duration, Instant};
+use std::num::NonZeroU32;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::moment::Moment;
+
 /// Outcomes that are remembered one by one.
-const HISTORY: u32 = 32;
+const HISTORY: u8 = 32;
 /// Outcomes that decide on [`PathState::Degraded`], and how many of them are lost then.
-const WINDOW: u32 = 20;
+const WINDOW: u8 = 20;
 const DEGRADED_LOST: u32 = 8;
 /// At most so many of [`HISTORY`] are lost when a path is taken for whole again.
 const RECOVERED_LOST: u32 = 2;
@@ -54,24 +57,24 @@ impl PathState {
 pub(super) struct Path {
     state: PathState,
     /// Since when it has been in this state.
-    since: Instant,
+    since: Moment,
     /// The last outcomes, the newest in the lowest bit; 1 is lost.
     history: u32,
     /// How many bits of it count.
-    known: u32,
+    known: u8,
     /// Lost, or answered, in a row.
     lost_run: u8,
     answered_run: u8,
-    /// Smoothed as that of TCP (RFC 6298).
-    rtt: Option<Duration>,
+    /// Smoothed as that of TCP (RFC 6298), in nanoseconds.
+    rtt: Option<NonZeroU32>,
     /// When the first probe of those now lost in a row was sent.
-    failing_since: Option<Instant>,
+    failing_since: Option<Moment>,
     answered_ever: bool,
     loss: Loss,
 }
 
 impl Path {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Moment) -> Self {
         Self {
             state: PathState::Unknown,
             since: now,
@@ -86,11 +89,14 @@ impl Path {
         }
     }
 
-    pub(super) fn answered(&mut self, now: Instant, rtt: Duration) {
-        self.rtt = Some(match self.rtt {
+    pub(super) fn answered(&mut self, now: Moment, rtt: Duration) {
+        let smoothed = match self.rtt() {
             None => rtt,
             Some(before) => before.mul_f64(0.875) + rtt.mul_f64(0.125),
-        });
+        };
+        // An answer that takes a second is late.
+        let nanoseconds = u32::try_from(smoothed.as_nanos()).unwrap_or(u32::MAX);
+        self.rtt = NonZeroU32::new(nanoseconds.max(1));
         self.failing_since = None;
         self.answered_ever = true;
         (self.lost_run, self.answered_run) = (0, self.answered_run.saturating_add(1));
@@ -98,13 +104,13 @@ impl Path {
     }
 
     /// A probe that was sent at `sent` is lost.
-    pub(super) fn lost(&mut self, now: Instant, sent: Instant) {
+    pub(super) fn lost(&mut self, now: Moment, sent: Moment) {
         self.failing_since.get_or_insert(sent);
         (self.lost_run, self.answered_run) = (self.lost_run.saturating_add(1), 0);
         self.note(now, true);
     }
 
-    fn note(&mut self, now: Instant, lost: bool) {
+    fn note(&mut self, now: Moment, lost: bool) {
         self.history = self.history << 1 | u32::from(lost);
         self.known = (self.known + 1).min(HISTORY);
         self.loss.note(now, lost);
@@ -114,7 +120,7 @@ impl Path {
         }
         if next == PathState::Reachable {
             // What was lost before says nothing about the path as it is now.
-            self.known = u32::from(self.answered_run).min(self.known);
+            self.known = self.answered_run.min(self.known);
             self.history = 0;
         }
         (self.state, self.since) = (next, now);
@@ -142,28 +148,28 @@ impl Path {
         }
     }
 
-    fn lost_in(&self, last: u32) -> u32 {
+    fn lost_in(&self, last: u8) -> u32 {
         let counted = last.min(self.known);
         let mask = if counted == 32 { u32::MAX } else { (1 << counted) - 1 };
         (self.history & mask).count_ones()
     }
 
-    fn answers_in(&self, last: u32) -> u32 {
-        last.min(self.known) - self.lost_in(last)
+    fn answers_in(&self, last: u8) -> u32 {
+        u32::from(last.min(self.known)) - self.lost_in(last)
     }
 
     /// Whether more probes than usual would soon tell more.
     pub(super) fn in_doubt(&self) -> bool {
         match self.state {
             PathState::Unknown => true,
-            PathState::Reachable => self.lost_run > 0 || self.lost_in(SETTLED_RUN.into()) > 0,
+            PathState::Reachable => self.lost_run > 0 || self.lost_in(SETTLED_RUN) > 0,
             PathState::Degraded => self.answered_run >= 3,
             PathState::Unreachable => self.answered_run > 0,
         }
     }
 
     /// Whether the last probe was answered, and few of those before it were lost: large ones are lost for their size then.
-    pub(super) fn is_clear(&self, now: Instant) -> bool {
+    pub(super) fn is_clear(&self, now: Moment) -> bool {
         self.state == PathState::Reachable && self.answered_run > 0 && self.loss_ratio(now) < 0.1
     }
 
@@ -178,18 +184,18 @@ impl Path {
 
     /// The share of the last outcomes, as many as decide on the state, that are lost.
     pub(super) fn recent_loss(&self) -> f32 {
-        self.lost_in(WINDOW) as f32 / self.known.clamp(1, WINDOW) as f32
+        self.lost_in(WINDOW) as f32 / f32::from(self.known.clamp(1, WINDOW))
     }
 
-    pub(super) fn since(&self) -> Instant {
+    pub(super) fn since(&self) -> Moment {
         self.since
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
-        self.rtt
+        self.rtt.map(|nanoseconds| Duration::from_nanos(nanoseconds.get().into()))
     }
 
-    pub(super) fn failing_since(&self) -> Option<Instant> {
+    pub(super) fn failing_since(&self) -> Option<Moment> {
         self.failing_since
     }
 
@@ -198,12 +204,12 @@ impl Path {
     }
 
     /// Probes of the last five minutes that have an outcome, and how many of them are lost.
-    pub(super) fn counts(&self, now: Instant) -> (u32, u32) {
+    pub(super) fn counts(&self, now: Moment) -> (u32, u32) {
         self.loss.counts(now)
     }
 
     /// The share of those that are lost.
-    pub(super) fn loss_ratio(&self, now: Instant) -> f32 {
+    pub(super) fn loss_ratio(&self, now: Moment) -> f32 {
         let (sent, lost) = self.counts(now);
         if sent == 0 { 0.0 } else { lost as f32 / sent as f32 }
     }
@@ -213,37 +219,37 @@ impl Path {
 #[derive(Clone, Debug)]
 struct Loss {
     /// When the newest bucket began.
-    began: Instant,
-    /// Sent and lost, the newest first.
-    buckets: [(u16, u16); BUCKETS],
+    began: Moment,
+    /// Sent and lost, the newest first. In half a minute there are 120 probes of a path at most (`GRIDS`).
+    buckets: [(u8, u8); BUCKETS],
 }
 
 impl Loss {
-    fn new(now: Instant) -> Self {
+    fn new(now: Moment) -> Self {
         Self { began: now, buckets: Default::default() }
     }
 
     /// How many buckets have ended since the newest began.
-    fn ended(&self, now: Instant) -> usize {
+    fn ended(&self, now: Moment) -> usize {
         let passed = now.saturating_duration_since(self.began).as_secs() / BUCKET.as_secs();
         usize::try_from(passed).unwrap_or(usize::MAX).min(BUCKETS)
     }
 
-    fn note(&mut self, now: Instant, lost: bool) {
+    fn note(&mut self, now: Moment, lost: bool) {
         let ended = self.ended(now);
         if ended == BUCKETS {
             *self = Self::new(now);
         } else if ended > 0 {
             self.buckets.rotate_right(ended);
             self.buckets[..ended].fill((0, 0));
-            self.began += BUCKET * ended as u32;
+            self.began = self.began + BUCKET * ended as u32;
         }
         let (sent, gone) = &mut self.buckets[0];
         *sent = sent.saturating_add(1);
         *gone = gone.saturating_add(lost.into());
     }
 
-    fn counts(&self, now: Instant) -> (u32, u32) {
+    fn counts(&self, now: Moment) -> (u32, u32) {
         let kept = &self.buckets[..BUCKETS - self.ended(now)];
         kept.iter().fold((0, 0), |sum, (sent, lost)| (sum.0 + u32::from(*sent), sum.1 + u32::from(*lost)))
     }
@@ -257,14 +263,14 @@ mod tests {
 
     /// A path with these outcomes, one a second: `.` is answered, `x` is lost.
     fn path(outcomes: &str) -> Path {
-        let mut now = Instant::now();
+        let mut now = Moment::ORIGIN;
         let mut path = Path::new(now);
         for outcome in outcomes.chars().filter(|outcome| *outcome != ' ') {
             match outcome {
                 '.' => path.answered(now, RTT),
                 _ => path.lost(now, now),
             }
-            now += Duration::from_secs(1);
+            now = now + Duration::from_secs(1);
         }
         path
     }
@@ -315,7 +321,7 @@ mod tests {
 
     #[test]
     fn loss_is_that_of_the_last_five_minutes() {
-        let start = Instant::now();
+        let start = Moment::ORIGIN;
         let mut path = Path::new(start);
         let at = |second: u64| start + Duration::from_secs(second);
         for second in 0..600 {
@@ -337,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_first_failure_is_that_of_the_outage_under_way() {
-        let start = Instant::now();
+        let start = Moment::ORIGIN;
         let mut path = Path::new(start);
         let at = |second: u64| start + Duration::from_secs(second);
         path.lost(at(1), at(0));
@@ -351,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_round_trip_is_smoothed() {
-        let now = Instant::now();
+        let now = Moment::ORIGIN;
         let mut path = Path::new(now);
         path.answered(now, Duration::from_millis(8));
         assert_eq!(path.rtt(), Some(Duration::from_millis(8)));

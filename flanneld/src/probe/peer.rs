@@ -1,9 +1,8 @@
 //! One peer: its paths, when to probe them, and the verdict; pure.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use backends::echo::MIN_PACKET;
-
+use super::moment::Moment;
 use super::mtu::MtuSearch;
 use super::path::{Path, PathState};
 use super::pending::Purpose;
@@ -34,39 +33,39 @@ pub(super) struct Rounds {
     pub(super) parts: u32,
 }
 
-/// One family of a peer.
+/// What is known of one family of a peer. Where it is, its target says.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
-    pub(super) target: Target,
+    /// Pods' packets go through a tunnel.
+    tunnelled: bool,
     underlay: Path,
     inner: Path,
     mtu: MtuSearch,
     /// Parts of rounds since the begin.
     part: u32,
     /// When the next part begins.
-    part_due: Instant,
+    part_due: Moment,
     /// When to look at it again: then, or earlier if a path is in doubt.
-    pub(super) due: Instant,
+    pub(super) due: Moment,
     /// When it was probed last.
-    probed: Instant,
+    probed: Moment,
     /// Extra probes that are left.
     extra: u8,
     verdict: Verdict,
     /// Since when.
-    changed: Instant,
+    changed: Moment,
     /// The verdict that was told last, and when.
     told: Verdict,
-    told_at: Option<Instant>,
+    told_at: Option<Moment>,
 }
 
 impl Peer {
-    pub(super) fn new(target: Target, now: Instant, due: Instant) -> Self {
-        let least = LEAST[usize::from(target.underlay.is_ipv6())];
-        let mtu = MtuSearch::new(target.mtu, least);
+    pub(super) fn new(target: &Target, now: Moment, due: Moment) -> Self {
+        let mtu = search(target);
         let (underlay, inner) = (Path::new(now), Path::new(now));
         let (verdict, told) = (Verdict::Unknown, Verdict::Unknown);
         Self {
-            target,
+            tunnelled: matches!(target.inner, Inner::Tunnel(_)),
             underlay,
             inner,
             mtu,
@@ -82,25 +81,13 @@ impl Peer {
         }
     }
 
-    /// Takes over what `target` says besides the addresses.
-    pub(super) fn retarget(&mut self, target: Target) {
-        if target.mtu != self.target.mtu {
-            self.mtu = MtuSearch::new(target.mtu, LEAST[usize::from(target.underlay.is_ipv6())]);
-        }
-        self.target = target;
-    }
-
-    /// Whether what is known of the paths holds for `target`.
-    pub(super) fn has_paths_to(&self, target: &Target) -> bool {
-        (self.target.underlay, self.target.inner) == (target.underlay, target.inner)
-    }
-
-    fn is_tunnelled(&self) -> bool {
-        matches!(self.target.inner, Inner::Tunnel(_))
+    /// Packets of another length are to arrive than before.
+    pub(super) fn resize(&mut self, target: &Target) {
+        self.mtu = search(target);
     }
 
     fn main(&self) -> &Path {
-        if self.is_tunnelled() { &self.inner } else { &self.underlay }
+        if self.tunnelled { &self.inner } else { &self.underlay }
     }
 
     fn paths(&self) -> Paths<'_> {
@@ -109,25 +96,25 @@ impl Peer {
 
     /// Whether more probes than usual would soon tell more.
     fn in_doubt(&self) -> bool {
-        let other = if self.is_tunnelled() { &self.underlay } else { &self.inner };
+        let other = if self.tunnelled { &self.underlay } else { &self.inner };
         self.main().in_doubt() || self.main().state() == PathState::Unreachable && other.in_doubt()
     }
 
     /// When to look at the peer again.
-    pub(super) fn next_due(&self) -> Instant {
+    pub(super) fn next_due(&self) -> Moment {
         let doubt = self.extra > 0 && self.in_doubt();
         if doubt { self.part_due.min(self.probed + DOUBT_INTERVAL) } else { self.part_due }
     }
 
     /// When its next part of a round begins, in doubt or not.
-    pub(super) fn usual_due(&self) -> Instant {
+    pub(super) fn usual_due(&self) -> Moment {
         self.part_due
     }
 
     /// What to send now. `extra_allowed` is asked before it is more than usual.
     pub(super) fn probe(
         &mut self,
-        now: Instant,
+        now: Moment,
         rounds: Rounds,
         extra_allowed: &mut dyn FnMut() -> bool,
     ) -> Vec<Purpose> {
@@ -137,7 +124,7 @@ impl Peer {
         if !usual && (!extra_due() || !extra_allowed()) {
             return Vec::new();
         }
-        let (main, other) = match self.is_tunnelled() {
+        let (main, other) = match self.tunnelled {
             true => (Purpose::Inner, Purpose::Underlay),
             false => (Purpose::Underlay, Purpose::Inner),
         };
@@ -161,37 +148,27 @@ impl Peer {
         purposes
     }
 
-    /// The address and the length of a probe.
-    pub(super) fn packet(&self, purpose: Purpose) -> (std::net::IpAddr, u16) {
-        let main = if self.is_tunnelled() { self.target.inner.addr() } else { self.target.underlay };
-        match purpose {
-            Purpose::Underlay => (self.target.underlay, MIN_PACKET),
-            Purpose::Inner => (self.target.inner.addr(), MIN_PACKET),
-            Purpose::Large(size) => (main, size),
-        }
-    }
-
-    pub(super) fn answered(&mut self, now: Instant, purpose: Purpose, rtt: Duration) {
+    pub(super) fn answered(&mut self, target: &Target, now: Moment, purpose: Purpose, rtt: Duration) {
         match purpose {
             Purpose::Underlay => self.underlay.answered(now, rtt),
             Purpose::Inner => self.inner.answered(now, rtt),
             Purpose::Large(size) => self.mtu.passed(size),
         }
-        self.judge(now);
+        self.judge(target, now);
     }
 
-    pub(super) fn lost(&mut self, now: Instant, purpose: Purpose, sent: Instant) {
+    pub(super) fn lost(&mut self, target: &Target, now: Moment, purpose: Purpose, sent: Moment) {
         match purpose {
             Purpose::Underlay => self.underlay.lost(now, sent),
             Purpose::Inner => self.inner.lost(now, sent),
             Purpose::Large(size) if self.main().is_clear(now) => self.mtu.lost(size),
             Purpose::Large(_) => {}
         }
-        self.judge(now);
+        self.judge(target, now);
     }
 
-    fn judge(&mut self, now: Instant) {
-        if let Some(verdict) = Verdict::of(&self.target, &self.paths())
+    fn judge(&mut self, target: &Target, now: Moment) {
+        if let Some(verdict) = Verdict::of(target, &self.paths())
             && verdict != self.verdict
         {
             (self.verdict, self.changed) = (verdict, now);
@@ -199,7 +176,7 @@ impl Peer {
     }
 
     /// When the verdict is to be told, if it is news.
-    pub(super) fn telling(&self) -> Option<Instant> {
+    pub(super) fn telling(&self) -> Option<Moment> {
         let news = self.verdict != self.told && (self.verdict.is_trouble() || self.told.is_trouble());
         let news = news && self.verdict != Verdict::Unknown;
         let settled = self.changed + SETTLED;
@@ -209,27 +186,27 @@ impl Peer {
     }
 
     /// The verdict with its cause and its remedy, which counts as told.
-    pub(super) fn tell(&mut self, now: Instant) -> (Verdict, Option<String>, Option<String>) {
+    pub(super) fn tell(&mut self, target: &Target, now: Moment) -> (Verdict, Option<String>, Option<String>) {
         (self.told, self.told_at) = (self.verdict, Some(now));
-        (self.verdict, self.cause(now), self.verdict.remedy(&self.target, &self.mtu))
+        (self.verdict, self.cause(target, now), self.verdict.remedy(target, &self.mtu))
     }
 
-    fn cause(&self, now: Instant) -> Option<String> {
-        self.verdict.cause(&self.target, &self.paths(), now)
+    fn cause(&self, target: &Target, now: Moment) -> Option<String> {
+        self.verdict.cause(target, &self.paths(), now)
     }
 
-    pub(super) fn report(&self, now: Instant) -> PeerReport {
-        let Target { subnet, underlay, inner, mtu, .. } = self.target;
+    pub(super) fn report(&self, target: &Target, now: Moment) -> PeerReport {
+        let Target { subnet, underlay, inner, mtu, .. } = *target;
         PeerReport {
             subnet,
             underlay_address: underlay,
             tunnel_address: inner.addr(),
-            way: self.target.way.to_string(),
+            way: target.way.to_string(),
             state: self.main().state(),
             state_seconds: now.saturating_duration_since(self.main().since()).as_secs_f64(),
             verdict: self.verdict,
-            cause: self.cause(now),
-            remedy: self.verdict.remedy(&self.target, &self.mtu),
+            cause: self.cause(target, now),
+            remedy: self.verdict.remedy(target, &self.mtu),
             underlay: path_report(&self.underlay, now),
             tunnel: path_report(&self.inner, now),
             mtu,
@@ -238,7 +215,12 @@ impl Peer {
     }
 }
 
-fn path_report(path: &Path, now: Instant) -> PathReport {
+/// The search for the longest packet that arrives.
+fn search(target: &Target) -> MtuSearch {
+    MtuSearch::new(target.mtu, LEAST[usize::from(target.underlay.is_ipv6())])
+}
+
+fn path_report(path: &Path, now: Moment) -> PathReport {
     let (sent, lost) = path.counts(now);
     PathReport {
         state: path.state(),
@@ -247,5 +229,20 @@ fn path_report(path: &Path, now: Instant) -> PathReport {
         loss: path.loss_ratio(now),
         rtt_seconds: path.rtt().map(|rtt| rtt.as_secs_f64()),
         failing_seconds: path.failing_since().map(|since| now.saturating_duration_since(since).as_secs_f64()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_peer_is_about_140_bytes() {
+        assert!(
+            size_of::<Peer>() <= 144,
+            "{} bytes, of which {} for a path",
+            size_of::<Peer>(),
+            size_of::<Path>()
+        );
     }
 }

@@ -1,17 +1,19 @@
 //! All peers and their probes: what to send when, and what outcomes mean. It reads no clock and does no I/O.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeSet, BinaryHeap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use backends::echo::{Arrival, Token};
 use ipnet::IpNet;
+use subnet::SharedMap;
 
+use super::moment::Moment;
 use super::peer::{Peer, Rounds};
 use super::pending::{Match, Pending, Purpose, Request};
 use super::report::{Mode, PathTotals, Report, Totals};
-use super::target::Targets;
+use super::target::{Target, Targets};
 use super::verdict::Verdict;
 
 /// So many peers are probed in each interval; with more, rounds grow longer.
@@ -73,9 +75,10 @@ pub(super) struct Table {
     interval: Duration,
     /// The grid's origin.
     origin: Instant,
-    peers: BTreeMap<IpNet, Peer>,
+    targets: Targets,
+    peers: SharedMap<IpNet, Peer>,
     /// When a peer may be due; the peer itself knows better.
-    queue: BinaryHeap<Reverse<(Instant, IpNet)>>,
+    queue: BinaryHeap<Reverse<(Moment, IpNet)>>,
     pending: Pending,
     /// Extra probes of this second.
     extra: Extra,
@@ -91,7 +94,8 @@ impl Table {
         Self {
             interval,
             origin: now,
-            peers: BTreeMap::new(),
+            targets: Targets::default(),
+            peers: SharedMap::default(),
             queue: BinaryHeap::new(),
             pending: Pending::new(number),
             extra: Extra { began: now, asked: 0 },
@@ -113,41 +117,47 @@ impl Table {
 
     /// Takes over other peers. What is known of those that stay is kept. `random` spreads the first probes of the others.
     pub(super) fn set(&mut self, targets: &Targets, now: Instant, random: &mut dyn FnMut() -> u16) {
-        let mut before = std::mem::take(&mut self.peers);
+        let moment = self.moment(now);
+        let before = std::mem::replace(&mut self.targets, targets.clone());
         let mut new = Vec::new();
-        for target in &targets.0 {
-            let subnet = target.subnet;
-            match before.remove(&subnet).filter(|peer| peer.has_paths_to(target)) {
-                Some(mut peer) => {
-                    peer.retarget(target.clone());
-                    self.peers.insert(subnet, peer);
-                }
-                None => {
+        for subnet in targets.changes(&before) {
+            let Some(target) = targets.get(&subnet) else {
+                self.peers.remove(&subnet);
+                self.untold.remove(&subnet);
+                continue;
+            };
+            let known = before.get(&subnet).filter(|known| known.has_paths_of(&target));
+            match (self.peers.get_mut(&subnet), known) {
+                (Some(peer), Some(known)) if known.mtu != target.mtu => peer.resize(&target),
+                (Some(_), Some(_)) => {}
+                _ => {
                     new.push(subnet);
-                    self.peers.insert(subnet, Peer::new(target.clone(), now, now));
+                    self.peers.insert(subnet, Peer::new(&target, moment, moment));
+                    self.untold.remove(&subnet);
                 }
             }
         }
         let Rounds { time, parts } = self.rounds();
         let spread = time / parts;
         for subnet in new {
-            let due = self.on_grid(now + spread.mul_f64(f64::from(random()) / 65_536.0));
+            let due = self.on_grid(moment + spread.mul_f64(f64::from(random()) / 65_536.0));
             self.reschedule(subnet, due);
         }
-        self.untold.retain(|subnet| self.peers.contains_key(subnet));
     }
 
     fn grid(&self) -> Duration {
         GRIDS[usize::from(self.has_many())]
     }
 
-    fn on_grid(&self, at: Instant) -> Instant {
-        let passed = at.saturating_duration_since(self.origin).as_nanos();
-        let steps = passed.div_ceil(self.grid().as_nanos());
-        self.origin + self.grid() * u32::try_from(steps).unwrap_or(u32::MAX)
+    fn moment(&self, at: Instant) -> Moment {
+        Moment::of(at, self.origin)
     }
 
-    fn reschedule(&mut self, subnet: IpNet, due: Instant) {
+    fn on_grid(&self, at: Moment) -> Moment {
+        at.on_grid(self.grid())
+    }
+
+    fn reschedule(&mut self, subnet: IpNet, due: Moment) {
         if let Some(peer) = self.peers.get_mut(&subnet) {
             peer.due = due;
             self.queue.push(Reverse((due, subnet)));
@@ -156,27 +166,28 @@ impl Table {
 
     /// What is to be sent now. `token` gives random ones.
     pub(super) fn due(&mut self, now: Instant, token: &mut dyn FnMut() -> Token) -> Vec<Probe> {
-        let (rounds, grid) = (self.rounds(), self.grid());
+        let (rounds, grid, moment) = (self.rounds(), self.grid(), self.moment(now));
         let max_extra = MAX_EXTRA[usize::from(self.has_many())];
         let mut probes = Vec::new();
         while let Some(Reverse((at, subnet))) =
-            self.queue.peek().copied().filter(|Reverse((at, _))| *at <= now)
+            self.queue.peek().copied().filter(|Reverse((at, _))| *at <= moment)
         {
             self.queue.pop();
             // Entries of peers that are gone or were moved mean nothing.
             let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.due == at) else { continue };
+            let Some(target) = self.targets.get(&subnet) else { continue };
             let extra = &mut self.extra;
             let mut turn = 0;
             let mut allowed = || extra.ask(now, max_extra).inspect_err(|seconds| turn = *seconds).is_ok();
-            for purpose in peer.probe(now, rounds, &mut allowed) {
-                let (to, packet) = peer.packet(purpose);
+            for purpose in peer.probe(moment, rounds, &mut allowed) {
+                let (to, packet) = target.packet(purpose);
                 let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
                 let sequence = self.pending.add(request);
                 probes.push(Probe { to, sequence, token: request.token, packet });
             }
             // With very many peers in doubt, each is looked at again when it is its turn, not at every step of the grid.
             let wait = grid.max(Duration::from_secs(turn.into()));
-            let due = peer.next_due().max(now + wait).min(peer.usual_due().max(now + grid));
+            let due = peer.next_due().max(moment + wait).min(peer.usual_due().max(moment + grid));
             let due = self.on_grid(due);
             self.reschedule(subnet, due);
         }
@@ -195,7 +206,8 @@ impl Table {
         match self.pending.answered(now, arrival) {
             Match::Answer(request, rtt) => {
                 self.totals(request.purpose).note_rtt(rtt.as_secs_f64());
-                self.judge(&request, |peer| peer.answered(now, request.purpose, rtt));
+                let moment = self.moment(now);
+                self.judge(&request, |peer, target| peer.answered(target, moment, request.purpose, rtt));
             }
             Match::Late(request, waiting) => {
                 self.totals(request.purpose).late += 1;
@@ -217,7 +229,8 @@ impl Table {
 
     fn lost(&mut self, now: Instant, request: &Request) {
         self.totals(request.purpose).lost += 1;
-        self.judge(request, |peer| peer.lost(now, request.purpose, request.sent));
+        let (now, sent) = (self.moment(now), self.moment(request.sent));
+        self.judge(request, |peer, target| peer.lost(target, now, request.purpose, sent));
     }
 
     fn totals(&mut self, purpose: Purpose) -> &mut PathTotals {
@@ -229,11 +242,11 @@ impl Table {
     }
 
     /// Tells a peer of an outcome, unless it has moved since the request.
-    fn judge(&mut self, request: &Request, tell: impl FnOnce(&mut Peer)) {
+    fn judge(&mut self, request: &Request, tell: impl FnOnce(&mut Peer, &Target)) {
         let subnet = request.peer;
-        let there = self.peers.get_mut(&subnet).filter(|peer| peer.packet(request.purpose).0 == request.to);
-        let Some(peer) = there else { return };
-        tell(peer);
+        let target = self.targets.get(&subnet).filter(|there| there.packet(request.purpose).0 == request.to);
+        let Some((target, peer)) = target.zip(self.peers.get_mut(&subnet)) else { return };
+        tell(peer, &target);
         let (due, before) = (peer.next_due(), peer.due);
         if peer.telling().is_some() {
             self.untold.insert(subnet);
@@ -246,16 +259,17 @@ impl Table {
 
     /// The verdicts that are to be told now.
     pub(super) fn news(&mut self, now: Instant) -> Vec<News> {
-        let peers = &mut self.peers;
+        let now = self.moment(now);
+        let (peers, targets) = (&mut self.peers, &self.targets);
         let mut news = Vec::new();
         self.untold.retain(|subnet| {
-            let Some(peer) = peers.get_mut(subnet) else { return false };
+            let Some((peer, target)) = peers.get_mut(subnet).zip(targets.get(subnet)) else { return false };
             let Some(at) = peer.telling() else { return false };
             if at > now {
                 return true;
             }
-            let (verdict, cause, remedy) = peer.tell(now);
-            news.push(News { subnet: *subnet, underlay: peer.target.underlay, verdict, cause, remedy });
+            let (verdict, cause, remedy) = peer.tell(&target, now);
+            news.push(News { subnet: *subnet, underlay: target.underlay, verdict, cause, remedy });
             false
         });
         news
@@ -264,17 +278,22 @@ impl Table {
     /// When there is something to do though no answer comes.
     pub(super) fn wake(&self) -> Option<Instant> {
         let told = self.untold.iter().filter_map(|subnet| self.peers.get(subnet)?.telling());
-        let expiry = self.pending.next_expiry().map(|at| self.on_grid(at));
+        let expiry = self.pending.next_expiry().map(|at| self.on_grid(Moment::not_before(at, self.origin)));
         let due = self.queue.peek().map(|Reverse((at, _))| *at);
-        told.chain(expiry).chain(due).min()
+        told.chain(expiry).chain(due).min().map(|at| at.at(self.origin))
     }
 
     /// All that is known.
     pub(super) fn report(&self, mode: Mode, now: Instant) -> Report {
+        let now = self.moment(now);
         Report {
             mode,
             interval_seconds: self.rounds().time.as_secs_f64(),
-            peers: self.peers.values().map(|peer| peer.report(now)).collect(),
+            peers: self
+                .peers
+                .iter()
+                .filter_map(|(subnet, peer)| Some(peer.report(&self.targets.get(subnet)?, now)))
+                .collect(),
             totals: self.totals.clone(),
             rejected: self.rejected,
         }

@@ -3,13 +3,36 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use backends::{ActiveBackends, KernelState, Peer};
+use backends::echo::MIN_PACKET;
+use backends::state::Route;
+use backends::{ActiveBackends, BackendId, Peer};
 use ipnet::IpNet;
+use subnet::SharedMap;
 use subnet::env_file::gateway;
 
-/// The peers of this node at one moment.
+use super::pending::Purpose;
+
+/// The peers of this node at one moment, as they are planned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Targets(pub(crate) Vec<Target>);
+pub(crate) struct Targets {
+    peers: SharedMap<IpNet, Peer>,
+    /// Those to a peer's public address need no tunnel.
+    routes: SharedMap<IpNet, Route>,
+    ways: Vec<Way>,
+    /// The MTU of pods, in bytes.
+    mtu: u16,
+}
+
+/// A backend in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Way {
+    id: BackendId,
+    /// It has a device of its own.
+    tunnels: bool,
+    words: Arc<str>,
+    /// In words where its device is not needed.
+    direct: Arc<str>,
+}
 
 /// One family of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +47,26 @@ pub(crate) struct Target {
     pub(crate) mtu: u16,
     /// The backend that leads to it, in words.
     pub(crate) way: Arc<str>,
+}
+
+impl Target {
+    /// Whether probes to it go the ways of `other`.
+    pub(super) fn has_paths_of(&self, other: &Self) -> bool {
+        (self.underlay, self.inner) == (other.underlay, other.inner)
+    }
+
+    /// The address and the length of a probe.
+    pub(super) fn packet(&self, purpose: Purpose) -> (IpAddr, u16) {
+        let main = match self.inner {
+            Inner::Tunnel(addr) => addr,
+            Inner::Bridge(_) => self.underlay,
+        };
+        match purpose {
+            Purpose::Underlay => (self.underlay, MIN_PACKET),
+            Purpose::Inner => (self.inner.addr(), MIN_PACKET),
+            Purpose::Large(size) => (main, size),
+        }
+    }
 }
 
 /// The address of a peer inside the pod network.
@@ -44,29 +87,70 @@ impl Inner {
 }
 
 impl Targets {
-    /// The peers that `plan` leads to by `ways`, with `mtu` for pods.
-    pub(crate) fn of(peers: &[Peer], active: &ActiveBackends, plan: &KernelState, mtu: u32) -> Self {
-        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        let mut words: Vec<(backends::BackendId, bool, Arc<str>)> = Vec::new();
-        let mut target = |peer: &Peer| {
-            let backend = active.backend(peer.backend);
-            let direct = plan.routes.get(&peer.subnet).is_some_and(|route| route.via == Some(peer.public));
-            let has_tunnel = backend.is_some_and(|backend| !backend.devices().is_empty());
-            let tunnel = has_tunnel && !direct;
-            let inner = match tunnel {
-                true => Inner::Tunnel(peer.subnet.network()),
-                false => Inner::Bridge(gateway(peer.subnet)),
-            };
-            let known = words.iter().find(|(id, of_tunnel, _)| (*id, *of_tunnel) == (peer.backend, tunnel));
-            let way = known.map(|(.., words)| Arc::clone(words)).unwrap_or_else(|| {
-                let text = backend.map_or_else(String::new, |backend| backend.words());
-                let text: Arc<str> =
-                    if has_tunnel && direct { format!("{text}, direct route") } else { text }.into();
-                words.push((peer.backend, tunnel, Arc::clone(&text)));
-                text
-            });
-            Target { subnet: peer.subnet, underlay: peer.public, inner, mtu, way }
+    /// The peers to which `routes` lead by the backends in use, with `mtu` for pods. Costs nothing for each of them.
+    pub(crate) fn of(
+        peers: &SharedMap<IpNet, Peer>,
+        active: &ActiveBackends,
+        routes: &SharedMap<IpNet, Route>,
+        mtu: u32,
+    ) -> Self {
+        let way = |(id, words): (BackendId, String)| Way {
+            id,
+            tunnels: active.backend(id).is_some_and(|backend| !backend.devices().is_empty()),
+            direct: format!("{words}, direct route").into(),
+            words: words.into(),
         };
-        Self(peers.iter().map(&mut target).collect())
+        Self {
+            peers: peers.clone(),
+            routes: routes.clone(),
+            ways: active.named().into_iter().map(way).collect(),
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// How a peer is probed.
+    pub(super) fn get(&self, subnet: &IpNet) -> Option<Target> {
+        let peer = self.peers.get(subnet)?;
+        let way = self.ways.iter().find(|way| way.id == peer.backend)?;
+        let direct = self.routes.get(subnet).is_some_and(|route| route.via == Some(peer.public));
+        let (inner, words) = match (way.tunnels, direct) {
+            (true, false) => (Inner::Tunnel(subnet.network()), &way.words),
+            (true, true) => (Inner::Bridge(gateway(*subnet)), &way.direct),
+            (false, _) => (Inner::Bridge(gateway(*subnet)), &way.words),
+        };
+        let (underlay, way) = (peer.public, Arc::clone(words));
+        Some(Target { subnet: *subnet, underlay, inner, mtu: self.mtu, way })
+    }
+
+    /// The subnets of peers that may be probed in another way than `before`.
+    pub(super) fn changes(&self, before: &Self) -> Vec<IpNet> {
+        let mut changed: Vec<IpNet> = if self.mtu == before.mtu && self.ways == before.ways {
+            let peers = self.peers.changes(&before.peers).map(|(subnet, ..)| *subnet);
+            peers.chain(self.routes.changes(&before.routes).map(|(subnet, ..)| *subnet)).collect()
+        } else {
+            self.peers.keys().chain(before.peers.keys()).copied().collect()
+        };
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+}
+
+#[cfg(test)]
+impl Targets {
+    /// Peers by one way, which tunnels or not.
+    pub(super) fn by(tunnels: bool, mtu: u16, peers: impl IntoIterator<Item = (IpNet, IpAddr)>) -> Self {
+        let id = BackendId::default();
+        let peer = |(subnet, public): (IpNet, IpAddr)| {
+            (subnet, Peer { subnet, public, mac: subnet::Mac([0; 6]), wireguard: None, backend: id })
+        };
+        let words: Arc<str> = if tunnels { "vxlan VNI 1 port 8472" } else { "host-gw" }.into();
+        let way = Way { id, tunnels, direct: Arc::clone(&words), words };
+        Self {
+            peers: peers.into_iter().map(peer).collect(),
+            routes: SharedMap::default(),
+            ways: vec![way],
+            mtu,
+        }
     }
 }

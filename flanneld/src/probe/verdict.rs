@@ -1,9 +1,8 @@
 //! What the paths to a peer say together: the fault, its object and its remedy; pure.
 
-use std::time::Instant;
-
 use serde::{Deserialize, Serialize};
 
+use super::moment::Moment;
 use super::mtu::MtuSearch;
 use super::path::{Path, PathState};
 use super::target::{Inner, Target};
@@ -73,7 +72,7 @@ impl Verdict {
     }
 
     /// What is wrong, about which object.
-    pub(super) fn cause(self, target: &Target, paths: &Paths<'_>, now: Instant) -> Option<String> {
+    pub(super) fn cause(self, target: &Target, paths: &Paths<'_>, now: Moment) -> Option<String> {
         let Target { subnet, underlay, mtu, .. } = target;
         let inner = target.inner.addr();
         let percent = |path: &Path| format!("{:.0} %", 100.0 * path.loss_ratio(now));

@@ -112,7 +112,7 @@ fn name_of(published: &Published, subnet: IpNet) -> String {
 /// Bytes of peers, if they are counted and there are no more usable peers than may have series.
 fn traffic(board: &Board, published: &Published) -> BTreeMap<IpNet, PeerTraffic> {
     let few = published.usable <= board.max_series();
-    let subnets = published.peers.usable.iter().filter(|_| few).map(|peer| peer.subnet).collect();
+    let subnets = published.peers.usable.keys().copied().filter(|_| few).collect();
     board.traffic().of(&subnets)
 }
 
@@ -204,12 +204,10 @@ pub(crate) fn peers(board: &Board) -> PeerList {
     let counted = traffic(board, &published);
     let sessions = Sessions::read(board, &published, usize::MAX, seconds(now));
     if let Some(all) = &published.leases {
-        let usable: BTreeMap<_, &Peer> =
-            published.peers.usable.iter().map(|peer| (peer.subnet, peer)).collect();
         for lease in all.leases.values().filter(|lease| lease.subnets != published.own) {
             let name = all.names.get(&lease.subnets).map(|name| name.to_string());
             for subnet in lease.subnets.iter() {
-                let used = usable.get(&subnet).copied();
+                let used = published.peers.usable.get(&subnet);
                 let mut entry = entry(&published, lease, subnet, name.clone(), used);
                 if let Some(peer) = found.get(&subnet) {
                     probed::complete(&mut entry, peer, seconds(now));

@@ -1,13 +1,14 @@
 //! Who may ask for what is said about the cluster: this host, and the nodes of the cluster.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-/// The addresses of nodes, sorted, by family.
+use subnet::SharedSet;
+
+/// The addresses of nodes, by family.
 #[derive(Clone, Default)]
 pub(crate) struct Sources {
     /// Peers' public addresses.
-    pub(crate) peers: [Arc<[IpAddr]>; 2],
+    pub(crate) peers: [SharedSet<IpAddr>; 2],
     /// This node's own.
     pub(crate) own: Vec<IpAddr>,
 }
@@ -18,7 +19,7 @@ impl Sources {
         let client = client.to_canonical();
         client.is_loopback()
             || self.own.contains(&client)
-            || self.peers.iter().any(|peers| peers.binary_search(&client).is_ok())
+            || self.peers.iter().any(|peers| peers.contains_key(&client))
     }
 }
 
@@ -30,7 +31,10 @@ mod tests {
     fn this_host_and_peers_may_ask_and_nobody_else() {
         let addr = |text: &str| text.parse::<IpAddr>().unwrap();
         let sources = Sources {
-            peers: [vec![addr("192.0.2.2"), addr("192.0.2.9")].into(), vec![addr("2001:db8::2")].into()],
+            peers: [
+                [(addr("192.0.2.2"), ()), (addr("192.0.2.9"), ())].into(),
+                [(addr("2001:db8::2"), ())].into(),
+            ],
             own: vec![addr("192.0.2.1")],
         };
         for (client, admitted) in [

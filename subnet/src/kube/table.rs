@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map;
 
 use super::node::{Entry, Node, Seen};
-use crate::lease::{Attachment, Leases, Malformed};
+use crate::lease::{Attachment, Lease, Leases, Malformed};
 use crate::net::{Family, Subnets};
 use crate::text::shortened;
 
@@ -80,13 +80,14 @@ impl Table {
     /// The leases. Of nodes with the same subnets the oldest has them, and the others are reported.
     pub(super) fn leases(&self) -> Leases {
         let mut all = Leases::default();
+        let mut leases: BTreeMap<_, Lease> = BTreeMap::new();
         let mut holders: BTreeMap<_, &str> = BTreeMap::new();
         for (name, entry) in &self.0 {
             if let Some(wrong) = &entry.wrong {
                 all.malformed.insert(shortened(name), (**wrong).clone());
             }
             let Some(lease) = &entry.lease else { continue };
-            let (loser, holder) = match all.leases.entry(lease.subnets) {
+            let (loser, holder) = match leases.entry(lease.subnets) {
                 btree_map::Entry::Vacant(place) => {
                     place.insert(lease.clone());
                     holders.insert(lease.subnets, name);
@@ -107,6 +108,7 @@ impl Table {
             let why = format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
             all.malformed.insert(shortened(loser), Malformed { why, subnets: None });
         }
+        all.leases = leases.into_iter().collect();
         all.names = holders.into_iter().map(|(subnets, name)| (subnets, name.into())).collect();
         all
     }
@@ -123,7 +125,6 @@ fn says_less(now: &Attachment, known: &Attachment) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Lease;
     use crate::net::PublicAddrs;
 
     fn entry(subnet: &str, public: &str, created: u64) -> Entry {

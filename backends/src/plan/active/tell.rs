@@ -9,6 +9,16 @@ use crate::plan::backend::{Backend, BackendId};
 use crate::state::tunnel::IpipTunnel;
 
 impl ActiveBackends {
+    /// The backends in use with their words.
+    pub fn named(&self) -> Vec<(BackendId, String)> {
+        self.all.iter().map(|entry| (entry.id, entry.backend.words())).collect()
+    }
+
+    /// Whether the backend sends to VXLAN tunnel endpoints.
+    pub(crate) fn leads_to_vteps(&self, id: BackendId) -> bool {
+        self.all.iter().any(|entry| entry.id == id && matches!(entry.config, BackendConfig::Vxlan(_)))
+    }
+
     /// The type of the backend that this node announces, as its configuration spells it.
     pub(crate) fn name(&self) -> &str {
         self.all[0].config.name()

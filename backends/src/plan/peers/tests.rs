@@ -37,7 +37,7 @@ fn choose(network: &NetworkConfig, own: &Lease, all: &Leases) -> Peers {
 }
 
 fn subnets(peers: &Peers) -> Vec<String> {
-    peers.usable.iter().map(|peer| peer.subnet.to_string()).collect()
+    peers.usable.keys().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -260,10 +260,11 @@ proptest! {
         let (own, all) = cluster(&entries);
         let network = network();
         let peers = choose(&network, &own, &all);
-        for (index, peer) in peers.usable.iter().enumerate() {
+        let usable: Vec<&Peer> = peers.usable.values().collect();
+        for (index, peer) in usable.iter().enumerate() {
             prop_assert!(network.ranges().all(|range| range.network.contains(&peer.subnet)));
             prop_assert!(own.subnets.iter().all(|mine| !overlap(mine, peer.subnet)));
-            prop_assert!(peers.usable[index + 1..].iter().all(|other| !overlap(peer.subnet, other.subnet)));
+            prop_assert!(usable[index + 1..].iter().all(|other| !overlap(peer.subnet, other.subnet)));
         }
         prop_assert_eq!(peers.usable.len() + peers.skipped.len() + 1, all.leases.len() + all.malformed.len());
 

@@ -1,5 +1,6 @@
 //! Properties of `diff` over random states: from each of them, the changes lead to the desired one.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
@@ -195,7 +196,7 @@ pub(crate) fn states(actual: bool) -> impl Strategy<Value = KernelState> {
                     .map(|route| Route { nexthop: None, ..route })
                     .filter(|route| actual && routed(route) && is_second(&routes, route))
                     .collect(),
-                routes,
+                routes: routes.into_iter().collect(),
                 blackholes,
                 links,
             }

@@ -34,6 +34,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use subnet::shared_map::Pair;
+
 use crate::nft::matches::{
     Field, UDP, accept, counter, destination, destination_port, drop, in_name, in_set, jump, protocol,
     reverse_path, source, vni_is_none_of,
@@ -58,7 +60,7 @@ pub(super) fn table(filter: &TunnelFilter, name: &str, reverse_path: bool) -> Op
     }
     let mut table = Table::new(TableId::new(filter.family(), name));
     table.comment = Some("tunnels take datagrams from peers only".to_owned());
-    table.sets = vec![peers(filter, filter.peers.iter().copied())];
+    table.sets = vec![peers(filter, filter.peers.keys().copied())];
     table.sets.extend(active(filter));
     let mut input = Chain::base("input", Base::filter(Hook::Input, 0));
     let mut forward = Chain::base("forward", Base::filter(Hook::Forward, 0));
@@ -186,13 +188,14 @@ pub(super) fn peer_changes(
     before: &TunnelFilter,
     filter: &TunnelFilter,
 ) -> Vec<Change<'static>> {
-    let but = |all: &[IpAddr], known: &[IpAddr]| {
-        let set = peers(filter, all.iter().copied().filter(|address| known.binary_search(address).is_err()));
+    let (came, gone): (Vec<_>, Vec<_>) =
+        filter.peers.changes(&before.peers).partition(|(_, _, now)| now.is_some());
+    let set = |changed: Vec<Pair<'_, IpAddr, ()>>| {
+        let set = peers(filter, changed.into_iter().map(|(address, ..)| *address));
         (!set.elements.is_empty()).then_some(set)
     };
-    let add = but(&filter.peers, &before.peers).map(|set| Change::AddElements { table: table.clone(), set });
-    let delete =
-        but(&before.peers, &filter.peers).map(|set| Change::DeleteElements { table: table.clone(), set });
+    let add = set(came).map(|set| Change::AddElements { table: table.clone(), set });
+    let delete = set(gone).map(|set| Change::DeleteElements { table: table.clone(), set });
     add.into_iter().chain(delete).collect()
 }
 
@@ -206,7 +209,7 @@ mod tests {
             underlay: "eth0".parse().unwrap(),
             ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
             ipip: None,
-            peers: peers.iter().map(|text| text.parse().unwrap()).collect(),
+            peers: peers.iter().map(|text| (text.parse().unwrap(), ())).collect(),
         }
     }
 

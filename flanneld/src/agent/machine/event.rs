@@ -70,7 +70,7 @@ pub(in crate::agent) enum Event {
     /// The files for the CNI plugin were written, or not.
     Written(Written),
     /// What is known was saved, or not.
-    Saved(io::Result<()>),
+    Saved(io::Result<bool>),
     /// The store gave this node a lease.
     Leased(Lease),
     /// The lease is lost.

@@ -37,8 +37,7 @@ impl Machine {
         let (config, id) = self.force.active.extension()?;
         let start = self.hook_start(config.post_startup.clone())?;
         let reached = |subnets: &subnet::Subnets| {
-            let of = |subnet| peers.usable.binary_search_by_key(&subnet, |peer| peer.subnet).ok();
-            subnets.iter().filter_map(of).any(|index| peers.usable[index].backend == id)
+            subnets.iter().filter_map(|subnet| peers.usable.get(&subnet)).any(|peer| peer.backend == id)
         };
         let entry = |lease: &subnet::Lease| {
             let data = match &lease.attachment {

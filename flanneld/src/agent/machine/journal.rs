@@ -121,7 +121,8 @@ impl Journal {
         self.trouble = trouble.map(str::to_owned);
     }
 
-    pub(super) fn peers(&mut self, peers: &Peers, usable: usize) {
+    pub(super) fn peers(&mut self, peers: &Peers) {
+        let usable = peers.nodes;
         for (key, why) in &peers.skipped {
             if self.skipped.get(key) != Some(why) {
                 warn!(key, "lease skipped: {why}");
@@ -325,7 +326,7 @@ impl Journal {
         self.cni_conf = text;
     }
 
-    pub(super) fn kept(&mut self, path: &Path, written: &io::Result<()>) {
+    pub(super) fn kept(&mut self, path: &Path, written: &io::Result<bool>) {
         let text = written.as_ref().err().map(ToString::to_string);
         if let Some(text) = text.as_ref().filter(|text| self.kept.as_ref() != Some(*text)) {
             warn!(

@@ -74,11 +74,12 @@ impl Machine {
         })
     }
 
-    /// Takes note of whether that was done.
-    pub(super) fn saved(&mut self, written: &io::Result<()>) {
+    /// Takes note of whether that was done, and whether all was written.
+    pub(super) fn saved(&mut self, written: &io::Result<bool>) {
         self.status.journal.kept(&self.settings.state_file, written);
         let Some((lease, leases)) = self.keeper.keeping.take() else { return };
-        self.turn.bulky |= leases.leases.len() >= BULK;
+        let whole = written.as_ref().is_ok_and(|whole| *whole);
+        self.turn.bulky |= whole && leases.leases.len() >= BULK;
         if written.is_err() {
             self.keeper.again = Some(APART);
             return;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use backends::backend::Direct;
+use backends::state::NexthopUse;
 use backends::state::nexthop::NexthopSupport;
 use backends::{KernelState, Macs, Peer, PeerContext, Peers, PlanInput, Scope, Settled, Surroundings};
 use ipnet::IpNet;
@@ -72,13 +73,16 @@ impl Machine {
         if self.plan_holds() {
             return self.planner.current();
         }
+        if let Some(plan) = self.plan_of_leases() {
+            return Some(plan);
+        }
         let all = self.view.known.leases.clone()?;
         if self.own.lease().is_none() || self.underlay.external.is_none() {
             return None;
         }
         let before = self.planner.plan.as_ref().map(|(inputs, _)| &*inputs.leases.0);
         if !self.ownership.records.know(&all, before) {
-            Arc::make_mut(&mut self.ownership.records).learn(&all);
+            Arc::make_mut(&mut self.ownership.records).learn(&all, before);
         }
         self.planner.plan = None;
         if self.change.find_others(&self.force.network, &all) {
@@ -96,17 +100,18 @@ impl Machine {
         self.force.active.take_up(announced_by_others(&all, own));
         let peers = Arc::new(self.peers(&all));
         self.planner.peers = Arc::clone(&peers);
-        self.status.journal.peers(&peers, usable_nodes(peers.usable.iter(), &all));
+        self.status.journal.peers(&peers);
         self.rules.admit(&peers, self.now().at);
         self.status.journal.active(&self.force.active);
         self.tell_hooks(&peers, &all);
         let external = self.underlay.external.as_ref()?;
         let node = backends::Node { direct: Arc::clone(&self.underlay.direct), ..node(external) };
         let macs = self.macs();
-        let input =
-            PlanInput { node: &node, own: &own, macs: &macs, peers: &peers.usable, all: &peers.usable };
+        let usable: Vec<Peer> = peers.usable.values().copied().collect();
+        let input = PlanInput { node: &node, own: &own, macs: &macs, peers: &usable, all: &usable };
         let mut state = self.force.active.plan(input);
-        state.use_nexthops(&self.planner.nexthops, &self.view.interest.desired);
+        drop(usable);
+        self.planner.hops = state.use_nexthops(&self.planner.nexthops, &self.view.interest.desired);
         // Packets for pods that don't exist end here instead of circling by the default route.
         state.blackholes.extend(own.iter().chain(self.change.left.iter().copied()));
         self.tell_probes(&peers, &state, external.mtu);
@@ -117,10 +122,10 @@ impl Machine {
     }
 
     /// Tells those who probe the peers which there are now.
-    fn tell_probes(&self, peers: &Peers, plan: &KernelState, underlay: u32) {
+    pub(super) fn tell_probes(&self, peers: &Peers, plan: &KernelState, underlay: u32) {
         let Some(probes) = &self.settings.probes else { return };
         let active = &self.force.active;
-        let targets = Targets::of(&peers.usable, active, plan, active.mtu(underlay));
+        let targets = Targets::of(&peers.usable, active, &plan.routes, active.mtu(underlay));
         probes.send_if_modified(|known| {
             let news = *known != targets;
             *known = targets;
@@ -153,9 +158,9 @@ impl Machine {
         !expired && planned.is_some() && planned == self.inputs().as_ref()
     }
 
-    fn inputs(&self) -> Option<Inputs> {
-        Some(Inputs {
-            leases: Snapshot(self.view.known.leases.clone()?),
+    pub(super) fn inputs(&self) -> Option<Inputs> {
+        let leases = Snapshot(self.view.known.leases.clone()?);
+        let besides = Besides {
             lease: self.own.lease()?.clone(),
             recalled: self.own.is_recalled(),
             in_force: self.force.revision,
@@ -165,7 +170,8 @@ impl Machine {
             surroundings: self.underlay.surroundings.clone(),
             left: self.change.left.clone(),
             nexthops: self.planner.nexthops.clone(),
-        })
+        };
+        Some(Inputs { leases, besides })
     }
 
     /// Has the kernel brought into the state of the plan.
@@ -272,7 +278,7 @@ impl Machine {
                 context.undecided = &undecided;
                 peers = Peers::choose(context, all);
             }
-            let (given_up, next) = self.force.active.drop_unused(&peers.usable, now);
+            let (given_up, next) = self.force.active.drop_unused(peers.usable.values(), now);
             let next = [next, ask_again].into_iter().flatten().map(Instant::from_std);
             self.planner.expiry = next.chain(decided).min();
             if !given_up {
@@ -326,7 +332,7 @@ impl Machine {
 /// What was planned, and from what.
 #[derive(Default)]
 pub(super) struct Planner {
-    plan: Option<(Inputs, Arc<KernelState>)>,
+    pub(super) plan: Option<(Inputs, Arc<KernelState>)>,
     /// The peers that it reaches, and the leases that it can't use.
     pub(super) peers: Arc<Peers>,
     /// When the plan is another although nothing else is: the next way that no peer uses any more is given up then.
@@ -338,6 +344,11 @@ pub(super) struct Planner {
     pub(super) looked: Option<Instant>,
     /// Whether routes can lead through nexthop objects, as last seen.
     pub(super) nexthops: NexthopSupport,
+    /// How the plan's routes do.
+    pub(super) hops: NexthopUse,
+    /// How many plans followed from the one before by leases alone.
+    #[cfg(test)]
+    pub(super) followed: usize,
     /// The plan is the same as with the last look at the kernel: what is changed was undone by somebody.
     pub(super) repairs: bool,
 }
@@ -350,8 +361,14 @@ impl Planner {
 
 /// Everything that a plan depends on, but for time.
 #[derive(PartialEq)]
-struct Inputs {
-    leases: Snapshot,
+pub(super) struct Inputs {
+    pub(super) leases: Snapshot,
+    pub(super) besides: Besides,
+}
+
+/// What that is besides the leases.
+#[derive(PartialEq)]
+pub(super) struct Besides {
     lease: Lease,
     recalled: bool,
     in_force: u64,
@@ -365,7 +382,7 @@ struct Inputs {
 
 /// All leases at one moment. Stores publish none that equals the one before, so that comparing 5,000 leases is not
 /// necessary.
-struct Snapshot(Arc<Leases>);
+pub(super) struct Snapshot(pub(super) Arc<Leases>);
 
 impl PartialEq for Snapshot {
     fn eq(&self, other: &Self) -> bool {
@@ -409,11 +426,14 @@ mod tests {
             backend: BackendId::default(),
         };
         let mut peers = Peers {
-            usable: vec![peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")],
+            usable: [peer("10.5.2.0/24", "192.0.2.2"), peer("fd00:2::/64", "2001:db8::2")]
+                .map(|peer| (peer.subnet, peer))
+                .into(),
             ..Peers::default()
         };
-        assert_eq!(usable_nodes(peers.usable.iter(), &all), 1);
-        peers.usable.push(peer("10.5.3.0/24", "192.0.2.3"));
-        assert_eq!(usable_nodes(peers.usable.iter(), &all), 2);
+        assert_eq!(usable_nodes(peers.usable.values(), &all), 1);
+        let third = peer("10.5.3.0/24", "192.0.2.3");
+        peers.usable.insert(third.subnet, third);
+        assert_eq!(usable_nodes(peers.usable.values(), &all), 2);
     }
 }

@@ -28,13 +28,12 @@ impl Machine {
     pub(in crate::agent) fn published(&self) -> Published {
         let peers = Arc::clone(&self.planner.peers);
         let all = self.view.known.leases.clone();
-        let nodes = |lacking: bool| {
-            let all = all.as_deref()?;
-            let kept = |peer: &&backends::Peer| !lacking || !self.tally.unprogrammed.contains(&peer.subnet);
-            Some(usable_nodes(peers.usable.iter().filter(kept), all))
-        };
-        let usable = nodes(false).unwrap_or_default();
+        let usable = peers.nodes;
         let complete = self.tally.unprogrammed.is_empty();
+        let programmed = || -> Option<usize> {
+            let whole = |peer: &&backends::Peer| !self.tally.unprogrammed.contains(&peer.subnet);
+            Some(usable_nodes(peers.usable.values().filter(whole), all.as_deref()?))
+        };
         let mut counters = self.tally.counters.clone();
         let known = &self.view.known;
         if known.snapshots > 0 {
@@ -50,7 +49,7 @@ impl Machine {
             counters,
             own: self.own.lease().map(|lease| lease.subnets).unwrap_or_default(),
             usable,
-            programmed: if complete { usable } else { nodes(true).unwrap_or_default() },
+            programmed: if complete { usable } else { programmed().unwrap_or_default() },
             unprogrammed: Arc::clone(&self.tally.unprogrammed),
             active: self.force.active.named(),
             desired: self.planner.current().unwrap_or_else(|| Arc::new(KernelState::default())),

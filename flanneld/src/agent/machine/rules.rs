@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Fights, FirewallError, FirewallReport, Look, Masquerade, Peers, Traffic, TunnelFilter};
+use backends::{Fights, FirewallError, FirewallReport, Look, Masquerade, Peer, Peers, Traffic, TunnelFilter};
 use ipnet::IpNet;
-use subnet::Family;
+use subnet::{Family, SharedMap, SharedSet};
 use tokio::time::Instant;
 
 use super::{Action, Machine, Now};
@@ -20,8 +19,10 @@ pub(super) struct Rules {
     sound: Option<Instant>,
     /// Networks of the run before this one, until their rules are gone.
     former: Vec<IpNet>,
-    /// The public addresses of peers of each family, sorted, with those of `leaving`.
-    pub(super) peers: [Arc<[IpAddr]>; 2],
+    /// The public addresses of peers of each family, with those of `leaving`.
+    pub(super) peers: [SharedSet<IpAddr>; 2],
+    /// The peers that were admitted last.
+    admitted: SharedMap<IpNet, Peer>,
     /// Addresses that no peer has any more, and until when they are admitted all the same.
     leaving: BTreeMap<IpAddr, Instant>,
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
@@ -57,21 +58,25 @@ impl Rules {
 
     /// These peers may send to this node's tunnels.
     pub(super) fn admit(&mut self, peers: &Peers, now: Instant) {
-        let current: BTreeSet<IpAddr> = peers.usable.iter().map(|peer| peer.public).collect();
-        let until = now + LEAVING;
-        for gone in self.peers.iter().flat_map(|of_family| of_family.iter()) {
-            if !current.contains(gone) {
-                self.leaving.entry(*gone).or_insert(until);
-            }
+        let (mut came, mut gone) = (Vec::new(), BTreeSet::new());
+        for (_, was, now) in peers.usable.changes(&self.admitted) {
+            gone.extend(was.map(|peer| peer.public));
+            came.extend(now.map(|peer| peer.public));
         }
-        self.leaving.retain(|address, _| !current.contains(address));
-        self.set_peers(current);
-    }
-
-    fn set_peers(&mut self, mut all: BTreeSet<IpAddr>) {
-        all.extend(self.leaving.keys());
-        self.peers = Family::BOTH
-            .map(|family| all.iter().copied().filter(|addr| Family::of(*addr) == family).collect());
+        for peer in peers.usable.values() {
+            if gone.is_empty() {
+                break;
+            }
+            gone.remove(&peer.public);
+        }
+        for address in gone {
+            self.leaving.entry(address).or_insert(now + LEAVING);
+        }
+        for address in came {
+            self.leaving.remove(&address);
+            self.peers[usize::from(address.is_ipv6())].insert(address, ());
+        }
+        self.admitted = peers.usable.clone();
     }
 
     /// Admits addresses no longer whose time is over.
@@ -80,9 +85,9 @@ impl Rules {
             self.leaving.iter().filter(|(_, until)| **until <= now).map(|(address, _)| *address).collect();
         if !over.is_empty() {
             self.leaving.retain(|address, _| !over.contains(address));
-            let all = self.peers.iter().flat_map(|of_family| of_family.iter().copied());
-            let left = all.filter(|address| !over.contains(address)).collect();
-            self.set_peers(left);
+            for address in over {
+                self.peers[usize::from(address.is_ipv6())].remove(&address);
+            }
         }
     }
 
@@ -184,7 +189,7 @@ impl Machine {
         let (Some(lease), Some(external)) = (self.own.lease(), &self.underlay.external) else {
             return Vec::new();
         };
-        let of_family = |(family, peers): (Family, &Arc<[IpAddr]>)| {
+        let of_family = |(family, peers): (Family, &SharedSet<IpAddr>)| {
             let range = self.force.network.range(family).filter(|_| lease.subnets.get(family).is_some())?;
             let others = self.change.others(family).into_iter().map(|(network, _)| network);
             Some(TunnelFilter {
@@ -192,7 +197,7 @@ impl Machine {
                 underlay: external.name,
                 ports: self.force.active.tunnel_ports(family),
                 ipip: self.force.active.ipip_tunnel(family),
-                peers: Arc::clone(peers),
+                peers: peers.clone(),
             })
         };
         Family::BOTH.into_iter().zip(&self.rules.peers).filter_map(of_family).collect()

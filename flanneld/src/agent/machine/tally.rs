@@ -150,7 +150,7 @@ fn lacking(peers: &Peers, desired: &KernelState, observed: &KernelState) -> BTre
                 || want.dev.is_some_and(|device| devices.contains(&device))
         })
     };
-    let all = peers.usable.iter();
+    let all = peers.usable.values();
     all.filter(|peer| macs.contains(&peer.mac) || lacks(&peer.subnet)).map(|peer| peer.subnet).collect()
 }
 

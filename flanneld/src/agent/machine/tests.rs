@@ -1,5 +1,6 @@
 //! The machine without a runtime: decisions as tables.
 
+mod leases;
 mod orders;
 
 use std::time::{Duration, SystemTime};
@@ -170,7 +171,7 @@ impl World {
             Action::WriteFiles { env, current } => {
                 Event::Written(crate::agent::files::write(&self.machine.settings, env, current))
             }
-            Action::Save(_) => Event::Saved(Ok(())),
+            Action::Save(_) => Event::Saved(Ok(true)),
             Action::Claim(facts) => {
                 seen.push("claim");
                 self.asked = Some(facts);

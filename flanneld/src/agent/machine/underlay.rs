@@ -12,7 +12,7 @@ use backends::surroundings::Ours;
 use backends::{HostView, Name, Node, Surroundings};
 use ipnet::IpNet;
 use subnet::net::overlap;
-use subnet::{Family, Mac, NetworkConfig, PublicAddrs, Subnets};
+use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
 use tokio::time::Instant;
 
 use super::contest::Contest;
@@ -149,7 +149,9 @@ impl Machine {
         let mut addresses = now.addresses.iter().map(|(_, net)| IpNet::from(net.addr()));
         let own: Vec<IpNet> = lease.subnets.iter().collect();
         let any = !now.intruders.is_empty() || addresses.any(|net| inside(&net));
-        let others = all.leases.values().filter(|other| any && !other.public.same_node(&lease.public));
+        let none = Leases::default();
+        let all = if any { &**all } else { &none };
+        let others = all.leases.values().filter(|other| !other.public.same_node(&lease.public));
         let peers: Vec<(IpNet, IpAddr)> = others
             .flat_map(|other| {
                 other.subnets.iter().filter_map(|subnet| {

@@ -34,6 +34,15 @@ fn direct(number: u16) -> Target {
     Target { inner: Inner::Bridge(bridge), way: Arc::from("host-gw"), ..target }
 }
 
+/// These as the loop tells them.
+fn told(targets: &[Target]) -> Targets {
+    let first = targets.first().expect("there is one");
+    let tunnels = matches!(first.inner, Inner::Tunnel(_));
+    let told = Targets::by(tunnels, first.mtu, targets.iter().map(|target| (target.subnet, target.underlay)));
+    assert!(targets.iter().all(|target| told.get(&target.subnet).as_ref() == Some(target)));
+    told
+}
+
 /// A table and its network.
 struct Sim {
     table: Table,
@@ -55,7 +64,7 @@ impl Sim {
             number = number.wrapping_add(40_503);
             number
         };
-        table.set(&Targets(targets), now, &mut spread);
+        table.set(&told(&targets), now, &mut spread);
         Self { table, now, answers: Vec::new(), sent: 0, news: Vec::new(), start: now, random: 1 }
     }
 
@@ -159,7 +168,7 @@ fn thousands_of_silent_peers_are_looked_at_in_turn() {
     let mut sim = Sim::new((0..5000).map(target).collect());
     for _ in 0..5 {
         sim.run(60, &mut |_, _| None);
-        let soon = sim.now + Duration::from_secs(1);
+        let soon = sim.table.moment(sim.now + Duration::from_secs(1));
         let looks = sim.table.queue.iter().filter(|Reverse((at, _))| *at <= soon).count();
         assert!(looks <= 100, "{looks} peers are looked at in the next second");
     }
@@ -254,7 +263,7 @@ fn an_outage_is_noticed_soon_and_so_is_its_end() {
     let mut sim = Sim::new((0..50).map(target).collect());
     sim.run(100, &mut all);
     let mut one = |_: bool, _: u16| None;
-    sim.table.set(&Targets(vec![target(1)]), sim.now, &mut || 0);
+    sim.table.set(&told(&[target(1)]), sim.now, &mut || 0);
     let took = sim.run_until(Duration::from_secs(100), &mut one, all_are(PathState::Unreachable));
     assert!(took <= Duration::from_secs(25), "{took:?}");
 }
@@ -356,10 +365,10 @@ proptest! {
 fn peers_come_go_and_move_without_losing_what_is_known_of_others() {
     let mut sim = Sim::new(vec![target(1), target(2)]);
     sim.run(60, &mut all);
-    let moved = Target { underlay: "192.0.9.9".parse().unwrap(), ..target(2) };
-    let resized = Target { mtu: 1400, ..target(1) };
+    let resized = |target: Target| Target { mtu: 1400, ..target };
+    let moved = Target { underlay: "192.0.9.9".parse().unwrap(), ..resized(target(2)) };
     let now = sim.now;
-    sim.table.set(&Targets(vec![resized, moved, target(3)]), now, &mut || 0);
+    sim.table.set(&told(&[resized(target(1)), moved, resized(target(3))]), now, &mut || 0);
     let report = sim.report();
     let states: Vec<_> = report.peers.iter().map(|peer| (peer.state, peer.path_mtu)).collect();
     assert_eq!(states[0], (PathState::Reachable, None), "its length is to be found out again");

@@ -103,7 +103,7 @@ mod tests {
             underlay: "eth0".parse().unwrap(),
             ports: Vec::new(),
             ipip: Some(IpipTunnel { device: "flannel.ipip".parse().unwrap(), check_sources }),
-            peers: ["192.0.2.2".parse().unwrap()].into(),
+            peers: [("192.0.2.2".parse().unwrap(), ())].into(),
         }
     }
 

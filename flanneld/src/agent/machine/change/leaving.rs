@@ -110,6 +110,12 @@ impl Change {
         news
     }
 
+    /// Whether leases, whatever they are, can't be in a network that the cluster is leaving.
+    pub(in crate::agent::machine) fn leaves_nothing(&self, network: &NetworkConfig) -> bool {
+        let inside = |former: &IpNet| network.ranges().any(|range| overlap(range.network, *former));
+        self.others.is_empty() && self.beside.is_empty() && self.former.iter().all(inside)
+    }
+
     /// The networks that the cluster is leaving.
     pub(in crate::agent::machine) fn inhabited(&self) -> Vec<IpNet> {
         self.others.clone()
