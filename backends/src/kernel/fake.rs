@@ -20,7 +20,7 @@ pub struct FakeKernel {
     pub strangers: KernelState,
     /// The host's links and addresses.
     pub host: HostView,
-    /// The answers of [`Kernel::way_to`].
+    /// The answers of [`Kernel::route_to`].
     pub resolved: BTreeMap<IpAddr, ResolvedRoute>,
     /// The module for WireGuard is not there.
     pub without_wireguard: bool,
