@@ -3,7 +3,7 @@
 //!
 //! A list brings whole nodes, a watch their metadata: a heartbeat is a quarter of a node then, and annotations are metadata.
 //! The pod subnets, which are not, never change while a node exists, so they are taken from what is known of it; of a new
-//! node from `managedFields`, and where that says nothing, by a request for this node (docs/adr/031).
+//! node from `managedFields`, and where that says nothing, by a request for this node (docs/adr/033).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
