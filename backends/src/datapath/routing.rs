@@ -90,6 +90,7 @@ impl<Bits: Ord + Copy> Table<Bits> {
 
 impl Routing {
     /// The lookup tables of `forwarding`.
+    #[cfg(any(test, feature = "testing"))]
     pub fn new(forwarding: &Forwarding) -> Self {
         Self::following(forwarding, None)
     }
