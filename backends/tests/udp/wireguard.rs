@@ -1,4 +1,5 @@
-//! WireGuard in this process, against itself and against `wireguard-go` with the `wg` of Debian.
+//! WireGuard in this process, against itself and against `wireguard-go` with the `wg` of Debian, or against another program of
+//! the same interface that `WIREGUARD_PEER` names, such as `boringtun-cli`.
 
 mod hostile;
 
@@ -173,8 +174,11 @@ impl Go {
         // Its socket is in a directory that all namespaces share.
         let name = format!("wg{}x{}", std::process::id() % 1_000_000, NUMBER.fetch_add(1, Ordering::Relaxed));
         let machine = Arc::new(fabric.node().unwrap());
-        let process = machine.namespace().command("wireguard-go").args(["-f", &name]);
-        let process = process.env("LOG_LEVEL", "error").stderr(Stdio::null()).spawn().unwrap();
+        let program = std::env::var("WIREGUARD_PEER").unwrap_or_else(|_| "wireguard-go".to_owned());
+        let process = machine.namespace().command(&program).args(["-f", &name]);
+        // The latter keeps boringtun's privileges, which it would drop otherwise.
+        let process = process.env("LOG_LEVEL", "error").env("WG_SUDO", "true").stderr(Stdio::null());
+        let process = process.spawn().unwrap();
         let go = Self { machine, name, _process: process };
         let up = || go.machine.namespace().ip(&format!("link show {}", go.name)).is_ok();
         wait_for("the device of wireguard-go", LIMIT, up).unwrap();
@@ -192,10 +196,11 @@ impl Go {
         let (port, peer_key) = (PORT.to_string(), peer.settings.identity.public().to_string());
         let device = go.name.clone();
         go.wg(&["set", &device, "private-key", &key_file, "listen-port", &port]);
-        go.wg(&["set", &device, "peer", &peer_key, "endpoint", &endpoint, "allowed-ips", &allowed]);
-        if psk.is_some() {
-            go.wg(&["set", &device, "peer", &peer_key, "preshared-key", &psk_file]);
-        }
+        let mut peer =
+            vec!["set", &device, "peer", &peer_key, "endpoint", &endpoint, "allowed-ips", &allowed];
+        // All at once: boringtun changes no peer that it has.
+        peer.extend(psk.iter().flat_map(|_| ["preshared-key", psk_file.as_str()]));
+        go.wg(&peer);
         let [v4, v6] = subnets(number(&go.machine)).map(|net| host(net.network()));
         let lines = format!(
             "addr add {v4} dev {device}\naddr add {v6} dev {device} nodad\nlink set {device} mtu 1420 up\n\
