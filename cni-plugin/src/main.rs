@@ -4,6 +4,8 @@
 //!
 //! By other names it is one of the plugins that stand beside `flannel` in a list, or one of two helpers of the image.
 
+#![cfg_attr(not(test), no_main)]
+
 mod applet;
 mod args;
 mod bandwidth;
@@ -31,13 +33,13 @@ mod result;
 mod route;
 mod saved;
 mod spec;
+mod start;
 mod sysctl;
 mod verbs;
 mod way;
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use conf::Network;
@@ -45,32 +47,30 @@ use env::{Call, Verb};
 use error::CniError;
 use plugin::Plugin;
 
-fn main() -> ExitCode {
+/// The whole program; whether it succeeds.
+fn succeeds() -> bool {
     let begun = Instant::now();
     if let Some(outcome) = applet::run(std::env::args_os()) {
-        let Err(errors) = outcome else { return ExitCode::SUCCESS };
+        let Err(errors) = outcome else { return true };
         errors.iter().for_each(|error| note(error));
-        return ExitCode::FAILURE;
+        return false;
     }
     let plugin = Plugin::of_program(&std::env::args_os().next().unwrap_or_default());
     let variable = |name: &str| std::env::var_os(name);
     if variable("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
         note(&spec::about(plugin.name()));
-        return ExitCode::SUCCESS;
+        return true;
     }
     // Nothing is told of a call before it is known whose node this is.
     let mut told = None;
     let outcome = Call::read(variable).and_then(|call| answer(plugin, &call, &mut told));
-    let (text, code) = match &outcome {
-        Ok(text) => (text.clone(), ExitCode::SUCCESS),
-        Err(error) => (error.to_string(), ExitCode::FAILURE),
-    };
+    let text = outcome.as_ref().map_or_else(ToString::to_string, String::clone);
     let mut stdout = io::stdout();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     if let Some((subnet_file, verb)) = told {
         report::tell(&subnet_file, verb, begun.elapsed(), outcome.as_ref().err());
     }
-    if written.is_ok() { code } else { ExitCode::FAILURE }
+    written.is_ok() && outcome.is_ok()
 }
 
 /// What is printed when the call succeeds. `told` becomes the agent's subnet file and what was asked, for its figures.

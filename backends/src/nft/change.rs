@@ -28,6 +28,20 @@ pub enum Change<'a> {
         /// The chain.
         chain: &'a Chain,
     },
+    /// A chain is there. The rules of the value are left for [`AddRules`](Self::AddRules).
+    AddBareChain {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: &'a Chain,
+    },
+    /// These rules follow those that a chain has. It must be there.
+    AddRules {
+        /// The table.
+        table: TableId,
+        /// The chain.
+        chain: &'a Chain,
+    },
     /// A chain has no rules any more. It must be there.
     FlushChain {
         /// The table.
@@ -148,10 +162,15 @@ impl Origin {
             }
             (Change::DeleteTable(id), _) => format!("deletion of table {id}"),
             (Change::AddTable(id) | Change::AddOwnedTable(id), _) => format!("table {id}"),
-            (Change::AddChain { table, chain }, Part::Rule(_, rule)) => {
+            (Change::AddChain { table, chain } | Change::AddRules { table, chain }, Part::Rule(_, rule)) => {
                 format!("rule {} of chain {} in table {table}", rule + 1, chain.name)
             }
-            (Change::AddChain { table, chain }, _) => format!("chain {} in table {table}", chain.name),
+            (
+                Change::AddChain { table, chain }
+                | Change::AddBareChain { table, chain }
+                | Change::AddRules { table, chain },
+                _,
+            ) => format!("chain {} in table {table}", chain.name),
             (Change::FlushChain { table, chain }, _) => {
                 format!("deletion of the rules of chain {chain} in table {table}")
             }

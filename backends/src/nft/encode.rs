@@ -153,12 +153,10 @@ impl Encoder<'_> {
             }
             Change::AddChain { table, chain } => {
                 self.chain(origin, table, chain)?;
-                for (i, rule) in chain.rules.iter().enumerate() {
-                    let origin = Origin { change: number, part: Part::Rule(0, i) };
-                    self.rule(origin, table, &chain.name, rule, Place::Last)?;
-                }
-                Ok(())
+                self.rules(number, table, chain)
             }
+            Change::AddBareChain { table, chain } => self.chain(origin, table, chain),
+            Change::AddRules { table, chain } => self.rules(number, table, chain),
             Change::FlushChain { table, chain } => self.message(origin, message::DELRULE, 0, table, |w| {
                 w.string(NFTA_RULE_TABLE, &table.name);
                 w.string(NFTA_RULE_CHAIN, chain);
@@ -227,6 +225,14 @@ impl Encoder<'_> {
             }
             user_data(w, NFTA_CHAIN_USERDATA, &comment);
         })
+    }
+
+    fn rules(&mut self, number: usize, table: &TableId, chain: &Chain) -> Result<(), NftError> {
+        for (i, rule) in chain.rules.iter().enumerate() {
+            let origin = Origin { change: number, part: Part::Rule(0, i) };
+            self.rule(origin, table, &chain.name, rule, Place::Last)?;
+        }
+        Ok(())
     }
 
     fn rule(

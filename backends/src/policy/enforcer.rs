@@ -1,6 +1,7 @@
 //! The tables in the kernel: read, changed in one transaction each, removed.
 
 use std::io;
+use std::thread;
 use std::time::Instant;
 
 use subnet::Family;
@@ -76,7 +77,10 @@ impl Enforcer {
             Some(plan) => plan,
             None => {
                 let found = self.nft.dump_tables(&[filter_table()])?;
-                self.engine.adopt(found.table(&filter_table()), now)
+                match found.table(&filter_table()) {
+                    None if self.engine.is_wanted() => self.begin(now),
+                    found => self.engine.adopt(found, now),
+                }
             }
         };
         let done = Converged { changes: plan.edits.len(), table: plan.table, again: plan.again };
@@ -114,6 +118,19 @@ impl Enforcer {
         Ok(forgotten)
     }
 
+    /// The plan where there is no table yet. Without one generations begin anew, and the marks of earlier ones are forgotten
+    /// while the plan is made: the kernel goes through the whole of its table of connections for that.
+    fn begin(&mut self, now: Instant) -> Plan {
+        let mask = self.engine.mark_mask();
+        let (engine, conntrack) = (&mut self.engine, &mut self.conntrack);
+        thread::scope(|scope| {
+            let forgotten = scope.spawn(|| forget_all_marks(conntrack, mask));
+            let plan = engine.adopt(None, now);
+            // The plan forgets them if that thread could not.
+            Plan { forget_marks: forgotten.join().is_err(), ..plan }
+        })
+    }
+
     fn carry_out(&mut self, plan: &Plan) -> Result<(), NftError> {
         if plan.is_empty() {
             return Ok(());
@@ -130,15 +147,19 @@ impl Enforcer {
             changes.extend(tables.into_iter().map(Change::DeleteTable));
         }
         // Before the rules that trust in marks. No rule of ours writes any meanwhile.
-        if plan.forget_marks
-            && let Err(error) = self.conntrack.forget_marks(self.engine.mark_mask(), |_| false)
-        {
-            tracing::warn!(
-                %error,
-                "connections that policies judged earlier can't be told to be judged again: load nf_conntrack_netlink"
-            );
+        if plan.forget_marks {
+            forget_all_marks(&mut self.conntrack, self.engine.mark_mask());
         }
         self.nft.commit(&changes)
+    }
+}
+
+fn forget_all_marks(conntrack: &mut Conntrack, mask: u32) {
+    if let Err(error) = conntrack.forget_marks(mask, |_| false) {
+        tracing::warn!(
+            %error,
+            "connections that policies judged earlier can't be told to be judged again: load nf_conntrack_netlink"
+        );
     }
 }
 
@@ -158,11 +179,12 @@ fn changes_of(edit: &Edit) -> Vec<Change<'_>> {
     let table = filter_table();
     let chain = |name: &String| (table.clone(), name.clone());
     match edit {
-        Edit::AddChain(chain) => vec![Change::AddChain { table, chain }],
+        Edit::AddChain(chain) => vec![Change::AddBareChain { table, chain }],
+        Edit::AddRules(chain) => vec![Change::AddRules { table, chain }],
         Edit::AddSet(set) => vec![Change::AddSet { table, set }],
         Edit::Rules(rules) => vec![
             Change::FlushChain { table: table.clone(), chain: rules.name.clone() },
-            Change::AddChain { table, chain: rules },
+            Change::AddRules { table, chain: rules },
         ],
         Edit::AddElements(set) => vec![Change::AddElements { table, set: set.clone() }],
         Edit::DeleteElements(set) => vec![Change::DeleteElements { table, set: set.clone() }],

@@ -317,7 +317,7 @@ impl Engine {
     }
 
     /// Without policies nothing is judged, so there are no tables.
-    fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         self.cluster.policy_count() > 0 || self.settings.strict
     }
 

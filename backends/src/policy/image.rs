@@ -61,11 +61,13 @@ impl MemberKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// A chain comes, without rules yet.
-    AddChain(Chain),
+    AddChain(Arc<Chain>),
     /// A set or map comes, with these elements.
     AddSet(Set),
+    /// A chain that has come without rules gets these.
+    AddRules(Arc<Chain>),
     /// A chain that is there gets these rules instead of those that it has.
-    Rules(Chain),
+    Rules(Arc<Chain>),
     /// A set loses elements.
     DeleteElements(Set),
     /// A set gains elements.
@@ -131,8 +133,8 @@ pub(super) fn diff_found(wanted: &Image, found: &Table, members: &impl MembersOf
         match chains.get(name.as_str()) {
             Some(known) if known.base != chain.base => return None,
             Some(known) if same_rules(&chain.rules, &known.rules) => {}
-            Some(_) => edits.rules.push(Chain::clone(chain)),
-            None => edits.add_chain(chain),
+            Some(_) => edits.rules.push(Arc::clone(chain)),
+            None => edits.add_chains.push(Arc::clone(chain)),
         }
     }
     for (name, want) in &wanted.sets {
@@ -161,9 +163,9 @@ pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &
     if !std::ptr::eq(known, wanted) {
         pairs(&known.chains, &wanted.chains, |pair| match pair {
             Pair::Gone(chain) => edits.delete_chains.push(chain.name.clone()),
-            Pair::New(chain) => edits.add_chain(chain),
+            Pair::New(chain) => edits.add_chains.push(Arc::clone(chain)),
             Pair::Both(before, chain) if before == chain => {}
-            Pair::Both(_, chain) => edits.rules.push(Chain::clone(chain)),
+            Pair::Both(_, chain) => edits.rules.push(Arc::clone(chain)),
         });
         pairs(&known.sets, &wanted.sets, |pair| match pair {
             Pair::Gone(set) => edits.delete_set(&set.set),
@@ -189,9 +191,9 @@ pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &
 
 /// What two maps have under one key.
 enum Pair<'a, T> {
-    Gone(&'a T),
-    New(&'a T),
-    Both(&'a T, &'a T),
+    Gone(&'a Arc<T>),
+    New(&'a Arc<T>),
+    Both(&'a Arc<T>, &'a Arc<T>),
 }
 
 /// Tells what differs between two maps by address or presence, in the order of the keys.
@@ -231,9 +233,9 @@ pub(super) struct Delta {
 /// Edits by kind: what something leads to or uses is there before it, and goes after it.
 #[derive(Default)]
 struct Edits {
-    add_chains: Vec<Chain>,
+    add_chains: Vec<Arc<Chain>>,
     add_sets: Vec<Set>,
-    rules: Vec<Chain>,
+    rules: Vec<Arc<Chain>>,
     delete_elements: Vec<Set>,
     add_elements: Vec<Set>,
     delete_chains: Vec<String>,
@@ -242,11 +244,6 @@ struct Edits {
 }
 
 impl Edits {
-    fn add_chain(&mut self, chain: &Chain) {
-        self.add_chains.push(Chain { rules: Vec::new(), ..chain.clone() });
-        self.rules.push(chain.clone());
-    }
-
     fn delete_set(&mut self, set: &Set) {
         let list = if set.data.is_some() { &mut self.delete_maps } else { &mut self.delete_sets };
         list.push(set.name.clone());
@@ -281,10 +278,15 @@ impl Edits {
 
     /// A new chain is there before maps and rules that lead to it, and a set before rules that use it. A map of a
     /// pod is changed after what it leads to is complete. An element leaves before it comes with another verdict.
-    fn in_order(self) -> Vec<Edit> {
+    ///
+    /// The kernel finds a set by going through all of the table in the order in which they came. So sets come before
+    /// maps: most rules name a set, and each map but those of pods is named by one rule.
+    fn in_order(mut self) -> Vec<Edit> {
+        self.add_sets.sort_by_key(|set| set.data.is_some());
         let empty = self.delete_chains.iter().cloned().map(Edit::Empty);
-        let parts = self.add_chains.into_iter().map(Edit::AddChain);
+        let parts = self.add_chains.iter().cloned().map(Edit::AddChain);
         let parts = parts.chain(self.add_sets.into_iter().map(Edit::AddSet));
+        let parts = parts.chain(self.add_chains.iter().cloned().map(Edit::AddRules));
         let parts = parts.chain(self.rules.into_iter().map(Edit::Rules));
         let parts = parts.chain(self.delete_elements.into_iter().map(Edit::DeleteElements));
         let parts = parts.chain(self.add_elements.into_iter().map(Edit::AddElements));

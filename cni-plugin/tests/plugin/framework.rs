@@ -1,8 +1,11 @@
 //! The checks of the Go plugins' framework, for every verb (contract §7.5).
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
-use crate::support::{Answer, NO_NETNS, Node, Pod, V4};
+use crate::support::{Answer, FLANNEL, NO_NETNS, Node, PLUGINS, Pod, V4};
 
 const VERBS: [&str; 5] = ["ADD", "DEL", "CHECK", "STATUS", "GC"];
 const POD: Pod<'_> = Pod { container: "c1", ifname: "eth0", netns: NO_NETNS };
@@ -210,4 +213,37 @@ fn foreign_text_of_any_length_gives_an_error_of_bearable_length() {
         answer.error();
         assert!(answer.stdout.len() + answer.stderr.len() < 6000, "{}", answer.stdout.len());
     }
+}
+
+#[test]
+fn a_runtime_that_reads_no_answer_or_closed_its_streams_gets_an_exit_status() {
+    let node = Node::new(V4);
+    let network = node.network("n", "1.0.0", json!({"type": "host-local"})).to_string();
+    let call = |verb: &str| {
+        let mut command = Command::new(FLANNEL);
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", "c1")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", NO_NETNS)
+            .env("CNI_PATH", PLUGINS)
+            .stdin(Stdio::piped());
+        command
+    };
+    // Nobody reads the result: it fails, and is not killed by a signal.
+    let mut add = call("ADD").stdout(Stdio::piped()).spawn().unwrap();
+    drop(add.stdout.take());
+    add.stdin.take().unwrap().write_all(network.as_bytes()).unwrap();
+    assert_eq!(add.wait().unwrap().code(), Some(1));
+    assert_eq!(node.reserved("n").len(), 1, "the runtime's DEL gives it back");
+    // No file that is opened takes the place of a stream that is closed.
+    let mut closed = Command::new("sh");
+    closed.args(["-c", "exec \"$0\" >&- 2>&-", FLANNEL]).stdin(Stdio::piped());
+    for (name, value) in call("DEL").get_envs() {
+        closed.env(name, value.unwrap());
+    }
+    let mut closed = closed.spawn().unwrap();
+    closed.stdin.take().unwrap().write_all(network.as_bytes()).unwrap();
+    assert!(closed.wait().unwrap().success());
+    assert_eq!((node.reserved("n").len(), node.kept().len()), (0, 0));
 }

@@ -299,8 +299,8 @@ pub fn apply(table: Option<Table>, plan: &Plan, empty: &Table) -> Option<Table> 
 fn one(edit: &Edit, chains: &mut BTreeMap<String, Chain>, sets: &mut BTreeMap<String, Set>) {
     match edit {
         Edit::AddChain(chain) => {
-            assert!(chain.rules.is_empty());
-            assert!(chains.insert(chain.name.clone(), chain.clone()).is_none(), "{edit:?}");
+            let bare = Chain { rules: Vec::new(), ..Chain::clone(chain) };
+            assert!(chains.insert(chain.name.clone(), bare).is_none(), "{edit:?}");
         }
         Edit::AddSet(set) => {
             leads(chains, set.elements.values());
@@ -311,7 +311,7 @@ fn one(edit: &Edit, chains: &mut BTreeMap<String, Chain>, sets: &mut BTreeMap<St
             );
             assert!(sets.insert(set.name.clone(), set.clone()).is_none(), "{edit:?}");
         }
-        Edit::Rules(chain) => {
+        Edit::AddRules(chain) | Edit::Rules(chain) => {
             for expr in chain.rules.iter().flat_map(|rule| &rule.exprs) {
                 match expr {
                     Expr::Lookup { set, .. } => assert!(sets.contains_key(set), "no set {set}"),
@@ -321,7 +321,9 @@ fn one(edit: &Edit, chains: &mut BTreeMap<String, Chain>, sets: &mut BTreeMap<St
                     _ => {}
                 }
             }
-            chains.get_mut(&chain.name).expect("a chain that is there").rules.clone_from(&chain.rules);
+            let known = chains.get_mut(&chain.name).expect("a chain that is there");
+            assert!(matches!(edit, Edit::Rules(_)) || known.rules.is_empty(), "{} has rules", chain.name);
+            known.rules.clone_from(&chain.rules);
         }
         Edit::DeleteElements(part) => {
             let set = sets.get_mut(&part.name).expect("a set that is there");
