@@ -90,6 +90,11 @@ impl Peer {
         if self.tunnelled { &self.inner } else { &self.underlay }
     }
 
+    /// The state of the way that pods' packets take.
+    pub(super) fn state(&self) -> PathState {
+        self.main().state()
+    }
+
     fn paths(&self) -> Paths<'_> {
         Paths { underlay: &self.underlay, inner: &self.inner, mtu: &self.mtu }
     }
@@ -202,7 +207,7 @@ impl Peer {
             underlay_address: underlay,
             tunnel_address: inner.addr(),
             way: target.way.to_string(),
-            state: self.main().state(),
+            state: self.state(),
             state_seconds: now.saturating_duration_since(self.main().since()).as_secs_f64(),
             verdict: self.verdict,
             cause: self.cause(target, now),

@@ -18,8 +18,11 @@ pub(crate) struct Report {
     pub(crate) mode: Mode,
     /// Time between two rounds of one peer; it grows with their number.
     pub(crate) interval_seconds: f64,
-    /// Each peer, by subnet.
+    /// Each peer, by subnet; none in a brief report.
     pub(crate) peers: Vec<PeerReport>,
+    /// The state of the way that pods' packets take to each peer, by subnet.
+    #[serde(skip)]
+    pub(crate) states: Vec<(IpNet, PathState)>,
     /// Counted since the start.
     pub(crate) totals: Totals,
     /// Answers with this agent's id that fit no request: another source, size, number or content.

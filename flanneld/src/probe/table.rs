@@ -286,14 +286,17 @@ impl Table {
     /// All that is known.
     pub(super) fn report(&self, mode: Mode, now: Instant) -> Report {
         let now = self.moment(now);
+        let of_peer = |(subnet, peer): (&IpNet, &Peer)| Some(peer.report(&self.targets.get(subnet)?, now));
+        Report { peers: self.peers.iter().filter_map(of_peer).collect(), ..self.brief(mode) }
+    }
+
+    /// The same without words about each peer: of thousands they take long.
+    pub(super) fn brief(&self, mode: Mode) -> Report {
         Report {
             mode,
             interval_seconds: self.rounds().time.as_secs_f64(),
-            peers: self
-                .peers
-                .iter()
-                .filter_map(|(subnet, peer)| Some(peer.report(&self.targets.get(subnet)?, now)))
-                .collect(),
+            peers: Vec::new(),
+            states: self.peers.iter().map(|(subnet, peer)| (*subnet, peer.state())).collect(),
             totals: self.totals.clone(),
             rejected: self.rejected,
         }

@@ -63,6 +63,12 @@ impl Probes {
         state.table.report(state.mode.clone(), Instant::now())
     }
 
+    /// The same without words about each peer.
+    pub(crate) fn brief(&self) -> Report {
+        let state = self.state();
+        state.table.brief(state.mode.clone())
+    }
+
     /// Whether the operator has not switched them off.
     pub(crate) fn is_on(&self) -> bool {
         self.state().mode != Mode::Off

@@ -161,6 +161,11 @@ impl Board {
         self.0.probes.get().filter(|probes| probes.is_on()).map(Probes::report)
     }
 
+    /// The same without words about each peer.
+    pub(super) fn probed_briefly(&self) -> Option<Report> {
+        self.0.probes.get().filter(|probes| probes.is_on()).map(Probes::brief)
+    }
+
     /// There is a fast path over so many devices, or none.
     pub(crate) fn offload(&self, devices: Option<usize>) {
         *lock(&self.0.fast_path) = devices;

@@ -49,7 +49,10 @@ pub(crate) fn build(
     }
     let ready = conditions.values().all(Result::is_ok);
     let mut peers = counts(&published);
-    let probes = board.probed().map(|report| probes(&published, report, &mut peers, board.max_series()));
+    // Of more peers than may have series none is named: each node would have series for each other.
+    let few = published.usable <= board.max_series();
+    let report = if few { board.probed() } else { board.probed_briefly() };
+    let probes = report.map(|report| probes(&published, report, &mut peers));
     let at = seconds(SystemTime::now());
     let sessions = Sessions::read(board, &published, board.max_series(), at);
     Status {
@@ -87,17 +90,14 @@ pub(crate) fn build(
 }
 
 /// What probes found of all peers, and how many nodes are in which state.
-/// Of more than `max_series` peers none is named: each node would have series for each other.
-fn probes(published: &Published, mut report: Report, counts: &mut PeerCounts, max_series: usize) -> Probes {
-    let found = probed::by_subnet(&mut report);
+fn probes(published: &Published, report: Report, counts: &mut PeerCounts) -> Probes {
+    let state = |subnet: IpNet| {
+        let index = report.states.binary_search_by_key(&subnet, |(known, _)| *known).ok()?;
+        Some(report.states[index].1)
+    };
     let leases = || published.leases.iter().flat_map(|all| all.leases.values());
-    let states = leases().filter_map(|lease| {
-        let families = lease.subnets.iter().filter_map(|subnet| Some(found.get(&subnet)?.state));
-        families.max()
-    });
-    probed::count(counts, states);
-    let few = found.iter().take_while(|_| published.usable <= max_series);
-    probed::summary(&report, few.map(|(subnet, peer)| (name_of(published, *subnet), peer)))
+    probed::count(counts, leases().filter_map(|lease| lease.subnets.iter().filter_map(state).max()));
+    probed::summary(&report, report.peers.iter().map(|peer| (name_of(published, peer.subnet), peer)))
 }
 
 /// The name of the node that has a subnet, or the subnet.

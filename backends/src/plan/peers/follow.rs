@@ -3,7 +3,7 @@
 //! As long as each lease counts for itself, a change of one changes nothing of the others. Whatever may contradict another lease has
 //! all of them looked at ([`Peers::choose`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use subnet::net::overlap;
@@ -98,13 +98,13 @@ impl Peers {
 
     /// Whether the MACs of peers that came are those of no others.
     fn have_each_mac_once(&self, context: PeerContext<'_>, came: &[Peer]) -> bool {
-        let vtep = |peer: &Peer| context.active.leads_to_vteps(peer.backend);
-        let of = |peer: &Peer| (Family::of(peer.public), peer.mac);
-        let new: BTreeSet<_> = came.iter().filter(|peer| vtep(peer)).map(of).collect();
-        let apart = came.iter().all(|peer| !vtep(peer)) || new.len() == came.len();
-        apart
-            && (new.is_empty()
-                || self.usable.values().filter(|peer| new.contains(&of(peer))).count() == new.len())
+        let vtep = |peer: &&Peer| context.active.leads_to_vteps(peer.backend);
+        let of = |peer: &Peer| (peer.mac, Family::of(peer.public));
+        let mut new: Vec<_> = came.iter().filter(vtep).map(of).collect();
+        new.sort_unstable();
+        let apart = new.windows(2).all(|two| two[0] != two[1]);
+        let holders = || self.usable.values().filter(|peer| new.binary_search(&of(peer)).is_ok()).count();
+        apart && (new.is_empty() || holders() == new.len())
     }
 }
 

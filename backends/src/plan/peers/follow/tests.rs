@@ -1,5 +1,7 @@
 //! What follows from a few leases is what a look at all of them gives.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use subnet::lease::parse_key;
 use subnet::{NetworkConfig, PublicAddrs, Subnets};

@@ -5,6 +5,8 @@ use super::*;
 #[test]
 fn one_lease_more_or_less_is_planned_without_the_others() {
     let mut world = World::settled();
+    // The device is this process's from now on.
+    world.turn();
     let mut followed = world.machine.planner.followed;
     for (numbers, planned) in [(vec![7, 8, 9, 10], 4), (vec![7, 8, 10], 3), (vec![10, 11, 12], 3)] {
         let looks = world.kernel.observed;
