@@ -14,6 +14,7 @@ mod events;
 mod exec;
 mod follow;
 mod hold;
+mod managed;
 mod node;
 mod own;
 mod policies;

@@ -1,16 +1,16 @@
 //! A node object, of which only the few members are decoded that say something about leases.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, address};
+use super::managed;
 use crate::gojson::{Object, shortened};
 use crate::lease::{Attachment, Lease, Malformed, Vtep};
 use crate::net::{Family, PublicAddrs, Subnets};
@@ -53,25 +53,6 @@ struct Spec<'a> {
     pod_cidr: Option<Cow<'a, str>>,
     #[serde(borrow, default, rename = "podCIDRs")]
     pod_cidrs: Option<Vec<Text<'a>>>,
-}
-
-/// Who manages which fields, as far as it says something about the pod subnets.
-#[derive(Deserialize)]
-struct Managed {
-    #[serde(default, rename = "fieldsV1")]
-    fields: Option<ManagedFields>,
-}
-
-#[derive(Deserialize)]
-struct ManagedFields {
-    #[serde(default, rename = "f:spec")]
-    spec: Option<ManagedSpec>,
-}
-
-#[derive(Deserialize)]
-struct ManagedSpec {
-    #[serde(default, rename = "f:podCIDRs")]
-    pod_cidrs: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 /// Text that stays in the answer unless it is escaped there.
@@ -118,24 +99,9 @@ impl Node<'_> {
         self.given = Some(subnets);
     }
 
-    /// The pod subnets as `managedFields` has them: `podCIDRs` is a set, of which the server notes there who has set which
-    /// elements. `None` if that was cleared, or is not understood.
+    /// The pod subnets as `managedFields` has them, if it does.
     pub(super) fn noted_subnets(&self) -> Option<Subnets> {
-        let all: Vec<Managed> = serde_json::from_str(self.metadata.managed_fields?.get()).ok()?;
-        let fields = all.into_iter().filter_map(|managed| managed.fields?.spec?.pod_cidrs);
-        let mut subnets = Subnets::default();
-        for key in fields.flat_map(BTreeMap::into_keys) {
-            let Some(element) = key.strip_prefix("v:") else { continue };
-            let text: String = serde_json::from_str(element).ok()?;
-            let net: IpNet = text.parse().ok()?;
-            match subnets.get(Family::of(net.addr())) {
-                None => subnets.set(net),
-                Some(known) if known == net => {}
-                // Which one is the first is not noted.
-                Some(_) => return None,
-            }
-        }
-        (!subnets.is_empty()).then_some(subnets)
+        managed::subnets(self.metadata.managed_fields?)
     }
 
     /// The pod subnets; of two of one family the first, as Go's peers read them.
@@ -420,39 +386,6 @@ mod tests {
         assert_eq!(lease.to_string(), "10.244.1.0/24 of 192.0.2.1 (vxlan)");
         assert_eq!(lease.created, 60);
         assert_eq!(lease.attachment.vtep(Family::V4).unwrap().mac.to_string(), "12:c6:65:89:b4:e3");
-    }
-
-    fn noted(fields: &str) -> Option<Subnets> {
-        let json = format!(
-            r#"{{"kind":"PartialObjectMetadata","metadata":{{"name":"n1","managedFields":{fields}}}}}"#
-        );
-        let node: Node<'_> = serde_json::from_str(&json).unwrap();
-        assert!(node.is_partial());
-        node.noted_subnets()
-    }
-
-    #[test]
-    fn the_subnets_of_a_node_without_a_spec_are_those_that_the_server_notes() {
-        // As kube-apiserver writes it: other managers, other fields, and the list itself as ".".
-        let of = |elements: &str| {
-            format!(
-                r#"[{{"manager":"kubelet","operation":"Update","fieldsType":"FieldsV1","fieldsV1":{{"f:metadata":{{}}}}}},
-                    {{"manager":"kube-controller-manager","fieldsV1":{{"f:spec":{{"f:podCIDR":{{}},"f:podCIDRs":{{".":{{}}{elements}}}}}}}}},
-                    {{"manager":"x"}}]"#
-            )
-        };
-        let words = |fields: &str| noted(fields).map(|subnets| subnets.to_string());
-        let (v4, v6) = (r#","v:\"10.244.1.0/24\"":{}"#, r#","v:\"fd00:1::/64\"":{}"#);
-        assert_eq!(words(&of(v4)).as_deref(), Some("10.244.1.0/24"));
-        assert_eq!(words(&of(&format!("{v6}{v4}"))).as_deref(), Some("10.244.1.0/24 and fd00:1::/64"));
-        for unclear in ["", r#","v:\"10.244.1.0\"":{}"#, r#","v:10.244.1.0/24":{}"#, r#","k:{}":{}"#] {
-            assert_eq!(words(&of(unclear)), None, "{unclear}");
-        }
-        let two = format!(r#"{v4},"v:\"10.244.2.0/24\"":{{}}"#);
-        assert_eq!(words(&of(&two)), None, "of two the first can't be told");
-        for cleared in ["null", "[]", "[{}]", "{}", "7", r#"[{"fieldsV1":null}]"#] {
-            assert_eq!(words(cleared), None, "{cleared}");
-        }
     }
 
     #[test]
