@@ -112,7 +112,8 @@ fn handshakes_that_are_dropped_between_the_nodes_are_named_with_the_port() {
         [&peer, &format!("{there} answers, but no handshake of WireGuard"), "allow UDP port 51820 both ways"],
         A_WHILE,
     );
-    assert!(b.agent.get("/metrics").unwrap().1.contains("flannel_wireguard_peers{session=\"failing\"} 1"));
+    let failing = "flannel_wireguard_peers{session=\"failing\"} 1";
+    b.wait("a failing session in the metrics", || b.agent.get("/metrics").unwrap().1.contains(failing));
     cluster.switch_rules("");
     a.is_over("handshakes that never succeed", A_WHILE);
 }

@@ -49,13 +49,15 @@ fn assert_rules(node: &Member, mode: &str) {
 /// Makes the kernel state of a Go flannel: device, routes, rules; and what only an earlier run of ours leaves.
 fn as_go_leaves_it(go: &Node, peer: &Member, their_mac: &str) {
     let theirs = peer.subnet();
+    // Of a node that is gone.
+    let stale = if theirs.network().to_string() == "10.244.88.0" { "10.244.89.0" } else { "10.244.88.0" };
     let host = go.namespace();
     host.ip(&format!(
         "link add flannel.1 address {MAC} mtu 1450 type vxlan id 1 dev eth0 local {} dstport 8472 nolearning\n\
          addr add 10.244.7.0/32 dev flannel.1\nlink set flannel.1 up\n\
          neigh replace {} lladdr {their_mac} dev flannel.1 nud permanent\n\
          route replace {theirs} via {} dev flannel.1 onlink\n\
-         route add 10.244.88.0/24 via 10.244.88.0 dev flannel.1 onlink",
+         route add {stale}/24 via {stale} dev flannel.1 onlink",
         go.address(),
         theirs.network(),
         theirs.network(),

@@ -152,6 +152,28 @@ async fn the_own_readers_families_follow_the_lease_and_not_the_file() {
 }
 
 #[tokio::test]
+async fn a_peer_between_two_patches_while_a_family_is_added_is_followed_with_both_subnets() {
+    let bed = Bed::new(VXLAN);
+    bed.server.put_node(node("n1", &CIDRS));
+    bed.server.put_node(announced(node("p1", &["10.244.9.0/24", "fd00:244:0:9::/64"]), "198.51.100.9", MAC));
+    let store = bed.store("n1").await;
+    acquire_v4(&store, 1).await;
+    let mut follower = Follower::of(&store);
+    follower.words(2).await;
+
+    // What was known of it before the list of both families stays until the second patch.
+    bed.annotate("p1", "backend-type", Some("changing"));
+    bed.write("net-conf.json", DUAL);
+    take(&store, "192.0.2.1", "2001:db8::1", &vxlan(MAC, MAC)).await;
+    let own = public("192.0.2.1", "2001:db8::1");
+    follower.leases("the own lease", |all| all.leases.values().any(|lease| lease.public == own)).await;
+    bed.annotate("p1", "public-ipv6", Some("2001:db8::9"));
+    bed.annotate("p1", "backend-type", Some("vxlan"));
+    let both = public("198.51.100.9", "2001:db8::9");
+    follower.leases("both", |all| all.leases.values().any(|lease| lease.public == both)).await;
+}
+
+#[tokio::test]
 async fn a_network_is_admitted_only_if_kubernetes_gave_this_node_subnets_of_it() {
     let bed = Bed::new(VXLAN);
     bed.server.put_node(node("n1", &["10.244.3.0/24"]));

@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Scrapes in a row, of which the mean counts.
 const SCRAPES: u32 = 100;
 /// Rounds in which idling is measured.
-const IDLE_ROUNDS: u32 = 3;
+pub(super) const IDLE_ROUNDS: u32 = 3;
 
 /// Measures both, and what the kernel alone needs for the same objects.
 pub(crate) fn measure(stage: &Stage, record: &mut Record, size: Size) -> anyhow::Result<()> {
@@ -63,11 +63,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record, size: Size) -> anyhow:
             memory.rounds.last().copied().unwrap_or_default()
         ))?;
         if round <= IDLE_ROUNDS {
-            let (before, start) = (cpu_time(pid)?, Instant::now());
-            stage.progress.pause(IDLE)?;
-            let spent = cpu_time(pid)?.saturating_sub(before);
-            idle.rounds.push(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64());
-            stage.progress.step(&format!("{name}: round {round}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
+            idle.rounds.push(idle_percent(stage, &format!("{name}: round {round}"), pid)?);
         }
         let before = cpu_time(pid)?;
         for _ in 0..SCRAPES {
@@ -87,6 +83,15 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record, size: Size) -> anyhow:
         stage.progress.step(&format!("{name}: the kernel alone, round {round}: {last:.0} ms"))?;
     }
     [complete, kernel, cpu, memory, idle, scrape, exposition].iter().try_for_each(|figure| record.put(figure))
+}
+
+/// How much of a processor an agent takes while nothing happens, in percent.
+pub(super) fn idle_percent(stage: &Stage, what: &str, pid: u32) -> anyhow::Result<f64> {
+    let (before, start) = (cpu_time(pid)?, Instant::now());
+    stage.progress.pause(IDLE)?;
+    let spent = cpu_time(pid)?.saturating_sub(before);
+    stage.progress.step(&format!("{what}: {spent:.1?} of CPU in {IDLE:?} idle"))?;
+    Ok(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64())
 }
 
 /// Measures what single changes cost one agent among twenty thousand nodes, and two minutes of many.

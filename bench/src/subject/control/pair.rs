@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 
+use super::many::{IDLE_ROUNDS, idle_percent};
 use crate::Stage;
 use crate::bed::{Cluster, SETTLE, TIMEOUT};
 use bench::figure::{Figure, Limit, Record};
@@ -17,6 +18,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
     let mut new = Figure::new("start-2: exec to subnet.env, new node", "ms", Limit::Median(50.0));
     let mut again = Figure::new("start-2: exec to subnet.env, restart", "ms", Limit::Median(50.0));
     let mut memory = Figure::new("start-2: VmRSS 10 s later", "MiB", Limit::Median(8.0));
+    let mut idle = Figure::new("start-2: CPU over 60 s idle", "%", Limit::Median(0.05));
     for round in stage.rounds(u32::MAX) {
         let mut member = cluster.start()?;
         let first = member.time_to_subnet_file()?;
@@ -34,7 +36,11 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
         new.push_ms(first);
         again.push_ms(second);
         memory.rounds.push(resident);
+        if round <= IDLE_ROUNDS {
+            let pid = member.agent.process().id();
+            idle.rounds.push(idle_percent(stage, &format!("start-2: round {round}"), pid)?);
+        }
         cluster.remove(member)?;
     }
-    [new, again, memory].iter().try_for_each(|figure| record.put(figure))
+    [new, again, memory, idle].iter().try_for_each(|figure| record.put(figure))
 }
