@@ -252,7 +252,7 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
 fn insert_at<K: Clone, V: Clone>(part: &mut Part<K, V>, at: usize, entry: (K, V)) {
     if let Some(entries) = Arc::get_mut(part) {
         if entries.len() == entries.capacity() {
-            entries.reserve_exact(GROWTH);
+            entries.reserve_exact(GROWTH.min(MAX_PART.saturating_sub(entries.len())).max(1));
         }
         entries.insert(at, entry);
         return;

@@ -398,6 +398,8 @@ async fn rules_that_cannot_be_made_keep_the_node_unready_and_are_tried_again() {
 async fn a_peer_may_send_before_its_route_is_made_and_costs_no_look_at_the_filter() {
     let bed = Bed::new(CONFIG);
     bed.ready().await;
+    // A lease that is written again has the rules looked at, too.
+    sleep(Duration::from_secs(1)).await;
     let last = |bed: &Bed| bed.firewall.2.lock().unwrap().last().cloned().unwrap();
     let (look, filters) = last(&bed);
     let [filter] = &filters[..] else { panic!("{filters:?}") };

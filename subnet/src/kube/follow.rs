@@ -319,9 +319,7 @@ impl Place {
             }
         };
         if kind == Kind::Put && node.is_partial() {
-            // What is known may be from a time when fewer families were in force.
-            let all = |known: &Subnets| kube.families().iter().all(|family| known.get(*family).is_some());
-            let known = || self.table.subnets_of(&node.metadata.name, node.created()).filter(all);
+            let known = || self.table.subnets_of(&node.metadata.name, node.created(), kube.families());
             let known = given.or_else(known);
             match known.or_else(|| node.noted_subnets()) {
                 Some(subnets) => node.give(subnets),

@@ -205,6 +205,7 @@ impl Node<'_> {
         Entry {
             lease: Some(Lease { subnets, public, attachment, created, written: created }),
             wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
+            narrowed: subnets != all,
         }
     }
 
@@ -275,11 +276,13 @@ pub(super) struct Entry {
     pub(super) lease: Option<Lease>,
     /// What can't.
     pub(super) wrong: Option<Box<Malformed>>,
+    /// It has a subnet of a family that was not in force.
+    pub(super) narrowed: bool,
 }
 
 impl Entry {
     fn malformed(why: String, subnets: Option<Subnets>) -> Self {
-        Self { lease: None, wrong: Some(Box::new(Malformed { why, subnets })) }
+        Self { lease: None, wrong: Some(Box::new(Malformed { why, subnets })), narrowed: false }
     }
 }
 
