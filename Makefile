@@ -220,6 +220,6 @@ makefile-check: ## Tests this file: what `make deps` finds missing, what `make t
 
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
-	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm
+	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm VM=quick
 
 .PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
