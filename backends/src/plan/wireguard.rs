@@ -290,7 +290,7 @@ impl Backend for Wireguard {
         (self.in_process && self.config.engine == Engine::Auto).then_some(
             "wireguard is encrypted by flanneld, since the kernel has no WireGuard: this takes more CPU, and a restart of \
              flanneld interrupts traffic for a moment; to use the kernel's, load its module (modprobe wireguard) and restart \
-             flanneld",
+             flanneld; to keep it so without this note, set Backend.Userspace to \"always\"",
         )
     }
 

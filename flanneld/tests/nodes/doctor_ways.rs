@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bed::{Cluster, VXLAN};
 use crate::doctor::Patient;
 
-const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#;
+const WIREGUARD: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"always"}}"#;
 
 /// An outage is clear after 15 lost probes, at most one a second, and a path MTU after a few rounds.
 const A_WHILE: Duration = Duration::from_secs(120);
