@@ -103,12 +103,12 @@ fn flows_keep_their_order_while_answers_begin_to_come() {
 fn three_nodes_talk_each_to_each_at_the_same_time() {
     let cluster = Cluster::new(3, UDP_BOTH, Offload(true));
     let pods = &cluster.pods;
-    let active = [(0, 1), (1, 2), (2, 0), (1, 0), (2, 1), (0, 2)];
-    for (from, to) in active {
+    let directions = [(0, 1), (1, 2), (2, 0), (1, 0), (2, 1), (0, 2)];
+    for (from, to) in directions {
         assert!(pods[from].namespace().reaches(pods[to].address()).unwrap(), "{from} → {to}");
     }
     std::thread::scope(|scope| {
-        for (from, to) in active {
+        for (from, to) in directions {
             let (from, to) = (&pods[from], &pods[to]);
             scope.spawn(|| {
                 Datagrams::new(from.namespace(), to.namespace(), to.address(), 8).run(100, 12..=1400, 60);

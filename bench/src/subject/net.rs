@@ -70,7 +70,7 @@ pub(crate) struct Args {
 
 /// What is measured, how often and how long.
 struct Job {
-    active: Vec<PacketPath>,
+    paths: Vec<PacketPath>,
     steps: Vec<Step>,
     rounds: u32,
     seconds: u32,
@@ -98,14 +98,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     ensure_release("quick")?;
     let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
-    let active = if args.paths.is_empty() {
+    let paths = if args.paths.is_empty() {
         let all = PacketPath::value_variants().iter().copied();
         all.filter(|way| way.is_usual() && (*way != PacketPath::GoUdp || go.is_some())).collect()
     } else {
         args.paths
     };
     ensure!(
-        !active.contains(&PacketPath::GoUdp) || go.is_some(),
+        !paths.contains(&PacketPath::GoUdp) || go.is_some(),
         "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
     );
     let programs = args.selection.programs("quick", &["flanneld", "flannel"])?;
@@ -118,11 +118,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
     ensure!(
-        family == Family::V4 || !active.contains(&PacketPath::GoUdp),
+        family == Family::V4 || !paths.contains(&PacketPath::GoUdp),
         "go-udp has no IPv6: name other --paths"
     );
     let job =
-        Job { active, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
+        Job { paths, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
     let mut record = Record::open(&out, &job.programs)?;
     record.note("setup", json!(setup(&job)?));
     watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
@@ -160,7 +160,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
     record.begin()?;
     let mut failed = Vec::new();
     let mut pairs = Vec::new();
-    for &way in &job.active {
+    for &way in &job.paths {
         progress.step(&format!("two nodes with {way}"))?;
         match Pair::new(way, job) {
             Ok(pair) => pairs.push(pair),

@@ -34,10 +34,10 @@ fn nothing_written_under_the_prefix_stops_pod_traffic() {
 
 /// All agents make a way through a foreign chain, and none undoes another's.
 fn assert_ways_of_all_stay(a: &crate::bed::Member) {
-    let active = |member: &crate::bed::Member| member.show("nft list chain ip filter FORWARD");
+    let forward_chain = |member: &crate::bed::Member| member.show("nft list chain ip filter FORWARD");
     let networks = ["10.244.0.0/16", "10.99.0.0/16", "10.98.0.0/16"];
     a.wait("a way for each", || {
-        networks.iter().all(|network| active(a).matches(&format!("saddr {network}")).count() == 1)
+        networks.iter().all(|network| forward_chain(a).matches(&format!("saddr {network}")).count() == 1)
     });
     let handles = a.show("nft -a list chain ip filter FORWARD");
     a.show("nft add rule ip filter FORWARD ip saddr 192.0.2.0/24 drop");

@@ -33,16 +33,16 @@ impl Mesh {
 
     /// The same with requests that differ from the ordinary.
     pub(crate) fn start_with(pods: &[Pod], family: Family, options: PingOptions) -> anyhow::Result<Self> {
-        let mut active = Vec::new();
+        let mut directions = Vec::new();
         for (from, pod) in pods.iter().enumerate() {
             for (to, other) in pods.iter().enumerate().filter(|(to, _)| *to != from) {
                 let target = other.addresses().iter().find(|net| Family::of(net.addr()) == family);
                 let target = target.context("a pod without an address of this family")?.addr();
                 let pinger = Pinger::start_with(pod.namespace(), target, options)?;
-                active.push(Direction { ends: [from, to], pinger });
+                directions.push(Direction { ends: [from, to], pinger });
             }
         }
-        let mesh = Self(active);
+        let mesh = Self(directions);
         mesh.wait(1)?;
         Ok(mesh)
     }

@@ -176,10 +176,10 @@ mod tests {
     #[test]
     fn the_default_takes_at_most_half_an_hour_with_all_ways_and_the_quick_one_two_minutes() {
         for (quick, seconds, rounds, limit) in [(false, 4, 5, 1800), (true, 2, 2, 120)] {
-            let active = || PacketPath::value_variants().iter().filter(|way| way.is_usual());
+            let paths = || PacketPath::value_variants().iter().filter(|way| way.is_usual());
             let each = steps(quick, &[], None)
                 .into_iter()
-                .map(|step| step.time(seconds) * active().filter(|way| step.suits(**way)).count() as u32);
+                .map(|step| step.time(seconds) * paths().filter(|way| step.suits(**way)).count() as u32);
             let all = each.sum::<Duration>() * rounds;
             assert!(all.as_secs() * 10 / 9 < limit, "{all:?}");
         }

@@ -38,7 +38,7 @@ struct Bar {
 pub(crate) fn draw(lines: &[Value]) -> anyhow::Result<String> {
     let panels = [(Place::Pod, "pod to pod"), (Place::Host, "node to node")];
     let panels = panels.map(|(place, title)| (title, bars(lines, place)));
-    let most = panels.iter().flat_map(|(_, active)| active).flat_map(|(_, bars)| bars);
+    let most = panels.iter().flat_map(|(_, paths)| paths).flat_map(|(_, bars)| bars);
     let most = most.map(|bar| bar.max).fold(0.0, f64::max);
     ensure!(most > 0.0, "there are no TCP results: measure first");
     let scale = (WIDTH - NAMES - FIGURES) / most;
@@ -46,13 +46,13 @@ pub(crate) fn draw(lines: &[Value]) -> anyhow::Result<String> {
     let mut body = String::new();
     let mut y = LEGEND;
     legend(&mut body);
-    for (title, active) in &panels {
-        if active.is_empty() {
+    for (title, paths) in &panels {
+        if paths.is_empty() {
             continue;
         }
         text(&mut body, 0.0, y + 20.0, "head", &format!("TCP, {title}, Gbit/s"));
         y += TITLE;
-        for (way, bars) in active {
+        for (way, bars) in paths {
             let middle = y + BAR * bars.len() as f64 / 2.0 + 4.0;
             text(&mut body, NAMES - 8.0, middle, "name", &way.to_string());
             for bar in bars {

@@ -123,18 +123,18 @@ impl Results {
     /// Keeps what a measurement gave.
     pub(crate) fn add(&mut self, step: Step, way: PacketPath, round: u32, values: Vec<Value>) {
         for Value { quantity, value } in values {
-            let active = self.values.entry((step, quantity)).or_default();
-            active.entry(way).or_default().insert(round, value);
+            let paths = self.values.entry((step, quantity)).or_default();
+            paths.entry(way).or_default().insert(round, value);
         }
     }
 
     /// For each thing that was measured the ways, then their ratios.
     pub(crate) fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
-        for (&(step, quantity), active) in &self.values {
+        for (&(step, quantity), paths) in &self.values {
             let (suffix, unit) = quantity.name();
             let what = format!("{step}{suffix}");
-            for (&way, rounds) in active {
+            for (&way, rounds) in paths {
                 let judged = way == PacketPath::Udp || step.subject == Subject::Initiations;
                 let limit = if judged { limit(step, quantity) } else { Limit::None };
                 let rounds = rounds.values().copied().collect();
@@ -144,11 +144,11 @@ impl Results {
                 continue;
             }
             let others =
-                active.keys().filter(|way| **way != PacketPath::Vxlan).map(|way| (*way, PacketPath::Vxlan));
+                paths.keys().filter(|way| **way != PacketPath::Vxlan).map(|way| (*way, PacketPath::Vxlan));
             let of_wireguard =
                 [(PacketPath::Wireguard, PacketPath::Udp), (PacketPath::Wireguard, PacketPath::WireguardGo)];
             for (way, reference) in others.chain([(PacketPath::Udp, PacketPath::GoUdp)]).chain(of_wireguard) {
-                let rounds = ratios(active, way, reference);
+                let rounds = ratios(paths, way, reference);
                 if !rounds.is_empty() {
                     let judged = (way, reference) == (PacketPath::Udp, PacketPath::Vxlan);
                     let limit = if judged { ratio_limit(step, quantity) } else { Limit::None };
@@ -163,11 +163,11 @@ impl Results {
 
 /// One way's values by another's, of the rounds that have both.
 fn ratios(
-    active: &BTreeMap<PacketPath, BTreeMap<u32, f64>>,
+    paths: &BTreeMap<PacketPath, BTreeMap<u32, f64>>,
     way: PacketPath,
     reference: PacketPath,
 ) -> Vec<f64> {
-    let (Some(rounds), Some(reference)) = (active.get(&way), active.get(&reference)) else {
+    let (Some(rounds), Some(reference)) = (paths.get(&way), paths.get(&reference)) else {
         return Vec::new();
     };
     rounds.iter().filter_map(|(round, value)| Some(value / reference.get(round)?)).collect()

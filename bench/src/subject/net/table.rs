@@ -21,10 +21,10 @@ pub(crate) fn table(lines: &[Value]) -> String {
         }
     }
     let measured = |whose: &str| named.iter().any(|((_, one), _)| one == whose);
-    let active = PacketPath::value_variants().iter().map(PacketPath::to_string).filter(|way| measured(way));
+    let paths = PacketPath::value_variants().iter().map(PacketPath::to_string).filter(|way| measured(way));
     let ratios = [JUDGED, "udp / go-udp", "wireguard / vxlan", "wireguard / udp", "wireguard / wireguard-go"];
     let ratios = ratios.map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
-    let columns: Vec<String> = active.chain(ratios).collect();
+    let columns: Vec<String> = paths.chain(ratios).collect();
 
     let fixed = |before: [&str; 2], after: [&str; 2]| {
         let before = before.map(str::to_owned).into_iter();
