@@ -30,6 +30,7 @@ mod process;
 mod programs;
 
 use std::env;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,6 +54,20 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let candidates = own.ancestors().skip(1).take(2).map(|dir: &Path| dir.join(name));
     let found = candidates.into_iter().find(|path| path.is_file());
     found.with_context(|| format!("no program {name} beside {}: make build", own.display()))
+}
+
+/// Repeats a call while it is interrupted: a wait on a socket with a time limit is, whenever this process is stopped and
+/// continued or its machine is frozen (signal(7)).
+///
+/// # Errors
+/// The call's other errors.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// Polls `condition` until it holds; an error with `what` once `limit` has passed.

@@ -82,9 +82,12 @@ fn get(at: SocketAddr, path: &str, end: Instant) -> io::Result<Vec<u8>> {
     let mut buffer = [0; 16 * 1024];
     loop {
         stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut buffer)? {
-            0 => return Ok(answer),
-            read => answer.extend(&buffer[..read]),
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(answer),
+            Ok(read) => answer.extend(&buffer[..read]),
+            // The process was stopped and continued: signal(7).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
         }
         if answer.len() as u64 > MAX_ANSWER {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));

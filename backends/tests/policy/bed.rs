@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use backends::nft::{Nft, NftError};
 use backends::policy::{Converged, Enforcer, Engine, SteerMode, Steering, bridged_packets_are_seen};
 use backends::testing::policy::{Cases, Cell, Step, World, in_family, settings};
-use backends::testing::{Fabric, Namespace, Node, Pod};
+use backends::testing::{Fabric, Namespace, Node, Pod, uninterrupted};
 use ipnet::IpNet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -307,7 +307,7 @@ fn serve(namespace: &Namespace, ports: &[u16]) {
             }
             let mut buffer = [0; 64];
             for socket in &sockets {
-                while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                while let Ok((len, from)) = uninterrupted(|| socket.recv_from(&mut buffer)) {
                     drop(socket.send_to(&buffer[..len], from));
                 }
             }
@@ -379,7 +379,7 @@ impl Probe {
         match self.cell.protocol {
             Protocol::Tcp => self.socket.take_error().unwrap().is_none() && self.socket.peer_addr().is_ok(),
             _ => {
-                let got: io::Result<usize> = (&self.socket).read(&mut [0; 8]);
+                let got: io::Result<usize> = uninterrupted(|| (&self.socket).read(&mut [0; 8]));
                 got.is_ok()
             }
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use backends::nft::Change;
 use backends::policy::{REPLIES_PASS, TableStep, own_tables, remove_all};
 use backends::testing::policy::Case;
-use backends::testing::wait_for;
+use backends::testing::{uninterrupted, wait_for};
 use subnet::Family;
 
 use crate::bed::{Bed, SameNode};
@@ -76,7 +76,7 @@ fn echoes(stream: &mut TcpStream, limit: Duration) -> bool {
         return false;
     }
     let mut buffer = [0; 16];
-    wait_for("an echo", limit, || stream.read(&mut buffer).is_ok_and(|len| len > 0)).is_ok()
+    wait_for("an echo", limit, || uninterrupted(|| stream.read(&mut buffer)).is_ok_and(|len| len > 0)).is_ok()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backends::testing::{Namespace, Numbers};
+use backends::testing::{Namespace, Numbers, uninterrupted};
 
 use crate::bed::LIMIT;
 
@@ -40,7 +40,7 @@ fn check(mut from: &TcpStream, seed: u64, bytes: usize) {
         let wrong = room.iter().zip(&wanted).position(|(found, wanted)| found != wanted);
         assert_eq!(wrong, None, "wrong byte in chunk {chunk}");
     }
-    assert_eq!(from.read(&mut room).unwrap(), 0, "more than was sent");
+    assert_eq!(uninterrupted(|| from.read(&mut room)).unwrap(), 0, "more than was sent");
 }
 
 /// One TCP connection that carries so many bytes in each direction at once.
@@ -259,7 +259,7 @@ impl Datagrams {
     /// The next datagram, whose every byte was compared: flow and number. Nothing after silence.
     fn receive(&self) -> Option<(usize, u32)> {
         let mut room = vec![0; 65_536];
-        let (len, from) = match self.sink.recv_from(&mut room) {
+        let (len, from) = match uninterrupted(|| self.sink.recv_from(&mut room)) {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
             Err(error) => panic!("{error}"),

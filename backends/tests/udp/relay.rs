@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Node as Machine, Numbers, Pod, wait_for};
+use backends::testing::{Fabric, Node as Machine, Numbers, Pod, uninterrupted, wait_for};
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP as CONFIG, checksum_errors, total};
 use crate::flows::{Datagrams, exchange};
@@ -83,7 +83,7 @@ fn carry(socket: &UdpSocket, ends: [Ipv4Addr; 2], mischief: Mischief, done: &Don
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     let send = |to: SocketAddr, bytes: &[u8]| assert_eq!(socket.send_to(bytes, to).unwrap(), bytes.len());
     loop {
-        let Ok((len, from)) = socket.recv_from(&mut room) else {
+        let Ok((len, from)) = uninterrupted(|| socket.recv_from(&mut room)) else {
             waiting.drain(..).for_each(|(to, bytes)| send(to, &bytes));
             if done.stop.load(Ordering::Relaxed) {
                 return;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Namespace, Node as Machine, Pod};
+use backends::testing::{Fabric, Namespace, Node as Machine, Pod, uninterrupted};
 
 use crate::bed::{LIMIT, Site, TRUSTING, UDP};
 use crate::packets::Packet;
@@ -55,7 +55,7 @@ impl Setup {
     /// The next text that the pod hears.
     fn hear(&self) -> String {
         let mut room = [0; 2000];
-        let len = self.listener.recv(&mut room).unwrap();
+        let len = uninterrupted(|| self.listener.recv(&mut room)).unwrap();
         String::from_utf8(room[..len].to_vec()).unwrap()
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Namespace, Node as Machine, Numbers, Pod};
+use backends::testing::{Fabric, Namespace, Node as Machine, Numbers, Pod, uninterrupted};
 
 use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;
@@ -176,7 +176,7 @@ impl Wire {
     /// The next text that the pod hears.
     fn hear(&self) -> String {
         let mut room = [0; 2000];
-        let len = self.listener.recv(&mut room).unwrap();
+        let len = uninterrupted(|| self.listener.recv(&mut room)).unwrap();
         String::from_utf8(room[..len].to_vec()).unwrap()
     }
 }
@@ -190,10 +190,10 @@ fn a_datagram_is_one_ipv6_packet_and_nothing_else() {
         Numbers(8).fill(&mut data);
         wire.send(&wire.peer, &packet(PEER, near, &[], &data));
         let mut room = [0; 2000];
-        let (len, from) = wire.listener.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| wire.listener.recv_from(&mut room)).unwrap();
         assert_eq!((&room[..len], from), (&data[..], (PEER, 9).into()));
         wire.listener.send_to(&data, from).unwrap();
-        let (len, from) = wire.peer.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| wire.peer.recv_from(&mut room)).unwrap();
         assert_eq!(from, (wire.site.machine.address_v6(), PORT).into(), "the port of all nodes");
         let found = &room[..len];
         // The same the other way round, with the kernel's flow label, and a hop less for node and tunnel.

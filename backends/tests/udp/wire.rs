@@ -7,7 +7,7 @@ use std::thread;
 
 use backends::datapath::counters::Counters;
 use backends::datapath::engine::Offload;
-use backends::testing::{Fabric, Node as Machine, Numbers, Pod};
+use backends::testing::{Fabric, Node as Machine, Numbers, Pod, uninterrupted};
 
 use crate::bed::{ChecksumErrors, LIMIT, Site, UDP as CONFIG, checksum_errors};
 use crate::packets::{ICMP, Packet, TCP, UDP};
@@ -66,7 +66,7 @@ impl Wire {
     pub(crate) fn receive(&self) -> Packet {
         // A plain peer's buffer is its MTU, and the rest of a longer datagram is lost.
         let mut room = [0; 1473];
-        let (len, from) = self.socket.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| self.socket.recv_from(&mut room)).unwrap();
         assert!(len <= 1472, "longer than the MTU of the tunnel");
         assert_eq!(from, (self.site.machine.address(), PORT).into(), "the port of all nodes");
         let packet = Packet::parse(&room[..len]);
@@ -105,7 +105,7 @@ fn a_plain_peer_and_a_pod_exchange_echoes_and_datagrams() {
             Numbers(8).fill(&mut data);
             wire.send(&Packet::udp((FAR, 4000), (near, 7), &data));
             let mut room = [0; 2000];
-            let (len, from) = echo.recv_from(&mut room).unwrap();
+            let (len, from) = uninterrupted(|| echo.recv_from(&mut room)).unwrap();
             assert_eq!((&room[..len], from), (&data[..], (FAR, 4000).into()));
             echo.send_to(&room[..len], from).unwrap();
             let answer = wire.receive();

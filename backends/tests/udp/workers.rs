@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use backends::datapath::engine::Offload;
 
+use backends::testing::uninterrupted;
+
 use crate::bed::{Cluster, LIMIT, UDP};
 use crate::flows::{Datagrams, exchange};
 use crate::packets::{ICMP, Packet};
@@ -21,7 +23,7 @@ fn ports(wire: &Wire, sources: &[Ipv4Addr], packets: u32) -> BTreeMap<Ipv4Addr, 
     }
     for _ in 0..sources.len() * packets as usize {
         let mut room = [0; 1500];
-        let (len, from) = wire.socket.recv_from(&mut room).unwrap();
+        let (len, from) = uninterrupted(|| wire.socket.recv_from(&mut room)).unwrap();
         assert_eq!(from.ip(), wire.site.machine.address());
         ports.entry(Packet::parse(&room[..len]).src).or_default().insert(from.port());
     }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use backends::testing::{Agent, Fabric, Node, Pod, program, wait_for};
+use backends::testing::{Agent, Fabric, Node, Pod, program, uninterrupted, wait_for};
 use clap::Parser;
 use ipnet::IpNet;
 use serde_json::json;
@@ -160,7 +160,7 @@ fn datagrams(a: &UdpSocket, b: &UdpSocket, bursts: u64) -> anyhow::Result<f64> {
             ensure!(a.send(&[7; 64])? == 64, "a datagram was cut");
         }
         for _ in 0..BURST {
-            b.recv(&mut buffer).context("a datagram was lost")?;
+            uninterrupted(|| b.recv(&mut buffer)).context("a datagram was lost")?;
         }
     }
     Ok((bursts * BURST) as f64 / start.elapsed().as_secs_f64() / 1e3)
@@ -171,9 +171,9 @@ fn round_trips(a: &UdpSocket, b: &UdpSocket, count: u64) -> anyhow::Result<f64> 
     let mut buffer = [0; 128];
     let mut trip = || -> anyhow::Result<()> {
         a.send(&[7; 64])?;
-        b.recv(&mut buffer)?;
+        uninterrupted(|| b.recv(&mut buffer))?;
         b.send(&[7; 64])?;
-        a.recv(&mut buffer)?;
+        uninterrupted(|| a.recv(&mut buffer))?;
         Ok(())
     };
     for _ in 0..50 {

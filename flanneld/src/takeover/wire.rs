@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use backends::{Name, SocketFiles, TunnelFiles};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -33,14 +34,16 @@ pub(super) fn send(socket: impl AsFd, message: &impl Serialize, files: &[Borrowe
     if !files.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(files));
     }
-    let mut sent = sendmsg(&socket, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+    let message = [IoSlice::new(&line)];
+    let mut sent = retry_on_intr(|| sendmsg(&socket, &message, &mut control, SendFlags::NOSIGNAL))?;
     while sent < line.len() {
-        sent += rustix::net::send(&socket, &line[sent..], SendFlags::NOSIGNAL)?;
+        sent += retry_on_intr(|| rustix::net::send(&socket, &line[sent..], SendFlags::NOSIGNAL))?;
     }
     Ok(())
 }
 
-/// Receives one message with its files. The socket has to be blocking.
+/// Receives one message with its files. The socket has to be blocking. A call that is interrupted is repeated: on a socket
+/// with a time limit that happens whenever the process is stopped and continued (signal(7)).
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<(T, Vec<OwnedFd>)> {
     let (mut line, mut files) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {
@@ -48,7 +51,7 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<(T, 
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let into = &mut [IoSliceMut::new(&mut part)];
-        let count = recvmsg(&socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        let count = retry_on_intr(|| recvmsg(&socket, into, &mut control, RecvFlags::CMSG_CLOEXEC))?.bytes;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(more) = message {
                 files.extend(more);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use backends::testing::Namespace;
+use backends::testing::{Namespace, uninterrupted};
 use serde_json::{Value, json};
 
 use crate::bed::{LIMIT, Member, flanneld};
@@ -142,7 +142,7 @@ fn senders(socket: &UdpSocket) -> BTreeSet<IpAddr> {
     let mut senders = BTreeSet::new();
     let mut bytes = [0; 64];
     loop {
-        match socket.recv_from(&mut bytes) {
+        match uninterrupted(|| socket.recv_from(&mut bytes)) {
             Ok((_, from)) => drop(senders.insert(from.ip())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return senders,
             // ICMP errors about what was sent before.
@@ -196,10 +196,10 @@ fn of_new_pods_no_forbidden_packet_passes_and_no_allowed_one_is_lost() {
             socket.send_to(b"to friend", (friends, PORT)).unwrap();
             let mut bytes = [0; 64];
             // The first packet is allowed, and so is its answer.
-            let heard = friends_socket.recv_from(&mut bytes).map(|(_, from)| from.ip());
+            let heard = uninterrupted(|| friends_socket.recv_from(&mut bytes)).map(|(_, from)| from.ip());
             assert_eq!(heard.ok(), Some(address), "{what}: the first packet to friend");
             friends_socket.send_to(b"answer", (address, PORT)).unwrap();
-            let heard = socket.recv_from(&mut bytes).map(|(_, from)| from.ip());
+            let heard = uninterrupted(|| socket.recv_from(&mut bytes)).map(|(_, from)| from.ip());
             assert_eq!(
                 heard.ok(),
                 Some(friends),
@@ -208,7 +208,7 @@ fn of_new_pods_no_forbidden_packet_passes_and_no_allowed_one_is_lost() {
             // A connection that friend begins.
             let asking = friend.udp(0);
             asking.send_to(b"question", (address, PORT)).unwrap();
-            let heard = socket.recv_from(&mut bytes).map(|(_, from)| from.ip());
+            let heard = uninterrupted(|| socket.recv_from(&mut bytes)).map(|(_, from)| from.ip());
             assert_eq!(heard.ok(), Some(friends), "{what}: the first packet of friend");
             assert_eq!(senders(&socket), BTreeSet::new(), "{what}: from the stranger");
             pod.del();

@@ -2,6 +2,8 @@
 
 use std::os::unix::net::UnixDatagram;
 
+use backends::testing::uninterrupted;
+
 use crate::bed::{Cluster, LIMIT, VXLAN, flanneld};
 
 #[test]
@@ -60,7 +62,7 @@ fn the_service_manager_hears_when_the_agent_is_ready_and_when_it_stops() {
         .unwrap();
     let heard = || {
         let mut buffer = [0; 256];
-        let length = socket.recv(&mut buffer).unwrap();
+        let length = uninterrupted(|| socket.recv(&mut buffer)).unwrap();
         String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
     };
     assert_eq!(heard(), "READY=1");

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use backends::testing::{Fabric, Namespace, Node, Pod};
+use backends::testing::{Fabric, Namespace, Node, Pod, uninterrupted};
 use ipnet::IpNet;
 use subnet::Family;
 use tempfile::TempDir;
@@ -213,7 +213,7 @@ impl<'a> Victim<'a> {
             send(peer.node.namespace(), Some(own), to, &bytes);
             std::thread::sleep(Duration::from_millis(20));
             let mut room = [0; 256];
-            while let Ok(len) = self.socket(family).recv(&mut room) {
+            while let Ok(len) = uninterrupted(|| self.socket(family).recv(&mut room)) {
                 *found.entry(String::from_utf8_lossy(&room[..len]).into_owned()).or_default() += 1;
             }
         }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use backends::testing::{Namespace, Node, Pinger, Pod};
+use backends::testing::{Namespace, Node, Pinger, Pod, uninterrupted};
 
 use crate::bed::{Cluster, HOST_GW, LIMIT, Member, VXLAN, flanneld};
 
@@ -22,7 +22,7 @@ fn arrives_from(from: &Namespace, to: &Namespace, target: IpAddr) -> Option<IpAd
     // A first packet may be lost to address resolution.
     (0..10).find_map(|_| {
         sender.send_to(b"whose", (target, port)).ok()?;
-        receiver.recv_from(&mut [0; 16]).ok().map(|(_, source)| source.ip())
+        uninterrupted(|| receiver.recv_from(&mut [0; 16])).ok().map(|(_, source)| source.ip())
     })
 }
 

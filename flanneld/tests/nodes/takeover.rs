@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use backends::testing::Pinger;
+use backends::testing::{Pinger, Signal};
 
 use crate::bed::{Cluster, HOST_GW, LIMIT, Member, VXLAN};
 
@@ -115,6 +116,25 @@ fn an_agent_is_not_taken_over_from_elsewhere_or_by_what_it_does_not_understand()
     a.agent.wait_ready(LIMIT).unwrap();
     assert!(a.agent.terminate(LIMIT).unwrap().success());
     assert!(a.show(&format!("ls {}", a.node.dir().display())).contains("flanneld"));
+}
+
+#[test]
+fn an_agent_that_is_stopped_and_continued_goes_on_with_a_request_that_it_has_half_read() {
+    let cluster = Cluster::new(UDP);
+    let mut a = cluster.join();
+    let mut successor = UnixStream::connect(socket(&a)).unwrap();
+    successor.write_all(b"{\"take_over\":1,").unwrap();
+    // The kernel interrupts a wait with a time limit when the process goes on (signal(7)).
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(20));
+        a.agent.process().signal(Signal::STOP).unwrap();
+        a.agent.process().signal(Signal::CONT).unwrap();
+    }
+    successor.write_all(b"\"network_namespace\":1}\n").unwrap();
+    let mut answer = String::new();
+    successor.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("another network namespace"), "{answer:?}");
+    assert!(a.agent.terminate(LIMIT).unwrap().success());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use backends::testing::{Namespace, Pod};
+use backends::testing::{Namespace, Pod, uninterrupted};
 use ipnet::IpNet;
 
 use crate::bed::{Cluster, Member};
@@ -103,7 +103,7 @@ fn receive(mut stream: TcpStream, chunks: &AtomicU64) -> u64 {
     let (mut arrived, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut received = 0;
     loop {
-        let first = stream.read(&mut arrived).unwrap();
+        let first = uninterrupted(|| stream.read(&mut arrived)).unwrap();
         if first == 0 {
             return received;
         }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use backends::testing::uninterrupted;
+
 use anyhow::{Context, anyhow};
 
 use super::bed::End;
@@ -106,7 +108,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<u64> {
     let mut buffer = [0; 2048];
     let mut received = 0;
     loop {
-        match socket.recv(&mut buffer) {
+        match uninterrupted(|| socket.recv(&mut buffer)) {
             Ok(_) => received += 1,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if stop.load(Ordering::Relaxed) {

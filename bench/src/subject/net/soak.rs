@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use backends::testing::{Namespace, Numbers};
+use backends::testing::{Namespace, Numbers, uninterrupted};
 
 use super::bed::{End, Pair};
 use super::counted::Counted;
@@ -152,7 +152,7 @@ fn receive(sink: &UdpSocket) -> anyhow::Result<Arrivals> {
     let mut next = [0; FLOWS];
     let (mut room, mut expected) = (vec![0; 2048], vec![0; 2048]);
     while all.arrived < DATAGRAMS {
-        let len = match sink.recv(&mut room) {
+        let len = match uninterrupted(|| sink.recv(&mut room)) {
             Ok(len) => len,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 anyhow::bail!("after {} datagrams none has come for {SILENCE:?}", all.arrived);
