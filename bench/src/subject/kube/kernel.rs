@@ -27,10 +27,18 @@ pub(crate) fn differences(
     let mut differences = Vec::new();
     for (look, wanted) in PEER_OBJECTS.into_iter().zip(wanted) {
         let text = member.show(look)?;
-        let found: BTreeSet<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        let found: BTreeSet<String> = text.lines().map(without_nexthop_id).collect();
         differences.extend(wanted.symmetric_difference(&found).cloned());
     }
     Ok(differences)
+}
+
+/// A line without the id of the nexthop object that a route uses: its gateway is shown as well.
+fn without_nexthop_id(line: &str) -> String {
+    match line.trim().split_once(" nhid ") {
+        Some((destination, rest)) => format!("{destination} {}", rest.split_once(' ').unwrap_or_default().1),
+        None => line.trim().to_owned(),
+    }
 }
 
 /// An error with some of the differences and the agent's log, if there are any.
