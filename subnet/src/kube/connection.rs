@@ -120,7 +120,7 @@ impl Connection {
     pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves.subscribe();
         let body = self.send(Method::GET, path, OBJECTS, None).await?;
-        Ok(Objects { connection: self, body, splitter: Splitter::list(), moves })
+        Ok(Objects { connection: self, body, splitter: Splitter::list(), aside: Vec::new(), moves })
     }
 
     /// Begins to watch objects in the form that `accept` asks for.
@@ -133,7 +133,7 @@ impl Connection {
             }
             outcome => outcome?,
         };
-        Ok(Objects { connection: self, body, splitter: Splitter::sequence(), moves })
+        Ok(Objects { connection: self, body, splitter: Splitter::sequence(), aside: Vec::new(), moves })
     }
 
     /// Sends a request; once more if the credentials are refused and may have been renewed since they were read.
@@ -388,6 +388,8 @@ pub(super) struct Objects<'a> {
     connection: &'a Connection,
     body: Body,
     splitter: Splitter,
+    /// What was set aside of the last object.
+    aside: Vec<u8>,
     /// This node's addresses.
     moves: watch::Receiver<u64>,
 }
@@ -403,7 +405,8 @@ impl Objects<'_> {
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
             if let Some(object) = self.splitter.next() {
-                return Ok(Some(object));
+                self.aside = object.aside;
+                return Ok(Some(object.json));
             }
             let frame = tokio::select! {
                 biased;
@@ -427,6 +430,11 @@ impl Objects<'_> {
             Ok(next) => next,
             Err(_) => Err(self.connection.away("an answer has no end".into())),
         }
+    }
+
+    /// What was set aside of the last object; empty if it had nothing of the kind.
+    pub(super) fn aside(&self) -> &[u8] {
+        &self.aside
     }
 
     /// What stood around the objects.

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Kube;
 use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE, Watching, encoded};
 use super::connection::{Failure, Objects};
+use super::managed;
 use super::node::{Node, Seen};
 use super::split::Bulk;
 use super::table::Table;
@@ -36,9 +37,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 pub(super) const NODES: &str = "/api/v1/nodes";
 /// What makes most of a node and says nothing about leases: the status, and who manages which field.
-pub(super) const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"] };
-/// In a watch, the latter tells the subnets of new nodes.
-const WATCHED_BULK: Bulk = Bulk { members: &["status"], parts: &[] };
+pub(super) const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"], aside: &[] };
+/// In a watch, the latter tells the subnets of new nodes. It is most of a heartbeat, so it is read only for them.
+const WATCHED_BULK: Bulk = Bulk { members: &["status"], parts: &[], aside: &["managedFields"] };
 
 /// What is known, and from where the watch goes on.
 struct Place {
@@ -157,7 +158,7 @@ impl Kube {
             let late = place.late.values().map(|(at, _)| *at).min();
             let until = [due, proof, late].into_iter().flatten().fold(silence, Instant::min);
             let outcome = match timeout_at(until, self.connection.event_text(events)).await {
-                Ok(Ok(event)) => match self.take(place, &event).await {
+                Ok(Ok(event)) => match self.take(place, &event, events.aside()).await {
                     Ok(news) => {
                         feed.answered();
                         if news || place.watching.proven() {
@@ -189,7 +190,8 @@ impl Kube {
     }
 
     /// Takes an event in; whether it changes any lease.
-    async fn take(&self, place: &mut Place, event: &[u8]) -> Result<bool, Ended> {
+    async fn take(&self, place: &mut Place, event: &[u8], managed_fields: &[u8]) -> Result<bool, Ended> {
+        let event = (event, managed_fields);
         match place.take(event, self, None)? {
             Taken::Whole(news) => Ok(news),
             Taken::Lacks { name, uid } => match self.subnets_of(&name, &uid).await? {
@@ -299,8 +301,13 @@ impl Place {
         self.table.put(name, seen, None)
     }
 
-    /// Takes an event in, of a node with these subnets where that has been found out.
-    fn take(&mut self, json: &[u8], kube: &Kube, given: Option<Subnets>) -> Result<Taken, Ended> {
+    /// Takes an event in, with what was set aside of it, of a node with these subnets where that has been found out.
+    fn take(
+        &mut self,
+        (json, managed_fields): (&[u8], &[u8]),
+        kube: &Kube,
+        given: Option<Subnets>,
+    ) -> Result<Taken, Ended> {
         #[derive(Deserialize)]
         struct Watched<'a> {
             #[serde(borrow, rename = "type")]
@@ -321,7 +328,7 @@ impl Place {
         if kind == Kind::Put && node.is_partial() {
             let known = || self.table.subnets_of(&node.metadata.name, node.created(), kube.families());
             let known = given.or_else(known);
-            match known.or_else(|| node.noted_subnets()) {
+            match known.or_else(|| managed::subnets(managed_fields)) {
                 Some(subnets) => node.give(subnets),
                 None if node.is_managed(&kube.prefix) => {
                     let metadata = node.metadata;

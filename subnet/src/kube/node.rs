@@ -7,10 +7,8 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, address};
-use super::managed;
 use crate::gojson::{Object, shortened};
 use crate::lease::{Attachment, Lease, Malformed, Vtep};
 use crate::net::{Family, PublicAddrs, Subnets};
@@ -43,8 +41,6 @@ pub(super) struct Metadata<'a> {
     creation_timestamp: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     annotations: Option<Pairs<'a>>,
-    #[serde(borrow, default)]
-    managed_fields: Option<&'a RawValue>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,11 +93,6 @@ impl Node<'_> {
     /// These are its pod subnets.
     pub(super) fn give(&mut self, subnets: Subnets) {
         self.given = Some(subnets);
-    }
-
-    /// The pod subnets as `managedFields` has them, if it does.
-    pub(super) fn noted_subnets(&self) -> Option<Subnets> {
-        managed::subnets(self.metadata.managed_fields?)
     }
 
     /// The pod subnets; of two of one family the first, as Go's peers read them.

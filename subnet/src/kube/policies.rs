@@ -27,7 +27,8 @@ const SERVICES: &str = "/api/v1/services";
 const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What policies and namespaces have besides what they say.
-const ADMINISTRATIVE: Bulk = Bulk { members: &["status"], parts: &["managedFields", "annotations"] };
+const ADMINISTRATIVE: Bulk =
+    Bulk { members: &["status"], parts: &["managedFields", "annotations"], aside: &[] };
 /// What of a pod says nothing about its addresses, labels and ports: most of it.
 const POD_BULK: Bulk = Bulk {
     members: &[],
@@ -45,6 +46,7 @@ const POD_BULK: Bulk = Bulk {
         "initContainerStatuses",
         "ephemeralContainerStatuses",
     ],
+    aside: &[],
 };
 
 /// Objects that are followed.

@@ -29,11 +29,13 @@ pub(super) struct Bulk {
     pub(super) members: &'static [&'static str],
     /// Members of its members.
     pub(super) parts: &'static [&'static str],
+    /// Members of its members whose text is set aside: few objects need it.
+    pub(super) aside: &'static [&'static str],
 }
 
 impl Bulk {
     /// Nothing is left out.
-    pub(super) const NONE: Self = Self { members: &[], parts: &[] };
+    pub(super) const NONE: Self = Self { members: &[], parts: &[], aside: &[] };
 }
 
 /// A reader of JSON that knows nothing but brackets and strings.
@@ -42,17 +44,36 @@ pub(super) struct Splitter {
     form: Form,
     /// What of each object is replaced by `null`.
     bulk: Bulk,
-    /// At which depth what is being left out began.
-    dropping: Option<usize>,
+    leaving_out: Option<LeavingOut>,
     depth: usize,
     in_string: bool,
     escaped: bool,
     in_items: bool,
     /// The object that is being read.
     item: Vec<u8>,
+    /// What was set aside of it.
+    aside: Vec<u8>,
     /// A list without its items.
     envelope: Vec<u8>,
-    done: VecDeque<Vec<u8>>,
+    done: VecDeque<Cut>,
+}
+
+/// A member that is being left out.
+#[derive(Clone, Copy, Debug)]
+struct LeavingOut {
+    /// The depth at which it began.
+    depth: usize,
+    /// Whether its text is set aside.
+    aside: bool,
+}
+
+/// An object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// With `null` in place of what is left out.
+    pub(super) json: Vec<u8>,
+    /// The text of the member that was set aside; empty if it has none.
+    pub(super) aside: Vec<u8>,
 }
 
 impl Splitter {
@@ -75,12 +96,13 @@ impl Splitter {
         Self {
             form,
             bulk: Bulk::NONE,
-            dropping: None,
+            leaving_out: None,
             depth: 0,
             in_string: false,
             escaped: false,
             in_items: false,
             item: Vec::new(),
+            aside: Vec::new(),
             envelope: Vec::new(),
             done: VecDeque::new(),
         }
@@ -98,7 +120,7 @@ impl Splitter {
                 at += 1;
             }
         }
-        match self.item.len().max(self.envelope.len()) {
+        match self.item.len().max(self.aside.len()).max(self.envelope.len()) {
             0..=LARGEST => Ok(()),
             _ => Err(Unintelligible),
         }
@@ -120,38 +142,48 @@ impl Splitter {
             match bytes[at - 1] {
                 b'"' => self.in_string = true,
                 b'{' | b'[' => {
-                    let bulk = match self.depth.checked_sub(members) {
-                        Some(0) => self.bulk.members,
-                        Some(1) => self.bulk.parts,
-                        _ => &[],
+                    let (dropped, aside): (&[_], &[_]) = match self.depth.checked_sub(members) {
+                        Some(0) => (self.bulk.members, &[]),
+                        Some(1) => (self.bulk.parts, self.bulk.aside),
+                        _ => (&[], &[]),
                     };
-                    if !bulk.is_empty() && self.dropping.is_none() {
+                    if !(dropped.is_empty() && aside.is_empty()) && self.leaving_out.is_none() {
                         self.item.extend_from_slice(&bytes[kept..at - 1]);
                         kept = at - 1;
-                        if is_next(&self.item, bulk) {
+                        let is_aside = is_next(&self.item, aside);
+                        if is_aside || is_next(&self.item, dropped) {
                             self.item.extend_from_slice(b"null");
-                            self.dropping = Some(self.depth);
+                            self.leaving_out = Some(LeavingOut { depth: self.depth, aside: is_aside });
                         }
                     }
                     self.depth += 1;
                 }
                 _ => {
                     self.depth -= 1;
-                    if self.dropping == Some(self.depth) {
-                        self.dropping = None;
+                    if self.leaving_out.is_some_and(|left| left.depth == self.depth) {
+                        self.take_part(&bytes[kept..at]);
+                        self.leaving_out = None;
                         kept = at;
                     } else if self.depth == base {
                         self.item.extend_from_slice(&bytes[kept..at]);
-                        self.done.push_back(std::mem::take(&mut self.item));
+                        let (json, aside) = (std::mem::take(&mut self.item), std::mem::take(&mut self.aside));
+                        self.done.push_back(Cut { json, aside });
                         return at;
                     }
                 }
             }
         }
-        if self.dropping.is_none() {
-            self.item.extend_from_slice(&bytes[kept..]);
-        }
+        self.take_part(&bytes[kept..]);
         bytes.len()
+    }
+
+    /// Takes a part of the object, or of what is being left out of it.
+    fn take_part(&mut self, bytes: &[u8]) {
+        match self.leaving_out {
+            None => self.item.extend_from_slice(bytes),
+            Some(left) if left.aside => self.aside.extend_from_slice(bytes),
+            Some(_) => {}
+        }
     }
 
     /// How much of this belongs to the string that is being read.
@@ -209,7 +241,7 @@ impl Splitter {
     }
 
     /// The next object that is complete.
-    pub(super) fn next(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn next(&mut self) -> Option<Cut> {
         self.done.pop_front()
     }
 
@@ -260,14 +292,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"] };
+    const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"], aside: &[] };
 
     fn split(mut splitter: Splitter, text: &str, piece: usize) -> (Vec<String>, String) {
         let mut items = Vec::new();
         for piece in text.as_bytes().chunks(piece) {
             splitter.push(piece).unwrap();
             while let Some(item) = splitter.next() {
-                items.push(String::from_utf8(item).unwrap());
+                assert!(item.aside.is_empty());
+                items.push(String::from_utf8(item.json).unwrap());
             }
         }
         (items, String::from_utf8(splitter.rest().to_vec()).unwrap())
@@ -323,6 +356,30 @@ mod tests {
             assert_eq!(items, [first.as_str(), r#"{"status":{},"object":{"status":"Failure"}}"#], "{piece}");
             assert_eq!(rest, "");
             assert_eq!(split(Splitter::list(), &list, piece).0, [whole.clone(), whole.clone()]);
+        }
+    }
+
+    #[test]
+    fn what_is_set_aside_of_an_object_is_not_lost_and_is_no_other_objects() {
+        let aside = Bulk { members: &["status"], parts: &["x"], aside: &["managedFields"] };
+        let text = r#"{"object":{"metadata":{"x":[1],"managedFields":[{"f:a\"}":{"managedFields":[]}}],"y":2},"status":{"z":{}}}}
+            {"object":{"metadata":{"managedFields":7},"managedFields":[1]}}{"object":{"metadata":{"managedFields" : {}}}}"#;
+        for piece in 1..text.len() {
+            let mut splitter = Splitter::sequence().without(aside);
+            text.as_bytes().chunks(piece).for_each(|piece| splitter.push(piece).unwrap());
+            let cuts = std::iter::from_fn(|| splitter.next());
+            let cuts =
+                cuts.map(|cut| (String::from_utf8(cut.json).unwrap(), String::from_utf8(cut.aside).unwrap()));
+            let of = |json: &str, aside: &str| (json.to_owned(), aside.to_owned());
+            let expected = [
+                of(
+                    r#"{"object":{"metadata":{"x":null,"managedFields":null,"y":2},"status":null}}"#,
+                    r#"[{"f:a\"}":{"managedFields":[]}}]"#,
+                ),
+                of(r#"{"object":{"metadata":{"managedFields":7},"managedFields":[1]}}"#, ""),
+                of(r#"{"object":{"metadata":{"managedFields" : null}}}"#, "{}"),
+            ];
+            assert_eq!(cuts.collect::<Vec<_>>(), expected, "{piece}");
         }
     }
 
