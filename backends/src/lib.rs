@@ -83,3 +83,11 @@ pub use wg::ledger::{HandshakeFault, SessionReport, SessionState};
 pub fn key_files() -> Vec<std::path::PathBuf> {
     wg::key_file::KeyFiles::of_environment().paths()
 }
+
+/// Replaces the host's WireGuard key that has this public key; gives the public key of the one that is there then.
+///
+/// # Errors
+/// A sentence that names the file and the remedy.
+pub fn renew_key(former: &subnet::wireguard::PublicKey) -> Result<subnet::wireguard::PublicKey, String> {
+    wg::key_file::KeyFiles::of_environment().renew(former)
+}

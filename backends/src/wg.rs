@@ -5,9 +5,9 @@
 //! | [`message`] | the four messages and their lengths |
 //! | [`identity`] | this node's key; `key_file` keeps it on disk |
 //! | `handshake` | Noise IKpsk2, by `snow` |
-//! | [`cookie`] | which handshakes are answered while there are too many |
+//! | [`cookie`], [`gate`] | the codes of handshake messages; which of these are computed, and of whom |
 //! | [`session`], [`window`] | what encrypts and decrypts packets: values that all threads share |
-//! | [`peer`] | a peer's sessions, and what its timers are about |
+//! | [`peer`], `roaming` | a peer's sessions, and what its timers are about; where peers are that moved |
 //! | [`ledger`] | what is reported about a peer's session |
 //! | [`device`] | all of them |
 //! | [`answers`], `timers` | what follows from a handshake message, and from time |
@@ -18,12 +18,14 @@
 pub mod answers;
 pub mod cookie;
 pub mod device;
+pub mod gate;
 mod handshake;
 pub mod identity;
 pub mod key_file;
 pub mod ledger;
 pub mod message;
 pub mod peer;
+mod roaming;
 pub mod session;
 mod settings;
 mod timers;

@@ -103,6 +103,10 @@ pub(crate) struct Settings {
     pub(crate) services: bool,
     /// Where the CNI plugin asks for a pod's network policies, if they are enforced.
     pub(crate) policy_socket: Option<PathBuf>,
+    /// Replace a WireGuard key that the node with an older lease has, too (`--wireguard-new-key`).
+    pub(crate) new_key: bool,
+    /// Notified when the operator wants the host and the WireGuard key looked at again.
+    pub(crate) reload: Arc<Notify>,
     /// Who runs the commands of the `extension` backend.
     pub(crate) hooks: Option<Hooks>,
     /// Who enforces network policies, and has to know the leases for that.
@@ -254,6 +258,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 settle(self.rules_moved).await;
                 (Cause::Rules, Some(Event::RulesMoved))
             }
+            () = self.machine.settings.reload.notified() => (Cause::Configuration, Some(Event::Reload)),
             Ok(()) = self.known.changed() => {
                 self.known.mark_changed();
                 (Cause::Leases, None)
@@ -355,6 +360,15 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Action::Listen => tasks.news = News::of(&store),
             Action::Readdressed => store.readdressed(),
             Action::Wake => self.moved.notify_one(),
+            Action::RenewKey(former) => {
+                match backends::renew_key(&former) {
+                    Ok(key) => {
+                        tracing::warn!(%key, "this node takes another WireGuard key (--wireguard-new-key)")
+                    }
+                    Err(why) => tracing::error!("--wireguard-new-key: {why}"),
+                }
+                self.machine.settings.reload.notify_one();
+            }
             Action::GiveMemoryBack => backends::memory::give_back(),
             Action::SwitchForwardingOn { families, outer } => {
                 forwarding::switch_forwarding_on(self.kernel(), &families, &outer);

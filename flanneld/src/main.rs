@@ -124,11 +124,11 @@ enum Ended {
 
 async fn run(options: Options) -> anyhow::Result<Ended> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let rules_moved = Arc::new(Notify::new());
+    let (rules_moved, reload) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     tokio::spawn(look_again(
         signal(SignalKind::hangup())?,
         signal(SignalKind::user_defined2())?,
-        Arc::clone(&rules_moved),
+        Arc::clone(&reload),
     ));
     tracing::info!("flanneld {} {options}", cli::version());
     let (_lock, former) = alone(&options.subnet_file, options.take_over)?;
@@ -155,7 +155,7 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
         health.clone(),
     );
     let (fast_paths, fast_path) = fast_paths(&options, &health);
-    let settings = agent::Settings { probes, fast_path, ..settings(&options, hooks) };
+    let settings = agent::Settings { probes, fast_path, reload, ..settings(&options, hooks) };
     let hands = Hands { kernel, firewall };
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
@@ -250,6 +250,8 @@ fn settings(options: &Options, hooks: extension::Hooks) -> agent::Settings {
         cni_conf: options.cni_conf.clone(),
         traffic: options.traffic,
         ip_forward: options.ip_forward,
+        new_key: options.wireguard_new_key,
+        reload: Arc::default(),
         services: matches!(options.store, StoreOptions::Kube(_)),
         hooks: Some(hooks),
         policy_socket: None,
@@ -321,14 +323,17 @@ fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lo
     }
 }
 
-/// Has everything on the host looked at again whenever somebody asks (SIGHUP, as a reload). What is read from
-/// files and from the store is followed without that. SIGUSR2 means nothing, and neither ends the process.
-async fn look_again(mut hangup: Signal, mut other: Signal, rules_moved: Arc<Notify>) {
+/// Has everything on the host and WireGuard's key looked at again whenever somebody asks (SIGHUP, as a reload). What is
+/// read from other files and from the store is followed without that. SIGUSR2 means nothing, and neither ends the process.
+async fn look_again(mut hangup: Signal, mut other: Signal, reload: Arc<Notify>) {
     loop {
         tokio::select! {
             Some(()) = hangup.recv() => {
-                tracing::info!("SIGHUP: looking at the host again; a changed configuration needs no signal, flags a restart");
-                rules_moved.notify_one();
+                tracing::info!(
+                    "SIGHUP: looking at the host again, and at the WireGuard key; a changed configuration needs no signal, \
+                     flags a restart"
+                );
+                reload.notify_one();
             }
             Some(()) = other.recv() => tracing::info!("SIGUSR2 has no meaning here"),
             else => return,

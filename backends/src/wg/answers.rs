@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 
 use subnet::wireguard::PublicKey;
 
-use super::cookie::{self, Verdict};
+use super::cookie;
 use super::device::{Device, Entry, REMEMBERED, lock};
+use super::gate::Verdict;
 use super::ledger::HandshakeFault;
 use super::message::{COOKIE, INITIATION, Message, RESPONSE};
 use super::session::Session;
@@ -42,8 +43,8 @@ impl Device {
             Some(message @ (Message::Initiation(_) | Message::Response(_))) => message,
             Some(Message::Data { .. }) | None => return Outcome::Refused,
         };
-        let of_peer = self.table.load().addresses.contains_key(&from.ip());
-        let verdict = lock(&self.gate).judge(datagram, from, of_peer, now.ms);
+        let sender = self.sender(from);
+        let verdict = lock(&self.gate).judge(datagram, from, sender, now.ms);
         match (verdict, message) {
             (Verdict::Wrong, message) => {
                 if matches!(message, Message::Initiation(_)) {
@@ -98,7 +99,7 @@ impl Device {
         self.replace(index, Entry { peer: Arc::clone(&peer), session: Some(Arc::clone(&session)) });
         self.retire(negotiation.next.replace(session));
         self.retire(negotiation.previous.take());
-        peer.is_at(from);
+        self.is_at(&peer, from);
         peer.marks.heard(now.ms, false);
         peer.ledger.received(INITIATION);
         peer.ledger.sent(message.len());
@@ -147,7 +148,7 @@ impl Device {
         };
         self.retire(std::mem::replace(&mut negotiation.previous, previous));
         peer.sending.store(Some(Arc::clone(&session)));
-        peer.is_at(from);
+        self.is_at(&peer, from);
         peer.marks.heard(now.ms, false);
         peer.ledger.received(RESPONSE);
         peer.ledger.succeeded(now.unix.as_secs());

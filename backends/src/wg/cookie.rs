@@ -1,7 +1,5 @@
-//! Which handshake messages are answered: those with a code that needs this node's public key, and while there are
-//! many, those with a proof that their sender receives what is sent to its address (WireGuard's paper, section 5.4.7).
-//!
-//! An initiation costs its receiver about 150 µs of curve arithmetic, and a sender nothing.
+//! The two codes of a handshake message (WireGuard's paper, section 5.4.7): one that needs the receiver's public key, and
+//! one that needs a cookie, which only a host gets that receives what is sent to its address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -51,6 +49,12 @@ pub fn initiation_of_a_stranger(receiver: &PublicKey) -> [u8; super::message::IN
     message
 }
 
+/// Addresses a message to the node with this public key, whatever is in it.
+#[cfg(feature = "testing")]
+pub fn address(receiver: &PublicKey, message: &mut [u8]) {
+    mac1(receiver, message);
+}
+
 /// Writes the second code, which shows that the sender has this cookie.
 pub(crate) fn mac2(cookie: &Code, message: &mut [u8]) {
     let (content, rest) = message.split_at_mut(codes(message) + MAC);
@@ -66,112 +70,63 @@ pub(crate) fn read(peer: &PublicKey, sent: &Code, reply: &[u8; COOKIE]) -> Optio
     Some(cookie)
 }
 
-/// What becomes of a handshake message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is looked at.
-    Admitted,
-    /// Its sender is asked to prove its address, by this reply.
-    Asked([u8; COOKIE]),
-    /// It has the wrong code: it is not for this node.
-    Wrong,
-    /// There are too many.
-    Dropped,
+/// Whether a message has a second code at all.
+pub(super) fn claims_proof(message: &[u8]) -> bool {
+    message[codes(message) + MAC..] != [0; MAC]
 }
 
-/// So many in a second, and so many at once.
-#[derive(Debug)]
-struct Bucket {
-    rate: u64,
-    /// In thousandths.
-    tokens: u64,
-    filled: u64,
-}
-
-impl Bucket {
-    fn new(rate: u64) -> Self {
-        Self { rate, tokens: rate * 1000, filled: 0 }
-    }
-
-    fn fill(&mut self, now: u64) {
-        let gained = (now - self.filled.min(now)).saturating_mul(self.rate);
-        self.tokens = self.tokens.saturating_add(gained).min(self.rate * 1000);
-        self.filled = now;
-    }
-
-    fn has(&self) -> bool {
-        self.tokens >= 1000
-    }
-
-    fn take(&mut self) -> bool {
-        let has = self.has();
-        self.tokens -= if has { 1000 } else { 0 };
-        has
-    }
-}
-
-/// How many messages are answered.
-#[derive(Debug)]
-struct Limits {
-    /// Without a cookie.
-    free: Bucket,
-    /// By a cookie.
-    asked: Bucket,
-}
-
-/// Decides on handshake messages. What comes from the address of a peer and what doesn't are counted apart, so that a
-/// flood of a stranger keeps no peer out.
-pub struct Gate {
+/// Checks the codes of messages to this node, and makes cookies.
+pub(super) struct Codes {
     mac1: [u8; 32],
     cookie: [u8; 32],
     secret: [u8; 32],
     /// When the secret was made.
     made: u64,
-    peers: Limits,
-    strangers: Limits,
+    /// The cookie that was made last, and for whom: messages of a flood mostly have one sender.
+    last: Option<(SocketAddr, Code)>,
 }
 
-impl Gate {
-    /// The gate of the node with this public key.
-    pub fn new(own: &PublicKey) -> Self {
-        let limits = |free, asked| Limits { free: Bucket::new(free), asked: Bucket::new(asked) };
+impl Codes {
+    /// Those of the node with this public key.
+    pub(super) fn new(own: &PublicKey) -> Self {
         Self {
             mac1: labelled(b"mac1----", own),
             cookie: labelled(b"cookie--", own),
             secret: crate::random::bytes(),
             made: 0,
-            peers: limits(500, 5000),
-            strangers: limits(10, 500),
+            last: None,
         }
     }
 
-    /// Decides on a message with two codes.
-    pub fn judge(&mut self, message: &[u8], from: SocketAddr, of_peer: bool, now: u64) -> Verdict {
-        let limits = if of_peer { &mut self.peers } else { &mut self.strangers };
-        limits.free.fill(now);
-        limits.asked.fill(now);
+    /// Whether the first code is right.
+    pub(super) fn are_for_this_node(&self, message: &[u8]) -> bool {
         let (content, rest) = message.split_at(codes(message));
-        let proves = rest[MAC..] != [0; MAC];
-        if !proves && !limits.free.has() && !limits.asked.has() {
-            // Looking at it would be all that the sender wants.
-            return Verdict::Dropped;
-        }
-        if code(&self.mac1, &[content]).verify_slice(&rest[..MAC]).is_err() {
-            return Verdict::Wrong;
-        }
+        code(&self.mac1, &[content]).verify_slice(&rest[..MAC]).is_ok()
+    }
+
+    /// Whether the second code is right: the sender has the cookie for its address.
+    pub(super) fn proves(&mut self, message: &[u8], from: SocketAddr, now: u64) -> bool {
+        let (content, rest) = message.split_at(codes(message) + MAC);
+        code(&self.cookie_of(from, now), &[content]).verify_slice(rest).is_ok()
+    }
+
+    /// What asks the sender of a message to prove its address.
+    pub(super) fn reply(&mut self, message: &[u8], from: SocketAddr, now: u64) -> [u8; COOKIE] {
+        let cookie = self.cookie_of(from, now);
+        reply(&self.cookie, message, &message[codes(message)..][..MAC], cookie)
+    }
+
+    fn cookie_of(&mut self, from: SocketAddr, now: u64) -> Code {
         if now >= self.made + COOKIE_AGE {
-            (self.secret, self.made) = (crate::random::bytes(), now);
+            (self.secret, self.made, self.last) = (crate::random::bytes(), now, None);
         }
-        let cookie = cookie_of(&self.secret, from);
-        if proves && code(&cookie, &[content, &rest[..MAC]]).verify_slice(&rest[MAC..]).is_ok() {
-            return Verdict::Admitted;
-        }
-        if limits.free.take() {
-            return Verdict::Admitted;
-        }
-        match limits.asked.take() {
-            true => Verdict::Asked(reply(&self.cookie, message, &rest[..MAC], cookie)),
-            false => Verdict::Dropped,
+        match self.last {
+            Some((known, cookie)) if known == from => cookie,
+            _ => {
+                let cookie = cookie_of(&self.secret, from);
+                self.last = Some((from, cookie));
+                cookie
+            }
         }
     }
 }
@@ -207,65 +162,40 @@ mod tests {
     use crate::wg::identity::Identity;
     use crate::wg::message::INITIATION;
 
-    fn own() -> PublicKey {
-        *Identity::generate().unwrap().public()
-    }
-
-    fn message(to: &PublicKey) -> [u8; INITIATION] {
+    fn bed() -> (PublicKey, Codes, [u8; INITIATION]) {
+        let own = *Identity::generate().unwrap().public();
         let mut message = [7; INITIATION];
         message[INITIATION - MAC..].fill(0);
-        mac1(to, &mut message);
-        message
+        mac1(&own, &mut message);
+        (own, Codes::new(&own), message)
     }
 
-    const FROM: &str = "192.0.2.1:5";
-
     #[test]
-    fn under_load_whoever_proves_its_address_is_heard_and_nobody_else() {
-        let own = own();
-        let (mut gate, message) = (Gate::new(&own), message(&own));
-        let (from, other) = (FROM.parse().unwrap(), "192.0.2.1:6".parse().unwrap());
-        let mut asked = None;
-        let mut counts = [0; 3];
-        for _ in 0..100_000 {
-            match gate.judge(&message, from, false, 1) {
-                Verdict::Admitted => counts[0] += 1,
-                Verdict::Asked(reply) => {
-                    counts[1] += 1;
-                    asked = Some(reply);
-                }
-                Verdict::Dropped => counts[2] += 1,
-                Verdict::Wrong => panic!(),
-            }
-        }
-        assert_eq!(counts, [10, 500, 99_490]);
-        assert_eq!(gate.judge(&message, from, true, 1), Verdict::Admitted, "peers are counted apart");
+    fn a_cookie_proves_one_address_for_two_minutes() {
+        let (own, mut codes, message) = bed();
+        let (from, other) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.1:6".parse().unwrap());
         let mac1: Code = message[INITIATION - 32..INITIATION - 16].try_into().unwrap();
-        let cookie = read(&own, &mac1, &asked.unwrap()).unwrap();
+        let cookie = read(&own, &mac1, &codes.reply(&message, from, 1)).unwrap();
         let mut proven = message;
         mac2(&cookie, &mut proven);
-        assert_eq!(gate.judge(&proven, from, false, 2), Verdict::Admitted);
-        assert_ne!(gate.judge(&proven, other, false, 2), Verdict::Admitted, "it is another sender's");
-        gate.strangers.free.tokens = 0;
-        assert_ne!(gate.judge(&proven, from, false, 3 + COOKIE_AGE), Verdict::Dropped);
-        gate.strangers.free = Bucket::new(0);
-        assert_ne!(gate.judge(&proven, from, false, 4 + COOKIE_AGE), Verdict::Admitted, "it is too old");
-    }
-
-    #[test]
-    fn a_message_for_another_node_is_not_looked_at() {
-        let own = own();
-        let (mut gate, mut message) = (Gate::new(&own), message(&own));
-        message[9] ^= 1;
-        assert_eq!(gate.judge(&message, FROM.parse().unwrap(), true, 1), Verdict::Wrong);
+        assert!(!claims_proof(&message) && claims_proof(&proven));
+        for _ in 0..2 {
+            assert!(codes.proves(&proven, from, 2));
+            assert!(!codes.proves(&proven, other, 2), "it is another sender's");
+        }
+        for at in 0..INITIATION {
+            let mut changed = proven;
+            changed[at] ^= 1;
+            assert!(!codes.proves(&changed, from, 2), "byte {at}");
+            assert_eq!(codes.are_for_this_node(&changed), at >= INITIATION - MAC, "byte {at}");
+        }
+        assert!(!codes.proves(&proven, from, 2 + COOKIE_AGE), "it is too old");
     }
 
     #[test]
     fn a_cookie_that_was_changed_or_answers_something_else_is_none() {
-        let own = own();
-        let (mut gate, message) = (Gate::new(&own), message(&own));
-        gate.peers.free = Bucket::new(0);
-        let Verdict::Asked(reply) = gate.judge(&message, FROM.parse().unwrap(), true, 1) else { panic!() };
+        let (own, mut codes, message) = bed();
+        let reply = codes.reply(&message, "192.0.2.1:5".parse().unwrap(), 1);
         let mac1: Code = message[INITIATION - 32..INITIATION - 16].try_into().unwrap();
         assert!(read(&own, &mac1, &reply).is_some());
         assert!(read(&own, &[0; 16], &reply).is_none());

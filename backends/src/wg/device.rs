@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use arc_swap::ArcSwap;
 use subnet::wireguard::{PresharedKey, PublicKey};
 
-use super::cookie::{self, Gate};
+use super::cookie;
+use super::gate::{Gate, Sender};
 use super::handshake::{self, Timestamp};
 use super::identity::Identity;
 use super::ledger::{HandshakeFault, SessionReport};
 use super::message::{MAC, sealed_len};
 use super::peer::{MAX_STAGED, Negotiation, Peer, RETRY};
+use super::roaming::Roaming;
 use super::session::{RECEIVED_OLD, Session};
 use super::{Now, Outgoing, Settings};
 
@@ -36,6 +38,7 @@ pub struct Device {
     /// By the number that packets and responses name.
     indices: RwLock<HashMap<u32, Entry>>,
     pub(super) table: ArcSwap<Table>,
+    roaming: Roaming,
     /// The number of the next new peer.
     number: Mutex<u32>,
     staged: AtomicUsize,
@@ -89,6 +92,7 @@ impl Device {
             mtu: usize::from(mtu).into(),
             indices: RwLock::default(),
             table: ArcSwap::default(),
+            roaming: Roaming::default(),
             number: Mutex::new(1),
             staged: 0.into(),
             timestamp: Mutex::default(),
@@ -133,6 +137,7 @@ impl Device {
         }
         let gone = before.by_number.values().filter(|peer| !next.by_number.contains_key(&peer.number));
         gone.for_each(|peer| self.forget(peer));
+        self.roaming.keep(|number| next.by_number.contains_key(&number));
         self.table.store(Arc::new(next));
         // They wait five seconds before they call again.
         called.iter().for_each(|peer| self.want_session(peer, now, out));
@@ -205,6 +210,29 @@ impl Device {
     pub(super) fn was_unanswered(&self, peer: &Peer) {
         peer.ledger.unanswered();
         self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Who can have sent a handshake message from there.
+    pub(super) fn sender(&self, from: SocketAddr) -> Sender {
+        let table = self.table.load();
+        let at_home = table.addresses.get(&from.ip()).copied();
+        let expected = [at_home, self.roaming.at(from)]
+            .into_iter()
+            .flatten()
+            .any(|number| table.by_number.get(&number).is_some_and(|peer| peer.is_expected_at(from)));
+        match (expected, at_home) {
+            (true, _) => Sender::Peer,
+            (false, Some(_)) => Sender::PeerAddress,
+            (false, None) => Sender::Stranger,
+        }
+    }
+
+    /// The peer was heard from there.
+    #[inline]
+    pub(super) fn is_at(&self, peer: &Peer, from: SocketAddr) {
+        if let Some(before) = peer.is_at(from) {
+            self.roaming.moved(peer.number, before, from);
+        }
     }
 
     /// A message from the address of a peer shows why its handshakes fail.
@@ -299,7 +327,7 @@ impl Device {
         let Entry { peer, session: Some(session) } = entry else { return };
         peer.marks.heard(now.ms, what.packets);
         peer.ledger.received(what.bytes);
-        peer.is_at(from);
+        self.is_at(peer, from);
         if session.confirm() {
             self.promote(peer, session, now, out);
         } else if session.initiator && now.ms >= session.born + RECEIVED_OLD {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use subnet::env_file::write_atomically;
+use subnet::wireguard::PublicKey;
 use zeroize::Zeroizing;
 
 use super::identity::Identity;
@@ -71,6 +72,20 @@ impl KeyFiles {
             tracing::warn!("after a reboot this node has another WireGuard key: {why}");
         }
         Ok(identity)
+    }
+
+    /// Puts a new key in the place of the one with this public key, also in the copy, unless somebody has done so. Gives the
+    /// public key that this host has then.
+    ///
+    /// # Errors
+    /// A sentence that names the file and the remedy; the key is then what it was.
+    pub fn renew(&self, former: &PublicKey) -> Result<PublicKey, String> {
+        if read(&self.key)?.is_some_and(|found| found.public() == former) {
+            let identity = Identity::generate().map_err(|why| format!("a new key: {why}"))?;
+            write(&self.key, &identity)?;
+        }
+        // The copy follows.
+        Ok(*self.identity()?.public())
     }
 }
 
@@ -153,6 +168,25 @@ mod tests {
         assert_eq!(files.identity().unwrap(), other);
         fs::remove_file(&files.key).unwrap();
         assert_eq!(files.identity().unwrap(), other, "the copy followed");
+    }
+
+    #[test]
+    fn a_key_is_renewed_in_both_files_and_only_if_it_still_is_the_one_that_is_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(directory.path());
+        fs::create_dir(directory.path().join("lib")).unwrap();
+        let first = *files.identity().unwrap().public();
+        let second = files.renew(&first).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(files.renew(&first).unwrap(), second, "that was done before");
+        for path in [&files.key, files.copy.as_ref().unwrap()] {
+            let text = fs::read_to_string(path).unwrap();
+            assert_eq!(*Identity::from_text(&text).unwrap().public(), second);
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o7777, 0o400);
+        }
+        // What can't be used is not replaced.
+        fs::set_permissions(&files.key, Permissions::from_mode(0o444)).unwrap();
+        assert!(files.renew(&second).unwrap_err().contains("chmod 0400"));
     }
 
     #[test]

@@ -107,12 +107,16 @@ impl Peer {
         known.current = known.configured;
     }
 
-    /// It is there: something came from there that it alone can have sent.
-    pub(super) fn is_at(&self, endpoint: SocketAddr) {
+    /// Whether it is there as far as is known, or should be by its lease.
+    pub(super) fn is_expected_at(&self, endpoint: SocketAddr) -> bool {
+        let known = self.locked_endpoint();
+        known.current == endpoint || known.configured == endpoint
+    }
+
+    /// It is there: something came from there that it alone can have sent. Gives where it was, if that is another place.
+    pub(super) fn is_at(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         let mut known = self.locked_endpoint();
-        if known.current != endpoint {
-            known.current = endpoint;
-        }
+        (known.current != endpoint).then(|| std::mem::replace(&mut known.current, endpoint))
     }
 
     pub(super) fn negotiation(&self) -> MutexGuard<'_, Negotiation> {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use subnet::wireguard::PresharedKey;
 
 use super::answers::Outcome;
+use super::cookie;
 use super::device::{Device, Heard};
 use super::identity::Identity;
-use super::message::{HEADER, Message};
+use super::message::{self, HEADER, Message};
 use super::{Now, Outgoing, PeerSettings, Settings};
 
 const MTU: u16 = 1420;
@@ -378,6 +379,40 @@ fn a_peer_that_moves_is_followed_and_one_that_is_gone_is_not_heard() {
     world.send(0, &packet(5));
     world.settle();
     assert_eq!(world.got(1), [packet(5)]);
+}
+
+#[test]
+fn a_flood_keeps_neither_a_peer_at_its_address_nor_one_that_moved_from_another_session() {
+    for moved in [false, true] {
+        let mut world = World::new();
+        world.send(0, &packet(0));
+        world.settle();
+        if moved {
+            world.nodes[0].at = at(9);
+            world.send(0, &packet(1));
+            world.settle();
+        }
+        world.run(10_000);
+        // From a stranger, and from other ports of the peer's address.
+        let node = &world.nodes[1];
+        let mut initiation = [0x5a; message::INITIATION];
+        initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+        cookie::mac1(node.settings.identity.public(), &mut initiation);
+        let mut out = Vec::new();
+        for port in 1..2_000 {
+            for sender in [at(0).ip(), at(77).ip()] {
+                node.device.handshake(&initiation, SocketAddr::new(sender, port), world.now, &mut out);
+            }
+        }
+        let replies = out.len();
+        assert!((100..=1_000).contains(&replies), "{replies}");
+        let (mut out, node) = (Vec::new(), &world.nodes[0]);
+        node.device.want_session(&node.device.peer(node.peer).unwrap(), world.now, &mut out);
+        world.put(0, out);
+        world.settle();
+        assert_eq!(world.nodes[1].outcomes.last(), Some(&Outcome::Answered), "moved: {moved}");
+        assert_eq!(world.nodes[0].outcomes.last(), Some(&Outcome::Established), "moved: {moved}");
+    }
 }
 
 #[test]

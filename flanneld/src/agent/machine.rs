@@ -276,6 +276,10 @@ impl Machine {
             Event::Told(news) => self.told(news),
             Event::Reconnected => self.reconnected(),
             Event::RulesMoved => self.rules.due(),
+            Event::Reload => {
+                self.rules.due();
+                self.change.reread_key();
+            }
         }
         std::mem::take(&mut self.turn.actions)
     }

@@ -144,6 +144,8 @@ impl Bed {
             )),
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
             ip_forward: true,
+            new_key: false,
+            reload: Arc::default(),
             services: false,
             hooks: Some(hooks.clone()),
             policy_socket: None,

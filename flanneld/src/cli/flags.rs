@@ -147,6 +147,9 @@ pub(super) struct RunFlags {
     /// Take the place of a flanneld that runs with this subnet file: it hands over its tunnels without losing a packet
     #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = FILES)]
     pub(super) take_over: bool,
+    /// Take another WireGuard key where another node has the same and its lease is older (a copied disk)
+    #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = FILES)]
+    pub(super) wireguard_new_key: bool,
     /// CNI configuration to copy for the container runtime once pods can be added, SOURCE:DESTINATION
     #[arg(long, value_name = "FILES", value_parser = check::cni_conf, help_heading = FILES)]
     pub(super) cni_conf: Option<(PathBuf, PathBuf)>,

@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub(crate) allow_extension_commands: bool,
     /// Take the place of an agent that runs with this subnet file.
     pub(crate) take_over: bool,
+    /// Replace a WireGuard key that the node with an older lease has, too.
+    pub(crate) wireguard_new_key: bool,
     /// Whether established flows of pods skip bridge, rules and routing.
     pub(crate) fast_path: fast_path::Mode,
     /// Whether and how network policies are enforced.
@@ -148,6 +150,7 @@ impl Options {
             ip_forward: flags.ip_forward,
             allow_extension_commands: flags.allow_extension_commands,
             take_over: flags.take_over,
+            wireguard_new_key: flags.wireguard_new_key,
             fast_path: flags.fast_path,
             network_policy,
             verbosity: Verbosity::new(flags.v),

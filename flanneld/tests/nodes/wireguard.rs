@@ -149,6 +149,78 @@ fn a_key_file_that_others_can_read_is_refused_with_the_remedy_and_taken_once_it_
 }
 
 #[test]
+fn another_key_file_is_taken_at_a_hangup_and_peers_follow_while_pods_talk() {
+    let mut setup = Setup::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let (pings, before) = (pings(&setup.pods.each_ref()), keys(&setup.site));
+    let pid = setup.members[0].agent.process().id().to_string();
+    let [member, other] = &setup.members;
+    let private = || fs::read_to_string(key_file(member)).unwrap();
+    let hang_up = || member.node.namespace().command("kill").args(["-HUP", &pid]).ok().unwrap();
+    let first = private();
+
+    // What can't be used changes nothing.
+    fs::set_permissions(key_file(member), Permissions::from_mode(0o644)).unwrap();
+    hang_up();
+    member.wait_for_log("the WireGuard key stays what it was");
+    answered(&pings);
+    assert!(member.is_ready() && keys(&setup.site) == before);
+
+    fs::remove_file(key_file(member)).unwrap();
+    hang_up();
+    let kept = |now: &[String]| now.iter().filter(|key| before.contains(key)).count();
+    let changed = || {
+        let now = keys(&setup.site);
+        now.len() == 2 && kept(&now) == 1
+    };
+    member.wait("another key in the lease", changed);
+    answered(&pings);
+    let second = private();
+    assert_ne!(first, second);
+    assert_eq!(fs::metadata(key_file(member)).unwrap().permissions().mode() & 0o777, 0o400);
+    let now = keys(&setup.site);
+
+    // Without another key there is nothing to announce.
+    hang_up();
+    let looks = || member.agent.log().matches("SIGHUP: looking").count();
+    member.wait("the last look", || looks() == 3);
+    answered(&pings);
+    assert_eq!(keys(&setup.site), now);
+    for log in [member.agent.log(), other.agent.log()] {
+        assert!(log.matches("the WireGuard key has changed").count() <= 1, "{log}");
+        assert!(!log.contains(&first) && !log.contains(&second), "a private key is in the log");
+    }
+    setup.wait("readiness", Member::is_ready);
+}
+
+#[test]
+fn of_two_nodes_with_one_key_the_younger_one_takes_another_if_it_may() {
+    let site = Site::new(Kind::Etcd, &config(V4, WIREGUARD));
+    let old = site.join();
+    let copied = fs::read_to_string(key_file(&old)).unwrap();
+    let node = site.fabric.node().unwrap();
+    let file = node.dir().join("wgkey");
+    fs::write(&file, &copied).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o400)).unwrap();
+    let before = keys(&site);
+    let young = site.start(node, &["--wireguard-new-key"]);
+    let settled = || {
+        let now = keys(&site);
+        now.len() == 2 && now[0] != now[1] && now.contains(&before[0])
+    };
+    young.wait("two keys", settled);
+    for member in [&old, &young] {
+        member.wait("readiness", || member.is_ready());
+        assert!(!member.agent.log().contains(&copied), "the private key is in the log");
+    }
+    assert_eq!(fs::read_to_string(key_file(&old)).unwrap(), copied);
+    assert_ne!(fs::read_to_string(&file).unwrap(), copied);
+    young.wait_for_log("this node takes another WireGuard key");
+    let pods = [&old, &young].map(Member::pod_of_all_families);
+    let reached = || pods[0].namespace().reaches(pods[1].address()).unwrap();
+    young.wait("an echo", reached);
+}
+
+#[test]
 fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
     let setup = Setup::new(Kind::Etcd, &config(V4, WIREGUARD));
     let pings = pings(&setup.pods.each_ref());

@@ -3,6 +3,8 @@
 use std::net::UdpSocket;
 use std::sync::atomic::AtomicBool;
 
+use subnet::wireguard::PublicKey;
+
 use super::*;
 
 #[test]
@@ -57,48 +59,101 @@ fn tens_of_thousands_of_random_datagrams_leave_a_tunnel_as_it_is() {
     pair.assert_reaches(1);
 }
 
-#[test]
-fn a_flood_of_initiations_of_a_stranger_leaves_pods_talking_and_peers_with_handshakes() {
-    let mut twins = Twins::new(Family::V4, 1);
-    let near = twins.pods[0].namespace();
-    wait_for("an echo", LIMIT, || near.reaches(twins.to(1)).unwrap()).unwrap();
-    let node = &twins.nodes[1];
-    let target = SocketAddr::new(node.machine.address().into(), PORT);
-    // Valid but for the key of its sender, which nobody knows.
+/// Handshake messages that a node takes note of.
+fn judged(counters: &Counters) -> u64 {
+    [
+        &counters.handshakes,
+        &counters.handshakes_asked,
+        &counters.handshakes_proving,
+        &counters.refused_handshakes,
+        &counters.dropped_handshakes,
+    ]
+    .map(|counter| counter.get())
+    .iter()
+    .sum()
+}
+
+/// Sends these messages from an address of a machine, in turns, as fast as the node judges them, until told to stop. A
+/// faster flood would tell how busy this machine is: what a node can't take in time fills its queue and is lost.
+fn flood(from: &Machine, target: SocketAddr, messages: &[[u8; 148]], counters: &Counters, stop: &AtomicBool) {
+    const AT_ONCE: u64 = 64;
+    let socket =
+        from.namespace().run(|| UdpSocket::bind((IpAddr::from(from.address()), 0))).expect("a socket");
+    let (mut sent, mut waited) = (judged(counters), 0);
+    while !stop.load(Ordering::Relaxed) {
+        if judged(counters) + 4 * AT_ONCE < sent && waited < 1000 {
+            waited += 1;
+            thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        if waited == 1000 {
+            // Some were lost.
+            sent = judged(counters);
+        }
+        waited = 0;
+        for message in messages.iter().cycle().take(AT_ONCE as usize) {
+            let _ = socket.send_to(message, target);
+        }
+        sent += AT_ONCE;
+    }
+}
+
+/// Initiations for the node with this key that cost it something: valid but for the key of their sender, which nobody
+/// knows; and with a second code, which is wrong.
+fn initiations(key: &PublicKey) -> [[u8; 148]; 2] {
     let stranger = Arc::new(Identity::generate().unwrap());
     let device = backends::wg::device::Device::new(Arc::clone(&stranger), 1420);
-    let peer = PeerSettings { key: *node.settings.identity.public(), endpoint: target, allowed: Vec::new() };
+    let nowhere = SocketAddr::from(([192, 0, 2, 1], PORT));
+    let peer = PeerSettings { key: *key, endpoint: nowhere, allowed: Vec::new() };
     let settings = Settings { identity: stranger, psk: None, keepalive: 1, peers: vec![peer] };
     let now = |ms| backends::wg::Now { ms, unix: Duration::from_secs(1_700_000_000 + ms) };
     let mut out = Vec::new();
     device.configure(&settings, 1420, now(1), &mut out);
     device.tick(now(10_000), &mut out);
-    let initiation = out.pop().unwrap().bytes;
-    assert_eq!(initiation.len(), 148);
-    let stranger = twins.fabric.node().unwrap();
+    let initiation = out.pop().unwrap().bytes.try_into().unwrap();
+    [initiation, backends::wg::cookie::initiation_of_a_stranger(key)]
+}
+
+/// While a node is flooded from a machine's address, pods go on talking, and the other node gets a new session after a restart.
+fn assert_a_flood_changes_nothing(from: impl Fn(&Twins) -> Arc<Machine>) {
+    let mut twins = Twins::new(Family::V4, 1);
+    let far = twins.to(1);
+    wait_for("an echo", LIMIT, || twins.pods[0].namespace().reaches(far).unwrap()).unwrap();
+    let (from, counters) = (from(&twins), twins.nodes[1].counters());
+    let target = SocketAddr::new(twins.nodes[1].machine.address().into(), PORT);
+    let messages = initiations(twins.nodes[1].settings.identity.public());
     let stop = AtomicBool::new(false);
-    let counters = node.counters();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            stranger.namespace().run(|| {
-                let socket = UdpSocket::bind((IpAddr::from(stranger.address()), 0)).unwrap();
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = socket.send_to(&initiation, target);
-                }
-            });
-        });
-        let flooded = || counters.dropped_handshakes.get() > 1_000;
-        let outcome = wait_for("the flood", LIMIT, flooded).and_then(|()| {
-            wait_for("echoes beside it", LIMIT, || near.reaches(twins.pods[1].address()).unwrap())
-        });
+        scope.spawn(|| flood(&from, target, &messages, &counters, &stop));
+        let before = judged(&counters);
+        let mut steps = || -> anyhow::Result<()> {
+            let near = twins.pods[0].namespace();
+            // More than any budget lets through in one moment.
+            wait_for("the flood", LIMIT, || judged(&counters) > before + 1_000)?;
+            wait_for("echoes beside it", LIMIT, || near.reaches(far).unwrap())?;
+            let handshakes = counters.handshakes.get();
+            twins.nodes[0].restart();
+            let near = twins.pods[0].namespace();
+            wait_for("an echo by a new session", LIMIT, || near.reaches(far).unwrap())?;
+            anyhow::ensure!(counters.handshakes.get() > handshakes, "there was no other handshake");
+            Ok(())
+        };
+        let outcome = steps();
         stop.store(true, Ordering::Relaxed);
         if let Err(error) = outcome {
             panic!("{error}: {counters}");
         }
     });
     assert!(counters.handshakes_asked.get() > 0, "{counters}");
-    // A new handshake of a peer is not kept out.
-    twins.nodes[0].restart();
-    let near = twins.pods[0].namespace();
-    wait_for("an echo after a restart", LIMIT, || near.reaches(twins.pods[1].address()).unwrap()).unwrap();
+    assert!(counters.dropped_handshakes.get() + counters.refused_handshakes.get() > 0, "{counters}");
+}
+
+#[test]
+fn a_flood_of_initiations_of_a_stranger_leaves_pods_talking_and_peers_with_handshakes() {
+    assert_a_flood_changes_nothing(|twins| Arc::new(twins.fabric.node().unwrap()));
+}
+
+#[test]
+fn a_flood_of_initiations_from_a_peers_address_leaves_even_that_peer_with_its_handshakes() {
+    assert_a_flood_changes_nothing(|twins| Arc::clone(&twins.nodes[0].machine));
 }

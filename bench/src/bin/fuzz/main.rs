@@ -7,6 +7,7 @@ mod egress;
 mod ingress;
 mod model;
 mod packets;
+mod sessions;
 mod wireguard;
 
 use std::panic::catch_unwind;
@@ -27,9 +28,12 @@ struct Args {
     /// How many cases.
     #[arg(long)]
     cases: Option<u64>,
-    /// Only WireGuard: its messages and its window.
+    /// Only WireGuard: its messages, its sessions and its window.
     #[arg(long)]
     wireguard: bool,
+    /// How many messages the sessions of a case get; with many, fewer handshakes are needed for as many messages.
+    #[arg(long, default_value_t = 1_000)]
+    messages: usize,
     /// The number of the first case; another one each time by default.
     #[arg(long)]
     seed: Option<u64>,
@@ -50,13 +54,21 @@ struct Fed {
     merged: u64,
 }
 
+/// What a case has.
+#[derive(Clone, Copy)]
+struct Size {
+    only_wireguard: bool,
+    messages: usize,
+}
+
 /// One case of each, or of WireGuard alone.
-fn case(seed: u64, only_wireguard: bool, fed: &mut Fed) {
+fn case(seed: u64, size: Size, fed: &mut Fed) {
     fed.cases += 1;
     let (inputs, taken) = wireguard::case(seed);
-    fed.wireguard += inputs;
-    if only_wireguard {
-        fed.taken += taken;
+    fed.wireguard += inputs + size.messages as u64;
+    let of_sessions = sessions::case(seed, size.messages);
+    if size.only_wireguard {
+        fed.taken += taken + of_sessions;
         return;
     }
     let (packets, taken) = egress::case(seed);
@@ -69,7 +81,7 @@ fn case(seed: u64, only_wireguard: bool, fed: &mut Fed) {
 }
 
 /// Cases from this one on; the number of the one that fails.
-fn run(first: u64, cases: u64, until: Option<Instant>, only_wireguard: bool) -> Result<Fed, u64> {
+fn run(first: u64, cases: u64, until: Option<Instant>, size: Size) -> Result<Fed, u64> {
     let mut fed = Fed::default();
     let mut told = Instant::now();
     for seed in (0..cases).map(|number| first.wrapping_add(number)) {
@@ -78,7 +90,7 @@ fn run(first: u64, cases: u64, until: Option<Instant>, only_wireguard: bool) -> 
         }
         let mut next = fed;
         fed = catch_unwind(move || {
-            case(seed, only_wireguard, &mut next);
+            case(seed, size, &mut next);
             next
         })
         .map_err(|_| seed)?;
@@ -97,14 +109,15 @@ fn main() -> ExitCode {
     let until = args.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let cases = args.cases.unwrap_or(if until.is_some() { u64::MAX } else { 10_000 });
     println!("first case: --seed {seed}");
-    match run(seed, cases, until, args.wireguard) {
+    let size = Size { only_wireguard: args.wireguard, messages: args.messages };
+    match run(seed, cases, until, size) {
         Ok(fed) => {
             println!("nothing found: {fed:?}");
             ExitCode::SUCCESS
         }
         Err(seed) => {
             let only = if args.wireguard { " --wireguard" } else { "" };
-            eprintln!("found: --seed {seed} --cases 1{only}");
+            eprintln!("found: --seed {seed} --cases 1{only} --messages {}", args.messages);
             ExitCode::FAILURE
         }
     }
@@ -116,9 +129,9 @@ mod tests {
 
     #[test]
     fn a_short_run_finds_nothing_and_reaches_everything() {
-        let alone = run(1, 20, None, true).unwrap();
+        let alone = run(1, 20, None, Size { only_wireguard: true, messages: 1_000 }).unwrap();
         assert!(alone.taken > 10_000 && alone.egress == 0, "{alone:?}");
-        let fed = run(1, 200, None, false).unwrap();
+        let fed = run(1, 200, None, Size { only_wireguard: false, messages: 100 }).unwrap();
         assert!(fed.merged > 1000 && fed.taken > 10_000 && fed.taken < fed.egress + fed.ingress, "{fed:?}");
     }
 }

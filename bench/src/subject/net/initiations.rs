@@ -1,7 +1,8 @@
-//! Handshake initiations of a stranger at a steady pace, each with a right first code, to an agent that encrypts in its process.
+//! Handshake initiations at a steady pace to an agent that encrypts in its process, each with a right first code and a second one
+//! that is wrong, so that it takes the most to find out.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,6 +14,8 @@ use backends::wg::identity::Identity;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
 
+use subnet::Family;
+
 use super::bed::Pair;
 
 /// Initiations a second.
@@ -22,6 +25,35 @@ const AT_ONCE: u32 = 50;
 /// Where WireGuard listens.
 const PORT: u16 = 51_820;
 
+/// From whose address they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Nobody's who is known to the node.
+    Stranger,
+    /// That of the near node, which is a peer.
+    Peer,
+}
+
+impl Origin {
+    fn address(self, pair: &Pair) -> anyhow::Result<IpAddr> {
+        let [near, far] = pair.underlay();
+        if self == Self::Peer {
+            return Ok(near);
+        }
+        let (address, bits): (IpAddr, _) = match pair.family() {
+            Family::V4 => ([198, 51, 100, 7].into(), 32),
+            Family::V6 => (Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7).into(), 128),
+        };
+        // The far node sends its answers back, as it would to any host.
+        pair.near.node.namespace().ip(&format!("addr replace {address}/{bits} dev lo"))?;
+        pair.far
+            .node
+            .namespace()
+            .ip(&format!("route replace {address}/{bits} via {near} dev eth0 src {far}"))?;
+        Ok(address)
+    }
+}
+
 /// The flood under way; it ends on drop.
 pub(crate) struct Initiations {
     stop: Arc<AtomicBool>,
@@ -30,13 +62,13 @@ pub(crate) struct Initiations {
 }
 
 impl Initiations {
-    /// Has the near node send them to the far one. They come from a peer's address, for the filter of the tunnel's port drops all others.
-    pub(crate) fn start(pair: &Pair) -> anyhow::Result<Self> {
+    /// Has the near node send them to the far one.
+    pub(crate) fn start(pair: &Pair, origin: Origin) -> anyhow::Result<Self> {
         let key =
             std::fs::read_to_string(pair.far.node.dir().join("wgkey")).context("the far node has no key")?;
         let key = Identity::from_text(&key).map_err(|_| anyhow!("the far node's key can't be read"))?;
         let message = initiation_of_a_stranger(key.public());
-        let [from, to] = pair.underlay();
+        let ([_, to], from) = (pair.underlay(), origin.address(pair)?);
         let socket = pair.near.node.namespace().run(|| UdpSocket::bind(SocketAddr::new(from, 0)));
         let socket = socket.context("no socket to send from")?;
         socket.connect(SocketAddr::new(to, PORT))?;

@@ -1,14 +1,15 @@
 //! Takes one measurement of one pair, and proves that the traffic went where it should.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
+use bench::process::cpu_time;
 
 use super::bed::Pair;
 use super::cost::{Cost, Meter};
 use super::flow::{Flow, Pace};
-use super::initiations::Initiations;
+use super::initiations::{Initiations, Origin};
 use super::iperf::{self, Load, Stream};
 use super::plan::{Place, Step, Subject};
 use super::results::{Quantity, Value};
@@ -59,7 +60,8 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
             Ok(values)
         }
         Subject::Fair => fair(pair, time),
-        Subject::Initiations => initiations(pair, place, time),
+        Subject::Initiations => initiations(pair, place, time, Origin::Stranger),
+        Subject::PeerInitiations => initiations(pair, place, time, Origin::Peer),
         Subject::Soak => soak(pair, place),
     }
 }
@@ -89,15 +91,26 @@ fn tcp(pair: &mut Pair, place: Place, time: Duration, args: &[&str]) -> anyhow::
     ])
 }
 
-/// TCP without and then with a flood of handshake initiations.
-fn initiations(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
+/// TCP without and then with a flood of handshake initiations, and what that alone takes of the flooded agent's CPU.
+fn initiations(pair: &mut Pair, place: Place, time: Duration, origin: Origin) -> anyhow::Result<Vec<Value>> {
+    let flooded = pair.far.agent.as_mut().context("no agent")?.process().id();
+    let pair: &Pair = pair;
     let rate = || anyhow::Ok(iperf::run(pair.ends(place), time / 2, &["-P1"])?.forward()?.rate);
     let alone = rate()?;
-    let flood = Initiations::start(pair)?;
+    let flood = Initiations::start(pair, origin)?;
     thread::sleep(WARM);
-    let beside = rate()?;
+    let beside = rate();
+    let (before, start) = (cpu_time(flooded)?, Instant::now());
+    thread::sleep(time / 4);
+    let busy = (cpu_time(flooded)? - before).as_secs_f64() / start.elapsed().as_secs_f64();
     let sent = flood.finish()?;
-    Ok(vec![Quantity::Rate.of(beside), Quantity::Kept.of(beside / alone), Quantity::Offered.of(sent / 1e3)])
+    let beside = beside.with_context(|| format!("the flood takes {:.0} % of a CPU", busy * 100.0))?;
+    Ok(vec![
+        Quantity::Rate.of(beside),
+        Quantity::Kept.of(beside / alone),
+        Quantity::Offered.of(sent / 1e3),
+        Quantity::Busy.of(busy * 100.0),
+    ])
 }
 
 fn per_gb(cost: Cost, stream: Stream) -> Cost {

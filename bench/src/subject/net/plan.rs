@@ -31,8 +31,10 @@ pub(crate) enum Subject {
     Loaded,
     /// Another pod's ping beside a flood of small datagrams.
     Fair,
-    /// TCP, one stream, beside 100,000 handshake initiations a second; of wireguard, only where it is named.
+    /// TCP, one stream, beside 100,000 handshake initiations of a stranger a second; of wireguard, only where it is named.
     Initiations,
+    /// The same from the address of a peer.
+    PeerInitiations,
     /// 10 GB and ten million datagrams, every byte compared; only where it is named.
     Soak,
 }
@@ -57,7 +59,7 @@ impl Step {
     /// Whether there is such a thing: the bare underlay has no routes to pods.
     pub(crate) fn suits(self, way: PacketPath) -> bool {
         match self.subject {
-            Subject::Initiations => way == PacketPath::Wireguard,
+            Subject::Initiations | Subject::PeerInitiations => way == PacketPath::Wireguard,
             _ => way != PacketPath::Bare || self.place == Place::Host,
         }
     }
@@ -99,7 +101,8 @@ impl fmt::Display for Step {
             Subject::Light => "round trip, light load",
             Subject::Loaded => "round trip, heavy load",
             Subject::Fair => "beside a 64 B flood",
-            Subject::Initiations => "TCP 1 stream beside initiations",
+            Subject::Initiations => "TCP 1 stream beside initiations of a stranger",
+            Subject::PeerInitiations => "TCP 1 stream beside initiations from a peer's address",
             Subject::Soak => "every byte compared",
         })
     }
@@ -107,13 +110,31 @@ impl fmt::Display for Step {
 
 /// The measurements of one round, in their order.
 pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
-    use Subject::{Awake, Duplex, Fair, Idle, Initiations, Light, Loaded, Soak, Tcp1, Tcp4, Udp64, Wire};
+    use Subject::{
+        Awake, Duplex, Fair, Idle, Initiations, Light, Loaded, PeerInitiations, Soak, Tcp1, Tcp4, Udp64, Wire,
+    };
     let (pods, hosts): (&[Subject], &[Subject]) = if quick && only.is_empty() {
         (&[Tcp1, Udp64, Idle, Awake, Light], &[Tcp1])
     } else if only.contains(&Soak) {
         (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Soak], &[Soak])
-    } else if only.contains(&Initiations) {
-        (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Initiations], &[])
+    } else if only.contains(&Initiations) || only.contains(&PeerInitiations) {
+        (
+            &[
+                Tcp1,
+                Tcp4,
+                Duplex,
+                Wire,
+                Udp64,
+                Idle,
+                Awake,
+                Light,
+                Loaded,
+                Fair,
+                Initiations,
+                PeerInitiations,
+            ],
+            &[],
+        )
     } else {
         (
             &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair],

@@ -25,6 +25,7 @@ pub(crate) enum Quantity {
     Corrupt,
     ChecksumErrors,
     Kept,
+    Busy,
 }
 
 /// A measured value.
@@ -58,6 +59,7 @@ impl Quantity {
             Self::Corrupt => (", corrupt", ""),
             Self::ChecksumErrors => (", wrong checksums", ""),
             Self::Kept => (", share that is kept", ""),
+            Self::Busy => (", CPU of the flood alone", "%"),
         }
     }
 
@@ -74,6 +76,7 @@ impl Quantity {
                 | Self::Corrupt
                 | Self::ChecksumErrors
                 | Self::Kept
+                | Self::Busy
         )
     }
 }
@@ -105,7 +108,8 @@ fn ratio_limit(step: Step, quantity: Quantity) -> Limit {
 /// What udp has to keep to by itself.
 fn limit(step: Step, quantity: Quantity) -> Limit {
     match (step.subject, quantity) {
-        (Subject::Initiations, Quantity::Kept) => Limit::AtLeast(0.8),
+        (Subject::Initiations | Subject::PeerInitiations, Quantity::Kept) => Limit::AtLeast(0.8),
+        (Subject::Initiations | Subject::PeerInitiations, Quantity::Busy) => Limit::Median(10.0),
         (Subject::Fair, Quantity::Lost) => Limit::Median(1.0),
         (Subject::Udp64 | Subject::Soak, Quantity::Disordered)
         | (Subject::Soak, Quantity::Corrupt | Quantity::ChecksumErrors) => Limit::Each(0.0),
@@ -135,7 +139,8 @@ impl Results {
             let (suffix, unit) = quantity.name();
             let what = format!("{step}{suffix}");
             for (&way, rounds) in paths {
-                let judged = way == PacketPath::Udp || step.subject == Subject::Initiations;
+                let floods = [Subject::Initiations, Subject::PeerInitiations];
+                let judged = way == PacketPath::Udp || floods.contains(&step.subject);
                 let limit = if judged { limit(step, quantity) } else { Limit::None };
                 let rounds = rounds.values().copied().collect();
                 figures.push(Figure { rounds, ..Figure::new(format!("{what}: {way}"), unit, limit) });

@@ -16,6 +16,7 @@ use backends::kernel::is_tunnel_name;
 use backends::{ActiveBackends, KernelError, Report};
 use ipnet::IpNet;
 use subnet::saved::Saved;
+use subnet::wireguard::PublicKey;
 use subnet::{Family, NetworkConfig, Subnets};
 use tokio::time::Instant;
 
@@ -62,6 +63,8 @@ pub(super) struct Change {
     beside: BTreeSet<Subnets>,
     /// The lease has to be taken again: the network is another one.
     pub(super) reclaim: bool,
+    /// The file with WireGuard's key may have another one than is in force.
+    reread_key: bool,
 }
 
 /// What a node found at its restart.
@@ -126,6 +129,11 @@ impl Change {
             (state, Some(candidate)) => *state = ConfigState::Candidate(candidate),
             (state, None) => *state = ConfigState::Steady,
         }
+    }
+
+    /// Has WireGuard's key read again, with the next turn in which nothing else is tried.
+    pub(super) fn reread_key(&mut self) {
+        self.reread_key = true;
     }
 
     /// The configuration that is to be tried next.
@@ -200,10 +208,29 @@ impl Machine {
     /// Tries the configuration that was read last, if it is not the one in force.
     pub(super) fn try_candidate(&mut self) {
         let free = self.change.hold.is_none();
-        let Some(next) = self.change.candidate().filter(|_| free).cloned() else { return };
+        let Some(next) = self.change.candidate().filter(|_| free).cloned() else {
+            return self.try_key();
+        };
         match self.ready_for(&next) {
             Ok(active) => self.begin(next, active),
             Err(why) => self.refuse(why),
+        }
+    }
+
+    /// Tries the key that is in WireGuard's file by now, if it is not the one in force.
+    fn try_key(&mut self) {
+        if self.change.is_trial() || !std::mem::take(&mut self.change.reread_key) {
+            return;
+        }
+        let keys: BTreeSet<PublicKey> = self.force.active.identities().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let network = self.force.network.clone();
+        match self.ready_for(&network) {
+            Ok(active) if active.identities().collect::<BTreeSet<_>>() == keys => {}
+            Ok(active) => self.begin(network, active),
+            Err(why) => tracing::error!("the WireGuard key stays what it was: {why}"),
         }
     }
 
@@ -242,8 +269,11 @@ impl Machine {
     }
 
     fn begin(&mut self, next: NetworkConfig, active: ActiveBackends) {
-        let changes = self.force.network.changes(&next).join(", ");
-        tracing::info!(network = %next.networks(), backend = active.current().words(), "the configuration has changed: {changes}");
+        let what = match self.force.network.changes(&next).as_slice() {
+            [] => "the WireGuard key has changed".to_owned(),
+            changes => format!("the configuration has changed: {}", changes.join(", ")),
+        };
+        tracing::info!(network = %next.networks(), backend = active.current().words(), "{what}");
         if self.force.active.extension().is_some() && active.extension().is_none() {
             self.status.health.forget(extension::CONDITION);
         }

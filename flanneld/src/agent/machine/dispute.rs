@@ -40,10 +40,10 @@ impl Disputes {
     }
 }
 
-/// What to do about another lease with a MAC of ours.
+/// What to do about another lease with a MAC or a key of ours.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    /// That one was there first: take another MAC.
+pub(super) enum Answer {
+    /// That one was there first: take another MAC, or another key.
     Renounce,
     /// This one was: write it again, so that peers see which of the two is living.
     Assert,
@@ -51,7 +51,7 @@ enum Answer {
     Nothing,
 }
 
-fn answer(own: &Lease, rival: &Lease) -> Answer {
+pub(super) fn answer(own: &Lease, rival: &Lease) -> Answer {
     if (rival.created, rival.subnets) < (own.created, own.subnets) {
         Answer::Renounce
     } else if rival.written >= own.written {

@@ -14,6 +14,7 @@ use backends::{Change, FirewallError, FirewallReport, KernelError, KernelState, 
 use backends::{Report, Scope, Settled, Traffic, TunnelFilter};
 use ipnet::IpNet;
 use subnet::env_file::SubnetEnv;
+use subnet::wireguard::PublicKey;
 use subnet::{Family, Known, Lease, Loss, Tenure};
 use tokio::time::Instant;
 
@@ -81,6 +82,8 @@ pub(in crate::agent) enum Event {
     Reconnected,
     /// Traffic rules that concern us were changed by another program.
     RulesMoved,
+    /// The operator wants the host and the WireGuard key looked at again, or the key was replaced.
+    Reload,
 }
 
 /// Something to do. Of the actions of one event at most the last one is answered with another event.
@@ -136,6 +139,8 @@ pub(in crate::agent) enum Action {
     AnnounceReady,
     /// Tell the store's client that this host has another address.
     Readdressed,
+    /// Replace the WireGuard key with this public key: [`Event::Reload`], later.
+    RenewKey(PublicKey),
     /// Take another turn soon.
     Wake,
     /// Give memory back to the operating system.

@@ -14,7 +14,7 @@ use subnet::{Family, Lease, Leases, Subnets};
 use tokio::time::Instant;
 
 use super::underlay::node;
-use super::{Action, Machine};
+use super::{Action, Machine, dispute};
 use crate::agent::cause::Cause;
 use crate::agent::{RESYNC, condition};
 use crate::fast_path;
@@ -230,8 +230,9 @@ impl Machine {
         others.filter_map(sentence).take(MAX_NAMESAKES).collect()
     }
 
-    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both.
-    fn compare_keys(&self, all: &Leases) {
+    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both. The
+    /// younger of the two takes another key if it may.
+    fn compare_keys(&mut self, all: &Leases) {
         let keys: BTreeSet<PublicKey> = self.force.active.identities().collect();
         let Some(lease) = self.own.lease().filter(|_| !keys.is_empty()) else {
             return self.status.health.forget(condition::WIREGUARD_KEY);
@@ -243,14 +244,19 @@ impl Machine {
                 && !other.subnets.iter().any(|subnet| self.ownership.held.contains(&subnet))
                 && Family::BOTH.into_iter().any(same)
         };
-        let why = all.leases.values().find(other).map(|other| {
+        let other = all.leases.values().find(other);
+        let why = other.map(|other| {
             format!(
                 "the node {other} announces this node's WireGuard key: two nodes have the same key file (a copied \
                  disk?); remove it on one of them (wgkey in /run/flannel and /var/lib/flannel, or \
-                 WIREGUARD_KEY_FILE) and restart flanneld there"
+                 WIREGUARD_KEY_FILE) and restart flanneld there, or give it --wireguard-new-key"
             )
         });
+        let give_way = other.is_some_and(|other| dispute::answer(lease, other) == dispute::Answer::Renounce);
         self.status.health.set(condition::WIREGUARD_KEY, why.map_or(Ok(()), Err));
+        if give_way && self.settings.new_key {
+            keys.into_iter().for_each(|key| self.act(Action::RenewKey(key)));
+        }
     }
 
     /// The peers, each with the way to it. ActiveBackends that no peer needs any more are given up.

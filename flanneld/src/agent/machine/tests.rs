@@ -80,6 +80,8 @@ impl World {
             cni_conf: None,
             traffic: TrafficSettings { masquerade: true, fully_random: true, forward: true },
             ip_forward: false,
+            new_key: false,
+            reload: Arc::default(),
             services: false,
             hooks: None,
             policy_socket: None,
@@ -189,6 +191,7 @@ impl World {
             Action::AnnounceReady if std::mem::replace(&mut self.announced, true) => return None,
             Action::AnnounceReady => return note(seen, "announce ready"),
             Action::Readdressed => return note(seen, "readdressed"),
+            Action::RenewKey(_) => return note(seen, "renew key"),
             Action::Wake => return note(seen, "wake"),
             Action::GiveMemoryBack => return note(seen, "give memory back"),
         })
