@@ -153,6 +153,7 @@ impl Splitter {
                         let is_aside = is_next(&self.item, aside);
                         if is_aside || is_next(&self.item, dropped) {
                             self.item.extend_from_slice(b"null");
+                            self.aside.reserve(if is_aside { DEFAULT_CAPACITY } else { 0 });
                             self.leaving_out = Some(LeavingOut { depth: self.depth, aside: is_aside });
                         }
                     }
