@@ -60,7 +60,6 @@ fn allocate(
         Former::Nothing => Vec::new(),
         Former::Possible => store.addresses_of(attachment),
     };
-    let mut taken = store.addresses();
     let mut requested = config.requested.clone();
     let mut ips = Vec::new();
     for (index, set) in config.sets.iter().enumerate() {
@@ -79,7 +78,7 @@ fn allocate(
                         "{double} has been allocated to {container}, duplicate allocation is not allowed"
                     )));
                 }
-                reserve_free(config, store, attachment, index, &mut taken).map_err(failed)?
+                reserve_free(config, store, attachment, index).map_err(failed)?
             }
         };
         reserved.push(address);
@@ -113,19 +112,24 @@ fn reserve_wish(
 }
 
 /// Reserves the next free address of a set; if there is none, after those of pods that are gone are given back.
+///
+/// Addresses are handed out in turn, so the one after the last is nearly always free. The directory is read only if it is not.
 fn reserve_free<'a>(
     config: &'a HostLocalConfig,
     store: &Store,
     attachment: &Attachment,
     index: usize,
-    taken: &mut Vec<IpAddr>,
 ) -> Result<(IpAddr, &'a Range), String> {
     let set = &config.sets[index];
     let last = store.last_reserved(index);
-    let mut free = set.free(last, taken);
+    if let Some((address, range)) = set.free(last, &[])
+        && store.reserve(address, attachment, index)?
+    {
+        return Ok((address, range));
+    }
+    let mut free = set.free(last, &store.addresses());
     if free.is_none() && release_leaks(config, store) {
-        *taken = store.addresses();
-        free = set.free(last, taken);
+        free = set.free(last, &store.addresses());
     }
     let (address, range) =
         free.ok_or_else(|| format!("no IP addresses available in range set: {}", set.text()))?;

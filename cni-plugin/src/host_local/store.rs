@@ -1,6 +1,7 @@
 //! The reservations on disk, in the form of the original: in `<dataDir>/<network>` a file per address, and the lock.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -136,11 +137,11 @@ impl Store {
         Ok(Self { directory, _lock: lock })
     }
 
-    /// The files of reserved addresses, sorted by these.
-    fn files(&self) -> Vec<(IpAddr, PathBuf)> {
+    /// The names of the files of reserved addresses, sorted by these.
+    fn files(&self) -> Vec<(IpAddr, OsString)> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let named = |entry: fs::DirEntry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path()));
-        let mut files: Vec<_> = entries.filter_map(named).collect();
+        let named = |name: OsString| Some((name.to_str()?.parse().ok()?, name));
+        let mut files: Vec<_> = entries.filter_map(|entry| named(entry.file_name())).collect();
         files.sort();
         files
     }
@@ -152,7 +153,8 @@ impl Store {
 
     /// All reservations, in the order of their addresses.
     pub(crate) fn reservations(&self) -> Vec<Reservation> {
-        self.files().into_iter().map(|(address, path)| Reservation::read(address, path)).collect()
+        let read = |(address, name)| Reservation::read(address, self.directory.join::<OsString>(name));
+        self.files().into_iter().map(read).collect()
     }
 
     fn path(&self, address: IpAddr) -> PathBuf {

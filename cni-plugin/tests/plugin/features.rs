@@ -74,7 +74,7 @@ fn a_port_has_one_queue_and_no_address_that_nobody_could_reach() {
 }
 
 #[test]
-fn reservations_of_other_pods_are_not_opened() {
+fn reservations_of_other_pods_are_neither_opened_nor_listed() {
     let one = One::new(&format!("{V4}{V6}"));
     let network = one.node.network("n", "1.0.0", json!({}));
     let others: Vec<_> = (0..3).map(|_| Namespace::new()).collect();
@@ -93,6 +93,7 @@ fn reservations_of_other_pods_are_not_opened() {
         let addresses: Vec<_> = opened.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect();
         let own: &[&str] = if verb == "ADD" { &[] } else { &["10.1.17.5", "fc00::5"] };
         assert_eq!(addresses, own, "{verb}: {log}");
+        assert!(!log.contains("O_DIRECTORY"), "{verb}: {log}");
     }
     assert_eq!(one.node.reserved("n").len(), 6);
 }
