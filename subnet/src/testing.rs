@@ -219,6 +219,13 @@ impl ApiServer {
         self.change(|objects| objects.remove_from(Resource::Policies, &format!("{namespace}/{name}")));
     }
 
+    /// Creates a Service with these addresses, or replaces the one with the same name.
+    pub fn put_service(&self, namespace: &str, name: &str, addresses: &[&str]) {
+        let spec = json!({"clusterIP": addresses.first(), "clusterIPs": addresses});
+        let service = json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
+        self.change(|objects| objects.put_in(Resource::Services, service));
+    }
+
     /// The version of the last change.
     pub fn version(&self) -> u64 {
         self.objects().version()

@@ -317,6 +317,20 @@ fn a_connection_is_explained_and_pods_are_listed_by_the_agent() {
     assert!(text.contains("a pod and its own node always reach each other"), "{text}");
     let text = explained("192.0.2.77", "shop/new-1:80");
     assert!(text.contains("from an ipBlock with 192.0.2.77"), "{text}");
+    // A Service is known by its address, and so is a pod of another node.
+    site.cluster.api.put_service("shop", "web", &["10.96.0.10", "fd96::10"]);
+    site.cluster.api.put_pod_object(json!({
+        "metadata": {"namespace": "shop", "name": "remote", "uid": "remote", "labels": {"app": "friend"}},
+        "spec": {"nodeName": "elsewhere"},
+        "status": {"phase": "Running", "podIP": "10.244.9.7"},
+    }));
+    let text = explained("shop/new-1", "10.96.0.10:80");
+    assert!(text.contains("policies see the endpoint that shop/web leads to"), "{text}");
+    let text = explained("shop/new-1", "10.244.9.7:80");
+    assert!(
+        text.contains("shop/remote (10.244.9.7, node elsewhere)") && text.contains("verdict  allowed"),
+        "{text}"
+    );
     let (_, text) = flanneld_policy(&member, &["list", "shop/new-1"]);
     assert_eq!(
         text,

@@ -1,7 +1,7 @@
 //! Network policies with real agents and real packets: pods of one node and of two.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,11 +44,16 @@ fn policy(from: &[&str]) -> Value {
 }
 
 impl Shop {
+    /// Only the first node's agent enforces policies.
     fn new(mode: &str) -> Self {
+        Self::with(&[mode], &[])
+    }
+
+    fn with(args_a: &[&str], args_b: &[&str]) -> Self {
         let cluster = Kubernetes::new();
         cluster.api.put_namespace("shop", &[]);
-        let a = cluster.join_with("10.244.1.0/24", &[mode]);
-        let b = cluster.join_with("10.244.2.0/24", &[]);
+        let a = cluster.join_with("10.244.1.0/24", args_a);
+        let b = cluster.join_with("10.244.2.0/24", args_b);
         let (web, near, far) = (pod_at(&a, 2), pod_at(&a, 3), pod_at(&b, 2));
         let listener = web.namespace().run(|| TcpListener::bind(("0.0.0.0", PORT)).unwrap());
         let shop = Self { cluster, a, b, web, near, far, listener };
@@ -78,8 +83,24 @@ impl Shop {
     }
 
     fn dial(&self, from: &Pod, within: Duration) -> Option<TcpStream> {
-        let server = self.server();
-        from.namespace().run(|| TcpStream::connect_timeout(&server, within)).ok()
+        dial(from, self.server(), within)
+    }
+
+    /// Whether a datagram from a port that was not used before comes to `web`.
+    fn hears(&self, web: &UdpSocket, from: &Pod) -> bool {
+        let sender = from.namespace().run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+        sender.send_to(b"?", self.server()).unwrap();
+        let expected = SocketAddr::from((from.address(), sender.local_addr().unwrap().port()));
+        let deadline = Instant::now() + ANSWER;
+        while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            web.set_read_timeout(Some(left)).unwrap();
+            // A timeout, or a signal: the deadline decides.
+            if web.recv_from(&mut [0]).is_ok_and(|(_, sender)| sender == expected) {
+                return true;
+            }
+        }
+        false
     }
 
     /// A connection with its server's end.
@@ -104,6 +125,10 @@ impl Shop {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
         line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
     }
+}
+
+fn dial(from: &Pod, server: SocketAddr, within: Duration) -> Option<TcpStream> {
+    from.namespace().run(|| TcpStream::connect_timeout(&server, within)).ok()
 }
 
 /// Sends a byte and waits for it at the other end.
@@ -131,6 +156,57 @@ fn a_policy_is_applied_changed_and_removed_between_pods_of_one_node_and_of_two()
     shop.cluster.api.delete_policy("shop", "web");
     shop.a.wait("all are let in", || shop.connects(&shop.near) && shop.connects(&shop.far));
     shop.a.wait("the end of the tables", || !shop.ruleset().contains("flannel-policy"));
+}
+
+#[test]
+fn what_goes_from_one_node_to_another_has_to_be_allowed_by_the_policies_of_both_ends() {
+    let on = ["--network-policy=on"];
+    let shop = Shop::with(&on, &on);
+    let web = shop.web.namespace().run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    let leaving = |to: Value| json!({"podSelector": {"matchLabels": {"app": "far"}}, "policyTypes": ["Egress"], "egress": to});
+    let to_web = json!({"podSelector": {"matchLabels": {"app": "web"}}});
+
+    // The sender's node alone refuses: the receiver has no policy.
+    shop.put("far", leaving(json!([])));
+    shop.b.wait("nothing leaves", || !shop.connects(&shop.far));
+    assert!(!shop.hears(&web, &shop.far) && shop.hears(&web, &shop.near) && shop.connects(&shop.near));
+    let tcp = json!([{"to": [to_web], "ports": [{"protocol": "TCP", "port": PORT}]}]);
+    shop.put("far", leaving(tcp));
+    shop.b.wait("TCP leaves", || shop.connects(&shop.far));
+    assert!(!shop.hears(&web, &shop.far), "UDP was not allowed");
+    shop.put("far", leaving(json!([{"to": [to_web]}])));
+    shop.b.wait("UDP leaves", || shop.hears(&web, &shop.far));
+
+    // The receiver's node alone refuses.
+    shop.put("web", policy(&["near"]));
+    shop.a.wait("the other node's pod is kept out", || !shop.connects(&shop.far));
+    assert!(!shop.hears(&web, &shop.far) && shop.hears(&web, &shop.near) && shop.connects(&shop.near));
+    shop.put("web", policy(&["far"]));
+    shop.a.wait("the other node's pod is let in", || shop.connects(&shop.far) && shop.hears(&web, &shop.far));
+    assert!(!shop.hears(&web, &shop.near) && !shop.connects(&shop.near));
+
+    // Through a Service of the sender's node. Policies see the endpoint's address, and never the Service's.
+    let service: SocketAddr = ([10, 96, 0, 10], 80).into();
+    let kube_proxy = format!(
+        "table ip services {{\nchain prerouting {{\ntype nat hook prerouting priority dstnat\nip daddr {} tcp dport 80 dnat to \
+         {}\n}}\n}}\n",
+        service.ip(),
+        shop.server()
+    );
+    shop.b.node.namespace().command("nft").args(["-f", "-"]).input(kube_proxy.as_str()).ok().unwrap();
+    assert!(dial(&shop.far, service, LIMIT).is_some());
+    shop.put("far", leaving(json!([{"to": [{"ipBlock": {"cidr": "10.96.0.0/12"}}]}])));
+    shop.b.wait("nothing leaves", || dial(&shop.far, service, ANSWER).is_none());
+    shop.put("far", leaving(json!([{"to": [to_web]}])));
+    shop.b.wait("TCP leaves", || dial(&shop.far, service, ANSWER).is_some());
+
+    // Both agents judge at once, and both are gone with the policies.
+    shop.cluster.api.delete_policy("shop", "far");
+    shop.cluster.api.delete_policy("shop", "web");
+    for member in [&shop.a, &shop.b] {
+        member.wait("the end of the tables", || !member.show("nft list ruleset").contains("flannel-policy"));
+    }
+    assert!(shop.connects(&shop.near) && shop.connects(&shop.far));
 }
 
 #[test]

@@ -167,6 +167,7 @@ fn collection(method: &str, steps: &[&str], query: &BTreeMap<&str, String>) -> O
         ["api", "v1", "namespaces"] => (Resource::Namespaces, None),
         ["api", "v1", "pods"] => (Resource::Pods, None),
         ["api", "v1", "namespaces", namespace, "pods"] => (Resource::Pods, Some(*namespace)),
+        ["api", "v1", "services"] => (Resource::Services, None),
         ["apis", "networking.k8s.io", "v1", "networkpolicies"] => (Resource::Policies, None),
         ["apis", "networking.k8s.io", "v1", "namespaces", namespace, "networkpolicies"] => {
             (Resource::Policies, Some(*namespace))

@@ -18,6 +18,7 @@ pub(super) enum Resource {
     Namespaces,
     Pods,
     Policies,
+    Services,
 }
 
 /// Which objects are asked for.
@@ -25,7 +26,7 @@ pub(super) enum Resource {
 pub(super) struct Selection {
     pub(super) resource: Resource,
     pub(super) namespace: Option<String>,
-    /// What a field has to be, `metadata.name` or `spec.nodeName`.
+    /// What a field has to be: `metadata.name`, `spec.nodeName` or `status.podIP`.
     pub(super) field: Option<(String, String)>,
 }
 
@@ -35,10 +36,13 @@ impl Selection {
             .namespace
             .as_ref()
             .is_none_or(|namespace| name.split_once('/').is_some_and(|(of, _)| of == namespace));
+        let has = |member: &str, key: &str, value: &str| {
+            serde_json::from_str::<Value>(object).is_ok_and(|object| object[member][key] == value)
+        };
         let selected = self.field.as_ref().is_none_or(|(field, value)| match field.as_str() {
             "metadata.name" => name.rsplit('/').next() == Some(value),
-            "spec.nodeName" => serde_json::from_str::<Value>(object)
-                .is_ok_and(|object| object["spec"]["nodeName"] == value.as_str()),
+            "spec.nodeName" => has("spec", "nodeName", value),
+            "status.podIP" => has("status", "podIP", value),
             _ => false,
         });
         resource == self.resource && of_namespace && selected
