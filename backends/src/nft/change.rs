@@ -93,6 +93,16 @@ pub enum Change<'a> {
         /// Name and type of the set, and the elements to add.
         set: Set,
     },
+    /// These single keys, one after another, are in the set of this name, besides those that already are: as
+    /// [`AddElements`](Self::AddElements), for sets of so many keys that an element each would take its time.
+    AddKeys {
+        /// The table.
+        table: TableId,
+        /// Name and type of the set.
+        set: &'a Set,
+        /// The keys, each as long as the set's type says.
+        keys: &'a [u8],
+    },
     /// The elements of `set` are no longer in the set of its name. They must be there.
     DeleteElements {
         /// The table.
@@ -183,6 +193,7 @@ impl Origin {
                 format!("deletion of devices of flowtable {} in table {table}", flowtable.name)
             }
             (Change::AddElements { table, set }, part) => words_of_set("", set, table, part),
+            (Change::AddKeys { table, set, .. }, part) => words_of_set("", set, table, part),
             (Change::DeleteElements { table, set }, part) => words_of_set("deletion of ", set, table, part),
             (Change::DeleteChain { table, chain }, _) => {
                 format!("deletion of chain {chain} in table {table}")

@@ -10,6 +10,9 @@ use super::set::{Data, DataType, Set, Span, flags, following};
 use super::uapi::*;
 use crate::netlink::wire::{Head, Writer};
 
+#[cfg(test)]
+mod tests;
+
 /// The longest name, `NFT_NAME_MAXLEN` without the zero.
 const NAME_MAX: usize = 255;
 /// The longest comment that `nft` shows, without the zero.
@@ -140,6 +143,7 @@ impl Encoder<'_> {
                 self.flowtable(origin, message::DELFLOWTABLE, table, flowtable)
             }
             Change::AddElements { table, set } => self.elements(message::NEWSETELEM, elements, table, set),
+            Change::AddKeys { table, set, keys } => self.keys(elements, table, set, keys),
             Change::DeleteElements { table, set } => self.elements(message::DELSETELEM, elements, table, set),
             Change::AddRule { table, chain, rule, place } => self.rule(origin, table, chain, rule, *place),
             Change::AddTable(table) => self.message(origin, message::NEWTABLE, NLM_F_CREATE, table, |w| {
@@ -347,6 +351,48 @@ impl Encoder<'_> {
                 list.clear();
                 first = i + 1;
             }
+        }
+        Ok(())
+    }
+
+    /// The same messages as of [`Self::elements`] for single keys without anything else.
+    fn keys(
+        &mut self,
+        at: impl Fn(usize, usize) -> Origin,
+        table: &TableId,
+        set: &Set,
+        keys: &[u8],
+    ) -> Result<(), NftError> {
+        let len = set.key.len() as usize;
+        if len == 0
+            || !keys.len().is_multiple_of(len)
+            || set.data.is_some()
+            || set.flags & flags::INTERVAL != 0
+        {
+            let why = format!("{} bytes are no keys of {len} bytes each of a set", keys.len());
+            return Err(self.invalid(at(0, 0), why));
+        }
+        // Elements differ in nothing but the key, which is what they end with.
+        let mut template = Writer::default();
+        let zero = vec![0; len];
+        element(&mut template, set, &Span { from: zero.clone(), to: zero }, None);
+        let padding = len.next_multiple_of(4) - len;
+        let (before, _) = template.bytes().split_at(template.bytes().len() - len - padding);
+        let in_message = ELEMENTS_MAX / template.bytes().len() + 1;
+        for (i, part) in keys.chunks(in_message * len).enumerate() {
+            let first = i * in_message;
+            let origin = at(first, first + part.len() / len - 1);
+            self.message(origin, message::NEWSETELEM, NLM_F_CREATE, table, |w| {
+                w.string(NFTA_SET_ELEM_LIST_TABLE, &table.name);
+                w.string(NFTA_SET_ELEM_LIST_SET, &set.name);
+                w.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |w| {
+                    for key in part.chunks_exact(len) {
+                        w.raw(before);
+                        w.raw(key);
+                        w.raw(&[0; 4][..padding]);
+                    }
+                });
+            })?;
         }
         Ok(())
     }

@@ -186,7 +186,7 @@ impl Book {
     }
 
     /// Where everybody is allowed, further peers say nothing more.
-    fn any_of(&self, terms: BTreeSet<TermId>) -> AnyOf {
+    pub(super) fn any_of(&self, terms: BTreeSet<TermId>) -> AnyOf {
         match terms.iter().find(|id| *self.term(**id) == Term::Any) {
             Some(any) => [*any].into(),
             None => terms.into_iter().collect(),

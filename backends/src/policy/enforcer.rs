@@ -1,6 +1,7 @@
-//! The tables in the kernel: read, changed in one transaction each, removed.
+//! The tables in the kernel: read, changed in one transaction each, removed. Only the first one is made in two.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::thread;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use subnet::Family;
 
 use super::conntrack::Conntrack;
 use super::engine::{Engine, Plan, TableStep};
+use super::generation::FORWARD;
 use super::image::Edit;
 use super::layout::{empty_table, filter_table};
 use super::steer::{Steering, bridge_table, redirect_table};
@@ -59,12 +61,13 @@ impl Enforcer {
         self.nft.port()
     }
 
-    /// Whether an earlier run left a table.
+    /// Whether an earlier run left a table that judges packets.
     ///
     /// # Errors
     /// [`NftError`] when the kernel doesn't say.
     pub fn is_there(&mut self) -> Result<bool, NftError> {
-        Ok(self.nft.dump_tables(&[filter_table()])?.table(&filter_table()).is_some())
+        let found = self.nft.dump_tables(&[filter_table()])?;
+        Ok(found.table(&filter_table()).is_some_and(|table| table.chain(FORWARD).is_some()))
     }
 
     /// Makes the table be as the policies say. The first time, and after [`Engine::forget_kernel`], what is there is
@@ -73,19 +76,23 @@ impl Enforcer {
     /// # Errors
     /// [`NftError`] when the kernel refuses; then the tables are as before, and the next call reads them.
     pub fn converge(&mut self, now: Instant) -> Result<Converged, NftError> {
-        let plan = match self.engine.plan(now) {
-            Some(plan) => plan,
+        self.try_to_converge(now).inspect_err(|_| self.engine.forget_kernel())
+    }
+
+    fn try_to_converge(&mut self, now: Instant) -> Result<Converged, NftError> {
+        let (plan, made) = match self.engine.plan(now) {
+            Some(plan) => (plan, None),
             None => {
                 let found = self.nft.dump_tables(&[filter_table()])?;
                 match found.table(&filter_table()) {
-                    None if self.engine.is_wanted() => self.begin(now),
-                    found => self.engine.adopt(found, now),
+                    None if self.engine.is_wanted() => self.begin(now)?,
+                    found => (self.engine.adopt(found, now), None),
                 }
             }
         };
-        let done = Converged { changes: plan.edits.len(), table: plan.table, again: plan.again };
-        self.carry_out(&plan).inspect_err(|_| self.engine.forget_kernel())?;
-        Ok(done)
+        self.carry_out(&plan, made.is_some())?;
+        let changes = made.unwrap_or(0) + plan.edits.len();
+        Ok(Converged { changes, table: plan.table, again: plan.again })
     }
 
     /// Makes frames between pods of this node be steered so, or not at all. Whether anything had to change.
@@ -118,30 +125,47 @@ impl Enforcer {
         Ok(forgotten)
     }
 
-    /// The plan where there is no table yet. Without one generations begin anew, and the marks of earlier ones are forgotten
-    /// while the plan is made: the kernel goes through the whole of its table of connections for that.
-    fn begin(&mut self, now: Instant) -> Plan {
+    /// The plan where there is no table yet, about all but the sets of pods' addresses, which are in the kernel then: it takes them
+    /// in while the rest is computed. They judge nothing yet. Generations begin anew, and the marks of earlier ones are forgotten
+    /// meanwhile, too, for which the kernel goes through the whole of its table of connections.
+    ///
+    /// The second value is how many sets there are; `None` without any, and then there is no table yet.
+    fn begin(&mut self, now: Instant) -> Result<(Plan, Option<usize>), NftError> {
         let mask = self.engine.mark_mask();
-        let (engine, conntrack) = (&mut self.engine, &mut self.conntrack);
+        let Self { nft, conntrack, engine, .. } = self;
         thread::scope(|scope| {
             let forgotten = scope.spawn(|| forget_all_marks(conntrack, mask));
-            let plan = engine.adopt(None, now);
+            let mut making = None;
+            let plan = engine.begin(now, |sets| {
+                if sets.is_empty() {
+                    return;
+                }
+                making = Some(scope.spawn(move || {
+                    let table = empty_table();
+                    nft.commit(&changes_of_all(Some(Change::Replace(&table)), &sets))?;
+                    Ok(sets.len())
+                }));
+            });
+            let made = making.map(|sets| sets.join().unwrap_or_else(|panic| resume_unwind(panic)));
             // The plan forgets them if that thread could not.
-            Plan { forget_marks: forgotten.join().is_err(), ..plan }
+            let plan = Plan { forget_marks: forgotten.join().is_err(), ..plan };
+            Ok((plan, made.transpose()?))
         })
     }
 
-    fn carry_out(&mut self, plan: &Plan) -> Result<(), NftError> {
+    /// `begun`: the table is there already.
+    fn carry_out(&mut self, plan: &Plan, begun: bool) -> Result<(), NftError> {
         if plan.is_empty() {
             return Ok(());
         }
         let empty = empty_table();
-        let mut changes = match plan.table {
-            TableStep::Keep => Vec::new(),
-            TableStep::Add | TableStep::Replace => vec![Change::Replace(&empty)],
-            TableStep::Remove => vec![Change::DeleteTable(filter_table())],
+        let table = match plan.table {
+            TableStep::Keep => None,
+            TableStep::Add if begun => None,
+            TableStep::Add | TableStep::Replace => Some(Change::Replace(&empty)),
+            TableStep::Remove => Some(Change::DeleteTable(filter_table())),
         };
-        plan.edits.iter().for_each(|edit| changes.extend(changes_of(edit)));
+        let mut changes = changes_of_all(table, &plan.edits);
         if self.fast_path && plan.judges_anew() {
             let tables = fast_path_tables(self.engine.networks());
             changes.extend(tables.into_iter().map(Change::DeleteTable));
@@ -175,6 +199,10 @@ pub fn remove_all(nft: &mut Nft) -> Result<bool, NftError> {
     Ok(!changes.is_empty())
 }
 
+fn changes_of_all<'a>(table: Option<Change<'a>>, edits: &'a [Edit]) -> Vec<Change<'a>> {
+    table.into_iter().chain(edits.iter().flat_map(changes_of)).collect()
+}
+
 fn changes_of(edit: &Edit) -> Vec<Change<'_>> {
     let table = filter_table();
     let chain = |name: &String| (table.clone(), name.clone());
@@ -182,6 +210,9 @@ fn changes_of(edit: &Edit) -> Vec<Change<'_>> {
         Edit::AddChain(chain) => vec![Change::AddBareChain { table, chain }],
         Edit::AddRules(chain) => vec![Change::AddRules { table, chain }],
         Edit::AddSet(set) => vec![Change::AddSet { table, set }],
+        Edit::AddKeys(set, keys) => {
+            vec![Change::AddSet { table: table.clone(), set }, Change::AddKeys { table, set, keys }]
+        }
         Edit::Rules(rules) => vec![
             Change::FlushChain { table: table.clone(), chain: rules.name.clone() },
             Change::AddRules { table, chain: rules },

@@ -224,10 +224,7 @@ impl Engine {
     /// What makes what the kernel has, `found`, as it shall be. The plan has to be carried out, or
     /// [`Self::forget_kernel`] be called.
     pub fn adopt(&mut self, found: Option<&Table>, now: Instant) -> Plan {
-        self.cluster.touched = Touched::default();
-        self.forget_classes();
-        // Sets may have other sizes than they had.
-        self.parts = Parts::default();
+        self.start_over();
         if !self.is_wanted() {
             self.kernel = KnownKernel::Absent;
             let table = if found.is_some() { TableStep::Remove } else { TableStep::Keep };
@@ -260,6 +257,30 @@ impl Engine {
         let locals = self.local_addresses();
         self.kernel = KnownKernel::Holds(Box::new(Held { image, generations, locals }));
         Plan { table, edits, forget_marks, again: None }
+    }
+
+    /// The same where policies are in force for the first time, and there is no table. `make_sets` has a table made that holds
+    /// these sets and nothing else, which most of the kernel's work is. Meanwhile the plan is made, which is about the rest.
+    pub(super) fn begin(&mut self, now: Instant, make_sets: impl FnOnce(Vec<Edit>)) -> Plan {
+        self.start_over();
+        let pods = self.members_of_classes(None);
+        let sets = self.parts.member_sets(&self.members).map(|set| (set.set.name.clone(), set));
+        let made = Image { sets: sets.collect(), ..Image::default() };
+        make_sets(diff(&Image::default(), &made, Vec::new(), &self.members));
+        let generations = Generations::first(self.mark_shift, self.random, now);
+        let mut image = layout::image(&self.settings, &pods, &self.book, &self.members, &mut self.parts);
+        layout::stamp(&mut image, &self.settings, &generations, now);
+        let edits = diff(&made, &image, Vec::new(), &self.members);
+        let locals = self.local_addresses();
+        self.kernel = KnownKernel::Holds(Box::new(Held { image, generations, locals }));
+        Plan { table: TableStep::Add, edits, forget_marks: true, again: None }
+    }
+
+    fn start_over(&mut self) {
+        self.cluster.touched = Touched::default();
+        self.forget_classes();
+        // Sets may have other sizes than they had.
+        self.parts = Parts::default();
     }
 
     /// What has to change because of what changed in the cluster. The plan has to be carried out, or
@@ -323,13 +344,19 @@ impl Engine {
 
     /// The image of what is known. Sets that are in `found` keep their size.
     fn layout(&mut self, found: Option<&Table>) -> Image {
+        let pods = self.members_of_classes(found);
+        layout::image(&self.settings, &pods, &self.book, &self.members, &mut self.parts)
+    }
+
+    /// The classes of pods, after the members of all selectors that they name were found.
+    fn members_of_classes(&mut self, found: Option<&Table>) -> Vec<Member> {
         let pods = self.classes();
         let wanted = self.parts.members(&pods, &self.settings, &self.book);
         self.members.set(&wanted, &self.cluster);
         if let Some(found) = found {
             self.adopt_sizes(found, &wanted);
         }
-        layout::image(&self.settings, &pods, &self.book, &self.members, &mut self.parts)
+        pods
     }
 
     fn adopt_sizes(&mut self, found: &Table, wanted: &HashSet<Arc<MemberKey>>) {

@@ -64,6 +64,8 @@ pub enum Edit {
     AddChain(Arc<Chain>),
     /// A set or map comes, with these elements.
     AddSet(Set),
+    /// A set of single keys comes, with these, one after another.
+    AddKeys(Set, Vec<u8>),
     /// A chain that has come without rules gets these.
     AddRules(Arc<Chain>),
     /// A chain that is there gets these rules instead of those that it has.
@@ -138,12 +140,14 @@ pub(super) fn diff_found(wanted: &Image, found: &Table, members: &impl MembersOf
         }
     }
     for (name, want) in &wanted.sets {
-        let elements = want.elements(members);
-        match sets.get(name.as_str()) {
-            Some(known) if !same_kind(&want.set, known) => return None,
-            Some(_) if want.content == Content::Volatile => {}
-            Some(known) => edits.elements(want, &known.elements, &elements),
-            None => edits.add_sets.push(want.with(elements)),
+        match (sets.get(name.as_str()), &want.content) {
+            (Some(known), _) if !same_kind(&want.set, known) => return None,
+            (Some(_), Content::Volatile) => {}
+            (Some(known), Content::Fixed(elements)) => edits.elements(want, &known.elements, elements),
+            (Some(known), Content::Members(key)) => {
+                edits.keys(want, &known.elements, members.members(key));
+            }
+            (None, _) => edits.add_set(want, members),
         }
     }
     for chain in found.chains.iter().filter(|chain| !wanted.chains.contains_key(&chain.name)) {
@@ -169,7 +173,7 @@ pub(super) fn diff(known: &Image, wanted: &Image, deltas: Vec<Delta>, members: &
         });
         pairs(&known.sets, &wanted.sets, |pair| match pair {
             Pair::Gone(set) => edits.delete_set(&set.set),
-            Pair::New(set) => edits.add_sets.push(set.with(set.elements(members))),
+            Pair::New(set) => edits.add_set(set, members),
             Pair::Both(before, set) => {
                 if let (Content::Fixed(before), Content::Fixed(after)) = (&before.content, &set.content) {
                     edits.elements(set, before, after);
@@ -234,6 +238,7 @@ pub(super) struct Delta {
 #[derive(Default)]
 struct Edits {
     add_chains: Vec<Arc<Chain>>,
+    add_keys: Vec<(Set, Vec<u8>)>,
     add_sets: Vec<Set>,
     rules: Vec<Arc<Chain>>,
     delete_elements: Vec<Set>,
@@ -247,6 +252,29 @@ impl Edits {
     fn delete_set(&mut self, set: &Set) {
         let list = if set.data.is_some() { &mut self.delete_maps } else { &mut self.delete_sets };
         list.push(set.name.clone());
+    }
+
+    fn add_set(&mut self, set: &ImageSet, members: &impl MembersOf) {
+        match &set.content {
+            Content::Members(key) => {
+                self.add_keys.push((set.set.clone(), members.members(key).bytes().to_vec()));
+            }
+            Content::Fixed(_) | Content::Volatile => self.add_sets.push(set.with(set.elements(members))),
+        }
+    }
+
+    /// The same as [`Self::elements`] for a set of single keys, without making elements of those that stay.
+    fn keys(&mut self, set: &ImageSet, before: &BTreeMap<Span, Option<Data>>, after: &Keys) {
+        let stays = |span: &Span| span.from == span.to && after.contains(&span.from);
+        let gone = before.iter().filter(|(found, _)| !stays(found));
+        let gone: BTreeMap<_, _> = gone.map(|(span, data)| (span.clone(), data.clone())).collect();
+        let mut new = BTreeMap::new();
+        if before.len() - gone.len() != after.count() {
+            new.extend(
+                after.iter().map(|key| (span(key), None)).filter(|(span, _)| !before.contains_key(span)),
+            );
+        }
+        self.change(set, gone, new);
     }
 
     fn elements(
@@ -280,11 +308,12 @@ impl Edits {
     /// pod is changed after what it leads to is complete. An element leaves before it comes with another verdict.
     ///
     /// The kernel finds a set by going through all of the table in the order in which they came. So sets come before
-    /// maps: most rules name a set, and each map but those of pods is named by one rule.
+    /// maps: most rules name a set of addresses, and each map but those of pods is named by one rule.
     fn in_order(mut self) -> Vec<Edit> {
         self.add_sets.sort_by_key(|set| set.data.is_some());
         let empty = self.delete_chains.iter().cloned().map(Edit::Empty);
         let parts = self.add_chains.iter().cloned().map(Edit::AddChain);
+        let parts = parts.chain(self.add_keys.into_iter().map(|(set, keys)| Edit::AddKeys(set, keys)));
         let parts = parts.chain(self.add_sets.into_iter().map(Edit::AddSet));
         let parts = parts.chain(self.add_chains.iter().cloned().map(Edit::AddRules));
         let parts = parts.chain(self.rules.into_iter().map(Edit::Rules));

@@ -48,8 +48,13 @@ impl Keys {
         self.bytes[start * self.len..].chunks_exact(self.len).take_while(move |key| key.starts_with(prefix))
     }
 
-    #[cfg(test)]
-    fn contains(&self, key: &[u8]) -> bool {
+    /// All in order, one after another.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether `key`, which has the length of these, is one of them.
+    pub(super) fn contains(&self, key: &[u8]) -> bool {
         self.position(key).is_ok()
     }
 

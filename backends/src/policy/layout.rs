@@ -18,8 +18,7 @@ use super::parts::{ACCEPTED, ClassPart, Direction, Draw, INGRESS, Parts};
 use super::settings::{Settings, digit};
 use crate::nft::matches::*;
 use crate::nft::{
-    Base, Chain, CtState, Data, Hook, KeyType, Op, POLICY_TABLE, Rule, Set, Span, Table, TableFamily,
-    TableId, Verdict,
+    Base, Chain, CtState, Data, Hook, KeyType, Op, POLICY_TABLE, Rule, Set, Span, Table, TableFamily, TableId,
 };
 
 /// Where it hangs: before other programs' chains, which see what this one accepts.
@@ -166,7 +165,7 @@ impl Layout<'_> {
                 let part = draw.class(direction, allowed);
                 self.place(&part);
                 for address in &pod.addresses {
-                    let verdict = Some(Data::Verdict(Verdict::Goto(part.chain.name.clone())));
+                    let verdict = Some(Data::Verdict(direction.to_class(part.chain.name.clone())));
                     maps.entry((direction, Family::of(*address)))
                         .or_default()
                         .insert(Span::address(*address), verdict);

@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use subnet::Family;
+use subnet::policy::Protocol;
 
 use super::class::{Allowed, AnyOf, Book, Member, Term, TermId, joined_blocks};
 use super::image::{Content, ImageSet, MemberKey};
@@ -20,7 +22,7 @@ use crate::nft::{Chain, Data, Expr, KeyType, Op, Rate, Rule, Set, Span, Verdict}
 pub(super) const ACCEPTED: &str = "ok";
 /// The chain that judges by the destination.
 pub(super) const INGRESS: &str = "ingress";
-/// Refusals that are logged of each class.
+/// Refusals that are logged of each class, and of each list of peers in egress.
 const LOGGED: Rate = Rate { packets: 10, seconds: 1, burst: 5 };
 /// The longest text of a comment.
 const COMMENT_MAX: usize = 127;
@@ -55,13 +57,39 @@ impl Direction {
         }
     }
 
-    /// Where what is allowed goes on: the other end has to allow it too.
-    fn allowed(self) -> &'static str {
+    /// Where what is allowed goes on. What the source allows has to be allowed by the destination, too, and returns to the
+    /// base chain for that: the kernel follows each way through the chains when something changes, and would follow all of
+    /// [`INGRESS`] once for each rule that led there.
+    fn allowed(self) -> Vec<Expr> {
         match self {
-            Self::Ingress => ACCEPTED,
-            Self::Egress => INGRESS,
+            Self::Ingress => goto(ACCEPTED),
+            Self::Egress => leave(),
         }
     }
+
+    /// From a pod's address to its class.
+    pub(super) fn to_class(self, chain: String) -> Verdict {
+        match self {
+            Self::Ingress => Verdict::Goto(chain),
+            Self::Egress => Verdict::Jump(chain),
+        }
+    }
+
+    /// From a port to those who are allowed there. [`Self::Ingress`] comes back to ask who is allowed on any port.
+    fn to_peers(self, chain: String) -> Verdict {
+        match self {
+            Self::Ingress => Verdict::Jump(chain),
+            Self::Egress => Verdict::Goto(chain),
+        }
+    }
+}
+
+/// Logs and drops. That a packet was refused by the chain of this name, the log tells.
+fn refuse(chain: &str, settings: &Settings) -> Vec<Rule> {
+    let logged = settings
+        .log_group
+        .map(|group| Rule::new([limit(LOGGED), log(group, &format!("flannel-policy {chain}"))]));
+    logged.into_iter().chain([Rule::new([counter(), drop()])]).collect()
 }
 
 /// What was laid out before, by what it is for. All of it follows from the settings, from the numbers of a [`Book`], and
@@ -127,6 +155,17 @@ impl Parts {
         }
         self.members.values().map(|member| Arc::clone(&member.key)).collect()
     }
+
+    /// The sets of these members, whose sizes have to be known.
+    pub(super) fn member_sets(&mut self, members: &Members) -> impl Iterator<Item = Arc<ImageSet>> {
+        self.members.values_mut().map(|member| Arc::clone(member.set(members)))
+    }
+}
+
+impl MemberSet {
+    fn set(&mut self, members: &Members) -> &Arc<ImageSet> {
+        self.set.get_or_insert_with(|| Arc::new(member_set(&self.key, members)))
+    }
 }
 
 fn member_key(term: &Term, family: Family) -> Option<MemberKey> {
@@ -181,40 +220,42 @@ impl<'a> Draw<'a> {
 
     fn new_class(&mut self, direction: Direction, allowed: &Arc<Allowed>) -> ClassPart {
         let mut all = Vec::new();
-        let mut peers = |terms: &AnyOf| {
-            let part = self.peers(direction, terms);
+        let mut peers = |draw: &mut Self, terms: &AnyOf| {
+            let part = draw.peers(direction, terms);
             let name = part.chain.name.clone();
             all.push(part);
             name
         };
-        let ports: Vec<_> = allowed
-            .ports
-            .iter()
-            .map(|(protocol, range, terms)| (*protocol, range.clone(), peers(terms)))
-            .collect();
-        let rest = (!allowed.rest.is_empty()).then(|| peers(&allowed.rest));
+        let mut ports = Vec::new();
+        for (protocol, range, terms) in &allowed.ports {
+            let terms = self.on_port(direction, terms, &allowed.rest);
+            ports.push((*protocol, range.clone(), peers(self, &terms)));
+        }
+        let rest = (!allowed.rest.is_empty()).then(|| peers(self, &allowed.rest));
         let name = format!("{}-{:032x}", direction.prefix(), hash(&(&ports, &rest, self.settings.log_group)));
         let mut chain = Chain::regular(name.clone());
         let mut map = None;
         if !ports.is_empty() {
             let of_ports = format!("{name}-p");
             chain.rules.push(Rule::new([verdict_map(&[Field::Protocol, Field::DestinationPort], &of_ports)]));
-            let mut set = Set::verdict_map(of_ports, &[KeyType::Protocol, KeyType::Port]);
-            if ports.iter().any(|(_, range, _)| range.start() != range.end()) {
-                set = set.with_ranges();
+            map = Some(Arc::new(port_map(direction, of_ports, ports)));
+        }
+        match (direction, rest) {
+            (Direction::Egress, Some(rest)) => chain.rules.push(Rule::new([goto(&rest)])),
+            (_, rest) => {
+                chain.rules.extend(rest.map(|rest| Rule::new([jump(&rest)])));
+                chain.rules.extend(refuse(&name, self.settings));
             }
-            let elements = ports.into_iter().map(|(protocol, range, chain)| {
-                let key = Span::concat([Span::protocol(protocol as u8), Span::ports(range)]);
-                (key, Some(Data::Verdict(Verdict::Jump(chain))))
-            });
-            map = Some(Arc::new(ImageSet::fixed(set, elements.collect())));
         }
-        chain.rules.extend(rest.map(|rest| Rule::new([jump(&rest)])));
-        if let Some(group) = self.settings.log_group {
-            chain.rules.push(Rule::new([limit(LOGGED), log(group, &format!("flannel-policy {name}"))]));
-        }
-        chain.rules.push(Rule::new([counter(), drop()]));
         ClassPart { allowed: Arc::clone(allowed), chain: Arc::new(chain), map, peers: all }
+    }
+
+    /// Who is allowed on a port: where nothing comes back from there, those who are allowed on any port as well.
+    fn on_port(&self, direction: Direction, terms: &AnyOf, rest: &AnyOf) -> AnyOf {
+        match direction {
+            Direction::Ingress => Arc::clone(terms),
+            Direction::Egress => self.book.any_of(terms.iter().chain(rest.iter()).copied().collect()),
+        }
     }
 
     /// The chain that lets any of these far ends pass.
@@ -225,9 +266,12 @@ impl<'a> Draw<'a> {
         let (mut words, mut rules, mut sets) = (Vec::new(), Vec::new(), Vec::new());
         for (word, conditions) in self.conditions(direction, terms, &mut sets) {
             words.push(word);
-            rules.push(Rule::new([conditions, goto(direction.allowed())]));
+            rules.push(Rule::new([conditions, direction.allowed()]));
         }
         let name = format!("{}-peers-{:032x}", direction.prefix(), hash(&words));
+        if direction == Direction::Egress {
+            rules.extend(refuse(&name, self.settings));
+        }
         let chain = Arc::new(Chain { rules, ..Chain::regular(name) });
         let part = Arc::new(PeersPart { chain, sets });
         self.parts.peers.insert((direction, Arc::clone(terms)), Arc::clone(&part));
@@ -300,11 +344,27 @@ impl<'a> Draw<'a> {
 
     /// The name of the set of a term's members; `None` for a term without any in this family.
     fn member_set(&mut self, id: TermId, family: Family, sets: &mut Vec<Arc<ImageSet>>) -> Option<String> {
-        let member = self.parts.members.get_mut(&(id, family))?;
-        let set = member.set.get_or_insert_with(|| Arc::new(member_set(&member.key, self.members)));
+        let set = self.parts.members.get_mut(&(id, family))?.set(self.members);
         sets.push(Arc::clone(set));
         Some(set.set.name.clone())
     }
+}
+
+/// From ports to chains of peers.
+fn port_map(
+    direction: Direction,
+    name: String,
+    ports: Vec<(Protocol, RangeInclusive<u16>, String)>,
+) -> ImageSet {
+    let mut set = Set::verdict_map(name, &[KeyType::Protocol, KeyType::Port]);
+    if ports.iter().any(|(_, range, _)| range.start() != range.end()) {
+        set = set.with_ranges();
+    }
+    let elements = ports.into_iter().map(|(protocol, range, chain)| {
+        let key = Span::concat([Span::protocol(protocol as u8), Span::ports(range)]);
+        (key, Some(Data::Verdict(direction.to_peers(chain))))
+    });
+    ImageSet::fixed(set, elements.collect())
 }
 
 fn block_condition(

@@ -148,6 +148,43 @@ fn a_restart_changes_nothing_and_a_flush_is_made_good() {
 }
 
 #[test]
+fn what_is_made_of_nothing_in_two_steps_is_what_the_next_run_wants() {
+    let mut bed = Bed::new(SameNode::Steered);
+    let cases = std::mem::take(&mut bed.cases.cases);
+    for case in &cases {
+        let world = bed.world(&case.steps[0], "node1");
+        let (node, now) = (&mut bed.nodes[0], Instant::now());
+        remove_all(&mut node.nft()).unwrap();
+        let made = node.restart(&world, now).unwrap();
+        assert_eq!(made.table == TableStep::Add, !world.policies.is_empty(), "{}", case.name);
+        let again = node.restart(&world, now).unwrap();
+        assert_eq!((again.changes, again.table), (0, TableStep::Keep), "{}", case.name);
+    }
+}
+
+#[test]
+fn a_table_of_which_only_the_sets_were_made_is_completed_and_counts_for_none() {
+    let mut bed = Bed::new(SameNode::Steered);
+    let cases = std::mem::take(&mut bed.cases.cases);
+    let step = &case(&cases, "ingress: pods: b of the namespace").steps[0];
+    let world = bed.world(step, "node1");
+    bed.enforce(step);
+    let node = &mut bed.nodes[0];
+    assert!(node.enforcer.is_there().unwrap());
+    // What a run leaves that is killed before the second transaction: all sets of pods' addresses, and nothing else.
+    let [filter, ..] = own_tables();
+    let mut table = node.nft().dump_tables(std::slice::from_ref(&filter)).unwrap().tables.remove(0);
+    table.chains.clear();
+    table.sets.retain(|set| set.name.starts_with("s4-") || set.name.starts_with("s6-"));
+    assert!(table.sets.iter().any(|set| !set.elements.is_empty()));
+    node.nft().apply(&[table]).unwrap();
+    assert!(!node.enforcer.is_there().unwrap());
+    node.restart(&world, Instant::now()).unwrap();
+    assert!(node.enforcer.is_there().unwrap());
+    assert_eq!(bed.wrong(step), Vec::<String>::new());
+}
+
+#[test]
 fn steering_follows_br_netfilter_and_the_bridge() {
     let mut bed = Bed::new(SameNode::Steered);
     let node = &mut bed.nodes[0];

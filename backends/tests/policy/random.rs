@@ -1,10 +1,17 @@
 //! Random clusters, changed step by step: the tables do what the evaluator says, each step changes what it must, and
 //! another run finds nothing to do.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use backends::policy::Engine;
+use backends::nft::Table;
+use backends::policy::{Engine, Settings};
 use backends::testing::policy::{Connection, Interpreter, Outcome, Random, World};
+use subnet::policy::{
+    Isolation, NamespaceScope, NetworkPolicy, ObjectName, Peer, Peers, Port, PortMatch, Ports, Protocol,
+    Requirement, Rule, Selector, Uid,
+};
 
 use crate::{FORWARD, Judge, SHIFT};
 
@@ -78,4 +85,50 @@ fn another_run_makes_right_what_somebody_changed() {
         judge.engine = next;
         assert!(judge.engine.adopt(judge.table.as_ref(), now).is_empty(), "seed {seed}");
     }
+}
+
+/// The table of a node with so many pods, each isolated for both directions by a policy of its own.
+fn isolated(pods: u32) -> Table {
+    let net = |text: &str| vec![text.parse().unwrap()];
+    let settings = Settings {
+        networks: net("10.244.0.0/16"),
+        subnets: net("10.244.1.0/24"),
+        nodes: BTreeSet::new(),
+        strict: false,
+        log_group: None,
+    };
+    let mut engine = Engine::new(settings, SHIFT, 42);
+    for number in 0..pods {
+        let label = Requirement::equals("app", format!("{number}"));
+        let peers = |other: u32| {
+            let pods = Selector::new([Requirement::equals("app", format!("{}", (number + other) % pods))]);
+            Peers::Of([Peer::Pods { namespaces: NamespaceScope::Own, pods }].into())
+        };
+        let tcp = Port { protocol: Protocol::Tcp, port: PortMatch::Range(80..=80) };
+        let on_port = Rule { peers: peers(1), ports: Ports::Of([tcp].into()) };
+        let allowed = Isolation::Isolated([on_port, Rule { peers: peers(2), ports: Ports::Any }].into());
+        engine.cluster.set_policy(NetworkPolicy {
+            name: ObjectName::new("shop", format!("policy-{number}")),
+            pods: Selector::new([label]),
+            ingress: allowed.clone(),
+            egress: allowed,
+        });
+        engine.cluster.set_pod(&subnet::policy::Pod {
+            uid: Uid(u128::from(number) + 1),
+            name: ObjectName::new("shop", format!("pod-{number}")),
+            labels: [("app".to_owned(), format!("{number}"))].into(),
+            addresses: vec![IpAddr::from([10, 244, 1, number as u8 + 2])],
+            ports: Vec::new(),
+            created: 0,
+            local: true,
+        });
+    }
+    engine.adopt(None, Instant::now());
+    engine.table().unwrap()
+}
+
+#[test]
+fn what_the_kernel_follows_at_a_change_grows_with_the_pods_and_not_with_their_square() {
+    let [few, many] = [50, 200].map(|pods| Interpreter::new(&isolated(pods)).steps_of_all_ways(FORWARD));
+    assert!(few > 50 * 10 && many < 5 * few, "50 pods: {few}, 200: {many}");
 }

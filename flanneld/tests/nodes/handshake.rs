@@ -317,20 +317,6 @@ fn a_connection_is_explained_and_pods_are_listed_by_the_agent() {
     assert!(text.contains("a pod and its own node always reach each other"), "{text}");
     let text = explained("192.0.2.77", "shop/new-1:80");
     assert!(text.contains("from an ipBlock with 192.0.2.77"), "{text}");
-    // A Service is known by its address, and so is a pod of another node.
-    site.cluster.api.put_service("shop", "web", &["10.96.0.10", "fd96::10"]);
-    site.cluster.api.put_pod_object(json!({
-        "metadata": {"namespace": "shop", "name": "remote", "uid": "remote", "labels": {"app": "friend"}},
-        "spec": {"nodeName": "elsewhere"},
-        "status": {"phase": "Running", "podIP": "10.244.9.7"},
-    }));
-    let text = explained("shop/new-1", "10.96.0.10:80");
-    assert!(text.contains("policies see the endpoint that shop/web leads to"), "{text}");
-    let text = explained("shop/new-1", "10.244.9.7:80");
-    assert!(
-        text.contains("shop/remote (10.244.9.7, node elsewhere)") && text.contains("verdict  allowed"),
-        "{text}"
-    );
     let (_, text) = flanneld_policy(&member, &["list", "shop/new-1"]);
     assert_eq!(
         text,
@@ -351,6 +337,28 @@ fn a_connection_is_explained_and_pods_are_listed_by_the_agent() {
         assert!(!success && text.contains(part), "{args:?}: {text}");
     }
     [friend, stranger, new].iter().for_each(Started::del);
+}
+
+#[test]
+fn a_service_and_a_pod_of_another_node_are_known_by_their_addresses() {
+    let site = Site::new();
+    let member = site.join();
+    site.put_pod(&member, "new-1", "new");
+    let new = Started::new(&member, "new-1", ResolvedRoute::InProcess);
+    new.add();
+    site.cluster.api.put_service("shop", "web", &["10.96.0.10"]);
+    site.cluster.api.put_pod_object(json!({
+        "metadata": {"namespace": "shop", "name": "remote", "uid": "remote", "labels": {"app": "friend"}},
+        "spec": {"nodeName": "elsewhere"},
+        "status": {"phase": "Running", "podIP": "10.244.9.7"},
+    }));
+    let explained = |to: &str| flanneld_policy(&member, &["explain", "shop/new-1", to]).1;
+    let text = explained("10.96.0.10:80");
+    assert!(text.contains("policies see the endpoint that shop/web leads to"), "{text}");
+    let text = explained("10.244.9.7:80");
+    assert!(text.contains("shop/remote (10.244.9.7, node elsewhere)"), "{text}");
+    assert!(text.contains("verdict  allowed"), "{text}");
+    new.del();
 }
 
 #[test]

@@ -102,6 +102,44 @@ impl<'a> Interpreter<'a> {
         }
     }
 
+    /// How many rules and elements there are on all ways through the table that begin with the base chain `chain`, those that
+    /// ways have in common counted once for each: what the kernel goes through when a chain or a verdict changes.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn steps_of_all_ways(&self, chain: &str) -> u64 {
+        self.steps_from(chain, &mut HashMap::new())
+    }
+
+    fn steps_from(&self, name: &str, known: &mut HashMap<String, u64>) -> u64 {
+        if let Some(steps) = known.get(name) {
+            return *steps;
+        }
+        let mut steps = 0;
+        let exprs = self.chains[name].rules.iter().flat_map(|rule| &rule.exprs);
+        for expr in exprs {
+            let next: Vec<&Verdict> = match expr {
+                Expr::Verdict(verdict) => vec![verdict],
+                Expr::Lookup { set, mode: Lookup::Verdict, .. } => {
+                    let data = self.sets[set.as_str()].elements.values().flatten();
+                    data.filter_map(
+                        |data| if let Data::Verdict(verdict) = data { Some(verdict) } else { None },
+                    )
+                    .collect()
+                }
+                _ => Vec::new(),
+            };
+            steps += 1 + next.len() as u64;
+            for verdict in next {
+                if let Verdict::Jump(to) | Verdict::Goto(to) = verdict {
+                    steps += self.steps_from(to, known);
+                }
+            }
+        }
+        known.insert(name.to_owned(), steps);
+        steps
+    }
+
     fn chain(&self, name: &str, run: &mut Run<'_>, depth: usize) -> End {
         assert!(depth < 16, "the kernel allows no more than 16 jumps");
         let chain = self.chains.get(name).unwrap_or_else(|| panic!("no chain {name}"));
@@ -302,14 +340,11 @@ fn one(edit: &Edit, chains: &mut BTreeMap<String, Chain>, sets: &mut BTreeMap<St
             let bare = Chain { rules: Vec::new(), ..Chain::clone(chain) };
             assert!(chains.insert(chain.name.clone(), bare).is_none(), "{edit:?}");
         }
-        Edit::AddSet(set) => {
-            leads(chains, set.elements.values());
-            assert!(
-                set.size.is_none_or(|size| set.elements.len() <= size as usize),
-                "{} is too small",
-                set.name
-            );
-            assert!(sets.insert(set.name.clone(), set.clone()).is_none(), "{edit:?}");
+        Edit::AddSet(set) => add_set(set, chains, sets),
+        Edit::AddKeys(set, keys) => {
+            let keys = keys.chunks_exact(set.key.len() as usize);
+            let spans = keys.map(|key| Span { from: key.into(), to: key.into() });
+            add_set(&set.clone().with(spans), chains, sets);
         }
         Edit::AddRules(chain) | Edit::Rules(chain) => {
             for expr in chain.rules.iter().flat_map(|rule| &rule.exprs) {
@@ -368,6 +403,12 @@ fn delete_chain(name: &str, chains: &mut BTreeMap<String, Chain>, sets: &BTreeMa
         "{name} is in use"
     );
     assert!(chains.remove(name).expect("a chain that is there").rules.is_empty());
+}
+
+fn add_set(set: &Set, chains: &BTreeMap<String, Chain>, sets: &mut BTreeMap<String, Set>) {
+    leads(chains, set.elements.values());
+    assert!(set.size.is_none_or(|size| set.elements.len() <= size as usize), "{} is too small", set.name);
+    assert!(sets.insert(set.name.clone(), set.clone()).is_none(), "{} is there", set.name);
 }
 
 fn leads<'a>(chains: &BTreeMap<String, Chain>, verdicts: impl Iterator<Item = &'a Option<Data>>) {
