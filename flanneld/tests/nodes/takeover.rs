@@ -125,10 +125,12 @@ fn an_agent_that_is_stopped_and_continued_goes_on_with_a_request_that_it_has_hal
     let mut successor = UnixStream::connect(socket(&a)).unwrap();
     successor.write_all(b"{\"take_over\":1,").unwrap();
     // The kernel interrupts a wait with a time limit when the process goes on (signal(7)).
+    let stat = format!("/proc/{}/stat", a.agent.process().id());
     for _ in 0..5 {
-        std::thread::sleep(Duration::from_millis(20));
         a.agent.process().signal(Signal::STOP).unwrap();
+        a.wait("all of its threads", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
         a.agent.process().signal(Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
     }
     successor.write_all(b"\"network_namespace\":1}\n").unwrap();
     let mut answer = String::new();

@@ -6,12 +6,15 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use backends::testing::{Namespace, Pod, uninterrupted};
 use ipnet::IpNet;
 
 use crate::bed::{Cluster, Member};
 use crate::{require_kernel, transfer};
+
+mod every_backend;
 
 const CONFIG: &str = "/coreos.com/network/config";
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"vxlan"}}"#;
@@ -44,22 +47,27 @@ fn is_offloaded(member: &Member, port: u16) -> bool {
 /// A connection over which bytes that are known beforehand go in both directions until it is ended.
 struct Exchange {
     ended: Arc<AtomicBool>,
-    chunks: Arc<AtomicU64>,
+    /// How many chunks have arrived at the client, and at the server.
+    chunks: [Arc<AtomicU64>; 2],
     ends: Vec<JoinHandle<u64>>,
 }
 
 impl Exchange {
-    /// Between a client that asks for `at` and a server that listens at `port` of all its addresses.
+    /// Between a client that asks for `at` and a server that listens at `port` of all its addresses of that family.
     fn start(client: &Namespace, server: &Namespace, at: SocketAddr, port: u16) -> Self {
-        let any = SocketAddr::from(([0, 0, 0, 0], port));
+        let any = match at {
+            SocketAddr::V4(_) => SocketAddr::from(([0; 4], port)),
+            SocketAddr::V6(_) => SocketAddr::from(([0; 16], port)),
+        };
         let listener = server.run(|| TcpListener::bind(any)).unwrap();
         let stream = client.run(|| TcpStream::connect_timeout(&at, transfer::SILENCE)).unwrap();
         let (other, _) = listener.accept().unwrap();
-        let (ended, chunks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let ended = Arc::new(AtomicBool::new(false));
+        let chunks: [Arc<AtomicU64>; 2] = Default::default();
         let mut ends = Vec::new();
-        for stream in [stream, other] {
+        for (stream, count) in [stream, other].into_iter().zip(&chunks) {
             let from = stream.try_clone().unwrap();
-            let (count, stop) = (Arc::clone(&chunks), Arc::clone(&ended));
+            let (count, stop) = (Arc::clone(count), Arc::clone(&ended));
             ends.push(thread::spawn(move || receive(from, &count)));
             ends.push(thread::spawn(move || send(stream, &stop)));
         }
@@ -68,7 +76,15 @@ impl Exchange {
 
     /// How many chunks have arrived in both directions.
     fn arrived(&self) -> u64 {
-        self.chunks.load(Ordering::Relaxed)
+        self.chunks.iter().map(|chunks| chunks.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Waits until so many chunks have arrived at both ends. The ends fail where nothing moves.
+    fn until_each_way(&self, chunks: u64) {
+        while self.chunks.iter().any(|arrived| arrived.load(Ordering::Relaxed) < chunks) {
+            assert!(self.ends.iter().all(|end| !end.is_finished()), "an end has failed");
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Waits until so much more has arrived that it came after this moment.
@@ -202,7 +218,7 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
     }
     exchange.goes_on(a, "a lower MTU");
 
-    for _ in 0..5 {
+    for _ in 0..20 {
         let [a, _] = &mut setup.members;
         a.agent.kill().unwrap();
         a.start_again();
