@@ -20,7 +20,7 @@ pub fn id() -> u16 {
     u16::from_ne_bytes(bytes())
 }
 
-/// Sixteen bytes that nobody can guess.
+/// Sixteen bytes that can't be guessed.
 pub fn token() -> [u8; 16] {
     bytes()
 }

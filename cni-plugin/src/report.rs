@@ -12,7 +12,7 @@ use crate::error::{CniError, bounded};
 /// The socket's name, in the directory of the subnet file.
 const SOCKET: &str = "cni.sock";
 
-/// Tells what became of a call, unless nobody listens or the listener is behind: nothing here waits.
+/// Tells what became of a call, unless there is no listener or it is behind: nothing here waits.
 pub(crate) fn tell(subnet_file: &Path, verb: Verb, took: Duration, error: Option<&CniError>) {
     let Some(directory) = subnet_file.parent() else { return };
     let socket: PathBuf = directory.join(SOCKET);

@@ -153,7 +153,7 @@ fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> a
             Err(error) => failures.push(format!("{}: {error}", file.display())),
         }
     }
-    // They are in nobody's way.
+    // They disturb no other program.
     let _ = fs::remove_file(crate::cni_calls::socket_path(&options.subnet_file));
     let _ = fs::remove_file(crate::takeover::path(&options.subnet_file));
     match remove_file(&lock::path(&options.subnet_file)) {

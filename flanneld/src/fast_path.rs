@@ -35,7 +35,7 @@ pub(crate) enum Mode {
     /// As `FastPath` of the network configuration says, on kernels without known faults.
     #[default]
     Auto,
-    /// Whatever the configuration says and whichever version the kernel has.
+    /// Independent of the configuration and of the kernel's version.
     On,
     /// Not at all.
     Off,

@@ -3,7 +3,7 @@
 //!
 //! Both talk over a socket beside the subnet file. The successor asks; the former agent ends everything but its
 //! datapaths, lets go of the lock and the health port, and sends the files of its tunnels. It moves packets until the
-//! successor's datapaths are about to start, and then only waits to be ended: if it ended by itself, whatever supervises
+//! successor's datapaths are about to start, and then only waits to be ended: if it ended by itself, its supervisor
 //! it would start it again, and the two would take turns.
 
 use std::path::{Path, PathBuf};

@@ -288,7 +288,7 @@ impl NetworkConfig {
 /// Where a configuration comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// What all nodes share, and whoever may write there.
+    /// What all nodes share; everything with write access to the store can change it.
     Store,
     /// A file of this node.
     File,

@@ -80,7 +80,7 @@ counters! {
     refused_malformed,
     /// Packets whose time to live was over.
     refused_ttl,
-    /// Handshake messages that are not valid, or from nobody who is a peer.
+    /// Handshake messages that are not valid, or not from a peer.
     refused_handshakes,
     /// Packets of a session that this node doesn't have.
     refused_session,

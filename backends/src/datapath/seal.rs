@@ -127,7 +127,7 @@ impl Sealing {
             let mut next = self.device.tick(self.now(), &mut out);
             if next.is_none() {
                 self.device.sleeps();
-                // What came meanwhile has woken nobody.
+                // What came meanwhile has woken no thread.
                 next = self.device.tick(self.now(), &mut out);
             }
             self.post(&mut out, sockets);

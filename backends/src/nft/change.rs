@@ -19,7 +19,7 @@ pub enum Change<'a> {
     },
     /// A table is there; what it holds stays.
     AddTable(TableId),
-    /// A table is there that nobody else may change, and that the kernel removes with this socket (Linux 5.12).
+    /// A table is there that no other program may change, and that the kernel removes with this socket (Linux 5.12).
     AddOwnedTable(TableId),
     /// A chain is there, and these rules follow those that it has.
     AddChain {

@@ -156,7 +156,7 @@ impl Wireguard {
         let inside = self.tunnels.iter().flat_map(|tunnel| &tunnel.networks).any(|net| net.contains(&public));
         let port = match self.config.mode {
             Mode::Separate => data.port,
-            // Go flannel announces a second port for IPv6 in these modes too, and nobody listens there.
+            // Go flannel announces a second port for IPv6 in these modes too, and nothing listens there.
             _ => data.main_port,
         };
         let reached = !inside && tunnel.outer.contains(&family);
@@ -221,7 +221,7 @@ pub(crate) fn known(state: &KernelState) -> BTreeMap<IpNet, WireguardPeer> {
 
 impl Backend for Wireguard {
     fn words(&self) -> String {
-        // Whatever else changes, the devices stay: ports, secret and mode are set in place.
+        // The devices stay when other keys of the configuration change: ports, secret and mode are set in place.
         "wireguard".into()
     }
 
@@ -246,7 +246,7 @@ impl Backend for Wireguard {
 
     fn tunnel_port(&self, family: Family) -> Option<TunnelPort> {
         let number = self.tunnel(family)?.port;
-        // Whoever has no key is refused by the tunnel itself, and peers may have other addresses than they announce.
+        // The tunnel itself refuses senders without a key, and peers may have other addresses than they announce.
         Some(TunnelPort { number, vnis: Default::default(), check_sources: false })
     }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! One look into a hash table for each packet, however many peers there are. The table belongs to the socket of this value
-//! (Linux 5.12), so nobody else changes it, and it goes with the process in whichever way that ends.
+//! (Linux 5.12), so no other program changes it, and it goes with the process in whichever way that ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,7 +98,7 @@ impl TrafficDirection {
 }
 
 impl PeerCounters {
-    /// Counts nobody yet.
+    /// Counts no peer yet.
     ///
     /// # Errors
     /// [`NftError`] when no netlink socket can be had.

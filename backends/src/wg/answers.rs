@@ -29,7 +29,7 @@ pub enum Outcome {
     Asked,
     /// This node has to prove its address, and will.
     Proving,
-    /// It is not valid, or from nobody who is known.
+    /// It is not valid, or not from a known peer.
     Refused,
     /// There are too many.
     Dropped,

@@ -50,7 +50,7 @@ pub struct Device {
     pub(super) unanswered: AtomicU64,
     /// Milliseconds that have passed for this device alone; 0 but in tests.
     passed: AtomicU64,
-    /// Nobody waits for a timer.
+    /// No caller waits for a timer.
     idle: AtomicBool,
 }
 
@@ -258,7 +258,7 @@ impl Device {
         self.indices.read().unwrap_or_else(PoisonError::into_inner).get(&index).cloned()
     }
 
-    /// Files an entry under a number that nobody can guess.
+    /// Files an entry under a number that can't be guessed.
     pub(super) fn file(&self, entry: Entry) -> u32 {
         let mut indices = self.indices.write().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -476,7 +476,7 @@ impl Device {
         self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::Relaxed)
     }
 
-    /// Nobody waits for a timer from now on.
+    /// No caller waits for a timer from now on.
     pub fn sleeps(&self) {
         self.idle.store(true, Ordering::SeqCst);
     }

@@ -94,7 +94,7 @@ impl Session {
     /// Decrypts a packet in place; gives its length, which is 0 for a keepalive. It begins behind the header.
     ///
     /// # Errors
-    /// [`Refusal`]; nobody may take the packet then.
+    /// [`Refusal`]; the packet must not be used then.
     #[inline]
     pub fn open(&self, datagram: &mut [u8], counter: u64) -> Result<usize, Refusal> {
         if counter >= MAX_COUNTER {

@@ -84,7 +84,7 @@ impl World {
         self.put(from, out);
     }
 
-    /// Delivers one datagram; it is lost if nobody has its address.
+    /// Delivers one datagram; it is lost if no device has its address.
     fn deliver(&mut self, index: usize) {
         let (to, source, outgoing) = self.wire.remove(index);
         if self.nodes[to].at == outgoing.to {

@@ -70,7 +70,7 @@ impl Device {
         }
     }
 
-    /// Sessions that nobody may use any more are removed, and their keys with them.
+    /// Sessions that may not be used any more are removed, and their keys with them.
     fn end_old(&self, peer: &Peer, negotiation: &mut Negotiation, now: Now) {
         let Negotiation { current, previous, next, .. } = negotiation;
         for place in [previous, next, current] {

@@ -299,7 +299,7 @@ fn wireguard_go_is_reached_in_both_roles_of_the_handshake_with_and_without_a_sec
                 let psk = psk.clone();
                 scope.spawn(move || {
                     let pair = Pair::new(family, [psk.clone(), psk]);
-                    // Whoever has the first packet begins.
+                    // The node with the first packet begins.
                     pair.assert_reaches(first);
                     pair.assert_reaches(1 - first);
                     assert!(pair.go.handshake() > 0);

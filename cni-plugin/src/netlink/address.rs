@@ -93,7 +93,7 @@ pub(crate) fn found(replies: &[Reply], index: u32) -> Vec<Assigned> {
     replies.iter().filter_map(|reply| parse(reply, index)).collect()
 }
 
-/// All addresses in the answers to [`dump`], whatever links they are on.
+/// All addresses in the answers to [`dump`], of all links.
 pub(crate) fn all(replies: &[Reply]) -> Vec<IpAddr> {
     let address = |reply: &Reply| {
         let index = number(reply.payload.get(4..)?);

@@ -172,7 +172,7 @@ pub(crate) fn new_pair(name: &str, mtu: u32, bridge: u32, pod: &PodEnd<'_>) -> M
     })
 }
 
-/// Has a port get no link-local address when it gets its carrier: nobody could reach it, since a bridge takes all that its ports
+/// Has a port get no link-local address when it gets its carrier: it can't be reached, since a bridge takes all that its ports
 /// receive. Refused where the kernel has no IPv6.
 pub(crate) fn without_link_local(index: u32) -> Message {
     set_flags(index, 0).nested(libc::IFLA_AF_SPEC, |families| {

@@ -230,7 +230,7 @@ fn a_runtime_that_reads_no_answer_or_closed_its_streams_gets_an_exit_status() {
             .stdin(Stdio::piped());
         command
     };
-    // Nobody reads the result: it fails, and is not killed by a signal.
+    // The result is not read: the plugin fails, and is not killed by a signal.
     let mut add = call("ADD").stdout(Stdio::piped()).spawn().unwrap();
     drop(add.stdout.take());
     add.stdin.take().unwrap().write_all(network.as_bytes()).unwrap();

@@ -86,7 +86,7 @@ impl SubcommandFlags for DockerOptsFlags {
                     break;
                 }
             }
-            // The value of a separate word is no flag, whatever it looks like.
+            // The value of a separate word is no flag, even with dashes.
             if split.last().is_some_and(|last| matches!(last.as_str(), "-f" | "-d" | "-k")) {
                 split.extend(words.next().cloned());
             }

@@ -92,7 +92,7 @@ async fn data_of_any_kind_and_size_arrives_as_it_is_with_a_line_break() {
             data.len()
         );
     }
-    // Nobody reads it, and nothing waits for that.
+    // It is not read, and nothing waits for that.
     let idle = place.script("idle", "exit 0");
     assert!(said(&idle, &"x".repeat(1 << 20)).await.is_ok());
 }

@@ -29,7 +29,7 @@ pub(crate) struct Sole(Option<JoinHandle<()>>);
 /// Who has the name.
 #[derive(Debug)]
 enum Holder {
-    /// Nobody any more, or a process that takes no connections.
+    /// No process any more, or one that takes no connections.
     Silent,
     /// A process of another user, which is no flanneld.
     Stranger { user: u32 },

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 /// Whether the bytes of peers are counted (`--peer-counters`).
 #[derive(Default)]
 pub(crate) enum TrafficCounts {
-    /// Nobody asked for that.
+    /// It was not asked for.
     #[default]
     Off,
     On(PeerCounters),

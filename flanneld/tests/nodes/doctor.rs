@@ -286,7 +286,7 @@ fn faults_of_cni_and_of_the_pool_are_named_with_the_file() {
         LIMIT,
     );
 
-    // What living pods have stays, whoever asks.
+    // What living pods have stays for every caller.
     let pod = a.member.pod();
     let file = a.path("ipam/cbr0").join(pod.address().to_string());
     let (_, dry, _) = a.run(&["--fix=leaked-addresses", "--dry-run"]);

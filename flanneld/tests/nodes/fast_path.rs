@@ -1,4 +1,4 @@
-//! The fast path on this machine's own kernel, whatever it has: `flanneld/tests/vm` has what it does where there are flowtables.
+//! The fast path on this machine's own kernel, with or without flowtables: `flanneld/tests/vm` has what it does where there are flowtables.
 
 use backends::testing::Namespace;
 

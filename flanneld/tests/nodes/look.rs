@@ -49,7 +49,7 @@ fn explain_follows_a_packet_through_route_neighbour_and_forwarding_entry() {
         "{text}"
     );
 
-    // Out of the network, and to nobody's subnet.
+    // Out of the network, and to a subnet without a lease.
     let (code, text, _) = run(&a, &["explain", &from, "203.0.113.9"]);
     assert!(code == 0 && text.contains("since flanneld runs without --ip-masq"), "{text}");
     let (code, text, stderr) = run(&a, &["explain", &from, "10.244.251.9"]);
@@ -64,7 +64,7 @@ fn explain_names_the_link_of_the_chain_that_is_missing() {
     let (pod_a, pod_b) = (a.pod(), b.pod());
     let (from, to) = (pod_a.address().to_string(), pod_b.address().to_string());
     a.wait("the way", || run(&a, &["explain", &from, &to]).0 == 0);
-    // Nobody repairs what comes now.
+    // What comes now is not repaired.
     a.agent.process().signal(Signal::STOP).unwrap();
     let network = b.subnet().network();
     for (damage, expected) in [

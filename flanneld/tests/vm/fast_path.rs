@@ -1,4 +1,4 @@
-//! The fast path on a kernel that has flowtables: what goes through it is what was sent, whatever happens meanwhile.
+//! The fast path on a kernel that has flowtables: what goes through it is what was sent, also when peers, pods and agents change meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};

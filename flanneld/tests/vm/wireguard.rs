@@ -64,7 +64,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         "ip route del 10.244.0.0/16".to_owned(),
     ] {
         members[0].show(&damage);
-        // The module tells nobody about its settings: another look at the host is asked for.
+        // The module sends no notification about its settings: another look at the host is asked for.
         members[0].agent.process().signal(backends::testing::Signal::HUP).unwrap();
         members[0].wait(&format!("the repair of: {damage}"), || {
             members[0].node.namespace().command("ip").args(["link", "show", "flannel-wg"]).ok().is_ok()

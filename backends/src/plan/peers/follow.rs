@@ -1,7 +1,7 @@
 //! The peers after a few leases came, changed or went, without looking at all others; pure.
 //!
-//! As long as each lease counts for itself, a change of one changes nothing of the others. Whatever may contradict another lease has
-//! all of them looked at ([`Peers::choose`]).
+//! As long as each lease counts for itself, a change of one changes nothing of the others. Where a lease may contradict another one,
+//! all of them are looked at ([`Peers::choose`]).
 
 use std::collections::BTreeMap;
 

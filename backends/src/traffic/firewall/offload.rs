@@ -80,7 +80,7 @@ pub(super) fn table(fast_path: &FastPath, name: &str) -> Option<Table> {
     Some(table)
 }
 
-/// A table that every kernel with flowtables takes, whatever devices there are.
+/// A table that every kernel with flowtables takes, with any set of devices.
 pub(super) fn smallest(table: &Table) -> Table {
     let mut smallest = table.clone();
     for flowtable in &mut smallest.flowtables {

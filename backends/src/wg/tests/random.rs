@@ -1,4 +1,4 @@
-//! Whatever a network does, as properties.
+//! Loss, delay, repetition and order of a network, as properties.
 
 use proptest::prelude::*;
 

@@ -98,8 +98,8 @@ fn flood(from: &Machine, target: SocketAddr, messages: &[[u8; 148]], counters: &
     }
 }
 
-/// Initiations for the node with this key that cost it something: valid but for the key of their sender, which nobody
-/// knows; and with a second code, which is wrong.
+/// Initiations for the node with this key that cost it something: valid but for the key of their sender, which no peer
+/// has; and with a second code, which is wrong.
 fn initiations(key: &PublicKey) -> [[u8; 148]; 2] {
     let stranger = Arc::new(Identity::generate().unwrap());
     let device = backends::wg::device::Device::new(Arc::clone(&stranger), 1420);

@@ -230,7 +230,7 @@ impl Machine {
         others.filter_map(sentence).take(MAX_NAMESAKES).collect()
     }
 
-    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and nobody both. The
+    /// Says so where another node announces this node's WireGuard key: each peer has one of the two, and none has both. The
     /// younger of the two takes another key if it may.
     fn compare_keys(&mut self, all: &Leases) {
         let keys: BTreeSet<PublicKey> = self.force.active.identities().collect();

@@ -130,7 +130,7 @@ fn verbatim<'a>(page: &mut String, lines: impl Iterator<Item = &'a str>) {
     page.push_str(".fi\n");
 }
 
-/// One line of text, which is no request whatever it begins with.
+/// One line of text, which is no request, even with a dot in front.
 fn line(text: &str) -> String {
     let guard = if text.starts_with(['.', '\'']) { "\\&" } else { "" };
     format!("{guard}{}", escaped(text))

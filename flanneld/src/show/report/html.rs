@@ -5,7 +5,7 @@ use crate::text::clean;
 /// Names are cut to this many characters where they are shown; the whole name is in the title.
 const MAX_NAME: usize = 32;
 
-/// Everything before the first heading. The policy forbids scripts and outer resources whatever the page contains.
+/// Everything before the first heading. The policy forbids scripts and outer resources in the whole page.
 pub(super) const HEAD: &str = "\
 <!DOCTYPE html>
 <html lang=en>

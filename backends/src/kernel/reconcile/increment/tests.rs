@@ -1,4 +1,4 @@
-//! What follows from leases alone is what a look at the kernel would give, whatever happened before.
+//! What follows from leases alone is what a look at the kernel would give, after any history.
 
 use proptest::prelude::*;
 

@@ -110,7 +110,7 @@ impl Change {
         news
     }
 
-    /// Whether leases, whatever they are, can't be in a network that the cluster is leaving.
+    /// Whether no lease can be in a network that the cluster is leaving.
     pub(in crate::agent::machine) fn leaves_nothing(&self, network: &NetworkConfig) -> bool {
         let inside = |former: &IpNet| network.ranges().any(|range| overlap(range.network, *former));
         self.others.is_empty() && self.beside.is_empty() && self.former.iter().all(inside)
