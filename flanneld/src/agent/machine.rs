@@ -69,10 +69,11 @@ impl InForce {
     }
 }
 
-/// What an operator is told.
+/// What an operator is told: conditions and notes, log lines, counters.
 pub(super) struct Status {
     pub(super) health: Health,
     journal: Journal,
+    tally: Tally,
 }
 
 /// Records of what is ours: see `Scope`.
@@ -153,7 +154,6 @@ pub(super) struct Machine {
     planner: Planner,
     rules: Rules,
     keeper: Keeper,
-    tally: Tally,
     turn: Turn,
 }
 
@@ -210,7 +210,7 @@ impl Machine {
         settings.selectors.public = or(start.given, given);
         let machine = Self {
             settings,
-            status: Status { health, journal: Journal::default() },
+            status: Status { health, journal: Journal::default(), tally: Tally::default() },
             force: InForce { network, active, revision: 0 },
             change,
             own: OwnLease::new(identity, lease, start.admits),
@@ -220,7 +220,6 @@ impl Machine {
             planner: Planner::default(),
             rules: Rules::new(former),
             keeper: Keeper::default(),
-            tally: Tally::default(),
             turn: Turn::default(),
         };
         machine.note_stand_in();
@@ -296,7 +295,7 @@ impl Machine {
     fn begin_turn(&mut self, known: Option<Known>, tenure: &Tenure) {
         (self.turn.rounds, self.turn.outcome, self.turn.held_until) = (0, Outcome::Done, None);
         self.own.tenure = tenure.clone();
-        self.tally.tenure(tenure);
+        self.status.tally.tenure(tenure);
         if let Some(known) = known {
             // Many leases in place of others: what held the old ones lies about in pieces.
             self.turn.bulky |= known.leases.as_ref().is_some_and(|all| {
@@ -374,8 +373,8 @@ impl Machine {
         let NotificationFilter { desired, scope, .. } = &self.view.interest;
         let settled = Settled::after(&report, desired, scope).filter(|_| !held);
         self.planner.settled = settled.map(Arc::new);
-        self.tally.converged(&report, repairs, &fights, now.wall);
-        self.tally.compare(&self.planner.peers, &self.view.interest.desired, &report, whole);
+        self.status.tally.converged(&report, repairs, &fights, now.wall);
+        self.status.tally.compare(&self.planner.peers, &self.view.interest.desired, &report, whole);
         self.status.health.note("fights", fights);
         self.planner.nexthops.clone_from(&report.observed.host.nexthops);
         self.view.interest.host = Arc::new(report.observed.host.clone());

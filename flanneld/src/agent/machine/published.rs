@@ -16,12 +16,12 @@ use crate::status::{Node, Published, Sources, Store};
 impl Machine {
     /// A turn is over.
     pub(in crate::agent) fn turned(&mut self, cause: Cause, took: Duration, now: SystemTime) {
-        self.tally.turned(cause, took, now);
+        self.status.tally.turned(cause, took, now);
     }
 
     /// The loop goes on with what an earlier run saved.
     pub(in crate::agent) fn recalled(&mut self) {
-        self.tally.recalled();
+        self.status.tally.recalled();
     }
 
     /// What is known now. The shell completes it by what only it knows.
@@ -29,12 +29,12 @@ impl Machine {
         let peers = Arc::clone(&self.planner.peers);
         let all = self.view.known.leases.clone();
         let usable = peers.nodes;
-        let complete = self.tally.unprogrammed.is_empty();
+        let complete = self.status.tally.unprogrammed.is_empty();
         let programmed = || -> Option<usize> {
-            let whole = |peer: &&backends::Peer| !self.tally.unprogrammed.contains(&peer.subnet);
+            let whole = |peer: &&backends::Peer| !self.status.tally.unprogrammed.contains(&peer.subnet);
             Some(usable_nodes(peers.usable.values().filter(whole), all.as_deref()?))
         };
-        let mut counters = self.tally.counters.clone();
+        let mut counters = self.status.tally.counters.clone();
         let known = &self.view.known;
         if known.snapshots > 0 {
             counters.snapshots.insert("store".to_owned(), known.snapshots);
@@ -44,13 +44,13 @@ impl Machine {
         Published {
             node: self.node_status(),
             store: self.store_status(),
-            kernel: self.tally.kernel.clone(),
-            rules: self.tally.rules.clone(),
+            kernel: self.status.tally.kernel.clone(),
+            rules: self.status.tally.rules.clone(),
             counters,
             own: self.own.lease().map(|lease| lease.subnets).unwrap_or_default(),
             usable,
             programmed: if complete { usable } else { programmed().unwrap_or_default() },
-            unprogrammed: Arc::clone(&self.tally.unprogrammed),
+            unprogrammed: Arc::clone(&self.status.tally.unprogrammed),
             active: self.force.active.named(),
             desired: self.planner.current().unwrap_or_else(|| Arc::new(KernelState::default())),
             scope: self.view.interest.scope.clone(),

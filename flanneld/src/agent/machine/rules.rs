@@ -131,8 +131,8 @@ impl Machine {
         let changed =
             outcome.as_ref().ok().filter(|_| self.rules.repairs).map(|report| report.changed.clone());
         let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
-        self.tally.ruled("rules", outcome, self.rules.repairs, self.now().wall);
-        self.tally.rules(outcome, self.now().wall);
+        self.status.tally.ruled("rules", outcome, self.rules.repairs, self.now().wall);
+        self.status.tally.rules(outcome, self.now().wall);
         self.status.journal.rules(outcome, &told);
         let mut notes = outcome.as_ref().map(|report| report.notes.clone()).unwrap_or_default();
         notes.extend(self.rules.fights.notes(now));
@@ -178,7 +178,7 @@ impl Machine {
         let changed = outcome.as_ref().ok().filter(|_| repaired).map(|report| report.changed.clone());
         let now = self.now().at.into_std();
         let told = self.rules.fights.record(changed.unwrap_or_default().into_iter(), now);
-        self.tally.ruled("tunnel_filter", outcome, repaired, self.now().wall);
+        self.status.tally.ruled("tunnel_filter", outcome, repaired, self.now().wall);
         self.status.journal.tunnel_filter(outcome, &notes, &told);
         self.status.health.note("tunnel", notes);
         let filters = std::mem::take(&mut self.rules.filtering);
