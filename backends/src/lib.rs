@@ -58,20 +58,20 @@ pub use datapath::handover::{SocketFiles, TunnelFiles};
 pub use datapath::tunnels::Tunnels;
 pub use kernel::fights::Fights;
 pub use kernel::netlink::wireguard_sessions;
-pub use kernel::reconcile::{Report, Settled, converge, converge_but, converge_since};
+pub use kernel::reconcile::{Report, Settled, converge, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
 pub use plan::active::ActiveBackends;
-pub use plan::backend::{
-    Backend, BackendError, BackendId, Macs, Node, Peer, PlanInput, Underlay, WireguardPeer,
-};
-pub use plan::peers::{PeerContext, Peers, SkipReason};
+pub use plan::backend::{BackendId, Macs, Node, Peer, PlanInput, Underlay};
+pub use plan::peers::{PeerContext, Peers};
 pub use plan::surroundings::Surroundings;
 pub use plan::{backend, surroundings};
 pub use state::host::HostView;
 pub use state::name::Name;
-pub use state::tunnel::{IpipTunnel, TunnelFilter, TunnelPort};
+pub use state::tunnel::TunnelFilter;
+#[cfg(feature = "testing")]
+pub use state::tunnel::TunnelPort;
 pub use state::{Change, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::peer_counters::{PeerCounters, PeerTraffic};

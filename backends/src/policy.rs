@@ -35,13 +35,13 @@ mod settings;
 mod steer;
 
 pub use cluster::Cluster;
-pub use demand::{Demand, Foresight, MAX_DEMAND};
+pub use demand::{Demand, Foresight};
 pub use enforcer::{Converged, Enforcer, own_tables, remove_all};
 pub use engine::{Engine, Plan, Summary, TableStep};
-pub use generation::{Generations, RAISE_INTERVAL, REPLIES_PASS};
-pub use image::{Edit, Image};
+pub use generation::{RAISE_INTERVAL, REPLIES_PASS};
+#[cfg(feature = "testing")]
+pub(crate) use image::Edit;
 pub use owner::{Owner, owner, remove_tables};
 pub use refused::{Refused, RefusedBy, RefusedPackets};
-pub use selector::{PodSelector, SelectorScope};
 pub use settings::Settings;
 pub use steer::{SteerMode, Steering, bridged_packets_are_seen};

@@ -35,7 +35,7 @@ const fn overhead(family: Family) -> usize {
 /// Writes a request that makes an IP packet of `packet` bytes, at least one with the whole token.
 ///
 /// The kernel computes the checksum of ICMPv6, which covers addresses that it chooses.
-pub fn write_request(
+pub(super) fn write_request(
     into: &mut Vec<u8>,
     family: Family,
     (id, sequence): (u16, u16),
@@ -57,7 +57,7 @@ pub fn write_request(
 
 /// What the first bytes of an answer say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(super) struct Answer {
     /// The sender's name for the series of requests.
     pub id: u16,
     /// The request that is answered.
@@ -70,7 +70,7 @@ pub struct Answer {
 
 /// Reads an answer of which the first bytes are known: with its IP header if it is IPv4, without it if it is IPv6, as raw
 /// sockets give them. `len` is its whole length. Anything else gives nothing.
-pub fn read_answer(family: Family, bytes: &[u8], len: usize) -> Option<Answer> {
+pub(super) fn read_answer(family: Family, bytes: &[u8], len: usize) -> Option<Answer> {
     let (header, reply, before) = match family {
         Family::V4 => (4 * usize::from(bytes.first()? & 0xf), ECHO_REPLY, 0),
         Family::V6 => (0, ECHO_REPLY_V6, HEADER_V6),
