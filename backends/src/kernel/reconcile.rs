@@ -48,7 +48,7 @@ pub fn converge<K: Kernel>(
 ///
 /// # Errors
 /// As [`converge`].
-pub fn converge_but<K: Kernel>(
+pub(crate) fn converge_but<K: Kernel>(
     kernel: &mut K,
     desired: &KernelState,
     scope: &Scope,

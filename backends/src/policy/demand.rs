@@ -9,7 +9,7 @@ use super::cluster::Cluster;
 use super::resolved::Resolved;
 
 /// With more namespaces than this, one watch of all pods takes less of the API server than a watch of each.
-pub const MAX_DEMAND: usize = 64;
+pub(super) const MAX_DEMAND: usize = 64;
 
 /// The pods of other nodes that have to be watched.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::nft::{Chain, Data, Expr, Rule, Set, Span, Table};
 /// But for a few of fixed names, a name is a hash of the content, so most objects are never edited: they come
 /// and go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
+pub(super) struct Image {
     pub(super) chains: BTreeMap<String, Arc<Chain>>,
     pub(super) sets: BTreeMap<String, Arc<ImageSet>>,
 }

@@ -6,7 +6,7 @@ use subnet::policy::Selector;
 
 /// The pods that a [`subnet::policy::Peer`] describes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodSelector {
+pub(super) struct PodSelector {
     /// Where they are.
     pub scope: SelectorScope,
     /// Their labels.
@@ -15,7 +15,7 @@ pub struct PodSelector {
 
 /// The namespaces of a [`PodSelector`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SelectorScope {
+pub(super) enum SelectorScope {
     /// This one.
     Namespace(Box<str>),
     /// Those with such labels.
