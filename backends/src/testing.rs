@@ -19,15 +19,19 @@
 //! distribution build and probe the bed, because what is under test must not be its own witness.
 
 mod agent;
+mod checksums;
 mod etcd;
 mod fabric;
+mod member;
 mod namespace;
 mod numbers;
+pub mod packet;
 mod ping;
 mod pod;
 pub mod policy;
 mod process;
 mod programs;
+mod transfer;
 
 use std::env;
 use std::io;
@@ -38,14 +42,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 pub use agent::Agent;
+pub use checksums::ChecksumErrors;
 pub use etcd::Etcd;
 pub use fabric::{Fabric, Node, NodeOptions};
+pub use member::{Launch, Member};
 pub use namespace::Namespace;
 pub use numbers::Numbers;
 pub use ping::{PingOptions, Pinger, Pings};
 pub use pod::Pod;
 pub use process::{NsCommand, Process};
 pub use rustix::process::Signal;
+pub use transfer::{Transfer, transfer};
 
 /// The workspace's program `name`, built in the same profile as the one that asks: beside it, or for a test
 /// one directory above.

@@ -1,12 +1,11 @@
-//! Splitting and merging against slow obvious models, over random flows.
-
-use std::collections::BTreeMap;
+//! Splitting and merging against packets that are written field by field, with checksums by pnet. Random flows are compared with
+//! a slow model in `testing::packet`.
 
 use pnet::packet::ipv4;
 use proptest::prelude::*;
 
 use super::coalesce::{Added, Coalescer, LONGEST_HEAD};
-use super::packet::{Header, ICMP, TCP, UDP, address_sum, addresses, decrement_ttl, is_v6};
+use super::packet::{Header, TCP, UDP, address_sum, decrement_ttl};
 use super::split::{SegmentSink, max_segment_len, split};
 use super::vnet::{self, Gso, Vnet};
 use plain::{Plain, l4_checksum, payload, plain};
@@ -107,25 +106,6 @@ proptest! {
     }
 
     #[test]
-    fn a_checksum_that_the_kernel_left_open_is_made(
-        tcp in any::<bool>(), v6 in any::<bool>(), options in prop::sample::select(vec![0usize, 8]),
-        len in 0usize..3000, seed in any::<u8>(),
-    ) {
-        let (protocol, at) = if tcp { (TCP, 16) } else { (UDP, 6) };
-        let whole = Plain { v6, options, ..plain(protocol, payload(len, seed)) };
-        let (right, from) = (whole.bytes(), whole.head());
-        let mut open = right.clone();
-        leave_open(&mut open, protocol, from, at);
-        let vnet = Vnet {
-            needs_checksum: true, checksum_from: from as u16, checksum_at: at as u16, ..Vnet::PLAIN
-        };
-        let header = Header::parse(&open).unwrap();
-        let mut packets = Packets::default();
-        prop_assert!(split(&vnet, &header, &open, &mut packets).is_ok());
-        prop_assert_eq!(&packets.0, &[right]);
-    }
-
-    #[test]
     fn nothing_that_is_read_makes_it_panic(
         head in any::<[u8; vnet::LEN]>(), bytes in prop::collection::vec(any::<u8>(), 0..200),
         version in prop::sample::select(vec![0u8, 4, 6]), gso in prop::option::of(any::<bool>()),
@@ -193,98 +173,8 @@ fn aged(packet: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Addresses and protocol; fragments are of all flows of their addresses, so they have no ports.
-fn stream(packet: &[u8]) -> Vec<u8> {
-    let protocol = if is_v6(packet) { packet[6] } else { packet[9] };
-    addresses(packet).iter().copied().chain([protocol]).collect()
-}
-
-/// A packet without identification and checksum, which merging may change where fragmenting is forbidden.
-fn comparable(mut packet: Vec<u8>) -> Vec<u8> {
-    if !is_v6(&packet) && packet[6] & 0x40 != 0 {
-        packet[4..6].fill(0);
-        packet[10..12].fill(0);
-    }
-    packet
-}
-
-/// A step of a random flow.
-fn step() -> impl Strategy<Value = (u8, u8, u16, u8, usize)> {
-    let sizes = prop::sample::select(vec![0usize, 1, 100, 100, 100, 100, 1420, 1420]);
-    // Flow, what is special, identification, a byte of payload, length.
-    (0u8..24, 0u8..40, 0u16..3, any::<u8>(), sizes)
-}
-
-fn by_stream(packets: Vec<Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
-    let mut streams: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
-    for packet in packets {
-        // Each port of its own, but in one order with fragments of the same addresses.
-        streams.entry(stream(&packet)).or_default().push(comparable(packet));
-    }
-    streams
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
-
-    /// What the kernel makes of merged packets are the packets that came in, in their order for each
-    /// pair of addresses and protocol, and none else.
-    #[test]
-    fn merging_loses_changes_and_reorders_nothing(
-        steps in prop::collection::vec(step(), 0..200), udp in any::<bool>(),
-    ) {
-        let mut flows: BTreeMap<u8, Plain> = BTreeMap::new();
-        let mut packets = Vec::new();
-        for (number, special, skip, seed, len) in steps {
-            let protocol = [TCP, UDP, TCP, ICMP][usize::from(number % 4)];
-            let v6 = number >= 12;
-            let flow = flows
-                .entry(number)
-                .or_insert_with(|| Plain { v6, flow: number, ..plain(protocol, Vec::new()) });
-            flow.payload = payload(len, seed);
-            let mut one = flow.clone();
-            match special {
-                0 => one.place = 0x2000,
-                1 => one.place = 0x0010,
-                2 => one.options = 8,
-                3 => one.tos = 3,
-                4 => one.ttl = 9,
-                5 => one.window = 3,
-                6 => one.acknowledged = 9,
-                7 => one.timestamp = Some(5),
-                8 => one.flags ^= 0x19,
-                9 => one.flags |= 0x40,
-                10 if !v6 => flow.place ^= 0x4000,
-                11 => one.sequence ^= 0x100,
-                12 => flow.id = flow.id.wrapping_add(skip),
-                13 => one.timestamp = None,
-                _ => {}
-            }
-            packets.push(one.bytes());
-            flow.sequence = flow.sequence.wrapping_add(len as u32);
-            flow.id = flow.id.wrapping_add(1);
-            if special == 14 {
-                flow.flags ^= 0x08;
-            }
-        }
-        let (out, writes) = merged(&packets, udp);
-        prop_assert!(writes <= packets.len());
-        prop_assert_eq!(out.len(), packets.len());
-        let wanted = by_stream(packets.iter().map(|packet| aged(packet)).collect());
-        let found = by_stream(out);
-        for (key, wanted) in wanted {
-            let found = &found[&key];
-            // Flows of one pair of addresses may pass each other, but no fragment and no flow itself.
-            let flow = |packet: &Vec<u8>| match is_v6(packet) {
-                false => (packet[0], packet[6] & 0x3f, packet[7], packet[20..24].to_vec()),
-                true => (packet[0], packet[6], 0, packet[40..44].to_vec()),
-            };
-            for name in wanted.iter().map(flow) {
-                let of = |all: &[Vec<u8>]| all.iter().filter(|one| flow(one) == name).cloned().collect::<Vec<_>>();
-                prop_assert_eq!(of(found), of(&wanted));
-            }
-        }
-    }
 
     #[test]
     fn a_damaged_packet_is_written_alone_as_it_came(

@@ -1,6 +1,5 @@
 //! Nodes with a tunnel each, made by the reconciler from leases, and what the kernel says about them.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use backends::datapath::counters::{Counter, Counters};
 use backends::datapath::engine::Offload;
 use backends::kernel::netlink::Netlink;
+pub(crate) use backends::testing::ChecksumErrors;
 use backends::testing::{Fabric, Namespace, Node as Machine, Pod, wait_for};
 use backends::{
     ActiveBackends, Kernel, KernelError, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report,
@@ -264,36 +264,8 @@ pub(crate) fn total<'a>(
     sites.into_iter().map(|site| counter(&site.counters()).get()).sum()
 }
 
-/// Packets with wrong checksums that a kernel found, by protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ChecksumErrors {
-    pub(crate) ip: u64,
-    pub(crate) icmp: u64,
-    pub(crate) tcp: u64,
-    pub(crate) udp: u64,
-}
-
 pub(crate) fn checksum_errors(namespace: &Namespace) -> ChecksumErrors {
-    let read =
-        |file: &str| namespace.run(|| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap());
-    let (snmp, netstat, snmp6) = (read("snmp"), read("netstat"), read("snmp6"));
-    let of = |text: &str, protocol: &str| {
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
-        let (names, values) = (lines.next().unwrap().split(' '), lines.next().unwrap().split(' '));
-        let (_, value) = names.zip(values).find(|(name, _)| *name == "InCsumErrors").unwrap();
-        value.parse().unwrap()
-    };
-    // TCP counts both families together.
-    let of_v6 = |name: &str| -> u64 {
-        let line = snmp6.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().parse().unwrap()
-    };
-    ChecksumErrors {
-        ip: of(&netstat, "IpExt"),
-        icmp: of(&snmp, "Icmp") + of_v6("Icmp6InCsumErrors"),
-        tcp: of(&snmp, "Tcp"),
-        udp: of(&snmp, "Udp") + of_v6("Udp6InCsumErrors"),
-    }
+    namespace.checksum_errors().unwrap()
 }
 
 fn port_is_held(error: &KernelError) -> bool {

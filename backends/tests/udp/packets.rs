@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
+use backends::testing::packet;
+pub(crate) use backends::testing::packet::{TCP, UDP, checksum};
+
 pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
 
 /// What is said of an IPv4 packet; the rest follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,18 +22,6 @@ pub(crate) struct Packet {
     pub(crate) payload: Vec<u8>,
 }
 
-/// RFC 1071, word by word.
-pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum = 0u32;
-    for part in parts {
-        for pair in part.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-    }
-    !(sum as u16)
-}
-
 impl Packet {
     pub(crate) fn new(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, payload: Vec<u8>) -> Self {
         Self { src, dst, protocol, ttl: 64, tos: 0, id: 7, place: 0, options: Vec::new(), payload }
@@ -46,13 +35,7 @@ impl Packet {
         payload.extend((8 + data.len() as u16).to_be_bytes());
         payload.extend([0, 0]);
         payload.extend(data);
-        let mut packet = Self::new(src.0, dst.0, UDP, payload);
-        let sum = match packet.l4_checksum() {
-            0 => 0xffff,
-            other => other,
-        };
-        packet.payload[6..8].copy_from_slice(&sum.to_be_bytes());
-        packet
+        Self::new(src.0, dst.0, UDP, payload).with_checksums()
     }
 
     /// A TCP segment with its checksum; flags as in the header.
@@ -70,18 +53,19 @@ impl Packet {
         payload.extend(numbers.1.to_be_bytes());
         payload.extend([((20 + options.len()) / 4 * 16) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
         payload.extend(options);
-        let mut packet = Self::new(src.0, dst.0, TCP, payload);
-        let sum = packet.l4_checksum();
-        packet.payload[16..18].copy_from_slice(&sum.to_be_bytes());
-        packet
+        Self::new(src.0, dst.0, TCP, payload).with_checksums()
     }
 
     /// Adds data to a TCP segment.
     pub(crate) fn append(&mut self, data: &[u8]) {
         self.payload.extend(data);
-        self.payload[16..18].fill(0);
-        let sum = self.l4_checksum();
-        self.payload[16..18].copy_from_slice(&sum.to_be_bytes());
+        *self = self.clone().with_checksums();
+    }
+
+    fn with_checksums(self) -> Self {
+        let mut bytes = self.bytes();
+        packet::write_header_checksum(&mut bytes, 20 + self.options.len());
+        Self::parse(&bytes)
     }
 
     /// An echo request.
@@ -97,9 +81,7 @@ impl Packet {
 
     /// The checksum over pseudo header and payload: 0 if a right one is in it.
     fn l4_checksum(&self) -> u16 {
-        let len = (self.payload.len() as u16).to_be_bytes();
-        let pseudo = [&self.src.octets()[..], &self.dst.octets()[..], &[0, self.protocol], &len[..]].concat();
-        checksum(&[&pseudo, &self.payload])
+        packet::l4_checksum(&self.bytes(), 20 + self.options.len())
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
 use backends::datapath::engine::Offload;
+use backends::testing::packet::write_header_checksum;
 use backends::testing::{Fabric, Namespace, Node as Machine, Numbers, Pod, uninterrupted};
 
 use crate::bed::{Cluster, Site, UDP_BOTH, UDP_V6};
 use crate::errors::widen;
 use crate::flows::exchange_by;
-use crate::packets::{Packet, UDP, checksum};
+use crate::packets::{Packet, UDP};
 use crate::safety::socket;
 use crate::sockets::with_destination_options;
 use crate::wire::PORT;
@@ -104,23 +105,20 @@ fn packet(src: Ipv6Addr, dst: Ipv6Addr, extension: &[u8], data: &[u8]) -> Vec<u8
     l4[2..4].copy_from_slice(&LISTENING.to_be_bytes());
     l4[4..6].copy_from_slice(&(8 + data.len() as u16).to_be_bytes());
     l4.extend(data);
-    let sum = match l4_checksum(src, dst, &l4) {
-        0 => 0xffff,
-        sum => sum,
-    };
-    l4[6..8].copy_from_slice(&sum.to_be_bytes());
-    let len = ((extension.len() + l4.len()) as u16).to_be_bytes();
-    let next = if extension.is_empty() { UDP } else { 60 };
-    let mut bytes = vec![0x60, 0, 0, 0, len[0], len[1], next, 64];
+    let [high, low] = (l4.len() as u16).to_be_bytes();
+    let mut bytes = vec![0x60, 0, 0, 0, high, low, UDP, 64];
     bytes.extend(src.octets());
     bytes.extend(dst.octets());
-    bytes.extend(extension);
     bytes.extend(l4);
+    // The checksum doesn't cover what is between the headers.
+    write_header_checksum(&mut bytes, 40);
+    if !extension.is_empty() {
+        bytes.splice(40..40, extension.iter().copied());
+        let len = (bytes.len() - 40) as u16;
+        bytes[4..6].copy_from_slice(&len.to_be_bytes());
+        bytes[6] = 60;
+    }
     bytes
-}
-
-fn l4_checksum(src: Ipv6Addr, dst: Ipv6Addr, l4: &[u8]) -> u16 {
-    checksum(&[&src.octets(), &dst.octets(), &(l4.len() as u32).to_be_bytes(), &[0, 0, 0, UDP], l4])
 }
 
 const LISTENING: u16 = 7000;

@@ -1,10 +1,12 @@
 //! A cluster for a test: a fabric, an etcd and nodes with agents and pods.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
 
-use backends::testing::{Agent, Etcd, Fabric, Node, Pod, wait_for};
+use backends::testing::{self, Agent, Etcd, Fabric, Launch, Node, Pod};
 use ipnet::IpNet;
+use subnet::Family;
 
 /// Long enough for a machine that does something else; no test waits for it when all is well.
 pub(crate) const LIMIT: Duration = Duration::from_secs(crate::LIMIT_SECONDS);
@@ -18,12 +20,21 @@ pub(crate) struct Cluster {
     pub(crate) etcd: Etcd,
 }
 
-/// A node with its agent.
-pub(crate) struct Member {
-    pub(crate) agent: Agent,
-    pub(crate) node: Node,
-    args: Vec<String>,
-    environment: Vec<(String, String)>,
+/// A node with its agent. What fails ends the test.
+pub(crate) struct Member(testing::Member);
+
+impl Deref for Member {
+    type Target = testing::Member;
+
+    fn deref(&self) -> &testing::Member {
+        &self.0
+    }
+}
+
+impl DerefMut for Member {
+    fn deref_mut(&mut self) -> &mut testing::Member {
+        &mut self.0
+    }
 }
 
 impl Cluster {
@@ -88,8 +99,7 @@ impl Cluster {
     pub(crate) fn start(&self, node: Node, args: &[&str]) -> Member {
         let mut all = vec![format!("--etcd-endpoints={}", self.etcd.endpoint())];
         all.extend(args.iter().map(ToString::to_string));
-        let agent = Agent::spawn(&node, flanneld(), &all).unwrap();
-        Member { agent, node, args: all, environment: Vec::new() }
+        Member::start_with_env(node, &all, &[])
     }
 }
 
@@ -101,51 +111,54 @@ impl Member {
     /// A node with an agent that was started with these arguments and variables alone.
     pub(crate) fn start_with_env(node: Node, args: &[String], environment: &[(&str, &str)]) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let environment: Vec<_> = environment.iter().map(owned).collect();
-        let agent = Agent::spawn_with(&node, flanneld(), args, &environment).unwrap();
-        Self { agent, node, args: args.to_vec(), environment }
+        let environment = environment.iter().map(owned).collect();
+        let launch =
+            Launch { program: flanneld().to_owned(), args: args.to_vec(), environment, limit: LIMIT };
+        Self(testing::Member::start(node, launch).unwrap())
+    }
+
+    /// The node, without its agent.
+    pub(crate) fn into_node(self) -> Node {
+        self.0.node
     }
 
     /// Starts another agent in place of one that has ended.
     pub(crate) fn start_again(&mut self) {
-        self.agent = Agent::spawn_with(&self.node, flanneld(), &self.args, &self.environment).unwrap();
+        self.0.start_again().unwrap();
         self.agent.wait_ready(LIMIT).unwrap();
     }
 
     /// Another agent on this node, which was only just started.
     pub(crate) fn second(&self, more: &[&str]) -> Agent {
-        let mut args = self.args.clone();
-        args.extend(more.iter().map(ToString::to_string));
-        Agent::spawn_with(&self.node, flanneld(), &args, &self.environment).unwrap()
+        let mut launch = self.launch.clone();
+        launch.args.extend(more.iter().map(ToString::to_string));
+        launch.start(&self.node).unwrap()
     }
 
     /// Starts another agent in place of one that has ended, with other arguments besides those of the store.
     pub(crate) fn start_with(&mut self, args: &[&str]) {
-        self.args.truncate(1);
-        self.args.extend(args.iter().map(ToString::to_string));
-        self.start_again();
+        self.launch.args.truncate(1);
+        self.start_again_with(args);
     }
 
     /// The same with further arguments, of which a repetition counts.
     pub(crate) fn start_again_with(&mut self, more: &[&str]) {
-        self.args.extend(more.iter().map(ToString::to_string));
+        self.launch.args.extend(more.iter().map(ToString::to_string));
         self.start_again();
     }
 
     pub(crate) fn subnet(&self) -> IpNet {
-        self.agent.subnet_env().unwrap().subnets.v4.unwrap().into()
+        self.0.subnet().unwrap()
     }
 
     /// A pod with the second address of the node's subnet.
     pub(crate) fn pod(&self) -> Pod {
-        let subnet = self.subnet();
-        let address = subnet.hosts().nth(1).unwrap();
-        Pod::wired(&self.node, IpNet::new(address, subnet.prefix_len()).unwrap()).unwrap()
+        self.0.pod(&[Family::V4]).unwrap()
     }
 
     /// Output of a program on the node.
     pub(crate) fn show(&self, command: &str) -> String {
-        self.node.namespace().show(command).unwrap()
+        self.0.show(command).unwrap()
     }
 
     pub(crate) fn ip(&self, lines: &str) {
@@ -153,8 +166,8 @@ impl Member {
     }
 
     pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
-        if let Err(error) = wait_for(what, LIMIT, condition) {
-            panic!("{error}; log of {}:\n{}", self.node.name(), self.agent.log());
+        if let Err(error) = self.0.wait(what, condition) {
+            panic!("{error:?}");
         }
     }
 

@@ -166,7 +166,7 @@ fn renamed(cluster: &Kubernetes, mut old: Member, cidr: &str, prepare: impl FnOn
     old.agent.terminate(LIMIT).unwrap();
     prepare(&old.node);
     cluster.api.put_node(node("renamed", &[cidr]));
-    let mut new = cluster.start_as(old.node, "renamed", &[]);
+    let mut new = cluster.start_as(old.into_node(), "renamed", &[]);
     new.agent.wait_ready(LIMIT).unwrap();
     new
 }
@@ -255,7 +255,7 @@ fn an_api_server_that_refuses_a_node_is_noted_while_it_runs_and_makes_it_unready
 
     a.agent.terminate(LIMIT).unwrap();
     let name = a.node.name();
-    let mut a = cluster.start_as(a.node, &name, &[]);
+    let mut a = cluster.start_as(a.into_node(), &name, &[]);
     a.wait("the refusal", || a.verbose().contains(r#""store":"the store refuses this node since"#));
     a.wait("the data path", || a.verbose().contains(r#""kernel":"met""#));
     assert!(!a.is_ready() && a.node.has_route(b.subnet()).unwrap(), "{}", a.verbose());

@@ -230,12 +230,8 @@ impl Member {
 
     /// A pod with the second address of each of the node's subnets.
     pub(crate) fn pod_of_all_families(&self) -> Pod {
-        let second = |subnet: &IpNet| {
-            IpNet::new(subnet.hosts().find(|host| *host > gateway(*subnet)).unwrap(), subnet.prefix_len())
-                .unwrap()
-        };
-        let addresses: Vec<IpNet> = self.subnets().iter().map(second).collect();
-        Pod::wired_with(&self.node, &addresses).unwrap()
+        let families: Vec<Family> = self.subnets().iter().map(|subnet| Family::of(subnet.addr())).collect();
+        (**self).pod(&families).unwrap()
     }
 
     /// Output of a program on the node, and nothing if it fails: what it asks for may not be there.
@@ -251,10 +247,6 @@ impl Member {
     pub(crate) fn is_ready(&self) -> bool {
         self.agent.get("/readyz").is_ok_and(|(code, _)| code == 200)
     }
-}
-
-fn gateway(subnet: IpNet) -> std::net::IpAddr {
-    subnet::env_file::gateway(subnet)
 }
 
 /// Echo requests from every pod to every address of every other.

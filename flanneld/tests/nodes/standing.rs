@@ -188,7 +188,7 @@ fn a_node_that_starts_with_a_password_that_is_refused_runs_on_what_was_saved_and
     a.wait("the saved state", || a.kept().contains(&b.subnet().addr().to_string()));
     a.agent.terminate(LIMIT).unwrap();
     a.ip("link del flannel.1");
-    let mut a = cluster.start(a.node, &["--etcd-username=fl", "--etcd-password=other"]);
+    let mut a = cluster.start(a.into_node(), &["--etcd-username=fl", "--etcd-password=other"]);
     refused(&a, "user fl and the password are not accepted: look at --etcd-username and --etcd-password");
     assert!(a.node.has_route(b.subnet()).unwrap(), "pods go on talking: {}", a.agent.log());
     assert!(!a.agent.log().contains("other"), "no secret is logged");
@@ -206,7 +206,7 @@ fn a_node_that_starts_while_the_store_is_away_is_ready_on_what_was_saved() {
     a.wait("the saved state", || a.kept().contains(&b.subnet().addr().to_string()));
     a.agent.terminate(LIMIT).unwrap();
     cluster.etcd.kill();
-    let mut a = cluster.start(a.node, &USER);
+    let mut a = cluster.start(a.into_node(), &USER);
     a.agent.wait_ready(A_MINUTE).unwrap();
     let text = a.verbose();
     assert!(text.contains("store unreachable since") && text.contains("as they were saved"), "{text}");
@@ -281,7 +281,7 @@ fn a_node_that_starts_with_an_authority_that_does_not_know_etcd_is_refused_and_n
     let subnet = a.subnet();
     a.wait("the saved state", || a.kept().contains(&subnet.addr().to_string()));
     a.agent.terminate(LIMIT).unwrap();
-    let mut a = Member::start_with_env(a.node, &args("stranger"), &[]);
+    let mut a = Member::start_with_env(a.into_node(), &args("stranger"), &[]);
     refused(
         &a,
         "is signed by an authority that is not trusted here: give the authority's certificate with --etcd-cafile",
@@ -292,13 +292,13 @@ fn a_node_that_starts_with_an_authority_that_does_not_know_etcd_is_refused_and_n
     for (endpoint, question) in
         [(format!("https://{}", &plain[7..]), "is it http?"), (format!("http://{secure}"), "is it https?")]
     {
-        let mut b = Member::start_with_env(a.node, &[format!("--etcd-endpoints={endpoint}")], &[]);
+        let mut b = Member::start_with_env(a.into_node(), &[format!("--etcd-endpoints={endpoint}")], &[]);
         wait_long(&b, "the question", || b.verbose().contains(question));
         assert!(!b.is_ready(), "{}", b.verbose());
         b.agent.terminate(LIMIT).unwrap();
         a = b;
     }
-    let mut a = Member::start_with_env(a.node, &args("ca"), &[]);
+    let mut a = Member::start_with_env(a.into_node(), &args("ca"), &[]);
     a.agent.wait_ready(LIMIT).unwrap();
     assert_eq!(a.subnet(), subnet);
 }
