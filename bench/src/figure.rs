@@ -37,16 +37,24 @@ pub enum Limit {
     None,
 }
 
+/// A figure that is still to be measured: its name, its unit and its limit.
+pub type Row<'a> = (&'a str, &'static str, Limit);
+
 impl Figure {
     /// A figure whose rounds are still to be measured.
     pub fn new(name: impl Into<String>, unit: &'static str, limit: Limit) -> Self {
         Self { name: name.into(), unit, limit, rounds: Vec::new(), overall: None }
     }
 
-    /// Adds a round: a time, in milliseconds.
-    pub fn push_ms(&mut self, time: Duration) {
-        self.rounds.push(time.as_secs_f64() * 1e3);
+    /// The median of its rounds; 0 without one.
+    pub fn median(&self) -> f64 {
+        median(self.rounds.clone())
     }
+}
+
+/// A time in milliseconds.
+pub fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// Where results go, and what they have in common.
@@ -96,9 +104,9 @@ impl Record {
         Ok(())
     }
 
-    /// All that was written.
-    pub fn lines(&self) -> &[Value] {
-        &self.lines
+    /// All that was written, as a table.
+    pub fn table(&self, table: fn(&[Value]) -> String) -> String {
+        table(&self.lines)
     }
 }
 
@@ -123,8 +131,8 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Value>> {
     parse(&text).with_context(|| format!("{at} can't be used"))
 }
 
-/// Prints the table and the conditions to the standard output.
-pub fn print(lines: &[Value]) -> anyhow::Result<()> {
+/// Prints a table of these lines to the standard output.
+pub fn print(lines: &[Value], table: fn(&[Value]) -> String) -> anyhow::Result<()> {
     write!(io::stdout(), "{}", table(lines)).context("can't write to the standard output")
 }
 
@@ -223,42 +231,39 @@ pub fn short(number: f64) -> String {
 }
 
 fn describe(figure: &Figure) -> anyhow::Result<Map<String, Value>> {
-    let mut sorted = figure.rounds.clone();
-    ensure!(!sorted.is_empty(), "{} has no rounds", figure.name);
-    sorted.sort_by(f64::total_cmp);
-    let (min, max, median) = (sorted[0], sorted[sorted.len() - 1], median(&sorted));
-    let counts = figure.overall.unwrap_or(median);
+    let Figure { name, unit, rounds, overall, .. } = figure;
+    ensure!(!rounds.is_empty(), "{name} has no rounds");
+    let (min, max) =
+        (rounds.iter().copied().fold(f64::MAX, f64::min), rounds.iter().copied().fold(f64::MIN, f64::max));
+    let median = figure.median();
+    let counts = overall.unwrap_or(median);
     let (judged, limit, value) = match figure.limit {
-        Limit::Median(limit) => (Some("median"), Some(limit), counts),
-        Limit::AtLeast(limit) => (Some("median-at-least"), Some(limit), counts),
-        Limit::Each(limit) => (Some("each"), Some(limit), max),
-        Limit::None => (None, None, counts),
+        Limit::Median(limit) => ("median", Some(limit), counts),
+        Limit::AtLeast(limit) => ("median-at-least", Some(limit), counts),
+        Limit::Each(limit) => ("each", Some(limit), max),
+        Limit::None => ("", None, counts),
     };
-    let met = limit.map(|limit| match figure.limit {
-        Limit::AtLeast(_) => value >= limit,
-        Limit::Median(_) | Limit::Each(_) | Limit::None => value <= limit,
-    });
-    let line = json!({
-        "name": figure.name,
-        "value": value,
-        "unit": figure.unit,
-        "limit": limit,
-        "judged": judged,
-        "met": met,
-        "rounds": figure.rounds,
-        "median": median,
-        "overall": figure.overall,
-        "min": min,
-        "max": max,
-    });
-    let Value::Object(line) = line else { unreachable!("it was written as an object") };
-    Ok(line)
+    let met = limit.map(|limit| if judged == "median-at-least" { value >= limit } else { value <= limit });
+    let judged = limit.map(|_| judged);
+    Ok(object(json!({
+        "name": name, "value": value, "unit": unit, "limit": limit, "judged": judged, "met": met,
+        "rounds": rounds, "median": median, "overall": overall, "min": min, "max": max,
+    })))
 }
 
-/// Of sorted values.
-pub fn median(sorted: &[f64]) -> f64 {
-    let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[half] } else { (sorted[half - 1] + sorted[half]) / 2.0 }
+fn object(value: Value) -> Map<String, Value> {
+    let Value::Object(members) = value else { unreachable!("it was written as an object") };
+    members
+}
+
+/// The value in the middle; 0 if there is none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match (values.len() / 2, values.len() % 2) {
+        (0, 0) => 0.0,
+        (half, 0) => f64::midpoint(values[half - 1], values[half]),
+        (half, _) => values[half],
+    }
 }
 
 /// What all results of one run have in common.
@@ -268,7 +273,7 @@ fn conditions(programs: &Path) -> anyhow::Result<Map<String, Value>> {
     let profile = programs.file_name().map(|name| name.to_string_lossy().into_owned());
     let temporary = std::env::temp_dir();
     let temporary = temporary.to_str().context("the directory for temporary files is not UTF-8")?;
-    let common = json!({
+    Ok(object(json!({
         "kernel": contents("/proc/sys/kernel/osrelease")?,
         "cpu": cpu.map_or("unknown", |(_, cpu)| cpu.trim()),
         "cores": std::thread::available_parallelism().map(usize::from).unwrap_or_default(),
@@ -276,9 +281,7 @@ fn conditions(programs: &Path) -> anyhow::Result<Map<String, Value>> {
         "profile": profile,
         "etcd": said("etcd", &["--version"])?.lines().next().unwrap_or_default().replace(" Version:", ""),
         "files": said("stat", &["-f", "-c", "%T", temporary])?,
-    });
-    let Value::Object(common) = common else { unreachable!("it was written as an object") };
-    Ok(common)
+    })))
 }
 
 /// The commit of the sources, with `-dirty` if they differ from it.

@@ -1,6 +1,9 @@
-//! What the programs of this crate have in common: figures, progress, witnesses.
+//! What the programs of this crate have in common: clusters, figures, progress, witnesses.
 
+pub mod bed;
 pub mod figure;
+pub mod iperf;
 pub mod monitor;
+pub mod ping;
 pub mod process;
 pub mod progress;

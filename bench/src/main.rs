@@ -1,7 +1,6 @@
 //! `bench SUBJECT`: measures the release programs on the real kernel, in network namespaces of this process.
 //! Nothing is left behind, however it ends.
 
-mod bed;
 mod plugin;
 mod stage;
 mod subject;

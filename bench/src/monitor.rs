@@ -1,108 +1,141 @@
 //! What the kernel says was changed on a node: `ip monitor` and `bridge monitor` as witnesses.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use backends::testing::{Node, Process};
+use anyhow::{Context, ensure};
+use backends::testing::{Node, Process, wait_for};
 
 /// How long anything may take before it is given up.
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Routes and FDB entries that mark the beginning and the end in what the witnesses write; no agent has
-/// anything to do with them.
-const BEGIN: Mark = Mark { route: "192.0.2.1", mac: "02:00:5e:00:02:01" };
-const END: Mark = Mark { route: "192.0.2.2", mac: "02:00:5e:00:02:02" };
 
 /// The kernel itself tells late of links that were just made; the measurement begins when it is quiet for
 /// this long.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Two running witnesses; `cni0` must be there.
-pub struct Monitor {
-    witnesses: [(Process, PathBuf); 2],
+/// A route that marks the beginning and the end in what a witness of routes writes; no agent has anything to do with it.
+const ROUTE: &str = "192.0.2.1";
+/// The same for a witness of FDB entries.
+const MAC: &str = "02:00:5e:00:02:01";
+
+/// A running program, what it told and when, but for marks; and how often it told of its mark.
+struct Witness {
+    mark: &'static str,
+    heard: Arc<Mutex<Heard>>,
+    _process: Process,
 }
 
-struct Mark {
-    route: &'static str,
-    mac: &'static str,
+#[derive(Default)]
+struct Heard {
+    lines: Vec<(Instant, String)>,
+    marks: usize,
 }
+
+impl Witness {
+    fn start(node: &Node, command: &str, mark: &'static str) -> anyhow::Result<Self> {
+        let mut words = command.split(' ');
+        let program = node.namespace().command(words.next().unwrap_or_default()).args(words);
+        let mut process = program.stdout(Stdio::piped()).spawn()?;
+        let output = process.take_stdout().with_context(|| format!("{command} has no output"))?;
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let shared = Arc::clone(&heard);
+        // It ends with the output of the process, which is killed on drop.
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let mut heard = lock(&shared);
+                match line.contains(mark) {
+                    true => heard.marks += 1,
+                    false => heard.lines.push((Instant::now(), line)),
+                }
+            }
+        });
+        Ok(Self { mark, heard, _process: process })
+    }
+
+    /// Makes and removes the object of its mark until it tells of that: it told of everything before.
+    fn hears(&self, node: &Node) -> anyhow::Result<()> {
+        let before = lock(&self.heard).marks;
+        wait_for(&format!("a monitor to tell of {}", self.mark), TIMEOUT, || {
+            let made = if self.mark == ROUTE {
+                node.namespace().ip(&format!("route add {ROUTE} dev lo\nroute del {ROUTE} dev lo"))
+            } else {
+                let fdb = format!("fdb add {MAC} dev cni0 self\nfdb del {MAC} dev cni0 self\n");
+                node.namespace().command("bridge").args(["-batch", "-"]).input(fdb).ok().map(drop)
+            };
+            thread::sleep(Duration::from_millis(20));
+            made.is_ok() && lock(&self.heard).marks >= before + 2
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        lock(&self.heard).lines.iter().map(|(_, line)| line.clone()).collect()
+    }
+}
+
+fn lock(heard: &Mutex<Heard>) -> MutexGuard<'_, Heard> {
+    heard.lock().expect("no holder of this lock panics")
+}
+
+/// Two running witnesses; `cni0` must be there.
+pub struct Monitor([Witness; 2]);
 
 impl Monitor {
     /// Starts both and returns once both are known to hear and have nothing to tell.
     pub fn start(node: &Node) -> anyhow::Result<Self> {
-        let spawn = |program: &str, args: &[&str]| -> anyhow::Result<(Process, PathBuf)> {
-            let path = node.dir().join(format!("{program}-monitor"));
-            let file = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
-            Ok((node.namespace().command(program).args(args).stdout(file).spawn()?, path))
-        };
-        let witnesses = [
-            spawn("ip", &["-o", "monitor", "label", "link", "address", "route", "neigh"])?,
-            spawn("bridge", &["monitor", "fdb"])?,
-        ];
-        let monitor = Self { witnesses };
-        monitor.mark(node, &BEGIN)?;
+        let monitor = Self([
+            Witness::start(node, "ip -o monitor label link address route neigh", ROUTE)?,
+            Witness::start(node, "bridge monitor fdb", MAC)?,
+        ]);
+        monitor.hear(node)?;
         let start = Instant::now();
         let mut quiet = (0, start);
         while quiet.1.elapsed() < QUIET {
-            let changes = monitor.changes()?.len();
+            let changes = monitor.changes().len();
             if changes != quiet.0 {
                 quiet = (changes, Instant::now());
             }
-            ensure!(start.elapsed() < TIMEOUT, "the kernel is never quiet: {:?}", monitor.changes()?);
-            std::thread::sleep(Duration::from_millis(50));
+            ensure!(start.elapsed() < TIMEOUT, "the kernel is never quiet: {:?}", monitor.changes());
+            thread::sleep(Duration::from_millis(50));
         }
-        monitor.mark(node, &BEGIN)?;
+        monitor.hear(node)?;
+        monitor.0.iter().for_each(|witness| lock(&witness.heard).lines.clear());
         Ok(monitor)
     }
 
     /// Ends them and gives what was changed since the beginning: addresses and routes of all devices, links
     /// but those of pods, neighbours and FDB entries of tunnel devices. The rest the kernel itself changes.
     pub fn finish(self, node: &Node) -> anyhow::Result<Vec<String>> {
-        self.mark(node, &END)?;
-        self.changes()
+        self.hear(node)?;
+        Ok(self.changes())
     }
 
-    fn changes(&self) -> anyhow::Result<Vec<String>> {
-        let mut changes = Vec::new();
-        let marks = [(BEGIN.route, END.route), (BEGIN.mac, END.mac)];
-        for ((_, path), (begin, end)) in self.witnesses.iter().zip(marks) {
-            let text = fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
-            let lines: Vec<&str> = text.lines().collect();
-            let after = lines.iter().rposition(|line| line.contains(begin)).map_or(0, |last| last + 1);
-            let between = lines[after..].iter().take_while(|line| !line.contains(end));
-            changes.extend(between.filter(|line| counts(line)).map(|line| (*line).to_owned()));
-        }
-        Ok(changes)
+    fn hear(&self, node: &Node) -> anyhow::Result<()> {
+        self.0.iter().try_for_each(|witness| witness.hears(node))
     }
 
-    /// Makes and removes the objects of a mark until both witnesses tell of that.
-    fn mark(&self, node: &Node, mark: &Mark) -> anyhow::Result<()> {
-        let start = Instant::now();
-        while start.elapsed() < TIMEOUT {
-            let before = self.told(mark)?;
-            node.namespace().ip(&format!("route add {0} dev lo\nroute del {0} dev lo", mark.route))?;
-            let fdb = format!("fdb add {0} dev cni0 self\nfdb del {0} dev cni0 self\n", mark.mac);
-            node.namespace().command("bridge").args(["-batch", "-"]).input(fdb).ok()?;
-            let attempt = Instant::now();
-            while attempt.elapsed() < Duration::from_millis(200) {
-                if self.told(mark)?.into_iter().zip(before).all(|(now, before)| now >= before + 2) {
-                    return Ok(());
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-        bail!("`ip monitor` and `bridge monitor` don't tell what changes")
+    fn changes(&self) -> Vec<String> {
+        self.0.iter().flat_map(Witness::lines).filter(|line| counts(line)).collect()
+    }
+}
+
+/// A running `ip monitor` of IPv4 routes.
+pub struct RouteMonitor(Witness);
+
+impl RouteMonitor {
+    /// Starts it and returns once it is known to hear.
+    pub fn start(node: &Node) -> anyhow::Result<Self> {
+        let witness = Witness::start(node, "ip -4 -o monitor route", ROUTE)?;
+        witness.hears(node)?;
+        Ok(Self(witness))
     }
 
-    /// How often each witness told of a mark.
-    fn told(&self, mark: &Mark) -> anyhow::Result<[usize; 2]> {
-        let [(_, ip), (_, bridge)] = &self.witnesses;
-        Ok([
-            fs::read_to_string(ip)?.matches(mark.route).count(),
-            fs::read_to_string(bridge)?.matches(mark.mac).count(),
-        ])
+    /// When it told of a line with this text for the last time.
+    pub fn last(&self, text: &str) -> Option<Instant> {
+        let heard = lock(&self.0.heard);
+        heard.lines.iter().rev().find(|(_, line)| line.contains(text)).map(|(at, _)| *at)
     }
 }
 

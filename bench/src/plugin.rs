@@ -1,6 +1,5 @@
 //! CNI plugins as a container runtime calls them, with all their files in a directory of the measurement.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -43,10 +42,14 @@ impl Plugin {
         Ok(Self { program, config })
     }
 
-    /// Calls the plugin from a thread that is in the node's namespace.
-    pub(crate) fn call(&self, verb: &str, container: &str, pod: &Namespace) -> anyhow::Result<()> {
+    /// Calls the plugin from a thread that is in the node's namespace; gives its answer.
+    pub(crate) fn call(&self, verb: &str, container: &str, pod: &Namespace) -> anyhow::Result<String> {
         let mut child = Command::new(&self.program)
-            .envs(environment(verb, container, pod, DELEGATES.into()))
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_NETNS", pod.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", DELEGATES)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -55,8 +58,9 @@ impl Plugin {
             stdin.write_all(self.config.as_bytes())?;
         }
         let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "{verb} failed: {}", String::from_utf8_lossy(&output.stdout));
-        Ok(())
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{verb} failed: {answer}");
+        Ok(answer)
     }
 }
 
@@ -69,20 +73,4 @@ pub(crate) fn flannel_config(subnet_file: &Path, directory: &Path) -> Value {
         "ipam": {"dataDir": directory.join("ipam")},
         "delegate": {"hairpinMode": true, "isDefaultGateway": true},
     })
-}
-
-/// The variables of a call; `path` lists the directories of plugins.
-pub(crate) fn environment(
-    verb: &str,
-    container: &str,
-    pod: &Namespace,
-    path: OsString,
-) -> [(&'static str, OsString); 5] {
-    [
-        ("CNI_COMMAND", verb.into()),
-        ("CNI_CONTAINERID", container.into()),
-        ("CNI_NETNS", pod.path().into()),
-        ("CNI_IFNAME", "eth0".into()),
-        ("CNI_PATH", path),
-    ]
 }

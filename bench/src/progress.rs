@@ -1,6 +1,5 @@
 //! What a program that works for minutes tells the user meanwhile, and how it ends when the user asks it to.
 
-use std::fmt::Debug;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,8 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use backends::testing::wait_for_some;
 use tokio::signal::unix::{SignalKind, signal};
-
-use crate::figure::{self, Record};
 
 /// Where progress is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +24,14 @@ pub enum Output {
 /// Tells of progress, and knows whether the user asked to stop; clones are one and the same.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    program: &'static str,
     output: Output,
     start: Instant,
     stopped: Arc<AtomicBool>,
 }
 
 impl Progress {
-    fn new(program: &'static str, output: Output) -> Self {
-        Self { program, output, start: Instant::now(), stopped: Arc::new(AtomicBool::new(false)) }
+    fn new(output: Output) -> Self {
+        Self { output, start: Instant::now(), stopped: Arc::new(AtomicBool::new(false)) }
     }
 
     /// An error once the user asked to stop, so that the guards clean up.
@@ -84,28 +80,6 @@ impl Progress {
             Output::Error => writeln!(io::stderr(), "{text}").context("can't write to the standard error"),
         }
     }
-
-    /// Measures one subject after the other, and shows all figures in the end. A subject that can't be
-    /// measured doesn't stop the others.
-    pub fn measure<S: Copy + Debug>(
-        &self,
-        subjects: &[S],
-        record: &mut Record,
-        mut measure: impl FnMut(S, &mut Record) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let mut failed = Vec::new();
-        for &subject in subjects {
-            self.check()?;
-            record.begin()?;
-            if let Err(error) = measure(subject, record) {
-                eprintln!("{}: {subject:?} could not be measured: {error:#}", self.program);
-                failed.push(format!("{subject:?}"));
-            }
-        }
-        eprintln!("\n{}", figure::table(record.lines()));
-        ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
-        Ok(())
-    }
 }
 
 /// Runs `work` on a thread of its own. The first SIGINT, SIGTERM or SIGHUP asks it to stop, a second one ends
@@ -116,7 +90,7 @@ pub fn watch_signals_during(
     work: impl FnOnce(Progress) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let progress = Progress::new(program, output);
+    let progress = Progress::new(output);
     let files = TemporaryFiles::new(program)?;
     let outcome = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -178,7 +152,7 @@ mod tests {
 
     #[test]
     fn who_asks_to_stop_gets_an_error_at_the_next_step_and_no_sleep() {
-        let progress = Progress::new("test", Output::Error);
+        let progress = Progress::new(Output::Error);
         progress.step("it goes on").unwrap();
         let (worker, asked) = (progress.clone(), progress.stopped);
         asked.store(true, Ordering::Relaxed);

@@ -1,13 +1,16 @@
 //! What all subcommands share: their arguments, their rounds and their results.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use bench::figure::{self, Figure, Record};
+use bench::bed::{Cluster, config};
+use bench::figure::{self, Figure, Record, Row, short};
 use bench::progress::{Output, Progress, watch_signals_during};
 use clap::{Args, ValueEnum};
+use subnet::Family;
 
 /// Arguments of every subcommand; `S` lists what it can measure.
 #[derive(Args)]
@@ -45,6 +48,7 @@ pub(crate) struct Stage {
     pub(crate) progress: Progress,
     pub(crate) rounds: u32,
     pub(crate) programs: PathBuf,
+    record: RefCell<Record>,
 }
 
 impl<S: ValueEnum + Copy + Debug + Send + Sync + 'static> Selection<S> {
@@ -63,15 +67,16 @@ impl<S: ValueEnum + Copy + Debug + Send + Sync + 'static> Selection<S> {
         Ok(programs)
     }
 
-    /// Measures what was selected one after the other, or prints earlier results.
+    /// Measures what was selected one after the other, or prints earlier results. What can't be measured doesn't
+    /// stop the others.
     pub(crate) fn measure(
         self,
         plan: Plan,
-        mut measure: impl FnMut(&Stage, S, &mut Record) -> anyhow::Result<()> + Send + 'static,
+        mut measure: impl FnMut(&Stage, S) -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<()> {
         let out = self.out(plan.name);
         if self.markdown {
-            return figure::print(&figure::read(&out)?);
+            return figure::print(&figure::read(&out)?, figure::table);
         }
         let programs = self.programs(plan.name, plan.programs)?;
         let mut record = Record::open(&out, &programs)?;
@@ -81,9 +86,19 @@ impl<S: ValueEnum + Copy + Debug + Send + Sync + 'static> Selection<S> {
         let rounds = self.rounds.unwrap_or(plan.rounds);
         let subjects = if self.only.is_empty() { S::value_variants().to_vec() } else { self.only };
         watch_signals_during(plan.name, Output::Error, move |progress| {
-            let stage = Stage { progress, rounds, programs };
-            let of_one = |subject, record: &mut Record| measure(&stage, subject, record);
-            stage.progress.measure(&subjects, &mut record, of_one)
+            let stage = Stage { progress, rounds, programs, record: RefCell::new(record) };
+            let mut failed = Vec::new();
+            for subject in subjects {
+                stage.progress.check()?;
+                stage.record.borrow_mut().begin()?;
+                if let Err(error) = measure(&stage, subject) {
+                    eprintln!("{}: {subject:?} could not be measured: {error:#}", plan.name);
+                    failed.push(format!("{subject:?}"));
+                }
+            }
+            eprintln!("\n{}", stage.record.borrow().table(figure::table));
+            ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+            Ok(())
         })
     }
 }
@@ -94,6 +109,39 @@ impl Stage {
         1..=self.rounds.min(most)
     }
 
+    /// Takes the rounds of some figures, at most `most`, each of which gives a value of each, and records them.
+    pub(crate) fn measure<const N: usize>(
+        &self,
+        title: &str,
+        rows: [Row<'_>; N],
+        most: u32,
+        mut round: impl FnMut(u32) -> anyhow::Result<[f64; N]>,
+    ) -> anyhow::Result<()> {
+        let mut figures =
+            rows.map(|(what, unit, limit)| Figure::new(format!("{title}: {what}"), unit, limit));
+        for number in self.rounds(most) {
+            self.progress.check()?;
+            let values = round(number)?;
+            let words = rows.iter().zip(values).map(|((what, unit, _), value)| {
+                format!("{what} {} {unit}", short(value)).trim_end().to_owned()
+            });
+            let words = words.collect::<Vec<_>>().join(", ");
+            self.progress.step(&format!("{title}: round {number}: {words}"))?;
+            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.rounds.push(value));
+        }
+        self.put(&figures)
+    }
+
+    /// Records figures.
+    pub(crate) fn put<'a>(&self, figures: impl IntoIterator<Item = &'a Figure>) -> anyhow::Result<()> {
+        figures.into_iter().try_for_each(|figure| self.record.borrow_mut().put(figure))
+    }
+
+    /// A cluster with etcd and the small network of IPv4 that most measurements use.
+    pub(crate) fn cluster(&self, backend: &str) -> anyhow::Result<Cluster> {
+        Cluster::new(self.flanneld(), &config(backend, &[Family::V4]), &[])
+    }
+
     /// The agent.
     pub(crate) fn flanneld(&self) -> PathBuf {
         self.programs.join("flanneld")
@@ -102,16 +150,6 @@ impl Stage {
     /// The CNI plugin.
     pub(crate) fn plugin(&self) -> PathBuf {
         self.programs.join("flannel")
-    }
-
-    /// Prints the rounds of figures and records them.
-    pub(crate) fn put(&self, record: &mut Record, figures: &[Figure]) -> anyhow::Result<()> {
-        for figure in figures {
-            let rounds: Vec<String> = figure.rounds.iter().map(|&value| figure::short(value)).collect();
-            self.progress.step(&format!("{}: {} {}", figure.name, rounds.join(", "), figure.unit))?;
-            record.put(figure)?;
-        }
-        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 //! One thread sends and receives in turn, but for the TCP stream, so that nothing depends on the scheduler. Prints one line of JSON for
 //! each figure: `{"name":"vxlan, fast path, UDP 64 B","value":41.2,"unit":"kpps"}`.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
@@ -11,12 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use backends::testing::{Agent, Fabric, Node, Pod, program, uninterrupted, wait_for};
+use backends::testing::{Pod, program, uninterrupted, wait_for};
+use bench::bed::{Cluster, Member, TIMEOUT};
 use clap::Parser;
-use ipnet::IpNet;
 use serde_json::json;
+use subnet::Family;
 
-const LIMIT: Duration = Duration::from_secs(120);
 const PORT: u16 = 7000;
 const CHUNK: usize = 64 * 1024;
 
@@ -34,46 +33,34 @@ struct Args {
 /// Two nodes with agents and a pod each.
 struct Bed {
     pods: [Pod; 2],
-    _agents: [Agent; 2],
-    nodes: [Node; 2],
-    _fabric: Fabric,
+    _members: [Member; 2],
+    _cluster: Cluster,
 }
 
 impl Bed {
     fn new(backend: &str, fast_path: bool) -> anyhow::Result<Self> {
-        let fabric = Fabric::new()?;
-        let nodes = [fabric.node()?, fabric.node()?];
-        let leases = nodes[0].dir().join("leases");
-        fs::create_dir_all(&leases)?;
         let config =
             json!({ "Network": "10.244.0.0/16", "FastPath": fast_path, "Backend": { "Type": backend } });
-        fs::write(leases.join("config.json"), config.to_string())?;
-        let store = format!("--lease-store=file:{}", leases.display());
-        let flanneld = program("flanneld")?;
-        let start = |node| Agent::spawn(node, &flanneld, [&store[..], "--ip-masq", "--probe-interval=0"]);
-        let mut agents = [start(&nodes[0])?, start(&nodes[1])?];
-        for agent in &mut agents {
-            agent.wait_ready(LIMIT)?;
+        let args = ["--ip-masq", "--probe-interval=0"];
+        let cluster = Cluster::in_files(program("flanneld")?, &config.to_string(), &args)?;
+        let mut members =
+            [cluster.start_on(cluster.fabric.node()?)?, cluster.start_on(cluster.fabric.node()?)?];
+        for member in &mut members {
+            member.agent.wait_ready(TIMEOUT)?;
         }
-        let pod = |index: usize| -> anyhow::Result<Pod> {
-            let subnet: IpNet = agents[index].subnet_env()?.subnets.v4.context("no subnet")?.into();
-            let address = subnet.hosts().nth(1).context("a subnet without addresses")?;
-            Pod::wired(&nodes[index], IpNet::new(address, subnet.prefix_len())?)
-        };
-        let bed = Self { pods: [pod(0)?, pod(1)?], _agents: agents, nodes, _fabric: fabric };
-        wait_for("an echo between the pods", LIMIT, || {
-            bed.pods[0].namespace().reaches(bed.pods[1].address()).unwrap_or(false)
+        let pods = [members[0].pod(&[Family::V4])?, members[1].pod(&[Family::V4])?];
+        wait_for("an echo between the pods", TIMEOUT, || {
+            pods[0].namespace().reaches(pods[1].address()).unwrap_or(false)
         })?;
-        for node in bed.nodes.iter().filter(|_| fast_path) {
-            wait_for("pods' devices in the flowtable", LIMIT, || {
-                let tables = node.namespace().command("nft").args(["list", "flowtables"]).ok();
-                let tables = tables.unwrap_or_default();
+        for member in members.iter().filter(|_| fast_path) {
+            member.wait("pods' devices in the flowtable", || {
+                let tables = member.show("nft list flowtables").unwrap_or_default();
                 tables.split("devices = {").nth(1).is_some_and(|devices| devices.contains("pod"))
             })?;
         }
         // What the kernel and the agents still do after that is over before anything is measured.
         thread::sleep(Duration::from_millis(500));
-        Ok(bed)
+        Ok(Self { pods, _members: members, _cluster: cluster })
     }
 
     fn udp(&self) -> anyhow::Result<[UdpSocket; 2]> {
@@ -82,7 +69,7 @@ impl Bed {
         let sockets = [socket(&self.pods[0])?, socket(&self.pods[1])?];
         for (index, socket) in sockets.iter().enumerate() {
             socket.connect(SocketAddr::new(self.pods[1 - index].address(), PORT))?;
-            socket.set_read_timeout(Some(LIMIT))?;
+            socket.set_read_timeout(Some(TIMEOUT))?;
         }
         Ok(sockets)
     }
@@ -125,7 +112,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 /// One TCP stream of so many chunks, after a tenth of that to warm up: Mbit/s.
 fn stream(bed: &Bed, chunks: u64) -> anyhow::Result<f64> {
     let (listener, at) = bed.listen()?;
-    let mut sender = bed.pods[0].namespace().run(|| TcpStream::connect_timeout(&at, LIMIT))?;
+    let mut sender = bed.pods[0].namespace().run(|| TcpStream::connect_timeout(&at, TIMEOUT))?;
     let (mut receiver, _) = listener.accept()?;
     let warm = chunks / 10 + 1;
     thread::scope(|scope| {
@@ -192,7 +179,7 @@ fn connections(bed: &Bed, count: u64) -> anyhow::Result<f64> {
     let mut buffer = [0; 64];
     bed.pods[0].namespace().run(|| {
         let mut one = || -> anyhow::Result<()> {
-            let mut client = TcpStream::connect_timeout(&at, LIMIT)?;
+            let mut client = TcpStream::connect_timeout(&at, TIMEOUT)?;
             let (mut server, _) = listener.accept()?;
             client.write_all(&[7; 64])?;
             server.read_exact(&mut buffer)?;

@@ -1,7 +1,6 @@
 //! Measures network policies: compiled, and applied to the real kernel in a namespace of its own; what one pod's arrival
 //! costs, and what a large cluster takes of memory. With `--pairs`, compares random packets with the evaluator instead.
 
-use std::fs;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,6 +9,8 @@ use anyhow::{Context, ensure};
 use backends::policy::{Cluster, Enforcer, Engine, Settings};
 use backends::testing::Namespace;
 use backends::testing::policy::{Connection, Interpreter, Outcome, Random};
+use bench::figure::ms;
+use bench::process::resident_mib;
 use clap::Parser;
 use ipnet::{IpNet, Ipv4Net};
 use subnet::policy::{
@@ -131,25 +132,15 @@ fn measure(rounds: u32) -> anyhow::Result<()> {
 fn arrivals(enforcer: &mut Enforcer) -> anyhow::Result<()> {
     let mut arrivals = Vec::new();
     for number in 0..ARRIVALS {
-        enforcer.engine.cluster.set_pod(&pod(
-            1_000_000 + number,
-            number % 300,
-            "10.244.200.0",
-            number,
-            false,
-        ));
+        let one = pod(1_000_000 + number, number % 300, "10.244.200.0", number, false);
+        enforcer.engine.cluster.set_pod(&one);
         arrivals.push(converge(enforcer, false)?);
     }
     report("a pod of another node arrives", &mut arrivals);
     let mut arrivals = Vec::new();
     for number in 0..ARRIVALS / 2 {
-        enforcer.engine.cluster.announce_pod(&pod(
-            2_000_000 + number,
-            number % 100,
-            "10.244.1.0",
-            110 + number,
-            true,
-        ));
+        let one = pod(2_000_000 + number, number % 100, "10.244.1.0", 110 + number, true);
+        enforcer.engine.cluster.announce_pod(&one);
         arrivals.push(converge(enforcer, false)?);
     }
     report("a pod of this node arrives", &mut arrivals);
@@ -165,6 +156,7 @@ fn converge(enforcer: &mut Enforcer, unchanged: bool) -> anyhow::Result<Duration
 }
 
 fn memory() -> anyhow::Result<()> {
+    let resident = || resident_mib(std::process::id());
     let before = resident()?;
     let mut cluster = Cluster::default();
     for namespace in 0..2_000 {
@@ -185,34 +177,19 @@ fn memory() -> anyhow::Result<()> {
     let all = resident()?;
     println!(
         "150,000 pods: {:.1} MiB, {:.0} bytes each; with 10,000 policies and tables: {:.1} MiB ({:?})",
-        mib(pods - before),
-        (pods - before) as f64 / 150_000.0,
-        mib(all - before),
+        pods - before,
+        (pods - before) * f64::from(1 << 20) / 150_000.0,
+        all - before,
         engine.summary()
     );
     Ok(())
 }
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-fn resident() -> anyhow::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
-    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)].as_secs_f64() * 1000.0;
-    println!(
-        "{what}: least {:.2} ms, median {:.2} ms, p99 {:.2} ms of {}",
-        at(0),
-        at(50),
-        at(99),
-        times.len()
-    );
+    let at = |share: usize| ms(times[(times.len() * share / 100).min(times.len() - 1)]);
+    let [least, median, most] = [0, 50, 99].map(at);
+    println!("{what}: least {least:.2} ms, median {median:.2} ms, p99 {most:.2} ms of {}", times.len());
 }
 
 fn settings() -> Settings {

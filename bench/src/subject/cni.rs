@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use backends::testing::Namespace;
-use bench::figure::{Figure, Limit, Record, median};
+use bench::figure::{Figure, Limit, ms};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
@@ -49,59 +49,46 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (pods, parallel) = (args.pods, args.parallel);
     let setup = Some(format!("{pods} pods, {parallel} at a time, {}", delegate_version()?));
     let plan = Plan { name: "cni", rounds: 7, programs: &["flannel"], setup };
-    args.selection.measure(plan, move |stage, subject, record| match subject {
-        Subject::Pods => measure(stage, record, pods, parallel),
-        Subject::One => one::measure(stage, record),
+    args.selection.measure(plan, move |stage, subject| match subject {
+        Subject::Pods => measure(stage, pods, parallel),
+        Subject::One => one::measure(stage),
     })
 }
 
-fn measure(stage: &Stage, record: &mut Record, pods: u16, parallel: u16) -> anyhow::Result<()> {
+fn measure(stage: &Stage, pods: u16, parallel: u16) -> anyhow::Result<()> {
     let pods = (0..pods).map(|_| Namespace::new()).collect::<anyhow::Result<Vec<_>>>()?;
-    let (flannel, direct) = (Node::new(stage, false)?, Node::new(stage, true)?);
-    for node in [&flannel, &direct] {
+    let nodes = [Node::new(stage, false)?, Node::new(stage, true)?];
+    for node in &nodes {
         // The first pod on a node makes the bridge.
         node.all("ADD", &pods[..1], 1)?;
         node.all("DEL", &pods[..1], 1)?;
     }
-    let figure = |name: String, unit, limit| Figure::new(name, unit, limit);
     let mut figures = [("add", Limit::Median(LIMIT)), ("del", Limit::None)].map(|(verb, limit)| {
         [
-            figure(format!("cni-{verb}-flannel"), "ms", Limit::None),
-            figure(format!("cni-{verb}-delegate"), "ms", Limit::None),
-            figure(format!("cni-{verb}-ratio"), "ratio of medians", limit),
+            ("flannel", "ms", Limit::None),
+            ("delegate", "ms", Limit::None),
+            ("ratio", "ratio of medians", limit),
         ]
+        .map(|(what, unit, limit)| Figure::new(format!("cni-{verb}-{what}"), unit, limit))
     });
     for round in stage.rounds(u32::MAX) {
         // Neither is always the first.
-        for turn in [round % 2, (round + 1) % 2].map(|turn| turn as usize) {
+        for way in [round % 2, (round + 1) % 2].map(|way| way as usize) {
             stage.progress.check()?;
             for (figures, verb) in figures.iter_mut().zip(["ADD", "DEL"]) {
-                figures[turn].rounds.push([&flannel, &direct][turn].all(verb, &pods, parallel)?);
+                figures[way].rounds.push(nodes[way].all(verb, &pods, parallel)?);
             }
         }
         for [through, alone, ratio] in &mut figures {
-            ratio
-                .rounds
-                .extend(through.rounds.last().zip(alone.rounds.last()).map(|(one, other)| one / other));
+            let (through, alone) = (through.rounds.last(), alone.rounds.last());
+            ratio.rounds.extend(through.zip(alone).map(|(one, other)| one / other));
         }
-        let last = |figure: &Figure| figure.rounds.last().copied().unwrap_or_default();
-        let [[through, alone, _], _] = &figures;
-        stage.progress.step(&format!(
-            "cni: round {round}: {:.0} ms, the delegate alone {:.0} ms",
-            last(through),
-            last(alone)
-        ))?;
+        stage.progress.step(&format!("cni: round {round}: ADD {:.0?} ms", figures[0][0].rounds.last()))?;
     }
     for [through, alone, ratio] in &mut figures {
-        ratio.overall = Some(middle(through) / middle(alone));
+        ratio.overall = Some(through.median() / alone.median());
     }
-    figures.iter().flatten().try_for_each(|figure| record.put(figure))
-}
-
-fn middle(figure: &Figure) -> f64 {
-    let mut sorted = figure.rounds.clone();
-    sorted.sort_by(f64::total_cmp);
-    median(&sorted)
+    stage.put(figures.iter().flatten())
 }
 
 /// A namespace, a directory for everything that plugins write, and the plugin that attaches pods to it.
@@ -138,7 +125,7 @@ impl Node {
                 let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(some)).collect();
                 workers.into_iter().try_for_each(|worker| worker.join().expect("workers don't panic"))
             })?;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
+            Ok(ms(start.elapsed()))
         })
     }
 }

@@ -1,14 +1,13 @@
 //! What operators feel of the agent and the CNI plugin: how soon they are ready, how little they need, and how
 //! soon damage is repaired; with a real etcd.
 
+mod churn;
 mod cni;
 mod heal;
-mod many;
-mod pair;
 mod probes;
 mod restart;
 mod size;
-mod strangers;
+mod start;
 
 use clap::ValueEnum;
 
@@ -39,17 +38,17 @@ pub(crate) enum Subject {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let plan = Plan { name: "control", rounds: 5, programs: &["flanneld", "flannel"], setup: None };
-    args.measure(plan, |stage, subject, record| match subject {
-        Subject::Size => size::measure(stage, record),
-        Subject::Start2 => pair::measure(stage, record),
-        Subject::Start5000 => many::measure(stage, record, many::FIVE),
-        Subject::Start20000 => many::measure(stage, record, many::TWENTY),
-        Subject::Churn20000 => many::churn(stage, record),
-        Subject::Heal => heal::measure(stage, record),
-        Subject::RestartLoss => restart::loss(stage, record),
-        Subject::Stale20 => restart::stale(stage, record),
-        Subject::BadKeys => strangers::measure(stage, record),
-        Subject::CniAdd => cni::measure(stage, record),
-        Subject::Probes => probes::measure(stage, record),
+    args.measure(plan, |stage, subject| match subject {
+        Subject::Size => size::measure(stage),
+        Subject::Start2 => start::two(stage),
+        Subject::Start5000 => start::many(stage, start::FIVE),
+        Subject::Start20000 => start::many(stage, start::TWENTY),
+        Subject::Churn20000 => churn::measure(stage),
+        Subject::Heal => heal::measure(stage),
+        Subject::RestartLoss => restart::loss(stage),
+        Subject::Stale20 => restart::stale(stage),
+        Subject::BadKeys => restart::bad_keys(stage),
+        Subject::CniAdd => cni::measure(stage),
+        Subject::Probes => probes::measure(stage),
     })
 }

@@ -5,11 +5,8 @@
 mod bed;
 mod churn;
 mod heartbeat;
-mod kernel;
-mod many;
-mod pair;
 mod pods;
-mod size;
+mod start;
 
 use clap::ValueEnum;
 
@@ -39,13 +36,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         ensure_release("kube")?;
     }
     let plan = Plan { name: "kube", rounds: 5, programs: &["flanneld", "flannel"], setup: None };
-    args.measure(plan, |stage, subject, record| match subject {
-        Subject::Size => size::measure(stage, record),
-        Subject::Start2 => pair::measure(stage, record),
-        Subject::Pods => pods::measure(stage, record),
-        Subject::Start5000 => many::measure(stage, record),
-        Subject::Start20000 => many::measure_20000(stage, record),
-        Subject::Heartbeat => heartbeat::measure(stage, record),
-        Subject::Churn20000 => churn::measure(stage, record),
+    args.measure(plan, |stage, subject| match subject {
+        Subject::Size => start::size(stage),
+        Subject::Start2 => start::two(stage),
+        Subject::Pods => pods::measure(stage),
+        Subject::Start5000 => start::five_thousand(stage),
+        Subject::Start20000 => start::twenty_thousand(stage),
+        Subject::Heartbeat => heartbeat::measure(stage),
+        Subject::Churn20000 => churn::measure(stage),
     })
 }

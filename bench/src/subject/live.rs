@@ -5,7 +5,6 @@ mod address;
 mod backend;
 mod bed;
 mod family;
-mod ipv6;
 mod mtu;
 mod pings;
 mod shown;
@@ -33,11 +32,11 @@ pub(crate) enum Subject {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let plan = Plan { name: "live", rounds: 3, programs: &["flanneld"], setup: None };
-    args.measure(plan, |stage, subject, record| match subject {
-        Subject::Backend => backend::measure(stage, record),
-        Subject::Ipv6 => ipv6::measure(stage, record),
-        Subject::Mtu => mtu::measure(stage, record),
-        Subject::Address => address::measure(stage, record),
-        Subject::Family => family::measure(stage, record),
+    args.measure(plan, |stage, subject| match subject {
+        Subject::Backend => backend::measure(stage),
+        Subject::Ipv6 => family::add(stage),
+        Subject::Mtu => mtu::measure(stage),
+        Subject::Address => address::measure(stage),
+        Subject::Family => family::measure(stage),
     })
 }

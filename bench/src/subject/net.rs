@@ -8,24 +8,21 @@ mod bed;
 mod cost;
 mod counted;
 mod flow;
-mod initiations;
-mod iperf;
 mod measure;
 mod plan;
 mod plot;
 mod results;
 mod soak;
 mod table;
-mod trip;
 mod wire;
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bench::figure::{self, Record};
+use bench::process::stat;
 use bench::progress::{Output, Progress, watch_signals_during};
 use clap::ValueEnum;
 use serde_json::json;
@@ -92,7 +89,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
         }
         if markdown {
-            write!(io::stdout(), "{}", table::table(&lines)).context("can't write to the standard output")?;
+            figure::print(&lines, table::table)?;
         }
         return Ok(());
     }
@@ -132,7 +129,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn setup(job: &Job) -> anyhow::Result<String> {
     let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let congestion = congestion.context("the congestion control of TCP is unknown")?;
-    let nice = niceness()?;
+    let nice = stat("self", 19)?;
     let workers = if job.workers > 1 { format!(", {} workers", job.workers) } else { String::new() };
     let family = if job.family == Family::V6 { ", IPv6" } else { "" };
     let mtu = if job.mtu != 1500 { format!(", underlay of MTU {}", job.mtu) } else { String::new() };
@@ -141,18 +138,6 @@ fn setup(job: &Job) -> anyhow::Result<String> {
         congestion.trim(),
         job.seconds
     ))
-}
-
-/// At which niceness this program and all it starts run.
-fn niceness() -> anyhow::Result<i32> {
-    let stat = fs::read_to_string("/proc/self/stat").context("can't read /proc/self/stat")?;
-    // The 19th field; the second is in parentheses and may have blanks.
-    let fields = stat.rsplit_once(')').context("/proc/self/stat has no name")?.1;
-    fields
-        .split_whitespace()
-        .nth(16)
-        .and_then(|nice| nice.parse().ok())
-        .context("no niceness in /proc/self/stat")
 }
 
 /// Takes all measurements. One that can't be taken doesn't stop the others.
@@ -171,7 +156,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
     let mut results = Results::default();
     for round in 0..job.rounds {
         for &step in &job.steps {
-            let mut turn: Vec<&mut Pair> = pairs.iter_mut().filter(|pair| step.suits(pair.way)).collect();
+            let mut turn: Vec<&Pair> = pairs.iter().filter(|pair| step.suits(pair.way)).collect();
             // None is always the first.
             if round % 2 == 1 {
                 turn.reverse();
@@ -202,7 +187,7 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
     for figure in results.figures() {
         record.put(&figure)?;
     }
-    eprintln!("\n{}", table::table(record.lines()));
+    eprintln!("\n{}", record.table(table::table));
     ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
     Ok(())
 }

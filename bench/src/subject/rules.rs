@@ -52,10 +52,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     let (restarts, idle) = (args.restarts, Duration::from_secs(args.idle));
     let plan = Plan { name: "rules", rounds: 20, programs: &["flanneld"], setup: None };
-    args.selection.measure(plan, move |stage, subject, record| match subject {
-        Subject::Heal => heal::measure(stage, record),
-        Subject::Restart => restart::measure(stage, record, restarts),
-        Subject::Forks => forks::measure(stage, record, idle),
-        Subject::Bulk => bulk::measure(stage, record),
+    args.selection.measure(plan, move |stage, subject| match subject {
+        Subject::Heal => heal::measure(stage),
+        Subject::Restart => restart::measure(stage, restarts),
+        Subject::Forks => forks::measure(stage, idle),
+        Subject::Bulk => bulk::measure(stage),
     })
 }

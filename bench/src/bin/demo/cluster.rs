@@ -1,18 +1,18 @@
 //! The cluster of the demo: nodes on one switch, an agent on each, and pods.
 
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use anyhow::{Context, anyhow, ensure};
-use backends::testing::{Agent, Fabric, Node, Pod, program};
+use backends::testing::{Node, Pod, program};
+use bench::bed::{self, Member};
+use bench::figure::markdown;
 use bench::progress::Progress;
 use ipnet::IpNet;
-use serde_json::json;
-use tempfile::TempDir;
+use subnet::Family;
 
 use crate::Backend;
-use crate::table::Table;
 
 /// The network of all pods.
 pub(crate) const NETWORK: &str = "10.244.0.0/16";
@@ -25,15 +25,13 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     pub(crate) backend: Backend,
     pub(crate) sites: Vec<Site>,
-    leases: TempDir,
-    _fabric: Fabric,
+    _cluster: bed::Cluster,
 }
 
 /// A node and what runs on it; what depends on another thing is dropped before it.
 pub(crate) struct Site {
     pub(crate) pods: Vec<Pod>,
-    pub(crate) agent: Agent,
-    pub(crate) node: Node,
+    pub(crate) member: Member,
     pub(crate) subnet: IpNet,
     mtu: u32,
     ready_after: Duration,
@@ -45,41 +43,39 @@ impl Cluster {
         let flanneld = program("flanneld")?;
         program("flannel")?;
         progress.step(&format!("{NODES} nodes on a switch, in namespaces"))?;
-        let fabric = Fabric::new()?;
-        for tool in [["ping", "-V"], ["iperf3", "-v"]] {
-            fabric.switch().command(tool[0]).arg(tool[1]).ok()?;
+        let cluster = bed::Cluster::in_files(flanneld, &bed::config(backend.name(), &[Family::V4]), &[])?;
+        for tool in ["ping -V", "iperf3 -v"] {
+            cluster.fabric.switch().show(tool)?;
         }
-        let leases = lease_directory(backend)?;
-        let nodes = (0..NODES).map(|_| fabric.node()).collect::<anyhow::Result<Vec<_>>>()?;
+        let nodes = (0..NODES).map(|_| cluster.fabric.node()).collect::<anyhow::Result<Vec<_>>>()?;
         progress.step("an agent on each, all at once, leases in a directory")?;
-        let (flanneld, leases_in) = (&flanneld, &leases);
-        let launch = |node| Site::launch(node, flanneld, leases_in);
+        let launch = |node| Site::launch(&cluster, node);
         let sites: anyhow::Result<Vec<_>> = thread::scope(|scope| {
             let starting: Vec<_> = nodes.into_iter().map(|node| scope.spawn(move || launch(node))).collect();
             let joined = starting.into_iter().map(|site| site.join());
             joined.map(|site| site.map_err(|_| anyhow!("starting an agent panicked"))?).collect()
         });
-        Ok(Self { backend, sites: sites?, leases, _fabric: fabric })
+        Ok(Self { backend, sites: sites?, _cluster: cluster })
     }
 
     /// A table of the nodes.
-    pub(crate) fn summary(&self) -> anyhow::Result<Table> {
-        let mut table =
-            Table::new(["node", "public IP", "subnet", "backend", "device", "MTU", "ready after ms"]);
-        for site in &self.sites {
+    pub(crate) fn summary(&self) -> anyhow::Result<String> {
+        let titles = ["node", "public IP", "subnet", "backend", "device", "MTU", "ready after ms"];
+        let mut rows = vec![titles.map(str::to_owned).to_vec()];
+        for Site { member, subnet, mtu, ready_after, .. } in &self.sites {
             let device = self.backend.device();
-            site.node.namespace().command("ip").args(["link", "show", device]).ok()?;
-            table.row([
-                site.node.name(),
-                site.node.address().to_string(),
-                site.subnet.to_string(),
+            member.show(&format!("ip link show {device}"))?;
+            rows.push(vec![
+                member.node.name(),
+                member.node.address().to_string(),
+                subnet.to_string(),
                 self.backend.name().to_owned(),
                 device.to_owned(),
-                site.mtu.to_string(),
-                site.ready_after.as_millis().to_string(),
+                mtu.to_string(),
+                ready_after.as_millis().to_string(),
             ]);
         }
-        Ok(table)
+        Ok(markdown(&rows))
     }
 
     /// Pods on every node, attached by the CNI plugin, that reach each other.
@@ -89,53 +85,48 @@ impl Cluster {
         let start = Instant::now();
         for site in &mut self.sites {
             for _ in 0..PODS_PER_NODE {
-                site.pods.push(Pod::cni(&site.node, &plugin)?);
+                site.pods.push(Pod::cni(&site.member.node, &plugin)?);
             }
         }
         let attached = start.elapsed();
-        for (_, from, _, to) in self.pairs() {
-            let what = format!("{} to reach {}", from.address(), to.address());
-            progress.wait_for(&what, TIMEOUT, || from.namespace().reaches(to.address()))?;
+        for (a, site) in self.sites.iter().enumerate() {
+            let others = self.sites.iter().enumerate().filter(|(b, _)| *b != a);
+            let others: Vec<&Pod> = others.flat_map(|(_, other)| &other.pods).collect();
+            for (from, to) in site.pods.iter().flat_map(|from| others.iter().map(move |to| (from, to))) {
+                let what = format!("{} to reach {}", from.address(), to.address());
+                progress.wait_for(&what, TIMEOUT, || from.namespace().reaches(to.address()))?;
+            }
         }
         let each = attached.as_millis() / (NODES * PODS_PER_NODE) as u128;
         progress.step(&format!("attached in {each} ms each; every pod reaches every pod of the other nodes"))
     }
 
-    /// All ordered pairs of pods on different nodes, each pod with its name.
-    pub(crate) fn pairs(&self) -> impl Iterator<Item = (String, &Pod, String, &Pod)> {
-        self.sites.iter().flat_map(move |a| {
-            let others = self.sites.iter().filter(move |b| b.node.name() != a.node.name());
-            let targets = others.flat_map(Site::named_pods);
-            targets.flat_map(move |(to, target)| {
-                a.named_pods().map(move |(from, source)| (from, source, to.clone(), target))
-            })
-        })
-    }
-
     /// Starts the agent of a site again, with the same arguments, and waits until it is ready.
     pub(crate) fn restart_agent(&mut self, site: usize) -> anyhow::Result<()> {
-        let site = &mut self.sites[site];
-        site.agent.terminate(TIMEOUT)?;
-        site.agent = spawn(&site.node, &program("flanneld")?, &self.leases)?;
-        site.agent.wait_ready(TIMEOUT)
+        let member = &mut self.sites[site].member;
+        member.agent.terminate(TIMEOUT)?;
+        member.start_again()?;
+        member.agent.wait_ready(TIMEOUT)
     }
 
     /// How to enter the namespaces, and how to end it.
     pub(crate) fn guide(&self) -> anyhow::Result<String> {
-        let mut places = Table::new(["", "address", "enter as root, from another terminal"]);
+        let titles = ["", "address", "enter as root, from another terminal"];
+        let mut places = vec![titles.map(str::to_owned).to_vec()];
         let enter = |path: &Path| format!("nsenter --net={}", path.display());
         for site in &self.sites {
-            let node = &site.node;
-            places.row([node.name(), node.address().to_string(), enter(node.namespace().path())]);
+            let node = &site.member.node;
+            places.push(vec![node.name(), node.address().to_string(), enter(node.namespace().path())]);
             for (name, pod) in site.named_pods() {
-                places.row([name, pod.address().to_string(), enter(pod.namespace().path())]);
+                places.push(vec![name, pod.address().to_string(), enter(pod.namespace().path())]);
             }
         }
-        let node = &self.sites.first().context("no nodes")?.node;
+        let node = &self.sites.first().context("no nodes")?.member.node;
         let (one, device) = (enter(node.namespace().path()), self.backend.device());
         Ok(format!(
-            "\n{places}\nFor example:\n\n  {one} curl -s 'http://127.0.0.1:8081/readyz?verbose'\n  \
-             {one} ip route\n  {one} ip link set {device} down\n\nCtrl-C ends it and removes everything."
+            "\n{}\nFor example:\n\n  {one} curl -s 'http://127.0.0.1:8081/readyz?verbose'\n  \
+             {one} ip route\n  {one} ip link set {device} down\n\nCtrl-C ends it and removes everything.",
+            markdown(&places)
         ))
     }
 
@@ -143,49 +134,30 @@ impl Cluster {
     pub(crate) fn stop(&mut self, progress: &Progress) -> anyhow::Result<()> {
         // No step, which would fail once the user asked to stop.
         progress.say("detaching the pods, stopping the agents")?;
-        for site in &mut self.sites {
-            for mut pod in site.pods.drain(..) {
+        for Site { pods, member, .. } in &mut self.sites {
+            for mut pod in pods.drain(..) {
                 pod.detach()?;
             }
-            let status = site.agent.terminate(TIMEOUT)?;
-            let log = site.agent.log();
-            ensure!(status.success(), "flanneld on {} ended: {status}\n{log}", site.node.name());
+            let status = member.agent.terminate(TIMEOUT)?;
+            let log = member.agent.log();
+            ensure!(status.success(), "flanneld on {} ended: {status}\n{log}", member.node.name());
         }
         Ok(())
     }
 }
 
 impl Site {
-    fn launch(node: Node, flanneld: &Path, leases: &TempDir) -> anyhow::Result<Self> {
-        let start = Instant::now();
-        let mut agent = spawn(&node, flanneld, leases)?;
-        agent.wait_ready(TIMEOUT).with_context(|| node.name())?;
-        let ready_after = start.elapsed();
-        let env = agent.subnet_env()?;
-        let subnet = env.subnets.iter().next().context("subnet.env has no subnet")?;
-        let mtu = env.mtu.context("subnet.env has no MTU")?;
-        Ok(Self { pods: Vec::new(), agent, node, subnet, mtu, ready_after })
+    fn launch(cluster: &bed::Cluster, node: Node) -> anyhow::Result<Self> {
+        let mut member = cluster.start_on(node)?;
+        member.agent.wait_ready(TIMEOUT).with_context(|| member.node.name())?;
+        let ready_after = member.started.elapsed();
+        let mtu = member.agent.subnet_env()?.mtu.context("subnet.env has no MTU")?;
+        Ok(Self { pods: Vec::new(), subnet: member.subnet()?, member, mtu, ready_after })
     }
 
     /// Its pods with names like `node1/a`.
     pub(crate) fn named_pods(&self) -> impl Iterator<Item = (String, &Pod)> {
-        let name = self.node.name();
+        let name = self.member.node.name();
         self.pods.iter().zip('a'..).map(move |(pod, letter)| (format!("{name}/{letter}"), pod))
     }
-}
-
-fn spawn(node: &Node, flanneld: &Path, leases: &TempDir) -> anyhow::Result<Agent> {
-    let store = format!("--lease-store=file:{}", leases.path().display());
-    Agent::spawn(node, flanneld, [store])
-}
-
-/// The embedded store: a directory with the configuration, in which the agents put their leases.
-fn lease_directory(backend: Backend) -> anyhow::Result<TempDir> {
-    let dir = tempfile::Builder::new()
-        .prefix("flannel-demo-")
-        .tempdir()
-        .context("no temporary directory for leases")?;
-    let config = json!({ "Network": NETWORK, "Backend": { "Type": backend.name() } });
-    fs::write(dir.path().join("config.json"), config.to_string()).context("can't write config.json")?;
-    Ok(dir)
 }

@@ -6,7 +6,6 @@
 
 mod cluster;
 mod damage;
-mod table;
 mod traffic;
 
 use std::process::ExitCode;

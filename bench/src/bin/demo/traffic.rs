@@ -1,61 +1,58 @@
 //! What goes from pod to pod: round trips by ping, throughput by iperf3.
 
-use anyhow::Context;
-use backends::testing::Pod;
-use bench::progress::Progress;
-use serde_json::Value;
+use std::time::Duration;
 
-use crate::cluster::{Cluster, TIMEOUT};
-use crate::table::Table;
+use anyhow::Context;
+use bench::figure::markdown;
+use bench::iperf::{self, End};
+use bench::ping::{self, PingPace};
+use bench::progress::Progress;
+
+use crate::cluster::Cluster;
 
 /// A matrix of mean round trips in milliseconds, of all pairs of pods on different nodes.
-pub(crate) fn round_trips(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Table> {
-    let names: Vec<String> =
-        cluster.sites.iter().flat_map(|site| site.named_pods().map(|(name, _)| name)).collect();
-    let mut cells = vec![vec!["-".to_owned(); names.len()]; names.len()];
-    let place = |name: &str| names.iter().position(|known| known == name).context("a pod without a name");
-    for (from, source, to, target) in cluster.pairs() {
-        progress.check()?;
-        cells[place(&from)?][place(&to)?] = format!("{:.3}", mean_round_trip(source, target)?);
+pub(crate) fn round_trips(cluster: &Cluster, progress: &Progress) -> anyhow::Result<String> {
+    /// Enough for twenty requests.
+    const TIME: Duration = Duration::from_millis(330);
+    let pods: Vec<_> = cluster.sites.iter().flat_map(|site| site.named_pods()).collect();
+    let names = pods.iter().map(|(name, _)| name.clone());
+    let mut rows = vec![[String::new()].into_iter().chain(names).collect::<Vec<_>>()];
+    for (from, source) in &pods {
+        let mut row = vec![from.clone()];
+        for (to, target) in &pods {
+            progress.check()?;
+            if node(from) == node(to) {
+                row.push("-".to_owned());
+                continue;
+            }
+            let trips = ping::run(source.namespace(), target.address(), PingPace::Asleep, TIME)?;
+            let mean = trips.mean.with_context(|| format!("{from} gets no answer from {to}"))?;
+            row.push(format!("{:.3}", mean / 1e3));
+        }
+        rows.push(row);
     }
-    let mut table = Table::new(["".to_owned()].into_iter().chain(names.clone()));
-    for (name, row) in names.into_iter().zip(cells) {
-        table.row([name].into_iter().chain(row));
-    }
-    Ok(table)
+    Ok(markdown(&rows))
+}
+
+/// That of a pod's name, `node1/a`.
+fn node(pod: &str) -> Option<&str> {
+    pod.split('/').next()
 }
 
 /// TCP throughput from the first pod of each node to the first pod of every other.
-pub(crate) fn throughput(cluster: &Cluster, progress: &Progress) -> anyhow::Result<Table> {
-    let mut rows = Vec::new();
-    for server in &cluster.sites {
-        let (to, target) = server.named_pods().next().context("a node without pods")?;
-        let _server = target.command("iperf3").arg("-s").spawn()?;
-        progress.wait_for("iperf3 to listen", TIMEOUT, || {
-            let sockets = target.command("ss").args(["-Hltn", "sport", "=", ":5201"]).ok()?;
-            Ok(!sockets.trim().is_empty())
-        })?;
-        for client in cluster.sites.iter().filter(|site| site.node.name() != server.node.name()) {
+pub(crate) fn throughput(cluster: &Cluster, progress: &Progress) -> anyhow::Result<String> {
+    const TIME: Duration = Duration::from_secs(2);
+    let mut rows = vec![["from", "to", "Gbit/s", "retransmits"].map(str::to_owned).to_vec()];
+    let first = || cluster.sites.iter().filter_map(|site| site.named_pods().next());
+    for (from, source) in first() {
+        for (to, target) in first().filter(|(to, _)| *to != from) {
             progress.check()?;
-            let (from, source) = client.named_pods().next().context("a node without pods")?;
-            let (rate, again) = once_more_if_reset(|| tcp(source, target))?;
-            rows.push([from, to.clone(), format!("{rate:.2}"), again.to_string()]);
+            let ends = [End::of(source), End::of(target)];
+            let stream = once_more_if_reset(|| iperf::run(ends, TIME, &[])?.forward())?;
+            rows.push(vec![from.clone(), to, format!("{:.2}", stream.rate), stream.again.to_string()]);
         }
     }
-    rows.sort();
-    let mut table = Table::new(["from", "to", "Gbit/s", "retransmits"]);
-    rows.into_iter().for_each(|row| table.row(row));
-    Ok(table)
-}
-
-fn mean_round_trip(from: &Pod, to: &Pod) -> anyhow::Result<f64> {
-    let target = to.address().to_string();
-    let output = from.command("ping").args(["-n", "-q", "-c20", "-i0.01", "-W2", &target]).ok()?;
-    // rtt min/avg/max/mdev = 0.045/0.061/0.110/0.014 ms
-    let figures =
-        output.split_once("mdev = ").with_context(|| format!("no statistics from ping: {output}"))?;
-    let mean = figures.1.split('/').nth(1).context("no mean from ping")?;
-    mean.parse().with_context(|| format!("ping's mean {mean:?} is not a number"))
+    Ok(markdown(&rows))
 }
 
 /// iperf3 sometimes loses its control connection when a test begins; what it says then tells nothing of the network.
@@ -64,16 +61,6 @@ fn once_more_if_reset<T>(mut test: impl FnMut() -> anyhow::Result<T>) -> anyhow:
         Err(error) if format!("{error:#}").contains("Connection reset by peer") => test(),
         outcome => outcome,
     }
-}
-
-/// Gbit/s that arrived in two seconds, and the segments sent again.
-fn tcp(from: &Pod, to: &Pod) -> anyhow::Result<(f64, u64)> {
-    let target = to.address().to_string();
-    let output = from.command("iperf3").args(["-J", "-t2", "-c", &target]).ok()?;
-    let report: Value = serde_json::from_str(&output).context("iperf3's report is not JSON")?;
-    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
-    let rate = rate.with_context(|| format!("iperf3 reports no throughput: {output}"))?;
-    Ok((rate / 1e9, report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -3,10 +3,6 @@
 //!
 //! Every case follows from a number: a case that fails is told, and `--seed NUMBER --cases 1` repeats it.
 
-mod egress;
-mod ingress;
-mod model;
-mod packets;
 mod sessions;
 mod wireguard;
 
@@ -14,6 +10,7 @@ use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use backends::testing::packet::{egress, ingress};
 use clap::Parser;
 
 #[derive(Parser)]

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backends::testing::wait_for;
+use bench::bed::{Member, Pair, TIMEOUT};
+use bench::figure::{Limit, ms};
 
 use crate::Stage;
-use crate::bed::{Cluster, Member, Pair, TIMEOUT};
-use bench::figure::{Figure, Limit, Record};
 
 /// Requests of the ping are this far apart when nothing is wrong.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -15,31 +15,31 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const DOWN: Duration = Duration::from_secs(1);
 const LIMIT_MS: f64 = 500.0;
 
+/// What is measured of each damage.
+const ROWS: [&str; 2] = ["silence", "kernel right"];
+
 /// What the ping and the looks at the kernel show when all is well.
 const BASELINE: &str = "nothing broken";
 
-/// A thing that is broken by a command.
-struct Damage {
-    name: &'static str,
-    command: String,
-}
+/// A thing that is broken, and the command that breaks it.
+type Damage = (&'static str, String);
 
 /// Breaks one thing after the other and measures the silence of a ping between pods, and the time until the
 /// kernel is as it was.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     stage.progress.step("heal: two nodes with vxlan")?;
-    let cluster = Cluster::small(stage, "vxlan")?;
+    let cluster = stage.cluster("vxlan")?;
     let pair = cluster.pair()?;
     let damages = tunnel_damages(&pair)?;
-    by_commands(stage, record, &pair, &damages)?;
+    by_commands(stage, &pair, &damages)?;
     drop((pair, cluster));
 
     stage.progress.step("heal: two nodes with host-gw")?;
-    let cluster = Cluster::small(stage, "host-gw")?;
+    let cluster = stage.cluster("host-gw")?;
     let pair = cluster.pair()?;
     let route = format!("ip route del {}", pair.b.subnet()?);
-    by_commands(stage, record, &pair, &[Damage { name: "host-gw route deleted", command: route }])?;
-    underlay(stage, record, &pair)
+    by_commands(stage, &pair, &[("host-gw route deleted", route)])?;
+    underlay(stage, &pair)
 }
 
 fn tunnel_damages(pair: &Pair) -> anyhow::Result<Vec<Damage>> {
@@ -47,52 +47,47 @@ fn tunnel_damages(pair: &Pair) -> anyhow::Result<Vec<Damage>> {
     let gateway = peer.network();
     let fdb = pair.a.show("bridge fdb show dev flannel.1")?;
     let mac = fdb.split(' ').next().context("the peer has no FDB entry")?;
-    let damage = |name, command: String| Damage { name, command };
     Ok(vec![
-        damage(BASELINE, "true".to_owned()),
-        damage("route deleted", format!("ip route del {peer}")),
-        damage("route replaced by a wrong one", format!("ip route replace {peer} via 172.31.0.254")),
-        damage("FDB entry deleted", format!("bridge fdb del {mac} dev flannel.1 dst {public} self")),
-        damage("FDB entry elsewhere", format!("bridge fdb replace {mac} dev flannel.1 dst 172.31.0.99 self")),
-        damage("neighbour deleted", format!("ip neigh del {gateway} dev flannel.1")),
-        damage("VTEP address flushed", "ip address flush dev flannel.1".to_owned()),
-        damage("VTEP down", "ip link set flannel.1 down".to_owned()),
-        damage("VTEP MAC changed", "ip link set flannel.1 address 02:00:00:00:00:77".to_owned()),
-        damage("VTEP deleted", "ip link del flannel.1".to_owned()),
-        damage("VTEP MTU changed", "ip link set flannel.1 mtu 1280".to_owned()),
-        damage("all neighbours flushed", "ip neigh flush dev flannel.1 nud permanent".to_owned()),
-        damage("all routes flushed", "ip route flush dev flannel.1".to_owned()),
+        (BASELINE, "true".to_owned()),
+        ("route deleted", format!("ip route del {peer}")),
+        ("route replaced by a wrong one", format!("ip route replace {peer} via 172.31.0.254")),
+        ("FDB entry deleted", format!("bridge fdb del {mac} dev flannel.1 dst {public} self")),
+        ("FDB entry elsewhere", format!("bridge fdb replace {mac} dev flannel.1 dst 172.31.0.99 self")),
+        ("neighbour deleted", format!("ip neigh del {gateway} dev flannel.1")),
+        ("VTEP address flushed", "ip address flush dev flannel.1".to_owned()),
+        ("VTEP down", "ip link set flannel.1 down".to_owned()),
+        ("VTEP MAC changed", "ip link set flannel.1 address 02:00:00:00:00:77".to_owned()),
+        ("VTEP deleted", "ip link del flannel.1".to_owned()),
+        ("VTEP MTU changed", "ip link set flannel.1 mtu 1280".to_owned()),
+        ("all neighbours flushed", "ip neigh flush dev flannel.1 nud permanent".to_owned()),
+        ("all routes flushed", "ip route flush dev flannel.1".to_owned()),
     ])
 }
 
-fn by_commands(stage: &Stage, record: &mut Record, pair: &Pair, damages: &[Damage]) -> anyhow::Result<()> {
+fn by_commands(stage: &Stage, pair: &Pair, damages: &[Damage]) -> anyhow::Result<()> {
     let healthy = state(&pair.a)?;
-    for Damage { name, command } in damages {
-        let [mut silence, mut repair] = figures(name);
-        for _ in stage.rounds(u32::MAX) {
-            stage.progress.check()?;
+    for (name, command) in damages {
+        let limit = if *name == BASELINE { Limit::None } else { Limit::Each(LIMIT_MS) };
+        let rows = ROWS.map(|what| (what, "ms", limit));
+        stage.measure(&format!("heal: {name}"), rows, u32::MAX, |_| {
             let pinger = pair.pinger()?;
             let start = Instant::now();
             pair.a.show(command)?;
-            repair.push_ms(time_to(&pair.a, &healthy, start).with_context(|| command.clone())?);
+            let repair = time_to(&pair.a, &healthy, start).with_context(|| command.clone())?;
             pinger.wait_for_reply(TIMEOUT).with_context(|| command.clone())?;
             // Half a second more: what the repair itself breaks counts, too.
             stage.progress.pause(Duration::from_millis(500))?;
-            silence.push_ms(pinger.finish()?.longest_gap.saturating_sub(INTERVAL));
-        }
-        tell(stage, name, &silence, &repair)?;
-        record.put(&silence)?;
-        record.put(&repair)?;
+            Ok([ms(pinger.finish()?.longest_gap.saturating_sub(INTERVAL)), ms(repair)])
+        })?;
     }
     Ok(())
 }
 
 /// The link to the other nodes goes down for a while; time counts from the moment it is set up again.
-fn underlay(stage: &Stage, record: &mut Record, pair: &Pair) -> anyhow::Result<()> {
+fn underlay(stage: &Stage, pair: &Pair) -> anyhow::Result<()> {
     let healthy = state(&pair.a)?;
-    let name = "host-gw underlay was down 1 s";
-    let [mut silence, mut repair] = figures(name);
-    for _ in stage.rounds(u32::MAX) {
+    let rows = ROWS.map(|what| (what, "ms", Limit::Each(LIMIT_MS)));
+    stage.measure("heal: host-gw underlay was down 1 s", rows, u32::MAX, |_| {
         let pinger = pair.pinger()?;
         pair.a.node.link_down()?;
         stage.progress.pause(DOWN)?;
@@ -102,27 +97,10 @@ fn underlay(stage: &Stage, record: &mut Record, pair: &Pair) -> anyhow::Result<(
             let repaired = pair.a.node.link_up().and_then(|()| time_to(&pair.a, &healthy, start));
             (answer.join(), repaired)
         });
-        repair.push_ms(repaired.context(name)?);
-        silence.push_ms(answer.map_err(|_| anyhow::anyhow!("the watch of the ping panicked"))??);
+        let answer = answer.map_err(|_| anyhow::anyhow!("the watch of the ping panicked"))??;
         pinger.finish()?;
-    }
-    tell(stage, name, &silence, &repair)?;
-    record.put(&silence)?;
-    record.put(&repair)
-}
-
-fn figures(name: &str) -> [Figure; 2] {
-    let limit = if name == BASELINE { Limit::None } else { Limit::Each(LIMIT_MS) };
-    ["silence", "kernel right"].map(|what| Figure::new(format!("heal: {name}: {what}"), "ms", limit))
-}
-
-fn tell(stage: &Stage, name: &str, silence: &Figure, repair: &Figure) -> anyhow::Result<()> {
-    let list = |figure: &Figure| -> Vec<u64> { figure.rounds.iter().map(|&ms| ms as u64).collect() };
-    stage.progress.step(&format!(
-        "heal: {name}: silence {:?} ms, kernel right after {:?} ms",
-        list(silence),
-        list(repair)
-    ))
+        Ok([ms(answer), ms(repaired?)])
+    })
 }
 
 /// The time from `start` to the end of the first look that finds the node `healthy`.
@@ -135,11 +113,16 @@ fn time_to(member: &Member, healthy: &[String], start: Instant) -> anyhow::Resul
 /// Every route, neighbour and FDB entry, and the tunnel device with its settings, in one order. The index
 /// of the device is left out: one made anew has another.
 fn state(member: &Member) -> anyhow::Result<Vec<String>> {
-    let namespace = member.node.namespace();
     let lines = "route show\nneigh show dev flannel.1\naddress show dev flannel.1\n";
-    let ip = namespace.command("ip").args(["-4", "-d", "-force", "-batch", "-"]).input(lines).output()?;
-    let fdb = namespace.command("bridge").args(["fdb", "show", "dev", "flannel.1"]).output()?;
-    let text = String::from_utf8([ip.stdout, fdb.stdout].concat()).context("ip prints no UTF-8")?;
+    let ip = member
+        .node
+        .namespace()
+        .command("ip")
+        .args(["-4", "-d", "-force", "-batch", "-"])
+        .input(lines)
+        .output()?;
+    let text = String::from_utf8(ip.stdout).context("ip prints no UTF-8")?
+        + &member.show("bridge fdb show dev flannel.1").unwrap_or_default();
     let without_index = |line: &str| match line.split_once(": flannel.1: ") {
         Some((_, rest)) => rest.to_owned(),
         None => line.trim().to_owned(),

@@ -1,64 +1,49 @@
 //! What probing fifty peers costs. The peers are kernels alone: namespaces with a VXLAN device, as a node of Go flannel has.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use backends::testing::{Node, wait_for};
+use backends::testing::Node;
+use bench::bed::{Cluster, Member, PEER_OBJECTS, SETTLE, config, key};
+use bench::figure::Limit;
+use bench::process::resident_mib;
 use serde_json::{Value, json};
+use subnet::Family;
 
+use super::start::cpu_percent;
 use crate::Stage;
-use crate::bed::{Cluster, Member, SETTLE, TIMEOUT, key};
-use bench::figure::{Figure, Limit, Record};
-use bench::process::{cpu_time, resident_mib};
 
 const PEERS: usize = 50;
 const TIME: Duration = Duration::from_secs(60);
 
 /// Measures CPU time and memory of one agent with fifty peers that answer, with probes and without.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
-    let mut with = Figure::new("probes: CPU over 60 s, 50 peers", "%", Limit::Median(0.3));
-    let mut without = Figure::new("probes: the same with --probe-interval=0", "%", Limit::None);
-    let mut memory = Figure::new("probes: VmRSS more than without", "MiB", Limit::Median(1.0));
-    for round in stage.rounds(3) {
-        let mut resident = [0.0; 2];
-        for (index, interval) in ["0", "10s"].into_iter().enumerate() {
-            let interval = format!("--probe-interval={interval}");
-            let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-            let cluster = Cluster::new(stage.flanneld(), config, &[&interval])?;
-            let mut member = cluster.join()?;
-            let peers = peers(&cluster, &member)?;
-            wait_for("routes to all peers", TIMEOUT, || {
-                member
-                    .node
-                    .namespace()
-                    .command("ip")
-                    .args(["-4", "route", "show", "dev", "flannel.1"])
-                    .ok()
-                    .is_ok_and(|routes| routes.lines().count() == PEERS)
-            })?;
-            if index == 1 {
-                wait_for("fifty peers that answer", TIMEOUT, || {
-                    fine(&member).is_ok_and(|count| count == PEERS)
-                })?;
-            }
-            stage.progress.pause(SETTLE)?;
-            let pid = member.agent.process().id();
-            let (begun, before) = (Instant::now(), cpu_time(pid)?);
-            stage.progress.pause(TIME)?;
-            let spent = cpu_time(pid)?.saturating_sub(before);
-            let percent = 100.0 * spent.as_secs_f64() / begun.elapsed().as_secs_f64();
-            resident[index] = resident_mib(pid)?;
-            let figure = if index == 0 { &mut without } else { &mut with };
-            figure.rounds.push(percent);
-            stage.progress.step(&format!(
-                "probes: round {round}: {interval}: {percent:.3} %, {:.2} MiB",
-                resident[index]
-            ))?;
-            drop((peers, member, cluster));
-        }
-        memory.rounds.push((resident[1] - resident[0]).max(0.0));
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
+    let rows = [
+        ("CPU over 60 s, 50 peers", "%", Limit::Median(0.3)),
+        ("the same with --probe-interval=0", "%", Limit::None),
+        ("VmRSS more than without", "MiB", Limit::Median(1.0)),
+    ];
+    stage.measure("probes", rows, 3, |_| {
+        let (without, resident) = one(stage, "--probe-interval=0", false)?;
+        let (with, more) = one(stage, "--probe-interval=10s", true)?;
+        Ok([with, without, (more - resident).max(0.0)])
+    })
+}
+
+/// CPU in percent, and MiB.
+fn one(stage: &Stage, flag: &str, probes: bool) -> anyhow::Result<(f64, f64)> {
+    let cluster = Cluster::new(stage.flanneld(), &config("vxlan", &[Family::V4]), &[flag])?;
+    let mut member = cluster.join()?;
+    let _peers = peers(&cluster, &member)?;
+    let routes = || member.count(PEER_OBJECTS[0]).is_ok_and(|count| count == PEERS);
+    member.wait("routes to all peers", routes)?;
+    if probes {
+        let fine = || fine(&member).is_ok_and(|count| count == PEERS);
+        member.wait("fifty peers that answer", fine)?;
     }
-    [with, without, memory].iter().try_for_each(|figure| record.put(figure))
+    stage.progress.pause(SETTLE)?;
+    let percent = cpu_percent(stage, member.pid(), TIME)?;
+    Ok((percent, resident_mib(member.pid())?))
 }
 
 /// How many peers' tunnels answer, by the agent.
@@ -72,12 +57,9 @@ fn fine(member: &Member) -> anyhow::Result<usize> {
 /// Nodes without an agent: a VXLAN device with the subnet's first address, and the way back to `member`.
 fn peers(cluster: &Cluster, member: &Member) -> anyhow::Result<Vec<Node>> {
     let own = member.subnet()?;
-    let shown = member.node.namespace().command("ip").args(["-o", "link", "show", "flannel.1"]).ok()?;
-    let mac = shown
-        .split("link/ether ")
-        .nth(1)
-        .and_then(|rest| rest.split(' ').next())
-        .context("no MAC of flannel.1")?;
+    let shown = member.show("ip -o link show flannel.1")?;
+    let mac = shown.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
+    let mac = mac.context("no MAC of flannel.1")?;
     let (network, public) = (own.network(), member.node.address());
     let (mut nodes, mut leases) = (Vec::new(), Vec::new());
     for number in 0..PEERS {
@@ -93,12 +75,9 @@ fn peers(cluster: &Cluster, member: &Member) -> anyhow::Result<Vec<Node>> {
              route add {own} via {network} dev flannel.1 onlink",
             node.address()
         ))?;
-        let entry = format!("{mac} dev flannel.1 dst {public}");
-        let mut words = vec!["fdb", "append"];
-        words.extend(entry.split(' '));
-        node.namespace().command("bridge").args(words).ok()?;
+        node.namespace().show(&format!("bridge fdb append {mac} dev flannel.1 dst {public}"))?;
         let value = json!({
-            "PublicIP": node.address().to_string(),
+            "PublicIP": node.address(),
             "BackendType": "vxlan",
             "BackendData": {"VNI": 1, "VtepMAC": vtep},
         });

@@ -4,26 +4,24 @@ use std::fs;
 
 use anyhow::{Context, ensure};
 
+use bench::figure::{Limit, Row};
+
 use crate::Stage;
-use bench::figure::{Figure, Limit, Record};
 
 /// A program header that names a dynamic linker.
 const PT_INTERP: u32 = 3;
 
 /// Measures both programs.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     for (path, limit) in [(stage.flanneld(), 10.0), (stage.plugin(), 1.5)] {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-        let megabytes = bytes.len() as f64 / 1e6;
         let linkers = dynamic_linkers(&bytes).with_context(|| path.display().to_string())?;
-        stage.progress.step(&format!("size: {name}: {megabytes:.2} MB, {linkers} dynamic linkers"))?;
-        let mut size = Figure::new(format!("size: {name}"), "MB", Limit::Median(limit));
-        size.rounds.push(megabytes);
-        let mut linked = Figure::new(format!("size: {name}: dynamic linkers"), "", Limit::Each(0.0));
-        linked.rounds.push(linkers as f64);
-        record.put(&size)?;
-        record.put(&linked)?;
+        let rows: [Row<'_>; 2] = [
+            (&name, "MB", Limit::Median(limit)),
+            (&format!("{name}: dynamic linkers"), "", Limit::Each(0.0)),
+        ];
+        stage.measure("size", rows, 1, |_| Ok([bytes.len() as f64 / 1e6, linkers as f64]))?;
     }
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! A cluster to measure: a fabric with a scripted API server, nodes with agents, and peers that are no more
 //! than node objects.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use backends::testing::{Fabric, Node};
+use bench::bed::{Member, PEER_OBJECTS, TIMEOUT, drop_node, launch, wait_for_switch};
+use bench::process::counters;
 use serde_json::Value;
 use subnet::testing::{ApiServer, announced, fattened, node};
 use tempfile::TempDir;
 
 use crate::Stage;
-use crate::bed::{Launch, Member, TIMEOUT, drop_node, wait_for_switch};
 
 /// Images in the status of a large node: 10 KB.
 pub(crate) const IMAGES: usize = 40;
@@ -31,10 +33,8 @@ impl Cluster {
         let at = (fabric.address(), 0);
         let listener = fabric.switch().run(|| TcpListener::bind(at)).context("no socket on the switch")?;
         let files = tempfile::Builder::new().prefix("flannel-bench-kube-").tempdir()?;
-        fs::write(
-            files.path().join("net-conf.json"),
-            r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#,
-        )?;
+        let config = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
+        fs::write(files.path().join("net-conf.json"), config)?;
         Ok(Self { api: ApiServer::start(listener)?, fabric, files, flanneld: stage.flanneld() })
     }
 
@@ -42,7 +42,7 @@ impl Cluster {
     pub(crate) fn node(&self) -> anyhow::Result<Node> {
         let node = self.fabric.node()?;
         let number = node.address().octets()[3];
-        self.api.put_node(own(&node.name(), &format!("10.255.{number}.0/24")));
+        self.api.put_node(fattened(self::node(&node.name(), &[&format!("10.255.{number}.0/24")]), IMAGES));
         wait_for_switch(&self.fabric, &node)?;
         Ok(node)
     }
@@ -56,7 +56,7 @@ impl Cluster {
         ];
         args.extend_from_slice(more);
         let env = vec![("NODE_NAME".to_owned(), node.name())];
-        Member::start(node, Launch { flanneld: self.flanneld.clone(), args, env })
+        Member::start(node, launch(self.flanneld.clone(), args, env))
     }
 
     /// A new node whose agent was only just started.
@@ -74,14 +74,7 @@ impl Cluster {
 
 /// Bytes that `eth0` of a node has received, headers included.
 pub(crate) fn received(member: &Member) -> anyhow::Result<u64> {
-    let text = member.show("cat /proc/self/net/dev")?;
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
-    let bytes = line.and_then(|line| line.split_whitespace().next());
-    bytes.context("no counters of eth0")?.parse().context("the counter of eth0 is not a number")
-}
-
-fn own(name: &str, cidr: &str) -> Value {
-    fattened(node(name, &[cidr]), IMAGES)
+    Ok(counters(member.node.namespace(), "eth0")?.received_bytes)
 }
 
 /// What makes one peer different from all others.
@@ -134,4 +127,42 @@ impl Peer {
         }
         node
     }
+}
+
+/// The lines in which the kernel of a node differs from what the peers ask for, which are missing or too many.
+pub(crate) fn differences(
+    member: &Member,
+    peers: impl IntoIterator<Item = Peer>,
+) -> anyhow::Result<Vec<String>> {
+    let mut wanted = [BTreeSet::new(), BTreeSet::new(), BTreeSet::new()];
+    for peer in peers {
+        let (first, public, mac) = (peer.first(), peer.public(), peer.mac());
+        wanted[0].insert(format!("{first}/24 via {first} proto 70 onlink"));
+        wanted[1].insert(format!("{first} lladdr {mac} PERMANENT"));
+        wanted[2].insert(format!("{mac} dst {public} self permanent"));
+    }
+    let mut differences = Vec::new();
+    for (look, wanted) in PEER_OBJECTS.into_iter().zip(wanted) {
+        let text = member.show(look)?;
+        let found: BTreeSet<String> = text.lines().map(without_nexthop_id).collect();
+        differences.extend(wanted.symmetric_difference(&found).cloned());
+    }
+    Ok(differences)
+}
+
+/// A line without the id of the nexthop object that a route uses: its gateway is shown as well.
+fn without_nexthop_id(line: &str) -> String {
+    match line.trim().split_once(" nhid ") {
+        Some((destination, rest)) => format!("{destination} {}", rest.split_once(' ').unwrap_or_default().1),
+        None => line.trim().to_owned(),
+    }
+}
+
+/// An error with some of the differences and the agent's log, if there are any.
+pub(crate) fn ensure_equal(member: &Member, peers: impl IntoIterator<Item = Peer>) -> anyhow::Result<()> {
+    let differences = differences(member, peers)?;
+    let some = &differences[..differences.len().min(10)];
+    let (number, log) = (differences.len(), member.agent.log());
+    ensure!(differences.is_empty(), "{number} differences, such as {some:#?}\n{log}");
+    Ok(())
 }

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backends::testing::Numbers;
-use bench::figure::{Figure, Limit, Record};
+use bench::bed::{Member, SETTLE, TIMEOUT};
+use bench::figure::{Limit, Row, ms};
 use bench::process::{cpu_time, resident_mib};
 
-use super::bed::{Cluster, Peer};
-use super::kernel::{differences, ensure_equal};
+use super::bed::{Cluster, Peer, differences, ensure_equal};
 use crate::Stage;
-use crate::bed::{Member, SETTLE, TIMEOUT};
 
 const PEERS: u16 = 20_000;
 /// Things that happen in a round.
@@ -20,42 +19,35 @@ const STEPS: u32 = 10_000;
 const MAX_ROUNDS: u32 = 3;
 
 /// Measures what is wrong in the kernel after that, and memory.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     stage.progress.step(&format!("churn-20000: making {PEERS} nodes"))?;
     let cluster = Cluster::new(stage)?;
     let mut crowd = Crowd::new();
-    let figure = |what: &str, unit, limit| Figure::new(format!("churn-20000: {what}"), unit, limit);
-    let mut start = figure("exec to the subnet file", "ms", Limit::None);
-    let mut before = figure("VmRSS 10 s later", "MiB", Limit::Each(40.0));
-    let mut wrong = figure("differences from the store in the end", "", Limit::Each(0.0));
-    let mut after = figure("VmRSS 10 s after the last change", "MiB", Limit::Each(40.0));
-    let mut settled = figure("last change to kernel right", "ms", Limit::None);
-    let mut cpu = figure(&format!("CPU for {STEPS} things that happen"), "s", Limit::None);
-    for round in stage.rounds(MAX_ROUNDS) {
+    let rows: [Row<'_>; 6] = [
+        ("exec to the subnet file", "ms", Limit::None),
+        ("VmRSS 10 s later", "MiB", Limit::Each(40.0)),
+        ("differences from the store in the end", "", Limit::Each(0.0)),
+        ("VmRSS 10 s after the last change", "MiB", Limit::Each(40.0)),
+        ("last change to kernel right", "ms", Limit::None),
+        (&format!("CPU for {STEPS} things that happen"), "s", Limit::None),
+    ];
+    stage.measure("churn-20000", rows, MAX_ROUNDS, |_| {
         crowd.complete(&cluster);
         let mut member = cluster.start()?;
-        let pid = member.agent.process().id();
-        let ready = member.time_to_subnet_file()?;
+        let pid = member.pid();
+        let start = member.time_to_subnet_file()?;
         stage.progress.pause(SETTLE)?;
         ensure_equal(&member, crowd.peers())?;
-        start.push_ms(ready);
-        before.rounds.push(resident_mib(pid)?);
-        let (used, happened) = (cpu_time(pid)?, crowd.stir(stage, &cluster)?);
-        let end = Instant::now();
-        let (right, left) = settle(&member, &crowd, end)?;
+        let (before, used) = (resident_mib(pid)?, cpu_time(pid)?);
+        let happened = crowd.stir(stage, &cluster)?;
+        stage.progress.step(&format!("churn-20000: {happened:?}"))?;
+        let (settled, wrong) = settle(&member, &crowd, Instant::now())?;
         stage.progress.pause(SETTLE)?;
-        settled.push_ms(right);
-        wrong.rounds.push(left as f64);
-        cpu.rounds.push((cpu_time(pid)? - used).as_secs_f64());
-        after.rounds.push(resident_mib(pid)?);
-        stage.progress.step(&format!(
-            "churn-20000: round {round}: started in {ready:.0?}, {happened:?}, right after {right:.0?}, {left} differences, {:.1} and {:.1} MiB",
-            before.rounds.last().copied().unwrap_or_default(),
-            after.rounds.last().copied().unwrap_or_default(),
-        ))?;
+        let cpu = (cpu_time(pid)? - used).as_secs_f64();
+        let after = resident_mib(pid)?;
         cluster.remove(member)?;
-    }
-    [start, before, wrong, after, settled, cpu].iter().try_for_each(|figure| record.put(figure))
+        Ok([ms(start), before, wrong as f64, after, ms(settled), cpu])
+    })
 }
 
 /// When the kernel had what the server has, or how much is wrong after a minute.

@@ -1,9 +1,11 @@
-//! Of a node with both families, what peers need for one of them changes alone.
+//! Of a node with both families, what peers need for one of them changes alone; and IPv6 is added to running nodes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use bench::bed::{Member, TIMEOUT, config};
+use bench::figure::{Limit, Row, ms};
 use subnet::Family;
 
 use super::AFTER;
@@ -11,8 +13,6 @@ use super::bed::Cluster;
 use super::pings::Mesh;
 use super::shown::naming;
 use crate::Stage;
-use crate::bed::{Member, TIMEOUT, config};
-use bench::figure::{Figure, Limit, Record};
 
 /// What changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,23 +40,22 @@ impl Change {
 }
 
 /// Changes one thing after the other while pods ping each other with both families.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     stage.progress.step("family: two nodes with vxlan and both families")?;
     let mut cluster = Cluster::new(stage, &config("vxlan", &Family::BOTH), 2)?;
     let pods = cluster.pods(&Family::BOTH)?;
     for change in [Change::Address(Family::V6), Change::Address(Family::V4), Change::Mac] {
-        let (own, other) = match change.family() {
-            Family::V4 => ("IPv4", "IPv6"),
-            Family::V6 => ("IPv6", "IPv4"),
+        let (own, other, other_family) = match change.family() {
+            Family::V4 => ("IPv4", "IPv6", Family::V6),
+            Family::V6 => ("IPv6", "IPv4", Family::V4),
         };
-        let other_family = if change.family() == Family::V4 { Family::V6 } else { Family::V4 };
-        let figure =
-            |what: &str, unit, limit| Figure::new(format!("family: {}: {what}", change.words()), unit, limit);
         let from = if change == Change::Mac { "start of the agent" } else { "change" };
-        let mut follows = figure(&format!("{from} to the peer's entries"), "ms", Limit::None);
-        let mut lost = figure(&format!("{other} pings lost"), "", Limit::Each(0.0));
-        let mut silence = figure(&format!("longest silence of {own}"), "ms", Limit::None);
-        for round in stage.rounds(100) {
+        let rows: [Row<'_>; 3] = [
+            (&format!("{from} to the peer's entries"), "ms", Limit::None),
+            (&format!("{other} pings lost"), "", Limit::Each(0.0)),
+            (&format!("longest silence of {own}"), "ms", Limit::None),
+        ];
+        stage.measure(&format!("family: {}", change.words()), rows, 100, |round| {
             let mesh = Mesh::start(&pods, change.family())?.undisturbed()?;
             let other_mesh = Mesh::start(&pods, other_family)?.undisturbed()?;
             let [changed, peer] = cluster.members.as_mut_slice() else { unreachable!("there are two nodes") };
@@ -65,17 +64,41 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
                 let there = peer.show(&format!("bridge fdb show dev {}", device(change.family())))?;
                 Ok(there.contains(&new) && naming(peer, &old)?.is_empty())
             })?;
-            follows.push_ms(start.elapsed());
+            let follows = start.elapsed();
             mesh.again();
             stage.progress.pause(AFTER)?;
             let (tally, other_tally) = (mesh.finish()?, other_mesh.finish()?);
-            if other_tally.lost() > 0 {
-                stage.progress.say(&cluster.logs())?;
-            }
-            lost.rounds.push(other_tally.lost() as f64);
-            silence.push_ms(tally.silence());
-        }
-        stage.put(record, &[follows, lost, silence])?;
+            Ok([ms(follows), cluster.lost(stage, &other_tally)?, ms(tally.silence())])
+        })?;
+    }
+    Ok(())
+}
+
+/// Adds IPv6 to running nodes with IPv4 while pods ping each other.
+pub(crate) fn add(stage: &Stage) -> anyhow::Result<()> {
+    let rows = [
+        ("IPv4 pings lost", "", Limit::Each(0.0)),
+        ("edit to IPv6 in every subnet.env", "ms", Limit::None),
+        ("edit to new IPv6 pods reaching each other", "ms", Limit::None),
+    ];
+    for (backend, rounds) in [("vxlan", u32::MAX), ("host-gw", 1)] {
+        stage.measure(&format!("ipv6: added to {backend}"), rows, rounds, |_| {
+            let cluster = Cluster::new(stage, &config(backend, &[Family::V4]), 3)?;
+            let pods = cluster.pods(&[Family::V4])?;
+            let mesh = Mesh::start(&pods, Family::V4)?.undisturbed()?;
+            let edited = Instant::now();
+            cluster.configure(&config(backend, &Family::BOTH))?;
+            cluster.wait("an IPv6 subnet in subnet.env", |member| {
+                Ok(member.subnets()?.get(Family::V6).is_some())
+            })?;
+            let file = edited.elapsed();
+            let new = cluster.pods(&[Family::V6])?;
+            let new_mesh = Mesh::start(&new, Family::V6)?;
+            let reached = edited.elapsed();
+            stage.progress.pause(AFTER)?;
+            drop(new_mesh);
+            Ok([cluster.lost(stage, &mesh.finish()?)?, ms(file), ms(reached)])
+        })?;
     }
     Ok(())
 }

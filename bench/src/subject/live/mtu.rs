@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use backends::testing::{PingOptions, Pod, Process};
+use bench::bed::{Member, TIMEOUT, config};
+use bench::figure::{Figure, Limit, ms};
 use serde_json::Value;
 use subnet::Family;
 
@@ -15,8 +17,6 @@ use super::AFTER;
 use super::bed::Cluster;
 use super::pings::Mesh;
 use crate::Stage;
-use crate::bed::{Member, TIMEOUT, config};
-use bench::figure::{Figure, Limit, Record};
 
 /// 1,400 bytes with the headers of ICMP and IPv4: more than pods may send while the underlay carries 1,400.
 /// They are sent as applications do: with DF, until the sender has learnt the MTU of the path.
@@ -30,66 +30,42 @@ const HANDS_UP: Duration = Duration::from_millis(200);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Figures of one change of the MTU.
-struct Figures {
-    mtu: u32,
-    /// Of the worst pair of pods.
-    most: Figure,
-    lost: Figure,
-    dropped: Figure,
-    file: Figure,
-    device: Figure,
-}
-
-impl Figures {
-    fn new(mtu: u32, verb: &str, most: f64) -> Self {
-        let figure =
-            |what: &str, unit, limit| Figure::new(format!("mtu: {verb} to {mtu}: {what}"), unit, limit);
-        Self {
-            mtu,
-            most: figure("pings lost from one pod to one other", "", Limit::Each(most)),
-            lost: figure("pings lost in six directions", "", Limit::None),
-            dropped: figure("of them dropped by eth0 of a node", "", Limit::None),
-            file: figure("until every subnet.env has it", "ms", Limit::Each(LIMIT_MS)),
-            device: figure("until every flannel.1 has it", "ms", Limit::Each(LIMIT_MS)),
-        }
-    }
-}
-
 /// Lowers and raises it.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     stage.progress.step("mtu: three nodes with vxlan")?;
     let cluster = Cluster::new(stage, &config("vxlan", &[Family::V4]), 3)?;
     let pods = cluster.pods(&[Family::V4])?;
-    let mut changes = [Figures::new(1400, "lowered", 1.0), Figures::new(1500, "raised", 0.0)];
+    let mut figures = [("lowered", 1400, 1.0), ("raised", 1500, 0.0)].map(|(verb, mtu, most)| {
+        let rows = [
+            ("pings lost from one pod to one other", "", Limit::Each(most)),
+            ("pings lost in six directions", "", Limit::None),
+            ("of them dropped by eth0 of a node", "", Limit::None),
+            ("until every subnet.env has it", "ms", Limit::Each(LIMIT_MS)),
+            ("until every flannel.1 has it", "ms", Limit::Each(LIMIT_MS)),
+        ];
+        (
+            mtu,
+            rows.map(|(what, unit, limit)| Figure::new(format!("mtu: {verb} to {mtu}: {what}"), unit, limit)),
+        )
+    });
     for round in stage.rounds(u32::MAX) {
         // What pods have learnt of their paths would last for ten minutes.
         forget_paths(&pods)?;
-        for figures in &mut changes {
+        for (mtu, figures) in &mut figures {
             let mesh = Mesh::start_with(&pods, Family::V4, REQUEST)?.undisturbed()?;
             let before = dropped(&cluster)?;
-            let (file, device) = change(stage, &cluster, figures.mtu)?;
+            let (file, device) = change(stage, &cluster, *mtu)?;
             mesh.again();
             stage.progress.pause(AFTER)?;
             let tally = mesh.finish()?;
             let dropped = dropped(&cluster)? - before;
-            stage.progress.step(&format!(
-                "mtu: round {round}: {}: {} lost, {} at most by one pair, {dropped} dropped by eth0; subnet.env after {file:.0?}, flannel.1 after {device:.0?}",
-                figures.mtu,
-                tally.lost(),
-                tally.most_lost()
-            ))?;
-            figures.most.rounds.push(tally.most_lost() as f64);
-            figures.lost.rounds.push(tally.lost() as f64);
-            figures.dropped.rounds.push(dropped as f64);
-            figures.file.push_ms(file);
-            figures.device.push_ms(device);
+            let lost = [tally.most_lost(), tally.lost(), dropped].map(|count| count as f64);
+            stage.progress.step(&format!("mtu: round {round}: {mtu}: {lost:?}, {file:.0?}, {device:.0?}"))?;
+            let values = lost.into_iter().chain([ms(file), ms(device)]);
+            figures.iter_mut().zip(values).for_each(|(figure, value)| figure.rounds.push(value));
         }
     }
-    for Figures { most, lost, dropped, file, device, .. } in changes {
-        stage.put(record, &[most, lost, dropped, file, device])?;
-    }
-    Ok(())
+    stage.put(figures.iter().flat_map(|(_, figures)| figures))
 }
 
 fn forget_paths(pods: &[Pod]) -> anyhow::Result<()> {
@@ -107,6 +83,7 @@ fn dropped(cluster: &Cluster) -> anyhow::Result<u64> {
 
 /// Changes it on all nodes and gives the time until all files and all devices follow.
 fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duration, Duration)> {
+    let progress = &stage.progress;
     let mut hands = cluster.members.iter().map(Hand::new).collect::<anyhow::Result<Vec<_>>>()?;
     stage.progress.pause(HANDS_UP)?;
     let start = Instant::now();
@@ -114,7 +91,7 @@ fn change(stage: &Stage, cluster: &Cluster, mtu: u32) -> anyhow::Result<(Duratio
     let of_one = |member: &Member| -> anyhow::Result<(Duration, Duration)> {
         let (mut file, mut device) = (None, None);
         while file.is_none() || device.is_none() {
-            stage.progress.check()?;
+            progress.check()?;
             if file.is_none() && member.agent.subnet_env()?.mtu == Some(mtu - OVERHEAD) {
                 file = Some(start.elapsed());
             }

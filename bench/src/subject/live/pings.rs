@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backends::testing::{PingOptions, Pinger, Pings, Pod, wait_for};
+use bench::bed::TIMEOUT;
 use subnet::Family;
-
-use crate::bed::TIMEOUT;
 
 /// Requests are this far apart.
 const INTERVAL: Duration = Duration::from_millis(10);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use bench::bed::Member;
+
 use super::bed::Cluster;
-use crate::bed::Member;
 
 /// Whose output is everything that flanneld makes or may have made on a node. Of neighbours only those that
 /// somebody made: the others are the kernel's memory of the underlay. A bridge in detail has its timers.

@@ -4,9 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::process::cpu_time;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::{TimeVal, TimeValLike};
+use bench::process::{cpu_time, cpu_time_of_children};
 
 /// CPU time in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,21 +17,21 @@ pub(crate) struct Cost {
 }
 
 /// Measures from its start to its end; meanwhile nothing else than iperf3 may end that this process started.
-pub(crate) struct Meter {
-    agents: Vec<u32>,
+pub(crate) struct Meter<'a> {
+    agents: &'a [u32],
     tasks: Duration,
     machine: u64,
 }
 
-impl Meter {
+impl<'a> Meter<'a> {
     /// Starts with these agents.
-    pub(crate) fn start(agents: Vec<u32>) -> anyhow::Result<Self> {
-        Ok(Self { tasks: tasks(&agents)?, machine: busy_ticks()?, agents })
+    pub(crate) fn start(agents: &'a [u32]) -> anyhow::Result<Self> {
+        Ok(Self { tasks: tasks(agents)?, machine: busy_ticks()?, agents })
     }
 
     /// What it took, once iperf3 has ended on both sides.
     pub(crate) fn stop(self) -> anyhow::Result<Cost> {
-        let tasks = tasks(&self.agents)?.saturating_sub(self.tasks).as_secs_f64();
+        let tasks = tasks(self.agents)?.saturating_sub(self.tasks).as_secs_f64();
         // USER_HZ is 100 on all architectures that we build for.
         let machine = busy_ticks()?.saturating_sub(self.machine) as f64 / 100.0;
         Ok(Cost { tasks, machine })
@@ -42,16 +40,8 @@ impl Meter {
 
 /// Of children that were waited for, and of the agents so far.
 fn tasks(agents: &[u32]) -> anyhow::Result<Duration> {
-    let children = getrusage(UsageWho::RUSAGE_CHILDREN).context("no usage of children")?;
-    let mut sum = duration(children.user_time()) + duration(children.system_time());
-    for &agent in agents {
-        sum += cpu_time(agent)?;
-    }
-    Ok(sum)
-}
-
-fn duration(time: TimeVal) -> Duration {
-    Duration::from_micros(time.num_microseconds().try_into().unwrap_or_default())
+    let agents = agents.iter().map(|&agent| cpu_time(agent)).sum::<anyhow::Result<Duration>>()?;
+    Ok(cpu_time_of_children()? + agents)
 }
 
 fn busy_ticks() -> anyhow::Result<u64> {
@@ -79,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_child_that_worked_is_counted_when_it_has_ended() {
-        let meter = Meter::start(Vec::new()).unwrap();
+        let meter = Meter::start(&[]).unwrap();
         let work = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
         std::process::Command::new("sh").args(["-c", work]).status().unwrap();
         assert!(meter.stop().unwrap().tasks > 0.01);

@@ -1,9 +1,9 @@
 //! What our udp backend counted during a measurement, to explain its figure: how much it moved with one call.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use backends::testing::{Agent, Signal, wait_for_some};
+use backends::testing::Agent;
+use serde_json::Value;
 
 use super::bed::{PacketPath, Pair};
 
@@ -12,11 +12,11 @@ pub(crate) struct Counted([BTreeMap<String, u64>; 2]);
 
 impl Counted {
     /// The counters now; none of other ways, and of an agent that doesn't tell.
-    pub(crate) fn now(pair: &mut Pair) -> Option<Self> {
+    pub(crate) fn now(pair: &Pair) -> Option<Self> {
         if pair.way != PacketPath::Udp {
             return None;
         }
-        let [near, far] = [&mut pair.near, &mut pair.far].map(|side| side.agent.as_mut().and_then(ask));
+        let [near, far] = [&pair.near, &pair.far].map(|side| side.agent.as_ref().and_then(ask));
         Some(Self([near?, far?]))
     }
 
@@ -44,27 +44,11 @@ impl Counted {
     }
 }
 
-/// The agent logs its counters when asked.
-fn ask(agent: &mut Agent) -> Option<BTreeMap<String, u64>> {
-    let told = |log: &str| log.lines().filter(|line| line.contains(MARK)).count();
-    let before = told(&agent.log());
-    agent.process().signal(Signal::USR1).ok()?;
-    wait_for_some("the counters of an agent", Duration::from_secs(1), || {
-        let log = agent.log();
-        if told(&log) > before { parse(&log) } else { None }
-    })
-    .ok()
-}
-
-/// What a line with counters has.
-const MARK: &str = " udp: sent_packets=";
-
-/// The last counters in a log that are complete.
-fn parse(log: &str) -> Option<BTreeMap<String, u64>> {
-    let mut lines = log.split_inclusive('\n');
-    let (_, words) = lines.rfind(|line| line.ends_with('\n') && line.contains(MARK))?.split_once(" udp: ")?;
-    let pairs = words.split_whitespace().filter_map(|word| word.split_once('='));
-    Some(pairs.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+/// The counters in the agent's status.
+fn ask(agent: &Agent) -> Option<BTreeMap<String, u64>> {
+    let (_, text) = agent.get("/status").ok()?;
+    let status: Value = serde_json::from_str(&text).ok()?;
+    serde_json::from_value(status["tunnel"].clone()).ok()
 }
 
 #[cfg(test)]
@@ -72,11 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_counters_in_the_log_are_those_of_now() {
-        let log = "I1 1 main.rs:1] udp: sent_packets=1 sent_groups=1\nI1 1 main.rs:1] something\n\
-            I1 1 main.rs:1] udp: sent_packets=89 sent_groups=3 received_writes=7\nI1 1 main.rs:1] udp: sent_pack";
-        let now = parse(log).unwrap();
-        assert_eq!((now["sent_packets"], now["received_writes"]), (89, 7));
+    fn what_happened_since_is_the_difference_of_two_moments() {
         let one = |packets, groups| {
             let counters = [("sent_packets", packets), ("sent_groups", groups)];
             let counters: BTreeMap<_, _> = counters.map(|(name, value)| (name.to_owned(), value)).into();

@@ -3,17 +3,23 @@
 //! iperf3 needs a connection beside its datagrams, which a flood may end.
 
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, anyhow, ensure};
 use backends::testing::uninterrupted;
+use backends::wg::cookie::initiation_of_a_stranger;
+use backends::wg::identity::Identity;
+use bench::iperf::End;
+use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use subnet::Family;
 
-use anyhow::{Context, anyhow};
-
-use super::bed::End;
+use super::bed::Pair;
 
 /// How many datagrams of which size, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,7 @@ pub(crate) struct Moved {
     pub(crate) count: u64,
 }
 
-/// A flow under way; it ends on drop.
+/// Threads that send and receive until they are told to stop; they end on drop.
 pub(crate) struct Flow {
     stop: Arc<AtomicBool>,
     start: Instant,
@@ -43,7 +49,7 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Starts it.
+    /// Starts one from an end to another.
     pub(crate) fn start(ends: [End<'_>; 2], pace: Pace) -> anyhow::Result<Self> {
         let [from, to] =
             ends.map(|end| end.namespace.run(|| UdpSocket::bind(SocketAddr::new(end.address, 0))));
@@ -51,21 +57,30 @@ impl Flow {
         from.connect(to.local_addr()?)?;
         // So that it notices when it is to stop.
         to.set_read_timeout(Some(Duration::from_millis(100)))?;
+        Ok(Self::run(from, vec![0x5a; pace.size], pace.bursts, Some(to)))
+    }
+
+    fn run(
+        from: UdpSocket,
+        payload: Vec<u8>,
+        bursts: Option<(u32, Duration)>,
+        to: Option<UdpSocket>,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stop_sending, stop_receiving) = (Arc::clone(&stop), Arc::clone(&stop));
-        let receiver = Some(thread::spawn(move || receive(&to, &stop_receiving)));
+        let receiver = to.map(|to| thread::spawn(move || receive(&to, &stop_receiving)));
         let start = Instant::now();
-        let sender = Some(thread::spawn(move || send(&from, pace, &stop_sending)));
-        Ok(Self { stop, start, sender, receiver })
+        let sender = Some(thread::spawn(move || send(&from, &payload, bursts, &stop_sending)));
+        Self { stop, start, sender, receiver }
     }
 
     /// Ends it and counts.
     pub(crate) fn finish(mut self) -> anyhow::Result<Moved> {
         self.stop.store(true, Ordering::Relaxed);
         let time = self.start.elapsed().as_secs_f64();
-        let count = |thread: Option<JoinHandle<io::Result<u64>>>| -> anyhow::Result<u64> {
-            let thread = thread.context("it was counted before")?;
-            Ok(thread.join().map_err(|_| anyhow!("a thread of a flow panicked"))??)
+        let count = |thread: Option<JoinHandle<io::Result<u64>>>| {
+            let joined = thread.map(|thread| thread.join().map_err(|_| anyhow!("a flow's thread panicked")));
+            anyhow::Ok(joined.transpose()?.transpose()?.unwrap_or_default())
         };
         let (sent, received) = (count(self.sender.take())?, count(self.receiver.take())?);
         Ok(Moved { offered: sent as f64 / time, received: received as f64 / time, count: received })
@@ -78,21 +93,88 @@ impl Drop for Flow {
     }
 }
 
-fn send(socket: &UdpSocket, pace: Pace, stop: &AtomicBool) -> io::Result<u64> {
-    let payload = vec![0x5a; pace.size];
+/// Handshake initiations a second.
+const INITIATIONS: u32 = 100_000;
+/// Of these in one call: the kernel makes datagrams of them.
+const AT_ONCE: u32 = 50;
+/// Where WireGuard listens.
+const WIREGUARD: u16 = 51_820;
+
+/// From whose address they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// One that the node does not know.
+    Stranger,
+    /// That of the near node, which is a peer.
+    Peer,
+}
+
+impl Origin {
+    fn address(self, pair: &Pair) -> anyhow::Result<IpAddr> {
+        let [near, far] = pair.underlay();
+        if self == Self::Peer {
+            return Ok(near);
+        }
+        let (address, bits): (IpAddr, _) = match pair.family() {
+            Family::V4 => ([198, 51, 100, 7].into(), 32),
+            Family::V6 => (Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7).into(), 128),
+        };
+        // The far node sends its answers back, as it would to any host.
+        pair.near.node.namespace().ip(&format!("addr replace {address}/{bits} dev lo"))?;
+        let back = format!("route replace {address}/{bits} via {near} dev eth0 src {far}");
+        pair.far.node.namespace().ip(&back)?;
+        Ok(address)
+    }
+}
+
+/// Handshake initiations at a steady pace to an agent that encrypts in its process, each with a right first code and a second one
+/// that is wrong, so that it takes the most to find out.
+pub(crate) struct Initiations(Flow);
+
+impl Initiations {
+    /// Has the near node send them to the far one.
+    pub(crate) fn start(pair: &Pair, origin: Origin) -> anyhow::Result<Self> {
+        let key = std::fs::read_to_string(pair.far.node.dir().join("wgkey"));
+        let key = Identity::from_text(&key.context("the far node has no key")?);
+        let key = key.map_err(|_| anyhow!("the far node's key can't be read"))?;
+        let message = initiation_of_a_stranger(key.public());
+        let ([_, to], from) = (pair.underlay(), origin.address(pair)?);
+        let socket = pair.near.node.namespace().run(|| UdpSocket::bind(SocketAddr::new(from, 0)));
+        let socket = socket.context("no socket to send from")?;
+        socket.connect(SocketAddr::new(to, WIREGUARD))?;
+        setsockopt(&socket, UdpGsoSegment, &(message.len() as i32)).context("no segmentation offload")?;
+        let pace = Some((1, Duration::from_secs(1) * AT_ONCE / INITIATIONS));
+        Ok(Self(Flow::run(socket, message.repeat(AT_ONCE as usize), pace, None)))
+    }
+
+    /// Ends it. Gives how many a second were sent; an error if these are much fewer than they should be.
+    pub(crate) fn finish(self) -> anyhow::Result<f64> {
+        let rate = self.0.finish()?.offered * f64::from(AT_ONCE);
+        ensure!(rate > 0.9 * f64::from(INITIATIONS), "only {rate:.0} initiations a second were sent");
+        Ok(rate)
+    }
+}
+
+/// Calls that the kernel took.
+fn send(
+    socket: &UdpSocket,
+    payload: &[u8],
+    bursts: Option<(u32, Duration)>,
+    stop: &AtomicBool,
+) -> io::Result<u64> {
     let mut sent = 0;
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        for _ in 0..pace.bursts.map_or(64, |(count, _)| count) {
-            match socket.send(&payload) {
+        for _ in 0..bursts.map_or(64, |(count, _)| count) {
+            match socket.send(payload) {
                 Ok(_) => sent += 1,
-                // A full queue, and an answer that no socket listens any more.
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => {}
+                Err(error) if queue_is_full(&error) => {}
+                // An answer that no socket listens any more.
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(error) => return Err(error),
             }
         }
-        if let Some((_, interval)) = pace.bursts {
+        if let Some((_, interval)) = bursts {
             next += interval;
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
@@ -100,8 +182,10 @@ fn send(socket: &UdpSocket, pace: Pace, stop: &AtomicBool) -> io::Result<u64> {
     Ok(sent)
 }
 
-/// Errno of a full queue on Linux.
-const ENOBUFS: i32 = 105;
+/// Whether a queue on the way out has no room.
+pub(super) fn queue_is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
+}
 
 /// Counts until nothing has come for a moment after the end.
 fn receive(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<u64> {

@@ -4,20 +4,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use bench::process::cpu_time;
 
-use super::bed::Pair;
-use super::cost::{Cost, Meter};
-use super::flow::{Flow, Pace};
-use super::initiations::{Initiations, Origin};
-use super::iperf::{self, Load, Stream};
-use super::plan::{Place, Step, Subject};
-use super::results::{Quantity, Value};
-use super::soak;
-use super::trip::{
+use bench::iperf::{self, Load, Stream};
+use bench::ping::{
     self,
     PingPace::{Asleep, Awake},
 };
+use bench::process::cpu_time;
+
+use super::bed::Pair;
+use super::cost::Meter;
+use super::flow::{Flow, Initiations, Origin, Pace};
+use super::plan::{Place, Step, Subject};
+use super::results::{Quantity, Value};
+use super::soak;
 use super::wire::Segmented;
 
 /// Bytes of a small datagram.
@@ -33,7 +33,7 @@ const FLOOD: Pace = Pace { size: SMALL, bursts: None };
 const WARM: Duration = Duration::from_millis(300);
 
 /// Measures; `time` is how long iperf3 sends.
-pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn take(pair: &Pair, step: Step, time: Duration) -> anyhow::Result<Vec<Value>> {
     let place = step.place;
     let trips = time * 3 / 5;
     match step.subject {
@@ -67,34 +67,32 @@ pub(crate) fn take(pair: &mut Pair, step: Step, time: Duration) -> anyhow::Resul
 }
 
 /// Round trips by one ping.
-fn echo(pair: &Pair, place: Place, pace: trip::PingPace, time: Duration) -> anyhow::Result<Vec<Value>> {
+fn echo(pair: &Pair, place: Place, pace: ping::PingPace, time: Duration) -> anyhow::Result<Vec<Value>> {
     let [from, to] = pair.ends(place);
-    let trips = trip::run(from.namespace, to.address, pace, time)?;
+    let trips = ping::run(from.namespace, to.address, pace, time)?;
     let mean = trips.mean.context("no echo request was answered")?;
     Ok(vec![Quantity::Trip.of(mean), Quantity::Lost.of(trips.lost)])
 }
 
 /// TCP from the near end to the far end.
-fn tcp(pair: &mut Pair, place: Place, time: Duration, args: &[&str]) -> anyhow::Result<Vec<Value>> {
-    let agents = pair.agents();
+fn tcp(pair: &Pair, place: Place, time: Duration, args: &[&str]) -> anyhow::Result<Vec<Value>> {
     let before = pair.carried()?;
-    let meter = Meter::start(agents)?;
-    let report = iperf::run(pair.ends(place), time, args)?;
+    let meter = Meter::start(&pair.agents)?;
+    let stream = iperf::run(pair.ends(place), time, args)?.forward()?;
     let cost = meter.stop()?;
-    let stream = report.forward()?;
     check_tunnel(pair, before, stream.bytes, with_retransmits(stream))?;
+    let gigabytes = stream.bytes as f64 / 1e9;
     Ok(vec![
         Quantity::Rate.of(stream.rate),
         Quantity::Again.of(stream.again as f64),
-        Quantity::TaskCost.of(per_gb(cost, stream).tasks),
-        Quantity::MachineCost.of(per_gb(cost, stream).machine),
+        Quantity::TaskCost.of(cost.tasks / gigabytes),
+        Quantity::MachineCost.of(cost.machine / gigabytes),
     ])
 }
 
 /// TCP without and then with a flood of handshake initiations, and what that alone takes of the flooded agent's CPU.
-fn initiations(pair: &mut Pair, place: Place, time: Duration, origin: Origin) -> anyhow::Result<Vec<Value>> {
-    let flooded = pair.far.agent.as_mut().context("no agent")?.process().id();
-    let pair: &Pair = pair;
+fn initiations(pair: &Pair, place: Place, time: Duration, origin: Origin) -> anyhow::Result<Vec<Value>> {
+    let flooded = *pair.agents.last().context("no agent")?;
     let rate = || anyhow::Ok(iperf::run(pair.ends(place), time / 2, &["-P1"])?.forward()?.rate);
     let alone = rate()?;
     let flood = Initiations::start(pair, origin)?;
@@ -113,11 +111,6 @@ fn initiations(pair: &mut Pair, place: Place, time: Duration, origin: Origin) ->
     ])
 }
 
-fn per_gb(cost: Cost, stream: Stream) -> Cost {
-    let gigabytes = stream.bytes as f64 / 1e9;
-    Cost { tasks: cost.tasks / gigabytes, machine: cost.machine / gigabytes }
-}
-
 fn duplex(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
     let before = pair.carried()?;
     let report = iperf::run(pair.ends(place), time, &["--bidir"])?;
@@ -131,23 +124,11 @@ fn duplex(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value
     ])
 }
 
-fn wire(pair: &mut Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
-    let agents = pair.agents();
-    let pair: &Pair = pair;
+fn wire(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
     let wire = Segmented::start(pair)?;
-    let before = pair.carried()?;
-    let meter = Meter::start(agents)?;
-    let report = iperf::run(pair.ends(place), time, &["-P1"])?;
-    let cost = meter.stop()?;
+    let values = tcp(pair, place, time, &["-P1"])?;
     wire.check()?;
-    let stream = report.forward()?;
-    check_tunnel(pair, before, stream.bytes, with_retransmits(stream))?;
-    Ok(vec![
-        Quantity::Rate.of(stream.rate),
-        Quantity::Again.of(stream.again as f64),
-        Quantity::TaskCost.of(per_gb(cost, stream).tasks),
-        Quantity::MachineCost.of(per_gb(cost, stream).machine),
-    ])
+    Ok(values)
 }
 
 fn udp(pair: &Pair, place: Place, time: Duration) -> anyhow::Result<Vec<Value>> {
@@ -172,7 +153,7 @@ fn fair(pair: &Pair, time: Duration) -> anyhow::Result<Vec<Value>> {
     ensure!(from.namespace.reaches(to.address)?, "the other pod doesn't get through");
     let flow = Flow::start(pair.ends(Place::Pod), FLOOD)?;
     thread::sleep(WARM);
-    let ping = || trip::run(from.namespace, to.address, Asleep, time);
+    let ping = || ping::run(from.namespace, to.address, Asleep, time);
     // Two together ask about a hundred times a second.
     let pings = thread::scope(|scope| [scope.spawn(ping), scope.spawn(ping)].map(|ping| ping.join()));
     let [one, other] =
@@ -192,7 +173,7 @@ fn fair(pair: &Pair, time: Duration) -> anyhow::Result<Vec<Value>> {
 }
 
 /// Much of everything; what it moved went the right way.
-fn soak(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> {
+fn soak(pair: &Pair, place: Place) -> anyhow::Result<Vec<Value>> {
     let before = pair.carried()?;
     let values = soak::take(pair, place)?;
     check_tunnel(pair, before, soak::BYTES, f64::INFINITY)?;

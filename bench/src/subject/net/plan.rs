@@ -110,45 +110,19 @@ impl fmt::Display for Step {
 
 /// The measurements of one round, in their order.
 pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
-    use Subject::{
-        Awake, Duplex, Fair, Idle, Initiations, Light, Loaded, PeerInitiations, Soak, Tcp1, Tcp4, Udp64, Wire,
-    };
-    let (pods, hosts): (&[Subject], &[Subject]) = if quick && only.is_empty() {
-        (&[Tcp1, Udp64, Idle, Awake, Light], &[Tcp1])
-    } else if only.contains(&Soak) {
-        (&[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair, Soak], &[Soak])
-    } else if only.contains(&Initiations) || only.contains(&PeerInitiations) {
-        (
-            &[
-                Tcp1,
-                Tcp4,
-                Duplex,
-                Wire,
-                Udp64,
-                Idle,
-                Awake,
-                Light,
-                Loaded,
-                Fair,
-                Initiations,
-                PeerInitiations,
-            ],
-            &[],
-        )
-    } else {
-        (
-            &[Tcp1, Tcp4, Duplex, Wire, Udp64, Idle, Awake, Light, Loaded, Fair],
-            &[Tcp1, Tcp4, Duplex, Udp64, Idle],
-        )
-    };
-    let at = |place, subjects: &[Subject]| -> Vec<Step> {
-        subjects.iter().map(|&subject| Step { place, subject }).collect()
-    };
-    let all = [at(Place::Pod, pods), at(Place::Host, hosts)].concat();
+    use Subject::{Awake, Duplex, Idle, Initiations, Light, PeerInitiations, Soak, Tcp1, Tcp4, Udp64};
     let wanted = |step: &Step| {
-        (only.is_empty() || only.contains(&step.subject)) && place.is_none_or(|place| place == step.place)
+        let usual = match (quick, step.place) {
+            _ if !only.is_empty() => only.contains(&step.subject),
+            (true, Place::Pod) => [Tcp1, Udp64, Idle, Awake, Light].contains(&step.subject),
+            (true, Place::Host) => step.subject == Tcp1,
+            (false, _) => ![Initiations, PeerInitiations, Soak].contains(&step.subject),
+        };
+        let hosts = [Tcp1, Tcp4, Duplex, Udp64, Idle, Soak].contains(&step.subject);
+        usual && (step.place == Place::Pod || hosts) && place.is_none_or(|place| place == step.place)
     };
-    all.into_iter().filter(wanted).collect()
+    let at = |place| Subject::value_variants().iter().map(move |&subject| Step { place, subject });
+    at(Place::Pod).chain(at(Place::Host)).filter(wanted).collect()
 }
 
 /// Estimates how long the rest takes, from how long what is done took.

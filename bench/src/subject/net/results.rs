@@ -41,50 +41,33 @@ impl Quantity {
         Value { quantity: self, value }
     }
 
-    /// What to add to the name of the measurement, and the unit.
-    fn name(self) -> (&'static str, &'static str) {
+    /// What to add to the name of the measurement, the unit, and whether a ratio of it says something.
+    fn words(self) -> (&'static str, &'static str, bool) {
         match self {
-            Self::Rate => ("", "Gbit/s"),
-            Self::Slower => (", the slower one", "Gbit/s"),
-            Self::Offered => (", offered", "kpps"),
-            Self::Received => (", received", "kpps"),
-            Self::Disordered => (", out of order", ""),
-            Self::Trip => (", mean", "us"),
-            Self::Lost => (", pings lost", "%"),
-            Self::TaskCost => (", CPU of tasks", "s/GB"),
-            Self::MachineCost => (", CPU of the machine", "s/GB"),
-            Self::Again => (", retransmits", ""),
-            Self::Volume => (", stream", "GB"),
-            Self::Arrived => (", datagrams", "million"),
-            Self::Corrupt => (", corrupt", ""),
-            Self::ChecksumErrors => (", wrong checksums", ""),
-            Self::Kept => (", share that is kept", ""),
-            Self::Busy => (", CPU of the flood alone", "%"),
+            Self::Rate => ("", "Gbit/s", true),
+            Self::Slower => (", the slower one", "Gbit/s", true),
+            Self::Offered => (", offered", "kpps", false),
+            Self::Received => (", received", "kpps", true),
+            Self::Disordered => (", out of order", "", false),
+            Self::Trip => (", mean", "us", true),
+            Self::Lost => (", pings lost", "%", false),
+            Self::TaskCost => (", CPU of tasks", "s/GB", true),
+            Self::MachineCost => (", CPU of the machine", "s/GB", true),
+            Self::Again => (", retransmits", "", false),
+            Self::Volume => (", stream", "GB", false),
+            Self::Arrived => (", datagrams", "million", false),
+            Self::Corrupt => (", corrupt", "", false),
+            Self::ChecksumErrors => (", wrong checksums", "", false),
+            Self::Kept => (", share that is kept", "", false),
+            Self::Busy => (", CPU of the flood alone", "%", false),
         }
-    }
-
-    /// Whether a ratio of it says something.
-    fn compares(self) -> bool {
-        !matches!(
-            self,
-            Self::Disordered
-                | Self::Lost
-                | Self::Again
-                | Self::Offered
-                | Self::Volume
-                | Self::Arrived
-                | Self::Corrupt
-                | Self::ChecksumErrors
-                | Self::Kept
-                | Self::Busy
-        )
     }
 }
 
 /// One line of what a measurement gave.
 pub(crate) fn summary(values: &[Value]) -> String {
     let one = |value: &Value| {
-        let (name, unit) = value.quantity.name();
+        let (name, unit, _) = value.quantity.words();
         let name = name.trim_start_matches(", ");
         let blank = if name.is_empty() { "" } else { " " };
         let digits = if value.value.fract() == 0.0 { 0 } else { 2 };
@@ -136,7 +119,7 @@ impl Results {
     pub(crate) fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         for (&(step, quantity), paths) in &self.values {
-            let (suffix, unit) = quantity.name();
+            let (suffix, unit, compares) = quantity.words();
             let what = format!("{step}{suffix}");
             for (&way, rounds) in paths {
                 let floods = [Subject::Initiations, Subject::PeerInitiations];
@@ -145,7 +128,7 @@ impl Results {
                 let rounds = rounds.values().copied().collect();
                 figures.push(Figure { rounds, ..Figure::new(format!("{what}: {way}"), unit, limit) });
             }
-            if !quantity.compares() {
+            if !compares {
                 continue;
             }
             let others =

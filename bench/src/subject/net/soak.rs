@@ -1,18 +1,19 @@
 //! Much of everything, looked at byte by byte: a stream whose content the receiver knows, and datagrams that
 //! say which they are.
 
-use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use backends::testing::{Namespace, Numbers, uninterrupted};
+use backends::testing::{Numbers, Pod, transfer, uninterrupted};
+use bench::iperf::End;
 
-use super::bed::{End, Pair};
+use super::bed::Pair;
 use super::counted::Counted;
+use super::flow::queue_is_full;
 use super::plan::Place;
 use super::results::{Quantity, Value};
 
@@ -28,9 +29,10 @@ const SIZES: [usize; 4] = [64, 700, 200, 1400];
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Sends all of it from one pod to another.
-pub(crate) fn take(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn take(pair: &Pair, place: Place) -> anyhow::Result<Vec<Value>> {
     let (counted, wrong) = (Counted::now(pair), checksum_errors(pair)?);
-    let (stream, rate) = stream(pair.ends(place))?;
+    let [from, to] = pair.ends(place);
+    let stream = transfer(from.namespace, (to.namespace, to.address), BYTES, SILENCE)?;
     let datagrams = datagrams(pair.ends(place))?;
     let unsound = match (counted, Counted::now(pair)) {
         (Some(before), Some(now)) => now.unsound().saturating_sub(before.unsound()),
@@ -39,54 +41,13 @@ pub(crate) fn take(pair: &mut Pair, place: Place) -> anyhow::Result<Vec<Value>> 
     let wrong = checksum_errors(pair)?.saturating_sub(wrong) + unsound;
     Ok(vec![
         Quantity::Volume.of(BYTES as f64 / 1e9),
-        Quantity::Rate.of(rate),
+        Quantity::Rate.of(BYTES as f64 * 8.0 / 1e9 / stream.time.as_secs_f64()),
         Quantity::Arrived.of(datagrams.arrived as f64 / 1e6),
         Quantity::Received.of(datagrams.rate / 1e3),
-        Quantity::Corrupt.of((stream + datagrams.corrupt) as f64),
+        Quantity::Corrupt.of((stream.wrong + datagrams.corrupt) as f64),
         Quantity::Disordered.of(datagrams.disordered as f64),
         Quantity::ChecksumErrors.of(wrong as f64),
     ])
-}
-
-/// How many pieces of the stream arrived otherwise than they were sent, and its rate in Gbit/s.
-fn stream([from, to]: [End<'_>; 2]) -> anyhow::Result<(u64, f64)> {
-    const PIECE: usize = 128 * 1024;
-    let listener = to.namespace.run(|| TcpListener::bind(SocketAddr::new(to.address, 0)));
-    let listener = listener.context("no socket to receive the stream with")?;
-    let at = listener.local_addr()?;
-    let start = Instant::now();
-    let wrong = thread::scope(|scope| {
-        let sender = scope.spawn(move || -> anyhow::Result<()> {
-            let mut stream = from.namespace.run(|| TcpStream::connect(at)).context("no connection")?;
-            stream.set_write_timeout(Some(SILENCE))?;
-            let (mut content, mut piece, mut left) = (Numbers(1), vec![0; PIECE], BYTES);
-            while left > 0 {
-                let len = left.min(PIECE as u64) as usize;
-                content.fill(&mut piece[..len]);
-                stream.write_all(&piece[..len]).context("the stream breaks")?;
-                left -= len as u64;
-            }
-            Ok(())
-        });
-        let receive = || -> anyhow::Result<u64> {
-            let (mut stream, _) = listener.accept()?;
-            stream.set_read_timeout(Some(SILENCE))?;
-            let (mut content, mut piece, mut expected) = (Numbers(1), vec![0; PIECE], vec![0; PIECE]);
-            let (mut wrong, mut left) = (0, BYTES);
-            while left > 0 {
-                let len = left.min(PIECE as u64) as usize;
-                stream.read_exact(&mut piece[..len]).context("the stream ends early")?;
-                content.fill(&mut expected[..len]);
-                wrong += u64::from(piece[..len] != expected[..len]);
-                left -= len as u64;
-            }
-            Ok(wrong)
-        };
-        let received = receive();
-        sender.join().map_err(|_| anyhow!("the sender panicked"))??;
-        received
-    })?;
-    Ok((wrong, BYTES as f64 * 8.0 / 1e9 / start.elapsed().as_secs_f64()))
 }
 
 /// What became of the datagrams. Lost ones are no failure: they are sent as fast as it goes.
@@ -122,7 +83,6 @@ fn datagrams([from, to]: [End<'_>; 2]) -> anyhow::Result<Arrivals> {
 }
 
 fn send(sources: &[UdpSocket], done: &AtomicBool) -> anyhow::Result<()> {
-    const ENOBUFS: i32 = 105;
     let mut room = vec![0; SIZES.into_iter().max().unwrap_or_default()];
     for number in 0u64.. {
         for (flow, source) in sources.iter().enumerate() {
@@ -133,7 +93,7 @@ fn send(sources: &[UdpSocket], done: &AtomicBool) -> anyhow::Result<()> {
             compose(datagram, flow as u64, number);
             match source.send(datagram) {
                 Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(ENOBUFS) => {}
+                Err(error) if queue_is_full(&error) => {}
                 Err(error) => return Err(error).context("a datagram can't be sent"),
             }
         }
@@ -184,32 +144,9 @@ fn receive(sink: &UdpSocket) -> anyhow::Result<Arrivals> {
 
 /// What the kernel counted of wrong checksums, of any protocol, on both nodes and in both pods.
 fn checksum_errors(pair: &Pair) -> anyhow::Result<u64> {
-    let pods =
-        [&pair.near, &pair.far].into_iter().flat_map(|side| side.pods.iter().map(|pod| pod.namespace()));
-    let nodes = [pair.near.node.namespace(), pair.far.node.namespace()];
-    nodes.into_iter().chain(pods).map(errors_in).sum()
-}
-
-fn errors_in(namespace: &Namespace) -> anyhow::Result<u64> {
-    let read = |name: &str| {
-        let path = format!("/proc/thread-self/net/{name}");
-        namespace.run(|| fs::read_to_string(&path)).with_context(|| format!("can't read {path}"))
-    };
-    let (snmp, netstat) = (read("snmp")?, read("netstat")?);
-    let fields =
-        [("Tcp", "InCsumErrors"), ("Udp", "InCsumErrors"), ("Icmp", "InCsumErrors"), ("Ip", "InHdrErrors")];
-    let mut sum = 0;
-    for (protocol, field) in fields {
-        sum += value(&snmp, protocol, field).with_context(|| format!("no {protocol} {field}"))?;
-    }
-    Ok(sum + value(&netstat, "IpExt", "InCsumErrors").context("no IpExt InCsumErrors")?)
-}
-
-/// A counter in the form of `/proc/net/snmp`: a line with names, then a line with numbers.
-fn value(text: &str, protocol: &str, field: &str) -> Option<u64> {
-    let mut lines = text.lines().filter(|line| line.split(':').next() == Some(protocol));
-    let (names, numbers) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
-    names.zip(numbers).find(|(name, _)| *name == field)?.1.parse().ok()
+    let sides = [&pair.near, &pair.far].into_iter();
+    let all = sides.flat_map(|side| side.pods.iter().map(Pod::namespace).chain([side.node.namespace()]));
+    all.map(|namespace| Ok(namespace.checksum_errors()?.sum())).sum()
 }
 
 /// That the receiver would notice.
@@ -227,13 +164,5 @@ mod tests {
         assert_eq!(of(1, 7), of(1, 7));
         assert_ne!(of(1, 7)[16..], of(1, 8)[16..]);
         assert_ne!(of(1, 7)[16..], of(2, 7)[16..]);
-    }
-
-    #[test]
-    fn counters_are_found_by_protocol_and_name() {
-        let text = "Ip: A InHdrErrors\nIp: 1 2\nTcp: InErrs InCsumErrors\nTcp: 3 4\n";
-        assert_eq!(value(text, "Tcp", "InCsumErrors"), Some(4));
-        assert_eq!(value(text, "Ip", "InHdrErrors"), Some(2));
-        assert_eq!(value(text, "Udp", "InCsumErrors"), None);
     }
 }

@@ -6,44 +6,38 @@ use serde_json::Value;
 
 use super::bed::PacketPath;
 
-/// A row for each thing that was measured: each way's median and range, then udp's ratios.
+/// A row for each thing that was measured: each way's median and range, then the ratios.
 pub(crate) fn table(lines: &[Value]) -> String {
-    let split = |line: &Value| -> Option<(String, String)> {
+    let split = |line| -> Option<(&str, &str, &Value)> {
+        let line: &Value = line;
         let (what, whose) = line["name"].as_str()?.rsplit_once(": ")?;
-        Some((what.to_owned(), whose.to_owned()))
+        Some((what, whose, line))
     };
-    let mut named: Vec<((String, String), &Value)> = Vec::new();
-    named.extend(lines.iter().filter_map(|line| Some((split(line)?, line))));
+    let named: Vec<(&str, &str, &Value)> = lines.iter().filter_map(split).collect();
     let mut whats: Vec<&str> = Vec::new();
-    for ((what, _), _) in &named {
-        if !whats.contains(&what.as_str()) {
+    for (what, ..) in &named {
+        if !whats.contains(what) {
             whats.push(what);
         }
     }
-    let measured = |whose: &str| named.iter().any(|((_, one), _)| one == whose);
-    let paths = PacketPath::value_variants().iter().map(PacketPath::to_string).filter(|way| measured(way));
     let ratios = [JUDGED, "udp / go-udp", "wireguard / vxlan", "wireguard / udp", "wireguard / wireguard-go"];
-    let ratios = ratios.map(str::to_owned).into_iter().filter(|ratio| measured(ratio));
-    let columns: Vec<String> = paths.chain(ratios).collect();
+    let columns = PacketPath::value_variants().iter().map(PacketPath::to_string);
+    let columns = columns.chain(ratios.map(str::to_owned));
+    let columns: Vec<String> =
+        columns.filter(|column| named.iter().any(|(_, whose, _)| whose == column)).collect();
 
-    let fixed = |before: [&str; 2], after: [&str; 2]| {
-        let before = before.map(str::to_owned).into_iter();
-        before.chain(columns.iter().cloned()).chain(after.map(str::to_owned)).collect::<Vec<_>>()
-    };
-    let mut rows = vec![fixed(["figure", "unit"], ["limit", "met"])];
+    let words = |words: [&str; 2]| words.map(str::to_owned).to_vec();
+    let mut rows = vec![[words(["figure", "unit"]), columns.clone(), words(["limit", "met"])].concat()];
     for what in whats {
         let find = |whose: &str| {
-            let is = |(one, other): &(String, String)| one == what && other == whose;
-            named.iter().find(|(name, _)| is(name)).map(|(_, line)| *line)
+            named.iter().find(|(one, other, _)| (*one, *other) == (what, whose)).map(|(.., line)| *line)
         };
         let unit = columns.iter().find_map(|column| find(column)?["unit"].as_str()).unwrap_or_default();
-        let cells = columns.iter().map(|column| find(column).map(cell).unwrap_or_default());
+        let cells = columns.iter().map(|column| find(column).map(cell).unwrap_or_default()).collect();
         // A limit is udp's, either of its own or as ratio.
-        let judged = [JUDGED.to_owned(), PacketPath::Udp.to_string()];
-        let judged = judged.iter().filter_map(|whose| find(whose)).find(|line| !line["limit"].is_null());
+        let judged = [JUDGED, "udp"].into_iter().filter_map(find).find(|line| !line["limit"].is_null());
         let judged = judged.map(judgement).unwrap_or_default();
-        let begin = [what.to_owned(), unit.to_owned()];
-        rows.push(begin.into_iter().chain(cells).chain(judged).collect());
+        rows.push([words([what, unit]), cells, judged.to_vec()].concat());
     }
     format!("{}\n{}", markdown(&rows), conditions_of(lines))
 }

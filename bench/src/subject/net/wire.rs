@@ -4,8 +4,9 @@
 
 use anyhow::ensure;
 use backends::testing::Node;
+use bench::process::{DeviceCounters, counters};
 
-use super::bed::{Counters, Pair, counters};
+use super::bed::Pair;
 
 /// The underlay's frames: its MTU and the Ethernet header.
 const FRAME: f64 = 1514.0;
@@ -13,7 +14,7 @@ const FRAME: f64 = 1514.0;
 /// A wire with ordinary frames; the features of the devices come back on drop.
 pub(crate) struct Segmented<'a> {
     far: &'a Node,
-    before: Counters,
+    before: DeviceCounters,
     _restore: [Restore<'a>; 2],
 }
 
@@ -30,12 +31,12 @@ impl<'a> Segmented<'a> {
         let shown = near.namespace().command("ethtool").args(["-k", "eth0"]).ok()?;
         let sender = set(near, segmentation(&shown), false)?;
         let receiver = set(far, vec!["generic-receive-offload".to_owned()], true)?;
-        Ok(Self { far, before: counters(far, "eth0")?, _restore: [sender, receiver] })
+        Ok(Self { far, before: counters(far.namespace(), "eth0")?, _restore: [sender, receiver] })
     }
 
     /// An error unless frames had an ordinary size.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let now = counters(self.far, "eth0")?;
+        let now = counters(self.far.namespace(), "eth0")?;
         let bytes = now.received_bytes - self.before.received_bytes;
         let packets = now.received_packets - self.before.received_packets;
         let size = bytes as f64 / packets.max(1) as f64;

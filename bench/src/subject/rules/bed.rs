@@ -10,10 +10,10 @@ use std::path::PathBuf;
 
 use backends::nft::{Expr, Nft, NftError, Rule, Ruleset};
 use backends::testing::{Node, Pod, wait_for};
+use bench::bed::{Cluster, Member, TIMEOUT, config};
 use subnet::Family;
 
 use crate::Stage;
-use crate::bed::{Cluster, Member, TIMEOUT, config};
 
 /// The two mechanisms, by their names in figures and on the agent's command line.
 pub(crate) const MODES: [(&str, &str); 2] =

@@ -15,13 +15,14 @@ use backends::nft::{
     Base, Chain, Hook, KeyType, Nft, Op, Rule, Set, Span, Table, TableFamily, TableId, differs, matches::*,
 };
 use backends::testing::Namespace;
+use bench::figure::{Limit, Row, ms};
+use bench::process::memory_mib;
 use clap::ValueEnum;
 use ipnet::{IpNet, Ipv4Net};
-use serde_json::{Value, json};
+use serde_json::json;
 use subnet::Family;
 
 use crate::Stage;
-use bench::figure::{Figure, Limit, Record};
 
 const RULES: u16 = 5_000;
 /// Rules in a chain.
@@ -54,57 +55,42 @@ impl Kind {
     }
 }
 
-/// A measured quantity: its key in a round's result, its words, its unit and its limit.
-type Quantity = (&'static str, &'static str, &'static str, Limit);
-
-const QUANTITIES: [Quantity; 10] = [
-    ("new", "transaction", "ms", Limit::Each(LIMIT_MS)),
-    ("again", "transaction in place of the same", "ms", Limit::None),
-    ("dump", "dump", "ms", Limit::None),
-    ("before", "resident before", "MiB", Limit::None),
-    ("values", "resident with the rules as values", "MiB", Limit::None),
-    ("peak", "resident at most in the transaction", "MiB", Limit::None),
-    ("peak-dump", "resident at most in the dump", "MiB", Limit::None),
-    ("after", "resident after dropping all", "MiB", Limit::None),
-    ("kept", "kept of the memory", "MiB", Limit::Each(LIMIT_MIB)),
-    ("more", "kept besides after four more times", "MiB", Limit::None),
+/// What a round gives; only that with addresses has limits.
+const ROWS: [Row<'_>; 10] = [
+    ("transaction", "ms", Limit::Each(LIMIT_MS)),
+    ("transaction in place of the same", "ms", Limit::None),
+    ("dump", "ms", Limit::None),
+    ("resident before", "MiB", Limit::None),
+    ("resident with the rules as values", "MiB", Limit::None),
+    ("resident at most in the transaction", "MiB", Limit::None),
+    ("resident at most in the dump", "MiB", Limit::None),
+    ("resident after dropping all", "MiB", Limit::None),
+    ("kept of the memory", "MiB", Limit::Each(LIMIT_MIB)),
+    ("kept besides after four more times", "MiB", Limit::None),
 ];
 
-/// Measures both kinds of elements; only that with addresses has limits.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+/// Measures both kinds of elements.
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     for kind in [Kind::Addresses, Kind::Networks] {
         let title = format!("rules-bulk: {RULES} rules, {ELEMENTS} {}", kind.name());
-        let figure = |words: &str, unit, limit| {
-            let limit = if kind == Kind::Addresses { limit } else { Limit::None };
-            Figure::new(format!("{title}: {words}"), unit, limit)
-        };
-        let mut figures = QUANTITIES.map(|(_, words, unit, limit)| figure(words, unit, limit));
-        for round in stage.rounds(ROUNDS) {
-            let result = in_a_process(kind)?;
-            stage.progress.step(&format!("{title}: round {round}: {result}"))?;
-            for (figure, (key, ..)) in figures.iter_mut().zip(QUANTITIES) {
-                figure.rounds.push(quantity(&result, key)?);
-            }
-        }
-        figures.iter().try_for_each(|figure| record.put(figure))?;
+        let limited = |limit| if kind == Kind::Addresses { limit } else { Limit::None };
+        let rows = ROWS.map(|(what, unit, limit)| (what, unit, limited(limit)));
+        stage.measure(&title, rows, ROUNDS, |_| in_a_process(kind))?;
     }
     Ok(())
 }
 
-/// The result of one round in a process and a network namespace of its own.
-fn in_a_process(kind: Kind) -> anyhow::Result<Value> {
+/// The values of one round in a process and a network namespace of its own.
+fn in_a_process(kind: Kind) -> anyhow::Result<[f64; ROWS.len()]> {
     let own = env::current_exe().context("this program's own path is unknown")?;
     let namespace = Namespace::new()?;
     let command = namespace.command(&own).args(["rules", "--bulk-round", kind.name()]);
-    serde_json::from_str(&command.ok()?).context("a round says no JSON")
-}
-
-fn quantity(result: &Value, key: &str) -> anyhow::Result<f64> {
-    result[key].as_f64().with_context(|| format!("a round says nothing of {key}: {result}"))
+    serde_json::from_str(&command.ok()?).context("a round doesn't say its values")
 }
 
 /// One round in this very process and its network namespace, which should have no rules.
 pub(crate) fn round(kind: Kind) -> anyhow::Result<()> {
+    let memory = |name| memory_mib("self", name);
     // The code itself takes memory, too, once it has run.
     exercise(&table(kind, PER_CHAIN, 10))?;
     let before = memory("VmRSS")?;
@@ -121,31 +107,25 @@ pub(crate) fn round(kind: Kind) -> anyhow::Result<()> {
     }
     backends::memory::give_back();
     let more = memory("VmRSS")? - after;
-    let result = json!({
-        "new": new, "again": again, "dump": dump, "before": before, "values": values, "peak": peak,
-        "peak-dump": peak_dump, "after": after, "kept": after - before, "more": more,
-    });
-    writeln!(io::stdout(), "{result}").context("can't write to the standard output")
+    let all = [new, again, dump, before, values, peak, peak_dump, after, after - before, more];
+    writeln!(io::stdout(), "{}", json!(all)).context("can't write to the standard output")
 }
 
 /// Makes the table, makes it anew, reads it back; gives the milliseconds of each and the most memory of the
 /// first and of the last.
 fn exercise(wanted: &Table) -> anyhow::Result<([f64; 3], [f64; 2])> {
     let mut nft = Nft::open()?;
-    let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     forget_peak()?;
     let start = Instant::now();
     nft.apply(std::slice::from_ref(wanted))?;
-    let new = ms(start);
-    let peak = memory("VmHWM")?;
+    let (new, peak) = (ms(start.elapsed()), memory_mib("self", "VmHWM")?);
     let start = Instant::now();
     nft.apply(std::slice::from_ref(wanted))?;
-    let again = ms(start);
+    let again = ms(start.elapsed());
     forget_peak()?;
     let start = Instant::now();
     let found = nft.dump()?;
-    let dump = ms(start);
-    let peak_dump = memory("VmHWM")?;
+    let (dump, peak_dump) = (ms(start.elapsed()), memory_mib("self", "VmHWM")?);
     let difference = differs(std::slice::from_ref(wanted), &found);
     ensure!(difference.is_none(), "the kernel has other rules: {}", difference.unwrap_or_default());
     Ok(([new, again, dump], [peak, peak_dump]))
@@ -183,15 +163,6 @@ fn rule(number: u16) -> Rule {
     let [high, low] = number.to_be_bytes();
     let from = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(10, 200, high, low), 32));
     Rule::new([source(Op::Eq, from), protocol(Op::Eq, TCP), destination_port(Op::Eq, number), accept()])
-}
-
-/// A line of `/proc/self/status`, in MiB.
-fn memory(name: &str) -> anyhow::Result<f64> {
-    let text = fs::read_to_string("/proc/self/status").context("can't read /proc/self/status")?;
-    let kib =
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
-    let kib = kib.and_then(|kib| kib.parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("no {name} in /proc/self/status"))? / 1024.0)
 }
 
 /// From here on, `VmHWM` is the most since now.

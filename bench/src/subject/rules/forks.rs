@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backends::testing::wait_for;
+use bench::bed::TIMEOUT;
+use bench::figure::{Limit, Row};
+use bench::process::stat;
 use tempfile::TempDir;
 
 use super::bed::{MODES, Setup, look};
 use crate::Stage;
-use crate::bed::TIMEOUT;
-use bench::figure::{Figure, Limit, Record};
 
 /// Rounds, of a minute each, that are enough.
 const ROUNDS: u32 = 3;
@@ -35,55 +36,47 @@ const PROGRAMS: [&str; 10] = [
 ];
 
 /// Counts the programs that an agent runs.
-pub(crate) fn measure(stage: &Stage, record: &mut Record, idle_for: Duration) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage, idle_for: Duration) -> anyhow::Result<()> {
     let watch = Watch::new(&stage.flanneld())?;
     let (_, flag) = MODES[1];
     let mut setup = Setup::new(stage, watch.launcher(), flag)?;
     let seconds = idle_for.as_secs();
-    let figure = |what: &str, limit| Figure::new(format!("rules-forks: {what}"), "", limit);
-    let mut start = figure("programs run at the start", Limit::None);
-    let mut repair = figure("programs run for a repair", Limit::None);
-    let mut idle = figure(&format!("programs run in {seconds} s without an event"), Limit::Each(0.0));
-    let mut faults =
-        figure(&format!("page faults of children in {seconds} s without an event"), Limit::Each(0.0));
+    let rows: [Row<'_>; 4] = [
+        ("programs run at the start", "", Limit::None),
+        ("programs run for a repair", "", Limit::None),
+        (&format!("programs run in {seconds} s without an event"), "", Limit::Each(0.0)),
+        (&format!("page faults of children in {seconds} s without an event"), "", Limit::Each(0.0)),
+    ];
     let mut nft = setup.nft()?;
-    for round in stage.rounds(ROUNDS) {
+    stage.measure("rules-forks", rows, ROUNDS, |_| {
         setup.member.agent.kill()?;
         watch.forget()?;
         setup.member.start_again()?;
         setup.member.agent.wait_ready(TIMEOUT)?;
-        let pid = setup.member.agent.process().id();
+        let pid = setup.member.pid();
         // Readiness comes after the rules, but what is still to come belongs to the start, too.
         stage.progress.pause(Duration::from_secs(2))?;
-        let (calls, children) = (watch.calls()?, children(pid)?);
+        let (start, children) = (watch.calls()?, children(pid)?);
         ensure!(
-            !calls.is_empty() && children.faults > 0,
-            "neither witness saw the programs of the start: {calls:?}"
+            !start.is_empty() && children.faults > 0,
+            "neither witness saw the programs of the start: {start:?}"
         );
-        start.rounds.push(calls.len() as f64);
-        stage.progress.step(&format!("rules-forks: round {round}: at the start {}", calls.join(", ")))?;
-
         let healthy = look(&mut nft)?;
         watch.forget()?;
         setup.member.show("iptables -t nat -F FLANNEL-POSTRTG")?;
         wait_for("the repair", TIMEOUT, || look(&mut nft).is_ok_and(|found| found == healthy))?;
         stage.progress.pause(Duration::from_secs(2))?;
-        let calls = watch.calls()?;
-        repair.rounds.push(calls.len() as f64);
-        stage.progress.step(&format!("rules-forks: round {round}: for a repair {}", calls.join(", ")))?;
+        let repair = watch.calls()?;
 
         watch.forget()?;
         let before = self::children(pid)?;
         stage.progress.pause(idle_for)?;
-        let (calls, after) = (watch.calls()?, self::children(pid)?);
+        let (idle, after) = (watch.calls()?, self::children(pid)?);
         ensure!(after.alive == 0, "the agent has {} children", after.alive);
-        idle.rounds.push(calls.len() as f64);
-        faults.rounds.push((after.faults - before.faults) as f64);
-        stage
-            .progress
-            .step(&format!("rules-forks: round {round}: {seconds} s without an event: {calls:?}"))?;
-    }
-    [start, repair, idle, faults].iter().try_for_each(|figure| record.put(figure))
+        stage.progress.step(&format!("rules-forks: {start:?}, {repair:?}, {idle:?}"))?;
+        let calls = [start, repair, idle].map(|calls| calls.len() as f64);
+        Ok([calls[0], calls[1], calls[2], (after.faults - before.faults) as f64])
+    })
 }
 
 /// A directory of scripts that note their calls.
@@ -141,29 +134,21 @@ impl Watch {
 #[derive(Debug)]
 struct Children {
     /// Page faults of those that have ended, and of theirs.
-    faults: u64,
+    faults: i64,
     /// How many have not ended, or were not waited for.
     alive: usize,
 }
 
 fn children(pid: u32) -> anyhow::Result<Children> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).with_context(|| format!("can't read {path}"))?;
-    // proc(5): `cminflt` is field 11 and `cmajflt` 13; the name, field 2, may contain anything.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let field = |number: usize| -> anyhow::Result<u64> {
-        let word = fields.get(number - 3).with_context(|| format!("{path} has no field {number}"))?;
-        word.parse().with_context(|| format!("field {number} of {path} is {word}"))
-    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     let mut alive = 0;
-    for task in
-        fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("can't list threads of {pid}"))?
-    {
+    for task in tasks.with_context(|| format!("can't list threads of {pid}"))? {
         // A thread may have ended since it was listed.
         let text = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
         alive += text.split_whitespace().count();
     }
-    Ok(Children { faults: field(11)? + field(13)?, alive })
+    // `cminflt` and `cmajflt`.
+    Ok(Children { faults: stat(pid, 11)? + stat(pid, 13)?, alive })
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, ensure};
 use backends::nft::{Nft, NftError, Ruleset};
 use backends::testing::wait_for;
+use bench::bed::TIMEOUT;
+use bench::figure::{Limit, ms};
+use bench::progress::Progress;
 
 use super::bed::{MODES, Setup, look};
 use crate::Stage;
-use crate::bed::TIMEOUT;
-use bench::figure::{Figure, Limit, Record};
 
 /// How long rules may be other than before.
 const LIMIT_MS: f64 = 200.0;
@@ -42,26 +43,21 @@ const IPTABLES: [Damage; 4] = [
 ];
 
 /// Does one damage after the other and measures how long the rules are other than before.
-pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> {
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     for ((name, flag), damages) in MODES.into_iter().zip([NFT, IPTABLES]) {
         let setup = Setup::new(stage, stage.flanneld(), flag)?;
         let mut nft = setup.nft()?;
         let healthy = look(&mut nft)?;
         for (damage, command) in damages {
-            let title = format!("rules-heal: {name}: {damage}");
-            let mut time = Figure::new(&title, "ms", Limit::Each(LIMIT_MS));
-            for _ in stage.rounds(u32::MAX) {
+            let row = (damage, "ms", Limit::Each(LIMIT_MS));
+            stage.measure(&format!("rules-heal: {name}"), [row], u32::MAX, |_| {
                 stage.progress.pause(REST)?;
                 wait_for("rules as before", TIMEOUT, || look(&mut nft).is_ok_and(|found| found == healthy))?;
                 let command = command(&mut nft)?;
-                let healed = heal(stage, &setup, &mut nft, &healthy, &command);
-                time.push_ms(
-                    healed.with_context(|| format!("{command}; the log:\n{}", setup.member.agent.log()))?,
-                );
-            }
-            let rounds: Vec<u64> = time.rounds.iter().map(|&ms| ms as u64).collect();
-            stage.progress.step(&format!("{title}: {rounds:?} ms"))?;
-            record.put(&time)?;
+                let healed = heal(&stage.progress, &setup, &mut nft, &healthy, &command);
+                let log = || format!("{command}; the log:\n{}", setup.member.agent.log());
+                Ok([ms(healed.with_context(log)?)])
+            })?;
         }
     }
     Ok(())
@@ -71,7 +67,7 @@ pub(crate) fn measure(stage: &Stage, record: &mut Record) -> anyhow::Result<()> 
 /// beginning of the last look before the damage to the end of the first one that finds all as before. Where
 /// the damage came and went between two looks, it counts from the start of the command.
 fn heal(
-    stage: &Stage,
+    progress: &Progress,
     setup: &Setup,
     nft: &mut Nft,
     healthy: &Ruleset,
@@ -82,7 +78,7 @@ fn heal(
         let command = scope.spawn(|| setup.member.show(command));
         let (mut well, mut seen) = (start, false);
         loop {
-            stage.progress.check()?;
+            progress.check()?;
             let (done, began) = (command.is_finished(), Instant::now());
             match look(nft) {
                 Ok(found) if found == *healthy && (seen || done) => break,

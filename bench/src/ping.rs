@@ -8,16 +8,16 @@ use backends::testing::Namespace;
 
 /// What ping tells in the end.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Trips {
+pub struct Trips {
     /// Mean of the round trips, in microseconds, if there were any.
-    pub(crate) mean: Option<f64>,
+    pub mean: Option<f64>,
     /// Percent of the requests that were not answered within a second.
-    pub(crate) lost: f64,
+    pub lost: f64,
 }
 
 /// How often ping asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PingPace {
+pub enum PingPace {
     /// ping sleeps in between, and so do the CPUs if nothing else goes on. Its 10 ms are 12 to 18 on kernels
     /// whose clock ticks every 4 ms.
     Asleep,
@@ -37,7 +37,7 @@ impl PingPace {
 }
 
 /// Sends echo requests for about `time`.
-pub(crate) fn run(from: &Namespace, to: IpAddr, pace: PingPace, time: Duration) -> anyhow::Result<Trips> {
+pub fn run(from: &Namespace, to: IpAddr, pace: PingPace, time: Duration) -> anyhow::Result<Trips> {
     let (interval, rate) = pace.parts();
     let count = (time.as_secs_f64() * rate).ceil().to_string();
     let command = from.command("ping").args(["-n", "-q", "-W1", "-c", &count, "-i", interval]);

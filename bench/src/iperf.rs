@@ -1,15 +1,30 @@
 //! iperf3 from one end to another, with what both of its ends say.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::process::{ChildStdout, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use backends::testing::{Process, wait_for};
+use backends::testing::{Namespace, Pod, Process, wait_for};
 use serde_json::Value;
 
-use super::bed::End;
+/// Where a measurement begins or ends.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    /// Where programs run.
+    pub namespace: &'a Namespace,
+    /// By which address they are reached.
+    pub address: IpAddr,
+}
+
+impl<'a> End<'a> {
+    /// A pod.
+    pub fn of(pod: &'a Pod) -> Self {
+        Self { namespace: pod.namespace(), address: pod.address() }
+    }
+}
 
 /// Where the server listens: iperf3's own, in the kernel's hexadecimal notation and ours.
 const PORT: (&str, u16) = (":1451", 5201);
@@ -18,37 +33,37 @@ const PORT: (&str, u16) = (":1451", 5201);
 const AROUND: Duration = Duration::from_secs(15);
 
 /// What both ends reported.
-pub(crate) struct Report {
+pub struct Report {
     client: Value,
     server: Value,
 }
 
 /// What a direction of a TCP test moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Stream {
+pub struct Stream {
     /// What arrived.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Gbit/s that arrived.
-    pub(crate) rate: f64,
+    pub rate: f64,
     /// Segments sent again.
-    pub(crate) again: u64,
+    pub again: u64,
 }
 
 /// What a UDP test moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Datagrams {
+pub struct Datagrams {
     /// Datagrams a second that the client handed to the kernel.
-    pub(crate) offered: f64,
+    pub offered: f64,
     /// Datagrams a second that the server got.
-    pub(crate) received: f64,
+    pub received: f64,
     /// Bytes that the server got.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// How many of them after one that was sent later.
-    pub(crate) disordered: u64,
+    pub disordered: u64,
 }
 
 /// Runs a test with these arguments of the client. Both ends have been waited for when it returns.
-pub(crate) fn run(ends: [End<'_>; 2], time: Duration, args: &[&str]) -> anyhow::Result<Report> {
+pub fn run(ends: [End<'_>; 2], time: Duration, args: &[&str]) -> anyhow::Result<Report> {
     let mut server = Server::start(ends[1])?;
     let [from, to] = ends.map(|end| end.address.to_string());
     let seconds = time.as_secs_f64().to_string();
@@ -67,14 +82,14 @@ pub(crate) fn run(ends: [End<'_>; 2], time: Duration, args: &[&str]) -> anyhow::
 }
 
 /// A TCP stream that takes all it can get until it is stopped, for those who only want the load.
-pub(crate) struct Load {
+pub struct Load {
     client: Process,
     _server: Server,
 }
 
 impl Load {
     /// Starts it; it ends by itself after `time`.
-    pub(crate) fn start(ends: [End<'_>; 2], time: Duration) -> anyhow::Result<Self> {
+    pub fn start(ends: [End<'_>; 2], time: Duration) -> anyhow::Result<Self> {
         let server = Server::start(ends[1])?;
         let [from, to] = ends.map(|end| end.address.to_string());
         let seconds = time.as_secs_f64().to_string();
@@ -84,7 +99,7 @@ impl Load {
     }
 
     /// An error if it ended before.
-    pub(crate) fn still_runs(&mut self) -> anyhow::Result<()> {
+    pub fn still_runs(&mut self) -> anyhow::Result<()> {
         let ended = self.client.ended()?;
         ensure!(ended.is_none(), "the load ended early");
         Ok(())
@@ -116,18 +131,12 @@ impl Server {
 
 /// Whether somebody listens on iperf3's port in the namespace of this thread.
 fn listens() -> io::Result<bool> {
-    let sockets =
-        ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")));
-    for text in sockets {
-        let listens = |line: &str| {
-            let mut fields = line.split_whitespace().skip(1);
-            fields.next().is_some_and(|local| local.ends_with(PORT.0)) && fields.nth(1) == Some("0A")
-        };
-        if text?.lines().any(listens) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let text = std::fs::read_to_string("/proc/thread-self/net/tcp")?
+        + &std::fs::read_to_string("/proc/thread-self/net/tcp6")?;
+    Ok(text.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(PORT.0)) && fields.nth(1) == Some("0A")
+    }))
 }
 
 /// Reads while it runs: who doesn't read lets it wait.
@@ -149,12 +158,12 @@ fn report(who: &str, said: thread::JoinHandle<io::Result<String>>) -> anyhow::Re
 
 impl Report {
     /// What went from the client to the server.
-    pub(crate) fn forward(&self) -> anyhow::Result<Stream> {
+    pub fn forward(&self) -> anyhow::Result<Stream> {
         self.stream("sum_sent", "sum_received", &self.server["end"]["sum_received"])
     }
 
     /// What went from the server to the client in a test of both directions.
-    pub(crate) fn backward(&self) -> anyhow::Result<Stream> {
+    pub fn backward(&self) -> anyhow::Result<Stream> {
         // Of this direction the server sees what it sent, and the client what it got.
         let sent = &self.client["end"]["sum_sent_bidir_reverse"];
         self.stream("sum_sent_bidir_reverse", "sum_received_bidir_reverse", sent)
@@ -178,7 +187,7 @@ impl Report {
     }
 
     /// What a UDP test moved; its datagrams have `size` bytes.
-    pub(crate) fn datagrams(&self, size: u64) -> anyhow::Result<Datagrams> {
+    pub fn datagrams(&self, size: u64) -> anyhow::Result<Datagrams> {
         let (sent, received) = (&self.client["end"]["sum_sent"], &self.client["end"]["sum_received"]);
         let seen = &self.server["end"]["sum_received"];
         let bytes = number(seen, "bytes")?;
