@@ -93,6 +93,9 @@ bench-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod python3
 bench-vm: deps build ## Measures pods' traffic with and without the fast path in instructions, in a guest (ARGS="--backends vxlan"; root)
 	bench/vm/bench $(PROGRAMS)/guest $(ARGS)
 
+test-peers: root deps ## Compares 1 GiB each way between WireGuard in process and wireguard-go (root; WIREGUARD_PEER=boringtun-cli)
+	WIREGUARD_BYTES=$$((1 << 30)) cargo test --workspace --all-features --test udp wireguard_go_is_reached
+
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS) needs root: tests make network namespaces" >&2; exit 1; }
 
@@ -222,4 +225,4 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	$(MAKE) makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm VM=quick
 
-.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
+.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
