@@ -4,7 +4,7 @@
 //! apart by the address that they come from, because that is known before anything is computed: from where a peer is
 //! expected, from another port of a peer's address, or from elsewhere. Each of these, and each source among them, has a
 //! budget of its own, so a flood from one exhausts none of the others. Where the budget of a source is spent, a message
-//! costs a look into a table, and one code over its bytes if it claims to have a cookie.
+//! costs a look into a table.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -47,33 +47,35 @@ enum Service {
     Cookie,
     /// Its handshake is computed because its sender receives what is sent to its address.
     Proven,
+    /// What it says to prove that is checked, which takes a microsecond.
+    Check,
 }
 
 impl Service {
-    const ALL: [Self; 3] = [Self::Unproven, Self::Cookie, Self::Proven];
+    const ALL: [Self; 4] = [Self::Unproven, Self::Cookie, Self::Proven, Self::Check];
 }
 
 /// How much of each service there is in a second; as much may be had at once.
 #[derive(Clone, Copy, Debug)]
-struct Rates([u32; 3]);
+struct Rates([u32; 4]);
 
 impl Sender {
     /// Of one source.
     fn rates(self) -> Rates {
         match self {
-            Self::Peer => Rates([20, 5_000, 20]),
-            Self::PeerAddress => Rates([5, 50, 20]),
+            Self::Peer => Rates([20, 5_000, 20, 100_000]),
+            Self::PeerAddress => Rates([5, 50, 20, 1_000]),
             // Of one network, once somebody in it has proved its address.
-            Self::Stranger => Rates([10, 500, 100]),
+            Self::Stranger => Rates([10, 500, 100, 1_000]),
         }
     }
 
     /// Of all sources of this kind.
     fn rates_of_all(self) -> Rates {
         match self {
-            Self::Peer => Rates([500, 5_000, 1_000]),
-            Self::PeerAddress => Rates([50, 500, 1_000]),
-            Self::Stranger => Rates([10, 500, 500]),
+            Self::Peer => Rates([500, 5_000, 1_000, 100_000]),
+            Self::PeerAddress => Rates([50, 500, 1_000, 10_000]),
+            Self::Stranger => Rates([10, 500, 500, 10_000]),
         }
     }
 }
@@ -81,7 +83,7 @@ impl Sender {
 /// What is left of the services, in thousandths.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
-    left: [u32; 3],
+    left: [u32; 4],
     /// When it was refilled last; a second later it is full.
     refilled: u64,
 }
@@ -165,12 +167,13 @@ impl Gate {
     /// Decides on a message with two codes.
     pub fn judge(&mut self, message: &[u8], from: SocketAddr, sender: Sender, now: u64) -> Verdict {
         let source = Source::new(sender, from);
-        let [unproven, cookie, proven] = self.affordable(source, now);
-        let claims = proven && claims_proof(message);
+        let [unproven, cookie, proven, check] = self.affordable(source, now);
+        let claims = proven && check && claims_proof(message);
         if !(unproven || cookie || claims) {
             return Verdict::Dropped;
         }
-        let proves = claims && self.codes.proves(message, from, now);
+        let proves =
+            claims && self.spend(source, Service::Check, now) && self.codes.proves(message, from, now);
         let service = match (proves, unproven, cookie) {
             (true, ..) => Service::Proven,
             (false, true, _) => Service::Unproven,
@@ -186,12 +189,12 @@ impl Gate {
         }
         match service {
             Service::Cookie => Verdict::Asked(self.codes.reply(message, from, now)),
-            Service::Unproven | Service::Proven => Verdict::Admitted,
+            Service::Unproven | Service::Proven | Service::Check => Verdict::Admitted,
         }
     }
 
     /// Which services this source can still have.
-    fn affordable(&mut self, source: Source, now: u64) -> [bool; 3] {
+    fn affordable(&mut self, source: Source, now: u64) -> [bool; 4] {
         let total = &mut self.totals[source.sender as usize];
         total.refill(source.sender.rates_of_all(), now);
         let own = self.sources.get_mut(&source);
@@ -330,6 +333,26 @@ mod tests {
         assert_eq!(bed.gate.judge(&unproven, at("192.0.2.3:51820"), Sender::Peer, 2_000), Verdict::Admitted);
         let proven = bed.proven(at(FROM), 2_000);
         assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 2_000), Verdict::Admitted);
+    }
+
+    #[test]
+    fn proofs_that_are_none_are_checked_up_to_a_limit_and_those_of_peers_all_the_same() {
+        let mut bed = Bed::new();
+        let mut lying = message(&bed.own);
+        lying[INITIATION - MAC..].fill(0x5a);
+        for sender in [Sender::PeerAddress, Sender::Stranger] {
+            let (from, other) = (at("198.51.100.1:1"), at("198.51.100.2:1"));
+            let proven = bed.proven(from, 1);
+            bed.flood(&lying, 100_000, sender, 1, |_| from);
+            assert_eq!(bed.gate.judge(&proven, from, sender, 1), Verdict::Dropped, "{sender:?}");
+            // Of peers, each address has its own limit.
+            let proven = bed.proven(other, 1);
+            let admitted = bed.gate.judge(&proven, other, sender, 1) == Verdict::Admitted;
+            assert_eq!(admitted, sender == Sender::PeerAddress);
+        }
+        let proven = bed.proven(at(FROM), 1);
+        bed.flood(&lying, 90_000, Sender::Peer, 1, |_| at(FROM));
+        assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 1), Verdict::Admitted);
     }
 
     #[test]
