@@ -113,7 +113,7 @@ impl Call {
     /// # Errors
     /// Code 8.
     pub(crate) fn check_netns(&self) -> Result<(), CniError> {
-        let own = || Namespace::current().and_then(|own| own.identity()).ok();
+        let own = || Namespace::own().and_then(Namespace::identity).ok();
         let given = fs::metadata(&self.netns).ok().map(|meta| (meta.dev(), meta.ino()));
         if self.own_netns_allowed || given.is_none() || own() != given {
             return Ok(());

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
+use std::sync::OnceLock;
 
 /// From <linux/sockios.h>: a descriptor of the network namespace that a socket is in.
 const SIOCGSKNS: libc::Ioctl = 0x894C;
@@ -59,16 +60,21 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The namespace that this process is in: that of a socket which it opens, because for a process that has just begun
-    /// /proc makes an entry for each part of the path. Without CAP_NET_ADMIN /proc tells it.
+    /// The namespace that this process is in outside of [`Self::within`]: that of a socket which it opens, because for a
+    /// process that has just begun /proc makes an entry for each part of the path. Without CAP_NET_ADMIN /proc tells it.
     ///
     /// # Errors
     /// The system's.
-    pub(crate) fn current() -> io::Result<Self> {
-        match UnixDatagram::unbound().and_then(|socket| namespace_of(socket.as_fd())) {
-            Ok(file) => Ok(Self { file }),
-            Err(_) => Ok(Self { file: File::open("/proc/thread-self/ns/net")? }),
+    pub(crate) fn own() -> io::Result<&'static Self> {
+        static OWN: OnceLock<Namespace> = OnceLock::new();
+        if let Some(own) = OWN.get() {
+            return Ok(own);
         }
+        let file = match UnixDatagram::unbound().and_then(|socket| namespace_of(socket.as_fd())) {
+            Ok(file) => file,
+            Err(_) => File::open("/proc/thread-self/ns/net")?,
+        };
+        Ok(OWN.get_or_init(|| Self { file }))
     }
 
     /// What two handles of one namespace have in common.
@@ -100,15 +106,15 @@ impl Namespace {
         }
     }
 
-    /// Does `work` in the namespace, and returns to the one before.
+    /// Does `work` in the namespace, and returns to the process's [own](Self::own).
     ///
     /// # Errors
     /// When a namespace can't be entered.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let before = Self::current()?;
+        let own = Self::own()?;
         self.enter()?;
         let outcome = work();
-        before.enter()?;
+        own.enter()?;
         Ok(outcome)
     }
 }
@@ -137,7 +143,7 @@ mod tests {
     #[test]
     fn the_namespace_of_this_process_is_that_of_proc() {
         let meta = std::fs::metadata("/proc/thread-self/ns/net").unwrap();
-        let own = Namespace::current().unwrap().identity().unwrap();
+        let own = Namespace::own().unwrap().identity().unwrap();
         assert_eq!(own, (meta.dev(), meta.ino()));
     }
 
