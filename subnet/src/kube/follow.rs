@@ -17,7 +17,7 @@ use super::Kube;
 use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE, Watching, encoded};
 use super::connection::{Failure, Objects};
 use super::managed;
-use super::node::{Node, Seen};
+use super::node::{Given, Node, Seen};
 use super::split::Bulk;
 use super::table::Table;
 use crate::net::{Family, Subnets};
@@ -195,7 +195,7 @@ impl Kube {
         match place.take(event, self, None)? {
             Taken::Whole(news) => Ok(news),
             Taken::Lacks { name, uid } => match self.subnets_of(&name, &uid).await? {
-                Some(subnets) => match place.take(event, self, Some(subnets))? {
+                Some(subnets) => match place.take(event, self, Some(Given::whole(subnets)))? {
                     Taken::Whole(news) => Ok(news),
                     Taken::Lacks { .. } => Ok(false),
                 },
@@ -306,7 +306,7 @@ impl Place {
         &mut self,
         (json, managed_fields): (&[u8], &[u8]),
         kube: &Kube,
-        given: Option<Subnets>,
+        given: Option<Given>,
     ) -> Result<Taken, Ended> {
         #[derive(Deserialize)]
         struct Watched<'a> {
@@ -328,7 +328,7 @@ impl Place {
         if kind == Kind::Put && node.is_partial() {
             let known = || self.table.subnets_of(&node.metadata.name, node.created(), kube.families());
             let known = given.or_else(known);
-            match known.or_else(|| managed::subnets(managed_fields)) {
+            match known.or_else(|| managed::subnets(managed_fields).map(Given::whole)) {
                 Some(subnets) => node.give(subnets),
                 None if node.is_managed(&kube.prefix) => {
                     let metadata = node.metadata;

@@ -23,9 +23,23 @@ pub(super) struct Node<'a> {
     pub(super) metadata: Metadata<'a>,
     #[serde(borrow, default)]
     spec: Spec<'a>,
-    /// The pod subnets, of a node without its spec.
     #[serde(skip)]
-    given: Option<Subnets>,
+    given: Option<Given>,
+}
+
+/// The pod subnets of a node without its spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Given {
+    pub(super) subnets: Subnets,
+    /// Whether it may have one of a family that was not in force when they were read.
+    pub(super) narrowed: bool,
+}
+
+impl Given {
+    /// All that the node has.
+    pub(super) fn whole(subnets: Subnets) -> Self {
+        Self { subnets, narrowed: false }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,7 +105,7 @@ impl Node<'_> {
     }
 
     /// These are its pod subnets.
-    pub(super) fn give(&mut self, subnets: Subnets) {
+    pub(super) fn give(&mut self, subnets: Given) {
         self.given = Some(subnets);
     }
 
@@ -101,7 +115,7 @@ impl Node<'_> {
     /// A sentence naming the member and its value.
     pub(super) fn subnets(&self) -> Result<Subnets, String> {
         if let Some(given) = self.given {
-            return Ok(given);
+            return Ok(given.subnets);
         }
         let list: Vec<&str> = match self.spec.pod_cidrs.as_deref() {
             Some(list) if !list.is_empty() => list.iter().map(|text| text.0.as_ref()).collect(),
@@ -196,7 +210,7 @@ impl Node<'_> {
         Entry {
             lease: Some(Lease { subnets, public, attachment, created, written: created }),
             wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
-            narrowed: subnets != all,
+            narrowed: subnets != all || self.given.is_some_and(|given| given.narrowed),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 
-use super::node::{Entry, Node, Seen};
+use super::node::{Entry, Given, Node, Seen};
 use crate::lease::{Attachment, Lease, Leases, Malformed};
-use crate::net::{Family, Subnets};
+use crate::net::Family;
 use crate::text::shortened;
 
 /// What is kept of the cluster between two events.
@@ -61,12 +61,13 @@ impl Table {
 
     /// The subnets of the node of this name that was created at this moment, if those of these families are known: they never
     /// change.
-    pub(super) fn subnets_of(&self, name: &str, created: u64, families: &[Family]) -> Option<Subnets> {
+    pub(super) fn subnets_of(&self, name: &str, created: u64, families: &[Family]) -> Option<Given> {
         let entry = self.0.get(name)?;
         let lease = entry.lease.as_ref()?;
         let has = |family: &Family| lease.subnets.get(*family).is_some();
         let known = !entry.narrowed || families.iter().all(has);
-        (lease.created == created && known).then_some(lease.subnets)
+        (lease.created == created && known)
+            .then_some(Given { subnets: lease.subnets, narrowed: entry.narrowed })
     }
 
     /// Takes over what `before` knows of a node.
@@ -157,13 +158,14 @@ mod tests {
         let mut table = Table::default();
         table.put("a", Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 7))), None);
         let both = &Family::BOTH;
-        let known = |created| table.subnets_of("a", created, both).map(|subnets| subnets.to_string());
+        let known = |created| table.subnets_of("a", created, both).map(|given| given.subnets.to_string());
         assert_eq!((known(7).as_deref(), known(8)), (Some("10.0.1.0/24"), None));
         assert_eq!(table.subnets_of("b", 7, both), None);
         let narrowed = Entry { narrowed: true, ..entry("10.0.1.0/24", "192.0.2.1", 7) };
         table.put("a", Some(Seen::Settled(narrowed)), None);
         assert_eq!(table.subnets_of("a", 7, both), None, "it may have one of IPv6, too");
-        assert!(table.subnets_of("a", 7, &[Family::V4]).is_some());
+        let given = table.subnets_of("a", 7, &[Family::V4]);
+        assert!(given.is_some_and(|given| given.narrowed), "what is left out stays known as such");
     }
 
     #[test]

@@ -161,6 +161,11 @@ async fn a_peer_between_two_patches_while_a_family_is_added_is_followed_with_bot
     let mut follower = Follower::of(&store);
     follower.words(2).await;
 
+    // An event without a spec leaves it known that a family was left out.
+    bed.annotate("p1", "public-ip", Some("198.51.100.10"));
+    let moved = |lease: &subnet::Lease| lease.public.v4 == Some("198.51.100.10".parse().unwrap());
+    follower.leases("another address", |all| all.leases.values().any(moved)).await;
+
     // What was known of it before the list of both families stays until the second patch.
     bed.annotate("p1", "backend-type", Some("changing"));
     bed.write("net-conf.json", DUAL);
@@ -169,7 +174,7 @@ async fn a_peer_between_two_patches_while_a_family_is_added_is_followed_with_bot
     follower.leases("the own lease", |all| all.leases.values().any(|lease| lease.public == own)).await;
     bed.annotate("p1", "public-ipv6", Some("2001:db8::9"));
     bed.annotate("p1", "backend-type", Some("vxlan"));
-    let both = public("198.51.100.9", "2001:db8::9");
+    let both = public("198.51.100.10", "2001:db8::9");
     follower.leases("both", |all| all.leases.values().any(|lease| lease.public == both)).await;
 }
 
