@@ -36,11 +36,11 @@ impl Settled {
     }
 }
 
-/// As [`converge_but`], without a look at the kernel if only peers came or went since it was settled. If the kernel refuses a
+/// As `converge_but`, without a look at the kernel if only peers came or went since it was settled. If the kernel refuses a
 /// change, it is looked at.
 ///
 /// # Errors
-/// As [`converge_but`].
+/// As `converge_but`.
 pub fn converge_since<K: Kernel>(
     kernel: &mut K,
     since: Option<&Settled>,
