@@ -1,4 +1,4 @@
-//! The fast path with each backend and both families, and with very many bytes.
+//! The fast path with each backend and both families, and with many bytes.
 
 use std::net::SocketAddr;
 
@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use super::{Exchange, Setup, VXLAN, at, is_offloaded};
 use crate::bed::Member;
 
-/// 64 KiB each: 1 GiB.
-const GIBIBYTE: u64 = 16 * 1024;
+/// Chunks of 64 KiB: 16 MiB. An emulated machine takes more than ten minutes for 1 GiB.
+const MANY: u64 = 256;
 
 fn config(backend: &str) -> String {
     format!(
@@ -78,13 +78,13 @@ fn with_ipip_a_connection_arrives_unchanged() {
 }
 
 #[test]
-fn a_gibibyte_each_way_arrives_unchanged_directly_by_a_service_and_with_a_translated_source() {
+fn sixteen_mebibytes_each_way_arrive_unchanged_directly_by_a_service_and_with_a_translated_source() {
     let setup = Setup::new(VXLAN, &["--ip-masq"]);
     let [a, _] = &setup.members;
     let [client, server] = &setup.pods;
     let whole = |exchange: Exchange| {
         a.wait("the connection in the flowtable", || is_offloaded(a, 7084));
-        exchange.until_each_way(GIBIBYTE);
+        exchange.until_each_way(MANY);
         exchange.finish();
     };
     whole(Exchange::start(client.namespace(), server.namespace(), at(server, 7084), 7084));
