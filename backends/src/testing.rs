@@ -41,6 +41,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use crate::netlink::socket;
+
 pub use agent::Agent;
 pub use checksums::ChecksumErrors;
 pub use etcd::Etcd;
@@ -63,18 +65,12 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("no program {name} beside {}: make build", own.display()))
 }
 
-/// Repeats a call while it is interrupted: a wait on a socket with a time limit is, whenever this process is stopped and
-/// continued or its machine is frozen (signal(7)).
+/// Repeats a call while it is interrupted, as every wait with a time limit is when this process was stopped and continued.
 ///
 /// # Errors
 /// The call's other errors.
-pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
+pub fn uninterrupted<T>(call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    socket::uninterrupted(call)
 }
 
 /// Polls `condition` until it holds; an error with `what` once `limit` has passed.

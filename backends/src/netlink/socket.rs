@@ -174,14 +174,14 @@ impl NetlinkSocket {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        retry_interrupted(|| self.socket.send(bytes, 0)).map(drop)
+        uninterrupted(|| self.socket.send(bytes, 0)).map(drop)
     }
 
     /// Receives one datagram; `false` when there is none and `flags` say not to wait.
     fn receive(&mut self, flags: i32) -> io::Result<bool> {
         loop {
             self.received.clear();
-            let Err(error) = retry_interrupted(|| self.socket.recv(&mut self.received, flags)) else {
+            let Err(error) = uninterrupted(|| self.socket.recv(&mut self.received, flags)) else {
                 return Ok(true);
             };
             match Errno::from_io_error(&error) {
@@ -213,7 +213,12 @@ pub(crate) fn no_answer() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel gave no answer")
 }
 
-fn retry_interrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats a call while it is interrupted: a wait on a socket with a time limit is, whenever this process is stopped and
+/// continued or its machine is frozen (signal(7)).
+///
+/// # Errors
+/// The call's other errors.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -141,6 +141,19 @@ fn at(pod: &Pod, port: u16) -> SocketAddr {
     SocketAddr::new(pod.address(), port)
 }
 
+/// The address and port of a service on a node, which leads to this pod.
+fn service(member: &Member, to: SocketAddr) -> SocketAddr {
+    let service = SocketAddr::from(([10, 96, 0, 10], 80));
+    let rule = format!(
+        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; \
+         ip daddr {} tcp dport {} dnat to {to}; }}; }}",
+        service.ip(),
+        service.port(),
+    );
+    member.node.namespace().command("nft").args(["-f", "-"]).input(rule).ok().unwrap();
+    service
+}
+
 struct Setup {
     cluster: Cluster,
     members: [Member; 2],
@@ -234,19 +247,8 @@ fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_w
     let setup = Setup::new(VXLAN, &["--ip-masq"]);
     let [a, _] = &setup.members;
     let [client, server] = &setup.pods;
-    let service = "10.96.0.10";
-    let rule = format!(
-        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; \
-         ip daddr {service} tcp dport 80 dnat to {}; }}; }}",
-        at(server, 7072)
-    );
-    a.node.namespace().command("nft").args(["-f", "-"]).input(rule).ok().unwrap();
-    let exchange = Exchange::start(
-        client.namespace(),
-        server.namespace(),
-        SocketAddr::new(service.parse().unwrap(), 80),
-        7072,
-    );
+    let service = service(a, at(server, 7072));
+    let exchange = Exchange::start(client.namespace(), server.namespace(), service, 7072);
     a.wait("the service's connection in the flowtable", || is_offloaded(a, 7072));
     exchange.goes_on(a, "its first bytes");
     exchange.finish();

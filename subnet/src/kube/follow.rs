@@ -38,7 +38,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub(super) const NODES: &str = "/api/v1/nodes";
 /// What makes most of a node and says nothing about leases: the status, and who manages which field.
 pub(super) const BULK: Bulk = Bulk { members: &["status"], parts: &["managedFields"], aside: &[] };
-/// In a watch, the latter tells the subnets of new nodes. It is most of a heartbeat, so it is read only for them.
+/// In a watch, the latter tells the subnets of new nodes. It is read only for them.
 const WATCHED_BULK: Bulk = Bulk { members: &["status"], parts: &[], aside: &["managedFields"] };
 
 /// What is known, and from where the watch goes on.

@@ -68,7 +68,7 @@ struct LeavingOut {
 }
 
 /// An object.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Cut {
     /// With `null` in place of what is left out.
     pub(super) json: Vec<u8>,
@@ -153,7 +153,9 @@ impl Splitter {
                         let is_aside = is_next(&self.item, aside);
                         if is_aside || is_next(&self.item, dropped) {
                             self.item.extend_from_slice(b"null");
-                            self.aside.reserve(if is_aside { DEFAULT_CAPACITY } else { 0 });
+                            if is_aside {
+                                self.aside.reserve(DEFAULT_CAPACITY);
+                            }
                             self.leaving_out = Some(LeavingOut { depth: self.depth, aside: is_aside });
                         }
                     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use backends::testing::Pod;
 use ipnet::IpNet;
 
-use super::{Exchange, Setup, VXLAN, at, is_offloaded};
+use super::{Exchange, Setup, VXLAN, at, is_offloaded, service};
 use crate::bed::Member;
 
 /// Chunks of 64 KiB: 16 MiB. An emulated machine takes more than ten minutes for 1 GiB.
@@ -74,14 +74,7 @@ fn sixteen_mebibytes_each_way_arrive_unchanged_directly_by_a_service_and_with_a_
     };
     whole(Exchange::start(client.namespace(), server.namespace(), at(server, 7084), 7084));
 
-    let service = "10.96.0.11";
-    let rule = format!(
-        "table ip service {{ chain pre {{ type nat hook prerouting priority dstnat; \
-         ip daddr {service} tcp dport 80 dnat to {}; }}; }}",
-        at(server, 7084)
-    );
-    a.node.namespace().command("nft").args(["-f", "-"]).input(rule).ok().unwrap();
-    let service = SocketAddr::new(service.parse().unwrap(), 80);
+    let service = service(a, at(server, 7084));
     whole(Exchange::start(client.namespace(), server.namespace(), service, 7084));
 
     let outside = setup.cluster.fabric.node().unwrap();
