@@ -161,6 +161,18 @@ impl Member {
         self.0.show(command).unwrap()
     }
 
+    /// All nftables rules, without what counters counted. The kernel lists tables in the order of their creation,
+    /// which a repair may change, so they are put in the order of their names.
+    pub(crate) fn rules(&self) -> String {
+        let all = self.show("nft -s list ruleset");
+        // Only the first line of a table begins with this word, and only a remark of the program with `#`.
+        let lines: Vec<&str> = all.lines().filter(|line| !line.starts_with('#')).collect();
+        let all = format!("\n{}\n", lines.join("\n"));
+        let mut tables: Vec<&str> = all.split("\ntable ").map(str::trim_end).collect();
+        tables.sort_unstable();
+        tables.join("\ntable ")
+    }
+
     pub(crate) fn ip(&self, lines: &str) {
         self.node.namespace().ip(lines).unwrap();
     }

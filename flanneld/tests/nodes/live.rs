@@ -14,11 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Everything that flanneld makes on a node, without numbers that differ from device to device or from second to
 /// second, and the order in which tables were made.
 pub(crate) fn everything(member: &Member) -> String {
-    let rules = member.show("nft -s list ruleset");
-    let mut tables: Vec<&str> =
-        rules.split("\ntable ").map(|table| table.trim_start_matches("table ").trim()).collect();
-    tables.sort_unstable();
-    let mut lines = vec![tables.join("\n")];
+    let mut lines = vec![member.rules()];
     for command in [
         "ip -4 route show",
         "ip -6 route show proto 70",

@@ -143,17 +143,12 @@ fn without_masquerading_sources_stay_and_networks_can_be_excepted_from_it() {
     }
 }
 
-/// All rules, without counters and handles, which differ from time to time.
-fn rules(member: &Member) -> String {
-    member.show("nft -s list ruleset")
-}
-
 #[test]
 fn rules_that_somebody_removes_or_changes_come_back() {
     for mode in MODES {
         let cluster = Cluster::new(VXLAN);
         let a = cluster.join_with(&["--ip-masq", mode]);
-        let healthy = rules(&a);
+        let healthy = a.rules();
         assert!(healthy.contains("masquerade") || healthy.contains("MASQUERADE"), "{healthy}");
         let damages: &[&str] = if mode.ends_with("nft") {
             &[
@@ -176,7 +171,7 @@ fn rules_that_somebody_removes_or_changes_come_back() {
         };
         for damage in damages {
             a.show(damage);
-            a.wait(&format!("{mode}: repair of {damage}"), || rules(&a) == healthy);
+            a.wait(&format!("{mode}: repair of {damage}"), || a.rules() == healthy);
         }
     }
 }
@@ -186,23 +181,23 @@ fn what_is_switched_off_or_cleaned_up_is_gone() {
     for mode in MODES {
         let cluster = Cluster::new(VXLAN);
         let mut a = cluster.join_with(&["--ip-masq", mode]);
-        assert!(rules(&a).to_lowercase().contains("masquerade"));
+        assert!(a.rules().to_lowercase().contains("masquerade"));
         a.agent.terminate(LIMIT).unwrap();
-        assert!(rules(&a).to_lowercase().contains("masquerade"), "stopping removes nothing");
+        assert!(a.rules().to_lowercase().contains("masquerade"), "stopping removes nothing");
 
         a.start_with(&["--iptables-forward-rules=false", mode]);
-        let off = rules(&a).to_lowercase();
+        let off = a.rules().to_lowercase();
         // What keeps strangers out of the tunnel has nothing to do with these flags.
         let off: Vec<&str> = off.split("table ").filter(|table| !table.contains("flannel-tunnel")).collect();
         assert!(!off.concat().contains("flannel"), "{mode}: {off:?}");
 
         a.agent.terminate(LIMIT).unwrap();
         a.start_with(&["--ip-masq", mode]);
-        assert!(rules(&a).to_lowercase().contains("flannel"));
+        assert!(a.rules().to_lowercase().contains("flannel"));
         a.agent.terminate(LIMIT).unwrap();
         let file = format!("--subnet-file={}", a.node.subnet_file().display());
         let told = a.node.namespace().command(flanneld()).args(["cleanup", &file]).ok().unwrap();
-        let clean = rules(&a).to_lowercase();
+        let clean = a.rules().to_lowercase();
         assert!(!clean.contains("flannel"), "{mode}: {clean}\n{told}");
     }
 }
@@ -211,14 +206,14 @@ fn what_is_switched_off_or_cleaned_up_is_gone() {
 fn changing_the_mode_leaves_nothing_of_the_other_one() {
     let cluster = Cluster::new(VXLAN);
     let mut a = cluster.join_with(&["--ip-masq", MODES[0]]);
-    let nft = rules(&a);
+    let nft = a.rules();
     a.agent.terminate(LIMIT).unwrap();
     a.start_with(&["--ip-masq", MODES[1]]);
-    let iptables = rules(&a);
+    let iptables = a.rules();
     assert!(!iptables.contains("flannel-ipv4") && iptables.contains("FLANNEL-POSTRTG"), "{iptables}");
     a.agent.terminate(LIMIT).unwrap();
     a.start_with(&["--ip-masq", MODES[0]]);
-    let back = rules(&a);
+    let back = a.rules();
     assert!(back.contains("flannel-ipv4") && !back.contains("FLANNEL-POSTRTG"), "{back}");
     let table =
         |all: &str| all.split("table ").find(|table| table.starts_with("ip flannel-ipv4")).map(str::to_owned);
@@ -253,12 +248,12 @@ fn no_packet_is_lost_through_the_masquerade_while_the_agent_restarts() {
     let mut setup = Setup::new(&cluster, &["--ip-masq"]);
     let pinger = Pinger::start(setup.pod_a.namespace(), setup.outside.address().into()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
-    let before = rules(&setup.a);
+    let before = setup.a.rules();
     for _ in 0..3 {
         setup.a.agent.kill().unwrap();
         setup.a.start_again();
     }
-    assert_eq!(rules(&setup.a), before);
+    assert_eq!(setup.a.rules(), before);
     let pings = pinger.finish().unwrap();
     assert_eq!(pings.lost, 0, "{pings:?}");
     drop(setup.b);
