@@ -5,6 +5,7 @@
 //! node object.
 
 mod annotations;
+mod coalesce;
 mod collection;
 mod condition;
 mod connection;
@@ -14,11 +15,14 @@ mod events;
 mod exec;
 mod follow;
 mod hold;
+mod http_client;
+mod low_water;
 mod managed;
 mod node;
 mod own;
 mod policies;
 mod split;
+mod stream;
 mod table;
 
 use std::convert::Infallible;

@@ -25,6 +25,8 @@ pub(crate) enum Subject {
     Start5000,
     #[value(name = "start-20000")]
     Start20000,
+    #[value(name = "one-of-20000")]
+    OneOf20000,
     #[value(name = "churn-20000")]
     Churn20000,
     Heal,
@@ -43,6 +45,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Subject::Start2 => start::two(stage),
         Subject::Start5000 => start::many(stage, start::FIVE),
         Subject::Start20000 => start::many(stage, start::TWENTY),
+        Subject::OneOf20000 => churn::one_of_many(stage),
         Subject::Churn20000 => churn::measure(stage),
         Subject::Heal => heal::measure(stage),
         Subject::RestartLoss => restart::loss(stage),

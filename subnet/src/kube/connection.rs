@@ -4,17 +4,18 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt;
-use kube::client::{Body, ClientBuilder};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
+use super::coalesce::{Coalesced, Coalescing};
 use super::split::{Bulk, Splitter};
-use super::{credentials, exec};
+use super::{credentials, exec, http_client};
 use crate::regular;
 use crate::store::{StoreError, with_causes};
 use crate::text::{shortened, shortened_to};
@@ -85,7 +86,7 @@ impl Connection {
         let source = Source { kubeconfig, url };
         let config = source.config().await?;
         let described = format!("Kubernetes at {}", config.cluster_url);
-        let made = Made { client: client(config)?, at: Instant::now(), moves: 0 };
+        let made = Made { client: client(&config)?, at: Instant::now(), moves: 0 };
         let client = Mutex::new(Some(made));
         let described = described.trim_end_matches('/').to_owned();
         Ok(Self { source, described, client, moves: watch::Sender::new(0) })
@@ -99,41 +100,41 @@ impl Connection {
 
     /// Reads one object.
     pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
-        let body = self.send(Method::GET, path, OBJECTS, None).await?;
-        self.whole(body).await
+        let answer = self.send(Method::GET, path, OBJECTS, None).await?;
+        self.whole(answer).await
     }
 
     /// Changes one object by a strategic merge patch.
     pub(super) async fn patch(&self, path: &str, patch: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let content = Some(("application/strategic-merge-patch+json", patch));
-        let body = self.send(Method::PATCH, path, OBJECTS, content).await?;
-        self.whole(body).await
+        let answer = self.send(Method::PATCH, path, OBJECTS, content).await?;
+        self.whole(answer).await
     }
 
     /// Creates one object.
     pub(super) async fn post(&self, path: &str, object: Vec<u8>) -> Result<(), Failure> {
-        let body = self.send(Method::POST, path, OBJECTS, Some(("application/json", object))).await?;
-        self.whole(body).await.map(drop)
+        let answer = self.send(Method::POST, path, OBJECTS, Some(("application/json", object))).await?;
+        self.whole(answer).await.map(drop)
     }
 
     /// Begins to read a list.
     pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves.subscribe();
-        let body = self.send(Method::GET, path, OBJECTS, None).await?;
-        Ok(Objects { connection: self, body, splitter: Splitter::list(), aside: Vec::new(), moves })
+        let answer = self.send(Method::GET, path, OBJECTS, None).await?;
+        Ok(Objects::new(self, answer, Splitter::list(), moves))
     }
 
     /// Begins to watch objects in the form that `accept` asks for.
     pub(super) async fn watch(&self, path: &str, accept: &'static str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves.subscribe();
-        let body = match self.send(Method::GET, path, accept, None).await {
+        let answer = match self.send(Method::GET, path, accept, None).await {
             // Something between this node and the server knows no other form.
             Err(failure) if failure.status == 406 && accept != OBJECTS => {
                 self.send(Method::GET, path, OBJECTS, None).await?
             }
             outcome => outcome?,
         };
-        Ok(Objects { connection: self, body, splitter: Splitter::sequence(), aside: Vec::new(), moves })
+        Ok(Objects::new(self, answer, Splitter::sequence(), moves))
     }
 
     /// Sends a request; once more if the credentials are refused and may have been renewed since they were read.
@@ -143,7 +144,7 @@ impl Connection {
         path: &str,
         accept: &'static str,
         content: Option<(&'static str, Vec<u8>)>,
-    ) -> Result<Body, Failure> {
+    ) -> Result<Response<Body>, Failure> {
         let begun = Instant::now();
         let read = self.client.lock().await.as_ref().map(|made| made.at);
         match self.attempt(method.clone(), path, accept, content.clone()).await {
@@ -160,7 +161,7 @@ impl Connection {
         path: &str,
         accept: &'static str,
         content: Option<(&'static str, Vec<u8>)>,
-    ) -> Result<Body, Failure> {
+    ) -> Result<Response<Body>, Failure> {
         let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
         let body = match content {
             None => Body::empty(),
@@ -188,7 +189,7 @@ impl Connection {
         };
         let status = answer.status();
         if status.is_success() {
-            return Ok(answer.into_body());
+            return Ok(answer);
         }
         let text = self.error_text(answer.into_body()).await;
         if status == http::StatusCode::UNAUTHORIZED {
@@ -204,14 +205,14 @@ impl Connection {
         if let Some(made) = current.as_ref().filter(|made| made.moves == moves) {
             return Ok(made.client.clone());
         }
-        let new = async { client(self.source.config().await?) };
+        let new = async { client(&self.source.config().await?) };
         let client = new.await.map_err(|error: StoreError| Failure { status: 0, error })?;
         *current = Some(Made { client: client.clone(), at: Instant::now(), moves });
         Ok(client)
     }
 
-    async fn whole(&self, body: Body) -> Result<Vec<u8>, Failure> {
-        match timeout(PART_WITHIN, body.collect()).await {
+    async fn whole(&self, answer: Response<Body>) -> Result<Vec<u8>, Failure> {
+        match timeout(PART_WITHIN, answer.into_body().collect()).await {
             Ok(Ok(whole)) => Ok(whole.to_bytes().to_vec()),
             Ok(Err(error)) => Err(self.meaning(&error)),
             Err(_) => Err(self.away("an answer has no end".into())),
@@ -344,12 +345,14 @@ async fn config_of_file(path: &Path) -> Result<Config, StoreError> {
     Ok(config)
 }
 
-fn client(config: Config) -> Result<Client, StoreError> {
-    let at = config.cluster_url.clone();
-    let builder = ClientBuilder::try_from(config).map_err(|error| {
-        StoreError::Unusable(format!("Kubernetes at {at} can't be asked: {}", explain(&error)))
-    })?;
-    Ok(builder.build())
+fn client(config: &Config) -> Result<Client, StoreError> {
+    http_client::new(config).map_err(|error| {
+        StoreError::Unusable(format!(
+            "Kubernetes at {} can't be asked: {}",
+            config.cluster_url,
+            explain(&error)
+        ))
+    })
 }
 
 /// The remedy where a request for `path` is not allowed.
@@ -392,9 +395,34 @@ pub(super) struct Objects<'a> {
     aside: Vec<u8>,
     /// This node's addresses.
     moves: watch::Receiver<u64>,
+    /// How the connection is told to be read in a coalesced way.
+    coalescing: Option<Coalescing>,
+    coalesced: Option<Coalesced>,
 }
 
-impl Objects<'_> {
+impl<'a> Objects<'a> {
+    fn new(
+        connection: &'a Connection,
+        answer: Response<Body>,
+        splitter: Splitter,
+        moves: watch::Receiver<u64>,
+    ) -> Self {
+        let coalescing = answer.extensions().get().cloned();
+        let (body, aside) = (answer.into_body(), Vec::new());
+        Self { connection, body, splitter, aside, moves, coalescing, coalesced: None }
+    }
+
+    /// The same with what comes in quick succession read together, so that it wakes seldom.
+    pub(super) fn coalesced(mut self) -> Self {
+        self.coalesced = self.coalescing.take().map(Coalesced::new);
+        self
+    }
+
+    /// Whether what comes has been collected already.
+    pub(super) fn is_deferred(&self) -> bool {
+        self.coalesced.as_ref().is_some_and(Coalesced::is_deferred)
+    }
+
     /// The same without this of each object. Before the first.
     pub(super) fn without(mut self, bulk: Bulk) -> Self {
         self.splitter = self.splitter.without(bulk);

@@ -27,6 +27,8 @@ use crate::text::shortened;
 
 /// Changes that follow on another within this time make one snapshot.
 const TOGETHER: Duration = Duration::from_millis(50);
+/// What was read together is taken in within this time; it has waited before.
+const TOGETHER_DEFERRED: Duration = Duration::from_millis(5);
 
 /// A server that answers, but can't do what it is asked, has too much to do already.
 const BUSY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -135,7 +137,8 @@ impl Kube {
         };
         place.watching.begins();
         let nodes = Collection::new(NODES, WATCHED_BULK).metadata();
-        let mut events = self.connection.watch_from(&nodes, &version).await?;
+        // Nearly all of it are heartbeats.
+        let mut events = self.connection.watch_from(&nodes, &version).await?.coalesced();
         // Ends the trouble that there may have been, unless the watches before this one began as well.
         place.publish(feed);
         tokio::select! {
@@ -162,7 +165,8 @@ impl Kube {
                     Ok(news) => {
                         feed.answered();
                         if news || place.watching.proven() {
-                            due.get_or_insert_with(|| Instant::now() + TOGETHER);
+                            let together = if events.is_deferred() { TOGETHER_DEFERRED } else { TOGETHER };
+                            due.get_or_insert_with(|| Instant::now() + together);
                         }
                         Ok(())
                     }

@@ -1,8 +1,10 @@
 //! Following all leases through failures of the server and of the connection.
 
+use std::time::Duration;
+
 use serde_json::json;
 use subnet::testing::{Refusal, announced, node};
-use subnet::{Family, LeaseStore};
+use subnet::{Family, Lease, LeaseStore, Leases};
 
 use crate::bed::{
     Bed, DUAL, Follower, MAC, PREFIX, VXLAN, acquire, acquire_v4, not_while, poll, public, vxlan,
@@ -20,7 +22,7 @@ pub(crate) fn peer(number: usize) -> serde_json::Value {
     announced(node(&format!("p{number:04}"), &[&cidr]), &public, &mac(number))
 }
 
-fn peers(bed: &Bed, count: usize) {
+pub(crate) fn peers(bed: &Bed, count: usize) {
     (0..count).for_each(|number| bed.server.put_node(peer(number)));
 }
 
@@ -130,6 +132,50 @@ async fn heartbeats_wake_nobody() {
     let leases = follower.known.borrow().leases.clone().unwrap();
     let changed = leases.leases.values().filter(|lease| lease.public == public("203.0.113.7", "")).count();
     assert_eq!(changed, 1, "the first news is the change, after 150 heartbeats");
+}
+
+/// Heartbeats in quick succession, so that the watch is read late, and changes among them and after them.
+pub(crate) async fn changes_among_heartbeats_are_seen(bed: &Bed, follower: &mut Follower) {
+    for round in 0..5 {
+        for beat in 0..40 {
+            bed.server.heartbeat(&format!("p{:04}", beat % 20));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let address = format!("203.0.113.{}", round + 1);
+        bed.annotate(&format!("p{round:04}"), "public-ip", Some(&address));
+        if round % 2 == 0 {
+            // It is seen although nothing follows.
+            let seen = |all: &Leases| all.leases.values().any(|lease| lease.public == public(&address, ""));
+            follower.leases("a change after many heartbeats", seen).await;
+        }
+    }
+    follower
+        .leases("all changes", |all| {
+            let changed = |lease: &&Lease| lease.public.to_string().starts_with("203.0.113.");
+            all.leases.len() == 20 && all.leases.values().filter(changed).count() == 5
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn changes_among_many_heartbeats_are_seen_and_the_watch_is_one() {
+    let bed = Bed::new(VXLAN);
+    peers(&bed, 20);
+    let mut follower = Follower::of(&bed.store("p0019").await);
+    follower.words(20).await;
+    poll("a watch", || bed.server.watching() == 1).await;
+    changes_among_heartbeats_are_seen(&bed, &mut follower).await;
+    let requests = bed.server.requests();
+    assert_eq!(requests.iter().filter(|request| request.path.contains("limit=")).count(), 1, "{requests:?}");
+    // The end of a busy watch is heard, and the next one goes on from there.
+    bed.server.heartbeat("p0007");
+    bed.server.disconnect();
+    bed.annotate("p0007", "public-ip", Some("203.0.113.7"));
+    follower
+        .leases("a change after the end of a watch", |all| {
+            all.leases.values().any(|lease| lease.public == public("203.0.113.7", ""))
+        })
+        .await;
 }
 
 #[tokio::test]

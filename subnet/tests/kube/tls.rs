@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::bed::{Bed, Follower, MAC, Task, VXLAN, acquire, acquire_v4, public, spawn, vxlan};
 use crate::certificates::Certificates;
+use crate::follow::{changes_among_heartbeats_are_seen, peers};
 
 fn certificate(certificates: &Certificates, name: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(certificates.path(name)).unwrap()
@@ -94,6 +95,25 @@ async fn certificates_and_a_token_from_files_let_a_node_in() {
     let error = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await.unwrap_err();
     // The connection may end before the server's reason arrives.
     assert!(matches!(error, StoreError::Denied { .. } | StoreError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn changes_among_many_heartbeats_are_seen_behind_tls() {
+    let bed = Bed::new(VXLAN);
+    peers(&bed, 20);
+    let certificates = Certificates::new();
+    let inside: SocketAddr = bed.server.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let (at, _serving) = before(&certificates, inside).await;
+    let user = format!(
+        "{{client-certificate: {}, client-key: {}}}",
+        certificates.text("client.crt"),
+        certificates.text("client.key")
+    );
+    let kubeconfig = Some(bed.write("kubeconfig", &certificates.kubeconfig(at, "ca.crt", &user)));
+    let options = KubeOptions { api_url: None, kubeconfig, ..bed.options("p0019") };
+    let mut follower = Follower::of(&Arc::new(Kube::new(options).await.unwrap()));
+    follower.words(20).await;
+    changes_among_heartbeats_are_seen(&bed, &mut follower).await;
 }
 
 #[tokio::test]

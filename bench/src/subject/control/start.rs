@@ -66,7 +66,7 @@ pub(crate) fn two(stage: &Stage) -> anyhow::Result<()> {
 /// Measures an agent among thousands, and what the kernel alone needs for the same objects.
 pub(crate) fn many(stage: &Stage, size: Size) -> anyhow::Result<()> {
     let Size { name, peers, .. } = size;
-    let cluster = cluster(stage, size)?;
+    let cluster = cluster(stage, size, &[])?;
     let rows = [
         ("exec to all in place", "ms", Limit::Median(size.start)),
         ("CPU until then", "ms", size.cpu),
@@ -106,11 +106,15 @@ pub(super) fn cpu_percent(stage: &Stage, pid: u32, time: Duration) -> anyhow::Re
     Ok(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64())
 }
 
-/// An etcd with so many leases.
-pub(super) fn cluster(stage: &Stage, Size { name, peers, .. }: Size) -> anyhow::Result<Cluster> {
+/// An etcd with so many leases, for agents with these flags.
+pub(super) fn cluster(
+    stage: &Stage,
+    Size { name, peers, .. }: Size,
+    flags: &[&str],
+) -> anyhow::Result<Cluster> {
     stage.progress.step(&format!("{name}: writing {peers} leases into a fresh etcd"))?;
     let config = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-    let cluster = Cluster::new(stage.flanneld(), config, &[])?;
+    let cluster = Cluster::new(stage.flanneld(), config, flags)?;
     cluster.write(&(0..peers).map(peer).collect::<Vec<_>>())?;
     Ok(cluster)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use bench::bed::{Member, SETTLE, TIMEOUT};
-use bench::figure::{Limit, Row, ms};
+use bench::figure::{Limit, Row, median, ms};
 use bench::monitor::Monitor;
 use bench::process::{cpu_time, resident_mib};
 
@@ -13,10 +13,16 @@ use super::bed::{Cluster, Peer, ensure_equal, received};
 use super::start::PEERS;
 use crate::Stage;
 
-/// Heartbeats in a round.
+/// Heartbeats in a round, and the time between two of them: many more than in a cluster of this size.
 const BEATS: u32 = 3000;
-/// They come apart, so that each wakes the agent: in a real cluster of this size there are about 17 a second.
 const APART: Duration = Duration::from_millis(3);
+/// The same as in clusters of 20,000 and of 5,000 nodes.
+const BEATS_OF_20000: u32 = 1000;
+const APART_OF_20000: Duration = Duration::from_millis(15);
+const BEATS_OF_5000: u32 = 300;
+const APART_OF_5000: Duration = Duration::from_millis(60);
+/// CPU is also the median of parts of so many, in which a look at the whole kernel once a minute does not count.
+const PART: u32 = 100;
 const MAX_ROUNDS: u32 = 3;
 
 /// Measures heartbeats of nodes as large as real ones, which a watch of metadata brings, and of nodes without a status by a
@@ -38,53 +44,72 @@ fn beats(stage: &Stage, kind: &str, limits: [Limit; 3], whole: bool) -> anyhow::
     // The witnesses of changes want a bridge.
     member.node.namespace().ip("link add cni0 type bridge\nlink set cni0 up")?;
     stage.progress.pause(SETTLE)?;
-    let rows: [Row<'_>; 4] = [
+    let rows: [Row<'_>; 6] = [
         ("CPU for each", "ms", limits[0]),
+        ("CPU for each, 67 a second", "ms", limits[0]),
+        ("CPU for each, 17 a second", "ms", Limit::None),
         ("received for each", "KB", limits[1]),
         ("changes to the kernel", "", Limit::Each(0.0)),
         (&format!("VmRSS after {BEATS}"), "MiB", limits[2]),
     ];
     stage.measure(&title, rows, MAX_ROUNDS, |_| {
         let monitor = Monitor::start(&member.node)?;
-        let (time, bytes) = round_of(stage, &cluster, &mut member, whole)?;
+        let mut round = |beats, apart| round_of(stage, &cluster, &mut member, whole, (beats, apart));
+        let fast = round(BEATS, APART)?;
+        let (slower, slow) = (round(BEATS_OF_20000, APART_OF_20000)?, round(BEATS_OF_5000, APART_OF_5000)?);
         let changes = monitor.finish(&member.node)?;
         changes.iter().for_each(|change| eprintln!("          changed: {change}"));
-        let each = |sum: f64| sum / f64::from(BEATS);
-        Ok([each(ms(time)), each(bytes as f64 / 1e3), changes.len() as f64, resident_mib(member.pid())?])
+        let resident = resident_mib(member.pid())?;
+        Ok([fast.mean, slower.median, slow.median, fast.kilobytes, changes.len() as f64, resident])
     })?;
     ensure_equal(&member, (0..PEERS).map(Peer::new))
 }
 
-/// CPU time of the agent, and bytes received, for all heartbeats of a round.
+/// What each heartbeat of a round costs.
+struct Cost {
+    /// CPU time of the agent in ms.
+    mean: f64,
+    median: f64,
+    /// Received, headers included.
+    kilobytes: f64,
+}
+
+/// Sends heartbeats, and makes sure that the agent has received them.
 fn round_of(
     stage: &Stage,
     cluster: &Cluster,
     member: &mut Member,
     whole: bool,
-) -> anyhow::Result<(Duration, u64)> {
+    (beats, apart): (u32, Duration),
+) -> anyhow::Result<Cost> {
     let name = |beat: u32| Peer::new((beat % u32::from(PEERS)) as u16).name();
     let object = cluster.api.node(&name(0)).unwrap_or_default();
     let least = if whole { object.to_string().len() } else { object["metadata"].to_string().len() };
     let pid = member.pid();
     let (used, before, start) = (cpu_time(pid)?, received(member)?, Instant::now());
-    for beat in 0..BEATS {
-        if beat % 100 == 0 {
+    let (mut parts, mut begun) = (Vec::new(), used);
+    for beat in 0..beats {
+        if beat % PART == 0 && beat > 0 {
             stage.progress.check()?;
+            let now = cpu_time(pid)?;
+            parts.push(ms(now.saturating_sub(begun)) / f64::from(PART));
+            begun = now;
         }
         cluster.api.heartbeat(&name(beat));
-        thread::sleep((start + APART * (beat + 1)).saturating_duration_since(Instant::now()));
+        thread::sleep((start + apart * (beat + 1)).saturating_duration_since(Instant::now()));
     }
     stage.progress.pause(Duration::from_secs(1))?;
     if let Some(status) = member.agent.process().ended()? {
         bail!("the agent has ended ({status}); its log:\n{}", member.agent.log());
     }
     let (used, received) = (cpu_time(pid)?.saturating_sub(used), received(member)? - before);
-    let expected = u64::from(BEATS) * least as u64;
+    let expected = u64::from(beats) * least as u64;
     ensure!(
         received >= expected,
         "only {received} bytes of at least {expected} have arrived; {} watches; the log:\n{}",
         cluster.api.watching(),
         member.agent.log()
     );
-    Ok((used, received))
+    let beats = f64::from(beats);
+    Ok(Cost { mean: ms(used) / beats, median: median(parts), kilobytes: received as f64 / 1e3 / beats })
 }

@@ -1,0 +1,43 @@
+//! The HTTP client: what `kube` puts together by itself, over connections of our own ([`Stream`]) and without its tracing and repetition of
+//! requests.
+
+use std::io;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{ClientBuilder, ConfigExt};
+use kube::{Client, Config};
+use tokio::time::timeout;
+use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
+
+use super::stream::Stream;
+
+/// A client for the server of `config`; nothing is sent yet.
+pub(super) fn new(config: &Config) -> Result<Client, kube::Error> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    let https = config.rustls_https_connector_with_connector(http.map_response(Stream::new))?;
+    let within = config.connect_timeout.unwrap_or(Duration::MAX);
+    let connect = service_fn(move |to: Uri| {
+        let connecting = https.clone().oneshot(to);
+        Box::pin(async move {
+            match timeout(within, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => {
+                    let why = format!("no connection within {} s", within.as_secs());
+                    Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
+                }
+            }
+        })
+    });
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build::<_, kube::client::Body>(connect));
+    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+}
