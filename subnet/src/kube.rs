@@ -19,6 +19,7 @@ mod http_client;
 mod low_water;
 mod managed;
 mod node;
+mod objects;
 mod own;
 mod policies;
 mod split;

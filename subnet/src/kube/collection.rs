@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Connection, Failure, METADATA, OBJECTS, Objects};
+use super::connection::{Connection, Failure, METADATA, OBJECTS};
+use super::objects::Objects;
 use super::split::Bulk;
 use crate::store::{StoreError, random_below};
 use crate::text::shortened;

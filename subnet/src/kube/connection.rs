@@ -13,8 +13,6 @@ use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
-use super::coalesce::{Coalesced, Coalescing};
-use super::split::{Bulk, Splitter};
 use super::{credentials, exec, http_client};
 use crate::regular;
 use crate::store::{StoreError, with_causes};
@@ -117,28 +115,13 @@ impl Connection {
         self.whole(answer).await.map(drop)
     }
 
-    /// Begins to read a list.
-    pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
-        let moves = self.moves.subscribe();
-        let answer = self.send(Method::GET, path, OBJECTS, None).await?;
-        Ok(Objects::new(self, answer, Splitter::list(), moves))
-    }
-
-    /// Begins to watch objects in the form that `accept` asks for.
-    pub(super) async fn watch(&self, path: &str, accept: &'static str) -> Result<Objects<'_>, Failure> {
-        let moves = self.moves.subscribe();
-        let answer = match self.send(Method::GET, path, accept, None).await {
-            // Something between this node and the server knows no other form.
-            Err(failure) if failure.status == 406 && accept != OBJECTS => {
-                self.send(Method::GET, path, OBJECTS, None).await?
-            }
-            outcome => outcome?,
-        };
-        Ok(Objects::new(self, answer, Splitter::sequence(), moves))
+    /// Tells of each change of this node's addresses.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// Sends a request; once more if the credentials are refused and may have been renewed since they were read.
-    async fn send(
+    pub(super) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -171,7 +154,7 @@ impl Connection {
             }
         };
         let request = request.body(body).map_err(|error| self.away(error.to_string()))?;
-        let mut moves = self.moves.subscribe();
+        let mut moves = self.moves();
         let client = tokio::select! {
             biased;
             client = self.client() => client?,
@@ -262,11 +245,13 @@ impl Connection {
         Failure { status: 0, error: StoreError::Unreachable { store: self.described.clone(), why } }
     }
 
-    fn moved(&self) -> Failure {
+    /// The failure of what was under way when the node's addresses changed.
+    pub(super) fn moved(&self) -> Failure {
         self.away("this node's addresses have changed".into())
     }
 
-    fn meaning(&self, error: &kube::Error) -> Failure {
+    /// What an error of the client means.
+    pub(super) fn meaning(&self, error: &kube::Error) -> Failure {
         let (denied, why) = in_words(&explain(error));
         if denied || matches!(error, kube::Error::Auth(_)) {
             let error = StoreError::Denied { store: self.described.clone(), why };
@@ -384,91 +369,6 @@ pub(super) fn address(text: &str) -> Result<http::Uri, String> {
     let url: http::Uri = full.parse().map_err(|_| wrong())?;
     let plain = matches!(url.scheme_str(), Some("http" | "https")) && !full.contains('@');
     if plain && url.host().is_some_and(|host| !host.is_empty()) { Ok(url) } else { Err(wrong()) }
-}
-
-/// The objects of a list or the events of a watch, as they arrive.
-pub(super) struct Objects<'a> {
-    connection: &'a Connection,
-    body: Body,
-    splitter: Splitter,
-    /// What was set aside of the last object.
-    aside: Vec<u8>,
-    /// This node's addresses.
-    moves: watch::Receiver<u64>,
-    /// How the connection is told to be read in a coalesced way.
-    coalescing: Option<Coalescing>,
-    coalesced: Option<Coalesced>,
-}
-
-impl<'a> Objects<'a> {
-    fn new(
-        connection: &'a Connection,
-        answer: Response<Body>,
-        splitter: Splitter,
-        moves: watch::Receiver<u64>,
-    ) -> Self {
-        let coalescing = answer.extensions().get().cloned();
-        let (body, aside) = (answer.into_body(), Vec::new());
-        Self { connection, body, splitter, aside, moves, coalescing, coalesced: None }
-    }
-
-    /// The same with what comes in quick succession read together, so that it wakes seldom.
-    pub(super) fn coalesced(mut self) -> Self {
-        self.coalesced = self.coalescing.take().map(Coalesced::new);
-        self
-    }
-
-    /// Whether what comes has been collected already.
-    pub(super) fn is_deferred(&self) -> bool {
-        self.coalesced.as_ref().is_some_and(Coalesced::is_deferred)
-    }
-
-    /// The same without this of each object. Before the first.
-    pub(super) fn without(mut self, bulk: Bulk) -> Self {
-        self.splitter = self.splitter.without(bulk);
-        self
-    }
-
-    /// The next object; `None` at the end. May be dropped and called again.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
-        loop {
-            if let Some(object) = self.splitter.next() {
-                self.aside = object.aside;
-                return Ok(Some(object.json));
-            }
-            let frame = tokio::select! {
-                biased;
-                frame = self.body.frame() => frame,
-                _ = self.moves.changed() => return Err(self.connection.moved()),
-            };
-            let frame = match frame {
-                None => return Ok(None),
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => return Err(self.connection.meaning(&error)),
-            };
-            if let Some(data) = frame.data_ref() {
-                self.splitter.push(data).map_err(|error| self.connection.away(error.to_string()))?;
-            }
-        }
-    }
-
-    /// Like [`next`](Self::next), with an error where nothing comes.
-    pub(super) async fn next_soon(&mut self) -> Result<Option<Vec<u8>>, Failure> {
-        match timeout(PART_WITHIN, self.next()).await {
-            Ok(next) => next,
-            Err(_) => Err(self.connection.away("an answer has no end".into())),
-        }
-    }
-
-    /// What was set aside of the last object; empty if it had nothing of the kind.
-    pub(super) fn aside(&self) -> &[u8] {
-        &self.aside
-    }
-
-    /// What stood around the objects.
-    pub(super) fn rest(&self) -> &[u8] {
-        self.splitter.rest()
-    }
 }
 
 /// Whether one of both refuses the other, and why, with the setting to look at.

@@ -15,9 +15,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Kube;
 use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE, Watching, encoded};
-use super::connection::{Failure, Objects};
+use super::connection::Failure;
 use super::managed;
 use super::node::{Given, Node, Seen};
+use super::objects::Objects;
 use super::split::Bulk;
 use super::table::Table;
 use crate::net::{Family, Subnets};

@@ -8,9 +8,10 @@ use tokio::sync::OnceCell;
 
 use super::annotations::{CHANGING, Names, TYPE, Wanted, address, changes, needs_two_steps, patch, wanted};
 use super::collection::Collection;
-use super::connection::{Connection, Failure, Objects};
+use super::connection::{Connection, Failure};
 use super::follow::NODES;
 use super::node::Own;
+use super::objects::Objects;
 use super::split::Bulk;
 use super::{Held, Kube, events, families_of};
 use crate::config::{NetworkConfig, Range};
