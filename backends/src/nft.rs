@@ -143,8 +143,20 @@ impl Nft {
         if changes.is_empty() {
             return Ok(());
         }
-        let transaction = Transaction::new(changes, self.socket.next_sequence())?;
-        let answer = self.socket.transact(&transaction).map_err(failed("sending a transaction"))?;
+        self.carry_out(&Transaction::new(changes, self.next_sequence())?)
+    }
+
+    /// The number that the next message gets.
+    pub(crate) fn next_sequence(&self) -> u32 {
+        self.socket.next_sequence()
+    }
+
+    /// Makes the changes of a transaction, or none of them.
+    ///
+    /// # Errors
+    /// [`NftError::Refused`] names the first rule, set, ... that the kernel refused.
+    pub(crate) fn carry_out(&mut self, transaction: &Transaction<'_>) -> Result<(), NftError> {
+        let answer = self.socket.transact(transaction).map_err(failed("sending a transaction"))?;
         answer.map_err(|Refused { position, refusal, others }| {
             let words = refusal.words.map(|words| format!(" ({words})")).unwrap_or_default();
             let others = match others {

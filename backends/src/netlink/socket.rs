@@ -77,6 +77,11 @@ impl NetlinkSocket {
         self.sequence.wrapping_add(1)
     }
 
+    /// Has the next message get this number, which none had of which an answer may still come.
+    pub(crate) fn number_from(&mut self, next: u32) {
+        self.sequence = next.wrapping_sub(1);
+    }
+
     /// Sends `count` messages that are numbered from [`Self::next_sequence`] on, and reports each refused one by its
     /// position. Only the message at `acknowledged` asks for an acknowledgement: the kernel reports failures in any case.
     /// Gives whether that one was answered; if it wasn't, answers were lost.

@@ -24,6 +24,8 @@ const ELEMENTS_MAX: usize = 48 * 1024;
 #[derive(Debug)]
 pub struct Transaction<'a> {
     changes: &'a [Change<'a>],
+    /// The number of the first message.
+    first: u32,
     bytes: Vec<u8>,
     /// What each message is about, but for the two that frame them.
     origins: Vec<Origin>,
@@ -46,12 +48,17 @@ impl<'a> Transaction<'a> {
             encoder.w.add_flags(encoder.last, NLM_F_ACK);
         }
         encoder.frame(NFNL_MSG_BATCH_END);
-        Ok(Self { changes, bytes: encoder.w.into_bytes(), origins: encoder.origins })
+        Ok(Self { changes, first: sequence, bytes: encoder.w.into_bytes(), origins: encoder.origins })
     }
 
     /// All messages in one piece, as they have to be sent.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The number of the first message.
+    pub(super) fn first(&self) -> u32 {
+        self.first
     }
 
     /// How many messages there are between the two that frame them.

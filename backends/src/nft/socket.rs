@@ -38,9 +38,10 @@ impl NftSocket {
         self.0.next_sequence()
     }
 
-    /// Carries out a transaction that was numbered from [`Self::next_sequence`].
+    /// Carries out a transaction, whose numbers no earlier message had.
     pub(super) fn transact(&mut self, transaction: &Transaction<'_>) -> io::Result<Result<(), Refused>> {
         let count = transaction.len();
+        self.0.number_from(transaction.first());
         let mut refused: Option<Refused> = None;
         // The first and the last message frame the others; the last of those asks for an answer.
         let acknowledged = (count > 0).then_some(count);

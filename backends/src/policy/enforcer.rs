@@ -2,9 +2,11 @@
 
 use std::io;
 use std::panic::resume_unwind;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use subnet::Family;
 
 use super::conntrack::Conntrack;
@@ -13,7 +15,7 @@ use super::generation::FORWARD;
 use super::image::Edit;
 use super::layout::{empty_table, filter_table};
 use super::steer::{Steering, bridge_table, redirect_table};
-use crate::nft::{Change, Nft, NftError, Table, TableId, differs, fast_path_tables};
+use crate::nft::{Change, Nft, NftError, Table, TableId, Transaction, differs, fast_path_tables};
 
 /// Makes the kernel's tables be as an [`Engine`] says.
 pub struct Enforcer {
@@ -80,19 +82,29 @@ impl Enforcer {
     }
 
     fn try_to_converge(&mut self, now: Instant) -> Result<Converged, NftError> {
-        let (plan, made) = match self.engine.plan(now) {
-            Some(plan) => (plan, None),
+        let plan = match self.engine.plan(now) {
+            Some(plan) => plan,
             None => {
                 let found = self.nft.dump_tables(&[filter_table()])?;
                 match found.table(&filter_table()) {
-                    None if self.engine.is_wanted() => self.begin(now)?,
-                    found => (self.engine.adopt(found, now), None),
+                    None if self.engine.is_wanted() => return self.begin(now),
+                    found => self.engine.adopt(found, now),
                 }
             }
         };
-        self.carry_out(&plan, made.is_some())?;
-        let changes = made.unwrap_or(0) + plan.edits.len();
-        Ok(Converged { changes, table: plan.table, again: plan.again })
+        // Before the rules that trust in marks. No rule of ours writes any meanwhile.
+        if plan.forget_marks && !plan.is_empty() {
+            forget_all_marks(&mut self.conntrack, self.engine.mark_mask());
+        }
+        let empty = empty_table();
+        let fast_path = self.fast_path.then(|| self.engine.networks());
+        let table = match plan.table {
+            TableStep::Keep => None,
+            TableStep::Add | TableStep::Replace => Some(Change::Replace(&empty)),
+            TableStep::Remove => Some(Change::DeleteTable(filter_table())),
+        };
+        self.nft.commit(&changes_of_plan(table, &plan, fast_path))?;
+        Ok(Converged { changes: plan.edits.len(), table: plan.table, again: plan.again })
     }
 
     /// Makes frames between pods of this node be steered so, or not at all. Whether anything had to change.
@@ -125,57 +137,47 @@ impl Enforcer {
         Ok(forgotten)
     }
 
-    /// The plan where there is no table yet, about all but the sets of pods' addresses, which are in the kernel then: it takes them
-    /// in while the rest is computed. They judge nothing yet. Generations begin anew, and the marks of earlier ones are forgotten
-    /// meanwhile, too, for which the kernel goes through the whole of its table of connections.
-    ///
-    /// The second value is how many sets there are; `None` without any, and then there is no table yet.
-    fn begin(&mut self, now: Instant) -> Result<(Plan, Option<usize>), NftError> {
+    /// Makes the table where there is none yet, in two transactions. The first one has the sets of pods' addresses, which the kernel
+    /// takes in while the rest is computed and put into messages. They judge nothing yet. Generations begin anew, and the marks of
+    /// earlier ones are forgotten meanwhile, too, for which the kernel goes through the whole of its table of connections.
+    fn begin(&mut self, now: Instant) -> Result<Converged, NftError> {
         let mask = self.engine.mark_mask();
-        let Self { nft, conntrack, engine, .. } = self;
+        let Self { nft, conntrack, engine, fast_path } = self;
+        // Far from the numbers of the first transaction, of which it is not known here how many messages it has.
+        let number = nft.next_sequence().wrapping_add(u32::MAX / 2);
+        let empty = &empty_table();
+        let (tell, told) = mpsc::channel::<Vec<Edit>>();
         thread::scope(|scope| {
             let forgotten = scope.spawn(|| forget_all_marks(conntrack, mask));
-            let mut making = None;
-            let plan = engine.begin(now, |sets| {
-                if sets.is_empty() {
-                    return;
-                }
-                making = Some(scope.spawn(move || {
-                    let table = empty_table();
-                    nft.commit(&changes_of_all(Some(Change::Replace(&table)), &sets))?;
-                    Ok(sets.len())
-                }));
+            let first = scope.spawn(move || {
+                let sets = told.recv().unwrap_or_default();
+                let made = nft.commit(&changes_of_all(Some(Change::Replace(empty)), &sets));
+                (nft, made.map(|()| sets.len()))
             });
-            let made = making.map(|sets| sets.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            // The plan forgets them if that thread could not.
-            let plan = Plan { forget_marks: forgotten.join().is_err(), ..plan };
-            Ok((plan, made.transpose()?))
+            let plan = engine.begin(now, move |sets| drop(tell.send(sets)));
+            let changes = changes_of_plan(None, &plan, fast_path.then(|| engine.networks()));
+            let rest = Transaction::new(&changes, number);
+            // The rules trust in marks. No rule of ours writes any meanwhile.
+            forgotten.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let (nft, made) = first.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let made = made?;
+            nft.carry_out(&rest?)?;
+            Ok(Converged { changes: made + plan.edits.len(), table: plan.table, again: plan.again })
         })
     }
+}
 
-    /// `begun`: the table is there already.
-    fn carry_out(&mut self, plan: &Plan, begun: bool) -> Result<(), NftError> {
-        if plan.is_empty() {
-            return Ok(());
-        }
-        let empty = empty_table();
-        let table = match plan.table {
-            TableStep::Keep => None,
-            TableStep::Add if begun => None,
-            TableStep::Add | TableStep::Replace => Some(Change::Replace(&empty)),
-            TableStep::Remove => Some(Change::DeleteTable(filter_table())),
-        };
-        let mut changes = changes_of_all(table, &plan.edits);
-        if self.fast_path && plan.judges_anew() {
-            let tables = fast_path_tables(self.engine.networks());
-            changes.extend(tables.into_iter().map(Change::DeleteTable));
-        }
-        // Before the rules that trust in marks. No rule of ours writes any meanwhile.
-        if plan.forget_marks {
-            forget_all_marks(&mut self.conntrack, self.engine.mark_mask());
-        }
-        self.nft.commit(&changes)
+/// With a fast path in these networks: its flows are judged by no chain, so it goes when all are to be judged once more.
+fn changes_of_plan<'a>(
+    table: Option<Change<'a>>,
+    plan: &'a Plan,
+    fast_path: Option<&[IpNet]>,
+) -> Vec<Change<'a>> {
+    let mut changes = changes_of_all(table, &plan.edits);
+    if let Some(networks) = fast_path.filter(|_| plan.judges_anew()) {
+        changes.extend(fast_path_tables(networks).into_iter().map(Change::DeleteTable));
     }
+    changes
 }
 
 fn forget_all_marks(conntrack: &mut Conntrack, mask: u32) {

@@ -232,7 +232,7 @@ impl<'a> Draw<'a> {
             ports.push((*protocol, range.clone(), peers(self, &terms)));
         }
         let rest = (!allowed.rest.is_empty()).then(|| peers(self, &allowed.rest));
-        let name = format!("{}-{:032x}", direction.prefix(), hash(&(&ports, &rest, self.settings.log_group)));
+        let name = format!("{}-{}", direction.prefix(), hash(&(&ports, &rest, self.settings.log_group)));
         let mut chain = Chain::regular(name.clone());
         let mut map = None;
         if !ports.is_empty() {
@@ -268,7 +268,7 @@ impl<'a> Draw<'a> {
             words.push(word);
             rules.push(Rule::new([conditions, direction.allowed()]));
         }
-        let name = format!("{}-peers-{:032x}", direction.prefix(), hash(&words));
+        let name = format!("{}-peers-{}", direction.prefix(), hash(&words));
         if direction == Direction::Egress {
             rules.extend(refuse(&name, self.settings));
         }
@@ -377,7 +377,7 @@ fn block_condition(
         Some(net) if net.prefix_len() == 0 => (net.to_string(), Vec::new()),
         Some(net) => (net.to_string(), direction.far_in(Op::Eq, net)),
         None => {
-            let name = format!("b{}-{:032x}", digit(block.family), hash(block));
+            let name = format!("b{}-{}", digit(block.family), hash(block));
             let spans = block
                 .bounds()
                 .map(|(first, last)| Span { from: keys::of_address(first), to: keys::of_address(last) });
@@ -391,7 +391,7 @@ fn block_condition(
 /// What the names of sets of these members begin with; the size follows.
 pub(super) fn stem(key: &MemberKey) -> String {
     let kind = if key.port.is_some() { 'n' } else { 's' };
-    format!("{kind}{}-{:032x}", digit(key.family), hash(&(&key.pods, &key.port)))
+    format!("{kind}{}-{}", digit(key.family), hash(&(&key.pods, &key.port)))
 }
 
 fn member_set(key: &Arc<MemberKey>, members: &Members) -> ImageSet {
@@ -417,14 +417,18 @@ fn words(key: &MemberKey) -> String {
     words
 }
 
-/// A number for a content, the same in every run of the same build.
-///
-/// Users write what is hashed, so it is long enough that two contents with one number can't be found.
-fn hash(content: &impl Hash) -> u128 {
+/// 128 bits that stand for a content, the same in every run of the same build. Users write what is hashed, so they are so many
+/// that two contents with the same ones can't be found. In 22 characters that `nft` reads in a name: the kernel reads all of each set's
+/// name whenever it looks for a set.
+fn hash(content: &impl Hash) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
         (salt, content).hash(&mut hasher);
-        u128::from(hasher.finish())
+        hasher.finish()
     };
-    half(1) << 64 | half(2)
+    // Eleven digits of six bits hold 64 bits.
+    let digits =
+        |half: u64| (0..11).map(move |digit| char::from(DIGITS[(half >> (6 * digit)) as usize % 64]));
+    digits(half(1)).chain(digits(half(2))).collect()
 }
