@@ -198,6 +198,11 @@ impl BedNode {
         self.node.namespace().command("nft").args(["list", "ruleset"]).ok().unwrap()
     }
 
+    /// Has `nft` read what it prints, and the kernel check it, in a namespace without tables.
+    pub(crate) fn read_back(&self, empty: &Namespace) {
+        empty.command("nft").args(["-c", "-f", "-"]).input(self.ruleset()).ok().unwrap();
+    }
+
     pub(crate) fn nft(&self) -> Nft {
         self.node.namespace().run(|| Nft::open().unwrap())
     }
