@@ -194,12 +194,17 @@ mod tests {
             (bed, coalesced)
         }
 
+        /// How much has arrived and was not read.
+        fn unread(&self) -> usize {
+            let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            rustix::net::recv(&self.stream.tcp, &mut [0; 64][..], peek).map_or(0, |(_, length)| length)
+        }
+
         /// Sends this and waits until it has arrived.
         fn send(&mut self, bytes: &[u8]) {
+            let with_it = self.unread() + bytes.len();
             self.server.write_all(bytes).unwrap();
-            let mut room = [0; 64];
-            let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            while rustix::net::recv(&self.stream.tcp, &mut room[..], peek).is_err() {
+            while self.unread() < with_it {
                 thread::sleep(Duration::from_millis(1));
             }
         }
