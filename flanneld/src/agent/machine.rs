@@ -107,8 +107,8 @@ pub(super) struct View {
 pub(super) struct Turn {
     pub(super) now: Option<Now>,
     actions: Vec<Action>,
-    /// What woke the loop.
-    cause: Option<Cause>,
+    /// Nothing that woke the loop says that the kernel is not as it was left.
+    knows_kernel: bool,
     /// How many times the kernel was converged in this turn.
     rounds: u8,
     /// When the first of what was held back in this turn is due: that may have been in this turn's last moments.
@@ -228,15 +228,16 @@ impl Machine {
 
     /// Decides what follows from an event.
     pub(super) fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let housekeeping = self.is_housekeeping(now);
         self.turn.now = Some(now);
         match event {
             Event::Started if self.own.is_recalled() => {}
             // From the first moment: what stands in the way of an interface or a lease may be corrected.
             Event::Started => self.act(Action::Listen),
             Event::Turn { known, tenure, cause } => {
-                self.turn.cause = Some(cause);
+                self.turn.knows_kernel = cause == Cause::Leases || cause == Cause::Timer && housekeeping;
                 // What the kernel told counts also if this turn ends without a look at it.
-                if cause != Cause::Leases {
+                if !self.turn.knows_kernel {
                     self.planner.settled = None;
                 }
                 self.begin_turn(known, &tenure);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use backends::{BackendId, KernelState, Peers, Scope, Tunnels};
 use ipnet::IpNet;
@@ -65,6 +65,9 @@ struct BoardState {
     traffic: Mutex<TrafficCounts>,
 }
 
+/// So long after a look at the counter of wrong checksums a turn of the loop is no reason for another one.
+const CHECKSUMS_EVERY: Duration = Duration::from_secs(30);
+
 /// Datagrams with wrong checksums over time.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Checksums {
@@ -72,6 +75,7 @@ pub(crate) struct Checksums {
     pub(crate) last: u64,
     /// When more of them were seen than before.
     pub(crate) grown: Option<SystemTime>,
+    looked: Option<Instant>,
 }
 
 impl Checksums {
@@ -85,6 +89,7 @@ impl Checksums {
             self.grown = Some(now);
         }
         self.last = count;
+        self.looked = Some(Instant::now());
     }
 }
 
@@ -96,7 +101,7 @@ impl Default for Board {
             published: Mutex::default(),
             ready_since: Mutex::default(),
             pools: Mutex::default(),
-            checksums: Mutex::new(Checksums { first: count, last: count, grown: None }),
+            checksums: Mutex::new(Checksums { first: count, last: count, ..Checksums::default() }),
             tunnel: Mutex::default(),
             tunnels: OnceLock::new(),
             probes: OnceLock::new(),
@@ -118,7 +123,11 @@ impl Board {
     /// Publishes what is known now.
     pub(crate) fn publish(&self, published: Published) {
         *lock(&self.0.published) = Arc::new(published);
-        self.look_at_checksums();
+        // The kernel writes all its counters for that, so not with each change of many leases.
+        let looked = lock(&self.0.checksums).looked;
+        if looked.is_none_or(|at| at.elapsed() >= CHECKSUMS_EVERY) {
+            self.look_at_checksums();
+        }
     }
 
     /// What was published last.

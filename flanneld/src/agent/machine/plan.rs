@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use super::underlay::node;
 use super::{Action, Machine, dispute};
-use crate::agent::cause::Cause;
 use crate::agent::{RESYNC, condition};
 use crate::fast_path;
 use crate::policy::Facts;
@@ -197,7 +196,7 @@ impl Machine {
         let now = self.now().at;
         let recent = self.planner.looked.is_some_and(|at| now.saturating_duration_since(at) < RESYNC);
         let since = self.planner.settled.take();
-        since.filter(|_| recent && self.turn.cause == Some(Cause::Leases) && self.turn.rounds == 1)
+        since.filter(|_| recent && self.turn.knows_kernel && self.turn.rounds == 1)
     }
 
     /// Why what was saved can't be used, if it can't: the host has other addresses now.

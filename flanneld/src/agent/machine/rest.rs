@@ -2,14 +2,21 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Machine, Now};
 use crate::agent::RETRY;
+
+/// A look that is due is taken this long after a turn that needed none.
+const MIN_RESYNC: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// After how long to take a turn although nothing happens. `resync` is the longest.
     pub(in crate::agent) fn rest(&self, now: Now, resync: Duration) -> Duration {
+        // Turns that did not read the kernel put the next look off no further.
+        let looked = self.planner.looked.filter(|_| self.planner.settled.is_some());
         let wait = match self.turn.failures {
-            0 => resync,
+            0 => looked.map_or(resync, |at| now.until(at + resync).max(MIN_RESYNC).min(resync)),
             failures => RETRY.1.min(RETRY.0 * 2u32.pow(failures - 1)),
         };
         let ready = self.turn.sound && self.own.lease().is_some();
@@ -35,6 +42,22 @@ impl Machine {
         .into_iter()
         .flatten()
         .fold(wait, Duration::min)
+    }
+
+    /// Whether a turn at this time is for housekeeping alone: the saved state, and addresses that are no longer admitted. Nothing was
+    /// heard of the kernel then, so it need not be read, which among thousands of peers costs more than anything else.
+    pub(super) fn is_housekeeping(&self, now: Now) -> bool {
+        let Some(last) = self.turn.now else { return false };
+        let due = |at: &Instant| *at <= now.at;
+        let own = [self.keeper.again.map(|wait| last.at + wait), self.rules.again()];
+        let others = [self.planner.expiry, self.own.contest.again(), self.underlay.choosing.again()];
+        let (_, fought) = self.status.journal.held(now.at.into_std());
+        let held = [fought, self.rules.held(now), self.keeper.files, self.change.held(true, now)];
+        own.iter().flatten().any(due)
+            && !others.iter().flatten().any(due)
+            && held.iter().all(Option::is_none)
+            && self.turn.held_until.is_none()
+            && self.turn.failures == 0
     }
 
     /// Something of this turn waits for so long because somebody undoes it.

@@ -44,3 +44,47 @@ fn a_lease_that_concerns_this_node_or_others_has_all_leases_looked_at() {
         assert_eq!(world.machine.planner.followed, followed, "{what}");
     }
 }
+
+#[test]
+fn time_that_passes_after_a_lease_has_gone_is_no_reason_to_read_the_kernel_and_a_minute_is() {
+    let mut world = World::settled();
+    // The device is this process's from now on.
+    world.turn();
+    world.pass(Duration::from_secs(1));
+    world.peers([7, 8]);
+    world.turn();
+    let gone: IpAddr = [192, 0, 2, 9].into();
+    let admits = |world: &World| world.machine.rules.peers[0].contains_key(&gone);
+    let (looks, mut turns) = (world.kernel.observed, 0);
+    assert!(admits(&world), "for a moment");
+    let mut passed = Duration::ZERO;
+    // The address is no longer admitted, and the saved state is brought up to date.
+    while passed < Duration::from_secs(30) {
+        let rest = world.machine.rest(world.now, RESYNC);
+        if passed + rest > Duration::from_secs(30) {
+            break;
+        }
+        world.pass(rest);
+        passed += rest;
+        turns += 1;
+        assert!(turns < 10, "the loop rests");
+        world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Timer });
+        assert_eq!(world.kernel.observed, looks, "after {passed:?}");
+    }
+    assert!(turns > 0 && !admits(&world));
+    world.pass(world.machine.rest(world.now, RESYNC));
+    world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Timer });
+    assert_eq!(world.kernel.observed, looks + 1);
+}
+
+#[test]
+fn what_the_kernel_told_is_looked_at_also_when_time_has_passed() {
+    let mut world = World::settled();
+    world.turn();
+    world.peers([7, 8]);
+    world.turn();
+    world.pass(Duration::from_secs(5));
+    let looks = world.kernel.observed;
+    world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Kernel });
+    assert!(world.kernel.observed > looks);
+}
