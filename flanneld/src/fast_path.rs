@@ -16,6 +16,7 @@ use subnet::Family;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::ipvs;
 use crate::lent::Lent;
 use crate::serve::Health;
 
@@ -262,11 +263,12 @@ impl FastPaths {
                 indexes.insert(link.index);
             }
         }
+        let requests_only = self.policies || ipvs::is_there();
         let of_family = |family| {
             let networks: Vec<IpNet> =
                 facts.networks.iter().copied().filter(|net| Family::of(net.addr()) == family).collect();
-            let (outer, pods, policies) = (outer.clone(), pods.clone(), self.policies);
-            (!networks.is_empty()).then_some(FastPath { networks, outer, pods, policies })
+            let (outer, pods) = (outer.clone(), pods.clone());
+            (!networks.is_empty()).then_some(FastPath { networks, outer, pods, requests_only })
         };
         Ok(Wanted { tables: Family::BOTH.into_iter().filter_map(of_family).collect(), indexes })
     }

@@ -16,6 +16,7 @@ mod explain;
 mod extension;
 mod fast_path;
 mod interface;
+mod ipvs;
 mod lent;
 mod lock;
 mod log;

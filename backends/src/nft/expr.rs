@@ -45,6 +45,11 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
+    /// Loads of what type the packet's source is by the host's routes, as `rtnetlink` numbers types of routes.
+    SourceType {
+        /// Where to.
+        to: Reg,
+    },
     /// Sets the mark of the packet's connection.
     SetCtMark {
         /// The value.

@@ -21,7 +21,7 @@ fn name(expr: &Expr) -> &str {
         Expr::Meta { .. } | Expr::SetPacketType { .. } | Expr::SetTrace { .. } => "meta",
         Expr::Payload { .. } | Expr::WritePayload { .. } => "payload",
         Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
-        Expr::ReversePath { .. } => "fib",
+        Expr::ReversePath { .. } | Expr::SourceType { .. } => "fib",
         Expr::Limit(_) => "limit",
         Expr::Log { .. } => "log",
         Expr::Bitwise { .. } => "bitwise",
@@ -43,11 +43,8 @@ fn body(w: &mut Writer, expr: &Expr) {
             payload(w, (NFTA_PAYLOAD_DREG, *to), *header, *offset, *len)
         }
         Expr::Ct { key, to } => keyed(w, (NFTA_CT_KEY, *key as u32), (NFTA_CT_DREG, *to)),
-        Expr::ReversePath { to } => {
-            w.u32(NFTA_FIB_DREG, register(*to));
-            w.u32(NFTA_FIB_RESULT, NFT_FIB_RESULT_OIF);
-            w.u32(NFTA_FIB_FLAGS, REVERSE_PATH);
-        }
+        Expr::ReversePath { to } => fib(w, *to, REVERSE_PATH),
+        Expr::SourceType { to } => fib(w, *to, SOURCE_TYPE),
         Expr::SetCtMark { from } => keyed(w, (NFTA_CT_KEY, CtKey::Mark as u32), (NFTA_CT_SREG, *from)),
         Expr::SetPacketType { from } => set_meta(w, NFT_META_PKTTYPE, *from),
         Expr::SetTrace { from } => set_meta(w, NFT_META_NFTRACE, *from),
@@ -95,6 +92,12 @@ fn body(w: &mut Writer, expr: &Expr) {
         Expr::Offload { flowtable } => w.string(NFTA_FLOW_OFFLOAD_TABLE, flowtable),
         Expr::Unknown { bytes, .. } => w.raw(bytes),
     }
+}
+
+fn fib(w: &mut Writer, to: Reg, (result, flags): (u32, u32)) {
+    w.u32(NFTA_FIB_DREG, register(to));
+    w.u32(NFTA_FIB_RESULT, result);
+    w.u32(NFTA_FIB_FLAGS, flags);
 }
 
 /// Has the kernel correct no checksum of what is written.
@@ -163,8 +166,10 @@ pub(super) fn write_verdict(w: &mut Writer, verdict: &Verdict) {
     });
 }
 
-/// `fib saddr . iif oif exists` in the words of `nft`.
-const REVERSE_PATH: u32 = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT;
+/// Result and flags of `fib saddr . iif oif exists` in the words of `nft`.
+const REVERSE_PATH: (u32, u32) = (NFT_FIB_RESULT_OIF, NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT);
+/// Those of `fib saddr type`.
+const SOURCE_TYPE: (u32, u32) = (NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_SADDR);
 
 const JUMP: i32 = -3;
 const GOTO: i32 = -4;
@@ -200,9 +205,12 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         "ct" => read_ct(b)?,
         "fib" => {
             only(&[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
-            let asked = (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?);
             let to = reg(NFTA_FIB_DREG)?;
-            (asked == (NFT_FIB_RESULT_OIF, REVERSE_PATH)).then_some(Expr::ReversePath { to })?
+            match (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?) {
+                REVERSE_PATH => Expr::ReversePath { to },
+                SOURCE_TYPE => Expr::SourceType { to },
+                _ => return None,
+            }
         }
         "limit" => limit(b)?,
         "log" => log(b)?,

@@ -248,6 +248,13 @@ pub fn reverse_path(exists: bool) -> Vec<Expr> {
     compare(Expr::ReversePath { to: Reg(0) }, Op::Eq, vec![u8::from(exists), 0, 0, 0])
 }
 
+/// The source is an address of this host.
+pub fn source_is_local() -> Vec<Expr> {
+    /// `RTN_LOCAL`.
+    const LOCAL: u32 = 2;
+    compare(Expr::SourceType { to: Reg(0) }, Op::Eq, LOCAL.to_ne_bytes().into())
+}
+
 /// The VNI of a VXLAN datagram is none of `vnis`; a datagram that is too short to have one is not matched.
 pub fn vni_is_none_of(vnis: &[u32]) -> Vec<Expr> {
     // The UDP header, flags and reserved bits; then three bytes (RFC 7348 §5).

@@ -118,6 +118,7 @@ pub(super) const NFTA_FIB_DREG: u16 = 1;
 pub(super) const NFTA_FIB_RESULT: u16 = 2;
 pub(super) const NFTA_FIB_FLAGS: u16 = 3;
 pub(super) const NFT_FIB_RESULT_OIF: u32 = 1;
+pub(super) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(super) const NFTA_FIB_F_SADDR: u32 = 1;
 pub(super) const NFTA_FIB_F_IIF: u32 = 1 << 3;
 pub(super) const NFTA_FIB_F_PRESENT: u32 = 1 << 5;

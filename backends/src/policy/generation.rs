@@ -14,6 +14,9 @@ use crate::nft::{Chain, Expr, KeyType, Op, Rule, Set, Span, Table};
 /// The base chain that judges what passes through this node; its first rule holds the number.
 pub(super) const FORWARD: &str = "forward";
 
+/// The same for what IPVS sends on: it is taken in and sent out again, with the address of the pod behind the Service.
+pub(super) const OUTPUT: &str = "output";
+
 /// How long replies of a superseded generation pass, and with it those of connections that only the server speaks on.
 pub const REPLIES_PASS: Duration = Duration::from_secs(30);
 /// How often the generation is raised at most.

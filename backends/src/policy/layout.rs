@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::class::{Book, Member};
-use super::generation::{FORWARD, Generations};
+use super::generation::{FORWARD, Generations, OUTPUT};
 use super::image::{Content, Image, ImageSet, span};
 use super::keys;
 use super::members::Members;
@@ -82,14 +82,26 @@ pub(super) fn stamp(
     ok.rules =
         vec![Rule::new([set_ct_mark_bits(generations.mask(), generations.mark())]), Rule::new([accept()])];
     image.chains.insert(ok.name.clone(), Arc::new(ok));
-    image.chains.insert(FORWARD.to_owned(), Arc::new(forward(settings, generations)));
+    let rules = judgement(settings, generations);
+    if settings.ipvs {
+        let mut rules = rules.clone();
+        // What this node itself sends is not judged, as nothing is between a pod and its own node.
+        rules.insert(1, Rule::new([source_is_local(), accept()]));
+        let output = Chain { rules, ..Chain::base(OUTPUT, Base::filter(Hook::Output, PRIORITY)) };
+        image.chains.insert(OUTPUT.to_owned(), Arc::new(output));
+    } else {
+        image.chains.remove(OUTPUT);
+    }
+    let forward = Chain { rules, ..Chain::base(FORWARD, Base::filter(Hook::Forward, PRIORITY)) };
+    image.chains.insert(FORWARD.to_owned(), Arc::new(forward));
     // Elements that go by themselves are no part of what is compared.
     image.sets.retain(|name, _| !name.starts_with("fresh-"));
     let name = fresh.name.clone();
     image.sets.insert(name, Arc::new(ImageSet { set: fresh, content: Content::Volatile }));
 }
 
-fn forward(settings: &Settings, generations: &Generations) -> Chain {
+/// From a packet that passes this node to what policies say of it.
+fn judgement(settings: &Settings, generations: &Generations) -> Vec<Rule> {
     let mask = generations.mask();
     let mut rules = vec![Rule::new([ct_mark_bits(mask, Op::Eq, generations.mark()), accept()])];
     for of in Family::BOTH {
@@ -136,7 +148,7 @@ fn forward(settings: &Settings, generations: &Generations) -> Chain {
         rules.push(Rule::new([family(of), verdict_map(&[Field::Source(of)], &format!("eg{}", digit(of)))]));
     }
     rules.push(Rule::new([goto(INGRESS)]));
-    Chain { rules, ..Chain::base(FORWARD, Base::filter(Hook::Forward, PRIORITY)) }
+    rules
 }
 
 /// Policies say nothing about these, and they are never routed.

@@ -17,6 +17,8 @@ pub struct Settings {
     pub nodes: BTreeSet<IpAddr>,
     /// Whether addresses of this node that belong to no known pod are cut off.
     pub strict: bool,
+    /// Whether the kernel has IPVS, whose packets pass the hook `output` on their way to pods, and not `forward`.
+    pub ipvs: bool,
     /// The NFLOG group that is told of refused packets.
     pub log_group: Option<u16>,
 }

@@ -19,8 +19,9 @@ pub struct FastPath {
     pub outer: BTreeSet<Name>,
     /// The host's ends of pods' links.
     pub pods: BTreeSet<Name>,
-    /// Network policies judge connections by the packets of their clients, so only those add a flow.
-    pub policies: bool,
+    /// Only packets of clients add a flow. Network policies judge connections by them; and replies from behind IPVS have the
+    /// address of the pod here, which a flow would leave as it is.
+    pub requests_only: bool,
 }
 
 impl FastPath {

@@ -11,7 +11,7 @@ fn fast_path(pods: &[&str]) -> FastPath {
         networks: vec!["10.244.0.0/16".parse().unwrap()],
         outer: names(&["outer"]),
         pods: names(pods),
-        policies: false,
+        requests_only: false,
     }
 }
 

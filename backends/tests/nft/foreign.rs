@@ -189,7 +189,7 @@ fn all_that_nft_can_say_is_read_without_loss() {
                 tcp dport { 80, 443 } ct state new,established counter packets 5 bytes 6 accept
                 meta nfproto ipv4 dnat ip to tcp dport map @nat
                 limit rate 5/second log prefix \"x\" drop
-                fib saddr type local reject
+                fib daddr type local reject
                 ip saddr vmap @verdicts
                 tcp dport vmap { 22 : accept, 23 : drop }
                 ip saddr 10.0.0.1-10.0.0.9 meta l4proto tcp notrack

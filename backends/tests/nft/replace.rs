@@ -103,6 +103,7 @@ fn gallery() -> Table {
     let mut last = Chain::regular("last");
     last.rules = vec![
         Rule::new([in_name(Op::Ne, "eth0"), reverse_path(false), drop()]),
+        Rule::new([source_is_local(), accept()]),
         Rule::new([protocol(Op::Eq, UDP), vni_is_none_of(&[1, 0x00ab_cdef]), accept()]),
     ];
     table.chains = vec![base, pod, last, nat];
@@ -200,6 +201,7 @@ const GALLERY: &str = r#"table inet gallery {
 
 	chain last {
 		iifname != "eth0" fib saddr . iif oif missing drop
+		fib saddr type local accept
 		meta l4proto udp @th,96,24 != 0x1 @th,96,24 != 0xabcdef accept
 	}
 

@@ -18,12 +18,17 @@ use crate::{FORWARD, Judge, SHIFT};
 /// Compares `packets` random packets; `bench/src/bin/fuzz` does very many.
 fn compare(random: &mut Random, world: &World, judge: &Judge, packets: usize, what: &str) {
     let interpreter = judge.table.as_ref().map(Interpreter::new);
+    // What IPVS sends is judged as what is forwarded.
+    let chains: &[&str] = if world.settings.ipvs { &[FORWARD, "output"] } else { &[FORWARD] };
     for _ in 0..packets {
         let packet = random.packet(world);
-        let passes = interpreter
-            .as_ref()
-            .is_none_or(|interpreter| interpreter.run(FORWARD, &packet, Connection::NEW) != Outcome::Dropped);
-        assert_eq!(passes, world.allows(&packet), "{what}: {packet:?} in {world:#?} by {:#?}", judge.table);
+        for chain in chains {
+            let passes = interpreter.as_ref().is_none_or(|interpreter| {
+                interpreter.run(chain, &packet, Connection::NEW) != Outcome::Dropped
+            });
+            let allowed = world.allows(&packet);
+            assert_eq!(passes, allowed, "{what}, {chain}: {packet:?} in {world:#?} by {:#?}", judge.table);
+        }
     }
 }
 
@@ -95,6 +100,7 @@ fn isolated(pods: u32) -> Table {
         subnets: net("10.244.1.0/24"),
         nodes: BTreeSet::new(),
         strict: false,
+        ipvs: false,
         log_group: None,
     };
     let mut engine = Engine::new(settings, SHIFT, 42);

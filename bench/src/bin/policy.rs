@@ -200,6 +200,7 @@ fn settings() -> Settings {
         subnets: net("10.244.1.0/24"),
         nodes: nodes.collect(),
         strict: false,
+        ipvs: false,
         log_group: None,
     }
 }

@@ -25,9 +25,9 @@ use super::known::{Effect, Known};
 use super::steering::{Steered, Steerer};
 use super::watches::Watches;
 use super::{Facts, Figures, Mode, PolicyOptions};
-use crate::fast_path;
 use crate::lent::Lent;
 use crate::serve::Health;
+use crate::{fast_path, ipvs};
 use adds::{ADD_TIMEOUT, Fetched};
 
 /// The condition of readiness that there is while policies are enforced.
@@ -459,7 +459,19 @@ impl Policies {
         }
     }
 
+    /// Has what IPVS sends judged, if it came.
+    fn look_for_ipvs(&mut self) {
+        let engine = &mut self.hands.get_mut().enforcer.engine;
+        let there = ipvs::is_there();
+        if there == engine.settings().ipvs {
+            return;
+        }
+        engine.set_settings(Settings { ipvs: there, ..engine.settings().clone() });
+        self.note(Effect { cluster: true, demand: false });
+    }
+
     async fn steer(&mut self) {
+        self.look_for_ipvs();
         let subnets = self.facts.borrow().as_ref().map(|facts| facts.subnets.clone()).unwrap_or_default();
         let wanted = self.summary().generation != 0;
         let looked =
@@ -482,6 +494,7 @@ fn settings(options: &PolicyOptions, facts: &Facts) -> Settings {
         subnets: facts.subnets.clone(),
         nodes: facts.nodes.iter().copied().collect::<BTreeSet<_>>(),
         strict: options.mode == Mode::Strict,
+        ipvs: ipvs::is_there(),
         log_group: options.log_group,
     }
 }

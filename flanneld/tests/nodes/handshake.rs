@@ -16,7 +16,7 @@ use backends::testing::{Namespace, uninterrupted};
 use serde_json::{Value, json};
 
 use crate::bed::{LIMIT, Member, flanneld};
-use crate::kube::Kubernetes;
+use crate::kubernetes::Kubernetes;
 
 const PORT: u16 = 7777;
 /// Starts for each way in which the delegate runs.

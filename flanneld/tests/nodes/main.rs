@@ -23,6 +23,7 @@ mod independent;
 mod intruders;
 mod intrusions;
 mod kube;
+mod kubernetes;
 mod live;
 mod look;
 mod look_ipv6;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use subnet::testing::{Refusal, node};
 
 use crate::bed::{LIMIT, Member, flanneld};
-use crate::kube::Kubernetes;
+use crate::kubernetes::Kubernetes;
 
 const PORT: u16 = 8080;
 /// Longer than an answer takes, even if the first SYN is lost.

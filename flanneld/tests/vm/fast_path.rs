@@ -2,16 +2,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use backends::testing::{Namespace, Pod, uninterrupted};
+use backends::testing::{Namespace, Pod};
 use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::bed::{Cluster, Member};
+use crate::exchange::Exchange;
 use crate::{require_kernel, transfer};
 
 mod every_backend;
@@ -19,7 +17,6 @@ mod every_backend;
 const CONFIG: &str = "/coreos.com/network/config";
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"host-gw"}}"#;
-const CHUNK: usize = 64 * 1024;
 
 /// The devices of a node's flowtable.
 fn devices(member: &Member) -> Vec<String> {
@@ -42,93 +39,6 @@ fn entries(namespace: &Namespace, words: &[&str]) -> Vec<String> {
 
 fn is_offloaded(member: &Member, port: u16) -> bool {
     !entries(member.node.namespace(), &[&format!("port={port} "), "[OFFLOAD]"]).is_empty()
-}
-
-/// A connection over which bytes that are known beforehand go in both directions until it is ended.
-struct Exchange {
-    ended: Arc<AtomicBool>,
-    /// How many chunks have arrived at the client, and at the server.
-    chunks: [Arc<AtomicU64>; 2],
-    ends: Vec<JoinHandle<u64>>,
-}
-
-impl Exchange {
-    /// Between a client that asks for `at` and a server that listens at `port` of all its addresses of that family.
-    fn start(client: &Namespace, server: &Namespace, at: SocketAddr, port: u16) -> Self {
-        let any = match at {
-            SocketAddr::V4(_) => SocketAddr::from(([0; 4], port)),
-            SocketAddr::V6(_) => SocketAddr::from(([0; 16], port)),
-        };
-        let listener = server.run(|| TcpListener::bind(any)).unwrap();
-        let stream = client.run(|| TcpStream::connect_timeout(&at, transfer::SILENCE)).unwrap();
-        let (other, _) = listener.accept().unwrap();
-        let ended = Arc::new(AtomicBool::new(false));
-        let chunks: [Arc<AtomicU64>; 2] = Default::default();
-        let mut ends = Vec::new();
-        for (stream, count) in [stream, other].into_iter().zip(&chunks) {
-            let from = stream.try_clone().unwrap();
-            let (count, stop) = (Arc::clone(count), Arc::clone(&ended));
-            ends.push(thread::spawn(move || receive(from, &count)));
-            ends.push(thread::spawn(move || send(stream, &stop)));
-        }
-        Self { ended, chunks, ends }
-    }
-
-    /// How many chunks have arrived in both directions.
-    fn arrived(&self) -> u64 {
-        self.chunks.iter().map(|chunks| chunks.load(Ordering::Relaxed)).sum()
-    }
-
-    /// Waits until so many chunks have arrived at both ends. The ends fail where nothing moves.
-    fn until_each_way(&self, chunks: u64) {
-        while self.chunks.iter().any(|arrived| arrived.load(Ordering::Relaxed) < chunks) {
-            assert!(self.ends.iter().all(|end| !end.is_finished()), "an end has failed");
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Waits until so much more has arrived that it came after this moment.
-    fn goes_on(&self, member: &Member, after: &str) {
-        let before = self.arrived();
-        member.wait(&format!("further bytes after: {after}"), || self.arrived() >= before + 24);
-    }
-
-    /// Ends the connection; all that was sent has to have arrived.
-    fn finish(self) {
-        self.ended.store(true, Ordering::Relaxed);
-        let counts: Vec<u64> = self.ends.into_iter().map(|end| end.join().unwrap()).collect();
-        let [received, sent, received_there, sent_there] = counts[..] else { panic!("{counts:?}") };
-        assert!(received == sent_there && received_there == sent && sent > 0, "{counts:?}");
-    }
-}
-
-fn send(mut stream: TcpStream, ended: &AtomicBool) -> u64 {
-    stream.set_write_timeout(Some(transfer::SILENCE)).unwrap();
-    let (mut buffer, mut sent) = (vec![0; CHUNK], 0);
-    while !ended.load(Ordering::Relaxed) {
-        transfer::fill(&mut buffer, sent * CHUNK as u64);
-        stream.write_all(&buffer).unwrap();
-        sent += 1;
-    }
-    stream.shutdown(Shutdown::Write).unwrap();
-    sent
-}
-
-fn receive(mut stream: TcpStream, chunks: &AtomicU64) -> u64 {
-    stream.set_read_timeout(Some(transfer::SILENCE)).unwrap();
-    let (mut arrived, mut expected) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let mut received = 0;
-    loop {
-        let first = uninterrupted(|| stream.read(&mut arrived)).unwrap();
-        if first == 0 {
-            return received;
-        }
-        stream.read_exact(&mut arrived[first..]).unwrap();
-        transfer::fill(&mut expected, received * CHUNK as u64);
-        assert!(arrived == expected, "chunk {received} was changed on the way");
-        received += 1;
-        chunks.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 fn another_pod(member: &Member, number: usize) -> Pod {
@@ -166,9 +76,11 @@ impl Setup {
         let cluster = Cluster::new(config);
         let members = [cluster.join_with(args), cluster.join_with(args)];
         let pods = members.each_ref().map(Member::pod);
+        let outer = outer(config);
         for member in &members {
             member.wait("the pod's device in the flowtable", || {
-                devices(member).len() == expected_devices(config)
+                let devices = devices(member);
+                outer.iter().all(|device| devices.contains(device)) && devices.len() == outer.len() + 1
             });
         }
         members[0].wait("the first echo", || pods[0].namespace().reaches(pods[1].address()).unwrap());
@@ -185,9 +97,19 @@ impl Setup {
     }
 }
 
-/// The external interface, the tunnel, and one pod.
-fn expected_devices(config: &str) -> usize {
-    if config.contains("host-gw") { 2 } else { 3 }
+/// The external interface and the tunnels of a configuration.
+fn outer(config: &str) -> Vec<String> {
+    let config: Value = serde_json::from_str(config).unwrap();
+    let tunnels: &[&str] = match (config["Backend"]["Type"].as_str().unwrap(), &config["EnableIPv6"]) {
+        ("vxlan", Value::Bool(true)) => &["flannel.1", "flannel-v6.1"],
+        ("vxlan", _) => &["flannel.1"],
+        ("wireguard", Value::Bool(true)) => &["flannel-wg", "flannel-wg-v6"],
+        ("wireguard", _) => &["flannel-wg"],
+        ("udp", _) => &["flannel0"],
+        ("ipip", _) => &["flannel.ipip"],
+        _ => &[],
+    };
+    ["eth0"].iter().chain(tunnels).map(ToString::to_string).collect()
 }
 
 #[test]

@@ -1,8 +1,15 @@
 //! The `ipip` backend on a kernel that has it.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
+use std::time::Instant;
 
-use backends::testing::{Pinger, Pod};
+use backends::kernel::netlink::Netlink;
+use backends::state::{IpipIdentity, Link, LinkIdentity, LinkSettings, Route};
+use backends::testing::{Fabric, Pinger, Pod};
+use backends::{KernelState, Name, Scope, converge};
+use ipnet::IpNet;
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN, flanneld};
 use crate::{require_kernel, transfer};
@@ -244,4 +251,51 @@ fn packets_of_strangers_reach_neither_pods_nor_the_host_unless_sources_are_not_c
     let before = echo_requests(pod);
     send("10.244.200.9", &pod.address().to_string());
     assert_eq!(echo_requests(pod), before + 3);
+}
+
+#[test]
+fn five_thousand_peers_are_set_and_found_without_a_double() {
+    require_kernel("6.");
+    const COUNT: u32 = 5_000;
+    let fabric = Fabric::new().unwrap();
+    let node = fabric.node().unwrap();
+    let dev: Name = "flannel.ipip".parse().unwrap();
+    let route = |number: u32| {
+        let [_, _, high, low] = number.to_be_bytes();
+        let subnet: IpNet = format!("10.{}.{low}.0/24", 100 + high).parse().unwrap();
+        let via: IpAddr = format!("172.30.{high}.{low}").parse().unwrap();
+        (subnet, Route { via: Some(via), dev: Some(dev), onlink: true, ..Route::ours(subnet) })
+    };
+    let identity = LinkIdentity::Ipip(IpipIdentity { local: node.address(), foreign_modes: false });
+    let settings = LinkSettings { accept_local: None, ..LinkSettings::plain(1480) };
+    let mut desired = KernelState::default();
+    desired.routes = (0..COUNT).map(route).collect();
+    desired.links.insert(dev, Link { identity, settings });
+    let networks = vec!["10.64.0.0/10".parse().unwrap()];
+    let scope = Scope { devices: [dev].into(), networks, ..Scope::default() };
+    node.namespace().run(|| {
+        let mut kernel = Netlink::open().unwrap();
+        let mut applied = |desired: &KernelState| {
+            let start = Instant::now();
+            let report = converge(&mut kernel, desired, &scope).unwrap();
+            assert!(report.failed.is_empty() && report.settled, "{:?}", report.failed);
+            println!("{} changes in {:?}", report.applied.len(), start.elapsed());
+            report.applied.len()
+        };
+        assert_eq!(applied(&desired), COUNT as usize + 1, "the device and a route to each peer");
+        assert_eq!(applied(&desired), 0, "nothing is found twice, and nothing differs");
+        let shown = node.namespace().show("ip -4 route show dev flannel.ipip proto 70").unwrap();
+        let subnets: BTreeSet<&str> = shown.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!((shown.lines().count(), subnets.len()), (COUNT as usize, COUNT as usize));
+
+        // One is damaged, and most leave.
+        node.namespace().ip("route del 10.100.7.0/24").unwrap();
+        assert_eq!(applied(&desired), 1);
+        let mut less = desired.clone();
+        less.routes = (4_900..COUNT).map(route).collect();
+        assert_eq!(applied(&less), 4_900);
+        assert_eq!(applied(&less), 0);
+    });
+    let left = node.namespace().show("ip -4 route show dev flannel.ipip proto 70").unwrap();
+    assert_eq!(left.lines().count(), 100);
 }

@@ -36,8 +36,7 @@ fn udp_carries_streams_and_large_datagrams_without_uso() {
     let cluster = Cluster::new(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#);
     let members = [cluster.join(), cluster.join()];
     let pods = members.each_ref().map(|member| member.pod());
-    transfer::tcp(&pods[0], &pods[1], 64);
-    transfer::tcp(&pods[1], &pods[0], 64);
+    transfer::both_ways(&pods[0], &pods[1], 32);
     let pings = PingOptions { size: 8000, ..PingOptions::default() };
     let pinger = Pinger::start_with(pods[0].namespace(), pods[1].address(), pings).unwrap();
     pinger.wait_for_reply(Duration::from_secs(20)).unwrap();

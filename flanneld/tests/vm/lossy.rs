@@ -17,8 +17,7 @@ fn carries(config: &str) {
             let command = format!("tc qdisc replace dev eth0 root netem {netem}");
             member.show(&command);
         }
-        transfer::tcp(&pods[0], &pods[1], 16);
-        transfer::tcp(&pods[1], &pods[0], 16);
+        transfer::both_ways(&pods[0], &pods[1], 16);
     }
     let ready = |member: &Member| member.agent.get("/readyz").unwrap().0 == 200;
     assert!(members.iter().all(ready));

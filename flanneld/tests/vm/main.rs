@@ -7,9 +7,14 @@
 #[path = "../nodes/bed.rs"]
 #[expect(dead_code, reason = "the bed of the node tests has more than these tests use")]
 mod bed;
+mod exchange;
 mod fast_path;
 mod ipip;
 mod ipvlan;
+mod ipvs;
+#[path = "../nodes/kubernetes.rs"]
+#[expect(dead_code, reason = "as with the bed")]
+mod kubernetes;
 mod linux_6_1;
 mod lossy;
 mod transfer;

@@ -56,6 +56,14 @@ pub(crate) fn tcp(from: &Pod, to: &Pod, chunks: u64) {
     });
 }
 
+/// The same in both directions at once.
+pub(crate) fn both_ways(one: &Pod, other: &Pod, chunks: u64) {
+    thread::scope(|scope| {
+        scope.spawn(|| tcp(one, other, chunks));
+        tcp(other, one, chunks);
+    });
+}
+
 /// How many chunks arrived as they were sent.
 fn receive(listener: &TcpListener, chunks: u64) -> u64 {
     let (mut stream, _) = listener.accept().unwrap();

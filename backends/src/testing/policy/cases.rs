@@ -185,6 +185,8 @@ pub fn settings(node: &str, families: &[Family]) -> Settings {
         subnets: nets(24, third).collect(),
         nodes: families.iter().flat_map(|family| nodes.map(|node| in_family(node, *family))).collect(),
         strict: false,
+        // One node of either kind, so that what holds for one is seen to hold for the other.
+        ipvs: third == 1,
         log_group: None,
     }
 }

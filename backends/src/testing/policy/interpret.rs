@@ -229,6 +229,8 @@ impl Run<'_> {
                 CtKey::Direction => self.store(to.0, &[u8::from(self.connection.reply)]),
                 CtKey::Mark => self.store(to.0, &self.connection.mark.to_ne_bytes()),
             },
+            // A unicast address of another host.
+            Expr::SourceType { to } => self.store(to.0, &1u32.to_ne_bytes()),
             Expr::SetCtMark { from } => {
                 let mark = self.load(from.0, 4);
                 self.connection.mark = u32::from_ne_bytes([mark[0], mark[1], mark[2], mark[3]]);

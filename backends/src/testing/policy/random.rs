@@ -285,6 +285,7 @@ fn settings(v6: bool, log: bool) -> Settings {
         subnets: net(Ipv4Addr::new(10, 244, 1, 0), 24),
         nodes: nodes.filter(|node| v6 || node.is_ipv4()).collect(),
         strict: false,
+        ipvs: v6,
         log_group: log.then_some(5),
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn table(fast_path: &FastPath, name: &str) -> Option<Table> {
         Rule::new([protocol(Op::Eq, UDP), goto(OFFLOAD)]),
     ];
     let mut chain = Chain::regular(OFFLOAD);
-    if fast_path.policies {
+    if fast_path.requests_only {
         chain.rules.push(Rule::new([ct_reply(true), leave()]));
     }
     for device in &fast_path.outer {
@@ -100,7 +100,7 @@ mod tests {
             networks: vec!["10.244.0.0/16".parse().unwrap(), "10.99.0.0/16".parse().unwrap()],
             outer: names(&["eth0", "flannel.1"]),
             pods: names(pods),
-            policies: false,
+            requests_only: false,
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
         };
         assert_eq!(rules(&fast_path(&[])), (8, 8));
         // With policies, packets of servers add nothing: they may pass without having been judged.
-        assert_eq!(rules(&FastPath { policies: true, ..fast_path(&[]) }), (8, 9));
+        assert_eq!(rules(&FastPath { requests_only: true, ..fast_path(&[]) }), (8, 9));
     }
 
     #[test]
