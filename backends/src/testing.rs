@@ -65,6 +65,9 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("no program {name} beside {}: make build", own.display()))
 }
 
+/// Time between two looks at what is waited for: at least the first, at most the second.
+const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
 /// Repeats a call while it is interrupted, as every wait with a time limit is when this process was stopped and continued.
 ///
 /// # Errors
@@ -79,6 +82,9 @@ pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
 }
 
 /// Polls `probe` until it gives a value; an error with `what` once `limit` has passed.
+///
+/// A probe that takes long, because it runs a program on a machine that is busy or emulated, rests as long as it took: what is waited
+/// for needs the processor, too.
 pub fn wait_for_some<T>(
     what: &str,
     limit: Duration,
@@ -86,12 +92,13 @@ pub fn wait_for_some<T>(
 ) -> anyhow::Result<T> {
     let start = Instant::now();
     loop {
+        let asked = Instant::now();
         if let Some(value) = probe() {
             return Ok(value);
         }
         if start.elapsed() > limit {
             bail!("waited {:.1} s in vain for this: {what}", limit.as_secs_f64());
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(asked.elapsed().clamp(POLL.0, POLL.1));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -81,8 +81,7 @@ impl Etcd {
             .args(&self.more)
             .stdout(to()?)
             .stderr(to()?);
-        // Known from 3.5 on; makes it quick where it exists.
-        if self.namespace.command("etcd").arg("--help").ok()?.contains("unsafe-no-fsync") {
+        if self.may_skip_fsync()? {
             command = command.arg("--unsafe-no-fsync");
         }
         let mut process = command.spawn()?;
@@ -98,6 +97,16 @@ impl Etcd {
         }
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Whether the program knows the flag that makes it quick, as it does from 3.5 on.
+    fn may_skip_fsync(&self) -> anyhow::Result<bool> {
+        static KNOWN: OnceLock<bool> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Ok(*known);
+        }
+        let known = self.namespace.command("etcd").arg("--help").ok()?.contains("unsafe-no-fsync");
+        Ok(*KNOWN.get_or_init(|| known))
     }
 
     fn start_at(namespace: Arc<Namespace>, address: IpAddr) -> anyhow::Result<Self> {
