@@ -11,7 +11,7 @@ use std::time::Duration;
 use backends::testing::wait_for_some;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -19,22 +19,31 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 struct Demo {
     child: Child,
     files: TempDir,
+    /// Its standard error.
+    said: NamedTempFile,
 }
 
 impl Demo {
     fn start() -> Self {
         let files = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
+        let said = NamedTempFile::new().unwrap();
         command.arg("--keep").env("TMPDIR", files.path()).stdout(Stdio::piped()).process_group(0);
+        command.stderr(said.reopen().unwrap());
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut lines = output.lines().map_while(Result::ok);
         let ready = lines.any(|line| line.contains("Ctrl-C ends it"));
         // What it prints later must not wait for a reader.
         std::thread::spawn(move || lines.for_each(drop));
-        let demo = Self { child, files };
-        assert!(ready, "the demo ended before its cluster was there");
+        let demo = Self { child, files, said };
+        assert!(ready, "the demo ended before its cluster was there: {}", demo.said());
         demo
+    }
+
+    /// What it said on its standard error so far.
+    fn said(&self) -> String {
+        fs::read_to_string(self.said.path()).unwrap()
     }
 
     fn pid(&self) -> Pid {
@@ -93,7 +102,10 @@ fn a_second_ctrl_c_ends_it_at_once_without_leaving_files_or_processes() {
     agents.iter().for_each(|&agent| kill(Pid::from_raw(agent), Signal::SIGSTOP).unwrap());
     demo.interrupt();
     // Signals of one kind that follow at once become one.
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for_some("a word about the first", TIMEOUT, || {
+        demo.said().contains("once more to end at once").then_some(())
+    })
+    .unwrap();
     demo.interrupt();
     let (status, left) = demo.end();
     assert!(!status.success(), "{status}");

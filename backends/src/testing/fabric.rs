@@ -39,6 +39,8 @@ pub struct Node {
     /// Those of `eth0` now.
     addresses: Mutex<(Ipv4Addr, Ipv6Addr)>,
     mtu: u32,
+    /// Whether the cable is in its port.
+    plugged: Mutex<bool>,
     namespace: Arc<Namespace>,
     switch: Arc<Namespace>,
     dir: Arc<TempDir>,
@@ -124,6 +126,7 @@ impl Fabric {
             segment,
             addresses: Mutex::new((segment.v4(number), segment.v6(number))),
             mtu: options.mtu,
+            plugged: Mutex::new(true),
             namespace,
             switch: Arc::clone(&self.switch),
             dir,
@@ -235,7 +238,8 @@ impl Node {
             self.address(),
             self.address_v6(),
             self.segment.default_routes()
-        ))
+        ))?;
+        if *lock(&self.plugged) { self.switch.wait_for_port(&format!("port{}", self.number)) } else { Ok(()) }
     }
 
     /// Gives `eth0` other addresses of the same link, as a DHCP server might: first the new ones come, then
@@ -271,11 +275,13 @@ impl Node {
 
     /// Pulls the cable: `eth0` stays up but has no carrier.
     pub fn unplug(&self) -> anyhow::Result<()> {
+        *lock(&self.plugged) = false;
         self.switch.ip(&format!("link set port{} down", self.number))
     }
 
     /// Puts the cable back.
     pub fn plug(&self) -> anyhow::Result<()> {
+        *lock(&self.plugged) = true;
         self.switch.ip(&format!("link set port{} up", self.number))
     }
 

@@ -14,8 +14,8 @@ use std::{fmt, fs, process};
 use anyhow::Context;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
-/// How long an HTTP server may take to answer.
-const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an HTTP server may take to answer, on a machine that does something else.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Job = Box<dyn FnOnce() + Send>;
 

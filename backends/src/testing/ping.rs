@@ -5,17 +5,25 @@ use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
 
 use super::namespace::Namespace;
 use super::process::Process;
-use super::wait_for;
+use super::{wait_for, wait_for_some};
 
 /// Time between two requests.
 const INTERVAL: &str = "0.01";
+/// An answer that takes longer does not come any more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Requests without an answer that mean silence: fewer may be what a busy machine took its time for.
+const IN_VAIN: u64 = 20;
+/// So many of the last requests may still be under way.
+const UNDER_WAY: u64 = 100;
+/// Ends what does not end by itself; no measurement waits for it when all is well.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running `ping`.
 pub struct Pinger {
@@ -101,32 +109,58 @@ impl Pinger {
         wait_for("a ping without answer", limit, || lock(&self.seen).unanswered > before)
     }
 
-    /// Waits until `time` has passed without an answer.
+    /// Waits until `time` has passed without an answer to what was asked meanwhile: a `ping` that does not run asks nothing.
     pub fn wait_for_silence(&self, time: Duration, limit: Duration) -> anyhow::Result<()> {
         wait_for("silence of ping", limit, || {
-            let last = lock(&self.seen).replies.last().map_or(Duration::ZERO, |reply| reply.at);
-            now().saturating_sub(last) > time
+            let seen = lock(&self.seen);
+            let last = seen.replies.last().map_or(Duration::ZERO, |reply| reply.at);
+            now().saturating_sub(last) > time && seen.in_vain > 1
         })
     }
 
-    /// Stops and counts. It waits up to a second for one more answer, so that a request under way does not
-    /// count as lost; without one, everything after the last answer does.
+    /// Stops and counts. It waits for one more answer, and then for answers to what was asked before that one, so that a
+    /// request under way does not count as lost. Once [`IN_VAIN`] requests in a row have had no answer for a second,
+    /// everything after the last answer counts as lost.
     pub fn finish(mut self) -> anyhow::Result<Pings> {
-        let alive = self.wait_for_reply(Duration::from_secs(1)).is_ok();
-        let end = now();
+        let (before, start) = (self.received(), Instant::now());
+        let alive = wait_for_some("an answer to ping, or silence", FINISH_TIMEOUT, || {
+            let has_ended = !matches!(self.process.ended(), Ok(None));
+            let seen = lock(&self.seen);
+            if seen.replies.len() as u64 > before {
+                return Some(true);
+            }
+            (has_ended || start.elapsed() > ANSWER_TIMEOUT && seen.in_vain >= IN_VAIN).then_some(false)
+        })?;
+        let (last, end) = (lock(&self.seen).last(), now());
+        if alive {
+            // Answers that were overtaken. What is missing after that is lost, and told by the numbers.
+            let _ =
+                wait_for("answers that were overtaken", ANSWER_TIMEOUT, || lock(&self.seen).is_whole(last));
+        }
         self.process.signal(Signal::INT)?;
-        self.process.wait(Duration::from_secs(10))?;
+        self.process.wait(FINISH_TIMEOUT)?;
         if let Some(reader) = self.reader.take() {
             ensure!(reader.join().is_ok(), "the reader of ping's output panicked");
         }
-        lock(&self.seen).summary((!alive).then_some(end))
+        lock(&self.seen).summary(if alive { End::Answer(last) } else { End::Silence(end) })
     }
+}
+
+/// How a measurement ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// With the answer to the request of this number: later ones don't count.
+    Answer(u64),
+    /// In silence, which is known to last until then: all requests count.
+    Silence(Duration),
 }
 
 #[derive(Default)]
 struct Seen {
     replies: Vec<Reply>,
     unanswered: u64,
+    /// Requests without an answer since the last answer.
+    in_vain: u64,
     transmitted: Option<u64>,
 }
 
@@ -141,8 +175,10 @@ impl Seen {
     fn line(&mut self, line: &str) {
         if let Some(reply) = self.reply(line) {
             self.replies.push(reply);
+            self.in_vain = 0;
         } else if line.contains("] no answer yet for ") {
             self.unanswered += 1;
+            self.in_vain += 1;
         } else if let Some((count, _)) = line.split_once(" packets transmitted") {
             self.transmitted = count.parse().ok();
         }
@@ -163,18 +199,33 @@ impl Seen {
         Some(Reply { sequence: (turns << 16) + low, at, trip })
     }
 
-    fn summary(&self, silent_until: Option<Duration>) -> anyhow::Result<Pings> {
+    /// The greatest number of a request that was answered.
+    fn last(&self) -> u64 {
+        self.replies.iter().map(|reply| reply.sequence).max().unwrap_or_default()
+    }
+
+    /// Whether each of the last requests up to this one was answered that may still be under way.
+    fn is_whole(&self, last: u64) -> bool {
+        let first = last.saturating_sub(UNDER_WAY) + 1;
+        let late = self.replies.iter().rev().take(2 * UNDER_WAY as usize);
+        late.filter(|reply| (first..=last).contains(&reply.sequence)).count() as u64 > last - first
+    }
+
+    fn summary(&self, end: End) -> anyhow::Result<Pings> {
         let transmitted = self.transmitted.context("ping ended without its statistics")?;
-        let mut times: Vec<Duration> = self.replies.iter().map(|reply| reply.at).collect();
+        let sent = match end {
+            End::Answer(last) => last,
+            End::Silence(_) => transmitted,
+        };
+        let counted: Vec<&Reply> = self.replies.iter().filter(|reply| reply.sequence <= sent).collect();
+        let mut times: Vec<Duration> = counted.iter().map(|reply| reply.at).collect();
         times.sort();
         let received = times.len() as u64;
-        let sent = match (silent_until, self.replies.iter().map(|reply| reply.sequence).max()) {
-            (None, Some(last)) => last,
-            _ => transmitted,
-        };
-        times.extend(silent_until);
+        if let End::Silence(until) = end {
+            times.push(until);
+        }
         let longest_gap = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
-        let total: Duration = self.replies.iter().map(|reply| reply.trip).sum();
+        let total: Duration = counted.iter().map(|reply| reply.trip).sum();
         Ok(Pings {
             sent,
             received,
@@ -213,7 +264,7 @@ mod tests {
             "[1700000000.250000] 64 bytes from 10.0.0.1: icmp_seq=3 ttl=64 time=3.00 ms",
             "4 packets transmitted, 2 received, +1 duplicates, 50% packet loss, time 30ms",
         ])
-        .summary(None)
+        .summary(End::Answer(3))
         .unwrap();
         assert_eq!((pings.sent, pings.received, pings.lost), (3, 2, 1));
         assert_eq!(pings.longest_gap.as_millis(), 250);
@@ -226,8 +277,37 @@ mod tests {
             "[1700000000.000000] 64 bytes from fd31::1: icmp_seq=1 ttl=64 time=0.1 ms",
             "5 packets transmitted, 1 received, 80% packet loss, time 40ms",
         ]);
-        let pings = seen.summary(Some(Duration::from_secs(1_700_000_002))).unwrap();
+        let pings = seen.summary(End::Silence(Duration::from_secs(1_700_000_002))).unwrap();
         assert_eq!((pings.sent, pings.lost, pings.longest_gap.as_secs()), (5, 4, 2));
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_is_waited_for_and_what_is_asked_meanwhile_does_not_count() {
+        let mut seen = seen(&[
+            "[1700000000.000000] 64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.1 ms",
+            "[1700000000.020000] no answer yet for icmp_seq=2",
+            "[1700000000.030000] 64 bytes from 10.0.0.1: icmp_seq=3 ttl=64 time=0.1 ms",
+        ]);
+        assert_eq!((seen.last(), seen.is_whole(3), seen.in_vain), (3, false, 0));
+        seen.line("[1700000000.040000] 64 bytes from 10.0.0.1: icmp_seq=4 ttl=64 time=0.1 ms");
+        assert!(!seen.is_whole(3), "another one is no answer to it");
+        seen.line("[1700000000.041000] 64 bytes from 10.0.0.1: icmp_seq=2 ttl=64 time=21.0 ms");
+        assert!(seen.is_whole(3));
+        seen.line("5 packets transmitted, 4 received, 20% packet loss, time 40ms");
+        let pings = seen.summary(End::Answer(3)).unwrap();
+        assert_eq!((pings.sent, pings.received, pings.lost), (3, 3, 0));
+    }
+
+    #[test]
+    fn silence_is_what_was_asked_in_vain_and_not_what_was_not_asked() {
+        let mut seen = seen(&["[1.0] 64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.1 ms"]);
+        assert_eq!(seen.in_vain, 0, "a ping that is stopped asks nothing");
+        for number in 2..=21 {
+            seen.line(&format!("[1.2] no answer yet for icmp_seq={number}"));
+        }
+        assert_eq!((seen.in_vain, seen.unanswered), (IN_VAIN, 20));
+        seen.line("[1.3] 64 bytes from 10.0.0.1: icmp_seq=22 ttl=64 time=0.1 ms");
+        assert_eq!((seen.in_vain, seen.unanswered), (0, 20));
     }
 
     #[test]

@@ -119,6 +119,7 @@ impl Pod {
         namespace.sysctl("ipv6/conf/all/accept_dad", "0")?;
         namespace.sysctl("ipv6/conf/eth0/accept_dad", "0")?;
         namespace.ip(&format!("link set eth0 up\n{inside}"))?;
+        host.wait_for_port(&port)?;
         Ok(Self { namespace, addresses: addresses.to_vec(), attached: None, _node: node.shared() })
     }
 

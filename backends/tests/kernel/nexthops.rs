@@ -51,17 +51,18 @@ fn routes_go_over_to_objects_and_back_without_losing_a_packet() {
         agent.converge(&plain);
         other.converge(&other.desired(&all));
         let (pod_a, pod_b) = (pod(&a), pod(&b));
+        assert!(pod_a.namespace().reaches(pod_b.address()).unwrap(), "{config}");
         let pinger = Pinger::start(pod_a.namespace(), pod_b.address()).unwrap();
-        pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
+        pinger.wait_for_reply(TIMEOUT).unwrap();
         let by_objects = agent.desired_by_objects(&all);
         for _ in 0..5 {
             let report = agent.converge(&by_objects);
             assert_eq!(report.applied.len(), 59, "{:?}", report.applied);
             assert_eq!(ours(&agent), 59);
-            pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
+            pinger.wait_for_reply(TIMEOUT).unwrap();
             agent.converge(&plain);
             assert_eq!(ours(&agent), 0, "what nothing leads through goes");
-            pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
+            pinger.wait_for_reply(TIMEOUT).unwrap();
         }
         agent.converge(&by_objects);
         let again = agent.converge(&by_objects);

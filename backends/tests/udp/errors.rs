@@ -30,7 +30,7 @@ fn listener(namespace: &Namespace, protocol: u8) -> Socket {
 
 fn hear(mut socket: &Socket) -> Packet {
     let mut room = [0; 65_536];
-    let len = std::io::Read::read(&mut socket, &mut room).unwrap();
+    let len = uninterrupted(|| std::io::Read::read(&mut socket, &mut room)).unwrap();
     Packet::parse(&room[..len])
 }
 

@@ -15,6 +15,8 @@ use backends::testing::{Namespace, Numbers, uninterrupted};
 use crate::bed::LIMIT;
 
 const CHUNK: usize = 64 * 1024;
+/// So many times of silence in a row mean that nothing comes any more: one of them may be a machine that stood still.
+const SILENCES: usize = 4;
 
 fn send(mut to: &TcpStream, seed: u64, bytes: usize) {
     let (mut numbers, mut sizes) = (Numbers(seed), Numbers(!seed));
@@ -170,16 +172,18 @@ impl Datagrams {
                 let more = self.send_more(count, &open);
                 sent.store(count as usize * self.sources.len() + more, Ordering::Relaxed);
             });
-            let start = Instant::now();
+            let (start, mut silences) = (Instant::now(), 0);
             loop {
                 let Some((flow, number)) = self.receive() else {
                     let sent = sent.load(Ordering::Relaxed);
+                    silences += usize::from(sent != usize::MAX);
                     let late = start.elapsed() > LIMIT;
-                    if all.len() == sent || (drops || late) && sent != usize::MAX {
+                    if all.len() == sent || (drops || late) && silences >= SILENCES {
                         break;
                     }
                     continue;
                 };
+                silences = 0;
                 let times = all.entry((flow, number)).or_default();
                 *times += 1;
                 outcome.repeated += usize::from(*times > 1);
@@ -216,8 +220,8 @@ impl Datagrams {
     }
 
     fn send(&self, count: u32, sizes: RangeInclusive<usize>, window: usize, arrived: &AtomicUsize) {
-        let start = Instant::now();
         self.send_while(count, sizes, |sent| {
+            let start = Instant::now();
             while sent.saturating_sub(arrived.load(Ordering::Relaxed)) >= window {
                 assert!(start.elapsed() < LIMIT, "only {} of {sent} arrive", arrived.load(Ordering::Relaxed));
                 thread::sleep(Duration::from_micros(50));

@@ -6,12 +6,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::ops::RangeInclusive;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::runtime::List;
 use crate::support::{Namespace, Node, PLUGINS, Pod, V4};
+
+/// How often a rate is measured that remains below what is right.
+const MAX_MEASUREMENTS: usize = 6;
 
 /// contract §8.2, with the directories of the test.
 pub(crate) fn shipped(node: &Node) -> Value {
@@ -71,10 +75,27 @@ impl Drop for Server {
     }
 }
 
-/// Megabits per second that arrive through `port` of the host, from the client or, `reversed`, at it.
-pub(crate) fn rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool) -> f64 {
-    rate_by(pod, client, "192.0.2.1", port, &if reversed { vec!["--reverse"] } else { vec![] })
-        .unwrap_or_else(|error| panic!("{error}"))
+/// Checks that so many megabits per second arrive through `port` of the host, from the client or, `reversed`, at it.
+#[track_caller]
+fn assert_rate(pod: &Namespace, client: &Namespace, port: u16, reversed: bool, range: RangeInclusive<f64>) {
+    let options = if reversed { vec!["--reverse"] } else { vec![] };
+    assert_within(range, || rate_by(pod, client, "192.0.2.1", port, &options));
+}
+
+/// Checks a rate that is measured. No measurement may exceed the range; one that remains below it, or fails, is repeated: a
+/// machine that does something else sends less than may pass.
+#[track_caller]
+pub(crate) fn assert_within(range: RangeInclusive<f64>, measure: impl Fn() -> Result<f64, Value>) {
+    let mut measured = Vec::new();
+    for _ in 0..MAX_MEASUREMENTS {
+        measured.push(measure());
+        match measured.last() {
+            Some(Ok(rate)) if rate > range.end() => break,
+            Some(Ok(rate)) if range.contains(rate) => return,
+            _ => {}
+        }
+    }
+    panic!("{measured:?} Mbit/s, and {range:?} are right");
 }
 
 /// The same through any address, with more options.
@@ -136,16 +157,14 @@ fn a_client_reaches_pods_by_ports_of_the_host_as_fast_as_their_limits_allow() {
     assert_eq!(free.result["ips"][0]["address"], "10.1.17.3/24");
 
     for reversed in [false, true] {
-        let slow = rate(&namespaces[0], &client, 8080, reversed);
-        assert!((5.0..=15.0).contains(&slow), "{slow} Mbit/s, reversed: {reversed}");
-        let fast = rate(&namespaces[1], &client, 8081, reversed);
-        assert!(fast > 30.0, "{fast} Mbit/s, reversed: {reversed}");
+        assert_rate(&namespaces[0], &client, 8080, reversed, 5.0..=15.0);
+        assert_rate(&namespaces[1], &client, 8081, reversed, 30.0..=f64::INFINITY);
     }
 
     // Away with one: the other still has its port.
     list.del(&limited);
     assert!(!rules(&node).contains(":8080") && rules(&node).contains("10.1.17.3:5201"), "{}", rules(&node));
-    assert!(rate(&namespaces[1], &client, 8081, false) > 30.0);
+    assert_rate(&namespaces[1], &client, 8081, false, 30.0..=f64::INFINITY);
     list.del(&free);
     list.del(&free);
     assert!(!rules(&node).contains("10.1.17."), "{}", rules(&node));
@@ -164,7 +183,7 @@ fn a_pod_reaches_itself_by_the_port_of_its_host() {
     let ports = json!([{"hostPort": 8080, "containerPort": 5201, "protocol": "tcp"}]);
     let pod = list.add(Pod { container: "c1", ifname: "eth0", netns: &path }, json!({"portMappings": ports}));
     // Needs the delegate's hairpinMode.
-    assert!(rate(&namespace, &namespace, 8080, false) > 1.0);
+    assert_rate(&namespace, &namespace, 8080, false, 1.0..=f64::INFINITY);
     list.del(&pod);
 }
 
@@ -191,8 +210,10 @@ fn a_pod_reaches_itself_by_its_service() {
         let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
         node.call_with("ADD", pod, &network.to_string(), &[("FLANNEL_CNI_EXEC", exec)]).result();
         namespace.ip(&["link", "set", "lo", "up"]);
-        let rate = rate_by(&namespace, &namespace, "10.96.0.10", 80, &["--time", "1", "--omit", "0"]);
-        assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "exec {exec}, bridged {bridged}: {rate:?}");
+        println!("exec {exec}, bridged {bridged}");
+        assert_within(0.1..=f64::INFINITY, || {
+            rate_by(&namespace, &namespace, "10.96.0.10", 80, &["--time", "1", "--omit", "0"])
+        });
         node.call("DEL", pod, &network).result();
     }
 }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::chain::{client, rate_by, rules, shipped};
+use crate::chain::{assert_within, client, rate_by, rules, shipped};
 use crate::pods::V6;
 use crate::runtime::List;
 use crate::support::{Answer, Namespace, Node, Pod, V4};
@@ -63,8 +63,8 @@ fn a_port_of_the_host_leads_to_the_pod_from_everywhere() {
         (&client, "192.0.2.9", 8080),
     ] {
         for options in [&[][..], &["--udp", "--bitrate", "1M"]] {
-            let rate = reach(from, address, port, options);
-            assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "{address}:{port} {options:?}: {rate:?}");
+            println!("{address}:{port} {options:?}");
+            assert_within(0.1..=f64::INFINITY, || reach(from, address, port, options));
         }
     }
     assert!(reach(&client, "192.0.2.1", 8081, &[]).is_err());
@@ -86,8 +86,8 @@ fn a_port_of_the_host_leads_to_the_pod_by_ipv6() {
     let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
     let attached = list.add(pod, json!({"portMappings": port(8080, json!({}))}));
     for (from, address) in [(&client, "fd00:99::1"), (&client, "192.0.2.1"), (&namespace, "fd00:99::1")] {
-        let rate = rate_by(&namespace, from, address, 8080, &SHORT);
-        assert!(rate.as_ref().is_ok_and(|rate| *rate > 0.1), "{address}: {rate:?}");
+        println!("{address}");
+        assert_within(0.1..=f64::INFINITY, || rate_by(&namespace, from, address, 8080, &SHORT));
     }
     list.del(&attached);
     assert!(!nft(&node, &["list", "ruleset"]).contains("dnat"));

@@ -1,5 +1,7 @@
 //! `flanneld cleanup` finds everything that an agent makes, and nothing else.
 
+use backends::testing::wait_for_some;
+
 use crate::bed::{Cluster, HOST_GW, LIMIT, Member, VXLAN, flanneld};
 
 fn cleanup(member: &Member, more: &[&str]) -> String {
@@ -59,9 +61,14 @@ fn file_of(member: &Member) -> String {
 }
 
 fn state_of(member: &Member) -> std::path::PathBuf {
-    let entries = std::fs::read_dir(member.node.subnet_file().parent().unwrap()).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.into_iter().find(|path| path.to_string_lossy().ends_with(".state.json")).unwrap()
+    let find = || {
+        let entries = std::fs::read_dir(member.node.subnet_file().parent().unwrap()).unwrap();
+        entries
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.to_string_lossy().ends_with(".state.json"))
+    };
+    wait_for_some("the saved state", LIMIT, find).unwrap()
 }
 
 #[test]

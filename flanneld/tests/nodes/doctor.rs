@@ -257,18 +257,18 @@ fn faults_of_cni_and_of_the_pool_are_named_with_the_file() {
     fs::write(a.path("bin/bridge"), "").unwrap();
     a.is_told("the order", ["05-bridge.conf", "takes the first file by name", "remove"], LIMIT);
     fs::remove_file(&other).unwrap();
-    a.healthy();
+    a.recovers("the order");
 
     fs::remove_file(a.path("bin/portmap")).unwrap();
     a.is_told("a plugin that is missing", ["portmap", "not in", "install"], LIMIT);
     fs::write(a.path("bin/portmap"), "").unwrap();
-    a.healthy();
+    a.recovers("a plugin that is missing");
 
     let gateway = "10.244.99.1/24";
     a.member.ip(&format!("link add cni0 type bridge\naddr add {gateway} dev cni0\nlink set cni0 up"));
     a.is_told("a wrong gateway", ["cni0", gateway, "ip address del 10.244.99.1/24 dev cni0"], LIMIT);
     a.member.ip("link del cni0");
-    a.healthy();
+    a.recovers("a wrong gateway");
 
     let env = fs::read(a.member.node.subnet_file()).unwrap();
     fs::write(a.member.node.subnet_file(), "FLANNEL_NETWORK=nonsense\n").unwrap();
@@ -297,7 +297,7 @@ fn faults_of_cni_and_of_the_pool_are_named_with_the_file() {
     let left: Vec<_> =
         fs::read_dir(a.path("ipam/cbr0")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.contains(&file) && left.len() == 2, "the pod's and the lock: {left:?}");
-    a.healthy();
+    a.recovers("a full pool that leaks");
 
     let (code, text, _) = a.run(&[&format!("--pod={}", pod.address())]);
     assert!(code == Some(0) && text.contains("is attached to this node"), "{text}");
@@ -466,7 +466,7 @@ fn a_store_that_is_away_and_a_lease_that_ends_are_named() {
         left <= 3600
     })
     .unwrap();
-    a.healthy();
+    a.recovers("a lease that is known to end sooner");
     cluster.etcd.kill();
     a.is_told("a lease that ends", ["etcd", "and can't be renewed", "peers drop the node"], LIMIT);
 }

@@ -84,6 +84,8 @@ fn commands_connect_nodes_and_follow_their_peers_over_restarts() {
     let (own, peer, public) = (a.subnet().trunc(), b.subnet().trunc(), b.node.address());
     let post = format!("post 10.244.0.0/16 {own} ::/0 {} <nil> []", a.node.address());
     let add = format!("add {peer} {public} [it is \"me\" & $(you)]");
+    // A command makes the route first, and writes down then that it did.
+    a.wait("the commands in the log", || log_of(at, a).len() >= 3);
     assert_eq!(log_of(at, a), ["pre".to_owned(), post.clone(), add.clone()]);
     let env = fs::read_to_string(at.join(format!("{}.env", a.node.address()))).unwrap();
     assert!(env.contains("CLOUD=mine") && !env.contains("secret"), "{env}");

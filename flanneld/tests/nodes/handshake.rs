@@ -22,7 +22,7 @@ const PORT: u16 = 7777;
 /// Starts for each way in which the delegate runs.
 const STARTS: usize = 100;
 /// How long something is waited for that must come.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = LIMIT;
 
 /// A node with a policy for pods that are new, and an API server that it reads them from.
 struct Site {
@@ -71,6 +71,8 @@ struct Started<'a> {
     way: ResolvedRoute,
     /// Whether the runtime says which pod it is.
     kubernetes: bool,
+    /// How many seconds the plugin waits for the agent's word.
+    patience: u8,
     namespace: Namespace,
 }
 
@@ -85,7 +87,7 @@ impl<'a> Started<'a> {
     fn new(member: &'a Member, name: &str, way: ResolvedRoute) -> Self {
         let namespace = Namespace::new().unwrap();
         namespace.ip("link set lo up").unwrap();
-        Self { member, name: name.to_owned(), way, kubernetes: true, namespace }
+        Self { member, name: name.to_owned(), way, kubernetes: true, patience: 30, namespace }
     }
 
     /// Calls the plugin as a runtime of Kubernetes does; gives what it printed.
@@ -93,7 +95,7 @@ impl<'a> Started<'a> {
         let home = self.member.node.dir();
         let config = json!({
             "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
-            "subnetFile": self.member.node.subnet_file(), "dataDir": home.join("cni"), "policyWaitSeconds": 5,
+            "subnetFile": self.member.node.subnet_file(), "dataDir": home.join("cni"), "policyWaitSeconds": self.patience,
             "delegate": {"hairpinMode": true, "isDefaultGateway": true, "ipMasq": false},
             "ipam": {"dataDir": home.join("ipam")},
         });
@@ -237,7 +239,7 @@ fn an_add_waits_for_the_agent_and_fails_with_code_11_while_it_is_away() {
     member.agent.kill().unwrap();
     site.put_pod(&member, "new-1", "new");
     for way in [ResolvedRoute::InProcess, ResolvedRoute::Program] {
-        let pod = Started::new(&member, "new-1", way);
+        let pod = Started { patience: 5, ..Started::new(&member, "new-1", way) };
         let error = pod.call("ADD").unwrap_err();
         assert_eq!(error["code"], 11, "{error}");
         assert!(error["msg"].as_str().unwrap().contains(&*socket.to_string_lossy()), "{error}");
@@ -263,7 +265,7 @@ fn links(namespace: &Namespace) -> Vec<String> {
 fn a_pod_that_the_api_does_not_have_gets_no_network_and_a_container_that_is_no_pod_does() {
     let site = Site::new();
     let member = site.join();
-    let pod = Started::new(&member, "nobody", ResolvedRoute::InProcess);
+    let pod = Started { patience: 5, ..Started::new(&member, "nobody", ResolvedRoute::InProcess) };
     let error = pod.call("ADD").unwrap_err();
     assert_eq!(error["code"], 11, "{error}");
     assert!(error["msg"].as_str().unwrap().contains("the API has no pod shop/nobody"), "{error}");

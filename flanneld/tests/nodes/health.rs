@@ -40,8 +40,10 @@ fn a_subnet_file_that_cannot_be_written_keeps_the_node_unready() {
     let cluster = Cluster::new(VXLAN);
     let a = cluster.start(cluster.fabric.node().unwrap(), &["--subnet-file=/proc/nowhere/subnet.env"]);
     a.wait_for_log("no pod can be connected");
-    let (code, body) = a.agent.get("/readyz").unwrap();
-    assert!(code == 503 && body.contains("subnet-file") && body.contains("/proc/nowhere"), "{body}");
+    a.wait("the reason", || {
+        let (code, body) = a.agent.get("/readyz").unwrap();
+        code == 503 && body.contains("subnet-file") && body.contains("/proc/nowhere")
+    });
 }
 
 #[test]
@@ -119,8 +121,10 @@ fn a_node_whose_subnet_was_given_away_takes_another_and_waits_for_its_pods_to_go
     cluster.put(&key, r#"{"PublicIP":"172.31.0.200","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:c8"}}"#);
     a.wait_for_log("this node has another subnet than before");
     a.wait("the new subnet", || a.subnet() != old);
-    let (code, body) = a.agent.get("/readyz").unwrap();
-    assert!(code == 503 && body.contains(&old.to_string()) && body.contains("cni0"), "{body}");
+    a.wait("the reason", || {
+        let (code, body) = a.agent.get("/readyz").unwrap();
+        code == 503 && body.contains(&old.to_string()) && body.contains("cni0")
+    });
     assert!(a.show("ip route show").contains(&format!("{old} dev cni0")), "the route to its pods stays");
     drop(pod);
     assert!(

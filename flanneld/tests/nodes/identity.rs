@@ -115,7 +115,7 @@ fn a_second_agent_of_the_same_node_costs_the_first_nothing() {
     a.wait("the newcomer to give up", || second.log().contains("it has the same public address"));
     a.wait_for_log("it was written again");
     drop(second);
-    assert_eq!(a.agent.get("/readyz").unwrap().0, 200, "{}", a.agent.log());
+    a.wait("readiness", || a.agent.get("/readyz").unwrap().0 == 200);
     assert_eq!(cluster.leases().len(), 1);
 }
 
@@ -127,6 +127,7 @@ fn a_lease_lost_to_a_second_agent_is_taken_up_again_after_silence() {
     // What a twin writes to a newcomer's lease, once.
     cluster.put(&key, &value.replace(&device_mac(&a), "02:00:00:00:00:99"));
     a.wait_for_log("claims it again after 15 s");
+    a.wait("the own lease", || cluster.leases()[0].1.contains(&device_mac(&a)));
     a.wait("ready", || a.agent.get("/readyz").is_ok_and(|(code, _)| code == 200));
     assert!(cluster.leases()[0].1.contains(&device_mac(&a)), "{:?}", cluster.leases());
 }
@@ -147,8 +148,9 @@ fn no_subnet_covers_the_store_or_the_gateway() {
     assert_eq!(subnets, ["172.31.0.208/28", "172.31.0.224/28"]);
     for member in [&a, &b] {
         member.wait_for_log("172.31.0.240/28 contains 172.31.0.254");
-        let (_, verbose) = member.agent.get("/readyz?verbose").unwrap();
-        assert!(verbose.contains("overlaps the network of the nodes"), "{verbose}");
+        member.wait("the note", || {
+            member.agent.get("/readyz?verbose").unwrap().1.contains("overlaps the network of the nodes")
+        });
         assert!(!member.show("ip route show").contains("172.31.0.240"), "{}", member.show("ip route show"));
     }
     let (pod_a, pod_b) = (a.pod(), b.pod());

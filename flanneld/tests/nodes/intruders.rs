@@ -1,5 +1,7 @@
 //! Datagrams to the ports of tunnels that no peer sent: how many of them reach a pod.
 
+mod packet;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,6 +14,8 @@ use tempfile::TempDir;
 
 use crate::bed::{LIMIT, Member, flanneld};
 use crate::site::config;
+
+use packet::packet;
 
 /// The modes under test: equal in every outcome.
 const MODES: [&str; 2] = ["--traffic-manager=nft", "--traffic-manager=iptables"];
@@ -102,46 +106,6 @@ fn in_subnet(member: &Member, family: Family, host: u8) -> IpAddr {
         IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() | u32::from(host)).into()),
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() | u128::from(host)).into()),
     }
-}
-
-/// An IP packet with a UDP datagram for the port of a pod.
-fn packet(source: IpAddr, target: IpAddr, payload: &[u8]) -> Vec<u8> {
-    let len = (8 + payload.len()) as u16;
-    let ports: [u8; 4] = (u32::from(POD_PORT) << 16 | u32::from(POD_PORT)).to_be_bytes();
-    let (mut header, addresses) = match (source, target) {
-        (IpAddr::V4(source), IpAddr::V4(target)) => {
-            let mut header = vec![0x45, 0];
-            header.extend((20 + len).to_be_bytes());
-            header.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-            (header, [source.octets().to_vec(), target.octets().to_vec()].concat())
-        }
-        (IpAddr::V6(source), IpAddr::V6(target)) => {
-            let mut header = vec![0x60, 0, 0, 0];
-            header.extend(len.to_be_bytes());
-            header.extend([17, 64]);
-            (header, [source.octets().to_vec(), target.octets().to_vec()].concat())
-        }
-        _ => panic!("{source} and {target} are not of one family"),
-    };
-    header.extend(&addresses);
-    if source.is_ipv4() {
-        let sum = checksum(&[&header]);
-        header[10..12].copy_from_slice(&sum);
-    }
-    let pseudo = [addresses, [0, 17].into(), len.to_be_bytes().into()].concat();
-    let sum = checksum(&[&pseudo, &ports, &len.to_be_bytes(), &[0, 0], payload]);
-    [header, ports.into(), len.to_be_bytes().into(), sum.into(), payload.into()].concat()
-}
-
-fn checksum(parts: &[&[u8]]) -> [u8; 2] {
-    let words = |part: &&[u8]| {
-        part.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0))).sum::<u32>()
-    };
-    let mut sum: u32 = parts.iter().map(words).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!(sum as u16)).to_be_bytes()
 }
 
 /// What goes to the tunnel's port so that `inner` comes out of it.
@@ -249,6 +213,23 @@ fn attack(setup: &Setup, victim: &Victim<'_>, family: Family) {
     }
 }
 
+/// Attacks until a datagram of each of these has arrived: that of the peer, up to which is looked, may overtake others.
+fn wait_for_arrival<'a>(
+    setup: &Setup,
+    victim: &Victim<'_>,
+    family: Family,
+    who: impl IntoIterator<Item = &'a str>,
+) -> BTreeMap<String, usize> {
+    let public = at(&setup.b.node, family);
+    let (all, mut arrived): (Vec<_>, _) = (who.into_iter().collect(), BTreeMap::new());
+    setup.b.wait(&format!("{family}: datagrams of {all:?}"), || {
+        attack(setup, victim, family);
+        arrived.extend(victim.arrived(&setup.a, family));
+        all.iter().all(|who| arrived.contains_key(&format!("{who} to {public}")))
+    });
+    arrived
+}
+
 /// Another address of node `b` on the same link, which its peers don't know.
 fn second_address(family: Family) -> IpAddr {
     of(family, ["172.31.0.222".parse().unwrap(), "fd31::222".parse().unwrap()])
@@ -333,18 +314,19 @@ fn once_the_filter_is_out_of_force_the_same_datagrams_arrive() {
     }
     let victim = Victim::new(Tunnel::Vxlan, &setup.b, &setup.pod_b);
     for family in Family::BOTH {
-        attack(&setup, &victim, family);
-        let arrived = victim.arrived(&setup.a, family);
-        let public = at(&setup.b.node, family);
-        for who in [
-            "a pod of another node",
-            "a pod of the same node",
-            "a pod of another node in the name of a third node",
-            "a pod of the same node in the name of a peer",
-            "a stranger on the link",
-        ] {
-            assert!(arrived.contains_key(&format!("{who} to {public}")), "{family} {who}: {arrived:?}");
-        }
+        let who = [
+            "another node",
+            "the same node",
+            "another node in the name of a third node",
+            "the same node in the name of a peer",
+        ];
+        let who = who.map(|who| format!("a pod of {who}"));
+        wait_for_arrival(
+            &setup,
+            &victim,
+            family,
+            who.iter().map(String::as_str).chain(["a stranger on the link"]),
+        );
     }
 }
 
@@ -391,10 +373,7 @@ fn check_sources_false_lets_translated_peers_in_and_keeps_pods_out() {
         setup.acquaint();
         let victim = Victim::new(tunnel, &setup.b, &setup.pod_b);
         for family in Family::BOTH {
-            let public = at(&setup.b.node, family);
-            attack(&setup, &victim, family);
-            let arrived = victim.arrived(&setup.a, family);
-            assert!(arrived.contains_key(&format!("a stranger on the link to {public}")), "{arrived:?}");
+            let arrived = wait_for_arrival(&setup, &victim, family, ["a stranger on the link"]);
             let from_pods = arrived.keys().filter(|who| who.starts_with("a pod of another node"));
             let outside = from_pods.filter(|who| !who.contains("10.244.") && !who.contains("fd00:244:"));
             assert_eq!(outside.count(), 0, "{tunnel:?} {family}: {arrived:?}");
@@ -420,6 +399,11 @@ fn a_filter_that_somebody_removes_comes_back_and_cleanup_takes_it_away() {
         let list = |member: &Member| {
             ["ip", "ip6"].map(|family| member.try_show(&format!("nft -s list table {family} flannel-tunnel")))
         };
+        // The node that came last may be news to this one.
+        setup.b.wait("it in the filter", || {
+            let [v4, v6] = list(&setup.b);
+            v4.contains("172.31.0.3") && v6.contains("fd31::3")
+        });
         let healthy = list(&setup.b);
         assert!(healthy[0].contains("udp dport 8472") && healthy[0].contains("172.31.0.1"), "{healthy:?}");
         assert!(healthy[1].contains("udp dport 8472") && healthy[1].contains("fd31::1"), "{healthy:?}");

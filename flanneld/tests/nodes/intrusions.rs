@@ -33,8 +33,9 @@ fn noted(member: &Member, parts: &[&str]) {
         notes.len() == 1 && parts.iter().all(|part| notes[0].contains(part))
     });
     assert!(member.is_ready(), "others are reached as before");
-    let log = member.agent.log();
-    assert!(log.lines().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?}: {log}");
+    member.wait(&format!("a line with {parts:?}"), || {
+        member.agent.log().lines().any(|line| parts.iter().all(|part| line.contains(part)))
+    });
 }
 
 fn route_to(member: &Member, subnet: IpNet) -> String {

@@ -9,7 +9,7 @@ use crate::bed::{Cluster, HOST_GW, Member, VXLAN};
 const CONFIG: &str = "/coreos.com/network/config";
 const UDP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 /// A backend that no peer uses any more is given up after 30 s.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Everything that flanneld makes on a node, without numbers that differ from device to device or from second to
 /// second, and the order in which tables were made.
@@ -42,21 +42,11 @@ fn without_numbers(line: &str) -> String {
 
 /// Echo requests from every pod to every other.
 fn pings(pods: &[Pod]) -> Vec<Pinger> {
-    let mut all = Vec::new();
-    for (index, from) in pods.iter().enumerate() {
-        for (_, to) in pods.iter().enumerate().filter(|(other, _)| *other != index) {
-            let pinger = Pinger::start(from.namespace(), to.address()).unwrap();
-            all.push(pinger);
-        }
-    }
-    for pinger in &all {
-        pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
-    }
-    all
+    crate::site::pings(&pods.iter().collect::<Vec<_>>())
 }
 
 fn lost(pings: Vec<Pinger>) -> u64 {
-    pings.into_iter().map(|pinger| pinger.finish().unwrap().lost).sum()
+    crate::site::lost(pings).into_iter().sum()
 }
 
 #[test]
@@ -155,8 +145,7 @@ fn the_network_moves_and_pods_of_the_old_one_lose_no_packet() {
             let rules = member.show("nft list table ip flannel-ipv4");
             rules.contains("10.99.0.0/16") && rules.contains("10.244.0.0/16")
         });
-        let notes = member.agent.get("/readyz?verbose").unwrap().1;
-        assert!(notes.contains("drain this node"), "{notes}");
+        member.wait("the remedy", || member.verbose().contains("drain this node"));
     }
     assert_eq!(cluster.leases().len(), 4, "the old leases end by themselves");
     let logs = members.iter().map(|member| member.agent.log()).collect::<Vec<_>>().join("\n---\n");

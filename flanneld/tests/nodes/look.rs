@@ -168,7 +168,7 @@ fn trace_says_when_nothing_comes_and_never_leaves_its_table() {
     leave(&a);
     a.agent.terminate(LIMIT).unwrap();
     a.start_again();
-    assert!(!tables(&a).contains("flannel-trace"), "{}", tables(&a));
+    wait_for("no table", LIMIT, || !tables(&a).contains("flannel-trace")).unwrap();
     leave(&a);
     a.agent.terminate(LIMIT).unwrap();
     let file = format!("--subnet-file={}", a.node.subnet_file().display());

@@ -88,6 +88,7 @@ fn a_pod_is_reached_all_the_time_while_a_thousand_nodes_come_and_go_and_the_agen
     let (mut a, b) = (cluster.join(), cluster.join());
     a.wait("the peer's route", || a.node.has_route(b.subnet()).unwrap());
     let (pod_a, pod_b) = (a.pod(), b.pod());
+    a.wait("the first echo between pods", || pod_a.namespace().reaches(pod_b.address()).unwrap());
     let pinger = Pinger::start(pod_a.namespace(), pod_b.address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
     assert_eq!(objects(&a), 0, "few peers have plain routes");

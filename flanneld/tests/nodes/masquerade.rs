@@ -20,7 +20,7 @@ fn arrives_from(from: &Namespace, to: &Namespace, target: IpAddr) -> Option<IpAd
     receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let sender = from.run(|| UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap());
     // A first packet may be lost to address resolution.
-    (0..10).find_map(|_| {
+    (0..100).find_map(|_| {
         sender.send_to(b"whose", (target, port)).ok()?;
         uninterrupted(|| receiver.recv_from(&mut [0; 16])).ok().map(|(_, source)| source.ip())
     })

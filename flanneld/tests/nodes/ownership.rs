@@ -87,8 +87,10 @@ fn an_address_that_was_taken_off_a_bridge_and_came_back_stays_and_is_named() {
     turn(&a);
     assert!(has());
     a.wait_for_log("something on this host wants it");
-    let (_, verbose) = a.agent.get("/readyz?verbose").unwrap();
-    assert!(verbose.contains("br7 has the address") && verbose.contains("ip address del"), "{verbose}");
+    a.wait("the note", || {
+        let verbose = a.verbose();
+        verbose.contains("br7 has the address") && verbose.contains("ip address del")
+    });
 }
 
 #[test]
@@ -120,5 +122,5 @@ fn the_gateway_of_a_lost_subnet_goes_with_the_last_pod_and_readiness_follows() {
     a.ip("link del pod0");
     // Without a notification of the last pod's end it would be a minute.
     a.wait("readiness", || reason().0 == 200);
-    assert!(!a.show("ip -o -4 address show dev cni0").contains("inet "));
+    a.wait("the end of the address", || !a.show("ip -o -4 address show dev cni0").contains("inet "));
 }

@@ -20,6 +20,15 @@ fn series(member: &Member, name: &str, peer: &str) -> Option<u64> {
     metrics(member).lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
 }
 
+/// Waits for the last of what was under way: of several pings, the first answer is waited for.
+fn wait_until_calm<T: PartialEq>(member: &Member, counted: impl Fn() -> T) {
+    member.wait("calm", || {
+        let before = counted();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        counted() == before
+    });
+}
+
 fn tables(member: &Member) -> String {
     member.show("nft list tables")
 }
@@ -44,6 +53,7 @@ fn bytes_of_each_peer_are_counted_by_any_backend_and_gone_with_the_agent() {
         let counted = |peer: &str| {
             (series(&a, "peer_transmit_bytes_total", peer), series(&a, "peer_receive_bytes_total", peer))
         };
+        wait_until_calm(&a, || counted(&to_b));
         let before = counted(&to_b);
         assert!(before.0.is_some() && before.1.is_some(), "{config}: {}", metrics(&a));
         // 100 bytes, 8 of ICMP and 20 of IP.
@@ -112,8 +122,11 @@ fn udp_counts_the_bytes_of_each_peer_by_itself() {
         let args = ["-c", count, "-i", "0.01", "-s", "100", &target];
         pod.namespace().command("ping").args(args).ok().unwrap();
     };
+    wait_until_calm(&a, counted);
     let before = counted();
     ping("7");
+    // A worker counts a batch once it has carried it.
+    a.wait("the last answer's count", || counted().1.unwrap() - before.1.unwrap() >= 7 * 128);
     let after = counted();
     assert_eq!(after.0.unwrap() - before.0.unwrap(), 7 * 128);
     assert_eq!(after.1.unwrap() - before.1.unwrap(), 7 * 128);

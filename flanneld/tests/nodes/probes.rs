@@ -184,9 +184,11 @@ fn answers_of_others_are_counted_and_mean_nothing() {
         std::thread::sleep(Duration::from_millis(500));
     }
     assert_eq!(probe(&a)["verdict"], "fine", "the tunnel answers");
-    let (_, status) = a.agent.get("/status").unwrap();
-    let status: Value = serde_json::from_str(&status).unwrap();
-    assert!(status["probes"]["rejected"].as_u64().unwrap() >= 10, "{status}");
+    a.wait("the count of what was rejected", || {
+        let (_, status) = a.agent.get("/status").unwrap();
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["probes"]["rejected"].as_u64().unwrap() >= 10
+    });
 }
 
 #[test]

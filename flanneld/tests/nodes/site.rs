@@ -6,7 +6,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use backends::testing::{Etcd, Fabric, Node, Pinger, Pod, wait_for};
 use ipnet::IpNet;
@@ -202,7 +201,10 @@ impl Site {
                 let entries = fs::read_dir(directory.path().join("subnets")).unwrap();
                 let text = |path: PathBuf| {
                     let key = path.file_name().unwrap().to_string_lossy().into_owned();
-                    // A lease that is just being replaced is there under another name.
+                    // A lease that is just being written has a hidden name until then.
+                    if key.starts_with('.') {
+                        return None;
+                    }
                     Some(format!("{key} {}", fs::read_to_string(path).ok()?.replace('\n', "")))
                 };
                 entries.filter_map(|entry| text(entry.unwrap().path())).collect()
@@ -275,7 +277,7 @@ pub(crate) fn pings_of(pods: &[&Pod], families: &[Family]) -> Vec<Pinger> {
 /// Waits for one more answer to each.
 pub(crate) fn answered(pings: &[Pinger]) {
     for pinger in pings {
-        pinger.wait_for_reply(Duration::from_secs(10)).unwrap();
+        pinger.wait_for_reply(LIMIT).unwrap();
     }
 }
 

@@ -26,7 +26,8 @@ fn command(member: &Member, args: &[&str]) -> (Option<i32>, String) {
 fn one_look_says_how_a_node_is_and_agrees_with_the_kernel() {
     let cluster = Cluster::new(VXLAN);
     let (a, b) = (cluster.join_with(&["--ip-masq"]), cluster.join());
-    a.wait("the peer", || a.node.has_route(b.subnet()).unwrap());
+    // What the loop did is published at the end of its turn, so a moment after the kernel has it.
+    a.wait("the peer", || status(&a, "/status")["peers"]["programmed"] == 1);
     let seen = status(&a, "/status?look");
     assert_eq!(seen["schema"], 1);
     assert_eq!((&seen["ready"], &seen["alive"]), (&Value::from(true), &Value::from(true)), "{seen}");
@@ -54,6 +55,7 @@ fn one_look_says_how_a_node_is_and_agrees_with_the_kernel() {
     // What another program undoes is put right, counted as a repair, and told.
     a.ip(&format!("route del {}", b.subnet()));
     a.wait("the repair", || status(&a, "/status")["counters"]["repairs"]["route"] == 1);
+    a.wait("the repair in words", || command(&a, &[]).1.contains("kernel   as desired; last repair"));
     let (code, text) = command(&a, &[]);
     assert_eq!(code, Some(0), "{text}");
     for part in [
@@ -80,6 +82,8 @@ fn all_nodes_are_asked_and_one_that_hangs_has_a_row() {
     a.wait("the peers", || status(&a, "/status")["peers"]["programmed"] == 2);
     b.wait("the peers", || status(&b, "/status")["peers"]["programmed"] == 2);
     hanging.agent.process().signal(backends::testing::Signal::STOP).unwrap();
+    // A node that has 2 s to answer may be a moment too late, on a machine that does something else.
+    a.wait("an answer of each that runs", || command(&a, &["--all"]).1.matches("no answer").count() == 1);
     let (code, text) = command(&a, &["--all"]);
     assert_eq!(code, Some(0), "{text}");
     let row = |address: &str| {

@@ -12,6 +12,8 @@ fn a_vpn_with_a_better_default_route_moves_no_node_and_costs_no_packet() {
     let cluster = Cluster::new(VXLAN);
     let (mut a, b) = (cluster.join(), cluster.join());
     let (pod_a, pod_b) = (a.pod(), b.pod());
+    // A node that is ready may be news to its peers.
+    a.wait("the first echo between pods", || pod_b.namespace().reaches(pod_a.address()).unwrap());
     let pings = Pinger::start(pod_b.namespace(), pod_a.address()).unwrap();
     pings.wait_for_reply(LIMIT).unwrap();
     let before = cluster.leases();
@@ -29,7 +31,7 @@ fn a_vpn_with_a_better_default_route_moves_no_node_and_costs_no_packet() {
         a.wait("the repair", || a.show("ip link show flannel.1").contains("mtu 1450"));
         assert_eq!(cluster.leases(), before);
         assert!(a.show("ip -d link show flannel.1").contains("local 172.31.0.1 dev eth0"));
-        assert!(a.agent.get("/readyz").is_ok_and(|(code, _)| code == 200), "{}", a.agent.log());
+        a.wait("readiness", || a.agent.get("/readyz").is_ok_and(|(code, _)| code == 200));
     }
     assert_eq!(pings.finish().unwrap().lost, 0, "{}", a.agent.log());
 }

@@ -124,7 +124,8 @@ fn a_restart_keeps_the_key_and_connections_go_on() {
     // In both directions: also where only the other node has something to send by a session that is gone.
     for pinger in pings {
         let seen = pinger.finish().unwrap();
-        assert!(seen.longest_gap < Duration::from_secs(5), "{seen:?}");
+        // Less than the 15 s after which the other node would notice by itself.
+        assert!(seen.longest_gap < Duration::from_secs(13), "{seen:?}");
     }
     let mode = fs::metadata(key_file(&setup.members[0])).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o400);
@@ -260,7 +261,8 @@ fn leases_that_cannot_be_used_are_named_and_harm_nobody() {
     setup.site.etcdctl(&["put", "/coreos.com/network/subnets/10.244.160.0-24", &value]);
     let told = |member: &Member| member.verbose().contains("announces this node's WireGuard key");
     wait_for("a word about the copied key", LIMIT, || setup.members.iter().any(told)).unwrap();
-    assert!(setup.members.iter().any(|member| !member.is_ready()));
+    wait_for("a node that is not ready", LIMIT, || setup.members.iter().any(|member| !member.is_ready()))
+        .unwrap();
     setup.site.etcdctl(&["del", "/coreos.com/network/subnets/10.244.160.0-24"]);
     setup.wait("readiness again", Member::is_ready);
 }
@@ -334,7 +336,8 @@ fn a_peer_with_another_preshared_key_is_told_from_a_port_that_is_blocked() {
             list["peers"][0]["cause"].as_str().unwrap_or_default().to_owned()
         };
         member.wait("the cause", || cause().contains("another preshared key: PSK differs"));
-        assert_eq!(series(member, "flannel_wireguard_peers{session=\"failing\"}"), Some(1));
+        let failing = || series(member, "flannel_wireguard_peers{session=\"failing\"}");
+        member.wait("a failing session", || failing() == Some(1));
     }
     // Once it is the same, there is a session.
     site.configure_one(&members[1].node.name(), &with("AQEB"));
