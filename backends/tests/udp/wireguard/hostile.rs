@@ -76,23 +76,28 @@ fn judged(counters: &Counters) -> u64 {
 }
 
 /// Sends these messages from an address of a machine, in turns, as fast as the node judges them, until told to stop. A
-/// faster flood would tell how busy this machine is: what a node can't take in time fills its queue and is lost.
+/// faster flood would tell how busy this machine is: what a node can't take in time fills its queue, and packets of pods wait
+/// behind it.
 fn flood(from: &Machine, target: SocketAddr, messages: &[[u8; 148]], counters: &Counters, stop: &AtomicBool) {
-    const AT_ONCE: u64 = 64;
+    const AT_ONCE: u64 = 32;
+    /// So few messages are never lost in the queue. After this time without one that is judged, they were elsewhere.
+    const LOST: Duration = Duration::from_secs(5);
     let socket =
         from.namespace().run(|| UdpSocket::bind((IpAddr::from(from.address()), 0))).expect("a socket");
-    let (mut sent, mut waited) = (judged(counters), 0);
+    let mut sent = judged(counters);
+    let (mut last, mut since) = (sent, Instant::now());
     while !stop.load(Ordering::Relaxed) {
-        if judged(counters) + 4 * AT_ONCE < sent && waited < 1000 {
-            waited += 1;
+        let now = judged(counters);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if now + 2 * AT_ONCE < sent && since.elapsed() < LOST {
             thread::sleep(Duration::from_micros(200));
             continue;
         }
-        if waited == 1000 {
-            // Some were lost.
-            sent = judged(counters);
+        if since.elapsed() >= LOST {
+            (sent, since) = (now, Instant::now());
         }
-        waited = 0;
         for message in messages.iter().cycle().take(AT_ONCE as usize) {
             let _ = socket.send_to(message, target);
         }
