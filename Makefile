@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PROGRAMS = $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV | sed -n 's/^host: //p')/debug
 PACKAGES := gcc libc6-dev protobuf-compiler libprotobuf-dev containernetworking-plugins etcd-server etcd-client \
 	iproute2 iputils-ping iperf3 iptables nftables ethtool openssl util-linux procps strace prometheus tcpdump \
-	wireguard-tools wireguard-go bird2 mandoc zsh fish
+	wireguard-tools wireguard-go bird2 frr mandoc zsh fish
 
 help: ## Lists the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16

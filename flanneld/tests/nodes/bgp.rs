@@ -1,4 +1,4 @@
-//! BIRD announces what flanneld has in the kernel: the recipe of docs/bgp.md, word for word.
+//! BIRD and FRR announce what flanneld has in the kernel: the recipes of docs/bgp.md, word for word.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use tempfile::TempDir;
 
 use crate::bed::{Cluster, Member};
 
-/// The recipe in the document.
-fn recipe() -> String {
+/// The recipe in the document, in this language.
+fn recipe(language: &str) -> String {
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/bgp.md")).unwrap();
-    let block = document.split("```bird\n").nth(1).unwrap();
+    let block = document.split(&format!("```{language}\n")).nth(1).unwrap();
     block.split("```").next().unwrap().to_owned()
 }
 
@@ -40,10 +40,52 @@ impl<'a> Bird<'a> {
     }
 }
 
+/// FRR's daemons on a node; their files are in a directory of the test.
+struct Frr<'a> {
+    node: &'a Node,
+    directory: TempDir,
+    _processes: [Process; 2],
+}
+
+impl<'a> Frr<'a> {
+    fn start(node: &'a Node, config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // They become another user.
+        node.namespace().command("chown").arg("frr:frr").arg(directory.path()).ok().unwrap();
+        let processes = [("zebra", ""), ("bgpd", config)].map(|(program, config)| {
+            let at = |name: &str| directory.path().join(name).display().to_string();
+            let (file, pid) = (at(&format!("{program}.conf")), at(&format!("{program}.pid")));
+            std::fs::write(&file, config).unwrap();
+            let command = node.namespace().command(&format!("/usr/lib/frr/{program}")).args(["-P", "0"]);
+            let places = ["--vty_socket", &at(""), "-z", &at("zebra.sock"), "-i", &pid, "-f", &file];
+            command.args(places).spawn().unwrap()
+        });
+        Self { node, directory, _processes: processes }
+    }
+
+    /// Runs lines of a shell in which `vtysh` speaks to these daemons.
+    fn shell(&self, lines: &str) -> String {
+        let here = self.directory.path().display();
+        let vtysh = format!("vtysh() {{ command vtysh --vty_socket {here} --config_dir {here} \"$@\"; }}\n");
+        self.node.namespace().command("sh").args(["-ec", &(vtysh + lines)]).ok().unwrap()
+    }
+}
+
 fn addressed(recipe: &str, own: &Node, other: &Node) -> String {
     recipe
         .replace("192.0.2.254", &other.address().to_string())
         .replace("192.0.2.1", &own.address().to_string())
+}
+
+/// What BIRD needs on a router to hear of the routes of this node.
+fn router_of(router: &Node, node: &Node) -> String {
+    format!(
+        "log stderr all;\nrouter id {0};\nprotocol device {{}}\n\
+         protocol bgp node {{ local {0} as 65000; neighbor {1} as 65001; graceful restart on;\n\
+         ipv4 {{ import all; export none; }}; ipv6 {{ import all; export none; }}; }}\n",
+        router.address(),
+        node.address()
+    )
 }
 
 #[test]
@@ -53,15 +95,8 @@ fn the_recipe_for_bird_announces_the_own_subnet_and_nothing_else() {
     let (subnet, theirs) = (member.subnet().trunc(), peer.subnet().trunc());
     member.wait("the peer's route", || member.node.has_route(theirs).unwrap());
     let router = cluster.fabric.node().unwrap();
-    let listens = format!(
-        "log stderr all;\nrouter id {0};\nprotocol device {{}}\n\
-         protocol bgp node {{ local {0} as 65000; neighbor {1} as 65001; graceful restart on;\n\
-         ipv4 {{ import all; export none; }}; ipv6 {{ import all; export none; }}; }}\n",
-        router.address(),
-        member.node.address()
-    );
-    let receives = Bird::start(&router, &listens);
-    let speaks = Bird::start(&member.node, &addressed(&recipe(), &member.node, &router));
+    let receives = Bird::start(&router, &router_of(&router, &member.node));
+    let speaks = Bird::start(&member.node, &addressed(&recipe("bird"), &member.node, &router));
     let line = format!("{subnet} ");
     member.wait("the route at the router", || receives.tells("show route").contains(&line));
     let table = receives.tells("show route");
@@ -76,9 +111,40 @@ fn the_recipe_for_bird_announces_the_own_subnet_and_nothing_else() {
     assert!(receives.tells("show route").contains(&line));
 }
 
+#[test]
+fn the_recipe_for_frr_announces_the_own_subnet_also_by_what_the_subnet_file_says() {
+    let cluster = Cluster::new(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let (member, peer) = (cluster.join(), cluster.join());
+    let (subnet, theirs) = (member.subnet().trunc(), peer.subnet().trunc());
+    member.wait("the peer's route", || member.node.has_route(theirs).unwrap());
+    let before = member.show("ip route show table all");
+    let router = cluster.fabric.node().unwrap();
+    let receives = Bird::start(&router, &router_of(&router, &member.node));
+    let config =
+        addressed(&recipe("frr"), &member.node, &router).replace("10.244.3.0/24", &subnet.to_string());
+    let speaks = Frr::start(&member.node, &config);
+    let line = format!("{subnet} ");
+    let is_there = || receives.tells("show route").contains(&line);
+    member.wait("the route at the router", is_there);
+    let table = receives.tells("show route");
+    assert!(table.contains(&format!("via {} on eth0", member.node.address())), "{table}");
+    assert!(!table.contains(&theirs.to_string()), "{table}");
+    let seen = || speaks.shell("vtysh -c 'show ip route kernel'");
+    member.wait("the peer's route in FRR", || seen().contains(&theirs.to_string()));
+
+    let forget = ["configure terminal", "router bgp 65001", "address-family ipv4 unicast"];
+    let forget: String = forget.iter().map(|line| format!("-c '{line}' ")).collect();
+    speaks.shell(&format!("vtysh {forget} -c 'no network {subnet}'"));
+    member.wait("its end", || !is_there());
+    let file = member.node.subnet_file().display().to_string();
+    speaks.shell(&recipe("sh").replace("/run/flannel/subnet.env", &file));
+    member.wait("the route that the subnet file tells of", is_there);
+    assert_eq!(member.show("ip route show table all"), before, "the node's own routes are as before");
+}
+
 /// A speaker by the recipe that also takes over what its neighbour announces, each in an AS of its own.
 fn learning<'a>(own: &'a Member, other: &Member, [own_as, other_as]: [&str; 2]) -> Bird<'a> {
-    let config = addressed(&recipe(), &own.node, &other.node)
+    let config = addressed(&recipe("bird"), &own.node, &other.node)
         .replacen("export none;", "export where source = RTS_BGP;", 1)
         .replacen("import none;", "import where net ~ 10.244.0.0/16;", 1)
         .replace("as 65001", "as OWN")
