@@ -203,15 +203,7 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
             }
         }
         "ct" => read_ct(b)?,
-        "fib" => {
-            only(&[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
-            let to = reg(NFTA_FIB_DREG)?;
-            match (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?) {
-                REVERSE_PATH => Expr::ReversePath { to },
-                SOURCE_TYPE => Expr::SourceType { to },
-                _ => return None,
-            }
-        }
+        "fib" => read_fib(b)?,
         "limit" => limit(b)?,
         "log" => log(b)?,
         "bitwise" => read_bitwise(b)?,
@@ -249,6 +241,16 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         },
         _ => return None,
     })
+}
+
+fn read_fib(b: &[u8]) -> Option<Expr> {
+    only(b, &[NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS])?;
+    let to = reg(b, NFTA_FIB_DREG)?;
+    match (find_u32(b, NFTA_FIB_RESULT)?, find_u32(b, NFTA_FIB_FLAGS)?) {
+        REVERSE_PATH => Some(Expr::ReversePath { to }),
+        SOURCE_TYPE => Some(Expr::SourceType { to }),
+        _ => None,
+    }
 }
 
 /// `None` if there are other attributes than these.
