@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use subnet::net::overlap;
-use subnet::{Family, Lease, Leases};
+use subnet::{Lease, Leases};
 
 use super::{PeerContext, Peers, SkipReason, fits_lengths, is_own, judge_alone, key_of};
 use crate::plan::backend::Peer;
@@ -99,13 +99,21 @@ impl Peers {
     /// Whether the MACs of peers that came are those of no others.
     fn have_each_mac_once(&self, context: PeerContext<'_>, came: &[Peer]) -> bool {
         let vtep = |peer: &&Peer| context.active.leads_to_vteps(peer.backend);
-        let of = |peer: &Peer| (peer.mac, Family::of(peer.public));
-        let mut new: Vec<_> = came.iter().filter(vtep).map(of).collect();
+        let mut new: Vec<u64> = came.iter().filter(vtep).map(vtep_number).collect();
         new.sort_unstable();
         let apart = new.windows(2).all(|two| two[0] != two[1]);
-        let holders = || self.usable.values().filter(|peer| new.binary_search(&of(peer)).is_ok()).count();
+        let holders = || match new.as_slice() {
+            [one] => self.usable.values().filter(|peer| vtep_number(peer) == *one).count(),
+            all => self.usable.values().filter(|peer| all.binary_search(&vtep_number(peer)).is_ok()).count(),
+        };
         apart && (new.is_empty() || holders() == new.len())
     }
+}
+
+/// Family and MAC as one number: all peers are gone through, and numbers are compared quicker than bytes.
+fn vtep_number(peer: &Peer) -> u64 {
+    let [a, b, c, d, e, f] = peer.mac.0;
+    u64::from_be_bytes([0, u8::from(peer.public.is_ipv6()), a, b, c, d, e, f])
 }
 
 /// Whether a peer can contradict others by nothing but its own subnet and MAC: its public address is outside of the pods' networks,

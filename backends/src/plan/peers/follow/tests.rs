@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use subnet::lease::parse_key;
-use subnet::{NetworkConfig, PublicAddrs, Subnets};
+use subnet::{Family, NetworkConfig, PublicAddrs, Subnets};
 
 use super::*;
 use crate::plan::active::ActiveBackends;
