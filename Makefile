@@ -83,7 +83,7 @@ fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="-
 test: root deps build ## Runs all tests (root)
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --all-features
 
-test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod
+test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod ipvsadm
 test-vm: deps ## Runs agents on Debian's kernel under emulation: without a module, an older one, a lossy network (root)
 	program=$$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
 		sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
