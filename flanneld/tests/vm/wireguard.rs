@@ -1,20 +1,23 @@
 //! WireGuard by the kernel's module, which this machine's own kernel doesn't have.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
 use backends::kernel::netlink::Netlink;
 use backends::state::wireguard::{WireguardDevice, WireguardEntry};
 use backends::state::{Link, LinkIdentity, LinkSettings};
-use backends::testing::{Fabric, Namespace, Node, Pinger, Pod, Signal};
+use backends::testing::{Fabric, Namespace, Node, Pinger, Pod, Process, Signal};
 use backends::wg::identity::Identity;
 use backends::{KernelState, Name, Scope, converge};
 use subnet::wireguard::PublicKey;
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN};
+use crate::exchange::Exchange;
 use crate::{require_kernel, transfer};
 
 const KERNEL: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"never","PSK":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}}"#;
@@ -102,6 +105,95 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
     assert_eq!(pings.lost, 0, "{pings:?}");
     let private = fs::read_to_string(members[0].node.dir().join("wgkey")).unwrap();
     assert!(!members[0].agent.log().contains(&private));
+}
+
+/// Has this private key in a node's file. The result is its public key.
+fn have_key(node: &Node, private: &str) -> String {
+    let file = node.dir().join("wgkey");
+    drop(fs::remove_file(&file));
+    fs::write(&file, private.trim()).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o400)).unwrap();
+    node.namespace().command("wg").arg("pubkey").input(private).ok().unwrap().trim().to_owned()
+}
+
+/// Packets of pods on a device, into a file beside the agent's.
+fn capture(member: &Member, device: &str) -> (Process, std::path::PathBuf) {
+    let file = member.node.dir().join(format!("{device}.pcap"));
+    let arguments = format!("-i {device} -n -U -s 64 -w {} net 10.244.0.0/16", file.display());
+    let command = member.node.namespace().command("tcpdump").args(arguments.split(' '));
+    let process = command.stderr(Stdio::null()).spawn().unwrap();
+    member.wait("tcpdump", || size(&file) >= PCAP_HEADER);
+    (process, file)
+}
+
+/// The length of a capture without packets.
+const PCAP_HEADER: u64 = 24;
+
+fn size(file: &std::path::Path) -> u64 {
+    fs::metadata(file).map_or(0, |file| file.len())
+}
+
+#[test]
+fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and_nothing_is_sent_in_clear() {
+    require_kernel("6.");
+    let cluster = Cluster::new(KERNEL);
+    let mut members = [cluster.join(), cluster.join()];
+    let pods = members.each_ref().map(Member::pod);
+    members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
+    let index = |member: &Member| kind(member).split(':').next().unwrap().to_owned();
+    let before = members.each_ref().map(index);
+    let at = SocketAddr::new(pods[1].address(), 7090);
+    let exchange = Exchange::start(pods[0].namespace(), pods[1].namespace(), at, 7090);
+    let (mut outside, clear) = capture(&members[0], "eth0");
+    let (mut inside, readable) = capture(&members[0], "flannel-wg");
+    exchange.goes_on(&members[0], "its start");
+    inside.signal(Signal::TERM).unwrap();
+    inside.wait(LIMIT).unwrap();
+    assert!(size(&readable) > PCAP_HEADER, "such packets are found where they are readable");
+
+    // Another file, and none: then the agent makes a key.
+    let first = members[0].node.namespace().show("wg genkey").unwrap();
+    let mut privates = vec![first.trim().to_owned()];
+    let mut known = wg(&members[1], "peers");
+    for told in [have_key(&members[0].node, &first), String::new()] {
+        if told.is_empty() {
+            fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
+        }
+        members[0].agent.process().signal(Signal::HUP).unwrap();
+        members[1].wait("the other key in place of the one before", || {
+            let now = wg(&members[1], "peers");
+            now != known && now.lines().count() == 1
+        });
+        known = wg(&members[1], "peers");
+        assert!(told.is_empty() || known.trim() == told, "{known}");
+        assert_eq!(wg(&members[0], "public-key"), known);
+        exchange.goes_on(&members[0], "another key");
+        let handshakes = wg(&members[1], "latest-handshakes");
+        assert!(handshakes.starts_with(known.trim()) && !handshakes.trim().ends_with("\t0"), "{handshakes}");
+    }
+    assert_eq!(members.each_ref().map(index), before, "the devices stay");
+
+    // A copied disk, with a later lease.
+    privates.push(fs::read_to_string(members[0].node.dir().join("wgkey")).unwrap());
+    let node = cluster.fabric.node().unwrap();
+    have_key(&node, &privates[1]);
+    let mut young = cluster.start(node, &["--wireguard-new-key"]);
+    young.agent.wait_ready(LIMIT).unwrap();
+    young.wait_for_log("this node takes another WireGuard key");
+    assert_ne!(wg(&young, "public-key"), wg(&members[0], "public-key"));
+    assert_eq!(wg(&members[0], "public-key"), known, "the older one keeps its own");
+    let pod = young.pod();
+    young.wait("echoes to both", || reaches(&pod, &pods[0]) && reaches(&pod, &pods[1]));
+    exchange.goes_on(&members[0], "a node with the same key");
+
+    exchange.finish();
+    outside.signal(Signal::TERM).unwrap();
+    outside.wait(LIMIT).unwrap();
+    assert_eq!(size(&clear), PCAP_HEADER, "packets of pods on the underlay, readable");
+    for member in members.iter().chain([&young]) {
+        let log = member.agent.log();
+        assert!(privates.iter().all(|private| !log.contains(private)), "a private key is in the log");
+    }
 }
 
 #[test]
