@@ -56,7 +56,7 @@ impl<'a> Frr<'a> {
             let at = |name: &str| directory.path().join(name).display().to_string();
             let (file, pid) = (at(&format!("{program}.conf")), at(&format!("{program}.pid")));
             std::fs::write(&file, config).unwrap();
-            let command = node.namespace().command(&format!("/usr/lib/frr/{program}")).args(["-P", "0"]);
+            let command = node.namespace().command(format!("/usr/lib/frr/{program}")).args(["-P", "0"]);
             let places = ["--vty_socket", &at(""), "-z", &at("zebra.sock"), "-i", &pid, "-f", &file];
             command.args(places).spawn().unwrap()
         });
