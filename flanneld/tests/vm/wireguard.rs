@@ -126,6 +126,12 @@ fn capture(member: &Member, device: &str) -> (Process, std::path::PathBuf) {
     (process, file)
 }
 
+/// Has it write what it has.
+fn end(capture: &mut Process) {
+    capture.signal(Signal::TERM).unwrap();
+    capture.wait(LIMIT).unwrap();
+}
+
 /// The length of a capture without packets.
 const PCAP_HEADER: u64 = 24;
 
@@ -147,8 +153,7 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     let (mut outside, clear) = capture(&members[0], "eth0");
     let (mut inside, readable) = capture(&members[0], "flannel-wg");
     exchange.goes_on(&members[0], "its start");
-    inside.signal(Signal::TERM).unwrap();
-    inside.wait(LIMIT).unwrap();
+    end(&mut inside);
     assert!(size(&readable) > PCAP_HEADER, "such packets are found where they are readable");
 
     // Another file, and none: then the agent makes a key.
@@ -187,8 +192,7 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     exchange.goes_on(&members[0], "a node with the same key");
 
     exchange.finish();
-    outside.signal(Signal::TERM).unwrap();
-    outside.wait(LIMIT).unwrap();
+    end(&mut outside);
     assert_eq!(size(&clear), PCAP_HEADER, "packets of pods on the underlay, readable");
     for member in members.iter().chain([&young]) {
         let log = member.agent.log();
