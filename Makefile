@@ -170,6 +170,12 @@ dist: deps release ## Makes target/dist: an archive of the static programs, its 
 	deploy/package/dist $(PROGRAMS:debug=release) $(OUTPUT)dist $(VERSION)
 	deploy/package/check-dist $(OUTPUT)dist
 
+sbom-check: PACKAGES += python3
+sbom-check: deps ## Checks the bill of materials of the shipped programs
+	@mkdir -p $(OUTPUT)
+	deploy/package/sbom $(TRIPLE) >$(OUTPUT)sbom-check.json
+	deploy/package/check-sbom $(OUTPUT)sbom-check.json
+
 CARGO_DEB := 3.8.0
 TOOLS = $(OUTPUT)tools
 deb: PACKAGES += python3 lintian
@@ -224,8 +230,8 @@ makefile-check: ## Tests this file: what `make deps` finds missing, what `make t
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	@# One make for each: one for all of them would make `deps` once, and so install what the first of them needs.
-	for target in makefile-check docs-check monitoring-check manifest-check clippy doc layers report-check test test-vm; do \
+	for target in makefile-check docs-check monitoring-check manifest-check sbom-check clippy doc layers report-check test test-vm; do \
 		$(MAKE) $$target VM=quick; \
 	done
 
-.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check ci
+.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check sbom-check ci
