@@ -119,7 +119,7 @@ impl Pinger {
     }
 
     /// Stops and counts. It waits for one more answer, and then for answers to what was asked before that one, so that a
-    /// request under way does not count as lost. Once [`IN_VAIN`] requests in a row have had no answer for a second,
+    /// request under way does not count as lost. Once `IN_VAIN` requests in a row have had no answer for a second,
     /// everything after the last answer counts as lost.
     pub fn finish(mut self) -> anyhow::Result<Pings> {
         let (before, start) = (self.received(), Instant::now());
