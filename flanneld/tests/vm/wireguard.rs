@@ -119,7 +119,8 @@ fn have_key(node: &Node, private: &str) -> String {
 /// Packets of pods on a device, into a file beside the agent's.
 fn capture(member: &Member, device: &str) -> (Process, std::path::PathBuf) {
     let file = member.node.dir().join(format!("{device}.pcap"));
-    let arguments = format!("-i {device} -n -U -s 64 -w {} net 10.244.0.0/16", file.display());
+    let arguments =
+        format!("-i {device} -n -U --immediate-mode -s 64 -w {} net 10.244.0.0/16", file.display());
     let command = member.node.namespace().command("tcpdump").args(arguments.split(' '));
     let process = command.stderr(Stdio::null()).spawn().unwrap();
     member.wait("tcpdump", || size(&file) >= PCAP_HEADER);
@@ -153,8 +154,8 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     let (mut outside, clear) = capture(&members[0], "eth0");
     let (mut inside, readable) = capture(&members[0], "flannel-wg");
     exchange.goes_on(&members[0], "its start");
+    members[0].wait("such packets where they are readable", || size(&readable) > PCAP_HEADER);
     end(&mut inside);
-    assert!(size(&readable) > PCAP_HEADER, "such packets are found where they are readable");
 
     // Another file, and none: then the agent makes a key.
     let first = members[0].node.namespace().show("wg genkey").unwrap();
@@ -185,7 +186,8 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     let mut young = cluster.start(node, &["--wireguard-new-key"]);
     young.agent.wait_ready(LIMIT).unwrap();
     young.wait_for_log("this node takes another WireGuard key");
-    assert_ne!(wg(&young, "public-key"), wg(&members[0], "public-key"));
+    // It is on the device a moment after it was said.
+    young.wait("another key on its device", || wg(&young, "public-key") != wg(&members[0], "public-key"));
     assert_eq!(wg(&members[0], "public-key"), known, "the older one keeps its own");
     let pod = young.pod();
     young.wait("echoes to both", || reaches(&pod, &pods[0]) && reaches(&pod, &pods[1]));
