@@ -3,16 +3,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use backends::kernel::netlink::Netlink;
 use backends::state::{IpipIdentity, Link, LinkIdentity, LinkSettings, Route};
 use backends::testing::{Fabric, Pinger, Pod};
-use backends::{KernelState, Name, Scope, converge};
+use backends::{KernelState, Name, Scope};
 use ipnet::IpNet;
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN, flanneld};
-use crate::{require_kernel, transfer};
+use crate::{applied, require_kernel, transfer};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const IPIP: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip"}}"#;
@@ -275,13 +274,7 @@ fn five_thousand_peers_are_set_and_found_without_a_double() {
     let scope = Scope { devices: [dev].into(), networks, ..Scope::default() };
     node.namespace().run(|| {
         let mut kernel = Netlink::open().unwrap();
-        let mut applied = |desired: &KernelState| {
-            let start = Instant::now();
-            let report = converge(&mut kernel, desired, &scope).unwrap();
-            assert!(report.failed.is_empty() && report.settled, "{:?}", report.failed);
-            println!("{} changes in {:?}", report.applied.len(), start.elapsed());
-            report.applied.len()
-        };
+        let mut applied = |desired: &KernelState| applied(&mut kernel, desired, &scope);
         assert_eq!(applied(&desired), COUNT as usize + 1, "the device and a route to each peer");
         assert_eq!(applied(&desired), 0, "nothing is found twice, and nothing differs");
         let shown = node.namespace().show("ip -4 route show dev flannel.ipip proto 70").unwrap();

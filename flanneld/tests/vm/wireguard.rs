@@ -6,19 +6,18 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Instant;
 
 use backends::kernel::netlink::Netlink;
 use backends::state::wireguard::{WireguardDevice, WireguardEntry};
 use backends::state::{Link, LinkIdentity, LinkSettings};
 use backends::testing::{Fabric, Namespace, Node, Pinger, Pod, Process, Signal};
 use backends::wg::identity::Identity;
-use backends::{KernelState, Name, Scope, converge};
+use backends::{KernelState, Name, Scope};
 use subnet::wireguard::PublicKey;
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN};
 use crate::exchange::Exchange;
-use crate::{require_kernel, transfer};
+use crate::{applied, require_kernel, transfer};
 
 const KERNEL: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard","Userspace":"never","PSK":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="}}"#;
 /// With the default of `Userspace`.
@@ -325,13 +324,7 @@ fn five_thousand_peers_are_set_and_found_without_a_double() {
     let scope = Scope { devices: [dev].into(), ..Scope::default() };
     node.namespace().run(|| {
         let mut kernel = Netlink::open().unwrap();
-        let mut applied = |desired: &KernelState| {
-            let start = Instant::now();
-            let report = converge(&mut kernel, desired, &scope).unwrap();
-            assert!(report.failed.is_empty() && report.settled, "{:?}", report.failed);
-            println!("{} changes in {:?}", report.applied.len(), start.elapsed());
-            report.applied.len()
-        };
+        let mut applied = |desired: &KernelState| applied(&mut kernel, desired, &scope);
         assert_eq!(applied(&desired), 3, "the device, its key, its peers");
         assert_eq!(applied(&desired), 0, "nothing is found twice, and nothing differs");
         let fewer = device.peers.iter().skip(4_900).map(|(key, peer)| (*key, peer.clone())).collect();
