@@ -65,6 +65,11 @@ fn with_wireguard_by_the_kernel_both_families_arrive_unchanged() {
 }
 
 #[test]
+fn with_wireguard_in_process_both_families_arrive_unchanged() {
+    carries(r#""Type":"wireguard","Userspace":"always""#);
+}
+
+#[test]
 fn with_ipip_a_connection_arrives_unchanged() {
     let config = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"ipip"}}"#;
     let setup = Setup::new(config, &[]);
