@@ -169,8 +169,10 @@ impl Path {
     }
 
     /// Whether the last probe was answered, and few of those before it were lost: large ones are lost for their size then.
-    pub(super) fn is_clear(&self, now: Moment) -> bool {
-        self.state == PathState::Reachable && self.answered_run > 0 && self.loss_ratio(now) < 0.1
+    /// An outage that is over does not count, although it is in [`Self::loss_ratio`] for five minutes.
+    pub(super) fn is_clear(&self) -> bool {
+        let few = self.lost_in(HISTORY) <= RECOVERED_LOST;
+        self.state == PathState::Reachable && self.answered_run > 0 && few
     }
 
     pub(super) fn state(&self) -> PathState {

@@ -90,9 +90,17 @@ impl Peer {
         if self.tunnelled { &self.inner } else { &self.underlay }
     }
 
+    /// The path whose state is that of the peer. A host without a tunnel may refuse echo requests and still forward: then its
+    /// bridge answers.
+    fn deciding(&self) -> &Path {
+        let bridge =
+            self.main().state() == PathState::Unreachable && self.inner.state() == PathState::Reachable;
+        if bridge { &self.inner } else { self.main() }
+    }
+
     /// The state of the way that pods' packets take.
     pub(super) fn state(&self) -> PathState {
-        self.main().state()
+        self.deciding().state()
     }
 
     fn paths(&self) -> Paths<'_> {
@@ -139,7 +147,7 @@ impl Peer {
         if first || doubt {
             purposes.push(other);
         }
-        if self.main().is_clear(now) && (self.mtu.is_urgent() || large_due) {
+        if self.main().is_clear() && (self.mtu.is_urgent() || large_due) {
             purposes.push(Purpose::Large(self.mtu.next()));
         }
         self.probed = now;
@@ -166,7 +174,7 @@ impl Peer {
         match purpose {
             Purpose::Underlay => self.underlay.lost(now, sent),
             Purpose::Inner => self.inner.lost(now, sent),
-            Purpose::Large(size) if self.main().is_clear(now) => self.mtu.lost(size),
+            Purpose::Large(size) if self.main().is_clear() => self.mtu.lost(size),
             Purpose::Large(_) => {}
         }
         self.judge(target, now);
@@ -208,7 +216,7 @@ impl Peer {
             tunnel_address: inner.addr(),
             way: target.way.to_string(),
             state: self.state(),
-            state_seconds: now.saturating_duration_since(self.main().since()).as_secs_f64(),
+            state_seconds: now.saturating_duration_since(self.deciding().since()).as_secs_f64(),
             verdict: self.verdict,
             cause: self.cause(target, now),
             remedy: self.verdict.remedy(target, &self.mtu),

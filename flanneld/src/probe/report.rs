@@ -91,9 +91,11 @@ pub(crate) struct PathReport {
 }
 
 impl PeerReport {
-    /// The path that pods' packets take.
+    /// The path whose state is that of the peer.
     pub(crate) fn main(&self) -> &PathReport {
-        if self.is_tunnelled() { &self.tunnel } else { &self.underlay }
+        let bridge =
+            self.underlay.state == PathState::Unreachable && self.tunnel.state == PathState::Reachable;
+        if self.is_tunnelled() || bridge { &self.tunnel } else { &self.underlay }
     }
 
     /// Whether packets go through a tunnel.

@@ -93,7 +93,7 @@ impl Verdict {
                 carrier(&target.way)
             ),
             Self::Down => format!(
-                "{underlay} and its address {inner} have stopped to answer: the node or the network is down"
+                "{underlay} and its address {inner} no longer answer: the node or the network is down"
             ),
             Self::Silent => format!(
                 "neither {underlay} nor its address {inner} has answered so far: the node or the network is down, or the \

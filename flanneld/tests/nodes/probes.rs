@@ -152,6 +152,9 @@ fn loss_is_reported_as_the_network_counts_it() {
                 let (a, b) = (cluster.join_with(QUICK), cluster.join_with(&["--probe-interval=0"]));
                 wait_for_verdict(&a, "fine");
                 let Loss { counted, reported, states } = loss(&cluster, &a, &b, of_hundred);
+                println!(
+                    "of 400 probes, {of_hundred} % to be lost: {counted:.3} counted, {reported:.3} reported"
+                );
                 assert!(
                     (counted - reported).abs() <= 0.03,
                     "{reported} reported, {counted} counted; {:#}",

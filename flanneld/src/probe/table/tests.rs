@@ -197,6 +197,12 @@ fn faults() -> Vec<Fault> {
             Box::new(|underlay, _| (!underlay).then_some(RTT)),
             Verdict::Fine,
         ),
+        (
+            "ICMP is refused at the host, without a tunnel",
+            routed(),
+            Box::new(|underlay, _| (!underlay).then_some(RTT)),
+            Verdict::Fine,
+        ),
         ("no pod, so no bridge", routed(), Box::new(|underlay, _| underlay.then_some(RTT)), Verdict::Fine),
         (
             "large packets are lost",
@@ -223,6 +229,14 @@ fn faults_are_told_apart() {
         let before = sim.now;
         sim.run(300, &mut fate);
         assert_eq!(sim.verdict(), expected, "{what}");
+        if expected == Verdict::Fine {
+            let peer = &sim.report().peers[0];
+            assert_eq!(
+                (peer.state, peer.main().state),
+                (PathState::Reachable, PathState::Reachable),
+                "{what}"
+            );
+        }
         let told: Vec<Verdict> = sim.news.iter().map(|(_, verdict)| *verdict).collect();
         let expected_news = if expected.is_trouble() { vec![expected] } else { vec![] };
         assert_eq!(told, expected_news, "{what}: one line");
@@ -275,6 +289,18 @@ fn the_path_mtu_is_found_exactly() {
     let peer = &sim.report().peers[0];
     assert_eq!((peer.path_mtu, peer.mtu), (Some(1397), 1450));
     assert!(peer.remedy.as_ref().unwrap().contains("by 53"), "{:?}", peer.remedy);
+}
+
+#[test]
+fn a_path_that_became_narrow_in_an_outage_is_found_soon_after_it() {
+    let mut sim = Sim::new(vec![target(1)]);
+    sim.run(120, &mut all);
+    sim.run(90, &mut |_, _| None);
+    // A tenth of the last five minutes' probes stay lost for minutes.
+    let narrow = |_: bool, size: u16| (size <= 1350).then_some(RTT);
+    let limited = |table: &Table| table.report(Mode::On, Instant::now()).peers[0].verdict == Verdict::PathMtu;
+    let took = sim.run_until(Duration::from_secs(600), &mut { narrow }, limited);
+    assert!(took <= Duration::from_secs(150), "{took:?}");
 }
 
 #[test]
