@@ -1,8 +1,12 @@
 //! Pods of two nodes don't reach each other: from this node outwards.
 
+use ipnet::IpNet;
+use subnet::lease::parse_key;
+
 use super::direction::Direction;
 use super::finding::Finding;
 use super::seen::Observation;
+use crate::status::model::PeerCounts;
 use crate::status::{PeerEntry, Status};
 
 /// Of more peers with the same trouble, these are named.
@@ -23,11 +27,18 @@ pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     skipped(seen, &mut findings);
     probes(seen, &mut findings);
     if findings.is_empty() {
-        let peers = &status.peers;
-        findings
-            .push(Finding::ok("peers", format!("{} of {} are programmed", peers.programmed, peers.known)));
+        findings.push(Finding::ok("peers", peers(&status.peers)));
     }
     findings
+}
+
+/// What is known of them, where nothing is wrong.
+fn peers(peers: &PeerCounts) -> String {
+    let probed = match peers.reachable {
+        Some(reachable) => format!(", {reachable} answer probes"),
+        None => ", and not probed".to_owned(),
+    };
+    format!("{} of {} are programmed{probed}", peers.programmed, peers.known)
 }
 
 fn devices(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
@@ -110,23 +121,24 @@ fn checksums(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
 }
 
 fn skipped(seen: &Observation, findings: &mut Vec<Finding>) {
-    let skipped: Vec<&PeerEntry> = seen.peers.iter().filter(|peer| peer.state == "skipped").collect();
-    for peer in skipped.iter().take(NAMED) {
-        let why = peer.why.as_deref().unwrap_or("its lease can't be used");
+    let skipped = seen.peers.iter().filter(|peer| peer.state == "skipped");
+    let unusable = skipped.map(|peer| (name(peer), peer.why.as_deref().unwrap_or("its lease can't be used")));
+    let all: Vec<(String, &str)> = unusable.chain(malformed(seen)).collect();
+    for (name, why) in all.iter().take(NAMED) {
         findings.push(Finding::trouble(
             "peer",
-            name(peer),
+            name.clone(),
             format!("it is left out: {why}"),
             remedy_for(why),
         ));
     }
-    if skipped.len() > NAMED {
-        let more = skipped.len() - NAMED;
+    if all.len() > NAMED {
+        let more = all.len() - NAMED;
         findings.push(Finding::trouble(
             "peer",
             format!("{more} more"),
             "they are left out, too",
-            "flanneld status --peers lists them",
+            "flanneld status --peers lists them; flanneld status --json has the reason of each in skipped_why",
         ));
     }
     for peer in seen.peers.iter().filter(|peer| peer.state == "refused").take(NAMED) {
@@ -138,17 +150,17 @@ fn skipped(seen: &Observation, findings: &mut Vec<Finding>) {
             "flanneld status says what the kernel refuses",
         ));
     }
-    if seen.peers.is_empty() {
-        let malformed = seen.agent.status().map(|status| &status.peers.skipped_why);
-        for (key, why) in malformed.into_iter().flatten().take(NAMED) {
-            findings.push(Finding::trouble(
-                "peer",
-                key.clone(),
-                format!("it is left out: {why}"),
-                remedy_for(why),
-            ));
-        }
-    }
+}
+
+/// Leases that can't be read, by their keys. They are not among the peers, because nothing else is known of them.
+fn malformed(seen: &Observation) -> impl Iterator<Item = (String, &str)> {
+    let is_peer = |key: &str| {
+        let subnets = parse_key(key);
+        let has = |subnet: IpNet| subnets.iter().flat_map(|all| all.iter()).any(|known| known == subnet);
+        seen.peers.iter().any(|peer| peer.subnet.parse().is_ok_and(has))
+    };
+    let all = seen.agent.status().into_iter().flat_map(|status| &status.peers.skipped_why);
+    all.filter(move |(key, _)| !is_peer(key)).map(|(key, why)| (key.clone(), why.as_str()))
 }
 
 /// What to do about a lease that can't be used, by its reason.
@@ -170,11 +182,10 @@ fn remedy_for(why: &str) -> &'static str {
 
 /// What probes found.
 fn probes(seen: &Observation, findings: &mut Vec<Finding>) {
-    let bad = seen
-        .peers
-        .iter()
-        .filter(|peer| matches!(peer.state.as_str(), "degraded" | "unreachable") || peer.cause.is_some());
-    for peer in bad.take(NAMED) {
+    let is_bad =
+        |peer: &&PeerEntry| matches!(peer.state.as_str(), "degraded" | "unreachable") || peer.cause.is_some();
+    let bad: Vec<&PeerEntry> = seen.peers.iter().filter(is_bad).collect();
+    for peer in bad.iter().take(NAMED) {
         let mut cause = peer.cause.clone().unwrap_or_else(|| format!("it is {}", peer.state));
         let mut remedy =
             peer.remedy.clone().unwrap_or_else(|| "flanneld trace follows a packet to it".to_owned());
@@ -183,6 +194,14 @@ fn probes(seen: &Observation, findings: &mut Vec<Finding>) {
             remedy += &one_way(*direction, seen, peer);
         }
         findings.push(Finding::trouble("tunnel", name(peer), cause, remedy));
+    }
+    if bad.len() > NAMED {
+        findings.push(Finding::trouble(
+            "tunnel",
+            format!("{} more", bad.len() - NAMED),
+            "the way to them is bad, too",
+            "flanneld status --peers lists them, the worst first",
+        ));
     }
 }
 

@@ -184,16 +184,19 @@ fn pool(seen: &Observation, findings: &mut Vec<Finding>) {
         }
     }
     if findings.len() == before {
-        let pools: Vec<String> = addresses
-            .pools
-            .iter()
-            .map(|(subnet, size, used)| format!("{used} of {size} of {subnet}"))
-            .collect();
-        findings.push(Finding::ok(
-            "addresses",
-            if pools.is_empty() { "no pool yet".to_owned() } else { pools.join(", ") },
-        ));
+        findings.push(Finding::ok("addresses", taken(&addresses.pools)));
     }
+}
+
+/// How full pools are in which nothing is wrong.
+fn taken(pools: &[(IpNet, u64, u64)]) -> String {
+    let of_pool = |(subnet, size, used): &(IpNet, u64, u64)| match size {
+        // Nobody counts those of a /64.
+        size if *size > u64::from(u32::MAX) => format!("{used} taken of {subnet}"),
+        size => format!("{used} of {size} taken of {subnet}"),
+    };
+    let all: Vec<String> = pools.iter().map(of_pool).collect();
+    if all.is_empty() { "no pool yet".to_owned() } else { all.join(", ") }
 }
 
 fn pod(seen: &Observation, pod: &Pod) -> Vec<Finding> {

@@ -144,6 +144,16 @@ fn a_healthy_node_has_no_trouble_and_every_check_says_so() {
         checks,
         ["agent", "store", "kernel", "settings", "rules", "peers", "cni", "addresses", "network policies"]
     );
+    let said = |seen: &Observation, check: &str| {
+        diagnose(seen).into_iter().find(|finding| finding.check == check).map(|finding| finding.cause)
+    };
+    let mut seen = healthy();
+    assert_eq!(said(&seen, "peers").unwrap(), "2 of 2 are programmed, and not probed");
+    status(&mut seen).peers.reachable = Some(2);
+    assert_eq!(said(&seen, "peers").unwrap(), "2 of 2 are programmed, 2 answer probes");
+    seen.addresses.pools.push(("fd00:1::/64".parse().unwrap(), u64::MAX, 83));
+    let addresses = said(&seen, "addresses").unwrap();
+    assert_eq!(addresses, "83 of 253 taken of 10.244.1.0/24, 83 taken of fd00:1::/64");
 }
 
 const NODE: &[Case] = &[
@@ -340,6 +350,23 @@ const NETWORK: &[Case] = &[
         ["a2", "outside the network", "net-conf.json"],
     ),
     (
+        "a lease that can't be read, beside peers",
+        |seen| {
+            let why = "not a JSON object: expected value at line 1 column 1".to_owned();
+            status(seen).peers.skipped_why.insert("10.244.9.0-24".into(), why);
+        },
+        ["10.244.9.0-24", "not a JSON object", "look at the lease"],
+    ),
+    (
+        "a lease that can't be used, which the store lists with its key as well",
+        |seen| {
+            let why = "it lies outside the network 10.244.0.0/16";
+            first(seen, why);
+            status(seen).peers.skipped_why.insert("10.244.2.0-24".into(), why.into());
+        },
+        ["a2 (10.244.2.0/24)", "outside the network", "net-conf.json"],
+    ),
+    (
         "a peer that the kernel refuses",
         |seen| seen.peers[1].state = "refused".into(),
         ["a3", "the kernel lacks", "flanneld status"],
@@ -356,6 +383,25 @@ const NETWORK: &[Case] = &[
         ["a3 (10.244.3.0/24)", "UDP 8472 is dropped", "allow UDP 8472"],
     ),
 ];
+
+#[test]
+fn of_many_peers_with_trouble_the_first_are_named_and_the_rest_is_counted() {
+    for (state, check) in [("unreachable", "tunnel"), ("skipped", "peer")] {
+        let mut seen = healthy();
+        seen.peers = (2..=9)
+            .map(|number| PeerEntry {
+                subnet: format!("10.244.{number}.0/24"),
+                state: state.into(),
+                ..PeerEntry::default()
+            })
+            .collect();
+        let found = troubles(&seen);
+        assert_eq!(found.len(), 6, "{found:#?}");
+        assert!(found.iter().all(|finding| finding.check == check), "{found:#?}");
+        assert_eq!(found[5].object, "3 more", "{found:#?}");
+        assert!(found[5].remedy.contains("flanneld status --peers"), "{found:#?}");
+    }
+}
 
 #[test]
 fn pods_of_two_nodes_do_not_reach_each_other() {

@@ -1,6 +1,7 @@
 //! `flanneld doctor` on the real kernel: each injected fault is named with its object and its remedy, and a healthy
 //! node has no trouble.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -18,6 +19,19 @@ const A_MINUTE: Duration = Duration::from_secs(100);
 /// A node whose CNI files are its own.
 pub(crate) struct Patient {
     pub(crate) member: Member,
+    /// How long each run took: told, not judged.
+    times: RefCell<Vec<Duration>>,
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        let mut times = self.times.take();
+        times.sort_unstable();
+        if let (Some(median), Some(longest)) = (times.get(times.len() / 2), times.last()) {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            println!("{test}: {} runs of doctor, median {median:.0?}, longest {longest:.0?}", times.len());
+        }
+    }
 }
 
 impl Patient {
@@ -41,7 +55,7 @@ impl Patient {
         let args: Vec<&str> = [copy.as_str()].into_iter().chain(args.iter().copied()).collect();
         let mut member = cluster.start(node, &args);
         member.agent.wait_ready(LIMIT).unwrap();
-        Self { member }
+        Self { member, times: RefCell::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -63,6 +77,7 @@ impl Patient {
             .output()
             .unwrap();
         let took = begun.elapsed();
+        self.times.borrow_mut().push(took);
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), took)
     }
 
