@@ -61,7 +61,7 @@ pub(crate) fn run(options: &ConnectivityOptions) -> anyhow::Result<()> {
         false => out.write_all(outcome::table(&outcomes, begun.elapsed()).as_bytes())?,
     }
     let troubled = outcomes.iter().filter(|outcome| outcome.trouble().is_some()).count();
-    anyhow::ensure!(troubled == 0, "there is trouble with {troubled} of {} peers", outcomes.len());
+    anyhow::ensure!(troubled == 0, "there is trouble with {troubled} of {}", outcome::ways(outcomes.len()));
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! `flanneld explain`: the way that a packet should take, by what the kernel has; it changes nothing and sends nothing.
 
+mod holder;
 mod way;
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -14,7 +15,10 @@ use serde_json::json;
 use subnet::Mac;
 use subnet::env_file::Reading;
 
+use crate::ask;
 use crate::policy::client;
+use crate::status::PeerList;
+use holder::Holder;
 use way::{Facts, Lookups, Way};
 
 /// Which packet is explained.
@@ -28,6 +32,8 @@ pub(crate) struct ExplainOptions {
     pub(crate) port: Option<(u16, String)>,
     /// The file of the agent.
     pub(crate) subnet_file: PathBuf,
+    /// Where the agent of this node serves health.
+    pub(crate) at: SocketAddr,
     /// A JSON object instead of text.
     pub(crate) json: bool,
 }
@@ -51,7 +57,12 @@ pub(crate) fn run(options: &ExplainOptions) -> anyhow::Result<()> {
         host: &host,
         tunnels: &tunnels,
     };
-    let mut way = Way::of(&facts, &mut Asked(&mut kernel), options.source, options.destination)?;
+    let mut way = Way::of(
+        &facts,
+        &mut Asked { kernel: &mut kernel, agent: options.at },
+        options.source,
+        options.destination,
+    )?;
     way.policy = policies(options, reading.policy_socket.is_some());
     let mut out = io::stdout().lock();
     match options.json {
@@ -92,23 +103,33 @@ fn observe(kernel: &mut Netlink) -> Result<Observed, KernelError> {
     Ok(Observed { host, tunnels })
 }
 
-/// The kernel, asked for single entries.
-struct Asked<'a>(&'a mut Netlink);
+/// The kernel, asked for single entries, and the agent.
+struct Asked<'a> {
+    kernel: &'a mut Netlink,
+    agent: SocketAddr,
+}
 
 impl Lookups for Asked<'_> {
     fn route(&mut self, to: IpAddr, from: Option<(IpAddr, Name)>) -> Result<Routed, KernelError> {
-        self.0.look_up(to, from)
+        self.kernel.look_up(to, from)
     }
 
     fn neighbour(&mut self, device: Name, ip: IpAddr) -> Result<Option<(Mac, bool)>, KernelError> {
-        self.0.neighbour(device, ip)
+        self.kernel.neighbour(device, ip)
     }
 
     fn tunnel_end(&mut self, device: Name, mac: Mac) -> Result<Option<IpAddr>, KernelError> {
-        self.0.tunnel_end(device, mac)
+        self.kernel.tunnel_end(device, mac)
     }
 
     fn bridge_port(&mut self, bridge: Name, mac: Mac) -> Result<Option<Name>, KernelError> {
-        self.0.bridge_port(bridge, mac)
+        self.kernel.bridge_port(bridge, mac)
+    }
+
+    fn holder(&mut self, destination: IpAddr) -> Holder {
+        match ask::value::<PeerList>(self.agent, "/peers") {
+            Err(why) => Holder::Unknown(why),
+            Ok(list) => Holder::among(list.peers, destination),
+        }
     }
 }

@@ -1,15 +1,20 @@
 //! Text for people: columns, colours on a terminal, times.
 
 mod all;
+mod answers;
 pub(crate) mod report;
 pub(crate) mod status;
+mod ways;
+mod wrong;
 
 use std::io::IsTerminal;
 
 use crate::text::clean;
 
-/// Cells are cut to this many characters.
+/// Cells are cut to this many characters …
 const MAX_CELL: usize = 60;
+/// … but the last of a row, where reasons stand, and nothing has to be aligned behind it.
+const MAX_LAST: usize = 300;
 
 /// Whether colours are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +71,20 @@ impl Table {
 
     /// One row. Cells come from others, so control characters in them are replaced.
     pub(crate) fn row<T: AsRef<str>>(&mut self, tone: Tone, cells: impl IntoIterator<Item = T>) {
-        self.rows.push((tone, cells.into_iter().map(|cell| clean(cell.as_ref(), MAX_CELL)).collect()));
+        let mut cells = cells.into_iter().peekable();
+        let mut row = Vec::new();
+        while let Some(cell) = cells.next() {
+            row.push(clean(cell.as_ref(), if cells.peek().is_some() { MAX_CELL } else { MAX_LAST }));
+        }
+        self.rows.push((tone, row));
     }
 
     pub(crate) fn text(&self, style: Style) -> String {
         let columns = self.rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or_default();
         let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|(_, cells)| cells.get(column));
+            // Nothing stands behind the last one.
+            let cells = self.rows.iter().filter(|_| column + 1 < columns);
+            let cells = cells.filter_map(|(_, cells)| cells.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -99,6 +111,16 @@ pub(crate) fn span(seconds: u64) -> String {
     }
 }
 
+/// A time in milliseconds, in as few digits as say something.
+pub(crate) fn milliseconds(seconds: f64) -> String {
+    match seconds * 1000.0 {
+        // Nothing takes no time.
+        value @ ..0.095 => format!("{:.2}", value.max(0.01)),
+        value @ 0.095..9.95 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,7 +138,25 @@ mod tests {
         assert_eq!(at(lines[0], "STATE") - 5, at(lines[1], "ok") - 2);
         assert_eq!(at(lines[1], "ok"), at(lines[2], "ok"));
         assert!(!text.contains('\u{1b}') && lines[2].chars().count() < 80);
+        table.row(Tone::Bad, ["b", &"w".repeat(400)]);
+        let text = table.text(Style::PLAIN);
+        assert!(text.lines().any(|line| line.contains(&"w".repeat(299)) && line.ends_with('…')), "{text}");
+        assert!(text.lines().all(|line| line.contains("ww") || line.chars().count() < 80), "{text}");
         assert!(table.text(Style::COLOURED).contains("\u{1b}[31m"));
+    }
+
+    #[test]
+    fn short_times_keep_a_digit_that_says_something() {
+        for (seconds, text) in [
+            (0.000_003, "0.01"),
+            (0.000_034, "0.03"),
+            (0.000_31, "0.3"),
+            (0.009_94, "9.9"),
+            (0.0123, "12"),
+            (1.5, "1500"),
+        ] {
+            assert_eq!(milliseconds(seconds), text);
+        }
     }
 
     #[test]

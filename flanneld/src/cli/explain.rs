@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
 
+use super::agent_flags::AgentFlags;
 use super::grammar::Setting;
 use super::{Command, SubcommandFlags, UsageError, check};
 use crate::explain::ExplainOptions;
@@ -13,7 +14,8 @@ const USAGE: &str = "flanneld explain SOURCE DESTINATION[:PORT] [FLAGS]";
 
 const EXAMPLES: &str = "\
 Both ends are addresses; one of IPv6 with a port is written [ADDRESS]:PORT. With a port, network policies are judged as
-well, if this node's flanneld enforces them. Nothing is sent and nothing is changed.
+well, if this node's flanneld enforces them. Nothing is sent and nothing is changed. Which node a tunnel without entries
+in the kernel leads to (udp, wireguard) says this node's agent.
 
 Examples:
   flanneld explain 10.244.1.7 10.244.7.3
@@ -38,6 +40,8 @@ pub(super) struct ExplainFlags {
     /// Print a JSON object
     #[arg(long, action = ArgAction::Set, default_value_t = false)]
     json: bool,
+    #[command(flatten)]
+    agent: AgentFlags,
 }
 
 impl SubcommandFlags for ExplainFlags {
@@ -51,8 +55,9 @@ impl SubcommandFlags for ExplainFlags {
         let (destination, port) = address_and_port("explain", destination)?;
         same_family("explain", source, destination)?;
         let port = port.map(|port| (port, self.protocol));
-        let Self { subnet_file, json, .. } = self;
-        Ok(Command::Explain(ExplainOptions { source, destination, port, subnet_file, json }))
+        let Self { subnet_file, json, agent, .. } = self;
+        let at = agent.at()?;
+        Ok(Command::Explain(ExplainOptions { source, destination, port, subnet_file, at, json }))
     }
 }
 

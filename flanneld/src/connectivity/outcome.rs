@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::show::milliseconds;
 use crate::status::PeerList;
 
 /// A peer to be tested.
@@ -74,12 +75,12 @@ impl Series {
 
     /// The mean round trip.
     fn rtt(&self) -> Option<f64> {
-        (self.answered > 0).then(|| 1000.0 * self.rtt_sum_seconds / f64::from(self.answered))
+        (self.answered > 0).then(|| self.rtt_sum_seconds / f64::from(self.answered))
     }
 
     fn words(&self) -> String {
         match self.rtt() {
-            Some(rtt) => format!("{}/{} {rtt:.1} ms", self.answered, self.sent),
+            Some(rtt) => format!("{}/{} {} ms", self.answered, self.sent, milliseconds(rtt)),
             None if self.too_long == self.sent => "too long".to_owned(),
             None => format!("0/{}", self.sent),
         }
@@ -182,7 +183,7 @@ pub(super) fn table(outcomes: &[Outcome], took: Duration) -> String {
     sorted.sort_by_key(|outcome| outcome.trouble().is_none());
     for outcome in sorted {
         let tcp = match &outcome.tcp {
-            Some(Ok(time)) => format!("{:.1} ms", 1000.0 * time.as_secs_f64()),
+            Some(Ok(time)) => format!("{} ms", milliseconds(time.as_secs_f64())),
             Some(Err(why)) => why.clone(),
             None => "–".to_owned(),
         };
@@ -208,11 +209,16 @@ pub(super) fn table(outcomes: &[Outcome], took: Duration) -> String {
     }
     let bad = rows.iter().filter(|(_, trouble)| trouble.is_some()).count();
     text + &format!(
-        "{} peers: {} ok, {bad} with trouble, {:.1} s\n",
-        rows.len(),
+        "{}: {} ok, {bad} with trouble, {:.1} s\n",
+        ways(rows.len()),
         rows.len() - bad,
         took.as_secs_f64()
     )
+}
+
+/// Each family of a peer is a way of its own.
+pub(super) fn ways(count: usize) -> String {
+    if count == 1 { "1 way".to_owned() } else { format!("{count} ways") }
 }
 
 /// All outcomes as JSON.
@@ -289,9 +295,9 @@ mod tests {
         let bad = outcome(&[(Underlay, 20, 0), (Inside(64), 0, 0)]);
         let text = table(&[fine, bad], Duration::from_millis(6200));
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("✘ a7  node 20/20 0.0 ms  64: 0/20"), "{text}");
+        assert!(lines[0].starts_with("✘ a7  node 20/20 0.01 ms  64: 0/20"), "{text}");
         assert!(lines[2].starts_with("✔ a7"), "{text}");
-        assert_eq!(lines[3], "2 peers: 1 ok, 1 with trouble, 6.2 s");
+        assert_eq!(lines[3], "2 ways: 1 ok, 1 with trouble, 6.2 s");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use serde::Serialize;
 use subnet::{Family, Mac, Subnets};
 
+use super::holder::Holder;
+
 /// What is known of the host.
 pub(super) struct Facts<'a> {
     /// The pod networks.
@@ -24,12 +26,20 @@ pub(super) struct Facts<'a> {
     pub(super) tunnels: &'a KernelState,
 }
 
-/// Questions to the kernel.
+/// What is said of a pod that the host has not talked to.
+const NO_NEIGHBOUR: &str =
+    " (this host has no neighbour entry for it: it has not talked lately, or no pod has this address)";
+/// Why nobody receives a packet.
+const NO_LEASE: &str = "no node has leased a subnet with it";
+
+/// Questions to the kernel and to the agent.
 pub(super) trait Lookups {
     fn route(&mut self, to: IpAddr, from: Option<(IpAddr, Name)>) -> Result<Routed, KernelError>;
     fn neighbour(&mut self, device: Name, ip: IpAddr) -> Result<Option<(Mac, bool)>, KernelError>;
     fn tunnel_end(&mut self, device: Name, mac: Mac) -> Result<Option<IpAddr>, KernelError>;
     fn bridge_port(&mut self, bridge: Name, mac: Mac) -> Result<Option<Name>, KernelError>;
+    /// The node that has an address, by the agent of this node.
+    fn holder(&mut self, destination: IpAddr) -> Holder;
 }
 
 /// A packet's way.
@@ -109,9 +119,9 @@ impl Way {
     ) -> Result<Option<Name>, KernelError> {
         Ok(match from {
             Place::Pod(device) => {
-                let port = self.port(kernel, device, source)?;
+                let (port, remark) = self.port(kernel, device, source)?;
                 let port = port.map_or_else(String::new, |port| format!("{port} → "));
-                self.step("pod", format!("pod {source}: {port}{device}"));
+                self.step("pod", format!("pod {source}: {port}{device}{remark}"));
                 Some(device)
             }
             Place::Host => {
@@ -141,15 +151,15 @@ impl Way {
         })
     }
 
-    /// The port of a bridge behind which a pod is.
+    /// The port of a bridge behind which a pod is, and a remark where the host knows nothing of the pod.
     fn port(
         &mut self,
         kernel: &mut dyn Lookups,
         device: Name,
         pod: IpAddr,
-    ) -> Result<Option<Name>, KernelError> {
+    ) -> Result<(Option<Name>, &'static str), KernelError> {
         match kernel.neighbour(device, pod)? {
-            Some((mac, true)) => kernel.bridge_port(device, mac),
+            Some((mac, true)) => Ok((kernel.bridge_port(device, mac)?, "")),
             Some((_, false)) => {
                 self.step(
                     "note",
@@ -157,9 +167,9 @@ impl Way {
                         "{pod} does not answer on {device}: no pod has this address, or its network is broken"
                     ),
                 );
-                Ok(None)
+                Ok((None, ""))
             }
-            None => Ok(None),
+            None => Ok((None, NO_NEIGHBOUR)),
         }
     }
 
@@ -184,30 +194,44 @@ impl Way {
         let tunnel = facts.tunnels.links.get(&hop.device).map(|link| &link.identity);
         match tunnel {
             _ if to_pod => {
-                let port = self.port(kernel, hop.device, destination)?;
+                let (port, remark) = self.port(kernel, hop.device, destination)?;
                 let port = port.map_or_else(String::new, |port| format!(" → {port}"));
-                self.step("delivery", format!("pod {destination}: {}{port}", hop.device));
+                self.step("delivery", format!("pod {destination}: {}{port}{remark}", hop.device));
             }
             Some(LinkIdentity::Vxlan(vxlan)) => self.vxlan(facts, kernel, hop, *vxlan, destination)?,
-            Some(LinkIdentity::Tun) => self.userspace(hop),
-            Some(LinkIdentity::Other(kind)) if kind == "tun" => self.userspace(hop),
+            Some(LinkIdentity::Tun) => self.by_peer(kernel, "the agent's own datapath", hop, destination),
+            Some(LinkIdentity::Other(kind)) if kind == "tun" => {
+                self.by_peer(kernel, "the agent's own datapath", hop, destination);
+            }
+            Some(LinkIdentity::Wireguard) => self.by_peer(kernel, "the kernel's WireGuard", hop, destination),
             _ if inside && !hop.ours => self.fail(format!(
-                "{destination} is in the pod networks, but no route of flannel leads there: no node has leased a subnet with it, or \
-                 its lease can't be used (flanneld status --peers)"
+                "{destination} is in the pod networks, but no route of flannel leads there: {NO_LEASE}, or its lease can't be used \
+                 (flanneld status --peers)"
             )),
             _ => self.plain(kernel, hop, link, destination)?,
         }
         Ok(())
     }
 
-    fn userspace(&mut self, hop: &Hop) {
-        self.step(
-            "underlay",
-            format!(
-                "{}: the agent's own datapath sends it on in UDP (flanneld status --peers names the node)",
-                hop.device
-            ),
-        );
+    /// Through a device that knows its peers by the leases, while one route leads to all of them.
+    fn by_peer(&mut self, kernel: &mut dyn Lookups, carrier: &str, hop: &Hop, destination: IpAddr) {
+        let device = hop.device;
+        match kernel.holder(destination) {
+            Holder::Node { public, way } => {
+                self.step("underlay", format!("{device}: {carrier} sends it to {public} in UDP ({way})"));
+            }
+            Holder::Skipped { subnet, why } => {
+                self.fail(format!("{device} does not carry it: the lease of {subnet} can't be used: {why}"));
+            }
+            Holder::Nobody => self.fail(format!("{device} does not carry it: {NO_LEASE}")),
+            Holder::Unknown(why) => {
+                self.step("underlay", format!("{device}: {carrier} sends it on in UDP"));
+                self.step(
+                    "note",
+                    format!("to which node is not known, because the agent does not say: {why}"),
+                );
+            }
+        }
     }
 
     /// Without a tunnel.

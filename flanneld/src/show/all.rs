@@ -1,94 +1,20 @@
-//! `flanneld status --all`: what every node says of itself, and of the others.
+//! `flanneld status --all` as text: what every node says of itself, and of the others.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-
-use serde::Deserialize;
-use serde_json::{Value, json};
-
-use super::{Style, Table, Tone};
-use crate::status::{PeerEntry, PeerList, Status};
+use super::answers::{NodeAnswer, all_as_json};
+use super::ways::{self, Grade, MIN_LOSS, WaysFrom};
+use super::wrong::{Trouble, Wrong};
+use super::{Style, Table, Tone, milliseconds};
+use crate::text::clean;
 
 /// A matrix of more nodes than this is no longer looked at, and only rows of nodes are shown.
 const MAX_MATRIX: usize = 32;
-
-/// A node with what it answered.
-pub(super) struct NodeAnswer {
-    pub(super) address: IpAddr,
-    pub(super) name: String,
-    pub(super) answer: Result<(Status, PeerList), String>,
-}
-
-/// A node in what `status --all --json` prints.
-#[derive(Deserialize)]
-struct SavedNode {
-    address: IpAddr,
-    name: String,
-    status: Option<Status>,
-    #[serde(default)]
-    peers: Vec<PeerEntry>,
-    error: Option<String>,
-}
-
-/// The answers that `status --all --json` printed.
-pub(super) fn from_json(text: &[u8]) -> Result<Vec<NodeAnswer>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Saved {
-        nodes: Vec<SavedNode>,
-    }
-    let answered = |saved: SavedNode| {
-        let SavedNode { address, name, status, peers, error } = saved;
-        let list = PeerList { peers, ..PeerList::default() };
-        let answer = status.map(|status| (status, list));
-        NodeAnswer {
-            address,
-            name,
-            answer: answer.ok_or_else(|| error.unwrap_or_else(|| "no status".to_owned())),
-        }
-    };
-    Ok(serde_json::from_slice::<Saved>(text)?.nodes.into_iter().map(answered).collect())
-}
-
-/// Asks every node, this one first.
-pub(super) fn ask(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<NodeAnswer> {
-    let mut nodes: Vec<(IpAddr, String)> = Vec::new();
-    let mut seen = BTreeSet::new();
-    if let Some((node, address)) = own.node.as_ref().and_then(|node| Some((node, *node.public.first()?))) {
-        nodes.push((at.ip(), node.name.clone().unwrap_or_else(|| address.to_string())));
-        seen.extend(node.public.iter().copied());
-    }
-    for entry in &list.peers {
-        // One line for a node with both families: the first address is that of its first family.
-        let Some(address) = entry.public.filter(|address| seen.insert(*address)) else { continue };
-        let same = |other: &&PeerEntry| other.name.is_some() && other.name == entry.name;
-        if list.peers.iter().find(same).and_then(|first| first.public).is_some_and(|first| first != address) {
-            continue;
-        }
-        nodes.push((address, entry.name.clone().unwrap_or_else(|| address.to_string())));
-    }
-    let addresses: Vec<IpAddr> = nodes.iter().map(|(address, _)| *address).collect();
-    let port = at.port();
-    let answers = crate::ask::all(&addresses, |address| {
-        let at = SocketAddr::new(address, port);
-        Ok((crate::ask::value(at, "/status")?, crate::ask::value(at, "/peers")?))
-    });
-    let named = nodes.into_iter().zip(answers);
-    named.map(|((address, name), answer)| NodeAnswer { address, name, answer }).collect()
-}
+/// Names and troubles are cut to this many characters.
+const MAX_NAMES: usize = 300;
+const MAX_TROUBLE: usize = 1000;
 
 /// The answers, as text or as JSON.
 pub(super) fn text(nodes: &[NodeAnswer], as_json: bool, style: Style) -> String {
     if as_json { format!("{}\n", all_as_json(nodes)) } else { table(nodes, style) }
-}
-
-fn all_as_json(nodes: &[NodeAnswer]) -> Value {
-    let one = |node: &NodeAnswer| match &node.answer {
-        Ok((status, list)) => json!({
-            "address": node.address, "name": node.name, "status": status, "peers": list.peers,
-        }),
-        Err(why) => json!({ "address": node.address, "name": node.name, "error": why }),
-    };
-    json!({ "schema": crate::status::SCHEMA, "nodes": nodes.iter().map(one).collect::<Vec<_>>() })
 }
 
 fn table(nodes: &[NodeAnswer], style: Style) -> String {
@@ -128,53 +54,75 @@ fn table(nodes: &[NodeAnswer], style: Style) -> String {
             }
         }
     }
-    table.text(style) + &matrix(nodes, style)
+    table.text(style) + &matrix(nodes, style) + &wrong(nodes, style)
+}
+
+/// What is wrong, each with its remedy, and who says it.
+fn wrong(nodes: &[NodeAnswer], style: Style) -> String {
+    let Wrong { troubles, more_of, more } = Wrong::with(nodes);
+    let mut text = if troubles.is_empty() { String::new() } else { "\n".to_owned() };
+    for Trouble { text: trouble, nodes, others } in troubles {
+        let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+        let names = clean(&nodes.join(", "), MAX_NAMES);
+        text += &style.paint(Tone::Bad, &format!("✘ {names}{others}: {}", clean(&trouble, MAX_TROUBLE)));
+        text.push('\n');
+    }
+    for (name, more) in more_of {
+        text +=
+            &format!("  {}: {more} more: flanneld status and status --peers there\n", clean(name, MAX_NAMES));
+    }
+    if more > 0 {
+        text += &format!("  and {more} more: flanneld status on the nodes\n");
+    }
+    text
 }
 
 /// Rows ask, columns answer; nothing where nothing is measured.
 fn matrix(nodes: &[NodeAnswer], style: Style) -> String {
-    let measured = |node: &NodeAnswer| {
-        node.answer.as_ref().is_ok_and(|(_, list)| list.peers.iter().any(|peer| peer.loss.is_some()))
-    };
-    if nodes.len() > MAX_MATRIX || !nodes.iter().any(measured) {
+    if nodes.len() > MAX_MATRIX || !ways::are_measured(nodes) {
         return String::new();
     }
-    let subnet = |node: &NodeAnswer| {
-        let own = node.answer.as_ref().ok()?.0.node.as_ref()?;
-        own.subnets.first().cloned()
-    };
     let headings: Vec<&str> =
         std::iter::once("").chain(nodes.iter().map(|node| node.name.as_str())).collect();
     let mut table = Table::new(&headings);
+    let keys: Vec<Vec<String>> = nodes.iter().map(ways::keys).collect();
     for from in nodes {
+        let ways = WaysFrom::new(from);
         let mut cells = vec![from.name.clone()];
         let mut tone = Tone::Plain;
-        for to in nodes {
-            let entry = from
-                .answer
-                .as_ref()
-                .ok()
-                .zip(subnet(to))
-                .and_then(|((_, list), subnet)| list.peers.iter().find(|peer| peer.subnet == subnet));
-            cells.push(match entry {
-                _ if from.address == to.address => "·".to_owned(),
-                Some(PeerEntry { loss: Some(loss), .. }) if *loss >= 0.01 => {
-                    tone = Tone::Bad;
-                    format!("{:.0}%!", loss * 100.0)
-                }
-                Some(PeerEntry { rtt_seconds: Some(rtt), .. }) => format!("{:.1}", rtt * 1000.0),
-                _ => "?".to_owned(),
+        for (to, keys) in nodes.iter().zip(&keys) {
+            let way = ways.to(keys).filter(|_| !std::ptr::eq(from, to));
+            let grade = way.map_or(Grade::Unknown, Grade::of);
+            if grade >= Grade::Lossy {
+                tone = Tone::Bad;
+            }
+            let rtt = way.and_then(|way| way.rtt_seconds).map(milliseconds);
+            let loss = way.and_then(|way| way.loss).filter(|loss| *loss >= MIN_LOSS);
+            cells.push(match grade {
+                _ if std::ptr::eq(from, to) => "·".to_owned(),
+                Grade::Good => rtt.unwrap_or_else(|| "✔".to_owned()),
+                Grade::Lossy => match loss {
+                    Some(loss) => format!("{:.0}%!", loss * 100.0),
+                    None => format!("{}!", rtt.unwrap_or_default()),
+                },
+                Grade::Bad => "✘".to_owned(),
+                Grade::Skipped => "–".to_owned(),
+                Grade::Unknown => "?".to_owned(),
             });
         }
         table.row(tone, cells);
     }
-    format!("\nround trips in ms, or what is lost; rows ask, columns answer\n{}", table.text(style))
+    format!(
+        "\nround trips in ms; rows ask, columns answer; !: loses packets, ✘: unreachable, –: lease not usable, ?: not measured\n{}",
+        table.text(style)
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Node;
+    use crate::show::answers::from_json;
+    use crate::status::{Node, PeerEntry, PeerList, Status};
 
     #[test]
     fn a_node_that_does_not_answer_has_a_row_and_the_matrix_names_losses() {
@@ -193,13 +141,18 @@ mod tests {
             rtt_seconds: Some(rtt),
             ..PeerEntry::default()
         };
+        let lossy = PeerEntry {
+            cause: Some("the tunnel to a2 loses packets".into()),
+            remedy: Some("look there".into()),
+            ..peer("10.244.2.0/24", 0.5, 0.001)
+        };
         let hung = NodeAnswer {
             address: "192.0.2.9".parse().unwrap(),
             name: "hung".into(),
             answer: Err("no answer within 2 s from 192.0.2.9:8081".into()),
         };
         let nodes = [
-            answer("a1", "10.244.1.0/24", peer("10.244.2.0/24", 0.5, 0.001)),
+            answer("a1", "10.244.1.0/24", lossy),
             answer("a2", "10.244.2.0/24", peer("10.244.1.0/24", 0.0, 0.000_31)),
             hung,
         ];
@@ -209,6 +162,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("50%!") && text.contains("0.3"), "{text}");
+        assert!(text.contains("✘ a1: the tunnel to a2 loses packets: look there\n"), "{text}");
         let json = all_as_json(&nodes);
         assert_eq!(json["nodes"][2]["error"], "no answer within 2 s from 192.0.2.9:8081");
         assert_eq!(json["nodes"][0]["status"]["node"]["name"], "a1");

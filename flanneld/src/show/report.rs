@@ -6,7 +6,6 @@
 mod html;
 mod matrix;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -15,19 +14,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 
-use super::all::{self, NodeAnswer};
+use super::answers::{self, NodeAnswer};
 use super::span;
+use super::ways::{Grade, known};
+use super::wrong::{Trouble, Wrong};
 use crate::log::moment;
-use crate::status::{PeerEntry, Status};
+use crate::status::Status;
 use html::{HEAD, TAIL, escaped, name_of};
-use matrix::Grade;
-
-/// Of more troubles than this, the rest is counted.
-const MAX_TROUBLES: usize = 50;
-/// A trouble that more nodes have than this names the first of them.
-const MAX_NAMED: usize = 8;
-/// Of more troubles that one node alone has, the rest is counted.
-const MAX_OF_ONE: usize = 3;
 
 /// What `report` runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +51,7 @@ fn saved(file: &PathBuf) -> anyhow::Result<Vec<NodeAnswer>> {
         _ => std::fs::File::open(file).and_then(|mut open| open.read_to_end(&mut text)),
     };
     read.with_context(|| format!("--from={} can't be read", file.display()))?;
-    all::from_json(&text).map_err(|error| {
+    answers::from_json(&text).map_err(|error| {
         anyhow::anyhow!("--from={} is not what flanneld status --all --json prints: {error}", file.display())
     })
 }
@@ -79,7 +72,7 @@ fn summary(page: &mut String, nodes: &[NodeAnswer]) {
         nodes.iter().filter(|node| node.answer.as_ref().is_ok_and(|(status, _)| status.ready)).count();
     let silent = nodes.iter().filter(|node| node.answer.is_err()).count();
     let grades =
-        |grade: Grade| nodes.iter().flat_map(active).filter(|entry| Grade::of(entry) == grade).count();
+        |grade: Grade| nodes.iter().flat_map(known).filter(|entry| Grade::of(entry) == grade).count();
     let at = nodes.iter().filter_map(|node| Some(node.answer.as_ref().ok()?.0.at)).max().unwrap_or_default();
     let asked = moment(UNIX_EPOCH + Duration::from_secs(at));
     let _ = write!(page, "<h1>flannel</h1>\n<p class=dim>asked {}</p>\n<ul class=sum>\n", escaped(&asked));
@@ -97,52 +90,29 @@ fn summary(page: &mut String, nodes: &[NodeAnswer]) {
     page.push_str("</ul>\n");
 }
 
-/// What is wrong, each with its remedy; what several nodes say is said once.
+/// What is wrong, each with its remedy.
 fn troubles(page: &mut String, nodes: &[NodeAnswer]) {
-    let mut said: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for node in nodes {
-        let Ok((status, list)) = &node.answer else { continue };
-        let unmet =
-            status.conditions.iter().filter_map(|(name, why)| Some(format!("{name}: {}", why.as_ref()?)));
-        let active = list.peers.iter().filter_map(|peer| {
-            let remedy = peer.remedy.as_deref().map(|remedy| format!(": {remedy}")).unwrap_or_default();
-            Some(format!("{}{remedy}", peer.cause.as_ref()?))
-        });
-        let notes = status.notes.values().flatten().cloned();
-        unmet.chain(active).chain(notes).for_each(|text| said.entry(text).or_default().push(&node.name));
-    }
-    if said.is_empty() {
+    let wrong = Wrong::with(nodes);
+    if wrong.is_nothing() {
         return;
     }
-    // What most nodes say comes first.
-    let mut said: Vec<(String, Vec<&str>)> = said.into_iter().collect();
-    said.sort_by_key(|(_, by)| std::cmp::Reverse(by.len()));
     page.push_str("<h2>What is wrong</h2>\n<ul class=wrong>\n");
-    let mut alone: BTreeMap<&str, usize> = BTreeMap::new();
-    said.retain(|(_, by)| {
-        let [name] = by[..] else { return true };
-        let count = alone.entry(name).or_default();
-        *count += 1;
-        *count <= MAX_OF_ONE
-    });
-    for (text, by) in said.iter().take(MAX_TROUBLES) {
-        let mut names = by.iter().take(MAX_NAMED).map(|name| name_of(name)).collect::<Vec<_>>().join(", ");
-        if by.len() > MAX_NAMED {
-            let _ = write!(names, " and {} more", by.len() - MAX_NAMED);
+    for Trouble { text, nodes, others } in &wrong.troubles {
+        let mut names = nodes.iter().map(|name| name_of(name)).collect::<Vec<_>>().join(", ");
+        if *others > 0 {
+            let _ = write!(names, " and {others} more");
         }
         let _ = writeln!(page, "<li><b>{names}</b>: {}</li>", escaped(text));
     }
-    for (name, more) in alone.into_iter().filter(|(_, count)| *count > MAX_OF_ONE) {
-        let more = more - MAX_OF_ONE;
+    for (name, more) in &wrong.more_of {
         let _ = writeln!(
             page,
             "<li><b>{}</b>: {more} more: flanneld status and status --peers there</li>",
             name_of(name)
         );
     }
-    if said.len() > MAX_TROUBLES {
-        let _ =
-            writeln!(page, "<li>and {} more: flanneld status on the nodes</li>", said.len() - MAX_TROUBLES);
+    if wrong.more > 0 {
+        let _ = writeln!(page, "<li>and {} more: flanneld status on the nodes</li>", wrong.more);
     }
     page.push_str("</ul>\n");
 }
@@ -197,11 +167,6 @@ fn row(node: &NodeAnswer, status: &Status) -> String {
         escaped(&pods.join("; ")),
         escaped(&format!("{} ({})", status.version, status.commit)),
     )
-}
-
-/// What a node knows of the others.
-fn active(node: &NodeAnswer) -> impl Iterator<Item = &PeerEntry> {
-    node.answer.iter().flat_map(|(_, list)| &list.peers)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::all::{self, NodeAnswer};
-use super::{Style, Table, Tone, span};
+use super::answers::{self, NodeAnswer};
+use super::{Style, Table, Tone, milliseconds, span};
 use crate::ask;
 use crate::log::moment;
 use crate::status::{PeerEntry, PeerList, Status};
@@ -48,7 +48,7 @@ pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<()> {
             let list: PeerList = value(options, "/peers")?;
             peers(list.peers, list.at, Style::of_stdout())
         }
-        StatusExtent::All => all::text(&ask_all(options.at)?, options.json, Style::of_stdout()),
+        StatusExtent::All => super::all::text(&ask_all(options.at)?, options.json, Style::of_stdout()),
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<()> {
 pub(super) fn ask_all(at: SocketAddr) -> anyhow::Result<Vec<NodeAnswer>> {
     let status = ask::value(at, "/status").map_err(unanswered)?;
     let list = ask::value(at, "/peers").map_err(unanswered)?;
-    Ok(all::ask(at, &status, &list))
+    Ok(answers::ask(at, &status, &list))
 }
 
 fn ask(options: &StatusOptions, path: &str) -> anyhow::Result<Vec<u8>> {
@@ -290,7 +290,7 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
             entry.public.map_or_else(dash, |addr| addr.to_string()),
             entry.way.clone().unwrap_or_else(dash),
             entry.loss.map_or_else(dash, |loss| format!("{:.0}%", loss * 100.0)),
-            entry.rtt_seconds.map_or_else(dash, |rtt| format!("{:.1}ms", rtt * 1000.0)),
+            entry.rtt_seconds.map_or_else(dash, |rtt| format!("{}ms", milliseconds(rtt))),
             entry.path_mtu.map_or_else(dash, |mtu| mtu.to_string()),
         ];
         cells.extend(handshakes.then(|| match entry.handshake {

@@ -244,6 +244,7 @@ fn entry(
     };
     PeerEntry {
         name,
+        lease: key_of(&lease.subnets),
         subnet: subnet.to_string(),
         public: lease.public.get(Family::of(subnet.addr())),
         way,

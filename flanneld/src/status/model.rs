@@ -369,6 +369,8 @@ impl PeerEntry {
 #[serde(default)]
 pub(crate) struct PeerEntry {
     pub(crate) name: Option<String>,
+    /// The key of the lease, which both families of a node have in common; empty from an older agent.
+    pub(crate) lease: String,
     pub(crate) subnet: String,
     pub(crate) public: Option<IpAddr>,
     /// By which backend it is reached.

@@ -91,6 +91,26 @@ fn explain_without_a_tunnel_names_the_next_hop() {
     assert!(code == 0 && text.contains(&via), "{text}");
 }
 
+#[test]
+fn explain_asks_the_agent_where_no_entry_of_the_kernel_names_the_node() {
+    for backend in [r#"{"Type":"udp"}"#, r#"{"Type":"wireguard","Userspace":"always"}"#] {
+        let cluster = Cluster::new(&format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#));
+        let (mut a, b) = (cluster.join(), cluster.join());
+        let (pod_a, pod_b) = (a.pod(), b.pod());
+        let (from, to) = (pod_a.address().to_string(), pod_b.address().to_string());
+        a.wait("the way", || run(&a, &["explain", &from, &to]).0 == 0);
+        let (code, text, _) = run(&a, &["explain", &from, &to]);
+        let expected = format!("the agent's own datapath sends it to {} in UDP", b.node.address());
+        assert!(code == 0 && text.contains(&expected), "{text}");
+        let (code, text, _) = run(&a, &["explain", &from, "10.244.251.9"]);
+        assert!(code == 1 && text.contains("no node has leased a subnet with it"), "{text}");
+        a.agent.process().signal(Signal::STOP).unwrap();
+        let (code, text, _) = run(&a, &["explain", &from, &to]);
+        assert!(code == 0 && text.contains("to which node is not known"), "{text}");
+        a.agent.process().signal(Signal::CONT).unwrap();
+    }
+}
+
 fn tables(member: &Member) -> String {
     member.show("nft list tables")
 }
@@ -186,7 +206,7 @@ fn the_connectivity_test_finds_a_tunnel_that_is_cut_or_too_narrow() {
     a.wait("the way", reaches);
     let args = ["connectivity-test", "--count=5"];
     let (code, text, stderr) = run(&a, &args);
-    assert!(code == 0 && text.contains("1 peers: 1 ok"), "{text}{stderr}");
+    assert!(code == 0 && text.contains("1 way: 1 ok"), "{text}{stderr}");
     assert!(
         text.contains("1450: 5/5") && text.contains("1451: too long") && text.contains("node 5/5"),
         "{text}"

@@ -94,7 +94,7 @@ fn the_connectivity_test_has_a_line_for_each_family_and_tells_which_is_cut() {
     );
     site.fabric.switch().command("nft").args(["-f", "-"]).input(rule).ok().unwrap();
     let (code, text, _) = run(&a, &["connectivity-test", "--count=5"]);
-    assert!(code == 1 && text.contains("2 peers: 1 ok, 1 with trouble"), "{text}");
+    assert!(code == 1 && text.contains("2 ways: 1 ok, 1 with trouble"), "{text}");
     let line = text.lines().find(|line| line.starts_with('✘')).unwrap();
     assert!(line.contains(&subnet_v6(&b).to_string()), "{text}");
 }

@@ -106,6 +106,34 @@ fn all_nodes_are_asked_and_one_that_hangs_has_a_row() {
 }
 
 #[test]
+fn a_node_with_both_families_is_one_row_and_one_cell_with_the_worse_of_them() {
+    let site = Site::new(Kind::Etcd, &config(&subnet::Family::BOTH, r#"{"Type":"vxlan"}"#));
+    let args = ["--healthz-ip=::", "--probe-interval=1s"];
+    let (a, b) = (site.join_with(&args), site.join_with(&args));
+    let fine =
+        |member: &Member| member.agent.get("/peers").unwrap().1.matches("\"verdict\":\"fine\"").count() == 2;
+    a.wait("both families", || fine(&a) && fine(&b));
+    let (_, text) = command(&a, &["--all"]);
+    let rows: Vec<&str> = text.lines().skip(1).take_while(|line| !line.is_empty()).collect();
+    assert!(rows.len() == 2 && rows[1].starts_with(&b.node.address().to_string()), "{text}");
+    assert_eq!(text.matches('✘').count(), 1, "only the legend: {text}");
+
+    let rules = format!(
+        "table bridge faults {{ chain f {{ type filter hook forward priority 0; ip6 daddr {} udp dport 8472 drop; }}\n}}\n",
+        b.node.address_v6()
+    );
+    site.fabric.switch().command("nft").args(["-f", "-"]).input(rules).ok().unwrap();
+    let said = format!("{} answers, but its tunnel address", b.node.address_v6());
+    a.wait("the trouble", || command(&a, &["--all"]).1.contains(&said));
+    let (_, text) = command(&a, &["--all"]);
+    let line = text.lines().find(|line| line.contains(&said)).unwrap();
+    assert!(line.starts_with(&format!("✘ {}: ", a.node.address())), "{text}");
+    assert!(line.contains("allow UDP port 8472 both ways"), "with its remedy: {text}");
+    let cells: Vec<&str> = text.lines().filter(|line| line.contains('·')).collect();
+    assert!(cells.len() == 2 && cells[0].ends_with('✘'), "{text}");
+}
+
+#[test]
 fn only_this_host_and_nodes_of_the_cluster_may_ask() {
     let cluster = Cluster::new(VXLAN);
     let a = cluster.join_with(&["--healthz-ip=0.0.0.0"]);

@@ -1,7 +1,7 @@
 //! The page as text; `make report-check` looks at it in a browser.
 
 use super::*;
-use crate::status::{Node, PeerList, Pool};
+use crate::status::{Node, PeerEntry, PeerList, Pool};
 
 fn node(number: u8, name: &str, nodes: u8, entry: impl Fn(u8) -> PeerEntry) -> NodeAnswer {
     let subnet = |number: u8| format!("10.244.{number}.0/24");
