@@ -44,6 +44,43 @@ impl Event {
     }
 }
 
+/// What is worth an event about this node itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeSigns {
+    /// Why another node has its lease.
+    pub(crate) contest: Option<String>,
+    /// The backend that stands in for the configured one.
+    pub(crate) fallback: Option<String>,
+    /// How often rules were restored that another program had changed.
+    pub(crate) restored: u64,
+    /// What was restored last.
+    pub(crate) last: Option<String>,
+}
+
+/// The events that lead from what was so to what is so.
+fn of_node(before: &NodeSigns, now: &NodeSigns) -> Vec<Event> {
+    let event = |reason, message| Event { reason, warning: true, object: "node".to_owned(), message };
+    let mut events = Vec::new();
+    if let (None, Some(why)) = (&before.contest, &now.contest) {
+        events.push(event("LeaseConflict", why.clone()));
+    }
+    if let (None, Some(backend)) = (&before.fallback, &now.fallback) {
+        let message = format!(
+            "the kernel lacks the configured backend, so {backend} stands in for it (Backend.Fallback): to use the other one, load \
+             its module and restart flanneld"
+        );
+        events.push(event("FallbackUsed", message));
+    }
+    if now.restored > before.restored {
+        let what = now.last.as_deref().unwrap_or("traffic rules");
+        let message = format!(
+            "another program had changed traffic rules, which were restored: {what}; if that repeats, find the program (nft monitor)"
+        );
+        events.push(event("RulesRestored", message));
+    }
+    events
+}
+
 /// Which events were left of late.
 #[derive(Default)]
 struct Left {
@@ -79,8 +116,17 @@ impl Events {
 
     /// A verdict on a peer has changed.
     pub(crate) fn peer(&self, news: &News) {
+        self.leave(Event::of(news));
+    }
+
+    /// Something about this node has changed.
+    pub(crate) fn node(&self, before: &NodeSigns, now: &NodeSigns) {
+        of_node(before, now).into_iter().for_each(|event| self.leave(event));
+    }
+
+    fn leave(&self, event: Event) {
         if let Some(sender) = &self.0 {
-            let _ = sender.try_send(Event::of(news));
+            let _ = sender.try_send(event);
         }
     }
 }
@@ -141,5 +187,26 @@ mod tests {
         let about = |number: usize| Event { object: number.to_string(), ..Event::of(&news(Verdict::Down)) };
         assert_eq!((0..500).filter(|number| left.admit(&about(*number), now)).count(), MAX_EVENTS);
         assert!(left.admit(&about(501), now + HOUR));
+    }
+
+    #[test]
+    fn what_changes_about_this_node_is_one_event() {
+        let quiet = NodeSigns { restored: 3, last: Some("route".into()), ..NodeSigns::default() };
+        let reasons = |before: &NodeSigns, now: &NodeSigns| -> Vec<&str> {
+            of_node(before, now).into_iter().map(|event| event.reason).collect()
+        };
+        let contested = NodeSigns { contest: Some("node b has it".into()), ..quiet.clone() };
+        let fallen = NodeSigns { fallback: Some("udp port 8285".into()), ..quiet.clone() };
+        let restored = NodeSigns { restored: 4, last: Some("chain forward".into()), ..quiet.clone() };
+        for (now, reason, part) in [
+            (&contested, "LeaseConflict", "node b has it"),
+            (&fallen, "FallbackUsed", "so udp port 8285 stands in"),
+            (&restored, "RulesRestored", "restored: chain forward"),
+        ] {
+            let [event] = &of_node(&quiet, now)[..] else { panic!("{reason}") };
+            assert!(event.reason == reason && event.warning && event.message.contains(part), "{event:?}");
+            assert_eq!(reasons(now, now), [""; 0], "it lasts");
+        }
+        assert_eq!(reasons(&contested, &quiet), [""; 0], "it is over");
     }
 }

@@ -219,6 +219,7 @@ fn probe(options: &Options, health: &Health) -> Probing {
     let (probes, board) = (Probes::new(options.probe_interval), health.board());
     board.probe(probes.clone());
     board.limit_series(options.metrics_peers);
+    board.tell(events.clone());
     if options.peer_counters {
         board.traffic().switch_on();
     }

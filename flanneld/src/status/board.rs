@@ -16,6 +16,7 @@ use super::pool::Pools;
 use super::traffic::TrafficCounts;
 use super::{Sources, host};
 use crate::cni_calls::CniListener;
+use crate::events::{Events, NodeSigns};
 use crate::probe::{Probes, Report};
 
 /// What the loop knows after a turn. What grows with the cluster is shared, not copied.
@@ -23,6 +24,8 @@ use crate::probe::{Probes, Report};
 pub(crate) struct Published {
     pub(crate) node: Option<Node>,
     pub(crate) store: Store,
+    /// Why another node has this node's lease.
+    pub(crate) contest: Option<String>,
     /// Without what differs now and what is desired.
     pub(crate) kernel: Kernel,
     pub(crate) rules: RulesStatus,
@@ -45,6 +48,9 @@ pub(crate) struct Published {
     pub(crate) cni_directory: PathBuf,
 }
 
+/// What repairs of traffic rules are counted as.
+const RULES: [&str; 2] = ["rules", "tunnel_filter"];
+
 /// Where it is published. One for a process.
 #[derive(Clone)]
 pub(crate) struct Board(Arc<BoardState>);
@@ -61,6 +67,8 @@ struct BoardState {
     cni: CniListener,
     /// Devices in the flowtables of the fast path, if there is one.
     fast_path: Mutex<Option<usize>>,
+    /// Who is told of what is worth an event.
+    events: OnceLock<Events>,
     max_series: AtomicUsize,
     traffic: Mutex<TrafficCounts>,
 }
@@ -107,6 +115,7 @@ impl Default for Board {
             probes: OnceLock::new(),
             cni: CniListener::default(),
             fast_path: Mutex::default(),
+            events: OnceLock::new(),
             max_series: AtomicUsize::default(),
             traffic: Mutex::default(),
         }))
@@ -119,10 +128,26 @@ impl fmt::Debug for Board {
     }
 }
 
+impl Published {
+    fn signs(&self) -> NodeSigns {
+        let fallen_back = self.node.as_ref().filter(|node| node.fallback);
+        NodeSigns {
+            contest: self.contest.clone(),
+            fallback: fallen_back.map(|node| node.backend.clone()),
+            restored: RULES.iter().filter_map(|object| self.counters.repairs.get(*object)).sum(),
+            last: self.counters.last_repair.as_ref().map(|repair| repair.what.clone()),
+        }
+    }
+}
+
 impl Board {
     /// Publishes what is known now.
     pub(crate) fn publish(&self, published: Published) {
-        *lock(&self.0.published) = Arc::new(published);
+        let published = Arc::new(published);
+        let before = std::mem::replace(&mut *lock(&self.0.published), Arc::clone(&published));
+        if let Some(events) = self.0.events.get() {
+            events.node(&before.signs(), &published.signs());
+        }
         // The kernel writes all its counters for that, so not with each change of many leases.
         let looked = lock(&self.0.checksums).looked;
         if looked.is_none_or(|at| at.elapsed() >= CHECKSUMS_EVERY) {
@@ -158,6 +183,11 @@ impl Board {
     /// The tunnels of this process.
     pub(super) fn tunnels(&self) -> Option<&Tunnels> {
         self.0.tunnels.get()
+    }
+
+    /// Who is told of what is worth an event.
+    pub(crate) fn tell(&self, events: Events) {
+        let _ = self.0.events.set(events);
     }
 
     /// Who probes the peers.

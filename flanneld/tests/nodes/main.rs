@@ -9,6 +9,7 @@ mod cleanup;
 mod direct;
 mod doctor;
 mod doctor_ways;
+mod events;
 mod extension;
 mod families;
 mod fast_path;

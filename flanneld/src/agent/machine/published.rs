@@ -44,6 +44,7 @@ impl Machine {
         Published {
             node: self.node_status(),
             store: self.store_status(),
+            contest: self.own.contest.reason(),
             kernel: self.status.tally.kernel.clone(),
             rules: self.status.tally.rules.clone(),
             counters,
