@@ -1,5 +1,7 @@
 //! An exposition, line by line.
 
+mod whole;
+
 use std::time::Duration;
 
 use super::*;
