@@ -34,8 +34,11 @@ struct Checked {
 /// # Errors
 /// Why it can't be used.
 pub(crate) fn run(options: &CheckConfigOptions) -> anyhow::Result<()> {
-    let shown = options.file.display();
-    let text = read(&options.file).with_context(|| shown.to_string())?;
+    let shown = match options.file.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => options.file.display().to_string(),
+    };
+    let text = read(&options.file).with_context(|| shown.clone())?;
     let checked = check(&text, options.given_subnets);
     let text = match (&checked, options.json) {
         (Ok(Checked { backend, networks, warnings }), true) => {

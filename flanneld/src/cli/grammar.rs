@@ -296,6 +296,10 @@ fn stray(command: &Command, word: &str, before: Option<&Setting>) -> UsageError 
             "{shown} after --{flag} is not a flag: a boolean takes its value only with '=', as in --{flag}=true",
             flag = last.flag
         ),
+        None if name == "flanneld" => format!(
+            "{shown} is not a flag and not a command of flanneld: flanneld --help lists both; remove it, or quote the value that \
+             it belongs to"
+        ),
         _ => format!(
             "{shown} is not a flag, and {name} takes nothing else: remove it, or quote the value that it belongs to"
         ),
@@ -432,7 +436,7 @@ mod tests {
             (&["---v=1"], [r#""--v" is not a flag"#, "one dash or two"]),
             (&["-=1"], ["is not a flag", "one dash or two"]),
             (&["--healthz-port=high"], [r#"--healthz-port="high""#, "not a whole number"]),
-            (&["eth0"], [r#""eth0" is not a flag"#, "remove it"]),
+            (&["eth0"], [r#""eth0" is not a flag and not a command"#, "flanneld --help lists both"]),
             (&["-"], [r#""-" is not a flag"#, "remove it"]),
             (&["-v=1", "--", "x"], [r#""x" is not a flag"#, "remove it"]),
             (&["-v=1", "1"], [r#""1" is not a flag"#, "remove it"]),
