@@ -63,6 +63,6 @@ pub use config::{
 pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};
-pub use shared_map::{SharedMap, SharedSet};
+pub use shared_map::{Recount, SharedMap, SharedSet};
 #[cfg(feature = "store")]
 pub use store::{Claim, Feed, Known, LeaseStore, Loss, StoreError, Tenure};

@@ -1,12 +1,16 @@
 //! A sorted map whose versions share what they have in common (copy on write): to change one entry of a version that others have
 //! too costs a small part of the map, and what differs between two versions is found without a look at the parts that they share.
 
+mod recount;
+
 use std::cmp::Ordering;
 use std::fmt;
 use std::iter::{FlatMap, Map};
 use std::ops::Index;
 use std::slice;
 use std::sync::Arc;
+
+pub use recount::Recount;
 
 /// So many entries are in one part at most. A change copies one part and the list of parts.
 const MAX_PART: usize = 128;

@@ -3,6 +3,7 @@
 mod bridges;
 mod decode;
 mod encode;
+mod entries;
 mod listen;
 mod lookup;
 mod nexthop;
@@ -22,10 +23,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use subnet::net::host;
 
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
@@ -38,7 +38,7 @@ use crate::state::host::Direct;
 use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
-use decode::{LinkFacts, NeighbourFacts};
+use decode::LinkFacts;
 use refusal::{errno, record};
 use routes::Look;
 use socket::{Request, RouteSocket};
@@ -134,50 +134,6 @@ impl Netlink {
             }
         }
         Ok(host)
-    }
-
-    /// Permanent neighbours and configured forwarding entries of one device.
-    fn entries(&mut self, index: u32) -> io::Result<Vec<NeighbourFacts>> {
-        let mut all = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
-            let mut request = NeighbourMessage::default();
-            request.header.family = family;
-            if family == AddressFamily::Bridge {
-                request.header.ifindex = index;
-            } else {
-                request.attributes.push(NeighbourAttribute::IfIndex(index));
-            }
-            let request = RouteNetlinkMessage::GetNeighbour(request);
-            let found = self.socket.dump(&request, Vec::new, |entries, message| {
-                if let RouteNetlinkMessage::NewNeighbour(message) = message {
-                    entries.extend(decode::neighbour(&message));
-                }
-            });
-            all.append(&mut or_nothing(found)?);
-        }
-        Ok(all)
-    }
-
-    /// Takes in the neighbours and forwarding entries of these devices.
-    fn read_entries(
-        &mut self,
-        own: &BTreeMap<u32, Name>,
-        state: &mut KernelState,
-    ) -> Result<(), KernelError> {
-        for (index, name) in own {
-            for entry in self.entries(*index).map_err(failed("reading neighbours"))? {
-                match entry {
-                    NeighbourFacts::Neighbour { ip, mac, permanent: true, .. } => {
-                        state.neighbours.insert((*name, ip), mac);
-                    }
-                    NeighbourFacts::Neighbour { .. } => {}
-                    NeighbourFacts::Fdb { mac, dst, .. } => {
-                        state.fdb.insert((*name, mac), dst);
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// What is set of a device's offloads. What can't be known or set is not worth a node's readiness: it
@@ -302,7 +258,7 @@ impl Kernel for Netlink {
 
         let mut host = host;
         self.read_routes(Look { desired, scope, own: &own }, &mut host, &mut state)?;
-        self.read_entries(&own, &mut state)?;
+        self.read_entries(&own, desired, &mut state)?;
         Ok(Observed { state, host })
     }
 
@@ -458,14 +414,14 @@ fn may_lack_way_to_hop(route: &Route, error: &io::Error) -> bool {
     route.onlink && route.dst.addr().is_ipv6() && error.raw_os_error() == Some(errno::EINVAL)
 }
 
-/// What a dump found, which is nothing where the kernel says that there is no such table (in a namespace
+/// What a dump found; nothing where the kernel says that there is no such table (in a namespace
 /// whose `lo` was never up), no such device any more, or no such family (`ipv6.disable=1`).
-fn or_nothing<T: Default>(found: io::Result<T>) -> io::Result<T> {
+fn or_nothing<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     const NOTHING: [i32; 4] = [errno::ENOENT, errno::ENODEV, errno::EOPNOTSUPP, errno::EAFNOSUPPORT];
-    found.or_else(|error| match error.raw_os_error() {
-        Some(number) if NOTHING.contains(&number) => Ok(T::default()),
-        _ => Err(error),
-    })
+    match found {
+        Err(error) if error.raw_os_error().is_some_and(|number| NOTHING.contains(&number)) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> KernelError {

@@ -1,6 +1,5 @@
 //! Where the line runs between this agent's objects and everybody else's: by record, never by shape.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -160,14 +159,12 @@ impl Scope {
 
     /// Whether a nexthop object with our mark is this agent's, and not one's of another network.
     pub(crate) fn owns_nexthop(&self, id: NexthopId) -> bool {
-        let lens: BTreeSet<u8> = self.lens_v4().collect();
+        let no_record = self.lens_v4().next().is_none();
         self.networks.iter().any(|network| match network {
             IpNet::V4(network) if network.prefix_len() == 0 => true,
             // No record says how long subnets are.
-            IpNet::V4(network) if lens.is_empty() => {
-                (8..=30).any(|len| id.subnet_in(*network, len).is_some())
-            }
-            IpNet::V4(network) => lens.iter().any(|len| id.subnet_in(*network, *len).is_some()),
+            IpNet::V4(network) if no_record => (8..=30).any(|len| id.subnet_in(*network, len).is_some()),
+            IpNet::V4(network) => self.lens_v4().any(|len| id.subnet_in(*network, len).is_some()),
             IpNet::V6(_) => false,
         })
     }

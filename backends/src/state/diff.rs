@@ -301,7 +301,9 @@ fn is_connected(desired: &KernelState, actual: &KernelState, dst: &IpNet) -> boo
 
 /// The wanted routes that can't be set because the host has an address in their destination, in words.
 pub(crate) fn conflicts(desired: &KernelState, actual: &KernelState) -> Vec<String> {
-    let taken = desired.routes.keys().filter(|dst| is_connected(desired, actual, dst));
+    // A route of the kernel's own is not as desired.
+    let other = desired.routes.changes(&actual.routes).filter(|(_, _, want)| want.is_some());
+    let taken = other.map(|(dst, ..)| dst).filter(|dst| is_connected(desired, actual, dst));
     taken
         .map(|dst| {
             let dev = actual.routes[dst].dev.map_or_else(|| "a device".to_owned(), |dev| dev.to_string());

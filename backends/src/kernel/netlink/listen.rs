@@ -13,9 +13,9 @@ use rtnetlink::MulticastGroup;
 use tokio::sync::Notify;
 
 use super::Netlink;
-use super::decode::{self, NeighbourFacts};
+use super::decode::{self, NeighbourFacts, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWNEIGH, RTM_NEWROUTE};
 use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
-use super::socket::messages;
+use super::socket::decode as typed;
 use crate::kernel::{KernelError, NotificationFilter, Notifications};
 use crate::netlink::multicast::{MulticastSocket, Received};
 use crate::netlink::wire;
@@ -35,7 +35,22 @@ impl NotificationFilter {
     }
 
     /// Whether a notification says that something differs from what should be, or from what was read.
-    fn concerned_by(&self, message: &Message) -> bool {
+    fn concerned_by(&self, message: &wire::Message<'_>) -> bool {
+        let payload = message.payload;
+        match message.kind {
+            RTM_NEWNEIGH => decode::neighbour(payload).is_some_and(|entry| self.new_entry(entry)),
+            RTM_DELNEIGH => decode::neighbour(payload).is_some_and(|entry| self.lost_entry(entry)),
+            RTM_NEWROUTE => self.route(payload, true),
+            RTM_DELROUTE => self.route(payload, false),
+            _ => match nexthop::told(message) {
+                Some(told) => self.nexthop(&told),
+                None => typed(message).is_some_and(|message| self.concerned_by_device(&message)),
+            },
+        }
+    }
+
+    /// The same of a message about a link or an address.
+    fn concerned_by_device(&self, message: &Message) -> bool {
         match message {
             Message::NewLink(link) => decode::link(link).is_some_and(|facts| self.new_link(&facts)),
             Message::DelLink(link) => decode::link(link).is_some_and(|facts| {
@@ -46,19 +61,6 @@ impl NotificationFilter {
                 .is_some_and(|(index, address)| self.address(index, address.net, true)),
             Message::DelAddress(address) => decode::address(address)
                 .is_some_and(|(index, address)| self.address(index, address.net, false)),
-            Message::NewNeighbour(entry) => {
-                decode::neighbour(entry).is_some_and(|entry| self.new_entry(entry))
-            }
-            Message::DelNeighbour(entry) => decode::neighbour(entry).is_some_and(|entry| match entry {
-                NeighbourFacts::Neighbour { link, ip, .. } => {
-                    self.own(link).is_some_and(|name| self.desired.neighbours.contains_key(&(name, ip)))
-                }
-                NeighbourFacts::Fdb { link, mac, .. } => {
-                    self.own(link).is_some_and(|name| self.desired.fdb.contains_key(&(name, mac)))
-                }
-            }),
-            Message::NewRoute(route) => self.route(route, true),
-            Message::DelRoute(route) => self.route(route, false),
             _ => false,
         }
     }
@@ -111,6 +113,18 @@ impl NotificationFilter {
         }
     }
 
+    /// Whether a neighbour or a forwarding entry is missed that is gone.
+    fn lost_entry(&self, entry: NeighbourFacts) -> bool {
+        match entry {
+            NeighbourFacts::Neighbour { link, ip, .. } => {
+                self.own(link).is_some_and(|name| self.desired.neighbours.contains_key(&(name, ip)))
+            }
+            NeighbourFacts::Fdb { link, mac, .. } => {
+                self.own(link).is_some_and(|name| self.desired.fdb.contains_key(&(name, mac)))
+            }
+        }
+    }
+
     /// Whether what is told of a nexthop object differs from what a route of ours needs. Those of a device go with it, and
     /// nothing tells of them or of their routes.
     fn nexthop(&self, told: &Told) -> bool {
@@ -130,9 +144,9 @@ impl NotificationFilter {
         }
     }
 
-    fn route(&self, message: &netlink_packet_route::route::RouteMessage, new: bool) -> bool {
+    fn route(&self, payload: &[u8], new: bool) -> bool {
         let Some(decode::RouteFacts { mut route, link, blackhole }) =
-            decode::route(message, |index| self.name(index))
+            decode::route(payload, |index| self.name(index))
         else {
             return false;
         };
@@ -235,10 +249,7 @@ impl Notifications for Listener {
                     let mut interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
                     let settings = interest.hears_of_settings(datagram);
                     interest.sysctls_moved |= settings;
-                    let objects = || wire::messages(datagram).filter_map(|message| nexthop::told(&message));
-                    settings
-                        || messages(datagram).any(|message| interest.concerned_by(&message))
-                        || objects().any(|told| interest.nexthop(&told))
+                    settings || wire::messages(datagram).any(|message| interest.concerned_by(&message))
                 }
                 Ok(Received::Lost) => {
                     interest.lock().unwrap_or_else(PoisonError::into_inner).overruns += 1;

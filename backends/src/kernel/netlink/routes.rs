@@ -1,20 +1,19 @@
 //! The routes of the main table, as they are found: ours, those in the place of ours, and those that are in the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use ipnet::IpNet;
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use subnet::Family;
+use subnet::{Family, Recount};
 
 use super::decode::{self, Blackhole, RouteFacts};
-use super::nexthop::Target;
-use super::objects::note_orphans;
+use super::objects::{Objects, Used};
 use super::{Netlink, failed, or_nothing};
 use crate::kernel::{KernelError, Scope};
 use crate::state::host::{DefaultRoute, HostView};
 use crate::state::name::Name;
-use crate::state::nexthop::NexthopId;
 use crate::state::{KernelState, Route};
 
 /// What a look at the kernel goes by.
@@ -27,13 +26,66 @@ pub(super) struct Look<'a> {
 }
 
 /// The routes that matter to us, and the default routes.
-#[derive(Default)]
-struct Found {
-    /// Ours, or in the place of ours.
-    routes: Vec<RouteFacts>,
+struct Found<'a> {
+    /// Ours, or in the place of ours: of those to one destination the kernel uses the first one.
+    routes: Recount<'a, IpNet, Route>,
+    /// The others of ours.
+    shadowed: BTreeSet<Route>,
+    blackholes: BTreeSet<IpNet>,
     defaults: Vec<DefaultRoute>,
     /// Other programs' routes into the pod networks.
     intruders: Vec<Route>,
+    /// The nexthop objects that any of these routes of ours leads through.
+    used: Used,
+}
+
+impl<'a> Found<'a> {
+    fn new(desired: &'a KernelState, objects: &Objects) -> Self {
+        Self {
+            routes: Recount::new(&desired.routes),
+            shadowed: BTreeSet::new(),
+            blackholes: BTreeSet::new(),
+            defaults: Vec::new(),
+            intruders: Vec::new(),
+            used: objects.unused(),
+        }
+    }
+
+    /// Files a route of the main table. `through` is the place of its object.
+    fn note(&mut self, facts: RouteFacts, through: Option<usize>, look: Look<'_>) {
+        let Look { desired, scope, own } = look;
+        let RouteFacts { route, link, blackhole } = facts;
+        if route.dst.prefix_len() == 0 {
+            let family = facts.family();
+            self.defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
+        }
+        let own_device = link.is_some_and(|link| own.contains_key(&link));
+        let owned = scope.owns_route(&route, own_device, link);
+        let go_blackhole = blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
+        let in_place = route.metric == 0 && desired.routes.contains_key(&route.dst);
+        if !(go_blackhole || owned || in_place) {
+            if blackhole != Some(Blackhole::Ours) && scope.intrudes(&route, own_device, link) {
+                self.intruders.push(route);
+            }
+        } else if blackhole == Some(Blackhole::Ours) {
+            self.blackholes.insert(route.dst);
+        } else if route.metric == 0 && !self.routes.has(&route.dst) {
+            self.used.mark(through);
+            self.routes.note(route.dst, route);
+        } else if owned {
+            self.used.mark(through);
+            self.shadowed.insert(route);
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        self.routes.absorb(other.routes);
+        self.shadowed.extend(other.shadowed);
+        self.blackholes.extend(other.blackholes);
+        self.defaults.extend(other.defaults);
+        self.intruders.extend(other.intruders);
+        self.used.absorb(&other.used);
+    }
 }
 
 impl Netlink {
@@ -46,25 +98,31 @@ impl Netlink {
     ) -> Result<(), KernelError> {
         let (objects, support) = self.nexthops(look.scope).map_err(failed("reading nexthop objects"))?;
         host.nexthops = support;
+        let mut all = Found::new(look.desired, &objects);
         for family in Family::BOTH {
-            let found = self.routes(family, look, &objects, host).map_err(failed("reading routes"))?;
-            host.defaults.extend(found.defaults);
-            host.intruders.extend(found.intruders);
-            sort_routes(state, found.routes, look.scope, look.own);
+            let found = self.routes(family, look, &objects, host);
+            if let Some(found) = or_nothing(found).map_err(failed("reading routes"))? {
+                all.absorb(found);
+            }
         }
-        note_orphans(state, objects, host);
+        let Found { routes, shadowed, blackholes, defaults, intruders, used } = all;
+        host.defaults.extend(defaults);
+        host.intruders.extend(intruders);
+        state.routes = routes.finish();
+        state.shadowed_routes.extend(shadowed);
+        state.blackholes.extend(blackholes);
+        state.orphaned_nexthops.extend(objects.orphans(&used, host));
         Ok(())
     }
 
     /// The routes of the main table that are ours or in our place, and the default routes.
-    fn routes(
+    fn routes<'a>(
         &mut self,
         family: Family,
-        look: Look<'_>,
-        objects: &BTreeMap<NexthopId, Target>,
+        look: Look<'a>,
+        objects: &Objects,
         host: &HostView,
-    ) -> io::Result<Found> {
-        let Look { desired, scope, own } = look;
+    ) -> io::Result<Found<'a>> {
         let mut request = RouteMessage::default();
         request.header.address_family = match family {
             Family::V4 => AddressFamily::Inet,
@@ -73,46 +131,16 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        let found = self.socket.dump(&request, Found::default, |found, message| {
-            let RouteNetlinkMessage::NewRoute(message) = message else { return };
-            // A kernel without a family answers with what it has of the others.
-            let Some(mut facts) = decode::route(&message, name_of).filter(|facts| facts.family() == family)
-            else {
-                return;
-            };
-            facts.lead_through(objects, name_of);
-            let (route, link) = (&facts.route, facts.link);
-            if route.dst.prefix_len() == 0 {
-                found.defaults.push(DefaultRoute { family, link, metric: route.metric, gateway: route.via });
-            }
-            let own_device = link.is_some_and(|link| own.contains_key(&link));
-            let go_blackhole = facts.blackhole == Some(Blackhole::Go) && scope.subnets.contains(&route.dst);
-            if go_blackhole
-                || scope.owns_route(route, own_device, link)
-                || (route.metric == 0 && desired.routes.contains_key(&route.dst))
+        let start = || Found::new(look.desired, objects);
+        self.socket.dump_raw(&request.into(), start, |found, message| {
+            if message.kind == decode::RTM_NEWROUTE
+                && let Some(mut facts) = decode::route(message.payload, name_of)
+                // A kernel without a family answers with what it has of the others.
+                && facts.family() == family
             {
-                found.routes.push(facts);
-            } else if facts.blackhole != Some(Blackhole::Ours) && scope.intrudes(route, own_device, link) {
-                found.intruders.push(facts.route);
+                let through = facts.lead_through(objects, &found.used, name_of);
+                found.note(facts, through, look);
             }
-        });
-        or_nothing(found)
-    }
-}
-
-/// Files routes: of those to one destination the kernel uses the first one.
-fn sort_routes(state: &mut KernelState, routes: Vec<RouteFacts>, scope: &Scope, own: &BTreeMap<u32, Name>) {
-    for RouteFacts { route, link, blackhole } in routes {
-        if blackhole == Some(Blackhole::Ours) {
-            state.blackholes.insert(route.dst);
-            continue;
-        }
-        let own_device = link.is_some_and(|link| own.contains_key(&link));
-        let first = route.metric == 0 && !state.routes.contains_key(&route.dst);
-        if first {
-            state.routes.insert(route.dst, route);
-        } else if scope.owns_route(&route, own_device, link) {
-            state.shadowed_routes.insert(route);
-        }
+        })
     }
 }

@@ -180,7 +180,8 @@ pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = RouteNetlinkMess
     wire::messages(datagram).filter_map(|message| decode(&message))
 }
 
-fn decode(message: &Message<'_>) -> Option<RouteNetlinkMessage> {
+/// A message as `netlink-packet-route` has it, if it can be decoded.
+pub(super) fn decode(message: &Message<'_>) -> Option<RouteNetlinkMessage> {
     let mut header = NetlinkHeader::default();
     header.message_type = message.kind;
     RouteNetlinkMessage::deserialize(&header, message.payload)
