@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// How long what arrives stays in the socket while the stream is busy.
 pub(super) const WINDOW: Duration = Duration::from_millis(50);
+/// Each window that brings nothing new is followed by one that is twice as long, up to this.
+pub(super) const LONGEST_WINDOW: Duration = Duration::from_millis(200);
 /// Reads within this time belong to one arrival: a large object comes in several segments.
 const ARRIVAL: Duration = Duration::from_millis(2);
 /// So many arrivals in a row, each within a window of the one before, make a stream busy.
@@ -27,6 +29,8 @@ pub(super) enum Reading {
     Deferred {
         /// The end of the window.
         until: Instant,
+        /// How long the window is.
+        window: Duration,
     },
 }
 
@@ -48,14 +52,26 @@ impl Reading {
             Self::Prompt(recent) if now - recent.read <= WINDOW => recent.and(now),
             Self::Quiet | Self::Prompt(_) => Self::Prompt(Recent { arrivals: 1, began: now, read: now }),
             Self::Deferred { .. } if more => self,
-            Self::Deferred { .. } => Self::Deferred { until: now + WINDOW },
+            Self::Deferred { window, .. } => Self::deferred(now, LONGEST_WINDOW.min(2 * window)),
         }
+    }
+
+    /// What was read last has news.
+    pub(super) fn after_news(self, now: Instant) -> Self {
+        match self {
+            Self::Deferred { until, .. } => Self::Deferred { until: until.min(now + WINDOW), window: WINDOW },
+            Self::Quiet | Self::Prompt(_) => self,
+        }
+    }
+
+    fn deferred(now: Instant, window: Duration) -> Self {
+        Self::Deferred { until: now + window, window }
     }
 
     /// Nothing is to wait any longer. What has arrived meanwhile is still to be read.
     pub(super) fn hurried(self, now: Instant) -> Self {
         match self {
-            Self::Deferred { until } => Self::Deferred { until: until.min(now) },
+            Self::Deferred { until, window } => Self::Deferred { until: until.min(now), window },
             Self::Quiet | Self::Prompt(_) => Self::Quiet,
         }
     }
@@ -71,7 +87,7 @@ impl Recent {
             return Reading::Prompt(Self { read: now, ..self });
         }
         match self.arrivals + 1 {
-            BUSY_ARRIVALS.. => Reading::Deferred { until: now + WINDOW },
+            BUSY_ARRIVALS.. => Reading::deferred(now, WINDOW),
             arrivals => Reading::Prompt(Self { arrivals, began: now, read: now }),
         }
     }
@@ -85,12 +101,19 @@ pub(super) struct Coalescing(Arc<Shared>);
 struct Shared {
     wanted: AtomicBool,
     deferred: AtomicBool,
+    /// The reader has found news in what was read last.
+    news: AtomicBool,
 }
 
 impl Coalescing {
     /// Whether busy streams may be read late.
     pub(super) fn is_wanted(&self) -> bool {
         self.0.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether there was any news since this was asked last.
+    pub(super) fn take_news(&self) -> bool {
+        self.0.news.swap(false, Ordering::Relaxed)
     }
 
     /// Notes whether the stream is read late at the moment.
@@ -109,9 +132,14 @@ impl Coalesced {
         Self(coalescing)
     }
 
-    /// Whether what comes has been collected for up to a [`WINDOW`] already.
+    /// Whether what comes has been collected for a window already.
     pub(super) fn is_deferred(&self) -> bool {
         self.0.0.deferred.load(Ordering::Relaxed)
+    }
+
+    /// What was read has news, so that what comes next is not to wait for long.
+    pub(super) fn has_news(&self) {
+        self.0.0.news.store(true, Ordering::Relaxed);
     }
 }
 
@@ -158,8 +186,8 @@ mod tests {
     #[test]
     fn a_stream_in_a_hurry_waits_for_no_window() {
         let now = Instant::now();
-        let ended = Reading::Deferred { until: now };
-        assert_eq!(Reading::Deferred { until: now + WINDOW }.hurried(now), ended);
+        let ended = Reading::Deferred { until: now, window: WINDOW };
+        assert_eq!(Reading::deferred(now, WINDOW).hurried(now), ended);
         assert_eq!(ended.hurried(now + WINDOW), ended);
         assert_eq!(after(&[0]).hurried(now), Reading::Quiet);
     }
@@ -167,20 +195,42 @@ mod tests {
     #[test]
     fn a_window_begins_at_the_last_read_and_what_does_not_fit_is_read_at_once() {
         let start = Instant::now();
-        let deferred = Reading::Deferred { until: start };
+        let deferred = Reading::Deferred { until: start, window: WINDOW };
         assert_eq!(deferred.after_data(start, true), deferred);
-        assert_eq!(deferred.after_data(start, false), Reading::Deferred { until: start + WINDOW });
+        assert_eq!(deferred.after_data(start, false), Reading::deferred(start, 2 * WINDOW));
+    }
+
+    #[test]
+    fn windows_grow_while_there_is_no_news_and_news_ends_that() {
+        let now = Instant::now();
+        let mut reading = Reading::deferred(now, WINDOW);
+        for factor in [2, 4, 4] {
+            reading = reading.after_data(now, false);
+            assert_eq!(reading, Reading::deferred(now, factor * WINDOW));
+        }
+        assert_eq!(reading.after_news(now), Reading::deferred(now, WINDOW));
+        let nearly_over = now + LONGEST_WINDOW - Duration::from_millis(10);
+        let until = now + LONGEST_WINDOW;
+        assert_eq!(reading.after_news(nearly_over), Reading::Deferred { until, window: WINDOW });
+        assert_eq!(Reading::Quiet.after_news(now), Reading::Quiet);
     }
 
     proptest! {
         #[test]
-        fn nothing_is_deferred_for_longer_than_a_window(pauses in proptest::collection::vec((0_u64..120, any::<bool>()), 0..50)) {
+        fn nothing_is_deferred_for_longer_than_a_window_and_after_news_for_longer_than_the_shortest(
+            steps in proptest::collection::vec((0_u64..220, any::<bool>(), any::<bool>()), 0..50)
+        ) {
             let (mut now, mut reading) = (Instant::now(), Reading::Quiet);
-            for (pause, more) in pauses {
+            for (pause, more, news) in steps {
                 now += Duration::from_millis(pause);
                 reading = reading.after_data(now, more);
-                if let Reading::Deferred { until } = reading {
-                    prop_assert!(until <= now + WINDOW);
+                if news {
+                    reading = reading.after_news(now);
+                }
+                if let Reading::Deferred { until, window } = reading {
+                    prop_assert!((WINDOW..=LONGEST_WINDOW).contains(&window));
+                    let most = if news { WINDOW } else { LONGEST_WINDOW };
+                    prop_assert!(until <= now + most);
                 }
             }
         }

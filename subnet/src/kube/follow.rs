@@ -165,6 +165,9 @@ impl Kube {
                 Ok(Ok(event)) => match self.take(place, &event, events.aside()).await {
                     Ok(news) => {
                         feed.answered();
+                        if news {
+                            events.has_news();
+                        }
                         if news || place.watching.proven() {
                             let together = if events.is_deferred() { TOGETHER_DEFERRED } else { TOGETHER };
                             due.get_or_insert_with(|| Instant::now() + together);

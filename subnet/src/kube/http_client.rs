@@ -15,6 +15,9 @@ use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
 
 use super::stream::Stream;
 
+/// What is read at once at most: in a start among thousands of nodes a few reads more, and while heartbeats come less memory.
+const READ_BUFFER: usize = 64 << 10;
+
 /// A client for the server of `config`; nothing is sent yet.
 pub(super) fn new(config: &Config) -> Result<Client, kube::Error> {
     let mut http = HttpConnector::new();
@@ -33,11 +36,12 @@ pub(super) fn new(config: &Config) -> Result<Client, kube::Error> {
             }
         })
     });
+    let http = legacy::Client::builder(TokioExecutor::new()).http1_max_buf_size(READ_BUFFER).build(connect);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(legacy::Client::builder(TokioExecutor::new()).build::<_, kube::client::Body>(connect));
+        .service::<legacy::Client<_, kube::client::Body>>(http);
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }

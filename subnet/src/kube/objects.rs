@@ -69,6 +69,13 @@ impl<'a> Objects<'a> {
         self.coalesced.as_ref().is_some_and(Coalesced::is_deferred)
     }
 
+    /// What was read has changed something, so that what comes next is not to wait for long.
+    pub(super) fn has_news(&self) {
+        if let Some(coalesced) = &self.coalesced {
+            coalesced.has_news();
+        }
+    }
+
     /// The same without this of each object. Before the first.
     pub(super) fn without(mut self, bulk: Bulk) -> Self {
         self.splitter = self.splitter.without(bulk);

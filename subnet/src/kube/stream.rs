@@ -36,7 +36,7 @@ impl Stream {
 
     /// Reads as `reading` says from now on.
     fn set(&mut self, reading: Reading) {
-        if let Reading::Deferred { until } = reading {
+        if let Reading::Deferred { until, .. } = reading {
             match &mut self.timer {
                 Some(timer) if timer.deadline() == until => {}
                 Some(timer) => timer.as_mut().reset(until),
@@ -103,6 +103,8 @@ impl AsyncRead for Stream {
         let wanted = stream.coalescing.is_wanted();
         if !wanted {
             stream.hurry();
+        } else if stream.coalescing.take_news() {
+            stream.set(stream.reading.after_news(Instant::now()));
         }
         let outcome = match Pin::new(&mut stream.tcp).poll_read(context, buffer) {
             Poll::Pending => ready!(stream.poll_deferred(context, buffer)),
@@ -164,7 +166,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::time::advance;
 
-    use super::super::coalesce::{Coalesced, WINDOW};
+    use super::super::coalesce::{Coalesced, LONGEST_WINDOW, WINDOW};
     use super::*;
 
     /// A stream and what sends into it.
@@ -247,11 +249,30 @@ mod tests {
         advance(Duration::from_millis(10)).await;
         assert_eq!(bed.read().await, 6, "both at once");
         assert!(coalesced.is_deferred());
-        advance(WINDOW + Duration::from_millis(5)).await;
+        advance(2 * WINDOW + Duration::from_millis(5)).await;
         assert_eq!(bed.at_once().await, None);
         assert!(!coalesced.is_deferred(), "nothing came for a whole window");
         bed.send(b"three");
         assert_eq!(bed.read().await, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn windows_are_long_while_there_is_no_news_and_short_at_once_after_news() {
+        let (mut bed, coalesced) = Bed::busy().await;
+        for pause in [WINDOW, 2 * WINDOW, LONGEST_WINDOW] {
+            bed.send(b"beat");
+            advance(pause - Duration::from_millis(15)).await;
+            assert_eq!(bed.at_once().await, None);
+            advance(Duration::from_millis(20)).await;
+            assert_eq!(bed.read().await, 4);
+        }
+        coalesced.has_news();
+        assert_eq!(bed.at_once().await, None);
+        bed.send(b"next");
+        advance(WINDOW - Duration::from_millis(5)).await;
+        assert_eq!(bed.at_once().await, None);
+        advance(Duration::from_millis(10)).await;
+        assert_eq!(bed.read().await, 4);
     }
 
     #[tokio::test(start_paused = true)]
