@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use subnet::lease::format_key;
 use subnet::net::{addr_of, bits_of, overlap};
 use subnet::wireguard::PublicKey;
-use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, SharedMap};
+use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, SharedMap, SharedSet};
 
 use super::active::ActiveBackends;
 use super::backend::{Peer, WireguardPeer};
@@ -74,6 +74,8 @@ pub struct Peers {
     pub kept: usize,
     /// Each lease is used or left out for itself: none is because of another one.
     pub independent: bool,
+    /// Family and MAC of each usable tunnel endpoint, if leases are independent: then no two have the same.
+    pub vteps: SharedSet<(Family, Mac)>,
 }
 
 /// From what this node looks at the leases.
@@ -144,6 +146,14 @@ impl Peers {
             chosen.len()
         };
         peers.usable = chosen.into_iter().map(|claimed| (claimed.peer.subnet, claimed.peer)).collect();
+        if peers.independent {
+            peers.vteps = peers
+                .usable
+                .values()
+                .filter_map(|peer| vtep_of(context, peer))
+                .map(|vtep| (vtep, ()))
+                .collect();
+        }
         peers
     }
 
@@ -168,6 +178,11 @@ impl Peers {
         }
         entry.push_str(&why);
     }
+}
+
+/// The tunnel endpoint of a peer that is reached by one.
+fn vtep_of(context: PeerContext<'_>, peer: &Peer) -> Option<(Family, Mac)> {
+    context.active.leads_to_vteps(peer.backend).then(|| (Family::of(peer.public), peer.mac))
 }
 
 /// The key by which a lease that is left out is named.

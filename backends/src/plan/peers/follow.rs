@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use subnet::net::overlap;
 use subnet::{Lease, Leases};
 
-use super::{PeerContext, Peers, SkipReason, fits_lengths, is_own, judge_alone, key_of};
+use super::{PeerContext, Peers, SkipReason, fits_lengths, is_own, judge_alone, key_of, vtep_of};
 use crate::plan::backend::Peer;
 
 /// With more changes than this, looking at all leases takes no longer.
@@ -36,8 +36,7 @@ impl Peers {
         for lease in changes.iter().filter_map(|(_, _, now)| *now) {
             next.take_in(context, lease, &mut came)?;
         }
-        let clear = next.have_room_for(&came) && next.have_each_mac_once(context, &came);
-        clear.then_some(next)
+        next.have_room_for(&came).then_some(next)
     }
 
     /// Takes back what a lease was used or left out for.
@@ -50,6 +49,7 @@ impl Peers {
             Ok((peer, kept)) => {
                 used = true;
                 known &= !kept && self.usable.remove(&peer.subnet) == Some(peer);
+                known &= vtep_of(context, &peer).is_none_or(|vtep| self.vteps.remove(&vtep).is_some());
             }
             Err((reason, _)) => known &= self.count_less(reason),
         });
@@ -78,6 +78,7 @@ impl Peers {
                 used = true;
                 alone &= !kept && stands_apart(context, lease, &peer);
                 alone &= self.usable.insert(peer.subnet, peer).is_none();
+                alone &= vtep_of(context, &peer).is_none_or(|vtep| self.vteps.insert(vtep, ()).is_none());
                 came.push(peer);
             }
             Err((reason, why)) => self.skip(context.network, lease, family, reason, why),
@@ -95,25 +96,6 @@ impl Peers {
             !beside(self.usable.last_before(&peer.subnet)) && !beside(next)
         })
     }
-
-    /// Whether the MACs of peers that came are those of no others.
-    fn have_each_mac_once(&self, context: PeerContext<'_>, came: &[Peer]) -> bool {
-        let vtep = |peer: &&Peer| context.active.leads_to_vteps(peer.backend);
-        let mut new: Vec<u64> = came.iter().filter(vtep).map(vtep_number).collect();
-        new.sort_unstable();
-        let apart = new.windows(2).all(|two| two[0] != two[1]);
-        let holders = || match new.as_slice() {
-            [one] => self.usable.values().filter(|peer| vtep_number(peer) == *one).count(),
-            all => self.usable.values().filter(|peer| all.binary_search(&vtep_number(peer)).is_ok()).count(),
-        };
-        apart && (new.is_empty() || holders() == new.len())
-    }
-}
-
-/// Family and MAC as one number: all peers are gone through, and numbers are compared quicker than bytes.
-fn vtep_number(peer: &Peer) -> u64 {
-    let [a, b, c, d, e, f] = peer.mac.0;
-    u64::from_be_bytes([0, u8::from(peer.public.is_ipv6()), a, b, c, d, e, f])
 }
 
 /// Whether a peer can contradict others by nothing but its own subnet and MAC: its public address is outside of the pods' networks,

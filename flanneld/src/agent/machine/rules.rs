@@ -23,6 +23,8 @@ pub(super) struct Rules {
     pub(super) peers: [SharedSet<IpAddr>; 2],
     /// The peers that were admitted last.
     admitted: SharedMap<IpNet, Peer>,
+    /// The addresses that several of them have, and how many more than one.
+    shared: BTreeMap<IpAddr, usize>,
     /// Addresses that no peer has any more, and until when they are admitted all the same.
     leaving: BTreeMap<IpAddr, Instant>,
     /// The filter of tunnel ports that was carried out last; `None` after a failure.
@@ -56,25 +58,26 @@ impl Rules {
         self.due();
     }
 
-    /// These peers may send to this node's tunnels.
+    /// These peers may send to this node's tunnels. Costs what differs from those before.
     pub(super) fn admit(&mut self, peers: &Peers, now: Instant) {
-        let (mut came, mut gone) = (Vec::new(), BTreeSet::new());
-        for (_, was, now) in peers.usable.changes(&self.admitted) {
-            gone.extend(was.map(|peer| peer.public));
-            came.extend(now.map(|peer| peer.public));
-        }
-        for peer in peers.usable.values() {
-            if gone.is_empty() {
-                break;
+        let public = |peer: Option<&Peer>| peer.map(|peer| peer.public);
+        let changes = peers.usable.changes(&self.admitted).map(|(_, was, now)| (public(was), public(now)));
+        let changes: Vec<_> = changes.filter(|(was, now)| was != now).collect();
+        // First, so that an address that another peer has now is not taken for one that no peer has.
+        for address in changes.iter().filter_map(|(_, now)| *now) {
+            let admitted = &mut self.peers[usize::from(address.is_ipv6())];
+            if !admitted.contains_key(&address) {
+                admitted.insert(address, ());
+            } else if self.leaving.remove(&address).is_none() {
+                *self.shared.entry(address).or_default() += 1;
             }
-            gone.remove(&peer.public);
         }
-        for address in gone {
-            self.leaving.entry(address).or_insert(now + LEAVING);
-        }
-        for address in came {
-            self.leaving.remove(&address);
-            self.peers[usize::from(address.is_ipv6())].insert(address, ());
+        for address in changes.iter().filter_map(|(was, _)| *was) {
+            match self.shared.get_mut(&address) {
+                Some(1) => drop(self.shared.remove(&address)),
+                Some(others) => *others -= 1,
+                None => drop(self.leaving.entry(address).or_insert(now + LEAVING)),
+            }
         }
         self.admitted = peers.usable.clone();
     }
@@ -217,5 +220,73 @@ impl Machine {
             Some(Traffic { network: range.network, subnet, others, masquerade, forward })
         };
         Family::BOTH.into_iter().filter_map(of_family).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backends::BackendId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Peers of few subnets, which have few addresses, so that some have one together.
+    fn usable() -> impl Strategy<Value = SharedMap<IpNet, Peer>> {
+        prop::collection::btree_map(0u8..6, 0u8..5, 0..6).prop_map(|peers| {
+            let peer = |(subnet, public): (u8, u8)| {
+                let subnet: IpNet = format!("10.5.{subnet}.0/24").parse().unwrap();
+                let public = match public {
+                    4 => "2001:db8::4".parse().unwrap(),
+                    _ => IpAddr::from([192, 0, 2, public]),
+                };
+                let (mac, backend) = (subnet::Mac([0; 6]), BackendId::default());
+                (subnet, Peer { subnet, public, mac, wireguard: None, backend })
+            };
+            peers.into_iter().map(peer).collect()
+        })
+    }
+
+    /// Who is admitted, found out by a look at all peers.
+    #[derive(Default)]
+    struct Model {
+        had: BTreeSet<IpAddr>,
+        leaving: BTreeMap<IpAddr, Instant>,
+    }
+
+    impl Model {
+        fn admit(&mut self, peers: &SharedMap<IpNet, Peer>, now: Instant) {
+            let have: BTreeSet<IpAddr> = peers.values().map(|peer| peer.public).collect();
+            for address in self.had.difference(&have) {
+                self.leaving.insert(*address, now + LEAVING);
+            }
+            self.leaving.retain(|address, _| !have.contains(address));
+            self.had = have;
+        }
+
+        fn expire(&mut self, now: Instant) {
+            self.leaving.retain(|_, until| *until > now);
+        }
+
+        fn admitted(&self) -> BTreeSet<IpAddr> {
+            self.had.iter().chain(self.leaving.keys()).copied().collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn who_is_admitted_follows_from_all_peers(steps in prop::collection::vec((usable(), 0u64..4), 1..20)) {
+            let (mut rules, mut model, mut now) = (Rules::default(), Model::default(), Instant::now());
+            for (usable, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                rules.expire(now);
+                model.expire(now);
+                rules.admit(&Peers { usable: usable.clone(), ..Peers::default() }, now);
+                model.admit(&usable, now);
+                let admitted = rules.peers.iter().flat_map(SharedSet::keys).copied().collect();
+                prop_assert_eq!(model.admitted(), admitted);
+                prop_assert_eq!(&rules.leaving, &model.leaving);
+                prop_assert!(rules.peers[0].keys().all(IpAddr::is_ipv4) && rules.peers[1].keys().all(IpAddr::is_ipv6));
+            }
+        }
     }
 }
