@@ -76,6 +76,22 @@ impl Typed for serde_json::Value {
     const WANTED: Wanted = Wanted::Any;
 }
 
+/// Why a text is no JSON, with the remedy for what editors and shells do to it.
+fn unreadable(text: &str, error: &serde_json::Error) -> String {
+    let first_name = text.trim_start().strip_prefix('{').and_then(|rest| rest.trim_start().chars().next());
+    if text.trim().is_empty() {
+        "it is empty".to_owned()
+    } else if text.starts_with('\u{feff}') {
+        "it begins with a byte order mark: save it as UTF-8 without one".to_owned()
+    } else if first_name.is_some_and(|c| c == '\'' || c.is_alphabetic()) {
+        format!(
+            "{error}: names and texts need double quotes, and a shell removes those that are not inside of single quotes"
+        )
+    } else {
+        error.to_string()
+    }
+}
+
 impl<'a> Object<'a> {
     /// Reads one JSON object.
     ///
@@ -85,7 +101,7 @@ impl<'a> Object<'a> {
         serde_json::from_str(text).map_err(|error| {
             let Some(kind) = serde_json::from_str::<&RawValue>(text).ok().and_then(|raw| kind(raw.get()))
             else {
-                return format!("not a JSON object: {error}");
+                return format!("not a JSON object: {}", unreadable(text, &error));
             };
             format!("not a JSON object: {} is {kind}", shortened(text.trim()))
         })
@@ -276,6 +292,30 @@ mod tests {
         let error = Object::parse(text).unwrap().object("Backend").unwrap_err();
         assert_eq!(error, r#"Backend: "vxlan" is a text; write an object: {…}"#);
         assert_eq!(Object::parse("[1]").unwrap_err(), "not a JSON object: [1] is a list");
+    }
+
+    #[test]
+    fn what_editors_and_shells_do_to_a_text_is_named_with_the_remedy() {
+        for (text, named) in [
+            ("", "it is empty"),
+            (" \n", "it is empty"),
+            ("\u{feff}{}", "it begins with a byte order mark: save it as UTF-8 without one"),
+            (
+                "{Network:10.244.0.0/16}",
+                "key must be a string at line 1 column 2: names and texts need double quotes",
+            ),
+            (
+                "{ 'Network': 'x'}",
+                "key must be a string at line 1 column 3: names and texts need double quotes",
+            ),
+        ] {
+            let error = Object::parse(text).unwrap_err();
+            assert!(error.starts_with(&format!("not a JSON object: {named}")), "{error}");
+        }
+        assert_eq!(
+            Object::parse("{\"a\":1,}").unwrap_err(),
+            "not a JSON object: trailing comma at line 1 column 8"
+        );
     }
 
     #[test]
