@@ -171,14 +171,21 @@ pub(super) fn refused(error: &clap::Error, settings: &[Setting]) -> UsageError {
     };
     let flag = context(ContextKind::InvalidArg).and_then(|shown| shown.strip_prefix("--"));
     let flag = flag.and_then(|shown| shown.split([' ', '[', '=']).next());
-    match (flag, context(ContextKind::InvalidValue), error.source()) {
-        (Some(flag), Some(value), Some(why)) => {
-            let setting = settings.iter().rfind(|setting| setting.flag == flag && setting.value == value);
-            let origin = setting.map_or(Origin::Argument, |setting| setting.origin);
-            UsageError(format!("{} {why}", written(flag, value, origin)))
+    let (Some(flag), Some(value)) = (flag, context(ContextKind::InvalidValue)) else {
+        return UsageError(format!("the flags can't be read: {}", error.kind()));
+    };
+    let why = match (error.source(), error.get(ContextKind::ValidValue)) {
+        (Some(why), _) => why.to_string(),
+        (None, Some(ContextValue::Strings(possible))) => {
+            let possible: Vec<&str> =
+                possible.iter().map(String::as_str).filter(|one| !one.is_empty()).collect();
+            format!("can't be used: give {}", possible.join(" or "))
         }
-        _ => UsageError(format!("the flags can't be read: {}", error.kind())),
-    }
+        (None, _) => error.kind().to_string(),
+    };
+    let setting = settings.iter().rfind(|setting| setting.flag == flag && setting.value == value);
+    let origin = setting.map_or(Origin::Argument, |setting| setting.origin);
+    UsageError(format!("{} {why}", written(flag, value, origin)))
 }
 
 /// How a refusal names a setting: the way it was written.

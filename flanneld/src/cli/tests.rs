@@ -53,6 +53,12 @@ fn a_wrong_variable_is_named_as_the_variable_that_it_is() {
 }
 
 #[test]
+fn a_word_that_a_flag_does_not_know_is_named_with_those_that_it_knows() {
+    let text = parse(&["doctor", "--fix=everything"], &[]).unwrap_err().to_string();
+    assert_eq!(text, r#"--fix="everything" can't be used: give leaked-addresses"#);
+}
+
+#[test]
 fn the_version_is_printed_whatever_the_environment_says() {
     let wanted = Print::VersionFlag(version());
     for args in [&["--version"][..], &["-version=T", "--kube-subnet-mgr"]] {

@@ -1,5 +1,6 @@
 //! TLS material for etcd, from the files that the flags name.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
@@ -84,7 +85,14 @@ impl Tls {
 }
 
 fn read(path: &Path, flag: &str) -> Result<Vec<u8>, StoreError> {
-    regular::read(path).map_err(|error| StoreError::Unusable(format!("{flag} {}: {error}", path.display())))
+    regular::read(path).map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::NotFound => ": correct the path, or mount the file into the container",
+            ErrorKind::PermissionDenied => ": let the user that flanneld runs as read it",
+            _ => "",
+        };
+        StoreError::Unusable(format!("{flag} {}: {error}{remedy}", path.display()))
+    })
 }
 
 #[cfg(test)]
@@ -101,7 +109,10 @@ mod tests {
         };
         let (not_pem, absent) = (file("empty", "nothing"), Some(directory.path().join("absent")));
         for (tls, parts) in [
-            (Tls { cert: None, key: None, ca: absent.clone() }, ["--etcd-cafile", "absent"]),
+            (
+                Tls { cert: None, key: None, ca: absent.clone() },
+                ["--etcd-cafile", "absent: No such file or directory (os error 2): correct the path"],
+            ),
             (Tls { cert: None, key: None, ca: not_pem.clone() }, ["--etcd-cafile", "PEM"]),
             (Tls { cert: absent, key: not_pem.clone(), ca: None }, ["--etcd-certfile", "absent"]),
             (Tls { cert: not_pem.clone(), key: not_pem, ca: None }, ["--etcd-certfile", "PEM"]),
