@@ -88,6 +88,7 @@ impl BridgeConfig {
     pub(crate) fn read(text: &str, args: &str) -> Result<Reading, String> {
         let in_config = |error: String| format!("failed to load netconf: {error}");
         let object = Object::parse(text).map_err(in_config)?;
+        check_vlans(&object)?;
         if let Some(foreign) = foreign(text, &object).map_err(in_config)? {
             return Ok(Reading::Foreign(foreign));
         }
@@ -122,6 +123,33 @@ impl BridgeConfig {
     }
 }
 
+const MAX_VLAN: i64 = 4094;
+
+fn vlan_trunk(object: &Object<'_>) -> Result<Vec<Value>, String> {
+    Ok(object.get("vlanTrunk")?.unwrap_or_default())
+}
+
+/// Refuses VLANs that Go's plugin refuses, before anything is kept for DEL: it refuses them at DEL as well, so that the pod could
+/// never be removed.
+fn check_vlans(object: &Object<'_>) -> Result<(), String> {
+    let vlan = object.get::<i64>("vlan").unwrap_or_default().unwrap_or_default();
+    if !(0..=MAX_VLAN).contains(&vlan) {
+        return Err(format!("invalid VLAN ID {vlan} (must be between 0 and {MAX_VLAN})"));
+    }
+    for item in vlan_trunk(object).unwrap_or_default() {
+        let id = |key: &str| item.get(key).and_then(Value::as_i64);
+        let wrong = ["id", "minID", "maxID"]
+            .into_iter()
+            .find(|key| id(key).is_some_and(|id| !(0..=MAX_VLAN).contains(&id)));
+        if wrong.is_some() || id("minID").zip(id("maxID")).is_some_and(|(min, max)| min > max) {
+            return Err(format!(
+                "vlanTrunk: {item} is no range of VLANs: give id, or minID and maxID, from 0 to {MAX_VLAN}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The first member that Go's plugin has to handle.
 fn foreign(text: &str, object: &Object<'_>) -> Result<Option<String>, String> {
     let members: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -143,7 +171,7 @@ fn foreign(text: &str, object: &Object<'_>) -> Result<Option<String>, String> {
     if object.get::<i64>("vlan")?.unwrap_or_default() != 0 {
         return Ok(Some("vlan".into()));
     }
-    if !object.get::<Vec<Value>>("vlanTrunk")?.unwrap_or_default().is_empty() {
+    if !vlan_trunk(object)?.is_empty() {
         return Ok(Some("vlanTrunk".into()));
     }
     let ipam: Map<String, Value> = object.get("ipam")?.unwrap_or_default();
@@ -261,6 +289,14 @@ mod tests {
                 json!({"runtimeConfig": {"mac": "zz"}}),
                 "",
                 "failed to make veth pair: address zz: invalid MAC address",
+            ),
+            (json!({"vlan": 9999}), "", "invalid VLAN ID 9999 (must be between 0 and 4094)"),
+            (json!({"vlan": -1}), "", "invalid VLAN ID -1 (must be between 0 and 4094)"),
+            (json!({"vlanTrunk": [{"id": 7}, {"id": 4095}]}), "", "vlanTrunk: {\"id\":4095} is no range"),
+            (
+                json!({"vlanTrunk": [{"minID": 9, "maxID": 7}]}),
+                "",
+                "vlanTrunk: {\"maxID\":7,\"minID\":9} is no range",
             ),
             (json!({}), "MAC", "ARGS: invalid pair \"MAC\""),
             (json!({}), "FOO=1", "ARGS: unknown args [\"FOO=1\"]"),

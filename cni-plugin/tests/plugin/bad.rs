@@ -68,6 +68,18 @@ fn ranges_of_the_runtime_that_make_no_sense_are_named() {
 }
 
 #[test]
+fn a_vlan_that_does_not_exist_is_refused_and_its_pod_can_be_removed() {
+    let case = Case::new();
+    let network = case.node.network("n", "1.0.0", json!({"vlan": 9999}));
+    let netns = case.namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &netns };
+    let (_, msg) = case.node.call("ADD", pod, &network).error();
+    assert_eq!(msg, "invalid VLAN ID 9999 (must be between 0 and 4094)");
+    assert!(case.node.kept().is_empty());
+    assert_eq!(case.node.call("DEL", pod, &network).result(), Value::Null);
+}
+
+#[test]
 fn a_wish_that_can_not_be_granted_is_named() {
     let case = Case::new();
     for (wish, expected) in [
