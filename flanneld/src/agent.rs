@@ -43,8 +43,14 @@ use machine::{Action, Event, Machine, Now, Seen};
 use news::News;
 use task::Task;
 
-/// The kernel is compared with the leases this often although nothing was heard of it.
+/// The kernel is compared with the leases this often although nothing was heard of it …
 const RESYNC: Duration = Duration::from_secs(60);
+/// … or so much sooner: nodes that started together need not look together.
+const JITTER: Duration = Duration::from_secs(6);
+/// So many peers are read of the kernel each minute. With more, the time between looks is a minute for each so many …
+const PEERS_PER_MINUTE: usize = 5_000;
+/// … up to this. Lost notifications have the kernel looked at, however many peers there are.
+const MAX_RESYNC: u32 = 5;
 /// The loop is taken for dead when it has not turned for three of these.
 pub(crate) const LIVENESS: Duration = RESYNC.saturating_mul(3);
 /// Notifications come in bursts: the kernel is looked at when none came for this long …
@@ -230,8 +236,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             }
             self.machine.turned(cause, begun.elapsed(), SystemTime::now());
             self.publish();
-            // Nodes that started together need not look together.
-            let resync = RESYNC - Duration::from_millis(random_below(6_000) as u64);
+            let resync = RESYNC - Duration::from_millis(random_below(JITTER.as_millis() as usize) as u64);
             let wait = self.machine.rest(now(), resync);
             (cause, next) = self.wait(wait).await;
         }

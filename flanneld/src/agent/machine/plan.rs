@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::underlay::node;
 use super::{Action, Machine, dispute};
-use crate::agent::{RESYNC, condition};
+use crate::agent::condition;
 use crate::fast_path;
 use crate::policy::Facts;
 use crate::probe::Targets;
@@ -193,8 +193,7 @@ impl Machine {
     /// The kernel as it was last known to be, if nothing but leases has changed since, and that is not too long ago. What the
     /// kernel tells wakes the loop for another reason.
     fn known_since(&mut self) -> Option<Arc<Settled>> {
-        let now = self.now().at;
-        let recent = self.planner.looked.is_some_and(|at| now.saturating_duration_since(at) < RESYNC);
+        let recent = self.has_looked_lately(self.now());
         let since = self.planner.settled.take();
         since.filter(|_| recent && self.turn.knows_kernel && self.turn.rounds == 1)
     }

@@ -14,7 +14,7 @@ use subnet::{Attachment, Family, Lease, Leases, Loss, Mac, Vtep};
 use super::*;
 use crate::agent::claim::Facts;
 use crate::agent::news::Told;
-use crate::agent::{RESYNC, TrafficSettings};
+use crate::agent::{PEERS_PER_MINUTE, RESYNC, TrafficSettings};
 use crate::interface::Selectors;
 
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;

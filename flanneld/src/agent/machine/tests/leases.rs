@@ -88,3 +88,41 @@ fn what_the_kernel_told_is_looked_at_also_when_time_has_passed() {
     world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Kernel });
     assert!(world.kernel.observed > looks);
 }
+
+#[test]
+fn among_thousands_of_peers_the_kernel_is_read_once_in_several_minutes_and_at_once_when_it_tells_of_something()
+ {
+    const PEERS: u32 = 2 * PEERS_PER_MINUTE as u32 + 1;
+    let mut world = World::new(r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#);
+    world.turn();
+    world.grant();
+    let mut lease = peer(7);
+    for number in 0..PEERS {
+        let [_, high, middle, low] = number.to_be_bytes();
+        lease.subnets = [format!("10.{}.{low}.0/24", 100 + middle).parse().unwrap()].into_iter().collect();
+        lease.public = PublicAddrs { v4: Some([172, 20, middle, low].into()), v6: None };
+        let mac = subnet::Mac([2, 0, 0, high, middle, low]);
+        lease.attachment = Attachment::Vxlan { v4: Some(subnet::Vtep { vni: 1, mac, port: None }), v6: None };
+        world.all.leases.insert(lease.subnets, lease.clone());
+    }
+    world.snapshot();
+    world.turn();
+    // The device is this process's from now on.
+    world.turn();
+    assert_eq!(world.machine.planner.peers.usable.len(), PEERS as usize);
+    let (mut looks, mut passed, mut turns) = (world.kernel.observed, Duration::ZERO, Vec::new());
+    while passed < 7 * RESYNC {
+        let rest = world.machine.rest(world.now, RESYNC);
+        assert!(rest <= RESYNC && rest >= Duration::from_secs(1));
+        world.pass(rest);
+        passed += rest;
+        world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Timer });
+        turns.push((passed.as_secs() / 60, world.kernel.observed - looks));
+        looks = world.kernel.observed;
+    }
+    let minutes: Vec<u64> = turns.iter().filter(|(_, looks)| *looks > 0).map(|(minute, _)| *minute).collect();
+    assert_eq!(minutes, [3, 6], "{turns:?}");
+    assert!((1..=7).all(|minute| turns.iter().any(|(turned, _)| *turned == minute)), "{turns:?}");
+    world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Kernel });
+    assert_eq!(world.kernel.observed, looks + 1);
+}
