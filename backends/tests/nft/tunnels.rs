@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backends::firewall::nftables::NftFirewall;
-use backends::{Firewall, Look, TunnelFilter, TunnelPort};
+use backends::{Firewall, Look, Traffic, TunnelFilter, TunnelPort};
 use ipnet::IpNet;
 use subnet::Family;
 
@@ -167,4 +167,29 @@ fn without_a_tunnel_there_is_no_filter_and_one_that_was_goes() {
     assert_eq!(bed.list("tables"), "table ip flannel-tunnel\n");
     firewall.filter_tunnels(std::slice::from_ref(&none), &[], Look::Remembered).unwrap();
     assert_eq!(bed.list("tables"), "");
+}
+
+#[test]
+fn rules_of_ours_leave_the_filter_known_and_what_somebody_else_does_meanwhile_does_not() {
+    let bed = Bed::new();
+    let mut firewall = firewall(&bed);
+    let wanted = [filter(Family::V4, 3)];
+    let traffic = |forward| Traffic {
+        network: "10.244.0.0/16".parse().unwrap(),
+        subnet: "10.244.1.0/24".parse().unwrap(),
+        others: Vec::new(),
+        masquerade: None,
+        forward,
+    };
+    firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap();
+    for forward in [true, true, false, true] {
+        firewall.converge(&[traffic(forward)], &[]).unwrap();
+        assert!(firewall.knows_filters(), "{forward}");
+        assert!(firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap().changed.is_empty());
+    }
+    bed.script("delete element ip flannel-tunnel peers { 192.168.0.1 }");
+    firewall.converge(&[traffic(false)], &[]).unwrap();
+    assert!(!firewall.knows_filters());
+    assert_eq!(firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap().changed.len(), 1);
+    assert!(bed.list("set ip flannel-tunnel peers").contains("192.168.0.1"));
 }

@@ -204,12 +204,15 @@ impl NftFirewall {
         let deleted = plan.deleted.iter().cloned().map(Change::DeleteTable);
         let ours: Vec<Change<'_>> = replaced.chain(deleted).collect();
         self.nft.commit(&ours).map_err(|error| failed("changing nftables", &error))?;
+        let mut transactions = u32::from(!ours.is_empty());
         // Apart from ours: what can't be changed in foreign tables shall not keep our own from being right.
-        if let Err(error) = self.nft.commit(&plan.foreign) {
-            plan.report.obstacles.push(format!(
+        match self.nft.commit(&plan.foreign) {
+            Ok(()) => transactions += u32::from(!plan.foreign.is_empty()),
+            Err(error) => plan.report.obstacles.push(format!(
                 "a chain of another program ends pods' packets or is left from another mode, and can't be changed: {error}"
-            ));
+            )),
         }
+        self.filters_after(transactions);
         Ok(plan.report)
     }
 }

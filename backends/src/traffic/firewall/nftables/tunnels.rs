@@ -117,17 +117,31 @@ impl NftFirewall {
             known.iter().flat_map(|(id, filter)| tunnel::renewal_of_whole(filter, id)).collect();
         let renewed = self.nft.commit(&changes).is_ok();
         if renewed {
-            self.tunnels.whole = self.whole_since(whole.generation, !changes.is_empty(), former);
+            self.tunnels.whole = self.whole_since(whole.generation, u32::from(!changes.is_empty()), former);
         }
         renewed
     }
 
-    /// The ruleset as it is now, if it is that of `before` with one transaction of this agent or none: what somebody else
+    /// The ruleset as it is now, if it is that of `before` with so many transactions of this agent: what somebody else
     /// changed in between was not looked at.
-    fn whole_since(&mut self, before: u32, changed: bool, former: &[IpNet]) -> Option<Whole> {
+    fn whole_since(&mut self, before: u32, transactions: u32, former: &[IpNet]) -> Option<Whole> {
         let generation = self.generation()?;
-        let only_ours = generation == before.wrapping_add(u32::from(changed));
+        let only_ours = generation == before.wrapping_add(transactions);
         only_ours.then(|| Whole { generation, former: former.to_vec() })
+    }
+
+    /// So many transactions of this agent about other tables were carried out just now: filters that were whole still are.
+    pub(super) fn filters_after(&mut self, transactions: u32) {
+        if let Some(Whole { generation, former }) = self.tunnels.whole.take() {
+            self.tunnels.whole = self.whole_since(generation, transactions, &former);
+        }
+    }
+
+    /// Whether the next look need not read the filters.
+    #[cfg(feature = "testing")]
+    pub fn knows_filters(&mut self) -> bool {
+        let known = self.tunnels.whole.as_ref().map(|whole| whole.generation);
+        known.is_some() && self.generation() == known
     }
 
     fn generation(&mut self) -> Option<u32> {
@@ -145,7 +159,7 @@ impl NftFirewall {
         match (&outcome, before) {
             (Err(_), _) => self.tunnels.tables.clear(),
             (Ok(()), Some(before)) => {
-                self.tunnels.whole = self.whole_since(before, !changes.is_empty(), former);
+                self.tunnels.whole = self.whole_since(before, u32::from(!changes.is_empty()), former);
             }
             (Ok(()), None) => {}
         }
