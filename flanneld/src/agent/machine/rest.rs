@@ -11,8 +11,12 @@ use crate::agent::{JITTER, MAX_RESYNC, PEERS_PER_MINUTE, RESYNC, RETRY};
 const MIN_RESYNC: Duration = Duration::from_secs(1);
 
 impl Machine {
-    /// In so many minutes the kernel is read once although nothing is heard of it: a look costs as much as there are peers.
-    fn minutes_between_looks(&self) -> u32 {
+    /// In so many minutes the kernel is read once although nothing is heard of it: a look costs as much as there are peers. Nothing
+    /// tells of the peers of WireGuard devices.
+    pub(super) fn minutes_between_looks(&self) -> u32 {
+        if !self.view.interest.desired.wireguard.is_empty() {
+            return 1;
+        }
         let peers = self.planner.peers.usable.len();
         u32::try_from(peers.div_ceil(PEERS_PER_MINUTE)).unwrap_or(MAX_RESYNC).clamp(1, MAX_RESYNC)
     }

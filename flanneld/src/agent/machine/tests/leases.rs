@@ -125,4 +125,8 @@ fn among_thousands_of_peers_the_kernel_is_read_once_in_several_minutes_and_at_on
     assert!((1..=7).all(|minute| turns.iter().any(|(turned, _)| *turned == minute)), "{turns:?}");
     world.drive(Event::Turn { known: None, tenure: Tenure::default(), cause: Cause::Kernel });
     assert_eq!(world.kernel.observed, looks + 1);
+    assert_eq!(world.machine.minutes_between_looks(), 3);
+    let desired = Arc::make_mut(&mut world.machine.view.interest.desired);
+    desired.wireguard.insert("flannel-wg".parse().unwrap(), Arc::default());
+    assert_eq!(world.machine.minutes_between_looks(), 1, "nothing tells of its peers");
 }
