@@ -210,9 +210,12 @@ impl Cluster {
         self.locals.values().map(|local| (local, &self.pods[local.number as usize]))
     }
 
-    /// The pods that have addresses in force: of two that claim one, one.
-    pub(super) fn records(&self) -> impl Iterator<Item = (u32, &Record)> {
-        self.index.values().map(|number| (*number, &self.pods[*number as usize]))
+    /// All addresses of a family, each with the pod that it belongs to.
+    pub(super) fn owned(&self, family: Family) -> impl Iterator<Item = (IpAddr, &Record)> {
+        // What a pod that is gone had is not its own any more.
+        let numbers = 0..self.pods.len() as u32;
+        numbers
+            .filter_map(move |number| Some((self.own_address(number, family)?, &self.pods[number as usize])))
     }
 
     /// The pod that an address belongs to.

@@ -12,8 +12,10 @@ use super::image::{Content, Delta, Image, MemberKey, MembersOf};
 use super::keys::{self, Keys};
 use super::selector::SelectorScope;
 
-/// The smallest size of a set in the kernel; each further one is four times as large.
+/// The smallest size of a set in the kernel.
 const MIN_SIZE: u32 = 64;
+/// Up to this size, the next one is four times as large; then twice, because the kernel clears as many places when it makes a set.
+const MANY: u32 = 1024;
 
 /// The members of all selectors that sets in the table are about.
 #[derive(Debug, Default)]
@@ -153,35 +155,37 @@ fn entries(key: &MemberKey, address: IpAddr, record: &Record, cluster: &Cluster)
     }
 }
 
-/// One pass over the groups for each selector, and one over the pods for all of them.
+/// One pass over the groups for each selector, and one over the addresses of a family for all of them.
 fn find(wanted: &[Arc<MemberKey>], cluster: &Cluster) -> Vec<(Arc<MemberKey>, Keys)> {
     if wanted.is_empty() {
         return Vec::new();
     }
     let groups = cluster.groups();
-    let mut by_group: Vec<Vec<u32>> = vec![Vec::new(); groups.count()];
-    let mut everywhere = Vec::new();
-    for (i, key) in wanted.iter().enumerate() {
-        match &key.pods {
-            None => everywhere.push(i as u32),
-            Some(selector) => {
-                groups
-                    .matching(selector)
-                    .into_iter()
-                    .for_each(|group| by_group[group as usize].push(i as u32));
+    let mut bytes: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
+    for family in Family::BOTH {
+        let of_family: Vec<usize> = (0..wanted.len()).filter(|i| wanted[*i].family == family).collect();
+        if of_family.is_empty() {
+            continue;
+        }
+        let mut by_group: Vec<Vec<usize>> = vec![Vec::new(); groups.count()];
+        let mut everywhere = Vec::new();
+        for i in of_family {
+            match &wanted[i].pods {
+                None => everywhere.push(i),
+                Some(selector) => {
+                    groups.matching(selector).into_iter().for_each(|group| by_group[group as usize].push(i));
+                }
             }
         }
-    }
-    let mut bytes: Vec<Vec<u8>> = vec![Vec::new(); wanted.len()];
-    for (number, record) in cluster.records() {
-        for i in by_group[record.group as usize].iter().chain(&everywhere) {
-            let (key, bytes) = (&wanted[*i as usize], &mut bytes[*i as usize]);
-            match (cluster.own_address(number, key.family), &key.port) {
-                (None, _) => {}
-                (Some(IpAddr::V4(v4)), None) => bytes.extend(v4.octets()),
-                (Some(IpAddr::V6(v6)), None) => bytes.extend(v6.octets()),
-                (Some(address), Some(_)) => {
-                    entries(key, address, record, cluster).iter().for_each(|entry| bytes.extend(entry));
+        for (address, record) in cluster.owned(family) {
+            for i in by_group[record.group as usize].iter().chain(&everywhere) {
+                let (key, bytes) = (&wanted[*i], &mut bytes[*i]);
+                match (address, &key.port) {
+                    (IpAddr::V4(v4), None) => bytes.extend(v4.octets()),
+                    (IpAddr::V6(v6), None) => bytes.extend(v6.octets()),
+                    (_, Some(_)) => {
+                        entries(key, address, record, cluster).iter().for_each(|entry| bytes.extend(entry));
+                    }
                 }
             }
         }
@@ -195,7 +199,23 @@ fn size_for(count: usize) -> u32 {
     let needed = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX);
     let mut size = MIN_SIZE;
     while size < needed {
-        size = size.saturating_mul(4);
+        size = size.saturating_mul(if size < MANY { 4 } else { 2 });
     }
     size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_has_room_for_twice_as_many_and_a_large_one_for_less_than_four_times_as_many() {
+        for count in (0..5000).chain([10_000, 16_384, 16_385, 150_000, 1 << 20]) {
+            let size = size_for(count) as usize;
+            assert!(size.is_power_of_two() && size >= 2 * count.max(32), "{count}: {size}");
+            assert!(count <= 512 || size < 4 * count, "{count}: {size}");
+        }
+        assert_eq!([64, 256, 1024, 2048].map(|size| size_for(size / 2)), [64, 256, 1024, 2048]);
+        assert!(size_for(usize::MAX) >= 1 << 31);
+    }
 }
