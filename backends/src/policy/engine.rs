@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use subnet::Family;
-use subnet::policy::NetworkPolicy;
 
 use super::class::{Book, Class, Member};
 use super::cluster::{Cluster, Record, Touched};
@@ -16,8 +15,9 @@ use super::generation::{FORWARD, Generations};
 use super::image::{Content, Delta, Edit, Image, MemberKey, diff, diff_found};
 use super::layout;
 use super::members::Members;
-use super::parts::{Parts, stem};
-use super::resolved::Resolved;
+use super::names::stem;
+use super::parts::Parts;
+use super::selecting::Selecting;
 use super::settings::Settings;
 use crate::nft::Table;
 
@@ -351,10 +351,11 @@ impl Engine {
     /// The classes of pods, after the members of all selectors that they name were found.
     fn members_of_classes(&mut self, found: Option<&Table>) -> Vec<Member> {
         let pods = self.classes();
-        let wanted = self.parts.members(&pods, &self.settings, &self.book);
-        self.members.set(&wanted, &self.cluster);
-        if let Some(found) = found {
-            self.adopt_sizes(found, &wanted);
+        if let Some(wanted) = self.parts.members(&pods, &self.settings, &self.book) {
+            self.members.set(&wanted, &self.cluster);
+            if let Some(found) = found {
+                self.adopt_sizes(found, &wanted);
+            }
         }
         pods
     }
@@ -381,18 +382,17 @@ impl Engine {
         let mut known = std::mem::take(&mut self.classes);
         let mut pods = Vec::new();
         // The policies of namespaces that have a pod of a new class.
-        let mut policies: HashMap<&str, Vec<(&Arc<NetworkPolicy>, Resolved)>> = HashMap::new();
+        let mut policies: HashMap<&str, Selecting<'_>> = HashMap::new();
         for (local, record) in self.cluster.locals() {
             let groups = self.cluster.groups();
             let key = (groups.serial(record.group), self.cluster.ports_id(record));
             let class = self.classes.get(&key).cloned().or_else(|| known.remove(&key)).unwrap_or_else(|| {
                 let namespace = &*local.name.namespace;
-                let all = policies.entry(namespace).or_insert_with(|| {
-                    let all = self.cluster.policies_of(namespace);
-                    all.map(|policy| (policy, groups.resolve(&policy.pods))).collect()
-                });
-                let selecting = all.iter().filter(|(_, pods)| groups.has_labels(record.group, pods));
-                Arc::new(self.book.class(selecting.map(|(policy, _)| *policy), self.cluster.ports_of(record)))
+                let all = policies
+                    .entry(namespace)
+                    .or_insert_with(|| Selecting::new(self.cluster.policies_of(namespace), groups));
+                let selecting = all.selecting(record.group, groups);
+                Arc::new(self.book.class(selecting, self.cluster.ports_of(record)))
             });
             let addresses =
                 Family::BOTH.iter().filter_map(|family| self.cluster.own_address(local.number, *family));

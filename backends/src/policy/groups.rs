@@ -171,6 +171,11 @@ impl Groups {
         Resolved::new(selector, &self.strings)
     }
 
+    /// The labels of a group's pods.
+    pub(super) fn labels(&self, id: GroupId) -> &[(Id, Id)] {
+        &self.groups[id as usize].labels
+    }
+
     /// Whether the pods of a group match the labels that `selector` asks for, in any namespace.
     pub(super) fn has_labels(&self, id: GroupId, selector: &Resolved) -> bool {
         selector.matches(&self.groups[id as usize].labels)

@@ -2,7 +2,6 @@
 //! `docs/adr/022-network-policy.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use super::generation::{FORWARD, Generations, OUTPUT};
 use super::image::{Content, Image, ImageSet, span};
 use super::keys;
 use super::members::Members;
-use super::parts::{ACCEPTED, ClassPart, Direction, Draw, INGRESS, Parts};
+use super::parts::{ACCEPTED, Direction, Draw, INGRESS, Parts, by_direction};
 use super::settings::{Settings, digit};
 use crate::nft::matches::*;
 use crate::nft::{
@@ -50,6 +49,7 @@ pub(super) fn image(
     parts: &mut Parts,
 ) -> Image {
     let mut layout = Layout { settings, image: Image::default() };
+    layout.pods(pods, Draw::new(settings, book, members, parts));
     for family in settings.families() {
         let name = format!("nodes{}", digit(family));
         let nodes = parts.nodes.entry(family).or_insert_with(|| {
@@ -65,7 +65,6 @@ pub(super) fn image(
             layout.insert(addresses(&format!("known{}", digit(family)), family, known));
         }
     }
-    layout.pods(pods, Draw::new(settings, book, members, parts));
     layout.fixed_chains();
     layout.image
 }
@@ -170,12 +169,8 @@ impl Layout<'_> {
         let mut maps: BTreeMap<(Direction, Family), BTreeMap<Span, Option<Data>>> = BTreeMap::new();
         let mut policed = BTreeSet::new();
         for pod in pods {
-            let directions =
-                [(Direction::Ingress, &pod.class.ingress), (Direction::Egress, &pod.class.egress)];
-            for (direction, allowed) in directions {
-                let Some(allowed) = allowed else { continue };
+            for (direction, allowed) in by_direction(pod) {
                 let part = draw.class(direction, allowed);
-                self.place(&part);
                 for address in &pod.addresses {
                     let verdict = Some(Data::Verdict(direction.to_class(part.chain.name.clone())));
                     maps.entry((direction, Family::of(*address)))
@@ -185,7 +180,7 @@ impl Layout<'_> {
                 }
             }
         }
-        draw.finish();
+        self.image = draw.finish();
         for family in self.settings.families() {
             let digit = digit(family);
             let kind = KeyType::address(family);
@@ -199,22 +194,6 @@ impl Layout<'_> {
             let pairs =
                 of_family().map(|address| (span(&keys::of_address(*address).repeat(2)), None)).collect();
             self.insert(ImageSet::fixed(Set::new(format!("self{digit}"), &[kind, kind]), pairs));
-        }
-    }
-
-    /// Pods of one class share its part, so it is there already when the second of them comes.
-    fn place(&mut self, part: &ClassPart) {
-        if self.image.chains.contains_key(&part.chain.name) {
-            return;
-        }
-        let chains = iter::once(&part.chain).chain(part.peers.iter().map(|peers| &peers.chain));
-        for chain in chains.filter(|chain| !self.image.chains.contains_key(&chain.name)).collect::<Vec<_>>() {
-            self.image.chains.insert(chain.name.clone(), Arc::clone(chain));
-        }
-        for set in part.map.iter().chain(part.peers.iter().flat_map(|peers| &peers.sets)) {
-            if !self.image.sets.contains_key(&set.set.name) {
-                self.image.sets.insert(set.set.name.clone(), Arc::clone(set));
-            }
         }
     }
 

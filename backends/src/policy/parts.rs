@@ -1,7 +1,7 @@
 //! The chains and sets of classes, kept as long as a pod needs them, so that a pod's arrival costs what is new; pure.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::iter;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -10,10 +10,11 @@ use subnet::Family;
 use subnet::policy::Protocol;
 
 use super::class::{Allowed, AnyOf, Book, Member, Term, TermId, joined_blocks};
-use super::image::{Content, ImageSet, MemberKey};
+use super::image::{Image, ImageSet, MemberKey};
 use super::intervals::Intervals;
 use super::keys;
 use super::members::Members;
+use super::names::{hash, member_set};
 use super::settings::{Settings, digit};
 use crate::nft::matches::*;
 use crate::nft::{Chain, Data, Expr, KeyType, Op, Rate, Rule, Set, Span, Verdict};
@@ -24,8 +25,6 @@ pub(super) const ACCEPTED: &str = "ok";
 pub(super) const INGRESS: &str = "ingress";
 /// Refusals that are logged of each class, and of each list of peers in egress.
 const LOGGED: Rate = Rate { packets: 10, seconds: 1, burst: 5 };
-/// The longest text of a comment.
-const COMMENT_MAX: usize = 127;
 
 /// Which way a connection goes, seen from the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +99,10 @@ pub(super) struct Parts {
     classes: HashMap<(Direction, usize), Arc<ClassPart>>,
     peers: HashMap<(Direction, AnyOf), Arc<PeersPart>>,
     members: HashMap<(TermId, Family), MemberSet>,
+    /// Whether `members` are those of the classes.
+    members_known: bool,
+    /// The chains and sets of the classes.
+    placed: Image,
     pub(super) nodes: HashMap<Family, Arc<ImageSet>>,
 }
 
@@ -128,21 +131,30 @@ struct MemberSet {
 }
 
 impl Parts {
-    /// The members that sets for these pods are about.
+    /// The members that sets for these pods are about; `None` if the classes of the last run are these.
     pub(super) fn members(
         &mut self,
         pods: &[Member],
         settings: &Settings,
         book: &Book,
-    ) -> HashSet<Arc<MemberKey>> {
-        let mut seen = HashSet::new();
-        let mut terms = HashSet::new();
-        for allowed in pods.iter().flat_map(|pod| pod.class.ingress.iter().chain(&pod.class.egress)) {
-            if seen.insert(Arc::as_ptr(allowed)) {
-                let of_ports = allowed.ports.iter().flat_map(|(_, _, peers)| peers.iter());
-                terms.extend(of_ports.chain(allowed.rest.iter()).copied());
-            }
+    ) -> Option<HashSet<Arc<MemberKey>>> {
+        let classes: HashMap<_, _> = pods
+            .iter()
+            .flat_map(by_direction)
+            .map(|(way, allowed)| (class_id(way, allowed), allowed))
+            .collect();
+        if self.members_known
+            && classes.len() == self.classes.len()
+            && classes.keys().all(|id| self.classes.contains_key(id))
+        {
+            return None;
         }
+        let mut terms = HashSet::new();
+        for allowed in classes.into_values() {
+            let of_ports = allowed.ports.iter().flat_map(|(_, _, peers)| peers.iter());
+            terms.extend(of_ports.chain(allowed.rest.iter()).copied());
+        }
+        self.members_known = true;
         self.members.retain(|(term, _), _| terms.contains(term));
         let families: Vec<Family> = settings.families().collect();
         for (term, family) in terms.iter().flat_map(|term| families.iter().map(|family| (*term, *family))) {
@@ -153,7 +165,7 @@ impl Parts {
                 self.members.insert((term, family), MemberSet { key: Arc::new(key), set: None });
             }
         }
-        self.members.values().map(|member| Arc::clone(&member.key)).collect()
+        Some(self.members.values().map(|member| Arc::clone(&member.key)).collect())
     }
 
     /// The sets of these members, whose sizes have to be known.
@@ -185,8 +197,10 @@ pub(super) struct Draw<'a> {
     book: &'a Book,
     members: &'a Members,
     parts: &'a mut Parts,
-    /// Parts of an earlier run that this one hasn't needed yet.
+    /// Parts of the last run that this one hasn't needed yet.
     before: HashMap<(Direction, usize), Arc<ClassPart>>,
+    /// Parts that the last run did not have.
+    new: Vec<Arc<ClassPart>>,
 }
 
 impl<'a> Draw<'a> {
@@ -197,23 +211,36 @@ impl<'a> Draw<'a> {
         parts: &'a mut Parts,
     ) -> Self {
         let before = std::mem::take(&mut parts.classes);
-        Self { settings, book, members, parts, before }
+        Self { settings, book, members, parts, before, new: Vec::new() }
     }
 
-    /// Forgets what this run did not need.
-    pub(super) fn finish(mut self) {
-        self.before.clear();
-        self.parts.peers.retain(|_, part| Arc::strong_count(part) > 1);
+    /// The chains and sets of all classes of this run. What it did not need is forgotten. Where no class of the last run is
+    /// gone, only those that came are placed: looking for a place by name costs more than all else that a pod's arrival does.
+    pub(super) fn finish(self) -> Image {
+        let Self { parts, before, new, .. } = self;
+        if before.is_empty() {
+            new.iter().for_each(|part| place(&mut parts.placed, part));
+        } else {
+            parts.placed = Image::default();
+            parts.classes.values().for_each(|part| place(&mut parts.placed, part));
+        }
+        std::mem::drop((before, new));
+        parts.peers.retain(|_, part| Arc::strong_count(part) > 1);
+        parts.placed.clone()
     }
 
     /// What a class needs in one direction. Pods with equal labels have the same `allowed`, not only an equal one.
     pub(super) fn class(&mut self, direction: Direction, allowed: &Arc<Allowed>) -> Arc<ClassPart> {
-        let id = (direction, Arc::as_ptr(allowed).addr());
+        let id = class_id(direction, allowed);
         if let Some(part) = self.parts.classes.get(&id) {
             return Arc::clone(part);
         }
         let known = self.before.remove(&id).filter(|part| Arc::ptr_eq(&part.allowed, allowed));
-        let part = known.unwrap_or_else(|| Arc::new(self.new_class(direction, allowed)));
+        let part = known.unwrap_or_else(|| {
+            let part = Arc::new(self.new_class(direction, allowed));
+            self.new.push(Arc::clone(&part));
+            part
+        });
         self.parts.classes.insert(id, Arc::clone(&part));
         part
     }
@@ -350,6 +377,31 @@ impl<'a> Draw<'a> {
     }
 }
 
+/// What policies allow a pod, in each direction that they isolate.
+pub(super) fn by_direction(pod: &Member) -> impl Iterator<Item = (Direction, &Arc<Allowed>)> {
+    let ways = [(Direction::Ingress, &pod.class.ingress), (Direction::Egress, &pod.class.egress)];
+    ways.into_iter().filter_map(|(way, allowed)| Some((way, allowed.as_ref()?)))
+}
+
+/// What stands for a class in one direction, as long as its part is kept, which keeps `allowed` alive.
+fn class_id(direction: Direction, allowed: &Arc<Allowed>) -> (Direction, usize) {
+    (direction, Arc::as_ptr(allowed).addr())
+}
+
+/// Puts what a class needs to where it has to be; other classes may share some of it.
+fn place(image: &mut Image, part: &ClassPart) {
+    for chain in iter::once(&part.chain).chain(part.peers.iter().map(|peers| &peers.chain)) {
+        if !image.chains.contains_key(&chain.name) {
+            image.chains.insert(chain.name.clone(), Arc::clone(chain));
+        }
+    }
+    for set in part.map.iter().chain(part.peers.iter().flat_map(|peers| &peers.sets)) {
+        if !image.sets.contains_key(&set.set.name) {
+            image.sets.insert(set.set.name.clone(), Arc::clone(set));
+        }
+    }
+}
+
 /// From ports to chains of peers.
 fn port_map(
     direction: Direction,
@@ -386,49 +438,4 @@ fn block_condition(
             (name.clone(), in_set(&[direction.far(block.family)], &name))
         }
     }
-}
-
-/// What the names of sets of these members begin with; the size follows.
-pub(super) fn stem(key: &MemberKey) -> String {
-    let kind = if key.port.is_some() { 'n' } else { 's' };
-    format!("{kind}{}-{}", digit(key.family), hash(&(&key.pods, &key.port)))
-}
-
-fn member_set(key: &Arc<MemberKey>, members: &Members) -> ImageSet {
-    let size = members.size(key);
-    let fields = [KeyType::address(key.family), KeyType::Protocol, KeyType::Port];
-    let fields = if key.port.is_some() { &fields[..] } else { &fields[..1] };
-    let mut set = Set::new(format!("{}-{size}", stem(key)), fields).with_size(size);
-    set.comment = Some(words(key));
-    ImageSet { set, content: Content::Members(Arc::clone(key)) }
-}
-
-/// What a set of members is about, for the reader of `nft list ruleset`.
-fn words(key: &MemberKey) -> String {
-    let mut words = match &key.pods {
-        Some(pods) => pods.to_string(),
-        None => "all pods".to_owned(),
-    };
-    if let Some((_, name)) = &key.port {
-        words += &format!(", port {name}");
-    }
-    let end = (0..=COMMENT_MAX.min(words.len())).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
-    words.truncate(end);
-    words
-}
-
-/// 128 bits that stand for a content, the same in every run of the same build. Users write what is hashed, so they are so many
-/// that two contents with the same ones can't be found. In 22 characters that `nft` reads in a name: the kernel reads all of each set's
-/// name whenever it looks for a set.
-fn hash(content: &impl Hash) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let half = |salt: u8| {
-        let mut hasher = DefaultHasher::new();
-        (salt, content).hash(&mut hasher);
-        hasher.finish()
-    };
-    // Eleven digits of six bits hold 64 bits.
-    let digits =
-        |half: u64| (0..11).map(move |digit| char::from(DIGITS[(half >> (6 * digit)) as usize % 64]));
-    digits(half(1)).chain(digits(half(2))).collect()
 }

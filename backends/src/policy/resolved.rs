@@ -36,6 +36,14 @@ impl Resolved {
         Self(steps.collect())
     }
 
+    /// A key and values, one of which a label set has that matches; `None` if it need not have any.
+    pub(super) fn asked(&self) -> Option<(Id, &[Id])> {
+        self.0.iter().find_map(|step| match step {
+            Step::In(key, values) => Some((*key, values.as_slice())),
+            Step::NotIn(..) | Step::Exists(_) | Step::DoesNotExist(_) | Step::Never => None,
+        })
+    }
+
     /// Whether a label set matches.
     pub(super) fn matches(&self, pairs: &[(Id, Id)]) -> bool {
         let value = |key: &Id| pairs.iter().find(|(found, _)| found == key).map(|(_, value)| value);
