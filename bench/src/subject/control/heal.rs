@@ -10,7 +10,7 @@ use bench::figure::{Limit, ms};
 use crate::Stage;
 
 /// Requests of the ping are this far apart when nothing is wrong.
-const INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
 /// How long the link to the other nodes is down.
 const DOWN: Duration = Duration::from_secs(1);
 const LIMIT_MS: f64 = 500.0;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use backends::testing::Signal;
 use bench::bed::{PEER_OBJECTS, Pair, TIMEOUT, lease};
-use bench::figure::{Limit, Row};
+use bench::figure::{Limit, Row, ms};
 use bench::monitor::Monitor;
 
+use super::heal::INTERVAL;
 use crate::Stage;
 
 /// Peers that leave.
@@ -20,28 +21,50 @@ const AFTER: Duration = Duration::from_secs(1);
 const ROWS: [Row<'_>; 2] =
     [("pings lost", "", Limit::Each(0.0)), ("changes to the kernel", "", Limit::Each(0.0))];
 
+const SIGNALS: [(&str, Signal); 2] = [("SIGTERM", Signal::TERM), ("SIGKILL", Signal::KILL)];
+/// How long a tunnel that ends with the agent may be silent.
+const MAX_SILENCE_MS: f64 = 60.0;
+
 /// Restarts an agent under a ping between pods, twice in each round.
 pub(crate) fn loss(stage: &Stage) -> anyhow::Result<()> {
     for backend in ["vxlan", "host-gw"] {
         stage.progress.step(&format!("restart-loss: two nodes with {backend}"))?;
         let cluster = stage.cluster(backend)?;
         let mut pair = cluster.pair()?;
-        for (name, signal) in [("SIGTERM", Signal::TERM), ("SIGKILL", Signal::KILL)] {
-            let mut restart = || {
-                watched(stage, &mut pair, |pair| {
-                    pair.a.agent.process().signal(signal)?;
-                    pair.a.agent.process().wait(TIMEOUT)?;
-                    pair.a.start_again()?;
-                    pair.a.agent.wait_ready(TIMEOUT)
-                })
-            };
+        for (name, signal) in SIGNALS {
+            let mut restart = || watched(stage, &mut pair, |pair| restart(pair, signal));
             stage.measure(&format!("restart-loss: {backend}, {name}"), ROWS, u32::MAX, |_| {
                 let ([lost, changes], [more_lost, more_changes]) = (restart()?, restart()?);
                 Ok([lost + more_lost, changes + more_changes])
             })?;
         }
     }
+    in_process(stage)
+}
+
+/// The same with WireGuard in process, whose tunnel ends with the agent.
+fn in_process(stage: &Stage) -> anyhow::Result<()> {
+    stage.progress.step("restart-loss: two nodes with wireguard in process")?;
+    let cluster = stage.cluster("wireguard")?;
+    let mut pair = cluster.pair()?;
+    for (name, signal) in SIGNALS {
+        let row = ("silence", "ms", Limit::Median(MAX_SILENCE_MS));
+        stage.measure(&format!("restart-loss: wireguard in process, {name}"), [row], u32::MAX, |_| {
+            let pinger = pair.pinger()?;
+            restart(&mut pair, signal)?;
+            pinger.wait_for_reply(TIMEOUT)?;
+            stage.progress.pause(AFTER)?;
+            Ok([ms(pinger.finish()?.longest_gap.saturating_sub(INTERVAL))])
+        })?;
+    }
     Ok(())
+}
+
+fn restart(pair: &mut Pair, signal: Signal) -> anyhow::Result<()> {
+    pair.a.agent.process().signal(signal)?;
+    pair.a.agent.process().wait(TIMEOUT)?;
+    pair.a.start_again()?;
+    pair.a.agent.wait_ready(TIMEOUT)
 }
 
 /// Writes bad keys and values.
