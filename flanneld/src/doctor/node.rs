@@ -133,7 +133,7 @@ fn fights(status: &Status, findings: &mut Vec<Finding>) {
     let kernel = &status.kernel;
     let remedy = "find the program that undoes it (another network agent, NetworkManager, a script; ip monitor names \
                   the moments), and stop it or take these devices out of its hands";
-    // What differs is put right within a moment, unless somebody undoes it.
+    // What flanneld tells itself comes first.
     let rules = status.notes.get("rules").into_iter().flatten();
     let rules = rules.filter(|note| note.contains("something else on this host undoes it"));
     for text in kernel.fights.iter().chain(rules) {
@@ -142,6 +142,16 @@ fn fights(status: &Status, findings: &mut Vec<Finding>) {
     for text in &kernel.refused {
         let remedy = "look at the kernel's reason; an object of another program may stand in the way";
         findings.push(Finding::trouble("kernel", object_of(text), text.clone(), remedy));
+    }
+    for change in &kernel.changes {
+        let object = object_of(change);
+        if findings.iter().any(|finding| finding.object == object) {
+            continue;
+        }
+        let cause =
+            format!("it is not as desired, and flanneld has not put it right: \"{change}\" is needed");
+        let remedy = "look at the log of flanneld for this object; if another program undoes it, stop that; else restart flanneld";
+        findings.push(Finding::trouble("kernel", object, cause, remedy));
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use backends::firewall::blocking::{Blocking, Packet, Passing};
 use backends::firewall::nftables::NftFirewall;
@@ -22,6 +22,10 @@ use super::{DoctorOptions, direction, offline};
 use crate::status::{PeerEntry, PeerList, Status, checksum_errors, pool};
 use crate::{ask, cni, lock};
 
+/// Where the agent compares the kernel with its plan.
+const LOOK: &str = "/status?look";
+/// Within this time damage is repaired, if nothing is in the way.
+const REPAIRED: Duration = Duration::from_millis(700);
 /// More peers than this are not asked about one by one.
 const MAX_PEERS: usize = 50;
 
@@ -65,13 +69,24 @@ pub(super) fn look(options: &DoctorOptions) -> Observation {
 }
 
 fn agent(options: &DoctorOptions) -> AgentAnswer {
-    match ask::value::<Status>(options.at, "/status?look") {
-        Ok(status) => AgentAnswer::Answers(status),
+    match ask::value::<Status>(options.at, LOOK) {
+        Ok(status) => AgentAnswer::Answers(lasting(options, status)),
         Err(why) => {
             let running = lock::holder(&options.subnet_file).ok().flatten().map(|holder| holder.to_string());
             AgentAnswer::Silent { why, running, lacking: offline::changes(&options.subnet_file) }
         }
     }
+}
+
+/// With what differs now and still does a moment later: flanneld puts right at once what it can.
+fn lasting(options: &DoctorOptions, status: Status) -> Status {
+    if status.kernel.changes.is_empty() {
+        return status;
+    }
+    std::thread::sleep(REPAIRED);
+    let Ok(mut later) = ask::value::<Status>(options.at, LOOK) else { return status };
+    later.kernel.changes.retain(|change| status.kernel.changes.contains(change));
+    later
 }
 
 fn env(path: &Path) -> Env {

@@ -105,6 +105,20 @@ fn configuration(seen: &Observation, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Whether the bridge plugin adds no pod of `subnet` to a bridge with this address. Of IPv6 it allows addresses of other networks.
+fn refuses(address: IpNet, subnet: IpNet) -> bool {
+    if address.addr() == gateway(subnet) {
+        return false;
+    }
+    match (address, subnet) {
+        (IpNet::V4(_), IpNet::V4(_)) => true,
+        (IpNet::V6(_), IpNet::V6(_)) => {
+            subnet.contains(&address.addr()) || address.contains(&gateway(subnet))
+        }
+        _ => false,
+    }
+}
+
 /// The bridge has another address than this node's gateway.
 fn bridge(seen: &Observation, findings: &mut Vec<Finding>) {
     let (Ok(links), Env::Written(subnets)) = (&seen.links, &seen.env) else { return };
@@ -112,11 +126,7 @@ fn bridge(seen: &Observation, findings: &mut Vec<Finding>) {
     let name = conf.as_ref().map_or("cni0", Flannel::bridge);
     let Some(link) = links.iter().find(|link| link.bridge && link.name == name) else { return };
     let own: Vec<IpNet> = subnets.iter().collect();
-    let wrong = |address: &&IpNet| {
-        let same_family = |subnet: &&IpNet| subnet.addr().is_ipv4() == address.addr().is_ipv4();
-        let link_local = matches!(address.addr(), std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
-        !link_local && own.iter().find(same_family).is_some_and(|subnet| address.addr() != gateway(*subnet))
-    };
+    let wrong = |address: &&IpNet| own.iter().any(|subnet| refuses(**address, *subnet));
     for address in link.addresses.iter().filter(wrong) {
         let expected = own.iter().find(|subnet| subnet.addr().is_ipv4() == address.addr().is_ipv4());
         let expected = expected.map(|subnet| gateway(*subnet).to_string()).unwrap_or_default();
@@ -160,7 +170,7 @@ fn pool(seen: &Observation, findings: &mut Vec<Finding>) {
         let oldest = of_pool.iter().filter_map(|(_, _, age)| *age).max();
         let oldest = oldest.map(|age| format!(" (oldest {})", span(age))).unwrap_or_default();
         let full = *used >= *size && *size > 0;
-        let taken = format!("{used} of {size} taken");
+        let taken = filled(*used, *size);
         if !of_pool.is_empty() {
             let one = if of_pool.len() == 1 {
                 format!("{} is reserved for a pod that no longer exists", of_pool[0].0)
@@ -188,14 +198,15 @@ fn pool(seen: &Observation, findings: &mut Vec<Finding>) {
     }
 }
 
+/// How full a pool is. Nobody counts the addresses of a /64.
+fn filled(used: u64, size: u64) -> String {
+    if size > u64::from(u32::MAX) { format!("{used} taken") } else { format!("{used} of {size} taken") }
+}
+
 /// How full pools are in which nothing is wrong.
 fn taken(pools: &[(IpNet, u64, u64)]) -> String {
-    let of_pool = |(subnet, size, used): &(IpNet, u64, u64)| match size {
-        // Nobody counts those of a /64.
-        size if *size > u64::from(u32::MAX) => format!("{used} taken of {subnet}"),
-        size => format!("{used} of {size} taken of {subnet}"),
-    };
-    let all: Vec<String> = pools.iter().map(of_pool).collect();
+    let all: Vec<String> =
+        pools.iter().map(|(subnet, size, used)| format!("{} of {subnet}", filled(*used, *size))).collect();
     if all.is_empty() { "no pool yet".to_owned() } else { all.join(", ") }
 }
 

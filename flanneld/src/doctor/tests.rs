@@ -226,6 +226,23 @@ const NODE: &[Case] = &[
         },
         ["flannel.1", "No space", "kernel's reason"],
     ),
+    (
+        "something that stays undone",
+        |seen| {
+            let change = "route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1";
+            status(seen).kernel.changes = vec![change.into()];
+        },
+        ["10.244.2.0/24", "flanneld has not put it right", "log of flanneld"],
+    ),
+    (
+        "a refused change, which of course still differs",
+        |seen| {
+            status(seen).kernel.changes = vec!["fdb replace 0a:0b dev flannel.1 dst 192.0.2.9".into()];
+            status(seen).kernel.refused =
+                vec!["fdb replace 0a:0b dev flannel.1 dst 192.0.2.9: No space".into()];
+        },
+        ["flannel.1", "No space", "kernel's reason"],
+    ),
 ];
 
 #[test]

@@ -134,6 +134,28 @@ fn a_node_with_both_families_is_one_row_and_one_cell_with_the_worse_of_them() {
 }
 
 #[test]
+fn colours_are_for_terminals_and_for_none_that_asks_for_none() {
+    let cluster = Cluster::new(VXLAN);
+    let a = cluster.join();
+    // script(1) gives its command a terminal.
+    let status = format!("{} status", flanneld().display());
+    let on_terminal = |variables: &[(&str, &str)]| {
+        let command =
+            a.node.namespace().command("script").args(["-qec", &status, "/dev/null"]).env("NO_COLOR", "");
+        let command = variables.iter().fold(command, |command, (name, value)| command.env(name, value));
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let text = on_terminal(&[("TERM", "xterm")]);
+    assert!(text.contains("\u{1b}[32mready"), "{text:?}");
+    for variables in [&[("TERM", "xterm"), ("NO_COLOR", "1")][..], &[("TERM", "dumb")]] {
+        let text = on_terminal(variables);
+        assert!(text.contains("ready") && !text.contains('\u{1b}'), "{variables:?}: {text:?}");
+    }
+    let (_, piped) = command(&a, &[]);
+    assert!(piped.contains("ready") && !piped.contains('\u{1b}'), "{piped:?}");
+}
+
+#[test]
 fn only_this_host_and_nodes_of_the_cluster_may_ask() {
     let cluster = Cluster::new(VXLAN);
     let a = cluster.join_with(&["--healthz-ip=0.0.0.0"]);

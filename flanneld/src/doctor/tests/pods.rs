@@ -54,6 +54,22 @@ const PODS: &[Case] = &[
         ],
     ),
     (
+        "a bridge with another address of this node's IPv6 subnet",
+        |seen| {
+            seen.env = Env::Written(["fd00:1::/64".parse::<ipnet::IpNet>().unwrap()].into_iter().collect());
+            seen.links.as_mut().unwrap()[2] = link("cni0", Some("fd00:1::7/64"));
+        },
+        ["cni0", "this node's gateway is fd00:1::1", "ip address del fd00:1::7/64 dev cni0"],
+    ),
+    (
+        "a pool of IPv6 that leaks",
+        |seen| {
+            seen.addresses.pools = vec![("fd00:1::/64".parse().unwrap(), u64::MAX, 2)];
+            seen.addresses.leaked = Ok(vec![("fd00:1::7".parse().unwrap(), "/x".into(), None)]);
+        },
+        ["fd00:1::/64", "the pool leaks: 2 taken, fd00:1::7 is reserved for a pod", "--dry-run"],
+    ),
+    (
         "a bridge that is down",
         |seen| seen.links.as_mut().unwrap()[2].up = false,
         ["cni0", "set down", "ip link set cni0 up"],
@@ -88,6 +104,18 @@ fn a_pod_gets_no_address() {
     );
     assert!(found[0].remedy.contains("--fix leaked-addresses"), "{found:?}");
     each_is_named(PODS);
+    let mut second = healthy();
+    second.env = Env::Written(
+        ["10.244.1.0/24", "fd00:1::/64"]
+            .map(|net| net.parse::<ipnet::IpNet>().unwrap())
+            .into_iter()
+            .collect(),
+    );
+    let bridge = &mut second.links.as_mut().unwrap()[2];
+    bridge
+        .addresses
+        .extend(["fd00:1::1/64", "fd99::1/64", "fe80::1/64"].map(|net| net.parse::<ipnet::IpNet>().unwrap()));
+    assert_eq!(troubles(&second), [], "the bridge plugin allows IPv6 addresses of other networks");
 }
 
 #[test]
