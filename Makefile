@@ -83,11 +83,17 @@ fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="-
 test: root deps build ## Runs all tests (root)
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --all-features
 
+GUEST_TESTS = $$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
+	sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
 test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod ipvsadm
 test-vm: deps ## Runs agents on Debian's kernel under emulation: without a module, an older one, a lossy network (root)
-	program=$$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
-		sed -n 's/.*Executable.*(\(.*\))$$/\1/p'); \
-	bench/vm/test "$$program"
+	program=$(GUEST_TESTS); bench/vm/test "$$program"
+
+test-fast-path: PACKAGES += qemu-system-x86 busybox-static cpio kmod
+test-fast-path: deps ## Compares 1 GiB each way by the fast path: through a Service, directly, masqueraded (in a guest; root)
+	program=$(GUEST_TESTS); \
+	TEST_FAST_PATH_MIB=$${TEST_FAST_PATH_MIB:-1024} bench/vm/boot --one-processor --limit 10800 \
+		--modules "veth bridge tun br_netfilter nf_tables vxlan" -- "$$(realpath "$$program")" --test-threads=1 many_bytes_
 
 bench-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod python3
 bench-vm: deps build ## Measures pods' traffic with and without the fast path in instructions, in a guest (ARGS="--backends vxlan"; root)
@@ -234,4 +240,4 @@ ci: deps ## Everything that must hold before a change is merged
 		$(MAKE) $$target; \
 	done
 
-.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check sbom-check ci
+.PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-fast-path test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check sbom-check ci
