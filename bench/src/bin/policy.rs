@@ -1,6 +1,8 @@
 //! Measures network policies: compiled, and applied to the real kernel in a namespace of its own; what one pod's arrival
 //! costs, and what a large cluster takes of memory. With `--pairs`, compares random packets with the evaluator instead.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -92,6 +94,13 @@ fn compare(first: u64, pairs: u64) -> anyhow::Result<()> {
 }
 
 fn measure(rounds: u32) -> anyhow::Result<()> {
+    match listeners()? {
+        0 => {}
+        some => println!(
+            "{some} sockets hear of changes to nftables, in this or another network namespace, such as those of agents: the \
+             kernel writes a notification of each element then, and what is made from nothing takes twice as long"
+        ),
+    }
     for (both, what) in [(false, "1,000 policies"), (true, "1,000 policies for both directions")] {
         // Another namespace each time, all of which stay: the kernel would be busy with the end of the one before.
         let mut made = Vec::new();
@@ -127,6 +136,25 @@ fn measure(rounds: u32) -> anyhow::Result<()> {
         report("restart: read, compared, 0 changes", &mut restart);
     }
     memory()
+}
+
+/// How many sockets hear of changes to nftables, in the network namespaces of all processes.
+fn listeners() -> anyhow::Result<usize> {
+    let mut sockets = BTreeSet::new();
+    for entry in fs::read_dir("/proc").context("can't read /proc")?.flatten() {
+        // Most entries are no processes, and some of those have ended.
+        let text = fs::read_to_string(entry.path().join("net/netlink")).unwrap_or_default();
+        sockets.extend(text.lines().filter_map(listener));
+    }
+    Ok(sockets.len())
+}
+
+/// The number of a socket of /proc/PID/net/netlink, if it is one of `NETLINK_NETFILTER` in the group `NFNLGRP_NFTABLES`.
+fn listener(line: &str) -> Option<u64> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "12", _, groups, .., socket] = fields[..] else { return None };
+    let groups = u32::from_str_radix(groups, 16).ok()?;
+    socket.parse().ok().filter(|_| groups & 1 << 6 != 0)
 }
 
 fn arrivals(enforcer: &mut Enforcer) -> anyhow::Result<()> {
@@ -321,5 +349,22 @@ fn realistic(number: u32) -> Pod {
         ports: Vec::new(),
         created: 0,
         local: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hears_of_nftables_is_found_among_all_that_speak_netlink() {
+        let line =
+            |protocol, groups| format!("0000000000000000 {protocol} 2688545038 {groups} 0 0 0 2 0 4711");
+        assert_eq!(listener(&line("12", "00000040")), Some(4711));
+        assert_eq!(listener(&line("12", "00000043")), Some(4711));
+        for other in [line("12", "00000000"), line("12", "00000001"), line("0", "00000040")] {
+            assert_eq!(listener(&other), None);
+        }
+        assert_eq!(listener("sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode"), None);
     }
 }
