@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use backends::host::{HostAddr, HostLink, HostView, ResolvedRoute};
 use backends::name::Name;
-use regex::bytes::Regex;
+use regex_lite::Regex;
 use subnet::{Family, PublicAddrs};
 
 mod candidates;
@@ -305,7 +305,7 @@ impl Choice<'_> {
     }
 
     fn by_regex(self, regex: &Regex) -> Result<External, String> {
-        let matches = |text: &str| regex.is_match(text.as_bytes());
+        let matches = |text: &str| regex.is_match(text);
         let mut incomplete = None;
         let links = &self.candidates.host.links;
         let by_address = links.values().filter_map(|link| {

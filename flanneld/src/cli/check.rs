@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backends::policy::SteerMode;
-use regex::bytes::{Regex, RegexBuilder};
+use regex_lite::Regex;
 use subnet::Family;
 
 use super::UsageError;
@@ -87,12 +87,7 @@ fn public(text: &str, family: Family) -> Result<IpAddr, String> {
 
 /// A pattern for interfaces.
 pub(super) fn regex(pattern: &str) -> Result<Regex, String> {
-    // Bytes without Unicode: \d, \w and (?i) then mean what they mean in Go's syntax, ASCII.
-    RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
-        let why = error.to_string();
-        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ");
-        format!("is not a regular expression: {why}")
-    })
+    Regex::new(pattern).map_err(|error| format!("is not a regular expression: {error}"))
 }
 
 /// A whole number; the grammar has turned Go's forms into a decimal one.

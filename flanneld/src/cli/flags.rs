@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backends::policy::SteerMode;
 use clap::{ArgAction, Parser};
-use regex::bytes::Regex;
+use regex_lite::Regex;
 
 use super::check::{self, TrafficManager};
 use crate::fast_path;

@@ -78,7 +78,7 @@ fn values_are_typed_and_the_last_of_a_repeated_one_counts() {
     );
     assert_eq!(options.health, Some("[::1]:8080".parse().unwrap()));
     assert_eq!(options.selectors.iface, ["eth0", ""]);
-    assert!(options.selectors.regex[0].is_match(b"eth7") && options.selectors.regex.len() == 2);
+    assert!(options.selectors.regex[0].is_match("eth7") && options.selectors.regex.len() == 2);
     assert_eq!(options.selectors.can_reach, Some("192.0.2.1".parse().unwrap()));
     assert_eq!(options.selectors.public.to_string(), "198.51.100.1 and 2001:db8::1");
     assert_eq!(options.renew_margin, Duration::from_secs(1439 * 60));
@@ -187,7 +187,7 @@ fn wrong_values_are_named_with_a_remedy() {
         ("--public-ipv6=192.0.2.1", ["--public-ipv6=\"192.0.2.1\"", "IPv6"]),
         ("--public-ip=010.0.0.1", ["--public-ip=\"010.0.0.1\"", "IP address"]),
         ("--iface-can-reach=gateway", ["--iface-can-reach=\"gateway\"", "IP address"]),
-        ("--iface-regex=eth(", ["--iface-regex=\"eth(\"", "unclosed group"]),
+        ("--iface-regex=eth(", ["--iface-regex=\"eth(\"", "without closing ')'"]),
         ("--lease-store=consul", ["--lease-store=\"consul\"", "file:DIR"]),
         ("--lease-store=file:", ["--lease-store=\"file:\"", "file:DIR"]),
         ("--subnet-file=", ["--subnet-file=\"\"", "/run/flannel/subnet.env"]),
