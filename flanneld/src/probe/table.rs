@@ -1,7 +1,7 @@
 //! All peers and their probes: what to send when, and what outcomes mean. It reads no clock and does no I/O.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -82,8 +82,8 @@ pub(super) struct Table {
     pending: Pending,
     /// Extra probes of this second.
     extra: Extra,
-    /// Peers whose verdict may have to be told.
-    untold: BTreeSet<IpNet>,
+    /// Peers whose verdict is to be told, and when: of thousands that fail, each wake-up looks at the moments alone.
+    untold: BTreeMap<IpNet, Moment>,
     totals: Totals,
     rejected: u64,
 }
@@ -99,7 +99,7 @@ impl Table {
             queue: BinaryHeap::new(),
             pending: Pending::new(number),
             extra: Extra { began: now, asked: 0 },
-            untold: BTreeSet::new(),
+            untold: BTreeMap::new(),
             totals: Totals::default(),
             rejected: 0,
         }
@@ -248,9 +248,10 @@ impl Table {
         let Some((target, peer)) = target.zip(self.peers.get_mut(&subnet)) else { return };
         tell(peer, &target);
         let (due, before) = (peer.next_due(), peer.due);
-        if peer.telling().is_some() {
-            self.untold.insert(subnet);
-        }
+        match peer.telling() {
+            Some(at) => self.untold.insert(subnet, at),
+            None => self.untold.remove(&subnet),
+        };
         let due = self.on_grid(due);
         if due < before {
             self.reschedule(subnet, due);
@@ -260,24 +261,23 @@ impl Table {
     /// The verdicts that are to be told now.
     pub(super) fn news(&mut self, now: Instant) -> Vec<News> {
         let now = self.moment(now);
-        let (peers, targets) = (&mut self.peers, &self.targets);
+        let due: Vec<IpNet> =
+            self.untold.iter().filter(|(_, at)| **at <= now).map(|(subnet, _)| *subnet).collect();
         let mut news = Vec::new();
-        self.untold.retain(|subnet| {
-            let Some((peer, target)) = peers.get_mut(subnet).zip(targets.get(subnet)) else { return false };
-            let Some(at) = peer.telling() else { return false };
-            if at > now {
-                return true;
-            }
+        for subnet in due {
+            self.untold.remove(&subnet);
+            let Some((peer, target)) = self.peers.get_mut(&subnet).zip(self.targets.get(&subnet)) else {
+                continue;
+            };
             let (verdict, cause, remedy) = peer.tell(&target, now);
-            news.push(News { subnet: *subnet, underlay: target.underlay, verdict, cause, remedy });
-            false
-        });
+            news.push(News { subnet, underlay: target.underlay, verdict, cause, remedy });
+        }
         news
     }
 
     /// When there is something to do though no answer comes.
     pub(super) fn wake(&self) -> Option<Instant> {
-        let told = self.untold.iter().filter_map(|subnet| self.peers.get(subnet)?.telling());
+        let told = self.untold.values().copied();
         let expiry = self.pending.next_expiry().map(|at| self.on_grid(Moment::not_before(at, self.origin)));
         let due = self.queue.peek().map(|Reverse((at, _))| *at);
         told.chain(expiry).chain(due).min().map(|at| at.at(self.origin))
