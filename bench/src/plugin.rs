@@ -44,12 +44,24 @@ impl Plugin {
 
     /// Calls the plugin from a thread that is in the node's namespace; gives its answer.
     pub(crate) fn call(&self, verb: &str, container: &str, pod: &Namespace) -> anyhow::Result<String> {
+        self.call_with(verb, container, pod, "")
+    }
+
+    /// The same with `CNI_ARGS`, in which a runtime says which pod it is.
+    pub(crate) fn call_with(
+        &self,
+        verb: &str,
+        container: &str,
+        pod: &Namespace,
+        args: &str,
+    ) -> anyhow::Result<String> {
         let mut child = Command::new(&self.program)
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container)
             .env("CNI_NETNS", pod.path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", DELEGATES)
+            .env("CNI_ARGS", args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

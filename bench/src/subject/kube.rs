@@ -1,11 +1,12 @@
 //! The agent in Kubernetes: start and rest in a cluster of two, of 5,000 and of 20,000 nodes, what heartbeats of
-//! other nodes cost, and whether pods that wait for their network get it at the first try; with a scripted API
-//! server.
+//! other nodes cost, whether pods that wait for their network get it at the first try, and what policies add to ADD; with a
+//! scripted API server.
 
 mod bed;
 mod churn;
 mod heartbeat;
 mod pods;
+mod policy_add;
 mod start;
 
 use clap::ValueEnum;
@@ -21,6 +22,7 @@ pub(crate) enum Subject {
     #[value(name = "start-2")]
     Start2,
     Pods,
+    PolicyAdd,
     #[value(name = "start-5000")]
     Start5000,
     #[value(name = "start-20000")]
@@ -40,6 +42,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Subject::Size => start::size(stage),
         Subject::Start2 => start::two(stage),
         Subject::Pods => pods::measure(stage),
+        Subject::PolicyAdd => policy_add::measure(stage),
         Subject::Start5000 => start::five_thousand(stage),
         Subject::Start20000 => start::twenty_thousand(stage),
         Subject::Heartbeat => heartbeat::measure(stage),

@@ -1,0 +1,113 @@
+//! What network policies add to the ADD of a pod: the plugin waits until the agent has the pod's rules in the kernel.
+
+use std::time::Instant;
+
+use backends::testing::Namespace;
+use bench::bed::{Member, TIMEOUT};
+use bench::figure::{Limit, Row, median, ms};
+use serde_json::json;
+
+use super::bed::Cluster;
+use crate::Stage;
+use crate::plugin::{Plugin, flannel_config};
+
+/// Pods of a round, on each of two nodes.
+const PODS: usize = 200;
+
+const ROWS: [Row<'_>; 5] = [
+    ("ADD with policies, median", "ms", Limit::None),
+    ("ADD without, median", "ms", Limit::None),
+    ("ADD with policies, p99", "ms", Limit::None),
+    ("ADD without, p99", "ms", Limit::None),
+    ("p99 more with policies", "ms", Limit::Median(2.0)),
+];
+
+/// Adds and removes pods in turns on a node with policies and on one without; each pod is isolated in both directions.
+pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
+    let cluster = Cluster::new(stage)?;
+    cluster.api.put_namespace("bench", &[]);
+    let pods_of_namespace = json!([{"podSelector": {}}]);
+    cluster.api.put_policy(
+        "bench",
+        "new",
+        json!({
+            "podSelector": {},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": pods_of_namespace}],
+            "egress": [{"to": pods_of_namespace}],
+        }),
+    );
+    stage.measure("policy-add", ROWS, u32::MAX, |round| {
+        let nodes = [Side::new(stage, &cluster, "on")?, Side::new(stage, &cluster, "off")?];
+        let names: Vec<String> = (0..PODS).map(|number| format!("new-{round}-{number}")).collect();
+        for side in &nodes {
+            names.iter().for_each(|name| side.announce(&cluster, name));
+        }
+        // A runtime adds a pod some time after the API server has told of it.
+        stage.progress.pause(std::time::Duration::from_secs(1))?;
+        let mut times = [Vec::new(), Vec::new()];
+        for (number, name) in names.iter().enumerate() {
+            for side in [number % 2, (number + 1) % 2] {
+                times[side].push(nodes[side].add_and_remove(name)?);
+            }
+        }
+        let [with, without] = &times;
+        let tails = [percentile_99(with), percentile_99(without)];
+        let medians = [median(with.clone()), median(without.clone())];
+        for side in nodes {
+            cluster.remove(side.member)?;
+        }
+        Ok([medians[0], medians[1], tails[0], tails[1], tails[0] - tails[1]])
+    })
+}
+
+/// A node with its plugin.
+struct Side {
+    member: Member,
+    plugin: Plugin,
+}
+
+impl Side {
+    fn new(stage: &Stage, cluster: &Cluster, policies: &str) -> anyhow::Result<Self> {
+        let mut member = cluster.start_on(cluster.node()?, &[format!("--network-policy={policies}")])?;
+        member.agent.wait_ready(TIMEOUT)?;
+        let mut config = flannel_config(&member.node.subnet_file(), member.node.dir());
+        config["name"] = "cbr0".into();
+        config["cniVersion"] = "1.0.0".into();
+        let plugin = Plugin { program: stage.programs.join("flannel"), config: config.to_string() };
+        Ok(Self { member, plugin })
+    }
+
+    /// A pod's name, which differs between the nodes.
+    fn pod(&self, name: &str) -> String {
+        format!("{name}-{}", self.member.node.name())
+    }
+
+    fn announce(&self, cluster: &Cluster, name: &str) {
+        let name = self.pod(name);
+        cluster.api.put_pod_object(json!({
+            "metadata": {"namespace": "bench", "name": name, "uid": name, "labels": {"app": "new"}},
+            "spec": {"nodeName": self.member.node.name(), "containers": [{"name": "c"}]},
+            "status": {"phase": "Pending"},
+        }));
+    }
+
+    /// The milliseconds that ADD took.
+    fn add_and_remove(&self, name: &str) -> anyhow::Result<f64> {
+        let (pod, name) = (Namespace::new()?, self.pod(name));
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={name};K8S_POD_UID={name}");
+        self.member.node.namespace().run(|| {
+            let start = Instant::now();
+            self.plugin.call_with("ADD", &name, &pod, &args)?;
+            let time = ms(start.elapsed());
+            self.plugin.call_with("DEL", &name, &pod, &args)?;
+            Ok(time)
+        })
+    }
+}
+
+fn percentile_99(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() * 99 / 100]
+}
