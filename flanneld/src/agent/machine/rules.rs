@@ -11,7 +11,7 @@ use subnet::{Family, SharedMap, SharedSet};
 use tokio::time::Instant;
 
 use super::{Action, Machine, Now};
-use crate::agent::{BULK, RESYNC, condition};
+use crate::agent::{RESYNC, condition};
 
 /// When the rules were last found to be right.
 #[derive(Debug, Default)]
@@ -167,8 +167,6 @@ impl Machine {
             return None;
         }
         let look = if due { Look::Kernel } else { Look::Remembered };
-        // To compare the filter with the kernel's takes several times its memory.
-        self.turn.bulky |= due && self.view.known.leases.as_ref().is_some_and(|all| all.leases.len() >= BULK);
         self.rules.filtering.clone_from(&filters);
         Some(Action::FilterTunnels { filters, former: self.rules.former.clone(), look })
     }
