@@ -78,7 +78,9 @@ struct Side {
 
 impl Side {
     fn new(stage: &Stage, cluster: &Cluster, policies: &str) -> anyhow::Result<Self> {
-        let mut member = cluster.start_on(cluster.node()?, &[format!("--network-policy={policies}")])?;
+        // As the manifest has it: without --ip-masq the plugin asks Go's bridge for masquerading.
+        let flags = ["--ip-masq".to_owned(), format!("--network-policy={policies}")];
+        let mut member = cluster.start_on(cluster.node()?, &flags)?;
         member.agent.wait_ready(TIMEOUT)?;
         let mut config = flannel_config(&member.node.subnet_file(), member.node.dir());
         config["name"] = "cbr0".into();
