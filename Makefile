@@ -237,7 +237,7 @@ ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	@# One make for each: one for all of them would make `deps` once, and so install what the first of them needs.
 	for target in makefile-check docs-check monitoring-check manifest-check sbom-check clippy doc layers report-check test test-vm; do \
-		$(MAKE) $$target; \
+		$(MAKE) $$target VM=quick; \
 	done
 
 .PHONY: install dist deb deb-check bench-policy fuzz-policy help root deps build demo bench bench-quick bench-micro bench-control bench-cni bench-rules bench-kube bench-live bench-vm fuzz test test-vm test-fast-path test-peers test-kube fmt clippy doc layers release image manifest-check monitoring-check report-check docs-check makefile-check sbom-check ci

@@ -266,7 +266,12 @@ fn pings_that_may_not_be_divided_pass_up_to_the_mtu_and_get_lost_beyond_it() {
     let (one, two) = (fabric.node().unwrap(), fabric.node().unwrap());
     for (target, headers) in [(IpAddr::from(two.address()), 28), (two.address_v6().into(), 48)] {
         let start = |size, dont_fragment| {
-            Pinger::start_with(one.namespace(), target, PingOptions { size, dont_fragment }).unwrap()
+            Pinger::start_with(
+                one.namespace(),
+                target,
+                PingOptions { size, dont_fragment, ..PingOptions::default() },
+            )
+            .unwrap()
         };
         for (size, dont_fragment) in [(1500 - headers, true), (1501 - headers, false), (16, false)] {
             let pinger = start(size, dont_fragment);
@@ -283,7 +288,7 @@ fn pings_that_may_not_be_divided_pass_up_to_the_mtu_and_get_lost_beyond_it() {
         Pinger::start_with(
             one.namespace(),
             two.address().into(),
-            PingOptions { size: 8, dont_fragment: false }
+            PingOptions { size: 8, ..PingOptions::default() }
         )
         .is_err()
     );

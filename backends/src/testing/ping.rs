@@ -14,8 +14,8 @@ use super::namespace::Namespace;
 use super::process::Process;
 use super::{wait_for, wait_for_some};
 
-/// Time between two requests.
-const INTERVAL: &str = "0.01";
+/// Time between two requests, unless the options say otherwise.
+const INTERVAL: Duration = Duration::from_millis(10);
 /// An answer that takes longer does not come any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests without an answer that mean silence: fewer may be what a busy machine took its time for.
@@ -54,11 +54,13 @@ pub struct PingOptions {
     pub size: u16,
     /// Whether requests that are too long for their path get lost; else the system may divide them.
     pub dont_fragment: bool,
+    /// Time between two requests.
+    pub interval: Duration,
 }
 
 impl Default for PingOptions {
     fn default() -> Self {
-        Self { size: 56, dont_fragment: false }
+        Self { size: 56, dont_fragment: false, interval: INTERVAL }
     }
 }
 
@@ -70,11 +72,11 @@ impl Pinger {
 
     /// The same with requests that differ from the ordinary.
     pub fn start_with(namespace: &Namespace, target: IpAddr, options: PingOptions) -> anyhow::Result<Self> {
-        let PingOptions { size, dont_fragment } = options;
+        let PingOptions { size, dont_fragment, interval } = options;
         ensure!(size >= 16, "ping measures no round trips with {size} bytes of payload: give it 16 or more");
         let mut command = namespace
             .command("ping")
-            .args(["-n", "-D", "-O", "-i", INTERVAL, "-s", &size.to_string()])
+            .args(["-n", "-D", "-O", "-i", &interval.as_secs_f64().to_string(), "-s", &size.to_string()])
             .stdout(Stdio::piped());
         if dont_fragment {
             // It complains of every request that is too long for the first link.

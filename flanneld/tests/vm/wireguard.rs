@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backends::kernel::netlink::Netlink;
 use backends::state::wireguard::{WireguardDevice, WireguardEntry};
 use backends::state::{Link, LinkIdentity, LinkSettings};
-use backends::testing::{Fabric, Namespace, Node, Pinger, Pod, Process, Signal};
+use backends::testing::{Fabric, Namespace, Node, PingOptions, Pinger, Pod, Process, Signal};
 use backends::wg::identity::Identity;
 use backends::{KernelState, Name, Scope};
 use subnet::wireguard::PublicKey;
@@ -208,7 +209,10 @@ fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_l
     let members = [cluster.join(), cluster.join()];
     let pods = members.each_ref().map(Member::pod);
     members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
-    let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
+    // The module keeps 128 packets while there is no session yet, which takes some seconds in a slow guest.
+    let interval = Duration::from_millis(50);
+    let options = PingOptions { interval, ..PingOptions::default() };
+    let pinger = Pinger::start_with(pods[0].namespace(), pods[1].address(), options).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
     cluster.put("/coreos.com/network/config", AUTO);
     for (me, other) in [(0, 1), (1, 0)] {

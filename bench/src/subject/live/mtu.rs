@@ -20,7 +20,8 @@ use crate::Stage;
 
 /// 1,400 bytes with the headers of ICMP and IPv4: more than pods may send while the underlay carries 1,400.
 /// They are sent as applications do: with DF, until the sender has learnt the MTU of the path.
-const REQUEST: PingOptions = PingOptions { size: 1372, dont_fragment: false };
+const REQUEST: PingOptions =
+    PingOptions { size: 1372, dont_fragment: false, interval: Duration::from_millis(10) };
 /// What VXLAN needs of each packet.
 const OVERHEAD: u32 = 50;
 /// How long new pods may still get the old MTU.
