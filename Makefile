@@ -121,6 +121,7 @@ fmt: ## Formats the code
 clippy: ## Lints; a warning is an error
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	cargo clippy -p subnet --test kube-real --all-features -- -D warnings
+	cargo clippy -p flanneld --test vm --all-features -- -D warnings
 
 doc: ## Builds the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features

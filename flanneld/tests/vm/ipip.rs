@@ -267,8 +267,7 @@ fn five_thousand_peers_are_set_and_found_without_a_double() {
     };
     let identity = LinkIdentity::Ipip(IpipIdentity { local: node.address(), foreign_modes: false });
     let settings = LinkSettings { accept_local: None, ..LinkSettings::plain(1480) };
-    let mut desired = KernelState::default();
-    desired.routes = (0..COUNT).map(route).collect();
+    let mut desired = KernelState { routes: (0..COUNT).map(route).collect(), ..KernelState::default() };
     desired.links.insert(dev, Link { identity, settings });
     let networks = vec!["10.64.0.0/10".parse().unwrap()];
     let scope = Scope { devices: [dev].into(), networks, ..Scope::default() };

@@ -1,6 +1,6 @@
 //! What network policies add to the ADD of a pod: the plugin waits until the agent has the pod's rules in the kernel.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use backends::testing::Namespace;
 use bench::bed::{Member, TIMEOUT};
@@ -45,7 +45,7 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
             names.iter().for_each(|name| side.announce(&cluster, name));
         }
         // A runtime adds a pod some time after the API server has told of it.
-        stage.progress.pause(std::time::Duration::from_secs(1))?;
+        stage.progress.pause(Duration::from_secs(1))?;
         let pods = (0..2 * PODS).map(|_| Namespace::new()).collect::<anyhow::Result<Vec<_>>>()?;
         let mut times = [Vec::new(), Vec::new()];
         for (number, name) in names.iter().enumerate() {
