@@ -430,7 +430,7 @@ fn an_agent_on_the_wrong_interface_is_named_with_the_right_one() {
 fn an_agent_that_is_gone_or_hangs_is_a_finding_and_the_rest_is_still_looked_at() {
     let cluster = Cluster::new(VXLAN);
     let (mut a, b) = (Patient::of(&cluster, &[]), cluster.join());
-    a.member.wait("the peer", || a.member.kept().contains(&b.subnet().addr().to_string()));
+    a.member.wait("the peer", || a.member.has_kept(b.subnet()));
     a.recovers("the start");
     a.member.agent.process().signal(backends::testing::Signal::STOP).unwrap();
     a.is_told("an agent that hangs", ["flanneld", "flanneld is running with pid", "--healthz-port"], LIMIT);

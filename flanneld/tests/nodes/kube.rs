@@ -185,7 +185,7 @@ fn two_living_nodes_that_are_told_one_public_address_say_so() {
 fn an_api_server_that_refuses_a_node_is_noted_while_it_runs_and_makes_it_unready_when_it_starts() {
     let cluster = Kubernetes::new();
     let (mut a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
-    a.wait("the saved state", || a.kept().contains("10.244.2.0"));
+    a.wait("the saved state", || a.has_kept(b.subnet()));
     cluster.api.behave(|behaviour| behaviour.token = Some("another".into()));
     cluster.api.disconnect();
     a.wait("the note", || a.verbose().contains("store refuses this node since"));

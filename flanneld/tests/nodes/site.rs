@@ -225,6 +225,12 @@ impl Member {
         kept.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
     }
 
+    /// Whether the lease of a subnet is kept: with its prefix length, since the network's configuration, which is kept
+    /// too, names the address of the first subnet.
+    pub(crate) fn has_kept(&self, subnet: IpNet) -> bool {
+        self.kept().contains(&format!("\"{subnet}\""))
+    }
+
     /// This node's subnets, IPv4 first.
     pub(crate) fn subnets(&self) -> Vec<IpNet> {
         self.agent.subnet_env().unwrap().subnets.iter().collect()

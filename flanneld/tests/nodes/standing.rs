@@ -185,7 +185,7 @@ fn refused(a: &Member, reason: &str) {
 fn a_node_that_starts_with_a_password_that_is_refused_runs_on_what_was_saved_and_is_not_ready() {
     let cluster = with_users();
     let (mut a, b) = (cluster.join_with(&USER), cluster.join_with(&USER));
-    a.wait("the saved state", || a.kept().contains(&b.subnet().addr().to_string()));
+    a.wait("the saved state", || a.has_kept(b.subnet()));
     a.agent.terminate(LIMIT).unwrap();
     a.ip("link del flannel.1");
     let mut a = cluster.start(a.into_node(), &["--etcd-username=fl", "--etcd-password=other"]);
@@ -203,7 +203,7 @@ fn a_node_that_starts_with_a_password_that_is_refused_runs_on_what_was_saved_and
 fn a_node_that_starts_while_the_store_is_away_is_ready_on_what_was_saved() {
     let mut cluster = with_users();
     let (mut a, b) = (cluster.join_with(&USER), cluster.join_with(&USER));
-    a.wait("the saved state", || a.kept().contains(&b.subnet().addr().to_string()));
+    a.wait("the saved state", || a.has_kept(b.subnet()));
     a.agent.terminate(LIMIT).unwrap();
     cluster.etcd.kill();
     let mut a = cluster.start(a.into_node(), &USER);
@@ -279,7 +279,7 @@ fn a_node_that_starts_with_an_authority_that_does_not_know_etcd_is_refused_and_n
     let mut a = Member::start_with_env(cluster.fabric.node().unwrap(), &args("ca"), &[]);
     a.agent.wait_ready(LIMIT).unwrap();
     let subnet = a.subnet();
-    a.wait("the saved state", || a.kept().contains(&subnet.addr().to_string()));
+    a.wait("the saved state", || a.has_kept(subnet));
     a.agent.terminate(LIMIT).unwrap();
     let mut a = Member::start_with_env(a.into_node(), &args("stranger"), &[]);
     refused(
