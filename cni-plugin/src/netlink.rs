@@ -24,6 +24,10 @@ impl Errno {
     pub(crate) const EXISTS: Self = Self(libc::EEXIST);
     /// There is no such link.
     pub(crate) const NO_DEVICE: Self = Self(libc::ENODEV);
+    /// The kernel does not know a request of this form.
+    pub(crate) const INVALID: Self = Self(libc::EINVAL);
+    /// It knows it, and can't do it.
+    pub(crate) const NOT_SUPPORTED: Self = Self(libc::EOPNOTSUPP);
     /// There is no such object.
     pub(crate) const NO_ENTRY: Self = Self(libc::ENOENT);
 }

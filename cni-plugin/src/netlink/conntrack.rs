@@ -16,7 +16,9 @@ const REPLY: u16 = 2;
 const ZONE: u16 = 18;
 /// `CTA_FILTER`, and in it the flags of which parts of the original and of the reply's tuple have to match.
 const FILTER: u16 = 25;
-const SOURCE_ADDRESS: u32 = 1;
+const MATCH_SOURCE: u32 = 1;
+const MATCH_PROTOCOL: u32 = 1 << 3;
+const MATCH_DESTINATION_PORT: u32 = 1 << 5;
 /// In a tuple `CTA_TUPLE_IP`, and in that the source by family.
 const ADDRESSES: u16 = 1;
 const SOURCE_V4: u16 = 1;
@@ -31,6 +33,17 @@ const DESTINATION_PORT: u16 = 3;
 /// The kernel's refusal.
 pub(crate) fn forget_udp(socket: &mut Socket, ipv6: bool, ports: &[u16]) -> Result<(), Errno> {
     let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+    let to = |port: &u16| {
+        let protocol = |one: Message| {
+            one.with(PROTOCOL_NUMBER, &[libc::IPPROTO_UDP as u8]).with(DESTINATION_PORT, &port.to_be_bytes())
+        };
+        Message::new(DELETE, libc::NLM_F_ACK, &[family, 0, 0, 0])
+            .nested(ORIGINAL, |one| one.nested(PROTOCOL, protocol))
+            .nested(FILTER, |filter| filter.with_u32(ORIGINAL, MATCH_PROTOCOL | MATCH_DESTINATION_PORT))
+    };
+    if flush(socket, ports.iter().map(to).collect())? {
+        return Ok(());
+    }
     let found = socket.ask(Message::new(GET, libc::NLM_F_DUMP, &[family, 0, 0, 0]))?;
     let stale = found.iter().filter(|reply| is_udp_to(reply, ports).unwrap_or(false));
     delete(socket, stale.filter_map(|reply| deletion(reply, family)).collect())
@@ -44,16 +57,34 @@ pub(crate) fn forget_udp(socket: &mut Socket, ipv6: bool, ports: &[u16]) -> Resu
 pub(crate) fn forget_address(socket: &mut Socket, address: IpAddr) -> Result<(), Errno> {
     let family = address_family(address) as u8;
     let source = if address.is_ipv4() { SOURCE_V4 } else { SOURCE_V6 };
-    for tuple in [ORIGINAL, REPLY] {
-        // The flags of the filter are numbered as the tuples are. Kernels before 5.8 tell everything instead.
-        let message = Message::new(GET, libc::NLM_F_DUMP, &[family, 0, 0, 0])
+    // The flags of the filter are numbered as the tuples are.
+    let about = |kind: u16, flags: i32, tuple: u16| {
+        Message::new(kind, flags, &[family, 0, 0, 0])
             .nested(tuple, |one| one.nested(ADDRESSES, |one| one.with(source, &octets(address))))
-            .nested(FILTER, |filter| filter.with_u32(tuple, SOURCE_ADDRESS));
-        let found = socket.ask(message)?;
+            .nested(FILTER, |filter| filter.with_u32(tuple, MATCH_SOURCE))
+    };
+    let tuples = [ORIGINAL, REPLY];
+    if flush(socket, tuples.map(|tuple| about(DELETE, libc::NLM_F_ACK, tuple)).into())? {
+        return Ok(());
+    }
+    for tuple in tuples {
+        // Kernels before 5.8 know no filter and tell everything.
+        let found = socket.ask(about(GET, libc::NLM_F_DUMP, tuple))?;
         let own = found.iter().filter(|reply| is_from(reply, tuple, source, address).unwrap_or(false));
         delete(socket, own.filter_map(|reply| deletion(reply, family)).collect())?;
     }
     Ok(())
+}
+
+/// Has the kernel forget all that match one of these filters: it passes empty places of its table without locking each,
+/// as a dump does, which takes ten times as long. Says whether it can: kernels before 6.8 take the part of a tuple for a
+/// whole one and refuse it.
+fn flush(socket: &mut Socket, filters: Vec<Message>) -> Result<bool, Errno> {
+    match socket.execute(filters).map_err(Errno::from) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVALID | Errno::NOT_SUPPORTED) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn delete(socket: &mut Socket, deletions: Vec<Message>) -> Result<(), Errno> {
