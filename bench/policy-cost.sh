@@ -83,7 +83,7 @@ for what, line, count in [("a datagram", "5000", 5000), ("a datagram with a conn
         print(f"{v}: {statistics.median(c[v] for c in costs):.0f} ns of CPU {what}")
     ratios(f"CPU {what}", costs)
 def stream(variant):
-    told = subprocess.run(["ip", "netns", "exec", f"{prefix}{variant}o", "iperf3", "-c", "10.244.1.2", "-t", "1", "-J"],
+    told = subprocess.run(["ip", "netns", "exec", f"{prefix}{variant}o", "iperf3", "-c", "10.244.1.2", "-A", "0,1", "-t", "1", "-J"],
                           stdout=subprocess.PIPE, check=True)
     return json.loads(told.stdout)["end"]["sum_received"]["bits_per_second"]
 speeds = in_turns(tcp_rounds, stream)

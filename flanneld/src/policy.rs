@@ -17,6 +17,7 @@ mod explain;
 mod figures;
 mod kept;
 mod known;
+mod readings;
 mod request;
 pub(crate) mod socket;
 pub(crate) mod sole;
@@ -29,11 +30,11 @@ mod watches;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use backends::policy::SteerMode;
+use backends::policy::{Settings, SteerMode};
 use ipnet::IpNet;
 use subnet::{Leases, NetworkConfig, Subnets};
 
-use crate::fast_path;
+use crate::{fast_path, ipvs};
 pub(crate) use clean::clean;
 use figures::Figures;
 pub(crate) use task::Policies;
@@ -63,6 +64,20 @@ pub(crate) struct PolicyOptions {
     pub(crate) log_group: Option<u16>,
     /// Whether flows of pods may skip the rules of policies once they were judged.
     pub(crate) fast_path: fast_path::Mode,
+}
+
+impl PolicyOptions {
+    /// The settings of the compiler.
+    fn settings(&self, facts: &Facts) -> Settings {
+        Settings {
+            networks: facts.networks.clone(),
+            subnets: facts.subnets.clone(),
+            nodes: facts.nodes.clone(),
+            strict: self.mode == Mode::Strict,
+            ipvs: ipvs::is_there(),
+            log_group: self.log_group,
+        }
+    }
 }
 
 /// What leases say that policies depend on.

@@ -4,7 +4,6 @@ mod adds;
 mod asked;
 mod report;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,9 +21,10 @@ use super::adding::{Adding, Step};
 use super::announce::{Request, Retry};
 use super::kept::{self, Kept};
 use super::known::{Effect, Known};
+use super::readings::Readings;
 use super::steering::{Steered, Steerer};
 use super::watches::Watches;
-use super::{Facts, Figures, Mode, PolicyOptions};
+use super::{Facts, Figures, PolicyOptions};
 use crate::lent::Lent;
 use crate::serve::Health;
 use crate::{fast_path, ipvs};
@@ -57,7 +57,7 @@ struct PolicyKernel {
 
 impl PolicyKernel {
     fn open(options: &PolicyOptions) -> anyhow::Result<Self> {
-        let settings = settings(options, &Facts::default());
+        let settings = options.settings(&Facts::default());
         let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
         let mut enforcer =
             Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
@@ -124,6 +124,7 @@ pub(crate) struct Policies {
     steered: Result<Steered, String>,
     adding: Vec<(u64, Adding)>,
     next_adding: u64,
+    readings: Readings,
     releasing: Vec<oneshot::Sender<Result<(), Retry>>>,
     fetching: JoinSet<Fetched>,
     figures: Figures,
@@ -181,6 +182,7 @@ impl Policies {
             steered: Ok(Steered::Off),
             adding: Vec::new(),
             next_adding: 0,
+            readings: Readings::default(),
             releasing: Vec::new(),
             fetching: JoinSet::new(),
             figures: Figures::default(),
@@ -287,7 +289,7 @@ impl Policies {
     fn take_facts(&mut self) {
         let Some(facts) = self.facts.borrow_and_update().clone() else { return };
         let hands = self.hands.get_mut();
-        hands.enforcer.engine.set_settings(settings(&self.options, &facts));
+        hands.enforcer.engine.set_settings(self.options.settings(&facts));
         hands.steerer.forget();
         self.steer_due = Instant::now();
         self.note(Effect { cluster: true, demand: false });
@@ -484,17 +486,5 @@ impl Policies {
         self.steered = looked;
         // Without tables there is nothing that a sysctl could change.
         self.steer_due = Instant::now() + if wanted { SYSCTL_INTERVAL } else { STEER_INTERVAL };
-    }
-}
-
-/// The settings of the compiler.
-fn settings(options: &PolicyOptions, facts: &Facts) -> Settings {
-    Settings {
-        networks: facts.networks.clone(),
-        subnets: facts.subnets.clone(),
-        nodes: facts.nodes.iter().copied().collect::<BTreeSet<_>>(),
-        strict: options.mode == Mode::Strict,
-        ipvs: ipvs::is_there(),
-        log_group: options.log_group,
     }
 }

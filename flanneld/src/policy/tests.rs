@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use subnet::kube::{Kube, KubeOptions};
 use subnet::testing::{ApiServer, Refusal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 use super::announce::{Announcement, Announcer, Ended, Retry};
@@ -224,6 +224,31 @@ fn a_pod_and_a_policy_that_no_watch_has_told_of_yet_are_asked_for() {
         bed.server.put_pod_object(pod("web", None));
         bed.announce(announced("web", "c1", "10.244.1.2")).await.unwrap();
         assert!(isolated("10.244.1.2"), "{}", table());
+    });
+}
+
+#[test]
+fn pods_that_start_at_once_share_readings_of_their_namespaces_policies() {
+    within(async |mut bed| {
+        bed.server.put_policy("shop", "deny", deny());
+        bed.start_ready(Mode::On).await;
+        let names: Vec<String> = (0..40).map(|number| format!("web{number}")).collect();
+        names.iter().for_each(|name| bed.server.put_pod_object(pod(name, None)));
+        let lists = |bed: &Bed| {
+            let of_shop = |path: &str| path.contains("/namespaces/shop/networkpolicies");
+            bed.server.requests().iter().filter(|request| of_shop(&request.path)).count()
+        };
+        assert_eq!(lists(&bed), 0);
+        let mut adds = JoinSet::new();
+        for (number, name) in names.iter().enumerate() {
+            let pod = announced(name, &format!("c{number}"), &format!("10.244.1.{}", number + 2));
+            let announcer = bed.running().announcer.clone();
+            adds.spawn(async move { announcer.announce(pod).await });
+        }
+        assert_eq!(adds.join_all().await, vec![Ok(()); names.len()]);
+        assert!((2..=41).all(|host| isolated(&format!("10.244.1.{host}"))), "{}", table());
+        // The first one's, and the next one's for those that came during that. Others may have come after them.
+        assert!((1..=20).contains(&lists(&bed)), "{}", lists(&bed));
     });
 }
 

@@ -27,7 +27,7 @@ const PEERS_WAIT: Duration = Duration::from_secs(2);
 pub(super) const ADD_TIMEOUT: Duration = Duration::from_secs(8);
 /// What the API said when it was asked for an ADD.
 pub(super) enum Fetched {
-    Policies(u64, Result<Vec<(ReadPolicy, u64)>, StoreError>),
+    Policies(String, Result<Vec<(ReadPolicy, u64)>, StoreError>),
     Pod(u64, Result<Option<FoundPod>, StoreError>),
 }
 
@@ -48,11 +48,19 @@ impl Policies {
             return adding.end(Err(why));
         }
         self.next_adding += 1;
-        let (id, api, namespace) = (self.next_adding, Arc::clone(&self.api), adding.pod.namespace.clone());
+        let (id, namespace) = (self.next_adding, adding.pod.namespace.clone());
         self.adding.push((id, adding));
+        if self.readings.need(&namespace, id) {
+            self.read_policies(namespace);
+        }
+    }
+
+    fn read_policies(&mut self, namespace: String) {
+        let api = Arc::clone(&self.api);
         self.fetching.spawn(async move {
             let read = timeout(API_WAITS.0, api.policies_of(&namespace)).await;
-            Fetched::Policies(id, read.unwrap_or_else(|_| Err(silent())))
+            let read = read.unwrap_or_else(|_| Err(silent()));
+            Fetched::Policies(namespace, read)
         });
     }
 
@@ -73,28 +81,37 @@ impl Policies {
     }
 
     pub(super) fn fetched(&mut self, fetched: Fetched) {
-        let (Fetched::Policies(id, _) | Fetched::Pod(id, _)) = fetched;
-        let Some(place) = self.adding.iter().position(|(other, _)| *other == id) else { return };
         match fetched {
-            Fetched::Policies(_, read) => {
-                self.adding[place].1.policies_read = true;
-                // Without the API, what is known counts.
-                let read = read.inspect_err(|error| tracing::debug!(%error, "policies of a new pod"));
-                for (policy, version) in read.unwrap_or_default() {
-                    let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
-                    let effect = self.known.set_policy(policy, version, true, cluster);
-                    self.note(effect);
-                }
-            }
-            Fetched::Pod(_, read) => {
-                let found = read.map_err(|error| error.to_string());
-                match found.and_then(|found| identify(&self.adding[place].1.pod, found)) {
-                    Ok(pod) => self.adding[place].1.step = Step::Found(pod),
-                    Err(why) => {
-                        self.figures.refused();
-                        self.adding.swap_remove(place).1.end(Err(why));
-                    }
-                }
+            Fetched::Policies(namespace, read) => self.policies_fetched(namespace, read),
+            Fetched::Pod(id, read) => self.pod_fetched(id, read),
+        }
+    }
+
+    fn policies_fetched(&mut self, namespace: String, read: Result<Vec<(ReadPolicy, u64)>, StoreError>) {
+        // Without the API, what is known counts.
+        let read = read.inspect_err(|error| tracing::debug!(%error, "policies of a new pod"));
+        for (policy, version) in read.unwrap_or_default() {
+            let cluster = &mut self.hands.get_mut().enforcer.engine.cluster;
+            let effect = self.known.set_policy(policy, version, true, cluster);
+            self.note(effect);
+        }
+        let (served, more) = self.readings.ended(&namespace);
+        for (id, adding) in &mut self.adding {
+            adding.policies_read |= served.contains(id);
+        }
+        if more {
+            self.read_policies(namespace);
+        }
+    }
+
+    fn pod_fetched(&mut self, id: u64, read: Result<Option<FoundPod>, StoreError>) {
+        let Some(place) = self.adding.iter().position(|(other, _)| *other == id) else { return };
+        let found = read.map_err(|error| error.to_string());
+        match found.and_then(|found| identify(&self.adding[place].1.pod, found)) {
+            Ok(pod) => self.adding[place].1.step = Step::Found(pod),
+            Err(why) => {
+                self.figures.refused();
+                self.adding.swap_remove(place).1.end(Err(why));
             }
         }
     }
