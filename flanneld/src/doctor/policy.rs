@@ -25,12 +25,17 @@ pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     if policy.ignored > 0 {
         findings.push(Finding::trouble(
             "network policies",
-            format!("{} members", policy.ignored),
-            "they are not understood and allow nothing, so connections may be refused that the policy's author meant to allow",
+            "rules of policies",
+            format!(
+                "{} of their members can't be understood and allow nothing, so connections may be refused that the \
+                 policy's author meant to allow",
+                policy.ignored
+            ),
             "flanneld policy explain SOURCE DESTINATION:PORT names the rule; the log of flanneld names the policy",
         ));
     }
-    if policy.pods_local > 0 && policy.generation == 0 {
+    // Without any policy there are none.
+    if policy.policies > 0 && policy.generation == 0 {
         findings.push(Finding::trouble(
             "network policies",
             "nftables",
@@ -44,10 +49,10 @@ pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let selected = match (policy.policies, policy.isolated_addresses) {
         (0, _) => "there is none in the cluster".to_owned(),
         (all, 0) => {
-            format!("{all} are known and none selects a pod of this node: look at podSelector and namespace")
+            format!("known: {all}; none selects a pod of this node: look at podSelector and namespace")
         }
         (all, isolated) => format!(
-            "{all} are known, {isolated} addresses of this node are isolated; flanneld policy list names them, flanneld \
+            "known: {all}; isolated addresses of this node's pods: {isolated}; flanneld policy list names them, flanneld \
              policy explain says why a connection is allowed"
         ),
     };

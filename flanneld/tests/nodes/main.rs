@@ -8,6 +8,7 @@ mod changes;
 mod cleanup;
 mod direct;
 mod doctor;
+mod doctor_policy;
 mod doctor_ways;
 mod events;
 mod extension;

@@ -156,11 +156,11 @@ const POLICY: &[Case] = &[
     (
         "members that are not understood",
         |seen| status(seen).policy = Some(Policy { ignored: 2, ..Policy::default() }),
-        ["2 members", "not understood", "policy explain"],
+        ["rules of policies", "2 of their members can't be understood", "policy explain"],
     ),
     (
         "no tables",
-        |seen| status(seen).policy = Some(Policy { pods_local: 2, ..Policy::default() }),
+        |seen| status(seen).policy = Some(Policy { policies: 1, ..Policy::default() }),
         ["nftables", "no tables", "nf_tables"],
     ),
 ];
@@ -176,10 +176,11 @@ fn a_network_policy_has_no_effect() {
     assert!(said(&healthy()).contains("--network-policy=off"));
     let mut seen = healthy();
     enforced(&mut seen);
-    assert!(said(&seen).contains("2 are known, 4 addresses of this node are isolated"), "{}", said(&seen));
+    assert!(said(&seen).contains("known: 2; isolated addresses of this node's pods: 4"), "{}", said(&seen));
     status(&mut seen).policy.as_mut().unwrap().isolated_addresses = 0;
     assert!(said(&seen).contains("none selects a pod of this node"));
-    status(&mut seen).policy.as_mut().unwrap().policies = 0;
+    // A node without policies needs no tables.
+    status(&mut seen).policy = Some(Policy { pods_local: 4, ..Policy::default() });
     assert!(said(&seen).contains("there is none in the cluster"));
     each_is_named(POLICY);
 }
