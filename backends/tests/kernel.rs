@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
+#[path = "kernel/bridges.rs"]
+mod bridges;
 #[path = "kernel/nexthops.rs"]
 mod nexthops;
 
@@ -397,6 +399,7 @@ const HARMLESS: &[&str] = &[
     "neigh replace 10.244.7.0 lladdr 02:00:00:00:00:07 dev flannel.1 nud permanent",
     // Pods come and go, others route.
     "link add pod7 type veth peer name peer7\nlink set pod7 up\nlink del pod7",
+    "link add br8 type bridge\nlink add pod8 type veth peer name peer8\nlink set pod8 master br8\nlink del pod8\nlink del br8",
     "route add 192.168.9.0/24 via 172.31.0.254\nroute del 192.168.9.0/24",
     "route add 10.244.7.0/24 via 172.31.0.254 table 99\nroute flush table 99",
     "link add br7 type bridge\naddr add 192.168.8.1/24 dev br7\nlink set br7 up\nlink del br7",

@@ -10,6 +10,10 @@ use socket2::{SockFilter, SockRef};
 /// Room for any notification; the kernel packs several into a page or two.
 const LONGEST: usize = 64 * 1024;
 
+/// Messages about links (include/uapi/linux/rtnetlink.h).
+pub(crate) const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_DELLINK: u16 = 17;
+
 /// What a call of [`MulticastSocket::receive`] brought.
 pub(crate) enum Received<'a> {
     /// One datagram with one or more messages.
@@ -43,22 +47,11 @@ impl MulticastSocket {
         self.socket.socket_mut().add_membership(group)
     }
 
-    /// Leaves out what the kernel tells of changes for which the socket with this number asked: a filter in the kernel, so that the
-    /// echo of many changes neither wakes anybody nor fills the buffer.
-    pub(crate) fn without_echo_of(&self, port: u32) -> io::Result<()> {
-        // Classic BPF: load the word at `nlmsg_pid`, which a filter reads in network order; drop what has this number.
-        const LOAD_WORD: u16 = 0x20;
-        const JUMP_IF_EQUAL: u16 = 0x15;
-        const RETURN: u16 = 0x06;
-        const NLMSG_PID: u32 = 12;
-        let port = u32::from_be_bytes(port.to_ne_bytes());
-        let filter = [
-            SockFilter::new(LOAD_WORD, 0, 0, NLMSG_PID),
-            SockFilter::new(JUMP_IF_EQUAL, 0, 1, port),
-            SockFilter::new(RETURN, 0, 0, 0),
-            SockFilter::new(RETURN, 0, 0, u32::MAX),
-        ];
-        SockRef::from(self.socket.socket_ref()).attach_filter(&filter)
+    /// Leaves out what wakes the agent in vain, by a filter in the kernel, which does not fill the buffer with it either: what a bridge tells of its
+    /// ports, a dozen times for each pod, and what the kernel tells of changes for which the socket with the number `echo_of` asked. For sockets of
+    /// `NETLINK_ROUTE`.
+    pub(crate) fn leave_out_ports(&self, echo_of: Option<u32>) -> io::Result<()> {
+        SockRef::from(self.socket.socket_ref()).attach_filter(&filter(echo_of))
     }
 
     /// A buffer for [`Self::receive`].
@@ -78,4 +71,38 @@ impl MulticastSocket {
             }
         }
     }
+}
+
+/// Classic BPF over a message that begins with `nlmsghdr` and, if it is about a link, goes on with `ifinfomsg`. Numbers are read in network order.
+fn filter(echo_of: Option<u32>) -> Vec<SockFilter> {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const NLMSG_TYPE: u32 = 4;
+    const NLMSG_PID: u32 = 12;
+    const IFI_FAMILY: u32 = 16;
+    const AF_BRIDGE: u32 = 7;
+    let number = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    let give = |bytes: u32| SockFilter::new(RETURN, 0, 0, bytes);
+    let mut steps = Vec::new();
+    if let Some(port) = echo_of {
+        let port = u32::from_be_bytes(port.to_ne_bytes());
+        steps.extend([
+            SockFilter::new(LOAD_WORD, 0, 0, NLMSG_PID),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 1, port),
+            give(0),
+        ]);
+    }
+    steps.extend([
+        SockFilter::new(LOAD_HALF, 0, 0, NLMSG_TYPE),
+        SockFilter::new(JUMP_IF_EQUAL, 1, 0, number(RTM_NEWLINK)),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 3, number(RTM_DELLINK)),
+        SockFilter::new(LOAD_BYTE, 0, 0, IFI_FAMILY),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, AF_BRIDGE),
+        give(0),
+        give(u32::MAX),
+    ]);
+    steps
 }

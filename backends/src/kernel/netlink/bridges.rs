@@ -1,14 +1,17 @@
 //! Notifications about bridges and other links: their names, their hardware addresses, and the addresses of all links.
 
-use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::MulticastGroup;
 
-use super::socket::messages;
 use super::{Netlink, decode, failed};
 use crate::host::HostView;
 use crate::kernel::KernelError;
-use crate::netlink::multicast::{MulticastSocket, Received};
+use crate::netlink::multicast::{MulticastSocket, RTM_DELLINK, RTM_NEWLINK, Received};
+use crate::netlink::wire;
+
+/// Messages about addresses (include/uapi/linux/rtnetlink.h).
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 
 /// The receiving end.
 pub struct BridgeListener {
@@ -23,7 +26,9 @@ impl BridgeListener {
     pub fn open() -> Result<Self, KernelError> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let socket = MulticastSocket::subscribe(NETLINK_ROUTE, &groups.map(|group| group as u32), None);
-        Ok(Self { socket: socket.map_err(failed("subscribing to notifications"))? })
+        let socket = socket.map_err(failed("subscribing to notifications"))?;
+        socket.leave_out_ports(None).map_err(failed("filtering notifications"))?;
+        Ok(Self { socket })
     }
 
     /// Waits until a bridge or an address comes, changes or goes.
@@ -31,11 +36,11 @@ impl BridgeListener {
     /// # Errors
     /// [`KernelError::Netlink`] when the socket fails.
     pub async fn moved(&self) -> Result<(), KernelError> {
-        self.heard(|message| match message {
-            Message::NewLink(link) | Message::DelLink(link) => {
-                decode::link(&link).is_some_and(|facts| facts.host.bridge)
+        self.heard(|message| match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => {
+                decode::LinkHead::of(message.payload).is_some_and(|link| link.is_bridge())
             }
-            Message::NewAddress(_) | Message::DelAddress(_) => true,
+            RTM_NEWADDR | RTM_DELADDR => true,
             _ => false,
         })
         .await
@@ -49,11 +54,15 @@ impl BridgeListener {
         self.heard(|_| true).await
     }
 
-    async fn heard(&self, concerns: impl Fn(Message) -> bool) -> Result<(), KernelError> {
+    async fn heard(&self, concerns: impl Fn(&wire::Message<'_>) -> bool) -> Result<(), KernelError> {
         let mut buffer = MulticastSocket::buffer();
         loop {
             match self.socket.receive(&mut buffer).await.map_err(failed("receiving notifications"))? {
-                Received::Datagram(datagram) if messages(datagram).any(&concerns) => return Ok(()),
+                Received::Datagram(datagram)
+                    if wire::messages(datagram).any(|message| concerns(&message)) =>
+                {
+                    return Ok(());
+                }
                 Received::Datagram(_) => {}
                 Received::Lost => return Ok(()),
             }

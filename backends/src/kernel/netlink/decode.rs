@@ -17,6 +17,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::route::RouteAddress;
 use subnet::{Family, Mac};
 
+use crate::netlink::wire;
 use crate::state::host::{HostAddr, HostLink};
 use crate::state::name::Name;
 use crate::state::{IpipIdentity, Link, LinkIdentity, LinkSettings, VxlanIdentity};
@@ -29,6 +30,40 @@ pub(super) const RTM_NEWROUTE: u16 = 24;
 pub(super) const RTM_DELROUTE: u16 = 25;
 pub(super) const RTM_NEWNEIGH: u16 = 28;
 pub(super) const RTM_DELNEIGH: u16 = 29;
+
+/// What a message about a link says at its beginning. All of it is decoded only where it matters.
+pub(super) struct LinkHead<'a> {
+    pub(super) index: u32,
+    attributes: &'a [u8],
+}
+
+impl<'a> LinkHead<'a> {
+    /// `None` for messages about bridge ports and the like.
+    pub(super) fn of(payload: &'a [u8]) -> Option<Self> {
+        /// `struct ifinfomsg`: the family, the index after four bytes.
+        const IFINFOMSG: usize = 16;
+        let (family, attributes) = (*payload.first()?, payload.get(IFINFOMSG..)?);
+        let index = wire::native_u32(payload, 4)?;
+        (family == u8::from(AddressFamily::Unspec)).then_some(Self { index, attributes })
+    }
+
+    pub(super) fn name(&self) -> Option<Name> {
+        const IFLA_IFNAME: u16 = 3;
+        text(wire::find(self.attributes, IFLA_IFNAME)?)?.parse().ok()
+    }
+
+    pub(super) fn is_bridge(&self) -> bool {
+        const IFLA_LINKINFO: u16 = 18;
+        const IFLA_INFO_KIND: u16 = 1;
+        let info = wire::find(self.attributes, IFLA_LINKINFO);
+        info.and_then(|info| wire::find(info, IFLA_INFO_KIND)).and_then(text) == Some("bridge")
+    }
+}
+
+/// The text of an attribute, which ends with a zero byte.
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()?.split('\0').next()
+}
 
 /// A link as the host has it, and as a tunnel device if it is one.
 pub(super) struct LinkFacts {
@@ -214,4 +249,56 @@ fn address_in(family: Family, bytes: &[u8]) -> Option<IpAddr> {
 /// A number as it is in an attribute.
 fn number(bytes: &[u8]) -> Option<u32> {
     bytes.try_into().ok().map(u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::RouteNetlinkMessage;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernel::netlink::socket::decode as typed;
+    use crate::netlink::multicast::RTM_NEWLINK;
+
+    /// A message about a link: its name and kind, and something between that matters to nobody here.
+    fn about(family: u8, index: u32, name: &str, kind: &str) -> Vec<u8> {
+        let mut attributes = wire::Writer::default();
+        attributes.string(3, name);
+        attributes.bytes_attribute(1, &[2, 0, 0, 0, 0, 7]);
+        attributes.nest(18, |info| info.string(1, kind));
+        let mut payload = vec![family, 0, 1, 0];
+        payload.extend(index.to_ne_bytes());
+        payload.extend([0; 8]);
+        payload.extend(attributes.bytes());
+        payload
+    }
+
+    proptest! {
+        #[test]
+        fn the_beginning_of_a_message_says_what_all_of_it_says(
+            family in prop_oneof![Just(0u8), Just(7)],
+            index in 1u32..=i32::MAX as u32,
+            name in "[a-z0-9./]{1,16}",
+            kind in prop_oneof![Just("bridge"), Just("veth"), Just("vxlan")],
+            noise: Vec<u8>,
+        ) {
+            let payload = about(family, index, &name, kind);
+            let message = wire::Message { kind: RTM_NEWLINK, flags: 0, sequence: 0, port: 0, payload: &payload };
+            let Some(RouteNetlinkMessage::NewLink(decoded)) = typed(&message) else { panic!("{payload:?}") };
+            let all = link(&decoded);
+            let head = LinkHead::of(&payload);
+            match (all, head) {
+                (Some(all), Some(head)) => {
+                    prop_assert_eq!(all.host.index, head.index);
+                    prop_assert_eq!(Some(all.host.name), head.name());
+                    prop_assert_eq!(all.host.bridge, head.is_bridge());
+                }
+                // A name that nobody could ask for.
+                (None, Some(head)) => prop_assert_eq!(head.name(), None),
+                (None, None) => prop_assert_eq!(family, 7),
+                (Some(_), None) => prop_assert!(false, "left out"),
+            }
+            let _ = LinkHead::of(&noise).map(|head| (head.name(), head.is_bridge()));
+        }
+    }
 }

@@ -17,7 +17,7 @@ use super::decode::{self, NeighbourFacts, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWNEI
 use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
 use super::socket::decode as typed;
 use crate::kernel::{KernelError, NotificationFilter, Notifications};
-use crate::netlink::multicast::{MulticastSocket, Received};
+use crate::netlink::multicast::{MulticastSocket, RTM_DELLINK, RTM_NEWLINK, Received};
 use crate::netlink::wire;
 use crate::state::PROTOCOL_KERNEL;
 use crate::state::host::HostLink;
@@ -42,11 +42,21 @@ impl NotificationFilter {
             RTM_DELNEIGH => decode::neighbour(payload).is_some_and(|entry| self.lost_entry(entry)),
             RTM_NEWROUTE => self.route(payload, true),
             RTM_DELROUTE => self.route(payload, false),
+            RTM_NEWLINK | RTM_DELLINK if !self.may_concern(payload) => false,
             _ => match nexthop::told(message) {
                 Some(told) => self.nexthop(&told),
                 None => typed(message).is_some_and(|message| self.concerned_by_device(&message)),
             },
         }
+    }
+
+    /// Whether a message about a link can concern anything: the links of pods, which are most, can not, and are not decoded.
+    fn may_concern(&self, payload: &[u8]) -> bool {
+        let Some(link) = decode::LinkHead::of(payload) else { return false };
+        self.choosing
+            || self.draining
+            || self.scope.underlay == Some(link.index)
+            || link.name().is_some_and(|name| self.desired.links.contains_key(&name))
     }
 
     /// The same of a message about a link or an address.
@@ -224,6 +234,7 @@ impl Listener {
         let mut socket = socket.map_err(super::failed("subscribing to notifications"))?;
         // Kernels before 5.3 have no such group, and no objects.
         let _ = socket.join(RTNLGRP_NEXTHOP);
+        socket.leave_out_ports(None).map_err(super::failed("filtering notifications"))?;
         Ok(Self { socket })
     }
 }
@@ -234,7 +245,7 @@ impl Listener {
     /// # Errors
     /// [`KernelError::Netlink`] when the kernel takes no filter.
     pub fn without_echo_of(self, kernel: &Netlink) -> Result<Self, KernelError> {
-        let filtered = self.socket.without_echo_of(kernel.port());
+        let filtered = self.socket.leave_out_ports(Some(kernel.port()));
         filtered.map_err(super::failed("filtering notifications"))?;
         Ok(self)
     }
