@@ -16,6 +16,7 @@ mod exec;
 mod follow;
 mod hold;
 mod http_client;
+mod kubeconfig;
 mod low_water;
 mod managed;
 mod node;
@@ -25,6 +26,7 @@ mod policies;
 mod split;
 mod stream;
 mod table;
+mod yaml;
 
 use std::convert::Infallible;
 use std::fmt;

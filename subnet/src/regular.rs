@@ -2,7 +2,7 @@
 //! for a writer, and with it health and signals would wait.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 /// The content of a file.
@@ -21,6 +21,27 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     check(path)?;
     fs::read_to_string(path)
+}
+
+/// More than this has no certificate, key, token or kubeconfig.
+const SMALL: usize = 4 << 20;
+
+/// The content of a file with credentials, or of another that a name for the wrong file must not fill the memory with.
+///
+/// # Errors
+/// Those of [`read`], and that it is too long for such a file.
+pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    check(path)?;
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(SMALL as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > SMALL {
+        let why = format!(
+            "it has more than {} MiB, so it is another file than is meant: name the right one",
+            SMALL >> 20
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(bytes)
 }
 
 /// Whether something may be opened without waiting; what is missing, or a directory, gives its own error when it is read.
@@ -54,6 +75,14 @@ mod tests {
         for other in [path("pipe"), path("socket"), "/dev/zero".into()] {
             assert!(read(&other).unwrap_err().to_string().contains("name a file"), "{}", other.display());
         }
+        for (length, is_read) in [(SMALL, true), (SMALL + 1, false)] {
+            fs::write(path("file"), vec![b'a'; length]).unwrap();
+            match read_small(&path("link")) {
+                Ok(read) => assert!(is_read && read.len() == length),
+                Err(error) => assert!(!is_read && error.to_string().contains("more than 4 MiB"), "{error}"),
+            }
+        }
+        assert!(read_small(&path("pipe")).unwrap_err().to_string().contains("name a file"));
         assert_eq!(read(&path("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(read(directory.path()).is_err());
     }

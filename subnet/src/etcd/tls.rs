@@ -64,7 +64,7 @@ impl Tls {
     /// The certificate with its chain and the key, for a connection of one's own.
     pub(super) fn identity(&self) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
         let (cert, key) = (self.cert.as_ref()?, self.key.as_ref()?);
-        let certificates = certificates(&regular::read(cert).ok()?).ok()?;
+        let certificates = certificates(&regular::read_small(cert).ok()?).ok()?;
         Some((certificates, PrivateKeyDer::from_pem_file(key).ok()?))
     }
 
@@ -85,7 +85,7 @@ impl Tls {
 }
 
 fn read(path: &Path, flag: &str) -> Result<Vec<u8>, StoreError> {
-    regular::read(path).map_err(|error| {
+    regular::read_small(path).map_err(|error| {
         let remedy = match error.kind() {
             ErrorKind::NotFound => ": correct the path, or mount the file into the container",
             ErrorKind::PermissionDenied => ": let the user that flanneld runs as read it",

@@ -7,14 +7,14 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::AuthInfo;
 use kube::{Client, Config};
 use serde::Deserialize;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
-use super::{credentials, exec, http_client};
-use crate::regular;
+use super::kubeconfig::{KubeCluster, Kubeconfig};
+use super::{credentials, exec, http_client, kubeconfig};
 use crate::store::{StoreError, with_causes};
 use crate::text::{shortened, shortened_to};
 
@@ -265,7 +265,7 @@ impl Source {
     /// The same order as Go flannel: a kubeconfig or an address, or else the pod's own account.
     async fn config(&self) -> Result<Config, StoreError> {
         let mut config = match (&self.kubeconfig, &self.url) {
-            (Some(path), _) => config_of_file(path).await?,
+            (Some(path), url) => config_of_file(path, url.as_ref()).await?,
             (None, Some(url)) => Config::new(url.clone()),
             (None, None) => Config::incluster().map_err(|error| {
                 StoreError::Unusable(format!(
@@ -275,9 +275,6 @@ impl Source {
                 ))
             })?,
         };
-        if let Some(url) = &self.url {
-            config.cluster_url = url.clone();
-        }
         if config.cluster_url.scheme_str() == Some("http") {
             // No certificate is to be trusted, so there need not be a list of authorities: there is none in a
             // small image.
@@ -300,34 +297,44 @@ impl Source {
     }
 }
 
-/// What a kubeconfig file says, with the credentials of its programs.
-async fn config_of_file(path: &Path) -> Result<Config, StoreError> {
+/// What a kubeconfig file says, with the credentials of its programs; at `url` if that is given.
+async fn config_of_file(path: &Path, url: Option<&http::Uri>) -> Result<Config, StoreError> {
     let refused = |why: String| StoreError::Unusable(format!("--kubeconfig-file {}: {why}", path.display()));
-    // An error of YAML shows several lines of the file.
-    let wrong = |error| {
-        let text = explain(&error);
-        refused(shortened_to(text.lines().next().unwrap_or_default(), 300))
-    };
-    regular::check(path).map_err(|error| refused(error.to_string()))?;
-    let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
-    credentials::tidy(&mut file);
-    credentials::check_cluster(&file).map_err(refused)?;
-    let proxied = file.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
-    let options = KubeConfigOptions::default();
-    let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(wrong)?;
-    if proxied && config.proxy_url.is_some() {
+    let Kubeconfig { cluster, mut user } = kubeconfig::read(path).map_err(refused)?;
+    if cluster.proxy.is_some() {
         return Err(refused(
             "proxy-url is not supported: remove it, and give the address by which this node reaches the API \
              server itself"
                 .into(),
         ));
     }
-    // From the environment; there is no proxy between a node and its API server.
-    config.proxy_url = None;
-    exec::credentials(&mut config.auth_info).await.map_err(refused)?;
-    credentials::check(&config.auth_info).map_err(refused)?;
+    let url = match url {
+        Some(url) => url.clone(),
+        None => server(&cluster, &user).map_err(refused)?,
+    };
+    let authorities = credentials::authorities(&cluster).map_err(refused)?;
+    exec::credentials(&mut user).await.map_err(refused)?;
+    credentials::check(&user).map_err(refused)?;
+    let mut config = Config::new(url);
+    config.root_cert = authorities;
+    config.accept_invalid_certs = cluster.skip_verify;
+    config.tls_server_name = cluster.server_name;
+    config.auth_info = user;
     Ok(config)
+}
+
+/// The address of a cluster's API server.
+fn server(cluster: &KubeCluster, user: &AuthInfo) -> Result<http::Uri, String> {
+    let Some(server) = &cluster.server else {
+        return Err("its cluster has no server: give https://HOST:PORT".into());
+    };
+    // As in Go, what only TLS needs asks for TLS.
+    let certificates = [&cluster.authority, &cluster.authority_data];
+    let certificates =
+        certificates.into_iter().chain([&user.client_certificate, &user.client_certificate_data]);
+    let tls = cluster.skip_verify || certificates.into_iter().any(Option::is_some);
+    let full = if tls && !server.contains("://") { format!("https://{server}") } else { server.clone() };
+    address(&full).map_err(|why| format!("server: {why}"))
 }
 
 fn client(config: &Config) -> Result<Client, StoreError> {
@@ -385,14 +392,23 @@ fn in_words(error: &str) -> (bool, String) {
         );
         return (true, why);
     }
-    if has(&["not valid for name"]) {
+    if has(&["not valid for name", "NotValidForName"]) {
         return (true, format!("{its} is for other names ({reason}): look at server and tls-server-name"));
+    }
+    if has(&["certificate expired", "certificate not valid yet", ": Expired", ": NotValidYet"]) {
+        let why = format!(
+            "{its} is not valid at this node's time ({reason}): renew it on the server, or set this node's clock"
+        );
+        return (true, why);
     }
     if has(&["invalid peer certificate"]) {
         return (true, format!("{its} is refused here: {reason}"));
     }
     if has(&["fatal alert", "certificate required"]) {
-        return (true, format!("the API server refuses this node's certificate: {reason}"));
+        let why = format!(
+            "the API server refuses this node's certificate ({reason}): look at client-certificate in --kubeconfig-file"
+        );
+        return (true, why);
     }
     if has(&["Connection refused"]) {
         return (
@@ -412,7 +428,58 @@ fn explain(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
     use super::*;
+
+    #[test]
+    fn certificates_that_are_refused_are_named_with_the_remedy() {
+        let bad = TlsError::InvalidCertificate;
+        let seconds = |seconds| rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (now, then) = (seconds(2_000_000_000), seconds(1_000_000_000));
+        for (error, remedy) in [
+            (bad(CertificateError::UnknownIssuer), "certificate-authority"),
+            (bad(CertificateError::NotValidForName), "tls-server-name"),
+            (bad(CertificateError::Expired), "this node's clock"),
+            (bad(CertificateError::ExpiredContext { time: now, not_after: then }), "this node's clock"),
+            (bad(CertificateError::NotValidYet), "this node's clock"),
+            (bad(CertificateError::NotValidYetContext { time: then, not_before: now }), "this node's clock"),
+            (bad(CertificateError::Revoked), "is refused here"),
+            (TlsError::AlertReceived(AlertDescription::CertificateExpired), "client-certificate"),
+            (TlsError::AlertReceived(AlertDescription::CertificateRequired), "client-certificate"),
+        ] {
+            let (denied, why) = in_words(&format!("client error (Connect): {error}"));
+            assert!(denied && why.contains(remedy), "{error}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_server_without_a_scheme_has_that_of_what_else_is_said() {
+        let nobody = AuthInfo::default();
+        let certified = AuthInfo { client_certificate: Some("/c".into()), ..AuthInfo::default() };
+        let at = |server: &str| KubeCluster { server: Some(server.into()), ..KubeCluster::default() };
+        let skipping = |server: &str| KubeCluster { skip_verify: true, ..at(server) };
+        let trusting = |server: &str| KubeCluster { authority: Some("/a".into()), ..at(server) };
+        for (cluster, user, url) in [
+            (at("https://[fd00::1]:6443"), &nobody, Ok("https://[fd00::1]:6443/")),
+            (at("http://10.0.0.1:8080/k8s/c-1"), &certified, Ok("http://10.0.0.1:8080/k8s/c-1")),
+            (at("10.0.0.1:8080"), &nobody, Ok("http://10.0.0.1:8080/")),
+            (at("10.0.0.1:6443"), &certified, Ok("https://10.0.0.1:6443/")),
+            (skipping("api"), &nobody, Ok("https://api/")),
+            (trusting("api"), &nobody, Ok("https://api/")),
+            (KubeCluster::default(), &nobody, Err("no server")),
+            (at("ftp://10.0.0.1"), &nobody, Err("server: \"ftp://10.0.0.1\" is not an address")),
+            (at("https://me:secret@10.0.0.1"), &nobody, Err("HOST:PORT")),
+        ] {
+            match (server(&cluster, user), url) {
+                (Ok(read), Ok(url)) => assert_eq!(read.to_string(), url),
+                (Err(error), Err(part)) => {
+                    assert!(error.contains(part) && !error.contains("secret"), "{error}");
+                }
+                (read, url) => panic!("{read:?} instead of {url:?}"),
+            }
+        }
+    }
 
     #[test]
     fn addresses_are_checked_and_passwords_are_not_shown() {

@@ -1,89 +1,23 @@
-//! What a kubeconfig says about this node's identity, read as leniently as kubectl does.
+//! Certificates, keys and tokens that a kubeconfig names: whether they can work, before anything is sent.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use kube::config::{AuthInfo, Kubeconfig};
-use secrecy::{ExposeSecret, SecretString};
+use kube::config::AuthInfo;
+use secrecy::ExposeSecret;
 
+use super::kubeconfig::KubeCluster;
 use crate::regular;
-use crate::text::shortened;
 use crate::tls::{Wrong, certificates, check_pair};
 
-/// Removes the line ends that YAML leaves in long base64 texts, which Go's decoder skips, and members that are empty,
-/// which kubectl takes for missing.
-pub(super) fn tidy(file: &mut Kubeconfig) {
-    let tidied = |text: &str| text.split_ascii_whitespace().collect::<String>();
-    // A path is relative to the kubeconfig's directory, so an empty one has become that by now.
-    let drop_empty = |member: &mut Option<String>| {
-        if member.as_ref().is_some_and(|text| text.is_empty() || text.ends_with('/')) {
-            *member = None;
-        }
-    };
-    for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
-        for member in [
-            &mut cluster.certificate_authority,
-            &mut cluster.certificate_authority_data,
-            &mut cluster.tls_server_name,
-            &mut cluster.proxy_url,
-        ] {
-            drop_empty(member);
-        }
-        if let Some(data) = &mut cluster.certificate_authority_data {
-            *data = tidied(data);
-        }
-    }
-    for user in file.auth_infos.iter_mut().filter_map(|named| named.auth_info.as_mut()) {
-        for member in [
-            &mut user.client_certificate,
-            &mut user.client_certificate_data,
-            &mut user.client_key,
-            &mut user.token_file,
-        ] {
-            drop_empty(member);
-        }
-        let is_empty = |secret: &SecretString| secret.expose_secret().is_empty();
-        user.token = user.token.take().filter(|token| !is_empty(token));
-        user.client_key_data = user.client_key_data.take().filter(|key| !is_empty(key));
-        if let Some(data) = &mut user.client_certificate_data {
-            *data = tidied(data);
-        }
-        if let Some(data) = &mut user.client_key_data {
-            *data = tidied(data.expose_secret()).into();
-        }
-    }
-}
-
-/// Refuses a file that doesn't say which cluster, or names an authority that is none.
+/// The certificates of the authorities that a cluster's server is known by, if it names any.
 ///
 /// # Errors
 /// A sentence with the member or the file, and the remedy.
-pub(super) fn check_cluster(file: &Kubeconfig) -> Result<(), String> {
-    let Some(current) = file.current_context.as_deref().filter(|name| !name.is_empty()) else {
-        return Err("it has no current-context: choose one with `kubectl config use-context NAME`".into());
-    };
-    let context =
-        file.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
-    let Some(context) = context else {
-        let names: Vec<String> = file.contexts.iter().map(|named| shortened(&named.name)).collect();
-        return Err(format!(
-            "its current-context is {:?}, but it has the contexts [{}]: choose one of them",
-            shortened(current),
-            names.join(", ")
-        ));
-    };
-    let named = file.clusters.iter().find(|named| named.name == context.cluster);
-    let Some(cluster) = named.and_then(|named| named.cluster.as_ref()) else {
-        return Err(format!("it has no cluster {:?}, which its context names", shortened(&context.cluster)));
-    };
-    let authority = pem(
-        "certificate-authority",
-        cluster.certificate_authority_data.as_deref(),
-        &cluster.certificate_authority,
-    )?;
-    if let Some((at, text)) = authority {
-        certificates(&text).map_err(|why| format!("{at}: {why}"))?;
-    }
-    Ok(())
+pub(super) fn authorities(cluster: &KubeCluster) -> Result<Option<Vec<Vec<u8>>>, String> {
+    let pem = pem("certificate-authority", cluster.authority_data.as_deref(), &cluster.authority)?;
+    let Some((at, text)) = pem else { return Ok(None) };
+    let all = certificates(&text).map_err(|why| format!("{at}: {why}"))?;
+    Ok(Some(all.iter().map(|der| der.to_vec()).collect()))
 }
 
 /// Refuses what can't work.
@@ -135,7 +69,7 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
         };
     }
     let Some(file) = file.as_deref().filter(|file| !file.is_empty()) else { return Ok(None) };
-    match regular::read(file.as_ref()) {
+    match regular::read_small(file.as_ref()) {
         Ok(pem) => Ok(Some((format!("{member} {file}"), pem))),
         Err(error) => Err(format!("{member} {file}: {error}")),
     }
@@ -147,8 +81,9 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
 /// A sentence with the file, never with the token.
 pub(super) fn read_token(user: &mut AuthInfo) -> Result<(), String> {
     if let Some(file) = user.token_file.take().filter(|file| !file.is_empty()) {
-        let text =
-            regular::read_to_string(file.as_ref()).map_err(|error| format!("tokenFile {file}: {error}"))?;
+        let read =
+            regular::read_small(file.as_ref()).map_err(|error| format!("tokenFile {file}: {error}"))?;
+        let text = String::from_utf8_lossy(&read);
         user.token = Some(token(&text).map_err(|why| format!("tokenFile {file}: {why}"))?.into());
     } else if let Some(text) =
         user.token.as_ref().map(|token| token.expose_secret().to_owned()).filter(|text| !text.is_empty())

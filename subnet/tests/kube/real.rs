@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ::kube::Config;
-use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use http::Method;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -105,9 +106,7 @@ struct Servers {
 /// What does not start, and what it said.
 pub(crate) async fn world(programs: &Programs) -> Result<World, String> {
     let mut servers = Servers::start(programs);
-    let (admin, flannel) = (servers.kubeconfig("admin"), servers.kubeconfig("flannel"));
-    let admin = Kubeconfig::read_from(admin).unwrap();
-    let admin = Config::from_custom_kubeconfig(admin, &KubeConfigOptions::default()).await.unwrap();
+    let (admin, flannel) = (servers.config("admin"), servers.kubeconfig("flannel"));
     let probe = World::new(admin.clone(), None, None, Box::new(()));
     let begun = Instant::now();
     loop {
@@ -184,6 +183,15 @@ impl Servers {
             ],
         );
         Self { api, etcd, certificates, files, port }
+    }
+
+    /// With which this user reaches the server.
+    fn config(&self, user: &str) -> Config {
+        let mut config = Config::new(format!("https://127.0.0.1:{}", self.port).parse().unwrap());
+        let authority = CertificateDer::from_pem_file(self.certificates.path("ca.crt")).unwrap();
+        config.root_cert = Some(vec![authority.to_vec()]);
+        config.auth_info.token = Some(format!("{user}-token").into());
+        config
     }
 
     /// A file with which this user reaches the server.

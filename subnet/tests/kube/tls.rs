@@ -314,10 +314,18 @@ async fn a_kubeconfig_whose_parts_do_not_fit_together_is_named_in_one_sentence()
             written("https://127.0.0.1:1", &ca, token).replace("cluster: c,", "cluster: e,"),
             &["no cluster \"e\""],
         ),
+        (
+            written("https://127.0.0.1:1", &ca, token).replace("user: u}", "user: v}"),
+            &["no user \"v\"", "[u]", "name one of them"],
+        ),
+        (written("", &ca, token), &["no server", "https://HOST:PORT"]),
+        (written("ftp://127.0.0.1", &ca, token), &["server: \"ftp://127.0.0.1\"", "https://HOST:PORT"]),
+        (written("https://127.0.0.1:1", &ca, "token: @secret"), &["not YAML", "line 15, column 12"]),
         ("apiVersion: v1\n\tkind: Config\n".to_owned(), &["--kubeconfig-file"]),
     ] {
         let options = with_kubeconfig(&bed, &text);
         let error = Kube::new(options).await.unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)) && !error.contains('\n'), "{error}");
+        assert!(error.contains("--kubeconfig-file") && !error.contains("secret"), "{error}");
     }
 }
