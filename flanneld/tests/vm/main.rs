@@ -7,6 +7,7 @@
 #[path = "../nodes/bed.rs"]
 #[expect(dead_code, reason = "the bed of the node tests has more than these tests use")]
 mod bed;
+mod evidence;
 mod exchange;
 mod fast_path;
 mod ipip;

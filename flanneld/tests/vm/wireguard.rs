@@ -17,6 +17,7 @@ use backends::{KernelState, Name, Scope};
 use subnet::wireguard::PublicKey;
 
 use crate::bed::{Cluster, LIMIT, Member, VXLAN};
+use crate::evidence::Evidence;
 use crate::exchange::Exchange;
 use crate::{applied, require_kernel, transfer};
 
@@ -206,7 +207,8 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
 fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_loses_nothing() {
     require_kernel("6.");
     let cluster = Cluster::new(VXLAN);
-    let members = [cluster.join(), cluster.join()];
+    let members = [cluster.join_with(&["--v=4"]), cluster.join_with(&["--v=4"])];
+    let _evidence = Evidence(&cluster, &members);
     let pods = members.each_ref().map(Member::pod);
     members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
     // The module keeps 128 packets while there is no session yet, which takes some seconds in a slow guest.
@@ -235,6 +237,40 @@ fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_l
         });
     }
     members[0].wait("echoes in process", || reaches(&pods[0], &pods[1]));
+}
+
+#[test]
+fn over_a_slow_network_both_nodes_go_to_the_module_without_handshakes_that_cross() {
+    require_kernel("6.");
+    let cluster = Cluster::new(VXLAN);
+    let members = [cluster.join_with(&["--v=4"]), cluster.join_with(&["--v=4"])];
+    let _evidence = Evidence(&cluster, &members);
+    let pods = members.each_ref().map(Member::pod);
+    members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
+    for member in &members {
+        member.show("tc qdisc replace dev eth0 root netem delay 200ms limit 10000");
+    }
+    // Both have packets for the other one all the time, so each begins a handshake as soon as it goes by the tunnel. Handshakes that
+    // cross are repeated after five seconds, and cross again.
+    let options = PingOptions { interval: Duration::from_millis(50), ..PingOptions::default() };
+    let pingers = [(0, 1), (1, 0)].map(|(from, to)| {
+        let pinger = Pinger::start_with(pods[from].namespace(), pods[to].address(), options).unwrap();
+        pinger.wait_for_reply(LIMIT).unwrap();
+        pinger
+    });
+    cluster.put("/coreos.com/network/config", AUTO);
+    for (me, other) in [(0, 1), (1, 0)] {
+        let target = pods[other].address().to_string();
+        members[me].wait("the way through the tunnel", || {
+            members[me].show(&format!("ip route get {target}")).contains("dev flannel-wg")
+        });
+    }
+    for pinger in pingers {
+        let before = pinger.received();
+        members[0].wait("answers", || pinger.received() > before + 50);
+        let pings = pinger.finish().unwrap();
+        assert_eq!(pings.lost, 0, "{pings:?}");
+    }
 }
 
 #[test]
