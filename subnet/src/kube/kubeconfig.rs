@@ -226,15 +226,16 @@ fn boolean(value: &YamlValue<'_>, member: &str) -> Result<bool, String> {
 }
 
 fn texts(value: &YamlValue<'_>, member: &str) -> Result<Option<Vec<String>>, String> {
-    let Some(list) = value.member(member)? else { return Ok(None) };
-    let texts = list.items()?.iter().map(|item| item.text().map(str::to_owned)).collect::<Result<_, _>>()?;
-    Ok(Some(texts))
+    value.member(member)?.map(|list| texts_in(&list)).transpose()
+}
+
+fn texts_in(list: &YamlValue<'_>) -> Result<Vec<String>, String> {
+    list.items()?.iter().map(|item| item.text().map(str::to_owned)).collect()
 }
 
 fn extra(user: &YamlValue<'_>) -> Result<Option<HashMap<String, Vec<String>>>, String> {
     let Some(extra) = user.member("as-user-extra")? else { return Ok(None) };
-    let members = extra.members()?.into_iter();
-    let pairs = members.map(|(name, _)| Ok((name.to_owned(), texts(&extra, name)?.unwrap_or_default())));
+    let pairs = extra.members()?.into_iter().map(|(name, list)| Ok((name.to_owned(), texts_in(&list)?)));
     pairs.collect::<Result<_, _>>().map(Some)
 }
 

@@ -10,6 +10,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Tag};
 
+use crate::text::shortened;
+
 /// One member is looked for in so many mappings at most: merge keys (`<<`) can lead from each to many, and back.
 const MAPPINGS: usize = 32;
 const MAPPING: &str = "a mapping: write its members as \"name: value\", each on a line";
@@ -192,7 +194,7 @@ impl<'a> YamlValue<'a> {
         Ok(value)
     }
 
-    /// The members of a mapping, in the order of the file.
+    /// The members of a mapping that are not null, in the order of the file.
     ///
     /// # Errors
     /// This is no mapping.
@@ -201,9 +203,10 @@ impl<'a> YamlValue<'a> {
         let pair = |pair: &[usize]| {
             let (key, value) = (pair.first()?, *pair.last()?);
             let Some(YamlNode::Text(name)) = self.all.nodes.get(*key) else { return None };
-            Some((name.as_str(), Self { all: self.all, node: value, at: format!("{}.{name}", self.at) }))
+            let at = format!("{}.{}", self.at, shortened(name));
+            Some((name.as_str(), Self { all: self.all, node: value, at }))
         };
-        Ok(members.chunks_exact(2).filter_map(pair).collect())
+        Ok(members.chunks_exact(2).filter_map(pair).filter(|(_, value)| !value.is_null()).collect())
     }
 
     /// The items of a list.

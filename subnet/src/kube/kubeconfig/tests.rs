@@ -118,7 +118,7 @@ fn all_members_of_a_cluster_and_a_user_are_read() {
     assert_eq!((read.server_name.as_deref(), read.proxy.as_deref()), (Some("api"), Some("http://192.0.2.2")));
 
     let read = user(
-        "username: me\n    token: t\n    tokenFile: ../t\n    client-certificate: /abs.crt\n    client-certificate-data: \"YWJj\\nZGVm\"\n    client-key: keys/k\n    client-key-data: YWJj\n    as: other\n    as-uid: 7\n    as-groups: [a, 1]\n    as-user-extra: {reason: [b, 2]}\n    auth-provider: {name: gcp, config: {a: 1}}",
+        "username: me\n    token: t\n    tokenFile: ../t\n    client-certificate: /abs.crt\n    client-certificate-data: \"YWJj\\nZGVm\"\n    client-key: keys/k\n    client-key-data: YWJj\n    as: other\n    as-uid: 7\n    as-groups: [a, 1]\n    as-user-extra: {reason: [b, 2], none: ~}\n    auth-provider: {name: gcp, config: {a: 1}}",
     )
     .unwrap();
     assert_eq!(read.token_file.as_deref(), Some("/etc/k/../t"));
@@ -128,7 +128,8 @@ fn all_members_of_a_cluster_and_a_user_are_read() {
     assert_eq!(read.client_key_data.unwrap().expose_secret(), "YWJj");
     assert_eq!((read.impersonate.as_deref(), read.impersonate_uid.as_deref()), (Some("other"), Some("7")));
     assert_eq!(read.impersonate_groups.unwrap(), ["a", "1"]);
-    assert_eq!(read.impersonate_user_extra.unwrap()["reason"], ["b", "2"]);
+    let extra = read.impersonate_user_extra.unwrap();
+    assert_eq!((&extra["reason"][..], extra.len()), (&["b".to_owned(), "2".to_owned()][..], 1));
     assert!(read.auth_provider.is_some() && read.exec.is_none());
 }
 
@@ -225,7 +226,10 @@ fn what_is_wrong_is_named_and_nothing_secret_is_shown() {
         (changed("token: secret", "exec: {args: [[secret]]}"), &["users[0].user.exec.args[0] is not a text"]),
         (changed("token: secret", "exec: {env: [secret]}"), &["users[0].user.exec.env[0] is not a mapping"]),
         (changed("token: secret", "as-groups: secret"), &["as-groups is not a list"]),
-        (changed("token: secret", "as-user-extra: {a: secret}"), &["as-user-extra.a is not a list"]),
+        (
+            changed("token: secret", "as-user-extra: {\"a\\n\": secret}"),
+            &["as-user-extra.a\\n is not a list"],
+        ),
         (
             changed("server: s", "insecure-skip-tls-verify: 1"),
             &["clusters[1].cluster.insecure-skip-tls-verify is \"1\"", "true or false"],
