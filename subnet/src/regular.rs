@@ -44,6 +44,17 @@ pub fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// An error of reading, with what to do about it.
+pub fn with_remedy(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => ": correct the path, or mount the file into the container",
+        io::ErrorKind::PermissionDenied => ": let the user that flanneld runs as read it",
+        io::ErrorKind::IsADirectory => ": name a file",
+        _ => "",
+    };
+    format!("{error}{remedy}")
+}
+
 /// Whether something may be opened without waiting; what is missing, or a directory, gives its own error when it is read.
 pub(crate) fn check(path: &Path) -> io::Result<()> {
     let kind = fs::metadata(path)?.file_type();
@@ -84,6 +95,10 @@ mod tests {
         }
         assert!(read_small(&path("pipe")).unwrap_err().to_string().contains("name a file"));
         assert_eq!(read(&path("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for (name, remedy) in [("missing", "correct the path"), ("", "name a file")] {
+            let error = with_remedy(&read_small(&path(name)).unwrap_err());
+            assert!(error.contains("os error") && error.contains(remedy), "{error}");
+        }
         assert!(read(directory.path()).is_err());
     }
 }

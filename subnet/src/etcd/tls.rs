@@ -1,6 +1,5 @@
 //! TLS material for etcd, from the files that the flags name.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
@@ -86,12 +85,7 @@ impl Tls {
 
 fn read(path: &Path, flag: &str) -> Result<Vec<u8>, StoreError> {
     regular::read_small(path).map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::NotFound => ": correct the path, or mount the file into the container",
-            ErrorKind::PermissionDenied => ": let the user that flanneld runs as read it",
-            _ => "",
-        };
-        StoreError::Unusable(format!("{flag} {}: {error}{remedy}", path.display()))
+        StoreError::Unusable(format!("{flag} {}: {}", path.display(), regular::with_remedy(&error)))
     })
 }
 

@@ -71,7 +71,7 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
     let Some(file) = file.as_deref().filter(|file| !file.is_empty()) else { return Ok(None) };
     match regular::read_small(file.as_ref()) {
         Ok(pem) => Ok(Some((format!("{member} {file}"), pem))),
-        Err(error) => Err(format!("{member} {file}: {error}")),
+        Err(error) => Err(format!("{member} {file}: {}", regular::with_remedy(&error))),
     }
 }
 
@@ -81,8 +81,8 @@ fn pem(member: &str, data: Option<&str>, file: &Option<String>) -> Result<Pem, S
 /// A sentence with the file, never with the token.
 pub(super) fn read_token(user: &mut AuthInfo) -> Result<(), String> {
     if let Some(file) = user.token_file.take().filter(|file| !file.is_empty()) {
-        let read =
-            regular::read_small(file.as_ref()).map_err(|error| format!("tokenFile {file}: {error}"))?;
+        let read = regular::read_small(file.as_ref());
+        let read = read.map_err(|error| format!("tokenFile {file}: {}", regular::with_remedy(&error)))?;
         let text = String::from_utf8_lossy(&read);
         user.token = Some(token(&text).map_err(|why| format!("tokenFile {file}: {why}"))?.into());
     } else if let Some(text) =

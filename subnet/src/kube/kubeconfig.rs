@@ -34,7 +34,7 @@ pub(super) struct KubeCluster {
 /// # Errors
 /// A sentence with the member and the remedy, never with a value that may be a secret.
 pub(super) fn read(path: &Path) -> Result<Kubeconfig, String> {
-    let bytes = regular::read_small(path).map_err(|error| error.to_string())?;
+    let bytes = regular::read_small(path).map_err(|error| regular::with_remedy(&error))?;
     let text = decoded(bytes).ok_or("it is not a text in UTF-8 or UTF-16: name a kubeconfig")?;
     parse(&text, path.parent().unwrap_or(Path::new("")))
 }
@@ -85,6 +85,9 @@ impl KubeconfigFile<'_> {
             if let Some(name) = text_of(&root, "current-context")? {
                 return Ok(name.to_owned());
             }
+        }
+        if self.items("contexts")?.is_empty() {
+            return Err("it has no contexts, and so is no kubeconfig: name another file".into());
         }
         Err("it has no current-context: choose one with `kubectl config use-context NAME`".into())
     }

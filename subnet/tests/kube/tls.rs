@@ -303,7 +303,7 @@ async fn a_kubeconfig_whose_parts_do_not_fit_together_is_named_in_one_sentence()
     let token = "token: secret";
     for (text, parts) in [
         (
-            "apiVersion: v1\nkind: Config\n".to_owned(),
+            written("https://127.0.0.1:1", &ca, token).replace("current-context: c", ""),
             &["no current-context", "kubectl config use-context"][..],
         ),
         (

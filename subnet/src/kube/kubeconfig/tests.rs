@@ -196,8 +196,10 @@ fn what_is_wrong_is_named_and_nothing_secret_is_shown() {
     let whole = with("server: s", "token: secret");
     let changed = |from: &str, to: &str| whole.replace(from, to);
     for (text, parts) in [
-        (String::new(), &["no current-context", "kubectl config use-context"][..]),
-        ("# nothing\n---\n".into(), &["no current-context"]),
+        (String::new(), &["no contexts", "name another file"][..]),
+        ("# nothing\n---\n".into(), &["no contexts"]),
+        ("Network: secret".into(), &["no contexts"]),
+        (changed("current-context: c", ""), &["no current-context", "kubectl config use-context"]),
         ("secret".into(), &["the file is not a mapping"]),
         ("[secret]".into(), &["the file is not a mapping"]),
         ("\u{1}secret".into(), &["not YAML", "line 1, column 1"]),
