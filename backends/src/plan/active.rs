@@ -6,7 +6,6 @@
 //! last one has left that backend itself.
 
 mod increment;
-mod meeting;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -23,7 +22,6 @@ use super::vxlan::DEFAULT_PORT;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Route};
-use meeting::Meetings;
 
 /// How long a backend stays active after the last peer has left it.
 const LINGER: Duration = Duration::from_secs(30);
@@ -43,7 +41,6 @@ pub struct ActiveBackends {
     /// The kernel of this node has no WireGuard.
     without_module: bool,
     ports: Ports,
-    meetings: Meetings,
 }
 
 /// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
@@ -93,7 +90,6 @@ impl ActiveBackends {
             fallback_for: None,
             without_module: false,
             ports: Ports::default(),
-            meetings: Meetings::default(),
         };
         if config.has_fallback() {
             select(&BackendConfig::FALLBACK, network)
@@ -163,7 +159,7 @@ impl ActiveBackends {
 
     /// The configurations that are in use besides the announced one.
     pub fn former(&self) -> Vec<BackendConfig> {
-        self.others().map(|entry| entry.config.clone()).collect()
+        self.all[1..].iter().map(|entry| entry.config.clone()).collect()
     }
 
     /// Keeps earlier backends on standby, for peers that still announce them.
@@ -233,7 +229,6 @@ impl ActiveBackends {
             next.ports = Ports { before: known.before.or_else(newest), ..known };
         }
         next.ports.born = born;
-        next.meetings = std::mem::take(&mut self.meetings);
         next.without_module = self.without_module;
         next.heed_kernel();
         *self = next;

@@ -15,7 +15,7 @@ use subnet::wireguard::PublicKey;
 use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, SharedMap, SharedSet};
 
 use super::active::ActiveBackends;
-use super::backend::{BackendId, Peer, WireguardPeer};
+use super::backend::{Peer, WireguardPeer};
 use super::surroundings::Surroundings;
 use super::wireguard::known;
 use crate::state::KernelState;
@@ -252,9 +252,12 @@ fn examine(
     subnet: IpNet,
     keys: &BTreeMap<IpNet, WireguardPeer>,
 ) -> Outcome {
-    let PeerContext { former, own, active, surroundings, .. } = context;
+    let PeerContext { former, own, active, before, surroundings, .. } = context;
     let family = Family::of(subnet.addr());
-    let Some(Reached { backend, mac, kept }) = reached(context, lease, subnet) else {
+    let announced = active.reaching(lease);
+    let kept =
+        if announced.is_none() { active.previous_mac(&lease.attachment, before, subnet) } else { None };
+    let Some(backend) = announced.or(kept.map(|_| active.current_id())) else {
         let name = |attachment: &Attachment| match attachment.type_name() {
             "" => "udp".to_owned(),
             name => name.to_owned(),
@@ -291,7 +294,7 @@ fn examine(
         );
         return Err((SkipReason::Overlap, why));
     }
-    let mac = match (&lease.attachment, mac) {
+    let mac = match (&lease.attachment, kept) {
         (_, Some(mac)) => mac,
         (Attachment::Vxlan { .. }, None) if active.leads_to_vteps(backend) => {
             vtep(own, lease, family).map_err(|why| (SkipReason::Mac, why))?
@@ -299,30 +302,8 @@ fn examine(
         (_, None) => Mac([0; 6]),
     };
     let former = keys.get(&subnet).copied();
-    let wireguard = if kept { former } else { key_or(former, active, lease, family)? };
-    Ok((Peer { subnet, public, mac, wireguard, backend }, kept))
-}
-
-/// How a peer is reached.
-struct Reached {
-    backend: BackendId,
-    /// The MAC to which packets for it went before, if they still go there.
-    mac: Option<Mac>,
-    /// It announces something unknown and is reached as before.
-    kept: bool,
-}
-
-/// How a subnet is reached that has this lease; `None` if it can't be.
-fn reached(context: PeerContext<'_>, lease: &Lease, subnet: IpNet) -> Option<Reached> {
-    let PeerContext { own, active, before, .. } = context;
-    let Some(announced) = active.reaching(lease) else {
-        let mac = active.previous_mac(&lease.attachment, before, subnet)?;
-        return Some(Reached { backend: active.current_id(), mac: Some(mac), kept: true });
-    };
-    Some(match active.before_meeting(announced, own, &lease.subnets, (before, subnet)) {
-        Some((backend, mac)) => Reached { backend, mac: Some(mac), kept: false },
-        None => Reached { backend: announced, mac: None, kept: false },
-    })
+    let wireguard = if kept.is_some() { former } else { key_or(former, active, lease, family)? };
+    Ok((Peer { subnet, public, mac, wireguard, backend }, kept.is_some()))
 }
 
 /// The keys of peers that have moved on to another backend and don't say them any more.

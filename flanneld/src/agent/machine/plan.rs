@@ -266,8 +266,7 @@ impl Machine {
         let (now, at) = (self.now().at.into_std(), self.now().at);
         let lease = self.own.lease().expect("there is a plan only with a lease").clone();
         loop {
-            let ports = self.force.active.hear_ports(all, &lease.subnets, now);
-            let keys = self.force.active.hear_keys(all, &lease, &before, now);
+            let ask_again = self.force.active.hear_ports(all, &lease.subnets, now);
             let mut context = PeerContext {
                 network: &self.force.network,
                 former: &self.change.former,
@@ -284,7 +283,7 @@ impl Machine {
                 peers = Peers::choose(context, all);
             }
             let (given_up, next) = self.force.active.drop_unused(peers.usable.values(), now);
-            let next = [next, ports, keys].into_iter().flatten().map(Instant::from_std);
+            let next = [next, ask_again].into_iter().flatten().map(Instant::from_std);
             self.planner.expiry = next.chain(decided).min();
             if !given_up {
                 return peers;
