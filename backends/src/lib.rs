@@ -24,6 +24,8 @@
 //!
 //! `.ci/module-cycles` checks the last column.
 
+#[cfg(test)]
+mod allocated;
 pub mod backtrace;
 #[cfg(feature = "testing")]
 pub mod datapath;

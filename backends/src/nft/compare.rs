@@ -35,21 +35,21 @@ impl Refit {
     pub fn of(wanted: &Table, found: &Ruleset) -> Self {
         let Some(difference) = differs(std::slice::from_ref(wanted), found) else { return Self::Right };
         let Some(found) = found.table(&wanted.id) else { return Self::Replace(difference) };
-        let mut alike = found.clone();
         let mut changes = Vec::new();
-        for set in &mut alike.sets {
-            let Some(want) = wanted.set(&set.name).filter(|want| may_change(want)) else { continue };
-            changes.extend(element_changes(wanted, want, &set.elements));
-            set.elements.clone_from(&want.elements);
+        for have in &found.sets {
+            let Some(want) = wanted.set(&have.name).filter(|want| may_change(want)) else { continue };
+            changes.extend(element_changes(wanted, want, &have.elements));
         }
-        for flowtable in &mut alike.flowtables {
+        // Without the elements, which may be thousands: memory that is taken for a moment stays with the process.
+        let mut rest = without_changing_elements(found, wanted);
+        for flowtable in &mut rest.flowtables {
             let Some(want) = wanted.flowtables.iter().find(|want| want.name == flowtable.name) else {
                 continue;
             };
             changes.extend(device_changes(wanted, want, &flowtable.devices));
             flowtable.devices.clone_from(&want.devices);
         }
-        match table_differs(wanted, &alike) {
+        match table_differs(&without_changing_elements(wanted, wanted), &rest) {
             None => Self::Elements(difference, changes),
             Some(_) => Self::Replace(difference),
         }
@@ -59,6 +59,23 @@ impl Refit {
 /// Whether elements of this set can come and go one by one.
 fn may_change(set: &Set) -> bool {
     set.data.is_none() && set.flags & (flags::CONSTANT | flags::INTERVAL | flags::ANONYMOUS) == 0
+}
+
+/// A table without the elements that can come and go one by one, of sets that are in `wanted`.
+fn without_changing_elements(table: &Table, wanted: &Table) -> Table {
+    let changes = |set: &&Set| wanted.set(&set.name).is_some_and(may_change);
+    let sets = table.sets.iter().map(|set| match Some(set).filter(changes) {
+        Some(set) => set.without_elements(),
+        None => set.clone(),
+    });
+    Table {
+        id: table.id.clone(),
+        comment: table.comment.clone(),
+        dormant: table.dormant,
+        sets: sets.collect(),
+        flowtables: table.flowtables.clone(),
+        chains: table.chains.clone(),
+    }
 }
 
 fn element_changes(
@@ -183,6 +200,7 @@ fn same(wanted: &Rule, found: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allocated::bytes_of;
     use crate::nft::expr::Op;
     use crate::nft::matches::{accept, counter, drop, source};
     use crate::nft::model::{Base, Hook, Policy, TableFamily, TableId};
@@ -273,6 +291,18 @@ mod tests {
         assert!(replaced(|t| t.sets[0] = Set::new("s", &[KeyType::Mark])));
         assert!(replaced(|t| t.chains[0].rules.truncate(1)));
         assert!(replaced(|t| t.id.name = "u".to_owned()));
+    }
+
+    #[test]
+    fn one_element_among_twenty_thousand_is_found_without_a_copy_of_the_others() {
+        let table = |ports: std::ops::Range<u16>| {
+            let set = Set::new("s", &[KeyType::Port]).with(ports.map(Span::port));
+            Table { sets: vec![set], ..table() }
+        };
+        let (wanted, found) = (table(0..20_000), Ruleset { tables: vec![table(1..20_000)] });
+        let (bytes, refit) = bytes_of(|| Refit::of(&wanted, &found));
+        assert!(matches!(refit, Refit::Elements(_, changes) if changes.len() == 1));
+        assert!(bytes < 20_000, "{bytes} bytes");
     }
 
     fn drop_first<T>(list: &mut Vec<T>) {

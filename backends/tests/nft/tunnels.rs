@@ -193,3 +193,33 @@ fn rules_of_ours_leave_the_filter_known_and_what_somebody_else_does_meanwhile_do
     assert_eq!(firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap().changed.len(), 1);
     assert!(bed.list("set ip flannel-tunnel peers").contains("192.168.0.1"));
 }
+
+#[test]
+fn peers_that_come_and_go_leave_the_filter_known_and_nothing_is_read_again() {
+    let bed = Bed::new();
+    let mut firewall = firewall(&bed);
+    let mut filter_for = |peers, look| {
+        let report = firewall.filter_tunnels(&[filter(Family::V4, peers)], &[], look).unwrap();
+        (report.changed.len(), firewall.knows_filters())
+    };
+    assert_eq!(filter_for(3, Look::Kernel), (1, true));
+    for (peers, look) in [
+        (4, Look::Remembered),
+        (2, Look::Remembered),
+        (5, Look::Kernel),
+        (5, Look::Kernel),
+        (3, Look::Kernel),
+    ] {
+        // Nothing is found to be otherwise, since nothing is looked for.
+        assert_eq!(filter_for(peers, look), (0, true), "{peers} {look:?}");
+        let shown = bed.list("set ip flannel-tunnel peers");
+        let has = |number: u32| shown.contains(&format!("192.168.0.{number}"));
+        assert!((1..peers).all(has) && !has(peers), "{shown}");
+    }
+    bed.script("delete element ip flannel-tunnel peers { 192.168.0.1 }");
+    assert_eq!(filter_for(4, Look::Remembered), (0, false), "somebody else has changed something");
+    assert_eq!(filter_for(4, Look::Kernel), (1, true));
+    bed.script("delete element ip flannel-tunnel peers { 192.168.0.1 }");
+    assert_eq!(filter_for(5, Look::Kernel), (1, true), "with a peer that came at the same time");
+    assert!(bed.list("set ip flannel-tunnel peers").contains("192.168.0.1"));
+}

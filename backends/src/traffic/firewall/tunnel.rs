@@ -202,6 +202,7 @@ pub(super) fn peer_changes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allocated::bytes_of;
 
     fn filter(peers: &[&str]) -> TunnelFilter {
         TunnelFilter {
@@ -257,5 +258,15 @@ mod tests {
             new.elements.keys().eq([&span("192.0.2.4")]) && stale.elements.keys().eq([&span("192.0.2.2")])
         );
         assert!(peer_changes(&id, &after, &after).is_empty());
+        let many = TunnelFilter {
+            peers: (0..20_000)
+                .map(|number| (IpAddr::from((number + (192u32 << 24)).to_be_bytes()), ()))
+                .collect(),
+            ..filter(&[])
+        };
+        let mut more = many.clone();
+        more.peers.insert("198.51.100.1".parse().unwrap(), ());
+        let (bytes, changes) = bytes_of(|| peer_changes(&id, &many, &more));
+        assert!(changes.len() == 1 && bytes < 20_000, "{bytes} bytes for one of 20,000");
     }
 }

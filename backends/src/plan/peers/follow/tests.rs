@@ -7,6 +7,7 @@ use subnet::lease::parse_key;
 use subnet::{Family, NetworkConfig, PublicAddrs, Subnets};
 
 use super::*;
+use crate::allocated::bytes_of;
 use crate::plan::active::ActiveBackends;
 use crate::plan::backend::{Macs, Node, PlanInput, Underlay};
 use crate::plan::surroundings::Surroundings;
@@ -97,7 +98,10 @@ struct World {
 
 impl World {
     fn new(backend: usize, both: bool) -> Self {
-        let network = network(backend, both);
+        Self::of(network(backend, both), both)
+    }
+
+    fn of(network: NetworkConfig, both: bool) -> Self {
         let active = ActiveBackends::new(&network.backend, &network).unwrap();
         let public =
             PublicAddrs { v4: Some("192.0.2.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) };
@@ -229,5 +233,46 @@ fn one_of_many_is_followed_by_itself() {
             assert_eq!(next.usable.len(), next.nodes);
             (peers, plan) = (next, planned);
         }
+    }
+}
+
+#[test]
+fn one_of_twenty_thousand_takes_no_memory_for_each_of_the_others() {
+    let network = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+    let world = World::of(NetworkConfig::parse(network).unwrap(), false);
+    let peer = |number: u16, moved: u8| {
+        let [high, low] = number.to_be_bytes();
+        let value = format!(
+            r#"{{"PublicIP":"172.{}.{high}.{low}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:{moved:02x}:{high:02x}:{low:02x}"}}}}"#,
+            20 + moved
+        );
+        Written { key: format!("10.{}.{low}.0-24", 1 + high), value, created: number.into() }
+    };
+    let mut all = world.leases();
+    (0..20_000).for_each(|number| write(&mut all, &peer(number, 0), ""));
+    all.pack();
+    let nothing = (&Surroundings::default(), &BTreeSet::new());
+    let none = KernelState::default();
+    let support = NexthopSupport::default();
+    let (whole, (mut peers, mut plan, mut usage)) = bytes_of(|| {
+        let peers = Peers::choose(world.context(&none, nothing), &all);
+        let mut plan = world.plan(&peers);
+        let usage = plan.use_nexthops(&support, &none);
+        (peers, plan, usage)
+    });
+    assert!(peers.usable.len() == 20_000 && plan.routes.len() == 20_000);
+    for change in [peer(7, 1), peer(19_999, 1), peer(20_001, 0)] {
+        let (bytes, after) = bytes_of(|| {
+            let before = all.clone();
+            write(&mut all, &change, "");
+            let next = peers.follow(world.context(&plan, nothing), &before, &all)?;
+            let mut planned =
+                world.active.plan_since(world.input(&[]), &plan, &peers.usable, &next.usable)?;
+            let used = planned.use_nexthops_since(&support, &plan, &usage)?;
+            Some((next, planned, used))
+        });
+        (peers, plan, usage) = after.expect("it is an ordinary lease");
+        println!("{bytes} bytes for one, {whole} for all");
+        assert!(bytes < 200_000, "{bytes} bytes for one lease, {whole} for all");
     }
 }

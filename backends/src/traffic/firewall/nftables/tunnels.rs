@@ -41,10 +41,7 @@ impl NftFirewall {
         former: &[IpNet],
         look: Look,
     ) -> Result<FirewallReport, FirewallError> {
-        if look == Look::Remembered && self.exchange_peers(wanted) {
-            return Ok(self.tunnel_report(wanted));
-        }
-        if self.renew_whole(wanted, former) {
+        if self.exchange_peers(wanted, former, look) {
             return Ok(self.tunnel_report(wanted));
         }
         self.tunnels.tables.clear();
@@ -77,8 +74,11 @@ impl NftFirewall {
         report
     }
 
-    /// Adds and deletes peers in the tables that are known. Says whether that was all there is to do.
-    fn exchange_peers(&mut self, wanted: &[TunnelFilter]) -> bool {
+    /// Adds and deletes peers in the tables that are known, and keeps these in force where a look is due. Says whether that was all
+    /// there is to do. With a look it is only where no transaction but this agent's has changed anything in nftables since all was
+    /// found to be whole: the addresses of thousands of peers need not be read each minute, whether some of them change or not.
+    fn exchange_peers(&mut self, wanted: &[TunnelFilter], former: &[IpNet], look: Look) -> bool {
+        let whole = self.tunnels.whole.take();
         let wanted: Vec<_> = wanted.iter().filter(|filter| !filter.is_empty()).collect();
         let known = &self.tunnels.tables;
         let pairs = || known.iter().zip(&wanted).map(|((id, before), filter)| (id, before, *filter));
@@ -87,9 +87,16 @@ impl NftFirewall {
         {
             return false;
         }
-        let changes = pairs().flat_map(|(id, before, filter)| tunnel::peer_changes(id, before, filter));
-        let changes: Vec<Change<'static>> = changes.collect();
-        self.tunnels.whole = None;
+        let exchanged = pairs().flat_map(|(id, before, filter)| tunnel::peer_changes(id, before, filter));
+        let mut changes: Vec<Change<'static>> = exchanged.collect();
+        if look == Look::Kernel {
+            changes.extend(pairs().flat_map(|(id, _, filter)| tunnel::renewal_of_whole(filter, id)));
+            let generation = self.generation();
+            let is_whole = |whole: &Whole| whole.former == former && Some(whole.generation) == generation;
+            if !whole.as_ref().is_some_and(is_whole) {
+                return false;
+            }
+        }
         if let Err(error) = self.nft.commit(&changes) {
             tracing::debug!("the tunnel's filter is looked at once more: {error}");
             return false;
@@ -97,29 +104,9 @@ impl NftFirewall {
         for ((_, known), filter) in self.tunnels.tables.iter_mut().zip(wanted) {
             known.clone_from(filter);
         }
+        self.tunnels.whole = whole;
+        self.filters_after(u32::from(!changes.is_empty()));
         true
-    }
-
-    /// Only keeps the filters in force, where no transaction has changed anything in nftables since all was found to be
-    /// whole: the addresses of 5,000 peers need not be read each minute.
-    fn renew_whole(&mut self, wanted: &[TunnelFilter], former: &[IpNet]) -> bool {
-        let Some(whole) = self.tunnels.whole.take().filter(|whole| whole.former == former) else {
-            return false;
-        };
-        let wanted = || wanted.iter().filter(|filter| !filter.is_empty());
-        let known = &self.tunnels.tables;
-        if !known.iter().map(|(_, filter)| filter).eq(wanted()) || self.generation() != Some(whole.generation)
-        {
-            return false;
-        }
-        let known = &self.tunnels.tables;
-        let changes: Vec<Change<'static>> =
-            known.iter().flat_map(|(id, filter)| tunnel::renewal_of_whole(filter, id)).collect();
-        let renewed = self.nft.commit(&changes).is_ok();
-        if renewed {
-            self.tunnels.whole = self.whole_since(whole.generation, u32::from(!changes.is_empty()), former);
-        }
-        renewed
     }
 
     /// The ruleset as it is now, if it is that of `before` with so many transactions of this agent: what somebody else
@@ -130,7 +117,7 @@ impl NftFirewall {
         only_ours.then(|| Whole { generation, former: former.to_vec() })
     }
 
-    /// So many transactions of this agent about other tables were carried out just now: filters that were whole still are.
+    /// So many transactions of this agent were carried out just now: filters that were whole still are.
     pub(super) fn filters_after(&mut self, transactions: u32) {
         if let Some(Whole { generation, former }) = self.tunnels.whole.take() {
             self.tunnels.whole = self.whole_since(generation, transactions, &former);
