@@ -4,6 +4,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
@@ -138,7 +139,7 @@ pub struct Leases {
     /// touch another lease or the other family.
     pub malformed: BTreeMap<String, Malformed>,
     /// The names of the nodes, where the store has names.
-    pub names: SharedMap<Subnets, Box<str>>,
+    pub names: SharedMap<Subnets, Arc<str>>,
 }
 
 /// An entry of the store that is not a lease.
@@ -188,9 +189,10 @@ impl Leases {
         self.malformed.insert(shortened(key), Malformed { why, subnets });
     }
 
-    /// Packs the map after many insertions, each of which leaves some room.
+    /// Packs the maps after many insertions, each of which leaves some room.
     pub fn pack(&mut self) {
         self.leases.pack();
+        self.names.pack();
     }
 
     /// The same leases, sharing with `before` what they have in common: what differs is then found without a look at the rest.

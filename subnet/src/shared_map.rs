@@ -74,6 +74,12 @@ impl<K, V> SharedMap<K, V> {
         *self = Self::default();
     }
 
+    /// Whether nothing of it is there twice.
+    #[cfg(test)]
+    pub(crate) fn shares_all_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.parts, &other.parts)
+    }
+
     /// The keys of either version, with what `before` and this one have for them. Parts that both share are left out if
     /// `unshared`.
     fn merged<'a>(&'a self, before: &'a Self, unshared: bool) -> Merged<'a, K, V> {

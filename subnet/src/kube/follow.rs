@@ -117,7 +117,7 @@ impl Kube {
             None => {
                 families.mark_unchanged();
                 let listed = self.list(&place.table, &place.least).await;
-                let (table, late, version) = match listed {
+                let (mut table, late, version) = match listed {
                     Ok(listed) => listed,
                     Err(failure) => {
                         // Perhaps the server can't be as new as we want: its store was restored.
@@ -125,6 +125,7 @@ impl Kube {
                         return Err(Ended::Failed(failure));
                     }
                 };
+                table.succeed(&place.table);
                 place.table = table;
                 // Those that were late already have waited since then.
                 for (name, (due, _)) in std::mem::replace(&mut place.late, late) {
@@ -270,10 +271,11 @@ impl Place {
     }
 
     /// Publishes what is known: with what is wrong with watches, as long as they bring nothing.
-    fn publish(&self, feed: &Feed) {
+    fn publish(&mut self, feed: &Feed) {
+        let leases = self.table.leases();
         match self.watching.why() {
-            Some(why) => feed.share_in_trouble(&self.table.leases(), why),
-            None => feed.snapshot(&self.table.leases()),
+            Some(why) => feed.share_in_trouble(leases, why),
+            None => feed.share(leases),
         }
     }
 

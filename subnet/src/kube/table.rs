@@ -1,16 +1,45 @@
 //! All nodes that Flannel manages, by name, and the leases that follow from them.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::node::{Entry, Given, Node, Seen};
 use crate::lease::{Attachment, Lease, Leases, Malformed};
-use crate::net::Family;
+use crate::net::{Family, Subnets};
 use crate::text::shortened;
 
-/// What is kept of the cluster between two events.
+/// What is kept of the cluster between two events. A lease is there once, in what is published: of 20,000 nodes a second one
+/// each would be 3 MB.
 #[derive(Debug, Default)]
-pub(super) struct Table(BTreeMap<Box<str>, Entry>);
+pub(super) struct Table {
+    nodes: BTreeMap<Arc<str>, Known>,
+    /// What is published. Nodes whose subnets no other node has hold their leases here.
+    leases: Arc<Leases>,
+    /// The nodes of which something is reported, because it can't be used, and whether that is to be put down again.
+    reported: BTreeSet<Arc<str>>,
+    report_due: bool,
+    /// Those whose subnets an older node has.
+    losers: BTreeMap<Subnets, BTreeSet<Arc<str>>>,
+}
+
+/// What is kept of one node.
+#[derive(Debug)]
+struct Known {
+    place: Place,
+    wrong: Option<Box<Malformed>>,
+    narrowed: bool,
+}
+
+/// Where the lease of a node is.
+#[derive(Debug)]
+enum Place {
+    /// It has none that could be used.
+    None,
+    /// Among those that are published.
+    Holds(Subnets),
+    /// Here, because an older node has the same subnets.
+    Loses(Box<Lease>),
+}
 
 impl Table {
     /// Takes in what a node says now; whether that is news. `before` is the table that this one
@@ -19,19 +48,12 @@ impl Table {
         let entry = match seen {
             None => return self.remove(name),
             Some(Seen::Settled(entry)) => entry,
-            Some(Seen::Changing(entry)) => match before.unwrap_or(self).0.get(name) {
-                Some(known) => known.clone(),
-                None => entry,
-            },
+            Some(Seen::Changing(entry)) => before.unwrap_or(self).entry(name).unwrap_or(entry),
         };
-        match self.0.get_mut(name) {
-            Some(known) if *known == entry => false,
-            Some(known) => {
-                *known = entry;
-                true
-            }
-            None => {
-                self.0.insert(name.into(), entry);
+        match self.nodes.get(name) {
+            Some(known) if self.says(known, &entry) => false,
+            _ => {
+                self.set(name, entry);
                 true
             }
         }
@@ -40,7 +62,7 @@ impl Table {
     /// Whether a node no longer says what it said, or says another address, while Kubernetes has changed nothing
     /// about it: somebody has deleted or overwritten its annotations, and the node will put them back.
     pub(super) fn lacks(&self, name: &str, seen: Option<&Seen>, node: &Node<'_>) -> bool {
-        let Some(known) = self.0.get(name).and_then(|entry| entry.lease.as_ref()) else { return false };
+        let Some(known) = self.lease_of(name) else { return false };
         let now = match seen {
             Some(Seen::Changing(_)) => return false,
             Some(Seen::Settled(entry)) => entry.lease.as_ref(),
@@ -62,60 +84,174 @@ impl Table {
     /// The subnets of the node of this name that was created at this moment, if those of these families are known: they never
     /// change.
     pub(super) fn subnets_of(&self, name: &str, created: u64, families: &[Family]) -> Option<Given> {
-        let entry = self.0.get(name)?;
-        let lease = entry.lease.as_ref()?;
+        let narrowed = self.nodes.get(name)?.narrowed;
+        let lease = self.lease_of(name)?;
         let has = |family: &Family| lease.subnets.get(*family).is_some();
-        let known = !entry.narrowed || families.iter().all(has);
-        (lease.created == created && known)
-            .then_some(Given { subnets: lease.subnets, narrowed: entry.narrowed })
+        let known = !narrowed || families.iter().all(has);
+        (lease.created == created && known).then_some(Given { subnets: lease.subnets, narrowed })
     }
 
     /// Takes over what `before` knows of a node.
     pub(super) fn keep(&mut self, name: &str, before: &Self) {
-        if let Some(known) = before.0.get(name) {
-            self.0.insert(name.into(), known.clone());
+        if let Some(entry) = before.entry(name) {
+            self.set(name, entry);
         }
     }
 
     /// Forgets a node; whether it was known.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.0.remove(name).is_some()
+        let Some((name, known)) = self.nodes.remove_entry(name) else { return false };
+        self.vacate(&name, known.place);
+        self.report_due |= self.reported.remove(&name);
+        true
     }
 
     /// The leases. Of nodes with the same subnets the oldest has them, and the others are reported.
-    pub(super) fn leases(&self) -> Leases {
-        let mut all = Leases::default();
-        let mut leases: BTreeMap<_, Lease> = BTreeMap::new();
-        let mut holders: BTreeMap<_, &str> = BTreeMap::new();
-        for (name, entry) in &self.0 {
-            if let Some(wrong) = &entry.wrong {
-                all.malformed.insert(shortened(name), (**wrong).clone());
-            }
-            let Some(lease) = &entry.lease else { continue };
-            let (loser, holder) = match leases.entry(lease.subnets) {
-                btree_map::Entry::Vacant(place) => {
-                    place.insert(lease.clone());
-                    holders.insert(lease.subnets, name);
-                    continue;
-                }
-                btree_map::Entry::Occupied(mut place) => {
-                    let holder = holders.insert(lease.subnets, name).unwrap_or_default();
-                    if lease.created < place.get().created {
-                        place.insert(lease.clone());
-                        (holder, name.as_ref())
-                    } else {
-                        holders.insert(lease.subnets, holder);
-                        (name.as_ref(), holder)
-                    }
-                }
-            };
-            let holder = shortened(holder);
-            let why = format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
-            all.malformed.insert(shortened(loser), Malformed { why, subnets: None });
+    pub(super) fn leases(&mut self) -> &Arc<Leases> {
+        if std::mem::take(&mut self.report_due) {
+            self.report();
         }
-        all.leases = leases.into_iter().collect();
-        all.names = holders.into_iter().map(|(subnets, name)| (subnets, name.into())).collect();
-        all
+        &self.leases
+    }
+
+    /// Makes this table, which was filled from nothing, the one after `before`: what both have in common is there once.
+    pub(super) fn succeed(&mut self, before: &Self) {
+        let leases = Arc::make_mut(&mut self.leases);
+        leases.pack();
+        *leases = leases.sharing_with(&before.leases);
+    }
+
+    fn lease_of(&self, name: &str) -> Option<&Lease> {
+        self.lease_at(&self.nodes.get(name)?.place)
+    }
+
+    fn lease_at<'a>(&'a self, place: &'a Place) -> Option<&'a Lease> {
+        match place {
+            Place::None => None,
+            Place::Holds(subnets) => self.leases.leases.get(subnets),
+            Place::Loses(lease) => Some(lease),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<Entry> {
+        let Known { place, wrong, narrowed } = self.nodes.get(name)?;
+        Some(Entry { lease: self.lease_at(place).cloned(), wrong: wrong.clone(), narrowed: *narrowed })
+    }
+
+    fn says(&self, known: &Known, entry: &Entry) -> bool {
+        let Entry { lease, wrong, narrowed } = entry;
+        known.wrong == *wrong && known.narrowed == *narrowed && self.lease_at(&known.place) == lease.as_ref()
+    }
+
+    /// Has a node say this alone.
+    fn set(&mut self, name: &str, Entry { lease, wrong, narrowed }: Entry) {
+        let (name, before) = match self.nodes.remove_entry(name) {
+            Some((name, known)) => (name, known.place),
+            None => (Arc::from(name), Place::None),
+        };
+        // What it holds already is exchanged in its place.
+        let stays = match (&before, &lease) {
+            (Place::Holds(subnets), Some(lease)) => {
+                *subnets == lease.subnets && !self.losers.contains_key(subnets)
+            }
+            _ => false,
+        };
+        if !stays {
+            self.vacate(&name, before);
+        }
+        self.report_due |= self.reported.remove(&name);
+        let place = lease.map_or(Place::None, |lease| self.place(&name, lease));
+        if wrong.is_some() || matches!(place, Place::Loses(_)) {
+            self.reported.insert(Arc::clone(&name));
+            self.report_due = true;
+        }
+        self.nodes.insert(name, Known { place, wrong, narrowed });
+    }
+
+    /// Gives a lease to the node of this name, which is not among the others, or finds that an older one has its subnets.
+    fn place(&mut self, name: &Arc<str>, lease: Lease) -> Place {
+        let subnets = lease.subnets;
+        if let Some((holder, held)) = self.holder(&subnets).filter(|(holder, _)| holder != name) {
+            if (held.created, &holder) < (lease.created, name) {
+                self.losers.entry(subnets).or_default().insert(Arc::clone(name));
+                return Place::Loses(Box::new(lease));
+            }
+            self.losers.entry(subnets).or_default().insert(Arc::clone(&holder));
+            self.reported.insert(Arc::clone(&holder));
+            if let Some(known) = self.nodes.get_mut(&holder) {
+                known.place = Place::Loses(Box::new(held));
+            }
+            self.report_due = true;
+        }
+        self.publish(name, lease);
+        Place::Holds(subnets)
+    }
+
+    fn holder(&self, subnets: &Subnets) -> Option<(Arc<str>, Lease)> {
+        let name = self.leases.names.get(subnets)?;
+        Some((Arc::clone(name), self.leases.leases.get(subnets)?.clone()))
+    }
+
+    fn publish(&mut self, name: &Arc<str>, lease: Lease) {
+        let leases = Arc::make_mut(&mut self.leases);
+        if leases.names.get(&lease.subnets) != Some(name) {
+            leases.names.insert(lease.subnets, Arc::clone(name));
+        }
+        leases.leases.insert(lease.subnets, lease);
+    }
+
+    /// Takes a place from the node of this name, which is not among the others. Who waited for it longest has it then.
+    fn vacate(&mut self, name: &Arc<str>, place: Place) {
+        let subnets = match place {
+            Place::None => return,
+            Place::Holds(subnets) => subnets,
+            Place::Loses(lease) => return self.lose_no_more(&lease.subnets, name),
+        };
+        let leases = Arc::make_mut(&mut self.leases);
+        leases.leases.remove(&subnets);
+        leases.names.remove(&subnets);
+        let age = |name: &&Arc<str>| (self.lease_of(name).map(|lease| lease.created), Arc::clone(name));
+        let Some(next) = self.losers.get(&subnets).and_then(|names| names.iter().min_by_key(age)).cloned()
+        else {
+            return;
+        };
+        self.lose_no_more(&subnets, &next);
+        let Some(known) = self.nodes.get_mut(&next) else { return };
+        if let Place::Loses(lease) = std::mem::replace(&mut known.place, Place::Holds(subnets)) {
+            if known.wrong.is_none() {
+                self.reported.remove(&next);
+            }
+            self.publish(&next, *lease);
+        }
+        self.report_due = true;
+    }
+
+    fn lose_no_more(&mut self, subnets: &Subnets, name: &Arc<str>) {
+        if let Some(names) = self.losers.get_mut(subnets) {
+            names.remove(name);
+            if names.is_empty() {
+                self.losers.remove(subnets);
+            }
+        }
+    }
+
+    /// Puts down what can't be used and why, of the few nodes of which something is reported.
+    fn report(&mut self) {
+        let of_node = |name: &Arc<str>| {
+            let known = self.nodes.get(name)?;
+            let malformed = match &known.place {
+                Place::Loses(lease) => {
+                    let holder = shortened(self.leases.names.get(&lease.subnets)?);
+                    let why =
+                        format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
+                    Malformed { why, subnets: None }
+                }
+                _ => Malformed::clone(known.wrong.as_ref()?),
+            };
+            Some((shortened(name), malformed))
+        };
+        let malformed = self.reported.iter().filter_map(of_node).collect();
+        Arc::make_mut(&mut self.leases).malformed = malformed;
     }
 }
 
@@ -129,6 +265,8 @@ fn says_less(now: &Attachment, known: &Attachment) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::net::PublicAddrs;
 
@@ -220,9 +358,71 @@ mod tests {
         assert!(all.malformed["a"].why.contains("node b"), "{}", all.malformed["a"].why);
     }
 
+    /// The leases that follow from a look at all nodes.
+    fn of_all(nodes: &BTreeMap<u8, (u8, u8, u64)>) -> Vec<(String, u64)> {
+        let mut holders: BTreeMap<u8, (u64, u8)> = BTreeMap::new();
+        for (name, (subnet, _, created)) in nodes {
+            let holder = holders.entry(*subnet).or_insert((*created, *name));
+            *holder = (*holder).min((*created, *name));
+        }
+        holders.into_values().map(|(created, name)| (name.to_string(), created)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_follows_from_each_event_is_what_follows_from_all_nodes(
+            events in prop::collection::vec((0u8..6, prop::option::of((0u8..4, 0u8..3, 0u64..3))), 1..40),
+        ) {
+            let (mut table, mut nodes) = (Table::default(), BTreeMap::new());
+            for (name, says) in events {
+                let known = match says {
+                    Some(says) => nodes.insert(name, says),
+                    None => nodes.remove(&name),
+                };
+                let seen = says.map(|(subnet, public, created)| {
+                    Seen::Settled(entry(&format!("10.0.{subnet}.0/24"), &format!("192.0.2.{public}"), created))
+                });
+                prop_assert_eq!(table.put(&name.to_string(), seen, None), known != says);
+                let all = Arc::clone(table.leases());
+                let holders = all.names.values().map(|name| name.to_string());
+                let holders: Vec<_> = holders.zip(all.leases.values().map(|lease| lease.created)).collect();
+                prop_assert_eq!(&holders, &of_all(&nodes));
+                prop_assert!(all.leases.keys().eq(all.names.keys()));
+                let losers = nodes.keys().map(u8::to_string).filter(|name| !holders.iter().any(|(held, _)| held == name));
+                prop_assert!(all.malformed.keys().cloned().eq(losers));
+                let mut listed = Table::default();
+                for (name, (subnet, public, created)) in &nodes {
+                    let entry = entry(&format!("10.0.{subnet}.0/24"), &format!("192.0.2.{public}"), *created);
+                    listed.put(&name.to_string(), Some(Seen::Settled(entry)), Some(&table));
+                }
+                listed.succeed(&table);
+                prop_assert_eq!(listed.leases(), &all);
+                if nodes.len() % 2 == 0 {
+                    table = listed;
+                }
+            }
+        }
+    }
+
     #[test]
-    fn a_peer_costs_less_than_170_bytes() {
-        let size = size_of::<Entry>() + size_of::<Box<str>>();
-        assert!(size < 170, "{size}");
+    fn a_list_that_brings_nothing_new_shares_all_with_what_is_published() {
+        let filled = || {
+            let mut table = Table::default();
+            for number in 0..1000 {
+                let entry = entry(&format!("10.{}.{}.0/24", number / 250, number % 250), "192.0.2.1", 1);
+                table.put(&format!("p{number:04}"), Some(Seen::Settled(entry)), None);
+            }
+            table
+        };
+        let (mut first, mut second) = (filled(), filled());
+        second.succeed(&first);
+        assert!(second.leases().leases.shares_all_with(&first.leases().leases));
+        assert!(second.leases().names.shares_all_with(&first.leases().names));
+    }
+
+    #[test]
+    fn a_node_costs_less_than_60_bytes_besides_its_lease() {
+        let size = size_of::<Known>() + size_of::<Arc<str>>();
+        assert!(size < 60, "{size}");
     }
 }
