@@ -41,6 +41,12 @@ impl Moment {
         let (step, passed) = (ticks(step).max(1), self.0.get() - Self::ORIGIN.0.get());
         Self(Self::ORIGIN.0.saturating_add(passed.div_ceil(step).saturating_mul(step)))
     }
+
+    /// The last multiple of `step` since the origin, which may be this one.
+    pub(super) fn last_on_grid(self, step: Duration) -> Self {
+        let (step, passed) = (ticks(step).max(1), self.0.get() - Self::ORIGIN.0.get());
+        Self(Self::ORIGIN.0.saturating_add(passed - passed % step))
+    }
 }
 
 fn ticks(time: Duration) -> u32 {

@@ -51,6 +51,8 @@ pub(super) struct Peer {
     probed: Moment,
     /// Extra probes that are left.
     extra: u8,
+    /// It is one of those that wait for an extra probe.
+    pub(super) waiting: bool,
     verdict: Verdict,
     /// Since when.
     changed: Moment,
@@ -74,6 +76,7 @@ impl Peer {
             due,
             probed: now,
             extra: MAX_EXTRA,
+            waiting: false,
             verdict,
             changed: now,
             told,
@@ -113,9 +116,14 @@ impl Peer {
         self.main().in_doubt() || self.main().state() == PathState::Unreachable && other.in_doubt()
     }
 
+    /// Whether it may be probed more than usual.
+    pub(super) fn wants_more(&self) -> bool {
+        self.extra > 0 && self.in_doubt()
+    }
+
     /// When to look at the peer again.
     pub(super) fn next_due(&self) -> Moment {
-        let doubt = self.extra > 0 && self.in_doubt();
+        let doubt = !self.waiting && self.wants_more();
         if doubt { self.part_due.min(self.probed + DOUBT_INTERVAL) } else { self.part_due }
     }
 

@@ -1,7 +1,7 @@
 //! All peers and their probes: what to send when, and what outcomes mean. It reads no clock and does no I/O.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,13 @@ use super::verdict::Verdict;
 const PEERS_PER_INTERVAL: usize = 50;
 /// Parts of a round, with so many peers and with more.
 const PARTS: [u32; 2] = [4, 1];
-/// Probes are sent together at multiples of this time, so that the process wakes seldom, with so many peers and with more.
-const GRIDS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+/// Probes are sent together at multiples of this time, so that the process wakes seldom: with so many peers, with more, and where
+/// a round takes [`LONG_ROUND`].
+const GRIDS: [Duration; 3] = [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(4)];
+/// With rounds of so long, as among a thousand peers, some seconds more or less between two probes of one peer tell nothing.
+const LONG_ROUND: Duration = Duration::from_secs(200);
+/// Paths in doubt are probed at multiples of this time at most, however many peers there are.
+const DOUBT_GRID: Duration = Duration::from_secs(1);
 /// How often peers are probed more than usual in a second at most, with so many peers and with more.
 const MAX_EXTRA: [u32; 2] = [20, 2];
 
@@ -49,23 +54,32 @@ pub(crate) struct News {
     pub(crate) remedy: Option<String>,
 }
 
-/// Extra probes of one second.
+/// Peers that are probed more than usual: so many in a slot of time, the others after them in their order.
 struct Extra {
-    began: Instant,
-    asked: u32,
+    /// When the slot began.
+    slot: Moment,
+    sent: u32,
+    /// Those whose turn has not come yet.
+    waiting: VecDeque<IpNet>,
+}
+
+/// Why a peer is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// It may be due.
+    Usual,
+    /// It is the first of those that wait for an extra probe.
+    Waited,
 }
 
 impl Extra {
-    /// Whether one more may be sent; else how many seconds to wait, so that those who wait take turns.
-    fn ask(&mut self, now: Instant, max: u32) -> Result<(), u32> {
-        if now.saturating_duration_since(self.began) >= Duration::from_secs(1) {
-            *self = Self { began: now, asked: 0 };
+    /// Whether one more may be sent in the slot that it is now.
+    fn has_room(&mut self, now: Moment, length: Duration, max: u32) -> bool {
+        let slot = now.last_on_grid(length);
+        if slot != self.slot {
+            (self.slot, self.sent) = (slot, 0);
         }
-        self.asked += 1;
-        match (self.asked - 1) / max {
-            0 => Ok(()),
-            seconds => Err(seconds),
-        }
+        self.sent < max
     }
 }
 
@@ -80,7 +94,6 @@ pub(super) struct Table {
     /// When a peer may be due; the peer itself knows better.
     queue: BinaryHeap<Reverse<(Moment, IpNet)>>,
     pending: Pending,
-    /// Extra probes of this second.
     extra: Extra,
     /// Peers whose verdict is to be told, and when: of thousands that fail, each wake-up looks at the moments alone.
     untold: BTreeMap<IpNet, Moment>,
@@ -98,7 +111,7 @@ impl Table {
             peers: SharedMap::default(),
             queue: BinaryHeap::new(),
             pending: Pending::new(number),
-            extra: Extra { began: now, asked: 0 },
+            extra: Extra { slot: Moment::ORIGIN, sent: 0, waiting: VecDeque::new() },
             untold: BTreeMap::new(),
             totals: Totals::default(),
             rejected: 0,
@@ -146,7 +159,17 @@ impl Table {
     }
 
     fn grid(&self) -> Duration {
-        GRIDS[usize::from(self.has_many())]
+        match (self.has_many(), self.rounds().time >= LONG_ROUND) {
+            (false, _) => GRIDS[0],
+            (true, false) => GRIDS[1],
+            (true, true) => GRIDS[2],
+        }
+    }
+
+    /// How long the slots of extra probes are, and how many are sent in each.
+    fn slots(&self) -> (Duration, u32) {
+        let length = self.grid().max(DOUBT_GRID);
+        (length, MAX_EXTRA[usize::from(self.has_many())].saturating_mul(length.as_secs() as u32))
     }
 
     fn moment(&self, at: Instant) -> Moment {
@@ -155,6 +178,16 @@ impl Table {
 
     fn on_grid(&self, at: Moment) -> Moment {
         at.on_grid(self.grid())
+    }
+
+    /// For what is to be known soon, whatever the number of peers.
+    fn on_doubt_grid(&self, at: Moment) -> Moment {
+        at.on_grid(self.grid().min(DOUBT_GRID))
+    }
+
+    /// When to look at a peer, of which more may be known before its usual time.
+    fn on_either_grid(&self, due: Moment, usual: Moment) -> Moment {
+        if due < usual { self.on_doubt_grid(due) } else { self.on_grid(due) }
     }
 
     fn reschedule(&mut self, subnet: IpNet, due: Moment) {
@@ -166,32 +199,68 @@ impl Table {
 
     /// What is to be sent now. `token` gives random ones.
     pub(super) fn due(&mut self, now: Instant, token: &mut dyn FnMut() -> Token) -> Vec<Probe> {
-        let (rounds, grid, moment) = (self.rounds(), self.grid(), self.moment(now));
-        let max_extra = MAX_EXTRA[usize::from(self.has_many())];
+        let moment = self.moment(now);
         let mut probes = Vec::new();
         while let Some(Reverse((at, subnet))) =
             self.queue.peek().copied().filter(|Reverse((at, _))| *at <= moment)
         {
             self.queue.pop();
             // Entries of peers that are gone or were moved mean nothing.
-            let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.due == at) else { continue };
-            let Some(target) = self.targets.get(&subnet) else { continue };
-            let extra = &mut self.extra;
-            let mut turn = 0;
-            let mut allowed = || extra.ask(now, max_extra).inspect_err(|seconds| turn = *seconds).is_ok();
-            for purpose in peer.probe(moment, rounds, &mut allowed) {
-                let (to, packet) = target.packet(purpose);
-                let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
-                let sequence = self.pending.add(request);
-                probes.push(Probe { to, sequence, token: request.token, packet });
+            if self.peers.get(&subnet).is_some_and(|peer| peer.due == at) {
+                self.look(subnet, Turn::Usual, now, token, &mut probes);
             }
-            // With very many peers in doubt, each is looked at again when it is its turn, not at every step of the grid.
-            let wait = grid.max(Duration::from_secs(turn.into()));
-            let due = peer.next_due().max(moment + wait).min(peer.usual_due().max(moment + grid));
-            let due = self.on_grid(due);
-            self.reschedule(subnet, due);
+        }
+        let (slot, max) = self.slots();
+        // Each once: one that was probed a moment ago waits on behind the others.
+        for _ in 0..self.extra.waiting.len() {
+            if !self.extra.has_room(moment, slot, max) {
+                break;
+            }
+            let Some(subnet) = self.extra.waiting.pop_front() else { break };
+            if let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.waiting) {
+                peer.waiting = false;
+                self.look(subnet, Turn::Waited, now, token, &mut probes);
+            }
         }
         probes
+    }
+
+    /// Looks at a peer that may be due.
+    fn look(
+        &mut self,
+        subnet: IpNet,
+        turn: Turn,
+        now: Instant,
+        token: &mut dyn FnMut() -> Token,
+        probes: &mut Vec<Probe>,
+    ) {
+        let (rounds, grid, moment, (slot, max)) =
+            (self.rounds(), self.grid(), self.moment(now), self.slots());
+        let first = turn == Turn::Waited || self.extra.waiting.is_empty();
+        let room = self.extra.has_room(moment, slot, max) && first;
+        let Some((peer, target)) = self.peers.get_mut(&subnet).zip(self.targets.get(&subnet)) else { return };
+        let (mut asked, mut waits) = (false, false);
+        let mut allowed = || {
+            (asked, waits) = (room, !room);
+            room
+        };
+        for purpose in peer.probe(moment, rounds, &mut allowed) {
+            let (to, packet) = target.packet(purpose);
+            let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
+            let sequence = self.pending.add(request);
+            probes.push(Probe { to, sequence, token: request.token, packet });
+        }
+        self.extra.sent += u32::from(asked);
+        // Behind those that wait, without another look when a second is over.
+        waits |= !self.extra.waiting.is_empty() && peer.wants_more();
+        if waits && !peer.waiting {
+            peer.waiting = true;
+            self.extra.waiting.push_back(subnet);
+        }
+        let usual = peer.usual_due();
+        let due = peer.next_due().max(moment + grid.min(DOUBT_GRID)).min(usual.max(moment + grid));
+        let due = self.on_either_grid(due, usual);
+        self.reschedule(subnet, due);
     }
 
     /// The kernel did not send the request of this number, so it is lost.
@@ -247,12 +316,12 @@ impl Table {
         let target = self.targets.get(&subnet).filter(|there| there.packet(request.purpose).0 == request.to);
         let Some((target, peer)) = target.zip(self.peers.get_mut(&subnet)) else { return };
         tell(peer, &target);
-        let (due, before) = (peer.next_due(), peer.due);
+        let (due, usual, before) = (peer.next_due(), peer.usual_due(), peer.due);
         match peer.telling() {
             Some(at) => self.untold.insert(subnet, at),
             None => self.untold.remove(&subnet),
         };
-        let due = self.on_grid(due);
+        let due = self.on_either_grid(due, usual);
         if due < before {
             self.reschedule(subnet, due);
         }
@@ -278,9 +347,13 @@ impl Table {
     /// When there is something to do though no answer comes.
     pub(super) fn wake(&self) -> Option<Instant> {
         let told = self.untold.values().copied();
-        let expiry = self.pending.next_expiry().map(|at| self.on_grid(Moment::not_before(at, self.origin)));
+        let expiry = self.pending.next_expiry().map(|at| Moment::not_before(at, self.origin));
+        // Where peers wait for their turn anyway, one loss more can wait until the next probes are sent.
+        let waits = !self.extra.waiting.is_empty();
+        let expiry = expiry.map(|at| if waits { self.on_grid(at) } else { self.on_doubt_grid(at) });
+        let slot = waits.then(|| self.extra.slot + self.slots().0);
         let due = self.queue.peek().map(|Reverse((at, _))| *at);
-        told.chain(expiry).chain(due).min().map(|at| at.at(self.origin))
+        told.chain(expiry).chain(slot).chain(due).min().map(|at| at.at(self.origin))
     }
 
     /// All that is known.

@@ -50,6 +50,7 @@ struct Sim {
     /// Answers under way, by the time at which they arrive.
     answers: Vec<(Instant, Arrival)>,
     sent: u64,
+    turns: u64,
     news: Vec<(Duration, Verdict)>,
     start: Instant,
     random: u32,
@@ -65,7 +66,7 @@ impl Sim {
             number
         };
         table.set(&told(&targets), now, &mut spread);
-        Self { table, now, answers: Vec::new(), sent: 0, news: Vec::new(), start: now, random: 1 }
+        Self { table, now, answers: Vec::new(), sent: 0, turns: 0, news: Vec::new(), start: now, random: 1 }
     }
 
     /// Lets time pass; the network does with each packet what `fate` says, until `stop` is true of the table.
@@ -73,6 +74,16 @@ impl Sim {
         &mut self,
         time: Duration,
         fate: &mut Fate<'_>,
+        stop: impl FnMut(&Table) -> bool,
+    ) -> Duration {
+        self.run_until_of(time, &mut |to, packet| fate(to.to_string().starts_with("192."), packet), stop)
+    }
+
+    /// The same with a network that knows the peers.
+    fn run_until_of(
+        &mut self,
+        time: Duration,
+        fate: &mut dyn FnMut(IpAddr, u16) -> Option<Duration>,
         mut stop: impl FnMut(&Table) -> bool,
     ) -> Duration {
         let (begin, end) = (self.now, self.now + time);
@@ -80,6 +91,7 @@ impl Sim {
             let arrival = self.answers.iter().map(|(at, _)| *at).min();
             let next = self.table.wake().into_iter().chain(arrival).chain([end]).min().unwrap();
             self.now = next.max(self.now);
+            self.turns += 1;
             let now = self.now;
             let (due, later) = std::mem::take(&mut self.answers).into_iter().partition(|(at, _)| *at <= now);
             self.answers = later;
@@ -97,8 +109,7 @@ impl Sim {
             };
             for Probe { to, sequence, token, packet } in self.table.due(now, &mut token) {
                 self.sent += 1;
-                let underlay = to.to_string().starts_with("192.");
-                if let Some(after) = fate(underlay, packet) {
+                if let Some(after) = fate(to, packet) {
                     let age = Duration::ZERO;
                     let packet = packet.into();
                     self.answers.push((now + after, Arrival { from: to, sequence, token, packet, age }));
@@ -160,9 +171,6 @@ fn a_healthy_cluster_stays_fine_within_its_budget() {
     }
 }
 
-type Fault = (&'static str, Vec<Target>, Box<Fate<'static>>, Verdict);
-
-/// Faults of the network, with the verdict on each.
 #[test]
 fn thousands_of_silent_peers_are_looked_at_in_turn() {
     let mut sim = Sim::new((0..5000).map(target).collect());
@@ -173,8 +181,35 @@ fn thousands_of_silent_peers_are_looked_at_in_turn() {
         assert!(looks <= 100, "{looks} peers are looked at in the next second");
     }
     assert!(sim.sent < 300 * 15, "{} probes", sim.sent);
+    // One turn for each four seconds, and the first ones until peers wait for each other.
+    assert!(sim.turns < 300 / 4 + 10, "{} turns", sim.turns);
 }
 
+#[test]
+fn one_silent_peer_of_thousands_is_probed_each_second_until_it_is_unreachable() {
+    let mut sim = Sim::new((0..2000).map(target).collect());
+    let silent = target(7);
+    let mut fate = |to: IpAddr, _: u16| (to != silent.underlay && to != silent.inner.addr()).then_some(RTT);
+    // In the first round each is unknown.
+    sim.run(420, &mut all);
+    (sim.turns, sim.sent) = (0, 0);
+    sim.run(400, &mut all);
+    // Requests leave in one turn, and answers come in the next.
+    assert!(sim.turns <= 2 * 400 / 4 + 1, "{} turns among peers that answer", sim.turns);
+    // Three for each peer: the second round has one of full length.
+    assert!(sim.sent <= 3 * 2000, "{} probes", sim.sent);
+    let peer = |table: &Table| table.peers[&target(7).subnet].clone();
+    let doubted = |table: &Table| peer(table).next_due() < peer(table).usual_due();
+    let took = sim.run_until_of(Duration::from_secs(500), &mut fate, doubted);
+    assert!(took < Duration::from_secs(410), "{took:?}");
+    let unreachable = |table: &Table| peer(table).state() == PathState::Unreachable;
+    let took = sim.run_until_of(Duration::from_secs(100), &mut fate, unreachable);
+    assert!(took <= Duration::from_secs(20), "{took:?}");
+}
+
+type Fault = (&'static str, Vec<Target>, Box<Fate<'static>>, Verdict);
+
+/// Faults of the network, with the verdict on each.
 fn faults() -> Vec<Fault> {
     let tunnelled = || vec![target(1)];
     let routed = || vec![direct(1)];
