@@ -60,13 +60,8 @@ pub enum Attachment {
     Extension(Option<Box<str>>),
     /// Userspace UDP, or no backend at all (`alloc`): both are written with an empty type and no data.
     Udp,
-    /// WireGuard: the key and the port of each family.
-    Wireguard {
-        /// `BackendData`.
-        v4: Option<WireguardData>,
-        /// `BackendV6Data`.
-        v6: Option<WireguardData>,
-    },
+    /// WireGuard: the key and the port of each family. Apart, because thousands of leases have another type, and each is as long as the longest.
+    Wireguard(Box<WireguardEnds>),
     /// A type that this node can't use, by its name.
     Foreign(Box<str>),
 }
@@ -80,7 +75,7 @@ impl Attachment {
             Self::Ipip => "ipip",
             Self::Extension(_) => "extension",
             Self::Udp => "",
-            Self::Wireguard { .. } => "wireguard",
+            Self::Wireguard(_) => "wireguard",
             Self::Foreign(name) => name,
         }
     }
@@ -95,6 +90,11 @@ impl Attachment {
         }
     }
 
+    /// WireGuard with what it says of each family.
+    pub fn of_wireguard(v4: Option<WireguardData>, v6: Option<WireguardData>) -> Self {
+        Self::Wireguard(Box::new(WireguardEnds { v4, v6 }))
+    }
+
     /// The VXLAN tunnel endpoint of one family.
     pub fn vtep(&self, family: Family) -> Option<Vtep> {
         match (self, family) {
@@ -107,8 +107,8 @@ impl Attachment {
     /// What a node announces of one family for WireGuard.
     pub fn wireguard(&self, family: Family) -> Option<WireguardData> {
         match (self, family) {
-            (Self::Wireguard { v4, .. }, Family::V4) => *v4,
-            (Self::Wireguard { v6, .. }, Family::V6) => *v6,
+            (Self::Wireguard(ends), Family::V4) => ends.v4,
+            (Self::Wireguard(ends), Family::V6) => ends.v6,
             _ => None,
         }
     }
@@ -117,6 +117,15 @@ impl Attachment {
     pub fn has_data(&self, family: Family) -> bool {
         self.vtep(family).is_some() || self.wireguard(family).is_some()
     }
+}
+
+/// What a node says of WireGuard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireguardEnds {
+    /// `BackendData`.
+    pub v4: Option<WireguardData>,
+    /// `BackendV6Data`.
+    pub v6: Option<WireguardData>,
 }
 
 /// A VXLAN tunnel endpoint.

@@ -309,7 +309,7 @@ fn examine(
 /// The keys of peers that have moved on to another backend and don't say them any more.
 fn former_keys(context: PeerContext<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, WireguardPeer> {
     let moved = context.active.identities().next().is_some()
-        && leases.iter().any(|lease| !matches!(lease.attachment, Attachment::Wireguard { .. }));
+        && leases.iter().any(|lease| !matches!(lease.attachment, Attachment::Wireguard(_)));
     if moved { known(context.before) } else { BTreeMap::new() }
 }
 
@@ -321,7 +321,7 @@ fn key_or(
     family: Family,
 ) -> Result<Option<WireguardPeer>, (SkipReason, String)> {
     match lease.attachment {
-        Attachment::Wireguard { .. } => {
+        Attachment::Wireguard(_) => {
             wireguard(active, lease, family).map(Some).map_err(|why| (SkipReason::Key, why))
         }
         _ => Ok(former),

@@ -226,11 +226,11 @@ impl Backend for Wireguard {
     }
 
     fn attachment(&self, _macs: &Macs) -> Attachment {
-        Attachment::Wireguard { v4: self.data(Family::V4), v6: self.data(Family::V6) }
+        Attachment::of_wireguard(self.data(Family::V4), self.data(Family::V6))
     }
 
     fn reaches(&self, attachment: &Attachment) -> bool {
-        matches!(attachment, Attachment::Wireguard { .. })
+        matches!(attachment, Attachment::Wireguard(_))
     }
 
     fn previous_mac(&self, before: &KernelState, subnet: IpNet) -> Option<Mac> {

@@ -113,7 +113,7 @@ pub(super) fn wanted(
                 let port = vtep.port.map_or_else(String::new, |port| format!("\"Port\":{port},"));
                 format!("{{\"VNI\":{},{port}\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)
             }),
-            Attachment::Wireguard { .. } => match (attachment.wireguard(family), family) {
+            Attachment::Wireguard(_) => match (attachment.wireguard(family), family) {
                 (Some(data), _) => Some(data.to_json()),
                 // Go writes these too where there is IPv6 alone.
                 (None, Family::V4) => Some("null".to_owned()),
@@ -247,11 +247,11 @@ mod tests {
         let two = public(Some("192.0.2.1"), Some("2001:db8::1"));
         let wanted =
             |attachment: &Attachment| wanted(&Annotations::new(), &two, attachment, |_| true).unwrap();
-        let both = wanted(&Attachment::Wireguard { v4: data(51820), v6: data(51821) });
+        let both = wanted(&Attachment::of_wireguard(data(51820), data(51821)));
         let quoted = |port| Some(format!(r#"{{"PublicKey":"{key}","Port":{port}}}"#));
         assert_eq!((&both["backend-data"], &both["backend-v6-data"]), (&quoted(51820), &quoted(51821)));
         assert_eq!(both["backend-type"].as_deref(), Some("wireguard"));
-        let alone = wanted(&Attachment::Wireguard { v4: None, v6: data(51821) });
+        let alone = wanted(&Attachment::of_wireguard(None, data(51821)));
         assert_eq!(
             (alone["backend-data"].as_deref(), &alone["backend-v6-data"]),
             (Some("null"), &quoted(51821))

@@ -223,11 +223,9 @@ impl Node<'_> {
     ) -> Result<Attachment, String> {
         Ok(match kind {
             "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
-            "wireguard" => Attachment::Wireguard { v4: keys[0], v6: keys[1] },
+            "wireguard" => Attachment::of_wireguard(keys[0], keys[1]),
             // The type is away for a moment only, and its data tells which one it was.
-            CHANGING if keys.iter().any(Option::is_some) => {
-                Attachment::Wireguard { v4: keys[0], v6: keys[1] }
-            }
+            CHANGING if keys.iter().any(Option::is_some) => Attachment::of_wireguard(keys[0], keys[1]),
             CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
             "extension" => {
                 let name = Names::of(Family::V4).data;

@@ -196,7 +196,7 @@ pub(super) fn decode_for(
     };
     let attachment = match kind_of_data.as_str() {
         "vxlan" => Attachment::Vxlan { v4: v4_data.0, v6: v6_data.0 },
-        "wireguard" => Attachment::Wireguard { v4: v4_data.1, v6: v6_data.1 },
+        "wireguard" => Attachment::of_wireguard(v4_data.1, v6_data.1),
         "extension" => Attachment::Extension(object.get::<String>("BackendData")?.map(Into::into)),
         other => Attachment::of_type(other),
     };
@@ -270,7 +270,7 @@ mod tests {
             Some(WireguardData { key, port: Some(port) })
         };
         assert_eq!(
-            encode_value(&public("192.168.64.3"), &Attachment::Wireguard { v4: data(51820), v6: None }),
+            encode_value(&public("192.168.64.3"), &Attachment::of_wireguard(data(51820), None)),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}}"#
         );
         assert_eq!(
@@ -392,7 +392,7 @@ mod tests {
             let data = Some(Vtep { vni, mac: Mac(mac), port });
             let key = |port| Some(WireguardData { key: crate::wireguard::PublicKey::new([vni as u8 | 2; 32]).unwrap(), port });
             let text = Attachment::Extension(text.map(Into::into));
-            for attachment in [text, Attachment::Udp, Attachment::HostGw, Attachment::Ipip, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::Wireguard { v4: key(port), v6: key(None) }] {
+            for attachment in [text, Attachment::Udp, Attachment::HostGw, Attachment::Ipip, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::of_wireguard(key(port), key(None))] {
                 let value = encode_value(&public, &attachment);
                 prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));
             }
