@@ -12,6 +12,8 @@ pub(super) struct Steerer {
     mode: SteerMode,
     /// What was found in the kernel and made, unless somebody may have changed it.
     made: Option<Made>,
+    /// A bridge may be another one since then.
+    bridges_moved: bool,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -32,12 +34,17 @@ pub(super) enum Steered {
 
 impl Steerer {
     pub(super) fn new(netlink: Netlink, mode: SteerMode) -> Self {
-        Self { netlink, mode, made: None }
+        Self { netlink, mode, made: None, bridges_moved: false }
     }
 
-    /// Links or the tables may have changed.
+    /// The tables may have changed.
     pub(super) fn forget(&mut self) {
         self.made = None;
+    }
+
+    /// Bridges may have changed: each pod that comes makes its bridge tell of itself. The tables are as they were.
+    pub(super) fn doubt_bridges(&mut self) {
+        self.bridges_moved = true;
     }
 
     /// Makes steering be as it has to be for these subnets. `wanted` is whether any policy is enforced. Costs two small
@@ -52,10 +59,15 @@ impl Steerer {
         wanted: bool,
     ) -> Result<Steered, String> {
         let seen = Family::BOTH.map(bridged_packets_are_seen);
-        if let Some(made) = self.made.as_ref().filter(|made| (made.seen, made.wanted) == (seen, wanted)) {
+        let known = self.made.as_ref().filter(|made| (made.seen, made.wanted) == (seen, wanted)).cloned();
+        if let Some(made) = known.as_ref().filter(|_| !self.bridges_moved) {
             return Ok(steered(made.steering.as_ref()));
         }
         let steering = if wanted { self.steering(subnets, seen)? } else { None };
+        self.bridges_moved = false;
+        if let Some(made) = known.filter(|made| made.steering == steering) {
+            return Ok(steered(made.steering.as_ref()));
+        }
         let refused = |error: NftError| {
             format!(
                 "frames between pods of this node can't be steered: {error}: load the kernel module nft_meta_bridge, or \

@@ -308,7 +308,7 @@ impl Policies {
     }
 
     fn bridges_moved(&mut self) {
-        self.hands.get_mut().steerer.forget();
+        self.hands.get_mut().steerer.doubt_bridges();
         // They come in bursts.
         self.steer_due = self.steer_due.min(Instant::now() + GATHER.1);
     }
