@@ -42,6 +42,7 @@ pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duratio
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let why = match ask(socket, &request, left) {
+            Ok(Answer::Forgotten) => return Ok(()),
             Ok(Answer::Done) => {
                 forget_connections(&request);
                 return Ok(());
@@ -90,7 +91,7 @@ pub(crate) fn release(socket: &Path, attachment: &Attachment, args: &str) -> boo
     let mut request = request("del", attachment);
     request.extend(identity(args));
     match ask(socket, &request.into(), SHORT_TIMEOUT) {
-        Ok(Answer::Done) => true,
+        Ok(Answer::Done | Answer::Forgotten) => true,
         Ok(Answer::NotYet(why) | Answer::Refused(why)) => {
             note(&format!("flanneld was told that {} is gone: {why}", attachment.container));
             true
@@ -108,7 +109,7 @@ pub(crate) fn release(socket: &Path, attachment: &Attachment, args: &str) -> boo
 /// A sentence.
 pub(crate) fn status(socket: &Path) -> Result<(), String> {
     match ask(socket, &json!({"v": VERSION, "verb": "status"}), SHORT_TIMEOUT) {
-        Ok(Answer::Done) => Ok(()),
+        Ok(Answer::Done | Answer::Forgotten) => Ok(()),
         Ok(Answer::NotYet(why) | Answer::Refused(why)) => {
             Err(format!("flanneld can't enforce network policies yet: {why}"))
         }
@@ -169,6 +170,8 @@ fn announcement(call: &Call, result: &Value) -> Value {
 enum Answer {
     /// It is done.
     Done,
+    /// And connections from before the pod are forgotten.
+    Forgotten,
     /// It can't be done now.
     NotYet(String),
     /// The question makes no sense to the agent.
@@ -182,7 +185,7 @@ impl Answer {
         let is = |key: &str| object.get(key) == Some(&Value::Bool(true));
         let text = |key: &str| object.get(key).and_then(Value::as_str).map(gojson::shortened);
         if is("ok") {
-            Some(Self::Done)
+            Some(if is("forgotten") { Self::Forgotten } else { Self::Done })
         } else if is("retry") {
             Some(Self::NotYet(text("why").unwrap_or_else(|| "it gives no reason".into())))
         } else {
@@ -306,6 +309,8 @@ mod tests {
     fn an_answer_is_one_of_three() {
         let parse = |line: &str| Answer::parse(line.as_bytes());
         assert_eq!(parse(r#"{"ok":true,"more":1}"#), Some(Answer::Done));
+        assert_eq!(parse(r#"{"ok":true,"forgotten":true}"#), Some(Answer::Forgotten));
+        assert_eq!(parse(r#"{"ok":true,"forgotten":1}"#), Some(Answer::Done));
         assert_eq!(parse(r#"{"retry":true,"why":"starting"}"#), Some(Answer::NotYet("starting".into())));
         assert_eq!(parse(r#"{"error":"no such verb"}"#), Some(Answer::Refused("no such verb".into())));
         for line in ["", "ok", "true", "[]", "{}", r#"{"ok":false}"#, r#"{"ok":"true"}"#, r#"{"retry":1}"#] {

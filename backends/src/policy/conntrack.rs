@@ -1,6 +1,8 @@
-//! The walk over connections that takes old generations off their marks, before a number comes round.
+//! The walk over connections that takes old generations off their marks, before a number comes round; and the end of those of an
+//! address that a pod gets.
 
 use std::io;
+use std::net::Ipv4Addr;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -12,10 +14,18 @@ use crate::netlink::wire::{Head, Message, Writer, find, find_u32};
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_NEW: u16 = NFNL_SUBSYS_CTNETLINK << 8;
 const IPCTNL_MSG_CT_GET: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 1;
+const IPCTNL_MSG_CT_DELETE: u16 = NFNL_SUBSYS_CTNETLINK << 8 | 2;
 const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_MARK: u16 = 8;
 const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
+const CTA_FILTER: u16 = 25;
+/// In a tuple, and in that the source.
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+/// `CTA_FILTER_F_CTA_IP_SRC`.
+const MATCH_SOURCE: u32 = 1;
 
 /// So many connections are changed with one system call.
 const BATCH: usize = 256;
@@ -72,6 +82,36 @@ impl Conntrack {
             })?;
         }
         Ok(stale.len())
+    }
+
+    /// Has the kernel forget all connections of these addresses: those that others began with them, and those that they began. Not of IPv6: there the
+    /// filter means all others (`ctnetlink_filter_match_tuple` of Linux 6.18 compares the wrong way round).
+    ///
+    /// # Errors
+    /// The kernel's. Before 6.8 it takes the part of a tuple for a whole one and refuses it.
+    pub(super) fn forget_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        let (mut bytes, mut count) = (Writer::default(), 0);
+        for address in addresses {
+            for tuple in [CTA_TUPLE_ORIG, CTA_TUPLE_REPLY] {
+                let head = Head {
+                    kind: IPCTNL_MSG_CT_DELETE,
+                    flags: NLM_F_REQUEST,
+                    sequence: self.socket.next_sequence().wrapping_add(count as u32),
+                    own: [libc::AF_INET as u8, 0, 0, 0],
+                };
+                bytes.message(head, |w| {
+                    w.nest(tuple, |w| {
+                        w.nest(CTA_TUPLE_IP, |w| w.bytes_attribute(CTA_IP_V4_SRC, &address.octets()))
+                    });
+                    // Its flags are numbered as the tuples are, and in the host's order.
+                    w.nest(CTA_FILTER, |w| w.bytes_attribute(tuple, &MATCH_SOURCE.to_ne_bytes()));
+                });
+                count += 1;
+            }
+        }
+        let mut outcome = Ok(());
+        self.socket.batch(bytes.bytes(), count, None, |_, refusal| outcome = Err(refusal.error))?;
+        outcome
     }
 }
 

@@ -1,6 +1,7 @@
 //! The tables in the kernel: read, changed in one transaction each, removed. Only the first one is made in two.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::panic::resume_unwind;
 use std::sync::mpsc;
 use std::thread;
@@ -122,6 +123,15 @@ impl Enforcer {
             wrong.map(Change::Replace).chain(stale.cloned().map(Change::DeleteTable)).collect();
         self.nft.commit(&changes)?;
         Ok(!changes.is_empty())
+    }
+
+    /// Has the kernel forget the connections of addresses that pods have just got: nobody judged them by these pods' policies, and answers to
+    /// them would pass for a while. To be done once their policies are in force.
+    ///
+    /// # Errors
+    /// The kernel's, which may not be able to do it (before Linux 6.8).
+    pub fn forget_connections(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
+        self.conntrack.forget_addresses(addresses)
     }
 
     /// Takes the marks of superseded generations off connections, so that a number that comes round finds none of them.

@@ -57,6 +57,13 @@ pub(crate) fn forget_udp(socket: &mut Socket, ipv6: bool, ports: &[u16]) -> Resu
 pub(crate) fn forget_address(socket: &mut Socket, address: IpAddr) -> Result<(), Errno> {
     let family = address_family(address) as u8;
     let source = if address.is_ipv4() { SOURCE_V4 } else { SOURCE_V6 };
+    let is_of = |reply: &&Reply, tuple| is_from(reply, tuple, source, address).unwrap_or(false);
+    if address.is_ipv6() {
+        // A filter by an IPv6 address means all others (`ctnetlink_filter_match_tuple` of Linux 6.18 compares the wrong way round).
+        let found = socket.ask(Message::new(GET, libc::NLM_F_DUMP, &[family, 0, 0, 0]))?;
+        let own = found.iter().filter(|reply| is_of(reply, ORIGINAL) || is_of(reply, REPLY));
+        return delete(socket, own.filter_map(|reply| deletion(reply, family)).collect());
+    }
     // The flags of the filter are numbered as the tuples are.
     let about = |kind: u16, flags: i32, tuple: u16| {
         Message::new(kind, flags, &[family, 0, 0, 0])
@@ -70,7 +77,7 @@ pub(crate) fn forget_address(socket: &mut Socket, address: IpAddr) -> Result<(),
     for tuple in tuples {
         // Kernels before 5.8 know no filter and tell everything.
         let found = socket.ask(about(GET, libc::NLM_F_DUMP, tuple))?;
-        let own = found.iter().filter(|reply| is_from(reply, tuple, source, address).unwrap_or(false));
+        let own = found.iter().filter(|reply| is_of(reply, tuple));
         delete(socket, own.filter_map(|reply| deletion(reply, family)).collect())?;
     }
     Ok(())

@@ -349,28 +349,30 @@ fn connections_of_an_address_from_before_its_pod_are_forgotten_once_its_policies
         let track =
             "table inet t {\nchain o {\ntype filter hook output priority 0\nct state new counter\n}\n}";
         run("nft", &[track]);
-        let addresses = ["10.1.17.2", "10.1.17.3", "10.1.17.200"];
+        let addresses =
+            ["10.1.17.2/32", "10.1.17.3/32", "10.1.17.200/32", "fc00::2/128", "fc00::3/128", "fc00::200/128"];
         for address in addresses {
-            host.ip(&["address", "add", &format!("{address}/32"), "dev", "lo"]);
+            host.ip(&["address", "add", address, "dev", "lo"]);
         }
-        for (from, to) in
-            [("10.1.17.200", "10.1.17.2"), ("10.1.17.2", "10.1.17.3"), ("10.1.17.200", "10.1.17.3")]
-        {
-            run("ping", &["-n", "-c1", "-I", from, to]);
+        for net in ["10.1.17.", "fc00::"] {
+            for (from, to) in [("200", "2"), ("2", "3"), ("200", "3")] {
+                run("ping", &["-n", "-c1", "-W5", "-I", &format!("{net}{from}"), &format!("{net}{to}")]);
+            }
         }
         for address in addresses {
-            host.ip(&["address", "del", &format!("{address}/32"), "dev", "lo"]);
+            host.ip(&["address", "del", address, "dev", "lo"]);
         }
         let tracked = || {
             let table = run("cat", &["/proc/net/nf_conntrack"]);
             let of =
                 |address: &str| table.lines().filter(|line| line.contains(&format!("{address} "))).count();
-            (of("10.1.17.2"), of("10.1.17.3"))
+            let of_v6 = |host: u8| of(&format!("=fc00:0000:0000:0000:0000:0000:0000:{host:04}"));
+            [of("=10.1.17.2"), of("=10.1.17.3"), of_v6(2), of_v6(3)]
         };
-        assert_eq!(tracked(), (2, 2), "{path:?}");
+        assert_eq!(tracked(), [2, 2, 2, 2], "{path:?}");
         let result = case.call("ADD", path, &case.network(1)).result();
         assert_eq!(result["ips"][0]["address"], "10.1.17.2/24");
-        assert_eq!(tracked(), (0, 1), "{path:?}");
+        assert_eq!(tracked(), [0, 1, 0, 1], "{path:?}");
         case.call("DEL", path, &case.network(1)).result();
     }
 }

@@ -6,13 +6,13 @@ use subnet::policy::{ObjectName, Pod};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::announce::{Announcement, Retry};
+use super::announce::{Announcement, OldConnections, Retry};
 use super::known::Known;
 
 /// A pod is announced, and the plugin waits.
 pub(super) struct Adding {
     pub(super) pod: Announcement,
-    answer: oneshot::Sender<Result<(), Retry>>,
+    answer: oneshot::Sender<Result<OldConnections, Retry>>,
     /// When it was asked for.
     pub(super) since: Instant,
     /// Whether its namespace's policies are read, as far as that can be done.
@@ -38,7 +38,7 @@ pub(super) enum Step {
 impl Adding {
     pub(super) fn new(
         pod: Announcement,
-        answer: oneshot::Sender<Result<(), Retry>>,
+        answer: oneshot::Sender<Result<OldConnections, Retry>>,
         step: Step,
         now: Instant,
     ) -> Self {
@@ -50,10 +50,10 @@ impl Adding {
     }
 
     /// Tells the plugin how it ended.
-    pub(super) fn end(self, outcome: Result<(), String>) {
+    pub(super) fn end(self, outcome: Result<OldConnections, String>) {
         let Announcement { namespace, pod, .. } = &self.pod;
         match &outcome {
-            Ok(()) => {
+            Ok(_) => {
                 tracing::debug!(%namespace, %pod, took = ?self.since.elapsed(), "network policies hold for a new pod")
             }
             Err(why) => tracing::warn!(%namespace, %pod, "no network for a new pod yet: {why}"),

@@ -60,10 +60,19 @@ pub(crate) struct Retry {
     pub(crate) why: String,
 }
 
+/// What became of connections with a pod's addresses from before its policies were in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OldConnections {
+    /// The kernel has forgotten them.
+    Forgotten,
+    /// The kernel can't be asked for that, so the plugin has to look for them one by one.
+    Kept,
+}
+
 /// What the policy task is asked for, and where it answers.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Announce(Announcement, oneshot::Sender<Result<(), Retry>>),
+    Announce(Announcement, oneshot::Sender<Result<OldConnections, Retry>>),
     Release(Ended, oneshot::Sender<Result<(), Retry>>),
     /// A question of `flanneld policy`, answered with a text.
     Ask(Inquiry, oneshot::Sender<Result<String, Retry>>),
@@ -84,7 +93,7 @@ impl Announcer {
     ///
     /// # Errors
     /// [`Retry`] when it can't be done now.
-    pub(crate) async fn announce(&self, pod: Announcement) -> Result<(), Retry> {
+    pub(crate) async fn announce(&self, pod: Announcement) -> Result<OldConnections, Retry> {
         self.ask(|answer| Request::Announce(pod, answer)).await
     }
 
@@ -152,11 +161,11 @@ mod tests {
         });
         let Some(Request::Announce(got, answer)) = requests.recv().await else { panic!("no request") };
         assert_eq!(got, pod());
-        answer.send(Ok(())).unwrap();
+        answer.send(Ok(OldConnections::Kept)).unwrap();
         let Some(Request::Release(got, answer)) = requests.recv().await else { panic!("no request") };
         assert_eq!(got, ended());
         answer.send(Ok(())).unwrap();
-        assert_eq!(both.await.unwrap(), (Ok(()), Ok(())));
+        assert_eq!(both.await.unwrap(), (Ok(OldConnections::Kept), Ok(())));
         // A task that answers nothing, and one that has ended.
         let why = announcer.announce(pod()).await.unwrap_err().why;
         assert!(why.contains("busy"), "{why}");

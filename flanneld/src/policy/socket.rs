@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{interval, sleep, timeout};
 
-use super::announce::Announcer;
+use super::announce::{Announcer, OldConnections};
 use super::request::Question;
 
 /// A line that is longer is no request of the plugin.
@@ -240,7 +240,11 @@ async fn answer(line: &[u8], announcer: &Announcer, log_group: Option<u16>) -> V
         }
     };
     let text = match question {
-        Question::Add(pod) => announcer.announce(pod).await.map(|()| None),
+        Question::Add(pod) => match announcer.announce(pod).await {
+            Ok(OldConnections::Forgotten) => return json!({"ok": true, "forgotten": true}),
+            Ok(OldConnections::Kept) => Ok(None),
+            Err(retry) => Err(retry),
+        },
         Question::Del(ended) => announcer.release(ended).await.map(|()| None),
         Question::Ask(inquiry) => announcer.inquire(inquiry).await.map(Some),
         Question::Status | Question::NotOurs => Ok(None),

@@ -4,6 +4,7 @@ mod adds;
 mod asked;
 mod report;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -373,20 +374,23 @@ impl Policies {
 
     async fn converge(&mut self, now: Instant) {
         (self.gathered, self.urgent, self.again) = (None, false, None);
-        let (programmed, waiting) = std::mem::take(&mut self.adding)
+        let (programmed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.adding)
             .into_iter()
             .partition(|(_, adding)| adding.step == Step::Programmed);
         self.adding = waiting;
         let releasing = std::mem::take(&mut self.releasing);
         let started = Instant::now();
-        let (converged, walked) = self
+        let addresses: Vec<IpAddr> =
+            programmed.iter().flat_map(|(_, adding)| adding.pod.addresses.clone()).collect();
+        let (converged, old, walked) = self
             .hands
-            .to(|hands| {
+            .to(move |hands| {
                 let now = std::time::Instant::now();
                 let converged = hands.enforcer.converge(now);
+                let old = adds::forget_connections(&mut hands.enforcer, &addresses);
                 let due =
                     hands.enforcer.engine.generations().is_some_and(|generations| generations.walk_due());
-                (converged, due.then(|| hands.enforcer.forget_old_generations(now)))
+                (converged, old, due.then(|| hands.enforcer.forget_old_generations(now)))
             })
             .await;
         if let Some(Err(error)) = walked {
@@ -394,10 +398,9 @@ impl Policies {
         }
         self.figures.applied(started.elapsed());
         let outcome = self.converged(&converged, now);
-        let programmed: Vec<(u64, Adding)> = programmed;
         for (_, adding) in programmed {
             self.figures.added(adding.since.elapsed(), outcome.is_ok());
-            adding.end(outcome.clone());
+            adding.end(outcome.clone().map(|()| old));
         }
         for answer in releasing {
             let _ = answer.send(outcome.clone().map_err(|why| Retry { why }));

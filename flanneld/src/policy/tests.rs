@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::announce::{Announcement, Announcer, Ended, Retry};
+use super::announce::{Announcement, Announcer, Ended, OldConnections, Retry};
 use super::task::CONDITION;
 use super::*;
 use crate::serve::Health;
@@ -161,7 +161,7 @@ impl Bed {
         }
     }
 
-    async fn announce(&self, pod: Announcement) -> Result<(), Retry> {
+    async fn announce(&self, pod: Announcement) -> Result<OldConnections, Retry> {
         self.running().announcer.announce(pod).await
     }
 }
@@ -214,6 +214,44 @@ fn a_pod_is_in_the_kernel_when_its_announcement_is_answered_and_out_of_it_after_
 }
 
 #[test]
+fn connections_of_an_address_from_before_its_pod_are_forgotten_and_no_others() {
+    within(async |mut bed| {
+        bed.server.put_policy("shop", "deny", deny());
+        bed.server.put_pod_object(pod("web", None));
+        bed.start_ready(Mode::On).await;
+        let run = |program: &str, line: &str| {
+            let output = std::process::Command::new(program).args(line.split(' ')).output().unwrap();
+            assert!(output.status.success(), "{program} {line}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        run("ip", "link set lo up");
+        run("nft", "add table inet t");
+        run("nft", "add chain inet t o { type filter hook output priority 0 ; }");
+        run("nft", "add rule inet t o ct state new counter");
+        for host in [2, 3, 99] {
+            run("ip", &format!("address add 10.244.1.{host}/32 dev lo"));
+        }
+        for (from, to) in [(99, 2), (2, 3), (99, 3)] {
+            run("ping", &format!("-n -c1 -W5 -I 10.244.1.{from} 10.244.1.{to}"));
+        }
+        let tracked = |address: &str| {
+            let table = run("cat", "/proc/net/nf_conntrack");
+            table.lines().filter(|line| line.contains(&format!("={address} "))).count()
+        };
+        let both = || (tracked("10.244.1.2"), tracked("10.244.1.3"));
+        assert_eq!(both(), (2, 2), "{}", run("cat", "/proc/net/nf_conntrack"));
+        let web = announced("web", "c1", "10.244.1.2");
+        // With a second family the plugin has to do it.
+        let two =
+            Announcement { addresses: vec![web.addresses[0], "fd00::2".parse().unwrap()], ..web.clone() };
+        assert_eq!(bed.announce(two).await, Ok(OldConnections::Kept));
+        assert_eq!(both(), (2, 2));
+        assert_eq!(bed.announce(web).await, Ok(OldConnections::Forgotten));
+        assert_eq!(both(), (0, 1), "{}", run("cat", "/proc/net/nf_conntrack"));
+    });
+}
+
+#[test]
 fn a_pod_and_a_policy_that_no_watch_has_told_of_yet_are_asked_for() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "other", json!({"podSelector": {"matchLabels": {"app": "other"}}}));
@@ -245,7 +283,7 @@ fn pods_that_start_at_once_share_readings_of_their_namespaces_policies() {
             let announcer = bed.running().announcer.clone();
             adds.spawn(async move { announcer.announce(pod).await });
         }
-        assert_eq!(adds.join_all().await, vec![Ok(()); names.len()]);
+        assert_eq!(adds.join_all().await, vec![Ok(OldConnections::Forgotten); names.len()]);
         assert!((2..=41).all(|host| isolated(&format!("10.244.1.{host}"))), "{}", table());
         // The first one's, and the next one's for those that came during that. Others may have come after them.
         assert!((1..=20).contains(&lists(&bed)), "{}", lists(&bed));

@@ -92,7 +92,8 @@ const ADD: &str = "{\"v\":1,\"verb\":\"add\",\"namespace\":\"shop\",\"pod\":\"we
 async fn a_pod_is_announced_to_the_policy_task_whose_answer_is_passed_on() {
     let mut served = Served::new();
     for (outcome, expected) in [
-        (Ok(()), "{\"ok\":true}\n"),
+        (Ok(OldConnections::Kept), "{\"ok\":true}\n"),
+        (Ok(OldConnections::Forgotten), "{\"forgotten\":true,\"ok\":true}\n"),
         (Err(Retry { why: "not yet".into() }), "{\"retry\":true,\"why\":\"not yet\"}\n"),
     ] {
         let asked = served.ask(ADD);
@@ -135,7 +136,7 @@ async fn bad_requests_are_answered_with_an_error_and_harm_no_others() {
     assert!(begin.elapsed() >= TRANSFER_TIMEOUT);
     let asked = served.ask(ADD);
     let Some(Request::Announce(_, answer)) = served.requests.recv().await else { panic!("no announcement") };
-    answer.send(Ok(())).unwrap();
+    answer.send(Ok(OldConnections::Kept)).unwrap();
     assert_eq!(asked.await.unwrap(), "{\"ok\":true}\n");
     drop(silent);
 }

@@ -1,9 +1,11 @@
 //! ADDs and DELs of pods, as far as the task has to do with them: each step is taken when what it waits for is there.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backends::policy::Enforcer;
 use subnet::StoreError;
 use subnet::kube::FoundPod;
 use subnet::policy::Pod;
@@ -13,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::Mode;
 use super::super::adding::{Adding, Step, examine, find, identify};
-use super::super::announce::{Announcement, Ended, Request, Retry};
+use super::super::announce::{Announcement, Ended, OldConnections, Request, Retry};
 use super::super::known::Effect;
 use super::{Phase, Policies};
 
@@ -40,7 +42,7 @@ impl Policies {
         }
     }
 
-    fn announced(&mut self, pod: Announcement, answer: oneshot::Sender<Result<(), Retry>>) {
+    fn announced(&mut self, pod: Announcement, answer: oneshot::Sender<Result<OldConnections, Retry>>) {
         let now = Instant::now();
         let adding = Adding::new(pod, answer, Step::Watched(now + POD_WAITS), now);
         if let Err(why) = examine(&adding.pod, self.options.mode == Mode::Strict) {
@@ -182,4 +184,24 @@ impl Policies {
 
 fn silent() -> StoreError {
     StoreError::Unreachable { store: "the Kubernetes API".to_owned(), why: "no answer in time".to_owned() }
+}
+
+/// Has the kernel forget what was sent to and from the addresses of new pods before their policies were in force.
+pub(super) fn forget_connections(enforcer: &mut Enforcer, addresses: &[IpAddr]) -> OldConnections {
+    let v4 = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    };
+    // The kernel's filter is wrong for IPv6; the plugin goes through the list.
+    let Some(addresses) = addresses.iter().map(v4).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
+    else {
+        return OldConnections::Kept;
+    };
+    match enforcer.forget_connections(&addresses) {
+        Ok(()) => OldConnections::Forgotten,
+        Err(error) => {
+            tracing::debug!(%error, "connections of new pods' addresses are left to the plugin");
+            OldConnections::Kept
+        }
+    }
 }
