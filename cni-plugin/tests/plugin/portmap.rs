@@ -324,3 +324,33 @@ fn what_a_client_sent_by_udp_before_the_port_led_to_a_pod_does_not_keep_it_from_
     list.del(&second);
     list.del(&first);
 }
+
+#[test]
+fn of_what_was_sent_by_udp_before_only_that_to_the_port_is_forgotten() {
+    let node = Node::with_namespace(&format!("{V4}{}", crate::pods::V6));
+    let list = list(&node, "1.0.0");
+    let host = node.host();
+    host.ip(&["link", "set", "lo", "up"]);
+    nft(
+        &node,
+        &["table inet t {\nchain o {\ntype filter hook output priority 0\nct state new counter\n}\n}"],
+    );
+    for port in [8080, 8081] {
+        for address in ["127.0.0.1", "::1"] {
+            let send = format!("echo before > /dev/udp/{address}/{port}");
+            assert!(host.command("bash").args(["-c", &send]).status().unwrap().success(), "{send}");
+        }
+    }
+    let tracked = |port: u16| {
+        let table = host.command("cat").arg("/proc/net/nf_conntrack").output().unwrap();
+        let table = String::from_utf8(table.stdout).unwrap();
+        table.lines().filter(|line| line.contains(&format!("dport={port} "))).count()
+    };
+    assert_eq!((tracked(8080), tracked(8081)), (2, 2));
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let attached = list.add(pod, json!({"portMappings": port(8080, json!({}))}));
+    assert_eq!((tracked(8080), tracked(8081)), (0, 2));
+    list.del(&attached);
+}
