@@ -88,7 +88,7 @@ impl Conntrack {
     /// filter means all others (`ctnetlink_filter_match_tuple` of Linux 6.18 compares the wrong way round).
     ///
     /// # Errors
-    /// The kernel's. Before 6.8 it takes the part of a tuple for a whole one and refuses it.
+    /// The kernel's. Linux 6.1 takes the part of a tuple for a whole one and refuses it.
     pub(super) fn forget_addresses(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
         let (mut bytes, mut count) = (Writer::default(), 0);
         for address in addresses {

@@ -129,7 +129,7 @@ impl Enforcer {
     /// them would pass for a while. To be done once their policies are in force.
     ///
     /// # Errors
-    /// The kernel's, which may not be able to do it (before Linux 6.8).
+    /// The kernel's, which may not be able to do it (Linux 6.1 is not).
     pub fn forget_connections(&mut self, addresses: &[Ipv4Addr]) -> io::Result<()> {
         self.conntrack.forget_addresses(addresses)
     }

@@ -84,8 +84,8 @@ pub(crate) fn forget_address(socket: &mut Socket, address: IpAddr) -> Result<(),
 }
 
 /// Has the kernel forget all that match one of these filters: it passes empty places of its table without locking each,
-/// as a dump does, which takes ten times as long. Says whether it can: kernels before 6.8 take the part of a tuple for a
-/// whole one and refuse it.
+/// as a dump does, which takes ten times as long. Says whether it can: Linux 6.1 takes the part of a tuple for a
+/// whole one and refuses it, 6.18 does not.
 fn flush(socket: &mut Socket, filters: Vec<Message>) -> Result<bool, Errno> {
     match socket.execute(filters).map_err(Errno::from) {
         Ok(()) => Ok(true),

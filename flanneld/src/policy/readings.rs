@@ -1,5 +1,5 @@
-//! Which ADDs share one reading of their namespace's policies, so that a node that starts a hundred pods at once reads
-//! them twice and not a hundred times.
+//! Which ADDs share one reading of their namespace's policies, so that a node that starts a hundred pods at once does not read
+//! them a hundred times.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

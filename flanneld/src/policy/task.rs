@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::adding::{Adding, Step};
-use super::announce::{Request, Retry};
+use super::announce::{OldConnections, Request, Retry};
 use super::kept::{self, Kept};
 use super::known::{Effect, Known};
 use super::readings::Readings;
@@ -387,7 +387,10 @@ impl Policies {
             .to(move |hands| {
                 let now = std::time::Instant::now();
                 let converged = hands.enforcer.converge(now);
-                let old = adds::forget_connections(&mut hands.enforcer, &addresses);
+                let old = match &converged {
+                    Ok(_) => adds::forget_connections(&mut hands.enforcer, &addresses),
+                    Err(_) => OldConnections::Kept,
+                };
                 let due =
                     hands.enforcer.engine.generations().is_some_and(|generations| generations.walk_due());
                 (converged, old, due.then(|| hands.enforcer.forget_old_generations(now)))
