@@ -125,7 +125,7 @@ impl Enforcer {
         Ok(!changes.is_empty())
     }
 
-    /// Has the kernel forget the connections of addresses that pods have just got: nobody judged them by these pods' policies, and answers to
+    /// Has the kernel forget the connections of addresses that pods have just got: they were not judged by these pods' policies, and answers to
     /// them would pass for a while. To be done once their policies are in force.
     ///
     /// # Errors

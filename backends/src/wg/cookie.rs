@@ -49,7 +49,7 @@ pub fn initiation_of_a_stranger(receiver: &PublicKey) -> [u8; super::message::IN
     message
 }
 
-/// Addresses a message to the node with this public key, whatever is in it.
+/// Addresses a message of any kind to the node with this public key.
 #[cfg(feature = "testing")]
 pub fn address(receiver: &PublicKey, message: &mut [u8]) {
     mac1(receiver, message);

@@ -29,7 +29,7 @@ pub(super) struct Facts<'a> {
 /// What is said of a pod that the host has not talked to.
 const NO_NEIGHBOUR: &str =
     " (this host has no neighbour entry for it: it has not talked lately, or no pod has this address)";
-/// Why nobody receives a packet.
+/// Why a packet is not delivered.
 const NO_LEASE: &str = "no node has leased a subnet with it";
 
 /// Questions to the kernel and to the agent.

@@ -180,7 +180,7 @@ impl Table {
         at.on_grid(self.grid())
     }
 
-    /// For what is to be known soon, whatever the number of peers.
+    /// For what is to be known soon, also with many peers.
     fn on_doubt_grid(&self, at: Moment) -> Moment {
         at.on_grid(self.grid().min(DOUBT_GRID))
     }

@@ -144,7 +144,7 @@ impl KubeconfigFile<'_> {
         })
     }
 
-    /// The user of a context. As in kubectl, there need not be one: the API server decides what nobody may do.
+    /// The user of a context. As in kubectl, there need not be one: the API server decides what an anonymous user may do.
     fn user(&self, context: &YamlValue<'_>) -> Result<AuthInfo, String> {
         let Some(name) = text_of(context, "user")? else { return Ok(AuthInfo::default()) };
         let Some(item) = self.item("users", name)? else {

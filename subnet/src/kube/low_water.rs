@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Sets `SO_RCVLOWAT`: the kernel wakes nobody for less. The end of the stream, errors and a full receive buffer
+/// Sets `SO_RCVLOWAT`: the kernel wakes no reader for less. The end of the stream, errors and a full receive buffer
 /// wake all the same (tcp(7); `tcp_epollin_ready`).
 #[expect(unsafe_code, reason = "no crate that is linked has a safe form of this option")]
 pub(super) fn set(socket: impl AsFd, bytes: libc::c_int) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! YAML as a kubeconfig has it: a table of nodes in which each text is what is written, whatever it looks like.
+//! YAML as a kubeconfig has it: a table of nodes in which each text is what is written, also if it looks like a number.
 //!
 //! A token may look like a number and a cluster's name like a date, so no text is ever taken for a value of another type.
 //! An alias is a second way to the same node: it is not copied, so what a file takes in memory grows with its length alone.
@@ -221,7 +221,7 @@ impl<'a> YamlValue<'a> {
         Ok(items.iter().enumerate().map(item).collect())
     }
 
-    /// What is written, whatever it looks like; nothing where it is null.
+    /// What is written, also if it looks like a number; nothing where it is null.
     ///
     /// # Errors
     /// This is no text.

@@ -260,7 +260,7 @@ mod tests {
     use crate::kernel::netlink::socket::decode as typed;
     use crate::netlink::multicast::RTM_NEWLINK;
 
-    /// A message about a link: its name and kind, and something between that matters to nobody here.
+    /// A message about a link: its name and kind, and something between that is not read.
     fn about(family: u8, index: u32, name: &str, kind: &str) -> Vec<u8> {
         let mut attributes = wire::Writer::default();
         attributes.string(3, name);
@@ -293,7 +293,7 @@ mod tests {
                     prop_assert_eq!(Some(all.host.name), head.name());
                     prop_assert_eq!(all.host.bridge, head.is_bridge());
                 }
-                // A name that nobody could ask for.
+                // A name that no request could have.
                 (None, Some(head)) => prop_assert_eq!(head.name(), None),
                 (None, None) => prop_assert_eq!(family, 7),
                 (Some(_), None) => prop_assert!(false, "left out"),

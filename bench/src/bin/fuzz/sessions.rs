@@ -174,7 +174,7 @@ impl Bed {
         datagram
     }
 
-    /// An initiation for this node whose contents nobody made.
+    /// An initiation for this node with random contents.
     fn computed(&mut self, to: usize) -> Vec<u8> {
         let mut message = self.numbers.bytes(INITIATION);
         message[..4].copy_from_slice(&[1, 0, 0, 0]);

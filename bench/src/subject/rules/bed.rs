@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backends::nft::{Expr, Nft, NftError, Rule, Ruleset};
 use backends::testing::{Node, Pod, wait_for};
@@ -56,7 +57,8 @@ impl Setup {
     }
 }
 
-/// All rules, without what counters counted, the kernel's numbers and the order of things that have names.
+/// All rules, without what counters counted, the time that elements have left, the kernel's numbers and the order of things that have
+/// names.
 pub(crate) fn look(nft: &mut Nft) -> Result<Ruleset, NftError> {
     let mut found = nft.dump()?;
     found.tables.sort_by(|one, other| one.id.cmp(&other.id));
@@ -64,6 +66,8 @@ pub(crate) fn look(nft: &mut Nft) -> Result<Ruleset, NftError> {
         table.sets.sort_by(|one, other| one.name.cmp(&other.name));
         table.chains.sort_by(|one, other| one.name.cmp(&other.name));
         table.chains.iter_mut().flat_map(|chain| &mut chain.rules).for_each(plain);
+        let lifetimes = table.sets.iter_mut().flat_map(|set| set.lifetimes.values_mut());
+        lifetimes.for_each(|left| *left = Duration::ZERO);
     }
     Ok(found)
 }
