@@ -102,14 +102,9 @@ impl Sealing {
         counters.dropped_without_session.add(lost);
     }
 
-    /// Sends what the protocol itself has to say.
+    /// Sends what the protocol itself has to say, and wakes the thread that keeps the time if it waits for that.
     pub(super) fn post(&self, out: &mut Vec<Outgoing>, sockets: &[Arc<UdpSocket>]) {
-        for Outgoing { to, bytes } in out.drain(..) {
-            if let Some(socket) = sockets.iter().find(|socket| socket.reaches(to.ip())) {
-                // What is lost is repeated.
-                let _ = socket.send_one(to, &bytes);
-            }
-        }
+        send(out, sockets);
         if self.device.wakes() {
             let _ = rustix::io::write(&self.alarm, &1u64.to_ne_bytes());
         }
@@ -124,15 +119,7 @@ impl Sealing {
     ) -> io::Result<()> {
         let mut out = Vec::new();
         loop {
-            let mut next = self.device.tick(self.now(), &mut out);
-            if next.is_none() {
-                self.device.sleeps();
-                // What came meanwhile has woken no thread.
-                next = self.device.tick(self.now(), &mut out);
-            }
-            self.post(&mut out, sockets);
-            counters.handshakes_unanswered.add(self.device.take_unanswered());
-            let timeout = next.map(|next| {
+            let timeout = self.do_what_is_due(&mut out, sockets, counters).map(|next| {
                 let next = next.clamp(TIMERS.0, TIMERS.1);
                 Timespec { tv_sec: next.as_secs() as _, tv_nsec: next.subsec_nanos().into() }
             });
@@ -145,6 +132,34 @@ impl Sealing {
                 return Ok(());
             }
             let _ = rustix::io::read(&self.alarm, &mut [0; 8]);
+        }
+    }
+
+    /// Does what is due now. The result is when the next is; `None`: nothing is, and the thread waits for the alarm.
+    fn do_what_is_due(
+        &self,
+        out: &mut Vec<Outgoing>,
+        sockets: &[Arc<UdpSocket>],
+        counters: &Counters,
+    ) -> Option<Duration> {
+        let mut next = self.device.tick(self.now(), out);
+        if next.is_none() {
+            self.device.sleeps();
+            // What came meanwhile has woken no thread.
+            next = self.device.tick(self.now(), out);
+        }
+        // Without the alarm, which would wake this thread at once, again and again.
+        send(out, sockets);
+        counters.handshakes_unanswered.add(self.device.take_unanswered());
+        next
+    }
+}
+
+/// Sends messages of the protocol. What is lost is repeated.
+fn send(out: &mut Vec<Outgoing>, sockets: &[Arc<UdpSocket>]) {
+    for Outgoing { to, bytes } in out.drain(..) {
+        if let Some(socket) = sockets.iter().find(|socket| socket.reaches(to.ip())) {
+            let _ = socket.send_one(to, &bytes);
         }
     }
 }
@@ -208,6 +223,7 @@ pub(super) fn sender(datagram: &super::sys::Datagram) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wg::identity::Identity;
 
     #[test]
     fn a_handle_is_the_number_of_a_peer_in_either_family() {
@@ -217,6 +233,22 @@ mod tests {
                 assert_eq!((number(handle), Family::of(handle)), (peer, family));
             }
         }
+    }
+
+    #[test]
+    fn the_thread_that_keeps_the_time_waits_while_nothing_is_due_and_is_woken_by_the_others() {
+        let identity = Arc::new(Identity::generate().unwrap());
+        let sealing = Sealing::new(Arc::new(Device::new(identity, 1420))).unwrap();
+        let rings = || {
+            let mut files = [PollFd::new(&sealing.alarm, PollFlags::IN)];
+            poll(&mut files, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+        };
+        for _ in 0..3 {
+            assert_eq!(sealing.do_what_is_due(&mut Vec::new(), &[], &Counters::default()), None);
+            assert!(!rings(), "it would wake itself, again and again");
+        }
+        sealing.post(&mut Vec::new(), &[]);
+        assert!(rings());
     }
 
     #[test]
