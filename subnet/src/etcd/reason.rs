@@ -188,9 +188,12 @@ async fn probe(endpoint: &str, tls: &Tls) -> Option<Reason> {
                 .and_then(|inner| inner.downcast_ref::<rustls::Error>())
                 .is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_))),
         };
-        return speaks_tls.then(|| {
-            Reason::Refused(format!("{endpoint} speaks TLS: is it https? Look at --etcd-endpoints"))
-        });
+        if speaks_tls {
+            return Some(Reason::Refused(format!(
+                "{endpoint} speaks TLS: is it https? Look at --etcd-endpoints"
+            )));
+        }
+        return not_etcd(&answer_to_http(authority).await.ok()?, endpoint);
     }
     let config = client_config(tls)?;
     let error = match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
@@ -211,6 +214,18 @@ async fn answer_to_http(authority: &str) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     stream.take(512).read_to_end(&mut answer).await?;
     Ok(answer)
+}
+
+/// The reason, if that was not answered by etcd. A proxy answers so as well while its etcd is away.
+fn not_etcd(answer: &[u8], endpoint: &str) -> Option<Reason> {
+    if !answer.starts_with(b"HTTP/") || answer.windows(10).any(|part| part == b"etcdserver") {
+        return None;
+    }
+    let line = String::from_utf8_lossy(answer.split(|byte| *byte == b'\r').next()?).into_owned();
+    Some(Reason::Away(format!(
+        "what answers at {endpoint} is no etcd ({}): look at --etcd-endpoints, or at the proxy if there is one in front of etcd",
+        shortened(&line)
+    )))
 }
 
 fn client_config(tls: &Tls) -> Option<ClientConfig> {
@@ -300,6 +315,19 @@ mod tests {
             "{denied}"
         );
         assert_eq!(of_status(14, "etcdserver: leader changed", None, ""), None);
+    }
+
+    #[test]
+    fn a_server_of_http_that_is_no_etcd_is_named_as_such() {
+        let etcd = b"HTTP/1.0 200 OK\r\n\r\n{\"etcdserver\":\"3.4.23\",\"etcdcluster\":\"3.4.0\"}";
+        assert_eq!(not_etcd(etcd, "http://10.0.0.1:2379"), None);
+        assert_eq!(not_etcd(b"\0\0\x12\x04\0", "http://10.0.0.1:2379"), None);
+        let Some(Reason::Away(text)) = not_etcd(b"HTTP/1.0 404 Not Found\r\nServer: x", "http://10.0.0.1:80")
+        else {
+            panic!()
+        };
+        assert!(text.contains("http://10.0.0.1:80 is no etcd (HTTP/1.0 404 Not Found)"), "{text}");
+        assert!(text.contains("--etcd-endpoints"), "{text}");
     }
 
     #[test]

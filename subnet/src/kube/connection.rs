@@ -220,7 +220,7 @@ impl Connection {
             message: String,
         }
         let message = serde_json::from_slice::<Status>(text).unwrap_or_default().message;
-        let message = if message.is_empty() { String::from_utf8_lossy(text).into_owned() } else { message };
+        let message = if message.is_empty() { http_client::plain_text(text) } else { message };
         let message = shortened_to(&message, 500);
         let store = self.described.clone();
         let error = match status {

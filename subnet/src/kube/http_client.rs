@@ -45,3 +45,14 @@ pub(super) fn new(config: &Config) -> Result<Client, kube::Error> {
         .service::<legacy::Client<_, kube::client::Body>>(http);
     Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }
+
+/// What an answer says that has no status of Kubernetes: its text, but of a web page what it means.
+pub(super) fn plain_text(answer: &[u8]) -> String {
+    if answer.trim_ascii_start().starts_with(b"<") {
+        "a web page is the answer: what listens there is no API server, or a proxy that does not reach one; look at --kube-api-url \
+         or server in --kubeconfig-file"
+            .to_owned()
+    } else {
+        String::from_utf8_lossy(answer).into_owned()
+    }
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use subnet::etcd::{Etcd, EtcdOptions};
 use subnet::{LeaseStore, StoreError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::bed::options;
 use super::etcd_server::{Server, own_address};
@@ -270,6 +271,33 @@ async fn a_plain_server_and_none_at_all_are_told_apart() {
     assert_eq!(texts.len(), 1, "one state has one text: {texts:?}");
     let text = texts.pop_first().unwrap();
     assert!(text.contains("is etcd running?") && text.contains("--lease-store=file:DIR"), "{text}");
+}
+
+#[tokio::test]
+async fn what_answers_and_is_no_etcd_is_named_by_one_text() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let proxy = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 2048]).await;
+            let answer =
+                b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    let store = Etcd::new(options(endpoint.clone(), HOUR)).unwrap();
+    let mut texts = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let error = within(store.network()).await.unwrap_err();
+        // The etcd behind a proxy may be away for a moment.
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+        texts.insert(error.to_string());
+    }
+    assert_eq!(texts.len(), 1, "one state has one text: {texts:?}");
+    proxy.abort();
+    let text = texts.pop_first().unwrap();
+    assert!(text.contains(&endpoint) && text.contains("503") && text.contains("--etcd-endpoints"), "{text}");
 }
 
 #[tokio::test]

@@ -168,11 +168,11 @@ async fn the_configuration_is_read_from_the_file_with_the_rules_for_kubernetes()
     assert!(matches!(error, StoreError::NoConfig { .. }), "{error}");
 }
 
-#[tokio::test]
-async fn something_else_than_an_api_server_is_recognised() {
+/// A web server that answers every request with a page and this status: its address, while the task lives.
+async fn web(status: &'static str) -> (std::net::SocketAddr, crate::bed::Task<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let _web = crate::bed::spawn(async move {
+    let task = crate::bed::spawn(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -180,21 +180,32 @@ async fn something_else_than_an_api_server_is_recognised() {
             let _ = stream.read(&mut request).await;
             let page = "<html>[{}]</html>";
             let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+                "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
                 page.len()
             );
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    let bed = Bed::new(VXLAN);
-    let mut options = bed.options("n1");
-    options.api_url = Some(format!("http://{address}"));
-    let store = std::sync::Arc::new(Kube::new(options).await.unwrap());
-    let error = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await.unwrap_err().to_string();
-    assert!(error.contains("does not answer"), "{error}");
-    let mut follower = Follower::of(&store);
-    follower.until("trouble", |known| known.trouble.is_some()).await;
-    assert!(follower.known.borrow().leases.is_none());
+    (address, task)
+}
+
+#[tokio::test]
+async fn something_else_than_an_api_server_is_recognised() {
+    for (status, remedy) in
+        [("200 OK", ""), ("404 Not Found", "--kube-api-url"), ("502 Bad Gateway", "--kube-api-url")]
+    {
+        let (address, _web) = web(status).await;
+        let bed = Bed::new(VXLAN);
+        let mut options = bed.options("n1");
+        options.api_url = Some(format!("http://{address}"));
+        let store = std::sync::Arc::new(Kube::new(options).await.unwrap());
+        let error = acquire(&store, public("192.0.2.1", ""), &vxlan(MAC, "")).await.unwrap_err().to_string();
+        assert!(error.contains("does not answer") && error.contains(remedy), "{status}: {error}");
+        assert!(!error.contains("<html>"), "{status}: {error}");
+        let mut follower = Follower::of(&store);
+        follower.until("trouble", |known| known.trouble.is_some()).await;
+        assert!(follower.known.borrow().leases.is_none());
+    }
 }
 
 #[tokio::test]
