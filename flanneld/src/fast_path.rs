@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backends::fast_path::{FastPath, suits_release};
+use backends::fast_path::{Abilities, FastPath, suits_release};
 use backends::firewall::nftables::{NftFirewall, Offloaded};
 use backends::kernel::netlink::{BridgeListener, Netlink};
 use backends::{Name, NftListener, Watched};
@@ -103,6 +103,7 @@ pub(crate) struct FastPaths {
     kernel: Option<Kernel>,
     /// Networks of earlier runs, whose tables are ours.
     former: Vec<IpNet>,
+    abilities: Abilities,
     made: Made,
 }
 
@@ -136,7 +137,8 @@ impl FastPaths {
         facts: watch::Receiver<Option<Facts>>,
         health: Health,
     ) -> Self {
-        Self { mode, policies, facts, health, kernel: None, former, made: Made::Unknown }
+        let abilities = Abilities::default();
+        Self { mode, policies, facts, health, kernel: None, former, abilities, made: Made::Unknown }
     }
 
     /// Runs until the kernel's notifications fail for good; stopping is dropping. The table is left as it is, so that flows go
@@ -221,6 +223,10 @@ impl FastPaths {
                 self.made = if reason.is_some() { Made::Nothing } else { Made::Tables(wanted) };
                 self.note(reason.flatten());
             }
+            Offloaded::Only(abilities) => {
+                self.abilities = abilities;
+                return Err(format!("the kernel takes the table only with {abilities:?}"));
+            }
             Offloaded::Lacking => {
                 self.made = Made::Lacking;
                 self.note(Some(
@@ -263,12 +269,12 @@ impl FastPaths {
                 indexes.insert(link.index);
             }
         }
-        let requests_only = self.policies || ipvs::is_there();
+        let (requests_only, abilities) = (self.policies || ipvs::is_there(), self.abilities);
         let of_family = |family| {
             let networks: Vec<IpNet> =
                 facts.networks.iter().copied().filter(|net| Family::of(net.addr()) == family).collect();
             let (outer, pods) = (outer.clone(), pods.clone());
-            (!networks.is_empty()).then_some(FastPath { networks, outer, pods, requests_only })
+            (!networks.is_empty()).then_some(FastPath { networks, outer, pods, requests_only, abilities })
         };
         Ok(Wanted { tables: Family::BOTH.into_iter().filter_map(of_family).collect(), indexes })
     }

@@ -22,6 +22,27 @@ pub struct FastPath {
     /// Only packets of clients add a flow. Network policies judge connections by them; and replies from behind IPVS have the
     /// address of the pod here, which a flow would leave as it is.
     pub requests_only: bool,
+    /// What of it this kernel can do.
+    pub abilities: Abilities,
+}
+
+/// What kernels with flowtables can do, or can't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Chains at the forward hook can ask whether the route to a packet's source leaves by the device that it came in by (Linux
+    /// 5.19). Without that, packets that come in add no flow.
+    pub reverse_path: bool,
+}
+
+impl Abilities {
+    /// All combinations, those with more before those with less.
+    pub(crate) const ALL: [Self; 2] = [Self { reverse_path: true }, Self { reverse_path: false }];
+}
+
+impl Default for Abilities {
+    fn default() -> Self {
+        Self::ALL[0]
+    }
 }
 
 impl FastPath {

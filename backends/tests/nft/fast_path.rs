@@ -1,6 +1,6 @@
 //! The fast path on the real kernel, whether or not it has flowtables: `nft` is the witness.
 
-use backends::fast_path::FastPath;
+use backends::fast_path::{Abilities, FastPath};
 use backends::firewall::nftables::{NftFirewall, Offloaded};
 
 use crate::Bed;
@@ -12,6 +12,7 @@ fn fast_path(pods: &[&str]) -> FastPath {
         outer: names(&["outer"]),
         pods: names(pods),
         requests_only: false,
+        abilities: Abilities::default(),
     }
 }
 

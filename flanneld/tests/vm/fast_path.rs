@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::Duration;
 
-use backends::testing::{Namespace, Pod};
+use backends::testing::{Namespace, Pod, uninterrupted};
 use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::bed::{Cluster, Member};
 use crate::exchange::Exchange;
-use crate::{require_kernel, transfer};
+use crate::{evidence, require_kernel, transfer};
 
 mod every_backend;
 
@@ -97,6 +99,15 @@ impl Setup {
     }
 }
 
+/// What shows where a connection hangs: a guest is gone afterwards.
+impl Drop for Setup {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            evidence::show(&self.cluster, &self.members, &self.pods);
+        }
+    }
+}
+
 /// The external interface and the tunnels of a configuration.
 fn outer(config: &str) -> Vec<String> {
     let config: Value = serde_json::from_str(config).unwrap();
@@ -162,6 +173,43 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
     assert!(!a.agent.log().contains("nftables table ip flannel-fast-path"), "it is adopted as it is");
     exchange.goes_on(a, "an agent that was killed");
     exchange.finish();
+}
+
+/// Sends datagrams from one socket to the other, which both are connected, one after the other.
+fn datagrams(from: &UdpSocket, to: &UdpSocket, count: usize) {
+    let mut buffer = [0; 64];
+    for number in 1..=count {
+        from.send(&[7; 64]).unwrap();
+        let received = uninterrupted(|| to.recv(&mut buffer));
+        assert!(received.is_ok(), "datagram {number} of {count} did not arrive: {received:?}");
+    }
+}
+
+/// As while two nodes change their backend one after the other: what comes in by one device is answered by another, and each way is
+/// right. A flow that the kernel adds with a packet that comes in answers by the same device, where nobody is.
+#[test]
+fn what_comes_in_by_another_device_than_the_answer_leaves_by_is_answered_by_the_right_one() {
+    let mut setup = Setup::new(VXLAN, &[]);
+    setup.members.iter_mut().for_each(|member| member.agent.kill().unwrap());
+    let [a, b] = &setup.members;
+    let port = 7077;
+    let socket = |index: usize| {
+        let [own, other] = [&setup.pods[index], &setup.pods[1 - index]];
+        let socket = own.namespace().run(|| UdpSocket::bind(at(own, port))).unwrap();
+        socket.connect(at(other, port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+    };
+    let [near, far] = [socket(0), socket(1)];
+    datagrams(&near, &far, 1);
+    datagrams(&far, &near, 1);
+    let (subnet, address) = (b.subnet(), b.node.address());
+    a.ip(&format!("route replace {subnet} via {address} dev eth0 proto 70"));
+    // By the tunnel; enough for a flow to be added.
+    datagrams(&far, &near, 1000);
+    // By the external interface.
+    datagrams(&near, &far, 1000);
+    assert!(is_offloaded(a, port), "the way out is the fast one");
 }
 
 #[test]

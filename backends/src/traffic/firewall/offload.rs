@@ -12,7 +12,7 @@
 //!     }
 //!     chain flows {
 //!         oifname "flannel.1" ip saddr 10.244.0.0/16 flow add @pods
-//!         iifname "flannel.1" ip daddr 10.244.0.0/16 flow add @pods
+//!         iifname "flannel.1" ip daddr 10.244.0.0/16 fib saddr . iif oif exists flow add @pods
 //!         …
 //!     }
 //! }
@@ -20,10 +20,14 @@
 //!
 //! The chain comes after those of others, so what they drop is never added. Packets between pods of this node, which
 //! `br_netfilter` shows to the hook as well, pass neither the external interface nor a tunnel and stay as they are.
+//!
+//! The kernel makes the flow's way back leave by the device that the packet came in by, whatever the routes say. While two nodes
+//! change their backend one after the other, that is the wrong one: the flow would send what it has to the default gateway. So a
+//! packet that comes in adds its flow only if the route to its source does leave by that device.
 
 use crate::nft::matches::{
     TCP, UDP, ct_reply, ct_state_none_of, destination, goto, in_name, leave, offload, one_in, out_name,
-    protocol, source,
+    protocol, reverse_path, source,
 };
 use crate::nft::{Base, Chain, CtState, FAST_PATH_TABLE, Flowtable, Hook, Op, Rule, Table, TableId};
 use crate::traffic::fast_path::FastPath;
@@ -73,26 +77,30 @@ pub(super) fn table(fast_path: &FastPath, name: &str) -> Option<Table> {
             let device = device.as_str();
             let (to, from) = (out_name(Op::Eq, device), in_name(Op::Eq, device));
             chain.rules.push(Rule::new([to, source(Op::Eq, *network), offload(FLOWTABLE)]));
-            chain.rules.push(Rule::new([from, destination(Op::Eq, *network), offload(FLOWTABLE)]));
+            if fast_path.abilities.reverse_path {
+                let parts = [from, destination(Op::Eq, *network), reverse_path(true), offload(FLOWTABLE)];
+                chain.rules.push(Rule::new(parts));
+            }
         }
     }
     table.chains = vec![forward, chain];
     Some(table)
 }
 
-/// A table that every kernel with flowtables takes, with any set of devices.
-pub(super) fn smallest(table: &Table) -> Table {
-    let mut smallest = table.clone();
+/// The same with a device that every host has, so that a kernel that refuses it refuses what is in the table.
+pub(super) fn smallest(fast_path: &FastPath, name: &str) -> Option<Table> {
+    let mut smallest = table(fast_path, name)?;
     for flowtable in &mut smallest.flowtables {
         flowtable.devices = ["lo".to_owned()].into();
     }
-    smallest
+    Some(smallest)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nft::{Change, Expr, Refit, Ruleset, Transaction};
+    use crate::nft::{Change, Expr, MetaKey, Refit, Ruleset, Transaction};
+    use crate::traffic::fast_path::Abilities;
 
     fn fast_path(pods: &[&str]) -> FastPath {
         let names = |all: &[&str]| all.iter().map(|name| name.parse().unwrap()).collect();
@@ -101,6 +109,7 @@ mod tests {
             outer: names(&["eth0", "flannel.1"]),
             pods: names(pods),
             requests_only: false,
+            abilities: Abilities::default(),
         }
     }
 
@@ -152,6 +161,25 @@ mod tests {
         assert_eq!(rules(&fast_path(&[])), (8, 8));
         // With policies, packets of servers add nothing: they may pass without having been judged.
         assert_eq!(rules(&FastPath { requests_only: true, ..fast_path(&[]) }), (8, 9));
+    }
+
+    #[test]
+    fn what_comes_in_adds_a_flow_only_if_the_way_back_leaves_by_the_same_device() {
+        let of = |reverse_path| {
+            let abilities = Abilities { reverse_path };
+            table(&FastPath { abilities, ..fast_path(&[]) }, TABLE).unwrap().chain(OFFLOAD).unwrap().clone()
+        };
+        let loads = |rule: &Rule, key| {
+            rule.exprs.iter().any(|expr| matches!(expr, Expr::Meta { key: found, .. } if *found == key))
+        };
+        for rule in of(true).rules {
+            let checked = rule.exprs.iter().any(|expr| matches!(expr, Expr::ReversePath { .. }));
+            assert_eq!(checked, loads(&rule, MetaKey::InName), "{rule:?}");
+        }
+        // A kernel that can't look takes only what goes out.
+        let rules = of(false).rules;
+        assert_eq!(rules.len(), 4);
+        assert!(rules.iter().all(|rule| loads(rule, MetaKey::OutName)));
     }
 
     #[test]

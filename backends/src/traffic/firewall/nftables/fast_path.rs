@@ -1,14 +1,12 @@
 //! The fast path of pods' flows: read back and put right, or one device for a pod that comes or goes.
 
-use std::io;
-
 use ipnet::IpNet;
 use rustix::io::Errno;
 use subnet::Family;
 
 use super::{NftFirewall, Plan, failed};
 use crate::nft::{Change, NftError, Table};
-use crate::traffic::fast_path::FastPath;
+use crate::traffic::fast_path::{Abilities, FastPath};
 use crate::traffic::firewall::{FirewallError, FirewallReport, offload};
 
 /// What came of making a fast path.
@@ -16,6 +14,8 @@ use crate::traffic::firewall::{FirewallError, FirewallReport, offload};
 pub enum Offloaded {
     /// It is as wanted; what was changed, in words.
     Done(Vec<String>),
+    /// The kernel refuses a part of it and would take it with these abilities.
+    Only(Abilities),
     /// The kernel has no flowtables.
     Lacking,
 }
@@ -35,11 +35,14 @@ impl NftFirewall {
         };
         match self.commit_plan(&plan) {
             Ok(()) => Ok(Offloaded::Done(plan.report.changed)),
-            Err(NftError::Refused { source, .. })
-                if lacks_module(&source) && self.lacks_flowtables(&tables) =>
-            {
-                Ok(Offloaded::Lacking)
-            }
+            // The same answer means a device that is gone.
+            Err(error) if lacks_module(&error) => match self.abilities(wanted, &tables) {
+                None => Ok(Offloaded::Lacking),
+                Some(abilities) if wanted.iter().any(|fast_path| fast_path.abilities != abilities) => {
+                    Ok(Offloaded::Only(abilities))
+                }
+                Some(_) => Err(failed("making the fast path", &error)),
+            },
             Err(error) => Err(failed("making the fast path", &error)),
         }
     }
@@ -51,7 +54,7 @@ impl NftFirewall {
     pub fn remove_offload(&mut self, former: &[IpNet]) -> Result<FirewallReport, FirewallError> {
         match self.offload(&[], former)? {
             Offloaded::Done(changed) => Ok(FirewallReport { changed, ..FirewallReport::default() }),
-            Offloaded::Lacking => Ok(FirewallReport::default()),
+            Offloaded::Only(_) | Offloaded::Lacking => Ok(FirewallReport::default()),
         }
     }
 
@@ -62,11 +65,19 @@ impl NftFirewall {
         self.nft.commit(&changes)
     }
 
-    /// Whether the kernel refuses such a table with any devices: the same answer means a device that is gone.
-    fn lacks_flowtables(&mut self, tables: &[Table]) -> bool {
-        let Some(smallest) = tables.first().map(offload::smallest) else { return false };
-        let outcome = self.nft.apply(std::slice::from_ref(&smallest));
-        matches!(outcome, Err(NftError::Refused { source, .. }) if lacks_module(&source))
+    /// With which abilities the kernel takes such a table, if it takes one with any devices.
+    fn abilities(&mut self, wanted: &[FastPath], tables: &[Table]) -> Option<Abilities> {
+        Abilities::ALL.into_iter().find(|abilities| {
+            let with = |fast_path: &FastPath| FastPath { abilities: *abilities, ..fast_path.clone() };
+            let smallest = wanted.iter().find_map(|fast_path| {
+                let id = &tables
+                    .iter()
+                    .find(|table| Some(table.id.family) == fast_path.family().map(Into::into))?
+                    .id;
+                offload::smallest(&with(fast_path), &id.name)
+            });
+            smallest.is_some_and(|table| self.nft.apply(&[table]).is_ok())
+        })
     }
 
     pub(super) fn plan_offload(
@@ -97,6 +108,8 @@ impl NftFirewall {
     }
 }
 
-fn lacks_module(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::OPNOTSUPP))
+/// Whether the kernel named something that it doesn't know.
+fn lacks_module(error: &NftError) -> bool {
+    let NftError::Refused { source, .. } = error else { return false };
+    matches!(Errno::from_io_error(source), Some(Errno::NOENT | Errno::OPNOTSUPP))
 }
