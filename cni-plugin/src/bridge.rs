@@ -17,6 +17,7 @@ use crate::netlink::socket::{Socket, Told};
 use crate::netlink::{Errno, address, link};
 use crate::netns::{Missing, Namespace};
 use crate::note;
+use crate::result::Ip;
 
 pub(crate) use add::add;
 pub(crate) use config::{BridgeConfig, Reading};
@@ -27,6 +28,23 @@ pub(crate) struct Pod<'a> {
     pub(crate) attachment: &'a Attachment,
     /// The path of the pod's namespace; empty if it is not known any more.
     pub(crate) netns: &'a OsStr,
+}
+
+/// What is told of an ADD while it is under way.
+pub(crate) trait Witness {
+    /// The pod has its addresses, and no link yet. The host's end of that is going to have the name `port`, unless another link
+    /// gets it before.
+    fn reserved(&mut self, port: &str, ips: &[Ip]);
+
+    /// The ADD has failed. The link is gone; the addresses are given back after this.
+    fn failed(&mut self);
+}
+
+/// Where it matters to nobody.
+impl Witness for () {
+    fn reserved(&mut self, _port: &str, _ips: &[Ip]) {}
+
+    fn failed(&mut self) {}
 }
 
 /// Removes the pod's link, and gives its addresses back. What is gone already is fine.

@@ -83,7 +83,7 @@ fn bridge_answer(call: &Call, network: &Network, stdin: &str) -> Result<String, 
     let nothing = |()| String::new();
     match call.verb {
         Verb::Add => {
-            let attached = bridge::add(&config, pod(call), Former::Possible).map_err(failed)?;
+            let attached = bridge::add(&config, pod(call), Former::Possible, &mut ()).map_err(failed)?;
             Ok(attached.text(network.version()))
         }
         Verb::Del => bridge::del(&config, pod(call)).map(nothing).map_err(failed),

@@ -4,68 +4,123 @@
 //! One line of JSON each way over the socket that `subnet.env` names. Nothing of it is needed where that file names
 //! none: policies are off, or another flanneld wrote it.
 
-use std::fmt;
-use std::io::{self, Read, Write};
+mod exchange;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
-use subnet::gojson;
 
+use crate::bridge::Witness;
 use crate::env::{Attachment, Call};
 use crate::error::{self, CniError};
 use crate::netlink::conntrack;
 use crate::netlink::socket::Socket as Netlink;
 use crate::note;
-use crate::result::Attached;
+use crate::result::{Attached, Ip};
+use exchange::{Answer, Asked, Trouble, ask};
 
 /// The version of the protocol.
 const VERSION: u64 = 1;
-/// More than any answer has.
-const MAX_ANSWER: usize = 64 << 10;
 /// How long a question waits that nothing depends on, and the least that any waits.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two attempts: an agent that restarts is back within a second.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Tells the agent which addresses a pod has got, and returns when its policies are in force.
+/// The announcement of one pod, from its address to the agent's word that its policies are in force.
 ///
-/// # Errors
-/// Code 11 when the agent is not there, or can't do it, for as long as `wait`; 999 for what it will never accept.
-pub(crate) fn announce(socket: &Path, call: &Call, result: &Value, wait: Duration) -> Result<(), CniError> {
-    let request = announcement(call, result);
-    let deadline = Instant::now() + wait.max(SHORT_TIMEOUT);
-    let mut reason = None;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let why = match ask(socket, &request, left) {
-            Ok(Answer::Forgotten) => return Ok(()),
-            Ok(Answer::Done) => {
-                forget_connections(&request);
-                return Ok(());
-            }
-            Ok(Answer::Refused(why)) => {
-                let msg = format!("flanneld refuses to enforce the pod's network policies: {why}");
-                return Err(CniError::new(error::OTHER, msg));
-            }
-            Ok(Answer::NotYet(why)) => {
-                format!("flanneld can't enforce the pod's network policies yet: {why}")
-            }
-            // The time is over; what it said before tells more.
-            Err(Trouble::Silent) if reason.is_some() => reason.take().unwrap_or_default(),
-            Err(trouble) => format!(
-                "the pod's network policies can't be enforced: {trouble}: no pod starts without them; see the log of \
-                 flanneld on this node"
-            ),
-        };
-        if wait.is_zero() || Instant::now() + PAUSE >= deadline {
-            return Err(CniError::new(error::TRY_AGAIN_LATER, why));
+/// The built-in bridge knows the address before it makes the pod's link. The agent is asked then, and answered to when there is
+/// the link, so that both work at the same time. Of a delegate that is a program the address is known when it is done.
+pub(crate) struct Handshake<'a> {
+    socket: &'a Path,
+    call: &'a Call,
+    wait: Duration,
+    early: Option<Early>,
+}
+
+/// A question that was asked before the pod has its link.
+struct Early {
+    request: Value,
+    asked: Result<Asked, Trouble>,
+}
+
+impl Witness for Handshake<'_> {
+    fn reserved(&mut self, port: &str, ips: &[Ip]) {
+        let request = announcement(self.call, Some(port), None, ips.iter().map(|ip| ip.address.addr()));
+        let asked = Asked::send(self.socket, &request, SHORT_TIMEOUT);
+        self.early = Some(Early { request, asked });
+    }
+
+    fn failed(&mut self) {
+        // An agent that could not be asked has taken nothing.
+        let Some(Early { asked: Ok(asked), .. }) = self.early.take() else { return };
+        // The answer first: the end of an announcement that the agent has not read yet would mean nothing to it.
+        if !matches!(asked.answer(SHORT_TIMEOUT), Ok(Answer::Refused(_))) {
+            release(self.socket, &self.call.attachment, &self.call.args);
         }
-        reason = Some(why);
-        thread::sleep(PAUSE);
+    }
+}
+
+impl<'a> Handshake<'a> {
+    pub(crate) fn new(socket: &'a Path, call: &'a Call, wait: Duration) -> Self {
+        Self { socket, call, wait, early: None }
+    }
+
+    /// Returns when the policies of the pod with this result are in force.
+    ///
+    /// # Errors
+    /// Code 11 when the agent is not there, or can't do it, for as long as it may take; 999 for what it will never accept.
+    pub(crate) fn conclude(mut self, result: &Value) -> Result<(), CniError> {
+        let request = announcement_of(self.call, result);
+        let early = self.early.take().filter(|early| early.is_part_of(&request));
+        let mut pending = early.map(|early| early.asked);
+        let deadline = Instant::now() + self.wait.max(SHORT_TIMEOUT);
+        let mut reason = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = match pending.take() {
+                Some(asked) => asked.and_then(|asked| asked.answer(left)),
+                None => ask(self.socket, &request, left),
+            };
+            let why = match answer {
+                Ok(Answer::Forgotten) => return Ok(()),
+                Ok(Answer::Done) => {
+                    forget_connections(&request);
+                    return Ok(());
+                }
+                Ok(Answer::Refused(why)) => {
+                    let msg = format!("flanneld refuses to enforce the pod's network policies: {why}");
+                    return Err(CniError::new(error::OTHER, msg));
+                }
+                Ok(Answer::NotYet(why)) => {
+                    format!("flanneld can't enforce the pod's network policies yet: {why}")
+                }
+                // The time is over; what it said before tells more.
+                Err(Trouble::Silent) if reason.is_some() => reason.take().unwrap_or_default(),
+                Err(trouble) => format!(
+                    "the pod's network policies can't be enforced: {trouble}: no pod starts without them; see the log \
+                     of flanneld on this node"
+                ),
+            };
+            if self.wait.is_zero() || Instant::now() + PAUSE >= deadline {
+                return Err(CniError::new(error::TRY_AGAIN_LATER, why));
+            }
+            reason = Some(why);
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Early {
+    /// Whether it says of the pod what is so: all but its MAC, which was not known.
+    fn is_part_of(&self, whole: &Value) -> bool {
+        let mut known = whole.clone();
+        if let Some(members) = known.as_object_mut() {
+            members.remove("mac");
+        }
+        known == self.request
     }
 }
 
@@ -144,122 +199,36 @@ fn identity(args: &str) -> impl Iterator<Item = (String, Value)> + use<> {
 }
 
 /// What is announced of a pod after its ADD: the delegate's result says the rest.
-fn announcement(call: &Call, result: &Value) -> Value {
-    let mut request = request("add", &call.attachment);
-    request.extend(identity(&call.args));
+fn announcement_of(call: &Call, result: &Value) -> Value {
     let attached = Attached::read(result);
     let own =
         |sandboxed: bool| attached.interfaces.iter().rev().find(|one| one.sandbox.is_empty() != sandboxed);
     // The host's ends come before the pod's; of a bridge and a port of it, the port is the later one.
-    if let Some(host) = own(false) {
-        request.insert("hostIf".into(), json!(host.name));
-    }
-    if let Some(pod) = own(true).filter(|pod| !pod.mac.is_empty()) {
-        request.insert("mac".into(), json!(pod.mac));
-    }
-    let mut ips: Vec<IpAddr> = attached.ips.iter().map(|ip| ip.address.addr()).collect();
+    let port = own(false).map(|host| &*host.name);
+    let mac = own(true).map(|pod| &*pod.mac).filter(|mac| !mac.is_empty());
+    let ips = attached.ips.iter().map(|ip| ip.address.addr());
     // Results of versions before 0.3.0.
     let by_family = ["ip4", "ip6"].into_iter().filter_map(|key| result[key]["ip"].as_str());
-    ips.extend(by_family.filter_map(|ip| ip.split('/').next()?.parse::<IpAddr>().ok()));
-    request.insert("ips".into(), json!(ips));
+    let by_family = by_family.filter_map(|ip| ip.split('/').next()?.parse::<IpAddr>().ok());
+    announcement(call, port, mac, ips.chain(by_family))
+}
+
+fn announcement(
+    call: &Call,
+    port: Option<&str>,
+    mac: Option<&str>,
+    ips: impl Iterator<Item = IpAddr>,
+) -> Value {
+    let mut request = request("add", &call.attachment);
+    request.extend(identity(&call.args));
+    if let Some(port) = port {
+        request.insert("hostIf".into(), json!(port));
+    }
+    if let Some(mac) = mac {
+        request.insert("mac".into(), json!(mac));
+    }
+    request.insert("ips".into(), json!(ips.collect::<Vec<_>>()));
     request.into()
-}
-
-/// What the agent says to a question.
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    /// It is done.
-    Done,
-    /// And connections from before the pod are forgotten.
-    Forgotten,
-    /// It can't be done now.
-    NotYet(String),
-    /// The question makes no sense to the agent.
-    Refused(String),
-}
-
-impl Answer {
-    /// Reads a line. `None` for what is no answer of this protocol.
-    fn parse(line: &[u8]) -> Option<Self> {
-        let Ok(Value::Object(object)) = serde_json::from_slice(line) else { return None };
-        let is = |key: &str| object.get(key) == Some(&Value::Bool(true));
-        let text = |key: &str| object.get(key).and_then(Value::as_str).map(gojson::shortened);
-        if is("ok") {
-            Some(if is("forgotten") { Self::Forgotten } else { Self::Done })
-        } else if is("retry") {
-            Some(Self::NotYet(text("why").unwrap_or_else(|| "it gives no reason".into())))
-        } else {
-            text("error").map(Self::Refused)
-        }
-    }
-}
-
-/// Why there is no answer.
-#[derive(Debug)]
-enum Trouble {
-    /// No process listens.
-    Away(String, io::Error),
-    /// The answer did not come in time.
-    Silent,
-    /// The connection ended without an answer.
-    Closed,
-    /// It failed.
-    Broken(io::Error),
-    /// What came is no answer.
-    Garbage(String),
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Away(path, error) => write!(f, "flanneld does not listen on {path}: {error}"),
-            Self::Silent => f.write_str("flanneld does not answer"),
-            Self::Closed => f.write_str("flanneld closed the connection without an answer"),
-            Self::Broken(error) => write!(f, "the connection to flanneld failed: {error}"),
-            Self::Garbage(said) => write!(f, "flanneld's answer makes no sense: {said:?}"),
-        }
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
-            _ => Self::Broken(error),
-        }
-    }
-}
-
-/// Asks one question over a connection of its own, and waits `limit` at most.
-fn ask(path: &Path, request: &Value, limit: Duration) -> Result<Answer, Trouble> {
-    let deadline = Instant::now() + limit;
-    let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let away = |error| Trouble::Away(path.display().to_string(), error);
-    let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.connect_timeout(&SockAddr::unix(path)?, left()).map_err(away)?;
-    socket.set_write_timeout(Some(left()))?;
-    socket.write_all(format!("{request}\n").as_bytes())?;
-    let mut line = Vec::new();
-    let mut part = [0; 4096];
-    loop {
-        socket.set_read_timeout(Some(left()))?;
-        let length = match socket.read(&mut part) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error.into()),
-        };
-        line.extend(&part[..length]);
-        match line.iter().position(|byte| *byte == b'\n') {
-            Some(end) => line.truncate(end),
-            None if length == 0 && line.is_empty() => return Err(Trouble::Closed),
-            None if length == 0 || line.len() > MAX_ANSWER => {}
-            None if Instant::now() >= deadline => return Err(Trouble::Silent),
-            None => continue,
-        }
-        let garbage = || Trouble::Garbage(gojson::shortened(&String::from_utf8_lossy(&line)));
-        return Answer::parse(&line).ok_or_else(garbage);
-    }
 }
 
 #[cfg(test)]
@@ -267,7 +236,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn announced(args: &str, result: Value) -> Value {
+    fn call(args: &str) -> Call {
         let variable = |name: &str| match name {
             "CNI_COMMAND" => Some("ADD"),
             "CNI_CONTAINERID" => Some("c1"),
@@ -277,7 +246,11 @@ mod tests {
             "CNI_ARGS" => Some(args),
             _ => None,
         };
-        announcement(&Call::read(|name| variable(name).map(Into::into)).unwrap(), &result)
+        Call::read(|name| variable(name).map(Into::into)).unwrap()
+    }
+
+    fn announced(args: &str, result: Value) -> Value {
+        announcement_of(&call(args), &result)
     }
 
     const KUBELET: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=12;K8S_POD_INFRA_CONTAINER_ID=c1";
@@ -303,6 +276,23 @@ mod tests {
         }
         let old = json!({"ip4": {"ip": "10.1.17.2/24"}, "ip6": {"ip": "fc00::2/64"}});
         assert_eq!(announced("", old)["ips"], json!(["10.1.17.2", "fc00::2"]));
+    }
+
+    #[test]
+    fn an_early_announcement_counts_if_it_says_of_the_pod_what_is_so() {
+        let result = json!({"interfaces": [{"name": "cni0"}, {"name": "veth1"}, {"name": "eth0", "mac": "cc", "sandbox": "/x"}],
+            "ips": [{"address": "10.1.17.2/24"}]});
+        let call = call(KUBELET);
+        let early = |port: &str, ip: &str| {
+            let ip = ip.parse().unwrap();
+            let request = announcement(&call, Some(port), None, std::iter::once(ip));
+            Early { request, asked: Err(Trouble::Closed) }
+        };
+        let whole = announcement_of(&call, &result);
+        assert!(early("veth1", "10.1.17.2").is_part_of(&whole));
+        // The name was taken, so the link has another one.
+        assert!(!early("veth2", "10.1.17.2").is_part_of(&whole));
+        assert!(!early("veth1", "10.1.17.3").is_part_of(&whole));
     }
 
     #[test]

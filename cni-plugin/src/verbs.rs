@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use subnet::gojson;
 
+use crate::bridge::Witness;
 use crate::conf::{Delegate, Network};
 use crate::delegate::Failure;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
+use crate::policy::Handshake;
 use crate::result::pretty;
 use crate::saved::{self, Saved};
 use crate::way::ResolvedRoute;
@@ -25,16 +27,22 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
     let delegate = network.delegate(&node)?;
     let way = ResolvedRoute::of(call, network, &delegate, Verb::Add)?;
     let (file, former) = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
-    let output = way.add(call, network, &delegate, former).map_err(|failure| {
+    let mut handshake =
+        node.policy_socket.as_deref().map(|socket| Handshake::new(socket, call, network.policy_wait));
+    let mut nobody = ();
+    let witness: &mut dyn Witness = match &mut handshake {
+        Some(handshake) => handshake,
+        None => &mut nobody,
+    };
+    let output = way.add(call, network, &delegate, former, witness).map_err(|failure| {
         if let Failure::Nothing(_) = failure {
             removed(saved::remove(&file));
         }
         CniError::from(failure)
     })?;
     let result = result(&output, &delegate.plugin, network.version())?;
-    if let Some(socket) = &node.policy_socket {
-        policy::announce(socket, call, &result, network.policy_wait)
-            .inspect_err(|_| undo(&way, call, &delegate, &file))?;
+    if let Some(handshake) = handshake {
+        handshake.conclude(&result).inspect_err(|_| undo(&way, call, &delegate, &file))?;
     }
     Ok(pretty(&result))
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use crate::bridge::{self, Pod, Reading};
+use crate::bridge::{self, Pod, Reading, Witness};
 use crate::conf::{Delegate, Network};
 use crate::delegate::{self, Failure};
 use crate::env::{Attachment, Call, Verb};
@@ -46,7 +46,8 @@ impl ResolvedRoute {
         })
     }
 
-    /// Connects a pod, of which there may be something from a `former` ADD; gives the result as it is printed.
+    /// Connects a pod, of which there may be something from a `former` ADD; gives the result as it is printed. Of what a
+    /// program does nothing is told to the `witness`.
     ///
     /// # Errors
     /// [`Failure`].
@@ -56,10 +57,11 @@ impl ResolvedRoute {
         network: &Network,
         delegate: &Delegate,
         former: Former,
+        witness: &mut dyn Witness,
     ) -> Result<Vec<u8>, Failure> {
         match self {
             Self::InProcess(config) => {
-                let attached = bridge::add(config, pod(call), former).map_err(halfway)?;
+                let attached = bridge::add(config, pod(call), former, witness).map_err(halfway)?;
                 Ok(attached.text(network.version()).into_bytes())
             }
             Self::Program(program) => delegate::run(program, Verb::Add, &delegate.text),

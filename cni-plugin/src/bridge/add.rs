@@ -1,7 +1,8 @@
 //! ADD: the bridge, a pair of links between it and the pod, addresses and routes.
 //!
-//! The order is that of Go's plugin, but for one thing: the addresses are announced at the end, when the announcement gets
-//! through. What the kernel is asked for goes to it in as few datagrams as possible.
+//! The order is that of Go's plugin, but for two things. The bridge and the pod have their addresses before there is the link,
+//! so that others can work for the pod meanwhile. And the addresses are announced at the end, when the announcement gets through.
+//! What the kernel is asked for goes to it in as few datagrams as possible.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use ipnet::IpNet;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::config::BridgeConfig;
-use super::{Pod, gateway};
+use super::{Pod, Witness, gateway};
 use crate::host_local::allocate::{self, Allocated, Former};
 use crate::netlink::link::{self, Link, PodEnd};
 use crate::netlink::listen::until_running;
@@ -29,28 +30,64 @@ const PORT_TIMEOUT: Duration = Duration::from_millis(2550);
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin. The link and the addresses are gone again then.
-pub(crate) fn add(config: &BridgeConfig, pod: Pod<'_>, former: Former) -> Result<Attached, String> {
+pub(crate) fn add(
+    config: &BridgeConfig,
+    pod: Pod<'_>,
+    former: Former,
+    witness: &mut dyn Witness,
+) -> Result<Attached, String> {
     let mut host = Socket::route().map_err(|errno| format!("failed to open a netlink socket: {errno}"))?;
     let bridge = ensure_bridge(&mut host, config)
         .map_err(|error| format!("failed to create bridge {:?}: {error}", config.bridge))?;
     let namespace = Namespace::open(pod.netns)
         .map_err(|missing| format!("failed to open netns {:?}: {}", pod.netns, missing.text()))?;
-    let port = add_pair(&mut host, config, (&bridge, &namespace), &pod.attachment.ifname)?;
-    let mut allocated = false;
-    let outcome = (|| {
-        let addresses = allocate::add(&config.ipam, pod.attachment, former)?;
-        allocated = true;
-        join(&mut host, &bridge, &port)?;
-        connect(&mut host, config, pod, &namespace, (&bridge, &port), addresses)
-    })();
+    let ifname = &pod.attachment.ifname;
+    // A former link of the pod says more than its former address.
+    let allocated = allocate::add(&config.ipam, pod.attachment, former)
+        .map_err(|error| if has_link(&namespace, ifname) { is_taken(ifname) } else { error })?;
+    let outcome = attach(&mut host, config, pod, (&bridge, &namespace), allocated, witness);
     if outcome.is_err() {
         // The runtime's DEL would do it as well, if it comes.
-        let _ = host.execute(vec![link::delete(&port.name)]);
-        if allocated {
-            let _ = allocate::del(&config.ipam, pod.attachment, &[]);
-        }
+        witness.failed();
+        let _ = allocate::del(&config.ipam, pod.attachment, &[]);
     }
     outcome
+}
+
+/// Makes the link of a pod that has its addresses. If that fails, there is none.
+fn attach(
+    host: &mut Socket,
+    config: &BridgeConfig,
+    pod: Pod<'_>,
+    (bridge, namespace): (&Link, &Namespace),
+    allocated: Allocated,
+    witness: &mut dyn Witness,
+) -> Result<Attached, String> {
+    let gateways: Vec<IpNet> = allocated
+        .ips
+        .iter()
+        .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok())
+        .filter(|_| config.is_gateway)
+        .collect();
+    gateway::ensure(host, bridge, &gateways, config.force_address)?;
+    let name = random_name()?;
+    witness.reserved(&name, &allocated.ips);
+    let port = add_pair(host, config, (bridge, namespace), &pod.attachment.ifname, name)?;
+    let connected = join(host, bridge, &port)
+        .and_then(|()| connect(host, config, pod, namespace, (bridge, &port), allocated));
+    if connected.is_err() {
+        let _ = host.execute(vec![link::delete(&port.name)]);
+    }
+    connected
+}
+
+fn has_link(namespace: &Namespace, name: &str) -> bool {
+    let found = namespace.within(|| link::by_name(&mut Socket::route()?, name));
+    matches!(found, Ok(Ok(Some(_))))
+}
+
+fn is_taken(ifname: &str) -> String {
+    format!("container veth name provided ({ifname}) already exists")
 }
 
 fn ensure_bridge(host: &mut Socket, config: &BridgeConfig) -> Result<Link, String> {
@@ -90,16 +127,17 @@ fn ensure_bridge(host: &mut Socket, config: &BridgeConfig) -> Result<Link, Strin
     Ok(bridge)
 }
 
-/// Makes the pair, and its end here a port of the bridge; gives that end. It gets its carrier when the pod's end is set up.
+/// Makes the pair, and its end here a port of the bridge, named so if that can be had; gives that end. It gets its carrier when
+/// the pod's end is set up.
 fn add_pair(
     host: &mut Socket,
     config: &BridgeConfig,
     (bridge, namespace): (&Link, &Namespace),
     ifname: &str,
+    mut name: String,
 ) -> Result<Link, String> {
     let pod_end = PodEnd { name: ifname, mac: config.mac, namespace: namespace.as_fd() };
     for _ in 0..10 {
-        let name = random_name()?;
         let lookup = |errno: Errno| format!("failed to lookup {name:?}: {errno}");
         let requests = vec![link::new_pair(&name, config.mtu, bridge.index, &pod_end), link::look(&name)];
         let told = host.exchange(requests).map_err(|refusal| lookup(refusal.errno))?;
@@ -110,10 +148,8 @@ fn add_pair(
                 return port.ok_or_else(|| format!("failed to lookup {name:?}: Link not found"));
             }
             // Either name may be taken.
-            Err(Errno::EXISTS) if matches!(link::found(found), Ok(Some(_))) => {}
-            Err(Errno::EXISTS) => {
-                return Err(format!("container veth name provided ({ifname}) already exists"));
-            }
+            Err(Errno::EXISTS) if matches!(link::found(found), Ok(Some(_))) => name = random_name()?,
+            Err(Errno::EXISTS) => return Err(is_taken(ifname)),
             Err(errno) => return Err(format!("failed to make veth pair: {errno}")),
         }
     }
@@ -159,18 +195,12 @@ fn connect(
         }
     }
     let addresses: Vec<IpNet> = ips.iter().map(|ip| ip.address).collect();
-    let gateways: Vec<IpNet> = ips
-        .iter()
-        .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok())
-        .filter(|_| config.is_gateway)
-        .collect();
     let ifname = &pod.attachment.ifname;
     let inside = namespace
         .within(|| configure(config, (ifname, veth.peer), &addresses, &with_gateways(&routes, &ips)))
         .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?;
     let (mut inner, end) = inside?;
 
-    gateway::ensure(host, bridge, &gateways, config.force_address)?;
     let (bridge, port) = settle(host, config, bridge, veth)?;
     // Neighbours may hold the address with the MAC of another pod that had it a moment ago. The announcement
     // is sent once the port forwards. The pod's end sends since it was set up, because the port was up before it.

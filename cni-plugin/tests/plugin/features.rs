@@ -112,6 +112,10 @@ fn an_attachment_that_was_not_taken_down_gets_no_further_address() {
         (one.node.reserved("n"), other.links()),
         (vec!["10.1.17.2".to_owned()], vec!["lo".to_owned()])
     );
+    // Of the same pod the link that it has says more.
+    let answer = one.call("ADD", &network, &[]);
+    assert_eq!(answer.error().1, "container veth name provided (eth0) already exists");
+    assert_eq!(one.node.reserved("n"), ["10.1.17.2"]);
 }
 
 #[test]

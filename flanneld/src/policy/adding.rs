@@ -49,6 +49,13 @@ impl Adding {
         ObjectName::new(&*self.pod.namespace, &*self.pod.pod)
     }
 
+    /// Whether an earlier one can't be any more what it was announced as: one sandbox is announced once at a time, and an address
+    /// is given to one sandbox at a time.
+    pub(super) fn replaces(&self, earlier: &Self) -> bool {
+        let Announcement { container, addresses, .. } = &earlier.pod;
+        *container == self.pod.container || addresses.iter().any(|one| self.pod.addresses.contains(one))
+    }
+
     /// Tells the plugin how it ended.
     pub(super) fn end(self, outcome: Result<OldConnections, String>) {
         let Announcement { namespace, pod, .. } = &self.pod;

@@ -1,5 +1,7 @@
 //! The task in a network namespace, with an API server that follows a script.
 
+mod given_up;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use backends::testing::{Namespace, uninterrupted};
+use backends::testing::{Namespace, NsCommand, uninterrupted};
 use serde_json::{Value, json};
 
 use crate::bed::{LIMIT, Member, flanneld};
@@ -25,12 +25,12 @@ const STARTS: usize = 100;
 const TIMEOUT: Duration = LIMIT;
 
 /// A node with a policy for pods that are new, and an API server that it reads them from.
-struct Site {
-    cluster: Kubernetes,
+pub(crate) struct Site {
+    pub(crate) cluster: Kubernetes,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let cluster = Kubernetes::new();
         cluster.api.put_namespace("shop", &[]);
         let friends = json!([{"podSelector": {"matchLabels": {"app": "friend"}}}]);
@@ -44,11 +44,11 @@ impl Site {
         Self { cluster }
     }
 
-    fn join(&self) -> Member {
+    pub(crate) fn join(&self) -> Member {
         self.cluster.join_with("10.244.1.0/24", &["--network-policy=on"])
     }
 
-    fn put_pod(&self, member: &Member, name: &str, app: &str) {
+    pub(crate) fn put_pod(&self, member: &Member, name: &str, app: &str) {
         self.cluster.api.put_pod_object(json!({
             "metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}"), "labels": {"app": app}},
             "spec": {"nodeName": member.node.name(), "containers": [{"name": "c"}]},
@@ -59,13 +59,13 @@ impl Site {
 
 /// The delegate's two ways.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum ResolvedRoute {
+pub(crate) enum ResolvedRoute {
     InProcess,
     Program,
 }
 
 /// A pod that the plugin connects.
-struct Started<'a> {
+pub(crate) struct Started<'a> {
     member: &'a Member,
     name: String,
     way: ResolvedRoute,
@@ -73,7 +73,7 @@ struct Started<'a> {
     kubernetes: bool,
     /// How many seconds the plugin waits for the agent's word.
     patience: u8,
-    namespace: Namespace,
+    pub(crate) namespace: Namespace,
 }
 
 /// The plugin under test, which is built beside flanneld.
@@ -84,14 +84,20 @@ fn plugin() -> PathBuf {
 }
 
 impl<'a> Started<'a> {
-    fn new(member: &'a Member, name: &str, way: ResolvedRoute) -> Self {
+    pub(crate) fn new(member: &'a Member, name: &str, way: ResolvedRoute) -> Self {
         let namespace = Namespace::new().unwrap();
         namespace.ip("link set lo up").unwrap();
         Self { member, name: name.to_owned(), way, kubernetes: true, patience: 30, namespace }
     }
 
     /// Calls the plugin as a runtime of Kubernetes does; gives what it printed.
-    fn call(&self, verb: &str) -> Result<Value, Value> {
+    pub(crate) fn call(&self, verb: &str) -> Result<Value, Value> {
+        let output = self.command(verb).output().unwrap();
+        let printed = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        if output.status.success() { Ok(printed) } else { Err(printed) }
+    }
+
+    fn command(&self, verb: &str) -> NsCommand<'_> {
         let home = self.member.node.dir();
         let config = json!({
             "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
@@ -104,7 +110,7 @@ impl<'a> Started<'a> {
             name = self.name
         );
         let command = self.member.node.namespace().command(plugin());
-        let command = command
+        command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", format!("c-{}", self.name))
             .env("CNI_NETNS", self.namespace.path())
@@ -112,14 +118,11 @@ impl<'a> Started<'a> {
             .env("CNI_PATH", "/usr/lib/cni")
             .env("CNI_ARGS", if self.kubernetes { args } else { String::new() })
             .env("FLANNEL_CNI_EXEC", if self.way == ResolvedRoute::Program { "1" } else { "0" })
-            .input(config.to_string());
-        let output = command.output().unwrap();
-        let printed = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        if output.status.success() { Ok(printed) } else { Err(printed) }
+            .input(config.to_string())
     }
 
     /// ADD that must succeed; gives the address.
-    fn add(&self) -> IpAddr {
+    pub(crate) fn add(&self) -> IpAddr {
         let result = self.call("ADD").unwrap_or_else(|error| {
             panic!("ADD of {} ({:?}): {error}; log:\n{}", self.name, self.way, self.member.agent.log())
         });
@@ -127,7 +130,7 @@ impl<'a> Started<'a> {
         address.split('/').next().unwrap().parse().unwrap()
     }
 
-    fn del(&self) {
+    pub(crate) fn del(&self) {
         self.call("DEL").unwrap_or_else(|error| panic!("DEL of {}: {error}", self.name));
     }
 
@@ -255,7 +258,7 @@ fn an_add_waits_for_the_agent_and_fails_with_code_11_while_it_is_away() {
     }
 }
 
-fn links(namespace: &Namespace) -> Vec<String> {
+pub(crate) fn links(namespace: &Namespace) -> Vec<String> {
     let shown = namespace.command("ip").args(["-json", "link"]).ok().unwrap();
     let links: Vec<Value> = serde_json::from_str(&shown).unwrap();
     links.iter().map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()

@@ -49,6 +49,12 @@ impl Policies {
             self.figures.refused();
             return adding.end(Err(why));
         }
+        // The announcement comes before the pod has its link. If that failed, its addresses may be another pod's by now, from
+        // which it must not take them.
+        self.give_up(
+            |earlier| adding.replaces(earlier),
+            "its addresses were given to another pod, or it was announced again",
+        );
         self.next_adding += 1;
         let (id, namespace) = (self.next_adding, adding.pod.namespace.clone());
         self.adding.push((id, adding));
@@ -66,7 +72,16 @@ impl Policies {
         });
     }
 
+    /// Ends those that wait for what will not be.
+    fn give_up(&mut self, is_over: impl Fn(&Adding) -> bool, why: &str) {
+        for (_, adding) in self.adding.extract_if(.., |(_, adding)| is_over(adding)) {
+            self.figures.refused();
+            adding.end(Err(why.to_owned()));
+        }
+    }
+
     fn released(&mut self, ended: &Ended, answer: oneshot::Sender<Result<(), Retry>>) {
+        self.give_up(|adding| adding.pod.container == ended.container, "its sandbox has ended");
         match self.kept.release(ended) {
             Ok(Some(kept)) => {
                 if let Some(pod) = find(&self.known, &kept) {
