@@ -109,9 +109,14 @@ fn start(options: Options) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(run(options));
     runtime.shutdown_timeout(Duration::from_secs(3));
-    match outcome? {
-        Ended::Stopped => Ok(()),
-        Ended::Asked(successor, tunnels) => successor.hand_over(&tunnels),
+    let (ended, tunnels) = outcome?;
+    match ended {
+        Ended::Stopped => {
+            // They move packets until the end of the process, which closes their devices.
+            std::mem::forget(tunnels);
+            Ok(())
+        }
+        Ended::Asked(successor) => successor.hand_over(&tunnels),
     }
 }
 
@@ -120,10 +125,11 @@ enum Ended {
     /// By a signal.
     Stopped,
     /// Another agent takes over, with the tunnels of this process.
-    Asked(Successor, Tunnels),
+    Asked(Successor),
 }
 
-async fn run(options: Options) -> anyhow::Result<Ended> {
+/// The result is why the agent ends, and the tunnels of its process, which work on.
+async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (rules_moved, reload) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     tokio::spawn(look_again(
@@ -165,13 +171,13 @@ async fn run(options: Options) -> anyhow::Result<Ended> {
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
         never = commands.run() => match never {},
         error = fast_paths.run() => Err(error),
-        successor = successors.asked() => Ok(Ended::Asked(successor, tunnels)),
+        successor = successors.asked() => Ok(Ended::Asked(successor)),
         _ = terminate.recv() => Ok(Ended::Stopped),
         _ = interrupt.recv() => Ok(Ended::Stopped),
     };
     tell_end(&outcome);
     served.stop().await;
-    outcome
+    outcome.map(|ended| (ended, tunnels))
 }
 
 /// What a start needed is free some time after it.
@@ -203,7 +209,7 @@ fn kernel(former: Option<Former>, health: &Health) -> anyhow::Result<(Netlink, L
 fn tell_end(outcome: &anyhow::Result<Ended>) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     match outcome {
-        Ok(Ended::Asked(..)) => tracing::info!("handing over to another agent with this subnet file"),
+        Ok(Ended::Asked(_)) => tracing::info!("handing over to another agent with this subnet file"),
         _ => tracing::info!(
             "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
         ),
