@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bench::bed::{Cluster, config};
 use bench::figure::{self, Figure, Record, Row, short};
+use bench::process::cpu_time;
 use bench::progress::{Output, Progress, watch_signals_during};
 use clap::{Args, ValueEnum};
 use subnet::Family;
@@ -140,6 +142,14 @@ impl Stage {
     /// A cluster with etcd and the small network of IPv4 that most measurements use.
     pub(crate) fn cluster(&self, backend: &str) -> anyhow::Result<Cluster> {
         Cluster::new(self.flanneld(), &config(backend, &[Family::V4]), &[])
+    }
+
+    /// How much of a processor a process takes in this time, in percent.
+    pub(crate) fn cpu_percent(&self, pid: u32, time: Duration) -> anyhow::Result<f64> {
+        let (before, start) = (cpu_time(pid)?, Instant::now());
+        self.progress.pause(time)?;
+        let spent = cpu_time(pid)?.saturating_sub(before);
+        Ok(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64())
     }
 
     /// The agent.

@@ -21,6 +21,7 @@ pub(crate) enum Subject {
     Size,
     #[value(name = "start-2")]
     Start2,
+    Idle,
     Pods,
     PolicyAdd,
     #[value(name = "start-5000")]
@@ -41,6 +42,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.measure(plan, |stage, subject| match subject {
         Subject::Size => start::size(stage),
         Subject::Start2 => start::two(stage),
+        Subject::Idle => start::idle(stage),
         Subject::Pods => pods::measure(stage),
         Subject::PolicyAdd => policy_add::measure(stage),
         Subject::Start5000 => start::five_thousand(stage),

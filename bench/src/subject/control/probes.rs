@@ -10,7 +10,6 @@ use bench::process::resident_mib;
 use serde_json::{Value, json};
 use subnet::Family;
 
-use super::start::cpu_percent;
 use crate::Stage;
 
 const PEERS: usize = 50;
@@ -42,7 +41,7 @@ fn one(stage: &Stage, flag: &str, probes: bool) -> anyhow::Result<(f64, f64)> {
         member.wait("fifty peers that answer", fine)?;
     }
     stage.progress.pause(SETTLE)?;
-    let percent = cpu_percent(stage, member.pid(), TIME)?;
+    let percent = stage.cpu_percent(member.pid(), TIME)?;
     Ok((percent, resident_mib(member.pid())?))
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn two(stage: &Stage) -> anyhow::Result<()> {
         member.agent.wait_ready(TIMEOUT)?;
         stage.progress.pause(SETTLE)?;
         let resident = resident_mib(member.pid())?;
-        let idle = cpu_percent(stage, member.pid(), IDLE)?;
+        let idle = stage.cpu_percent(member.pid(), IDLE)?;
         cluster.remove(member)?;
         Ok([ms(new), ms(again), resident, idle])
     })
@@ -98,7 +98,7 @@ pub(crate) fn many(stage: &Stage, size: Size) -> anyhow::Result<()> {
         let whole = time_to_peers(&member, file, peers)?;
         stage.progress.pause(SETTLE)?;
         let resident = resident_mib(pid)?;
-        let idle = cpu_percent(stage, pid, size.idle)?;
+        let idle = stage.cpu_percent(pid, size.idle)?;
         let (before, mut exposition) = (cpu_time(pid)?, 0);
         for _ in 0..SCRAPES {
             let (code, text) = member.agent.get("/metrics")?;
@@ -111,14 +111,6 @@ pub(crate) fn many(stage: &Stage, size: Size) -> anyhow::Result<()> {
     })?;
     let alone = [("the same by ip and bridge -batch", "ms", Limit::None)];
     stage.measure(name, alone, u32::MAX, |_| Ok([ms(bare_kernel(&cluster, peers)?)]))
-}
-
-/// How much of a processor a process takes, in percent.
-pub(super) fn cpu_percent(stage: &Stage, pid: u32, time: Duration) -> anyhow::Result<f64> {
-    let (before, start) = (cpu_time(pid)?, Instant::now());
-    stage.progress.pause(time)?;
-    let spent = cpu_time(pid)?.saturating_sub(before);
-    Ok(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64())
 }
 
 /// An etcd with so many leases, for agents with these flags.

@@ -1,17 +1,20 @@
 //! One agent starting in a cluster of two, of five thousand and of twenty thousand nodes, and the size of its image.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::Context;
 use bench::bed::{SETTLE, TIMEOUT, time_to_peers};
 use bench::figure::{Limit, ms};
 use bench::process::{cpu_time, resident_mib};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bed::{Cluster, Peer, ensure_equal, received};
 use crate::Stage;
 
 pub(crate) const PEERS: u16 = 5000;
+/// How long an agent at rest is watched: a look at the whole kernel falls into so long.
+const REST: Duration = Duration::from_secs(60);
 
 /// Measures the files of the image. `make image` fails if there is more in it, or if it is larger.
 pub(crate) fn size(stage: &Stage) -> anyhow::Result<()> {
@@ -37,6 +40,25 @@ pub(crate) fn two(stage: &Stage) -> anyhow::Result<()> {
         let resident = resident_mib(member.pid())?;
         cluster.remove(member)?;
         Ok([ms(ready), resident])
+    })
+}
+
+/// Measures an agent at rest, beside one other node, with all that an operator can switch on.
+pub(crate) fn idle(stage: &Stage) -> anyhow::Result<()> {
+    let cluster = Cluster::new(stage)?;
+    cluster.api.put_namespace("bench", &[]);
+    cluster.api.put_policy("bench", "closed", json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+    cluster.start()?.agent.wait_ready(TIMEOUT)?;
+    let flags = ["--ip-masq", "--network-policy=on", "--fast-path=on", "--peer-counters"].map(str::to_owned);
+    let mut member = cluster.start_on(cluster.node()?, &flags)?;
+    member.agent.wait_ready(TIMEOUT)?;
+    let rows = [
+        ("CPU over 60 s with policies, fast path and peer counters", "%", Limit::Median(0.05)),
+        ("VmRSS of it", "MiB", Limit::None),
+    ];
+    stage.progress.pause(SETTLE)?;
+    stage.measure("idle", rows, 3, |_| {
+        Ok([stage.cpu_percent(member.pid(), REST)?, resident_mib(member.pid())?])
     })
 }
 
