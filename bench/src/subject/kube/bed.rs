@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use anyhow::{Context, ensure};
 use backends::testing::{Fabric, Node};
 use bench::bed::{Member, PEER_OBJECTS, TIMEOUT, drop_node, launch, wait_for_switch};
-use bench::process::counters;
+use bench::process::{DeviceCounters, counters};
 use serde_json::Value;
 use subnet::testing::{ApiServer, announced, fattened, node};
 use tempfile::TempDir;
@@ -72,9 +72,9 @@ impl Cluster {
     }
 }
 
-/// Bytes that `eth0` of a node has received, headers included.
-pub(crate) fn received(member: &Member) -> anyhow::Result<u64> {
-    Ok(counters(member.node.namespace(), "eth0")?.received_bytes)
+/// What `eth0` of a node has counted.
+pub(crate) fn eth0(member: &Member) -> anyhow::Result<DeviceCounters> {
+    counters(member.node.namespace(), "eth0")
 }
 
 /// What makes one peer different from all others.

@@ -9,7 +9,7 @@ use bench::figure::{Limit, Row, median, ms};
 use bench::monitor::Monitor;
 use bench::process::{cpu_time, resident_mib};
 
-use super::bed::{Cluster, Peer, ensure_equal, received};
+use super::bed::{Cluster, Peer, ensure_equal, eth0};
 use super::start::PEERS;
 use crate::Stage;
 
@@ -24,6 +24,8 @@ const APART_OF_5000: Duration = Duration::from_millis(60);
 /// CPU is also the median of parts of so many, in which a look at the whole kernel once a minute does not count.
 const PART: u32 = 100;
 const MAX_ROUNDS: u32 = 3;
+/// Of a packet: Ethernet, IPv4, TCP with time stamps.
+const HEADERS: u64 = 14 + 20 + 32;
 
 /// Measures heartbeats of nodes as large as real ones, which a watch of metadata brings, and of nodes without a status by a
 /// server that sends whole objects.
@@ -44,11 +46,12 @@ fn beats(stage: &Stage, kind: &str, limits: [Limit; 3], whole: bool) -> anyhow::
     // The witnesses of changes want a bridge.
     member.node.namespace().ip("link add cni0 type bridge\nlink set cni0 up")?;
     stage.progress.pause(SETTLE)?;
-    let rows: [Row<'_>; 6] = [
+    let rows: [Row<'_>; 7] = [
         ("CPU for each", "ms", limits[0]),
         ("CPU for each, 67 a second", "ms", limits[0]),
         ("CPU for each, 17 a second", "ms", Limit::None),
         ("received for each", "KB", limits[1]),
+        ("of that HTTP", "KB", Limit::None),
         ("changes to the kernel", "", Limit::Each(0.0)),
         (&format!("VmRSS after {BEATS}"), "MiB", limits[2]),
     ];
@@ -60,7 +63,8 @@ fn beats(stage: &Stage, kind: &str, limits: [Limit; 3], whole: bool) -> anyhow::
         let changes = monitor.finish(&member.node)?;
         changes.iter().for_each(|change| eprintln!("          changed: {change}"));
         let resident = resident_mib(member.pid())?;
-        Ok([fast.mean, slower.median, slow.median, fast.kilobytes, changes.len() as f64, resident])
+        let [received, http] = fast.kilobytes;
+        Ok([fast.mean, slower.median, slow.median, received, http, changes.len() as f64, resident])
     })?;
     ensure_equal(&member, (0..PEERS).map(Peer::new))
 }
@@ -70,8 +74,8 @@ struct Cost {
     /// CPU time of the agent in ms.
     mean: f64,
     median: f64,
-    /// Received, headers included.
-    kilobytes: f64,
+    /// Received with the headers of packets, and without.
+    kilobytes: [f64; 2],
 }
 
 /// Sends heartbeats, and makes sure that the agent has received them.
@@ -86,7 +90,7 @@ fn round_of(
     let object = cluster.api.node(&name(0)).unwrap_or_default();
     let least = if whole { object.to_string().len() } else { object["metadata"].to_string().len() };
     let pid = member.pid();
-    let (used, before, start) = (cpu_time(pid)?, received(member)?, Instant::now());
+    let (used, before, start) = (cpu_time(pid)?, eth0(member)?, Instant::now());
     let (mut parts, mut begun) = (Vec::new(), used);
     for beat in 0..beats {
         if beat % PART == 0 && beat > 0 {
@@ -102,7 +106,9 @@ fn round_of(
     if let Some(status) = member.agent.process().ended()? {
         bail!("the agent has ended ({status}); its log:\n{}", member.agent.log());
     }
-    let (used, received) = (cpu_time(pid)?.saturating_sub(used), received(member)? - before);
+    let (used, after) = (cpu_time(pid)?.saturating_sub(used), eth0(member)?);
+    let received = after.received_bytes - before.received_bytes;
+    let http = received.saturating_sub((after.received_packets - before.received_packets) * HEADERS);
     let expected = u64::from(beats) * least as u64;
     ensure!(
         received >= expected,
@@ -111,5 +117,6 @@ fn round_of(
         member.agent.log()
     );
     let beats = f64::from(beats);
-    Ok(Cost { mean: ms(used) / beats, median: median(parts), kilobytes: received as f64 / 1e3 / beats })
+    let kilobytes = [received, http].map(|bytes| bytes as f64 / 1e3 / beats);
+    Ok(Cost { mean: ms(used) / beats, median: median(parts), kilobytes })
 }

@@ -9,7 +9,7 @@ use bench::figure::{Limit, ms};
 use bench::process::{cpu_time, resident_mib};
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Peer, ensure_equal, received};
+use super::bed::{Cluster, Peer, ensure_equal, eth0};
 use crate::Stage;
 
 pub(crate) const PEERS: u16 = 5000;
@@ -97,7 +97,7 @@ fn whole(
         let used = cpu_time(member.pid())?;
         let whole = time_to_peers(&member, file, peers)?;
         stage.progress.pause(SETTLE)?;
-        let (resident, bytes) = (resident_mib(member.pid())?, received(&member)?);
+        let (resident, bytes) = (resident_mib(member.pid())?, eth0(&member)?.received_bytes);
         ensure_equal(&member, (0..peers).map(Peer::new))?;
         cluster.remove(member)?;
         Ok([ms(whole), ms(used), resident, bytes as f64 / 1e6])
