@@ -162,6 +162,18 @@ pub fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
+/// Whether a host can have this address and be sent packets there from another.
+pub fn is_of_a_node(addr: IpAddr) -> bool {
+    let never = addr.is_unspecified() || addr.is_loopback() || addr.is_multicast();
+    !never
+        && match addr {
+            // 240.0.0.0/4, broadcast included, and 0.0.0.0/8.
+            IpAddr::V4(v4) => v4.octets()[0] < 240 && v4.octets()[0] != 0,
+            // Link-local addresses mean nothing without the name of a device.
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
+        }
+}
+
 /// An address as a number; the inverse of [`addr_of`].
 pub fn bits_of(addr: IpAddr) -> u128 {
     match addr {

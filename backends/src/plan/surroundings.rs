@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use subnet::env_file::gateway;
-use subnet::net::overlap;
+use subnet::net::{is_of_a_node, overlap};
 use subnet::{Family, NetworkConfig, PublicAddrs};
 
 use crate::state::host::HostView;
 use crate::state::name::Name;
-use crate::state::{KernelState, Route};
+use crate::state::{KernelState, Route, is_tunnel_name};
 
 /// The addresses around this node that are not the pods', each with what it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -183,7 +183,8 @@ impl Surroundings {
             .networks()
             .iter()
             .filter_map(|pods| {
-                let (addr, what) = self.named().find(|(addr, _)| pods.contains(addr))?;
+                let left = |addr: &IpAddr| self.leftovers(network).any(|(_, net)| net.addr() == *addr);
+                let (addr, what) = self.named().find(|(addr, _)| pods.contains(addr) && !left(addr))?;
                 let key = if pods.addr().is_ipv4() { "Network" } else { "IPv6Network" };
                 Some(format!(
                     "{key} {pods} overlaps the network of the nodes: it contains {addr}, {what}; subnets with such \
@@ -193,20 +194,40 @@ impl Surroundings {
                     if key == "Network" { "SubnetMax" } else { "IPv6SubnetMax" },
                 ))
             })
+            .chain(self.leftovers(network).map(|(name, net)| {
+                format!(
+                    "{name} is a device of flannel with {} in the pod network, and not this agent's: if no other agent \
+                     runs on this host, it is left over from an earlier one; remove it (ip link del {name})",
+                    net.addr()
+                )
+            }))
             .collect()
     }
-}
 
-/// Whether a host can have this address and be sent packets there from another.
-fn is_of_a_node(addr: IpAddr) -> bool {
-    let never = addr.is_unspecified() || addr.is_loopback() || addr.is_multicast();
-    !never
-        && match addr {
-            // 240.0.0.0/4, broadcast included, and 0.0.0.0/8.
-            IpAddr::V4(v4) => v4.octets()[0] < 240 && v4.octets()[0] != 0,
-            // Link-local addresses mean nothing without the name of a device.
-            IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
-        }
+    /// Tunnel devices in the networks of which this agent has no record.
+    fn leftovers(&self, network: &NetworkConfig) -> impl Iterator<Item = &(Name, IpNet)> {
+        let networks = network.networks();
+        self.addresses.iter().filter(move |(name, net)| {
+            is_tunnel_name(name) && networks.iter().any(|pods| pods.contains(&net.addr()))
+        })
+    }
+
+    /// What the operator has to know of addresses that this node announces and no other node can use.
+    pub fn unusable(&self) -> Vec<String> {
+        let public = Family::BOTH.into_iter().filter_map(|family| self.public.get(family));
+        public
+            .filter(|addr| !is_of_a_node(*addr))
+            .map(|addr| {
+                let family = Family::of(addr);
+                let flag = if family == Family::V4 { "--public-ip" } else { "--public-ipv6" };
+                format!(
+                    "this node announces {addr}, to which other nodes can't send, so that no {family} packet passes \
+                     between its pods and theirs: give its interface an address that is not link-local, or another one \
+                     with {flag}"
+                )
+            })
+            .collect()
+    }
 }
 
 /// Whether the address means the same on every device of the host.
@@ -301,6 +322,33 @@ mod tests {
         );
         let apart = NetworkConfig::parse(r#"{"Network":"10.244.0.0/16"}"#).unwrap();
         assert!(found.overlaps(&apart).is_empty());
+    }
+
+    #[test]
+    fn a_tunnel_that_no_record_knows_is_named_as_left_over_and_is_no_network_of_nodes() {
+        let network = NetworkConfig::parse(r#"{"Network":"10.244.0.0/16"}"#).unwrap();
+        let links =
+            [link(2, "eth0", false, &["192.0.2.1/24"]), link(3, "flannel.1", false, &["10.244.9.0/32"])];
+        let host = HostView { links: links.into(), ..HostView::default() };
+        let ours = Ours { network: &network, subnets: &[], devices: &[], underlay: Some(2) };
+        let found = Surroundings::of(&host, ours, &[], PublicAddrs::default());
+        let notes = found.overlaps(&network);
+        assert!(notes.len() == 1 && notes[0].contains("remove it (ip link del flannel.1)"), "{notes:?}");
+        assert!(found.covered(net("10.244.9.0/24")).is_some(), "its subnet is not taken");
+    }
+
+    #[test]
+    fn an_announced_address_that_means_nothing_to_other_nodes_is_named() {
+        let said = |public: &[&str]| {
+            let public = public.iter().map(|addr| ip(addr)).collect();
+            Surroundings { public, ..Surroundings::default() }.unusable()
+        };
+        let notes = said(&["192.0.2.1", "fe80::1"]);
+        assert!(
+            notes.len() == 1 && notes[0].contains("announces fe80::1") && notes[0].contains("--public-ipv6"),
+            "{notes:?}"
+        );
+        assert_eq!(said(&["192.0.2.1", "2001:db8::1"]), [""; 0]);
     }
 
     /// What a node says whose host has these addresses, each of a bridge or not, and these routes of other programs.

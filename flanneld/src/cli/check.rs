@@ -8,6 +8,7 @@ use std::time::Duration;
 use backends::policy::SteerMode;
 use regex_lite::Regex;
 use subnet::Family;
+use subnet::net::is_of_a_node;
 
 use super::UsageError;
 use super::grammar::{Origin, Setting, variable, written};
@@ -79,7 +80,9 @@ pub(super) fn public_ipv6(text: &str) -> Result<IpAddr, String> {
 
 fn public(text: &str, family: Family) -> Result<IpAddr, String> {
     let addr = address(text)?;
-    if Family::of(addr) == family && is_unicast(addr) {
+    // Go flannel takes link-local addresses, too.
+    let link_local = matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if Family::of(addr) == family && (is_of_a_node(addr) || link_local) {
         return Ok(addr);
     }
     Err(format!("is not an {family} address that other nodes can send to"))
@@ -194,6 +197,12 @@ pub(super) fn fast_path(text: &str) -> Checked<fast_path::Mode> {
     }
 }
 
+/// A protocol of network policies, in any letter case.
+pub(super) fn protocol(text: &str) -> Checked<String> {
+    let known = ["TCP", "UDP", "SCTP"].iter().any(|known| known.eq_ignore_ascii_case(text));
+    if known { Ok(text.to_owned()) } else { Err("is none of network policies: give TCP, UDP or SCTP") }
+}
+
 /// Whether frames between pods of this node are steered.
 pub(super) fn steer_mode(text: &str) -> Checked<SteerMode> {
     match text {
@@ -286,11 +295,6 @@ fn is_host_and_port(authority: &str) -> bool {
         }
     };
     numbered && named
-}
-
-fn is_unicast(addr: IpAddr) -> bool {
-    let broadcast = matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
-    !addr.is_unspecified() && !addr.is_multicast() && !broadcast
 }
 
 #[cfg(test)]

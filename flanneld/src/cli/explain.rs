@@ -32,7 +32,7 @@ pub(super) struct ExplainFlags {
     #[arg(hide = true)]
     words: Vec<String>,
     /// Protocol for network policies: TCP, UDP or SCTP
-    #[arg(long, value_name = "PROTOCOL", default_value = "TCP", value_parser = check::given)]
+    #[arg(long, value_name = "PROTOCOL", default_value = "TCP", value_parser = check::protocol)]
     protocol: String,
     /// The file of the agent of this node
     #[arg(long, value_name = "FILE", default_value = subnet::env_file::DEFAULT_PATH, value_parser = check::file)]
@@ -83,7 +83,18 @@ pub(super) fn address(command: &str, text: &str) -> Result<IpAddr, UsageError> {
 fn address_and_port(command: &str, text: &str) -> Result<(IpAddr, Option<u16>), UsageError> {
     match text.parse::<std::net::SocketAddr>() {
         Ok(both) if both.port() > 0 => Ok((both.ip(), Some(both.port()))),
-        _ => Ok((address(command, text)?, None)),
+        _ => match text.rsplit_once(':') {
+            Some((addr, port))
+                if addr.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+                    && text.parse::<IpAddr>().is_err() =>
+            {
+                Err(UsageError(format!(
+                    "{command}: {:?} is no port: give 1 to 65535",
+                    subnet::gojson::shortened(port)
+                )))
+            }
+            _ => Ok((address(command, text)?, None)),
+        },
     }
 }
 
@@ -123,7 +134,13 @@ mod tests {
             (&["10.244.1.7"][..], "two ends"),
             (&["10.244.1.7", "web"], "\"web\" is not an IP address"),
             (&["10.244.1.7", "fd00::2"], "two families"),
-            (&["10.244.1.7", "10.244.7.3:0"], "is not an IP address"),
+            (&["10.244.1.7", "10.244.7.3:0"], "\"0\" is no port: give 1 to 65535"),
+            (&["10.244.1.7", "10.244.7.3:65536"], "\"65536\" is no port"),
+            (&["fd00::1", "[fd00::2]:http"], "\"http\" is no port"),
+            (
+                &["10.244.1.7", "10.244.7.3:80", "--protocol=icmp"],
+                "--protocol=\"icmp\" is none of network policies",
+            ),
             (&["a", "b", "c"], "two ends"),
         ] {
             let error = read(args).unwrap_err();

@@ -129,6 +129,7 @@ impl Machine {
         };
         let now = Surroundings::of(&observed.host, ours, &self.underlay.stores, public);
         let mut notes = now.overlaps(&self.force.network);
+        notes.extend(now.unusable());
         let own = self.own.lease().into_iter().flat_map(|lease| lease.subnets.iter());
         notes.extend(own.filter_map(|subnet| now.covered(subnet)).map(|why| {
             format!(
