@@ -35,6 +35,7 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
         eprintln!("flanneld: {subnet_file} says no network: {} tells what is its agent's", file.display());
     }
     name_remaining(options);
+    name_foreign(options);
     let running = extent::running(&extent, &options.subnet_file);
     if options.dry_run || matches!(extent, Extent::Unknown) {
         let found = preview(&extent, saved, options);
@@ -42,7 +43,7 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
             Ok(holders) => holders.iter().for_each(|holder| {
                 eprintln!("flanneld: {holder}: stop it before you run cleanup without --dry-run");
             }),
-            Err(error) => eprintln!("flanneld: whether an agent is running was not seen: {error}"),
+            Err(error) => eprintln!("flanneld: whether an agent is running was not seen: {error:#}"),
         }
         return found;
     }
@@ -196,8 +197,18 @@ fn remove_rules(known: &[IpNet]) -> (Vec<String>, Vec<String>) {
 fn files(options: &CleanupOptions) -> Vec<PathBuf> {
     let keys = if options.all { backends::key_files() } else { Vec::new() };
     let state = crate::state_file(&options.subnet_file);
-    let record = [extension::file(&state), state, options.subnet_file.clone()];
-    keys.into_iter().chain(record).collect()
+    let subnet_file = extent::is_record(options).then(|| options.subnet_file.clone());
+    keys.into_iter().chain([extension::file(&state), state]).chain(subnet_file).collect()
+}
+
+/// Says that what was named as the subnet file is something else and stays.
+fn name_foreign(options: &CleanupOptions) {
+    if options.subnet_file.exists() && !extent::is_record(options) {
+        eprintln!(
+            "flanneld: {} stays: it is no subnet file, which is a file with lines that begin with FLANNEL_",
+            options.subnet_file.display()
+        );
+    }
 }
 
 /// Says what commands of the `extension` backend have made, which may be anywhere.

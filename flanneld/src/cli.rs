@@ -262,6 +262,17 @@ fn run(args: &[String], environment: Environment<'_>) -> Result<Command, UsageEr
     Ok(Command::Run(Box::new(options)))
 }
 
+/// What to say of variables that look like those of flags and set none.
+pub(crate) fn misspelled(variables: impl Iterator<Item = OsString>) -> Vec<String> {
+    let agent = RunFlags::command();
+    let names = variables.filter_map(|name| name.into_string().ok());
+    let said = |name: String| {
+        let meant = grammar::meant(&agent, &name)?;
+        Some(format!("{} has no effect: did you mean {meant}?", subnet::text::shortened(&name)))
+    };
+    names.filter_map(said).collect()
+}
+
 /// The agent's flags, with the usage that names the sub-commands.
 fn run_shape() -> clap::Command {
     let mut usage = "flanneld [FLAGS]\n".to_owned();

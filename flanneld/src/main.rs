@@ -140,7 +140,8 @@ async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
     tracing::info!("flanneld {} {options}", cli::version());
     let (_lock, former) = alone(&options.subnet_file, options.take_over)?;
     let successors = takeover::former::Listener::bind(&options.subnet_file);
-    options.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let misspelled = cli::misspelled(std::env::vars_os().map(|(name, _)| name));
+    options.warnings.iter().chain(&misspelled).for_each(|warning| tracing::warn!("{warning}"));
 
     tokio::spawn(give_memory_back());
     let health = Health::new(agent::LIVENESS, agent::condition::ALL);
@@ -303,6 +304,14 @@ fn switch_policies_off(subnet_file: &Path) {
 /// The lock of the subnet file: two agents with one file would undo each other's work. One that can't be made for
 /// another reason keeps no node from its network. With `take_over`, the agent that holds it hands over.
 fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lock>, Option<Former>)> {
+    if std::fs::metadata(subnet_file).is_ok_and(|there| !there.is_file()) {
+        return Err(cli::UsageError::of(format!(
+            "--subnet-file={}: it is a directory, a device, a pipe or a socket: give the path of a file, such as {}",
+            subnet_file.display(),
+            subnet::env_file::DEFAULT_PATH
+        ))
+        .into());
+    }
     if let Some(directory) = subnet_file.parent() {
         // What stands in the way is said when the subnet file is written.
         let _ = std::fs::create_dir_all(directory);

@@ -118,6 +118,21 @@ impl Extent {
     }
 }
 
+/// Whether the subnet file is an agent's record, which goes with what it tells of. With `--all` any path can be named
+/// beside it: another program's file is not removed for that, and a device never.
+pub(super) fn is_record(options: &CleanupOptions) -> bool {
+    let Ok(about) = fs::symlink_metadata(&options.subnet_file) else { return true };
+    let removable = about.is_file() || about.is_symlink();
+    let says = || {
+        let text = subnet::regular::read(&options.subnet_file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // What a power cut leaves is empty or zeroed.
+        text.trim_matches(['\0', '\n']).is_empty()
+            || text.lines().any(|line| line.trim_start().starts_with("FLANNEL_"))
+    };
+    removable && (!options.all || !options.named || says())
+}
+
 /// The agents that would restore what is meant: the holder of the subnet file's lock, and for the whole host every
 /// process named flanneld in this network namespace, Go flannel's among them.
 ///

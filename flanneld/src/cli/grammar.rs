@@ -138,6 +138,19 @@ pub(super) fn variable_of(argument: &Arg, agent: &Command) -> Option<String> {
     argument.get_long().filter(|flag| *flag != "version").filter(is_agents).map(variable)
 }
 
+/// The variable that was probably meant by one that is no flag's, as `FLANNELD_ETCD_ENDPOINT`. Those that are like none
+/// belong to others: Kubernetes sets some for a Service `flanneld`, and units have some of their own.
+pub(super) fn meant(command: &Command, name: &str) -> Option<String> {
+    let flag = name.strip_prefix("FLANNELD_")?.to_ascii_lowercase().replace('_', "-");
+    let known = |argument: &Arg| {
+        argument.get_long() == Some(&flag) || argument.get_long().map(variable).as_deref() == Some(name)
+    };
+    if command.get_arguments().any(known) {
+        return None;
+    }
+    nearest(command, &flag).filter(|near| *near != "version").map(variable)
+}
+
 /// Whether an argument is a flag that is true or false.
 pub(super) fn is_boolean(argument: &Arg) -> bool {
     matches!(Kind::of(argument), Kind::Boolean)

@@ -53,6 +53,28 @@ fn a_wrong_variable_is_named_as_the_variable_that_it_is() {
 }
 
 #[test]
+fn a_misspelled_variable_is_named_with_the_one_that_is_meant_and_those_of_others_are_not() {
+    for (name, meant) in [
+        ("FLANNELD_ETCD_ENDPOINT", Some("FLANNELD_ETCD_ENDPOINTS")),
+        ("FLANNELD_IPMASQ", Some("FLANNELD_IP_MASQ")),
+        ("FLANNELD_INTERFACE", None),
+        ("FLANNELD_IFACE", None),
+        ("FLANNELD_LOG_BACKTRACE_AT", None),
+        ("FLANNELD_VERSION", None),
+        ("FLANNELD_OPTS", None),
+        // Of a Service `flanneld` in Kubernetes.
+        ("FLANNELD_PORT", None),
+        ("FLANNELD_PORT_8081_TCP_ADDR", None),
+        ("FLANNELD_SERVICE_HOST", None),
+        ("FLANNEL_IFACE", None),
+    ] {
+        let said = misspelled([OsString::from(name)].into_iter());
+        let expected = meant.map(|meant| format!("{name} has no effect: did you mean {meant}?"));
+        assert_eq!(said, expected.into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn a_word_that_a_flag_does_not_know_is_named_with_those_that_it_knows() {
     let text = parse(&["doctor", "--fix=everything"], &[]).unwrap_err().to_string();
     assert_eq!(text, r#"--fix="everything" can't be used: give leaked-addresses"#);

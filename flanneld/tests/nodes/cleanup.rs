@@ -99,7 +99,16 @@ fn without_its_subnet_file_an_agents_objects_are_told_by_what_it_saved_and_else_
         assert!(errors.contains(part) && errors.contains("--all") && code == Some(1), "{errors}");
     }
     assert_eq!(everything(&a), installed);
-    assert!(cleanup(&a, &["--all"]).contains("removed: link flannel.1"));
+    // Nor is another program's file removed because it was named; what a power cut left of ours is.
+    let other = a.node.subnet_file().with_file_name("other.conf");
+    std::fs::write(&other, "a = b\n").unwrap();
+    let (told, errors, code) =
+        try_cleanup(&a, &[], &["--all", &format!("--subnet-file={}", other.display())]);
+    assert!(told.contains("removed: link flannel.1") && code == Some(0), "{told}{errors}");
+    assert!(errors.contains("other.conf stays: it is no subnet file") && other.exists(), "{errors}");
+    std::fs::write(a.node.subnet_file(), "\0\0\0\0").unwrap();
+    let (told, errors, code) = try_cleanup(&a, &[], &["--all", &file]);
+    assert!(told.contains("removed: file") && errors.is_empty() && code == Some(0), "{told}{errors}");
     assert_eq!(cleanup(&a, &["--all"]), "nothing to remove\n");
     assert!(!everything(&a).contains("flannel"));
 }

@@ -81,6 +81,8 @@ fn wrong_flags_end_with_code_2_and_no_secret_is_ever_logged() {
     for (args, part) in [
         (vec!["--ifce=eth0"], "--iface"),
         (vec!["--cni-conf=/etc/a"], "cni-conf"),
+        (vec!["--subnet-file=/dev/null"], "--subnet-file=/dev/null: it is a directory, a device"),
+        (vec!["--public-ip=127.0.0.1"], "other nodes can send to"),
         (vec!["--subnet-lease-renew-margin=1440"], "1440"),
         (vec!["--kube-subnet-mgr", "--kube-annotation-prefix=org"], "--kube-annotation-prefix: \"org\""),
         (vec!["--kube-subnet-mgr", "--kube-api-url=https://a:sesame@b"], "--kube-api-url: \"b\""),
