@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use backends::ActiveBackends;
 use serde_json::json;
+use subnet::net::bits_of;
 use subnet::{NetworkConfig, Subnets};
 
 /// No configuration is longer.
@@ -60,11 +61,13 @@ pub(crate) fn run(options: &CheckConfigOptions) -> anyhow::Result<()> {
 
 fn read(file: &Path) -> anyhow::Result<String> {
     if file != Path::new("-") {
-        return Ok(subnet::regular::read_to_string(file)?);
+        let bytes = subnet::regular::read(file)
+            .map_err(|error| anyhow::anyhow!(subnet::regular::with_remedy(&error)))?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
     }
-    let mut text = String::new();
-    io::stdin().take(MAX_BYTES).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    io::stdin().take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What the agent makes of a configuration.
@@ -80,9 +83,12 @@ fn check(text: &str, given_subnets: bool) -> Result<Checked, String> {
         match given_subnets {
             true => format!("network {network}: subnets are given by Kubernetes"),
             false => {
-                let bits = range.subnet_len.saturating_sub(network.prefix_len());
-                let nodes = 1u128.checked_shl(bits.into()).unwrap_or(u128::MAX);
-                format!("network {network}: a /{} for each of up to {nodes} nodes", range.subnet_len)
+                let nodes = (bits_of(range.max) - bits_of(range.min)) / range.step() + 1;
+                let (len, nodes) = (
+                    range.subnet_len,
+                    if nodes == 1 { "one node".into() } else { format!("each of up to {nodes} nodes") },
+                );
+                format!("network {network}: a /{len} for {nodes}")
             }
         }
     });
@@ -102,7 +108,9 @@ mod tests {
         let text = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Prot":1}}"#;
         let checked = check(text, false).unwrap();
         assert_eq!(checked.backend, "vxlan VNI 7 port 8472");
-        assert_eq!(checked.networks, ["network 10.244.0.0/16: a /24 for each of up to 256 nodes"]);
+        assert_eq!(checked.networks, ["network 10.244.0.0/16: a /24 for each of up to 255 nodes"]);
+        let bounded = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.9.0","SubnetMax":"10.244.9.0"}"#;
+        assert!(check(bounded, false).unwrap().networks[0].ends_with("a /24 for one node"));
         assert!(checked.warnings.iter().any(|warning| warning.contains("Prot")), "{:?}", checked.warnings);
         assert!(check(text, true).unwrap().networks[0].contains("Kubernetes"));
     }

@@ -360,9 +360,17 @@ fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, Co
     let text: Option<String> = object.get_non_null(keys.network)?;
     let example = if family == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" };
     let Some(text) = text else {
-        return Err(ConfigError(format!("{} is missing: add it, for example \"{example}\"", keys.network)));
+        let kubernetes = if object.has("apiVersion") && object.has("kind") {
+            " (this is an object of Kubernetes: the configuration is the text that its data has as net-conf.json)"
+        } else {
+            ""
+        };
+        return Err(ConfigError(format!(
+            "{} is missing: add it, for example \"{example}\"{kubernetes}",
+            keys.network
+        )));
     };
-    let parsed = text.parse::<IpNet>().ok().filter(|net| Family::of(net.addr()) == family);
+    let parsed = prefix(&text).filter(|net| Family::of(net.addr()) == family);
     let Some(network) = parsed else {
         let key = keys.network;
         return Err(ConfigError(format!(
@@ -377,6 +385,13 @@ fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, Co
             keys.network
         ))),
     }
+}
+
+/// A prefix; none with zeros before a number, which some programs take for octal, as in `010.1.0.0/16`.
+fn prefix(text: &str) -> Option<IpNet> {
+    let (addr, _) = text.split_once('/')?;
+    addr.parse::<IpAddr>().ok()?;
+    text.parse().ok()
 }
 
 /// Why pods can't have the addresses of a network, if they can't.
@@ -449,9 +464,9 @@ fn bound(
 
 fn masquerade_except(object: &Object<'_>) -> Result<Vec<IpNet>, ConfigError> {
     let texts: Vec<String> = object.get("MasqueradeExcept")?.unwrap_or_default();
-    let parsed = texts.iter().map(|text| match text.parse::<IpNet>() {
-        Ok(net) => Ok(net.trunc()),
-        Err(_) => Err(ConfigError(format!(
+    let parsed = texts.iter().map(|text| match prefix(text) {
+        Some(net) => Ok(net.trunc()),
+        None => Err(ConfigError(format!(
             "MasqueradeExcept: {:?} is not a prefix such as \"192.168.0.0/16\" or \"fd00::/8\"",
             shortened(text)
         ))),

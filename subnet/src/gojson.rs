@@ -83,10 +83,14 @@ fn unreadable(text: &str, error: &serde_json::Error) -> String {
         "it is empty".to_owned()
     } else if text.starts_with('\u{feff}') {
         "it begins with a byte order mark: save it as UTF-8 without one".to_owned()
+    } else if text.starts_with('\u{fffd}') || text.chars().take(4).any(|c| c == '\0') {
+        "it is no UTF-8, but perhaps UTF-16: save it as UTF-8 without a byte order mark".to_owned()
     } else if first_name.is_some_and(|c| c == '\'' || c.is_alphabetic()) {
         format!(
             "{error}: names and texts need double quotes, and a shell removes those that are not inside of single quotes"
         )
+    } else if !text.trim_start().starts_with('{') {
+        format!("{error}: it has to begin with '{{'")
     } else {
         error.to_string()
     }
@@ -212,6 +216,10 @@ fn kind(raw: &str) -> Option<&'static str> {
     }
 }
 
+fn is_whole(number: &str) -> bool {
+    number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
+}
+
 /// Why a value is of the wrong type, and how to write it.
 fn mismatch(raw: &str, wanted: Wanted) -> String {
     let (shown, is) = (shortened(raw), kind(raw).unwrap_or("an object"));
@@ -227,6 +235,11 @@ fn mismatch(raw: &str, wanted: Wanted) -> String {
             };
             match text.filter(fits) {
                 Some(number) => format!("{shown} is a text; write a number: {number}"),
+                // Not all that JSON calls a number is whole, and not all that is whole fits.
+                None if is == "a number" && most > 0xffff_ffff && is_whole(raw) => {
+                    let wrong = if raw.starts_with('-') && least == 0 { "negative" } else { "out of bounds" };
+                    format!("{shown} is {wrong}; write {range}")
+                }
                 None if is == "a number" => format!("{shown} is not {range}"),
                 None => format!("{shown} is {is}; write {range}"),
             }
@@ -242,6 +255,8 @@ fn mismatch(raw: &str, wanted: Wanted) -> String {
             format!("{shown} has items that are no texts; write each in quotes")
         }
         Wanted::Texts => format!("{shown} is {is}; write a list of texts"),
+        Wanted::List if is == "a list" => format!("{shown} is nested too deeply"),
+        Wanted::Object if is == "an object" => format!("{shown} is nested too deeply"),
         Wanted::List => format!("{shown} is {is}; write a list: [{shown}]"),
         Wanted::Object => format!("{shown} is {is}; write an object: {{…}}"),
         Wanted::Any => format!("{shown} can't be read"),

@@ -3,6 +3,8 @@
 //! Go flannel ignores unknown keys, so they are no errors. But a misspelled key leaves a default in force that
 //! the operator did not choose, and so each is named.
 
+use std::collections::BTreeMap;
+
 use super::Origin;
 use crate::gojson::Object;
 use crate::text::{distance, shortened};
@@ -119,7 +121,26 @@ pub(super) fn without_effect(object: &Object<'_>, backend: &str, origin: Origin)
             (None, None) => text,
         })
     });
-    Warnings(outer.chain(inside).take(MAX_SAID).collect())
+    let twice = twice(object, "").chain(inner.iter().flat_map(|inner| twice(inner, "Backend.")));
+    Warnings(outer.chain(inside).chain(twice).chain(switched_off(object)).take(MAX_SAID).collect())
+}
+
+/// Keys that are there more than once, in any spelling.
+fn twice<'o>(object: &'o Object<'_>, path: &'o str) -> impl Iterator<Item = String> + 'o {
+    let mut times: BTreeMap<String, u32> = BTreeMap::new();
+    object.names().filter_map(move |name| {
+        let times = times.entry(name.to_ascii_lowercase()).or_default();
+        *times += 1;
+        let shown = shortened(name);
+        (*times == 2)
+            .then(|| format!("{path}{shown} is there more than once: the last one counts, remove the others"))
+    })
+}
+
+/// A network of IPv6 that was given, while nothing says whether IPv6 is to be used.
+fn switched_off(object: &Object<'_>) -> Option<String> {
+    (object.has("IPv6Network") && !object.has("EnableIPv6"))
+        .then(|| "IPv6Network has no effect without \"EnableIPv6\": true: add that, or remove it".to_owned())
 }
 
 /// What is to be said about a key of commands that has no effect although `extension` has it, here or in samples.
@@ -215,6 +236,21 @@ mod tests {
                 "Backend.SubnetLen has no effect here: move it out of Backend",
             ),
             (r#","Remark":"\n""#, r#""Type":"vxlan""#, "Remark is not known and has no effect"),
+            (
+                r#","IPv6Network":"fd00:5::/48""#,
+                r#""Type":"vxlan""#,
+                "IPv6Network has no effect without \"EnableIPv6\": true: add that, or remove it",
+            ),
+            (
+                r#","network":"10.6.0.0/16","NETWORK":"10.7.0.0/16""#,
+                r#""Type":"vxlan""#,
+                "network is there more than once: the last one counts, remove the others",
+            ),
+            (
+                "",
+                r#""Type":"vxlan","MTU":1400,"Mtu":1300"#,
+                "Backend.Mtu is there more than once: the last one counts, remove the others",
+            ),
         ] {
             assert_eq!(warnings(top, backend), [warning], "{top} {backend}");
         }
@@ -233,7 +269,7 @@ mod tests {
             r#""Type":"alloc""#,
             r#""Type":"extension","PreStartupCommand":"a","postStartupCommand":"b","SubnetAddCommand":"c""#,
         ] {
-            let top = r#","enableipv4":true,"EnableNFTables":true,"SubnetLen":24,"IPv6SubnetLen":64"#;
+            let top = r#","enableipv4":true,"EnableNFTables":true,"SubnetLen":24,"IPv6SubnetLen":64,"EnableIPv6":false,"IPv6Network":"::/0""#;
             assert_eq!(warnings(top, backend), [""; 0], "{backend}");
         }
         assert_eq!(NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap().warnings.0, [""; 0]);
