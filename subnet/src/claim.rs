@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use crate::allocate::allocate;
 use crate::config::{NetworkConfig, Range};
-use crate::lease::{Lease, Leases};
+use crate::lease::{Lease, Leases, format_key};
 use crate::net::{Family, Subnets, overlap};
 use crate::store::{Claim, Loss, StoreError, random_below};
 
@@ -181,12 +181,20 @@ pub(crate) fn rival(mine: &Lease, leases: &Leases) -> Option<Loss> {
     Some(Loss::Taken { subnets: mine.subnets, holder })
 }
 
-/// The error for a network without a free subnet.
-pub(crate) fn exhausted(network: &NetworkConfig) -> StoreError {
+/// The error for a network without a free subnet, with the lease that takes all of it alone if there is one.
+pub(crate) fn exhausted(network: &NetworkConfig, leases: &Leases) -> StoreError {
     let ranges = network.ranges().map(|range| {
         let Range { network, subnet_len, min, max } = range;
-        let prefix = if network.addr().is_ipv4() { "" } else { "IPv6" };
-        format!("every /{subnet_len} of {network} from {prefix}SubnetMin {min} to {prefix}SubnetMax {max}")
+        let family = Family::of(network.addr());
+        let prefix = if family == Family::V4 { "" } else { "IPv6" };
+        let whole = |taken: &Subnets| {
+            taken.get(family).is_some_and(|taken| taken.contains(min) && taken.contains(max))
+        };
+        let by = leases.taken().find(whole).filter(|_| min != max).and_then(|taken| format_key(&taken));
+        let by = by.map(|key| format!(" (all of them by the one lease {key})")).unwrap_or_default();
+        format!(
+            "every /{subnet_len} of {network} from {prefix}SubnetMin {min} to {prefix}SubnetMax {max}{by}"
+        )
     });
     StoreError::Exhausted { ranges: ranges.collect::<Vec<_>>().join(" or ") }
 }

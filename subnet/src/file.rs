@@ -231,7 +231,7 @@ impl Files {
     ) -> Result<Lease, StoreError> {
         let (table, now) = (directory.list_and_sweep()?, SystemTime::now());
         let chosen = choose(network, claim, held, &table.leases);
-        let Some(choice) = chosen else { return Err(exhausted(network)) };
+        let Some(choice) = chosen else { return Err(exhausted(network, &table.leases)) };
         let attachment = (claim.attach)(choice.known.as_ref(), &table.leases);
         for used in still_used(claim, &choice, &table.leases) {
             let renewed = Lease { public: claim.public, attachment: attachment.clone(), ..used.clone() };

@@ -105,7 +105,7 @@ impl LeaseStore for Memory {
     async fn acquire(&self, network: &NetworkConfig, claim: &Claim<'_>) -> Result<Lease, StoreError> {
         self.cluster.answering()?;
         let held = self.held().clone();
-        let mut result = Err(exhausted(network));
+        let mut result = Err(exhausted(network, &self.cluster.leases()));
         self.cluster.0.leases.send_modify(|leases| {
             let Some(choice) = choose(network, claim, held.as_ref(), leases) else { return };
             let attachment: Attachment = (claim.attach)(choice.known.as_ref(), leases);

@@ -37,7 +37,7 @@ pub(super) struct Candidates {
 impl Candidates {
     pub(super) fn of(host: &HostView, pods: &PodPrefixes) -> Self {
         let mut links: BTreeMap<u32, String> =
-            host.links.values().filter_map(|link| Some((link.index, excluded(link, pods)?))).collect();
+            host.links.values().filter_map(|link| Some((link.index, excluded(host, link, pods)?))).collect();
         for port in host.links.values() {
             let bridge = port.controller.and_then(|index| host.links.get(&index)).filter(|link| link.bridge);
             if let Some(bridge) = bridge.filter(|bridge| links.contains_key(&bridge.index)) {
@@ -103,11 +103,18 @@ impl Candidates {
 }
 
 /// Why a link is no candidate, as far as that needs no other link.
-fn excluded(link: &HostLink, pods: &PodPrefixes) -> Option<String> {
+fn excluded(host: &HostView, link: &HostLink, pods: &PodPrefixes) -> Option<String> {
     let name = link.name;
     let has = |serves: &dyn Fn(IpAddr) -> bool| link.addresses.iter().any(|own| serves(own.net.addr()));
     let in_network = |addr| pods.networks.iter().any(|network| network.contains(&addr));
-    let is_gateway = |addr| pods.own.iter().any(|subnet| gateway(*subnet) == addr);
+    // The record of a subnet may be another machine's, or of a network that is one of nodes today: a link that leads
+    // out of the host serves no pods of an earlier network.
+    let leads_out = host.defaults.iter().any(|route| route.link == Some(link.index));
+    let current = |subnet: &IpNet| pods.networks.iter().any(|network| network.contains(subnet));
+    let is_gateway = |addr| {
+        let mut own = pods.own.iter().filter(|subnet| !leads_out || current(subnet));
+        own.any(|subnet| gateway(*subnet) == addr)
+    };
     if name.as_str() == "lo" {
         return Some("lo is the loopback device, which leads to no other node".to_owned());
     }

@@ -37,6 +37,28 @@ const OWN: &str = "192.0.2.1 2001:db8::1";
 const OTHER: &str = "192.0.2.2 2001:db8::2";
 
 #[test]
+fn a_single_lease_that_leaves_no_subnet_is_named() {
+    let config = NetworkConfig::parse(DUAL).unwrap();
+    let said = |nets: &[&str]| {
+        let mut all = Leases::default();
+        for nets in nets {
+            let subnets = subnets(nets);
+            let attachment = Attachment::HostGw;
+            all.leases.insert(
+                subnets,
+                Lease { subnets, public: public(OTHER), attachment, created: 1, written: 1 },
+            );
+        }
+        exhausted(&config, &all).to_string()
+    };
+    assert!(said(&["0.0.0.0/0"]).contains("10.3.255.0 (all of them by the one lease 0.0.0.0-0) or every"));
+    assert!(
+        said(&["10.3.9.0/24 fd00:3::/48"]).contains("(all of them by the one lease 10.3.9.0-24&fd00:3::-48)")
+    );
+    assert!(!said(&["10.3.0.0/17", "10.3.128.0/17"]).contains("by the one lease"));
+}
+
+#[test]
 fn each_family_of_the_own_lease_is_kept_for_itself() {
     for (config, own, kept, replaces) in [
         (V4, "10.3.7.0/24", "10.3.7.0/24", false),

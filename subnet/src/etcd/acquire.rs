@@ -82,7 +82,7 @@ impl Etcd {
         grant: &mut Option<Grant>,
     ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
         let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
-        let Some(choice) = chosen else { return Err(exhausted(network)) };
+        let Some(choice) = chosen else { return Err(exhausted(network, &listing.leases)) };
         let mut current = None;
         if let Some(known) = &choice.known {
             let kv = self.read(&self.keys.lease(&known.subnets)?).await?;

@@ -254,6 +254,14 @@ pub(super) fn of_status(code: i32, message: &str, user: Option<&str>, prefix: &s
         ),
         7 if message.contains("permission denied") => denied(user, prefix),
         7 | 16 => shortened_to(message, 200),
+        // What is there can still be read and renewed.
+        8 if message.contains("database space exceeded") => {
+            return Some(Reason::Away(
+                "its database has reached its quota, so that nothing can be written: compact and defragment it, then \
+                 `etcdctl alarm disarm`, or raise --quota-backend-bytes of etcd"
+                    .to_owned(),
+            ));
+        }
         _ => return None,
     };
     Some(Reason::Refused(text))
@@ -315,6 +323,11 @@ mod tests {
             "{denied}"
         );
         assert_eq!(of_status(14, "etcdserver: leader changed", None, ""), None);
+        let Some(Reason::Away(full)) = of_status(8, "etcdserver: mvcc: database space exceeded", None, "")
+        else {
+            panic!()
+        };
+        assert!(full.contains("quota") && full.contains("etcdctl alarm disarm"), "{full}");
     }
 
     #[test]

@@ -104,6 +104,21 @@ fn an_address_inside_the_network_is_no_nodes_and_the_network_is_named() {
 }
 
 #[test]
+fn a_record_of_an_earlier_network_does_not_exclude_the_link_that_leads_out_of_the_host() {
+    let with = |text: &str| {
+        let mut view = usual();
+        let eth0 = view.links.get_mut(&2).unwrap();
+        eth0.addresses[0] = addr(text);
+        view
+    };
+    // Of a network that was given up, as in a subnet.env of another machine; br-old of that network leads nowhere.
+    let found = ask(&[], &with("10.99.7.1/24"), None, V4).unwrap();
+    assert_eq!((found.name.as_str(), found.addr.v4), ("eth0", Some([10, 99, 7, 1].into())));
+    let error = ask(&[], &with("10.244.7.1/24"), None, V4).unwrap_err();
+    assert!(error.contains("gateway address"), "{error}");
+}
+
+#[test]
 fn a_bridge_of_the_hosts_own_network_is_a_candidate() {
     let br0 = HostLink { bridge: true, ..link(2, "br0", &["192.0.2.9/24"]) };
     let view = host([br0], &[(Family::V4, Some(2))]);
