@@ -101,7 +101,7 @@ fn ensure_bridge(host: &mut Socket, config: &BridgeConfig) -> Result<Link, Strin
             match host.execute(vec![link::new_bridge(name, config.mtu)]).map_err(Errno::from) {
                 // Another pod's ADD was faster.
                 Ok(()) | Err(Errno::EXISTS) => {}
-                Err(errno) => return Err(format!("could not add {name:?}: {errno}")),
+                Err(errno) => return Err(format!("could not add {name:?}: {errno} (MTU {})", config.mtu)),
             }
             sysctl::try_set(&format!("ipv6/conf/{name}/accept_ra"), "0");
             // Else its link-local address is tentative for two seconds, in which nothing is forwarded to pods: their
@@ -150,7 +150,12 @@ fn add_pair(
             // Either name may be taken.
             Err(Errno::EXISTS) if matches!(link::found(found), Ok(Some(_))) => name = random_name()?,
             Err(Errno::EXISTS) => return Err(is_taken(ifname)),
-            Err(errno) => return Err(format!("failed to make veth pair: {errno}")),
+            Err(errno) => {
+                let (mtu, bridge) = (config.mtu, &config.bridge);
+                return Err(format!(
+                    "failed to make veth pair: {errno} (MTU {mtu}, name in the pod {ifname:?}, port of {bridge:?})"
+                ));
+            }
         }
     }
     Err("failed to find a unique veth name".into())

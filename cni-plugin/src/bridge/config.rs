@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 use subnet::gojson::{Object, shortened};
 
 use crate::args::Args;
+use crate::env::check_interface;
 use crate::host_local;
 
 /// How pods are connected.
@@ -101,6 +102,12 @@ impl BridgeConfig {
         }
         let mtu: i64 = object.get("mtu").map_err(in_config)?.unwrap_or_default();
         let bridge: String = object.get("bridge").map_err(in_config)?.unwrap_or_default();
+        if !bridge.is_empty() && check_interface(&bridge).is_err() {
+            let shown = shortened(&bridge);
+            return Err(in_config(format!(
+                "bridge: {shown:?} can't be the name of a device: give at most 15 bytes, without / and : and spaces"
+            )));
+        }
         Ok(Reading::Implemented(Box::new(Self {
             bridge: if bridge.is_empty() { "cni0".into() } else { bridge },
             is_gateway: is_default_gateway || flag("isGateway")?,
@@ -289,6 +296,16 @@ mod tests {
                 json!({"runtimeConfig": {"mac": "zz"}}),
                 "",
                 "failed to make veth pair: address zz: invalid MAC address",
+            ),
+            (
+                json!({"bridge": "a/b"}),
+                "",
+                "failed to load netconf: bridge: \"a/b\" can't be the name of a device",
+            ),
+            (
+                json!({"bridge": "sixteencharacter"}),
+                "",
+                "failed to load netconf: bridge: \"sixteencharacter\" can't",
             ),
             (json!({"vlan": 9999}), "", "invalid VLAN ID 9999 (must be between 0 and 4094)"),
             (json!({"vlan": -1}), "", "invalid VLAN ID -1 (must be between 0 and 4094)"),
