@@ -17,6 +17,7 @@ use crate::cli::cleanup::CleanupOptions;
 use crate::extension;
 use crate::lock::{self, LockError};
 use crate::policy;
+use crate::text::with_causes;
 use extent::Extent;
 
 /// Prints each object, and removes it unless this is a dry run.
@@ -43,7 +44,9 @@ pub(crate) fn run(options: &CleanupOptions) -> anyhow::Result<()> {
             Ok(holders) => holders.iter().for_each(|holder| {
                 eprintln!("flanneld: {holder}: stop it before you run cleanup without --dry-run");
             }),
-            Err(error) => eprintln!("flanneld: whether an agent is running was not seen: {error:#}"),
+            Err(error) => {
+                eprintln!("flanneld: whether an agent is running was not seen: {}", with_causes(&error))
+            }
         }
         return found;
     }

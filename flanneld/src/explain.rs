@@ -18,6 +18,7 @@ use subnet::env_file::Reading;
 use crate::ask;
 use crate::policy::client;
 use crate::status::PeerList;
+use crate::text::with_causes;
 use holder::Holder;
 use way::{Facts, Lookups, Way};
 
@@ -85,7 +86,7 @@ fn policies(options: &ExplainOptions, enforced: bool) -> Option<String> {
         IpAddr::V6(v6) => format!("[{v6}]:{port}"),
     };
     let asked = client::explain(&options.subnet_file, &options.source.to_string(), &destination, protocol);
-    Some(asked.unwrap_or_else(|error| format!("network policies can't be judged: {error:#}")))
+    Some(asked.unwrap_or_else(|error| format!("network policies can't be judged: {}", with_causes(&error))))
 }
 
 /// The host, and the tunnels of its devices.

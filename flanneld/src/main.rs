@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     match command.map_err(Into::into).and_then(obey) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flanneld: {error:#}");
+            eprintln!("flanneld: {}", text::with_causes(&error));
             if error.is::<cli::UsageError>() { cli::UsageError::EXIT_CODE.into() } else { ExitCode::FAILURE }
         }
     }

@@ -19,9 +19,22 @@ pub(crate) fn clean(text: &str, most: usize) -> String {
     clean
 }
 
+/// An error with its causes, each said once: some errors have their cause in their own words already.
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.contains(&cause) {
+            continue;
+        }
+        text += if text.is_empty() { "" } else { ": " };
+        text += &cause;
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use super::clean;
+    use super::{clean, with_causes};
 
     #[test]
     fn what_controls_a_terminal_is_replaced_and_what_is_long_is_cut() {
@@ -29,5 +42,14 @@ mod tests {
         assert_eq!(clean("a\u{1b}[31mb\nc\u{202e}d", 20), "a·[31mb·c·d");
         assert_eq!(clean(&"ä".repeat(300), 5), "ääää…");
         assert_eq!(clean("12345", 5), "12345");
+    }
+
+    #[test]
+    fn a_cause_that_was_said_is_not_said_again() {
+        let cause = || std::io::Error::other("the port is taken");
+        let twice = anyhow::Error::new(cause()).context("health can't be served: the port is taken: stop it");
+        assert_eq!(with_causes(&twice), "health can't be served: the port is taken: stop it");
+        let once = anyhow::Error::new(cause()).context("health can't be served");
+        assert_eq!(with_causes(&once), "health can't be served: the port is taken");
     }
 }
