@@ -40,7 +40,7 @@ pub(crate) fn read(file: &str) -> Result<Reading, String> {
             "failed to load flannel 'subnet.env' file: {what}. Check the flannel pod log for this node. {remedy}"
         )
     };
-    let bytes = fs::read(file)
+    let bytes = subnet::regular::read(Path::new(file))
         .map_err(|error| failed(format!("open {file}: {}", in_words(&error)), &remedy(file, &error)))?;
     let reading = Reading::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
         failed(
@@ -69,6 +69,9 @@ fn in_words(error: &io::Error) -> String {
 }
 
 fn remedy(file: &str, error: &io::Error) -> String {
+    if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) {
+        return "Remove it and restart flanneld on this node, or correct \"subnetFile\".".into();
+    }
     if error.kind() != io::ErrorKind::NotFound {
         return "Make the file readable for the container runtime.".into();
     }
@@ -102,6 +105,19 @@ mod tests {
         assert!(error.starts_with(&go) && error.contains("podCIDR"), "{error}");
         let error = read("/nowhere/subnet.env").unwrap_err();
         assert!(error.contains("/nowhere does not exist either"), "{error}");
+    }
+
+    #[test]
+    fn what_would_keep_its_reader_waiting_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        for (file, part) in [
+            ("/dev/null", "it is a pipe, a socket or a device"),
+            (directory.path().to_str().unwrap(), "is a directory"),
+        ] {
+            let error = read(file).unwrap_err();
+            assert!(error.starts_with(&format!("{GO}open {file}: {part}")), "{error}");
+            assert!(error.contains("Remove it") && error.contains("subnetFile"), "{error}");
+        }
     }
 
     #[test]

@@ -195,6 +195,10 @@ fn find(program: &str, path: Option<&String>) -> Result<PathBuf, String> {
             .ok_or_else(|| format!("there is no program {program} in PATH ({directories:?}): {ABSENT}"))?
     };
     let at = file.display();
+    // Opening a pipe waits for a writer.
+    if file.metadata().is_ok_and(|about| !about.is_file()) {
+        return Err(format!("{at} is a directory, a device, a pipe or a socket: name a program"));
+    }
     let mut magic = [0; 4];
     let read = File::open(&file).and_then(|mut file| file.read(&mut magic));
     match read {

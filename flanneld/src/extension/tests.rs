@@ -148,6 +148,10 @@ async fn what_can_not_be_run_or_fails_is_named_with_the_reason_and_the_remedy() 
         ("no-such-program-here".to_owned(), ["no program no-such-program-here in PATH", "mount a directory"]),
         (plain.display().to_string(), ["plain is not executable", "chmod 755"]),
         (text.display().to_string(), ["text is neither a program nor a script", "#!/bin/sh"]),
+        (
+            "/dev/null".to_owned(),
+            ["/dev/null is a directory, a device, a pipe or a socket", "name a program"],
+        ),
         (place.0.path().display().to_string(), [&place.0.path().display().to_string(), "directory"]),
         ("$NONE x".to_owned(), ["name is empty", "not set"]),
         (" \n".to_owned(), ["it is empty", ""]),
