@@ -62,6 +62,8 @@ pub enum Attachment {
     Udp,
     /// WireGuard: the key and the port of each family. Apart, because thousands of leases have another type, and each is as long as the longest.
     Wireguard(Box<WireguardEnds>),
+    /// Another one of these, by a node that will announce WireGuard soon and tells its key in advance.
+    Preparing(Box<Preparing>),
     /// A type that this node can't use, by its name.
     Foreign(Box<str>),
 }
@@ -76,6 +78,7 @@ impl Attachment {
             Self::Extension(_) => "extension",
             Self::Udp => "",
             Self::Wireguard(_) => "wireguard",
+            Self::Preparing(preparing) => preparing.announced.type_name(),
             Self::Foreign(name) => name,
         }
     }
@@ -95,9 +98,37 @@ impl Attachment {
         Self::Wireguard(Box::new(WireguardEnds { v4, v6 }))
     }
 
+    /// The same of a node that tells its key for WireGuard in advance; WireGuard itself, and what has data of its own form, is not
+    /// changed.
+    #[must_use]
+    pub fn preparing(self, ends: WireguardEnds) -> Self {
+        let takes_keys = matches!(self, Self::Vxlan { .. } | Self::HostGw | Self::Ipip | Self::Udp);
+        if takes_keys && (ends.v4.is_some() || ends.v6.is_some()) {
+            Self::Preparing(Box::new(Preparing { announced: self, ends }))
+        } else {
+            self
+        }
+    }
+
+    /// How peers have to send packets now.
+    pub fn announced(&self) -> &Self {
+        match self {
+            Self::Preparing(preparing) => &preparing.announced,
+            other => other,
+        }
+    }
+
+    /// What a node that announces another backend tells in advance of one family for WireGuard.
+    pub fn prepared(&self, family: Family) -> Option<WireguardData> {
+        match self {
+            Self::Preparing(preparing) => preparing.ends.get(family),
+            _ => None,
+        }
+    }
+
     /// The VXLAN tunnel endpoint of one family.
     pub fn vtep(&self, family: Family) -> Option<Vtep> {
-        match (self, family) {
+        match (self.announced(), family) {
             (Self::Vxlan { v4, .. }, Family::V4) => *v4,
             (Self::Vxlan { v6, .. }, Family::V6) => *v6,
             _ => None,
@@ -106,9 +137,8 @@ impl Attachment {
 
     /// What a node announces of one family for WireGuard.
     pub fn wireguard(&self, family: Family) -> Option<WireguardData> {
-        match (self, family) {
-            (Self::Wireguard(ends), Family::V4) => ends.v4,
-            (Self::Wireguard(ends), Family::V6) => ends.v6,
+        match self {
+            Self::Wireguard(ends) => ends.get(family),
             _ => None,
         }
     }
@@ -126,6 +156,25 @@ pub struct WireguardEnds {
     pub v4: Option<WireguardData>,
     /// `BackendV6Data`.
     pub v6: Option<WireguardData>,
+}
+
+impl WireguardEnds {
+    /// What it says of one family.
+    pub fn get(&self, family: Family) -> Option<WireguardData> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+/// What a node says that goes on to WireGuard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preparing {
+    /// How peers have to send packets until then.
+    pub announced: Attachment,
+    /// What it will say of WireGuard.
+    pub ends: WireguardEnds,
 }
 
 /// A VXLAN tunnel endpoint.
@@ -253,8 +302,11 @@ fn subnets_of(key: &str) -> Result<Subnets, Malformed> {
 
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind =
-            if self.attachment == Attachment::Udp { "udp or alloc" } else { self.attachment.type_name() };
+        let kind = if *self.attachment.announced() == Attachment::Udp {
+            "udp or alloc"
+        } else {
+            self.attachment.type_name()
+        };
         write!(f, "{} of {} ({kind})", self.subnets, self.public)
     }
 }

@@ -60,7 +60,7 @@ pub use config::{
     BackendConfig, ChecksumOffload, ConfigError, ExtensionConfig, IpipConfig, NetworkConfig, Range,
     VxlanConfig,
 };
-pub use lease::{Attachment, Lease, Leases, Malformed, Vtep};
+pub use lease::{Attachment, Lease, Leases, Malformed, Preparing, Vtep, WireguardEnds};
 pub use mac::Mac;
 pub use net::{Family, PublicAddrs, Subnets};
 pub use shared_map::{Recount, SharedMap, SharedSet};

@@ -175,6 +175,24 @@ impl WireguardData {
         let port = u16::try_from(port).map_err(|_| format!("{path}Port: {port} is not a UDP port"))?;
         Ok(Self { key, port: (port != 0).then_some(port) })
     }
+
+    /// The name of the member by which `BackendData` of another backend tells the key in advance. Its value is a list: a Go flannel
+    /// finds its MAC in `BackendData` by cutting the text, and expects one text only (contract §3.2.3).
+    pub(crate) const PREPARED: &str = "Wireguard";
+
+    /// The member [`PREPARED`](Self::PREPARED) in JSON.
+    pub(crate) fn prepared_to_json(self) -> String {
+        format!(r#""{}":["{}",{}]"#, Self::PREPARED, self.key, self.port.unwrap_or(0))
+    }
+
+    /// What `BackendData` of another backend tells in advance. What can't be read is as if it were not there: the backend that the
+    /// node announces does not depend on it.
+    pub(crate) fn read_prepared(data: &crate::gojson::Object<'_>) -> Option<Self> {
+        let list = data.get::<Vec<serde_json::Value>>(Self::PREPARED).ok().flatten()?;
+        let [key, port] = list.as_slice() else { return None };
+        let port = u16::try_from(port.as_u64()?).ok()?;
+        Some(Self { key: key.as_str()?.parse().ok()?, port: (port != 0).then_some(port) })
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::lease::Attachment;
 use crate::net::{Family, PublicAddrs};
+use crate::wireguard::WireguardData;
 
 pub(super) const MANAGED: &str = "kube-subnet-manager";
 pub(super) const TYPE: &str = "backend-type";
@@ -108,34 +109,7 @@ pub(super) fn wanted(
         Wanted::from([(MANAGED, Some("true".to_owned())), (TYPE, Some(attachment.type_name().to_owned()))]);
     for family in Family::BOTH {
         let names = Names::of(family);
-        let data = match attachment {
-            Attachment::Vxlan { .. } => attachment.vtep(family).map(|vtep| {
-                let port = vtep.port.map_or_else(String::new, |port| format!("\"Port\":{port},"));
-                format!("{{\"VNI\":{},{port}\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)
-            }),
-            Attachment::Wireguard(_) => match (attachment.wireguard(family), family) {
-                (Some(data), _) => Some(data.to_json()),
-                // Go writes these too where there is IPv6 alone.
-                (None, Family::V4) => Some("null".to_owned()),
-                (None, Family::V6) => None,
-            },
-            Attachment::Extension(Some(text)) if family == Family::V4 => Some(crate::gojson::to_string(text)),
-            // Go writes IPv4's also where there is no IPv4.
-            Attachment::HostGw
-            | Attachment::Ipip
-            | Attachment::Extension(_)
-            | Attachment::Udp
-            | Attachment::Foreign(_)
-                if family == Family::V4 =>
-            {
-                Some("null".to_owned())
-            }
-            // Go's udp and alloc have no IPv6; ours announce it as host-gw does.
-            Attachment::HostGw | Attachment::Extension(_) | Attachment::Udp => {
-                public.v6.map(|_| "null".to_owned())
-            }
-            Attachment::Ipip | Attachment::Foreign(_) => None,
-        };
+        let data = data_of(attachment, public, family);
         let announced = match (overwritten(current, family)?, public.get(family), family) {
             (Some(overwrite), ..) => Some(overwrite),
             (None, Some(addr), _) => Some(addr.to_string()),
@@ -156,6 +130,44 @@ pub(super) fn wanted(
         }
     }
     Ok(wanted)
+}
+
+/// What the annotation for the backend's data of a family says; `None` where there is nothing to say.
+fn data_of(attachment: &Attachment, public: &PublicAddrs, family: Family) -> Option<String> {
+    let prepared = attachment.prepared(family).map(WireguardData::prepared_to_json);
+    match attachment.announced() {
+        Attachment::Vxlan { .. } => attachment.vtep(family).map(|vtep| {
+            let port = vtep.port.map_or_else(String::new, |port| format!("\"Port\":{port},"));
+            let prepared = prepared.as_ref().map_or_else(String::new, |member| format!("{member},"));
+            format!("{{\"VNI\":{},{port}{prepared}\"VtepMAC\":\"{}\"}}", vtep.vni, vtep.mac)
+        }),
+        Attachment::Wireguard(_) => match (attachment.wireguard(family), family) {
+            (Some(data), _) => Some(data.to_json()),
+            // Go writes these too where there is IPv6 alone.
+            (None, Family::V4) => Some("null".to_owned()),
+            (None, Family::V6) => None,
+        },
+        Attachment::Extension(Some(text)) if family == Family::V4 => Some(crate::gojson::to_string(text)),
+        Attachment::HostGw | Attachment::Ipip | Attachment::Udp if prepared.is_some() => {
+            prepared.map(|member| format!("{{{member}}}"))
+        }
+        // Go writes IPv4's also where there is no IPv4.
+        Attachment::HostGw
+        | Attachment::Ipip
+        | Attachment::Extension(_)
+        | Attachment::Udp
+        | Attachment::Preparing(_)
+        | Attachment::Foreign(_)
+            if family == Family::V4 =>
+        {
+            Some("null".to_owned())
+        }
+        // Go's udp and alloc have no IPv6; ours announce it as host-gw does.
+        Attachment::HostGw | Attachment::Extension(_) | Attachment::Udp => {
+            public.v6.map(|_| "null".to_owned())
+        }
+        Attachment::Ipip | Attachment::Preparing(_) | Attachment::Foreign(_) => None,
+    }
 }
 
 /// The address that the operator wants to be announced.
@@ -256,6 +268,25 @@ mod tests {
             (alone["backend-data"].as_deref(), &alone["backend-v6-data"]),
             (Some("null"), &quoted(51821))
         );
+    }
+
+    #[test]
+    fn a_key_that_is_told_in_advance_is_one_more_member() {
+        let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+        let data = |port| Some(WireguardData { key: key.parse().unwrap(), port: Some(port) });
+        let ends = crate::lease::WireguardEnds { v4: data(51820), v6: data(51821) };
+        let two = public(Some("192.0.2.1"), Some("2001:db8::1"));
+        let said = |attachment: Attachment| {
+            let wanted = wanted(&Annotations::new(), &two, &attachment.preparing(ends), |_| true).unwrap();
+            ["backend-data", "backend-v6-data"].map(|name| wanted.get(name).cloned().flatten())
+        };
+        let member = |port: u16| format!(r#""Wireguard":["{key}",{port}]"#);
+        let vtep = |port| Some(format!(r#"{{"VNI":1,{},"VtepMAC":"{MAC}"}}"#, member(port)));
+        assert_eq!(said(vxlan(Some(MAC), Some(MAC))), [vtep(51820), vtep(51821)]);
+        let alone = |port| Some(format!("{{{}}}", member(port)));
+        for attachment in [Attachment::HostGw, Attachment::Udp, Attachment::Ipip] {
+            assert_eq!(said(attachment), [alone(51820), alone(51821)]);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::annotations::{Annotations, CHANGING, MANAGED, Names, Prefix, TYPE, address};
 use crate::gojson::{Object, shortened};
-use crate::lease::{Attachment, Lease, Malformed, Vtep};
+use crate::lease::{Attachment, Lease, Malformed, Vtep, WireguardEnds};
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::wireguard::WireguardData;
 
@@ -196,7 +196,9 @@ impl Node<'_> {
                 wrong.push(format!("annotation {}: {why}", names.data));
             }
         }
-        let attachment = self.attachment(kind, prefix, (vteps, keys)).unwrap_or_else(|why| {
+        let attachment = self.attachment(kind, prefix, (vteps, keys));
+        let ends = WireguardEnds { v4: keys[0], v6: keys[1] };
+        let attachment = attachment.map(|attachment| attachment.preparing(ends)).unwrap_or_else(|why| {
             wrong.push(why);
             Attachment::Foreign(kind.into())
         });
@@ -225,8 +227,8 @@ impl Node<'_> {
             "vxlan" => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
             "wireguard" => Attachment::of_wireguard(keys[0], keys[1]),
             // The type is away for a moment only, and its data tells which one it was.
-            CHANGING if keys.iter().any(Option::is_some) => Attachment::of_wireguard(keys[0], keys[1]),
             CHANGING if vteps.iter().any(Option::is_some) => Attachment::Vxlan { v4: vteps[0], v6: vteps[1] },
+            CHANGING if keys.iter().any(Option::is_some) => Attachment::of_wireguard(keys[0], keys[1]),
             "extension" => {
                 let name = Names::of(Family::V4).data;
                 let text = self.annotation(prefix, name).map_or(Ok(None), read_text);
@@ -244,14 +246,19 @@ fn read_data(kind: &str, text: &str) -> Result<(Option<Vtep>, Option<WireguardDa
     match kind {
         "wireguard" => Ok((None, Some(read_key(text)?))),
         CHANGING if has_key() => Ok((None, Some(read_key(text)?))),
-        "vxlan" | CHANGING => Ok((Some(read_vtep(text)?), None)),
-        _ => Ok((None, None)),
+        "vxlan" | CHANGING => Ok((Some(read_vtep(text)?), read_prepared(text))),
+        _ => Ok((None, read_prepared(text))),
     }
 }
 
 /// `backend-data` of a wireguard node.
 fn read_key(text: &str) -> Result<WireguardData, String> {
     WireguardData::read(&Object::parse(text)?, "")
+}
+
+/// What a node tells in advance that announces another backend.
+fn read_prepared(text: &str) -> Option<WireguardData> {
+    WireguardData::read_prepared(&Object::parse(text).ok()?)
 }
 
 /// `backend-data` of a vxlan node.
@@ -392,6 +399,25 @@ mod tests {
         assert_eq!(lease.to_string(), "10.244.1.0/24 of 192.0.2.1 (vxlan)");
         assert_eq!(lease.created, 60);
         assert_eq!(lease.attachment.vtep(Family::V4).unwrap().mac.to_string(), "12:c6:65:89:b4:e3");
+    }
+
+    #[test]
+    fn a_key_that_is_told_in_advance_is_read_beside_any_backend() {
+        let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+        let member = format!(r#"\"Wireguard\":[\"{key}\",51820]"#);
+        let vxlan = VXLAN.replace(r#"{\"VNI\":1"#, &format!(r#"{{\"VNI\":1,{member}"#));
+        let host_gw = format!(
+            r#""f.io/kube-subnet-manager":"true","f.io/backend-type":"host-gw","f.io/public-ip":"192.0.2.1","f.io/backend-data":"{{{member}}}""#
+        );
+        for (annotations, name, vteps) in [(vxlan, "vxlan", 1), (host_gw, "host-gw", 0)] {
+            let entry = entry(&node(r#""10.244.1.0/24""#, &annotations), &Family::BOTH).unwrap();
+            assert_eq!(entry.wrong, None);
+            let attachment = entry.lease.unwrap().attachment;
+            assert_eq!(attachment.type_name(), name);
+            assert_eq!(attachment.prepared(Family::V4).unwrap().key.to_string(), key);
+            assert_eq!(Family::BOTH.iter().filter_map(|family| attachment.vtep(*family)).count(), vteps);
+            assert_eq!(attachment.wireguard(Family::V4), None, "it is not announced yet");
+        }
     }
 
     #[test]

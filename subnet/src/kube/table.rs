@@ -259,7 +259,7 @@ impl Table {
 fn says_less(now: &Attachment, known: &Attachment) -> bool {
     let lost = |family| known.has_data(family) && !now.has_data(family);
     matches!(now, Attachment::Foreign(_))
-        || matches!(now, Attachment::Vxlan { .. } | Attachment::Wireguard(_))
+        || matches!(now.announced(), Attachment::Vxlan { .. } | Attachment::Wireguard(_))
             && Family::BOTH.into_iter().any(lost)
 }
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
-use super::{Attachment, Vtep};
+use super::{Attachment, Vtep, WireguardEnds};
 use crate::gojson::{self, Object, shortened};
 use crate::mac::Mac;
 use crate::net::{Family, PublicAddrs, Subnets};
@@ -87,6 +87,7 @@ struct Value<'a> {
 enum Data<'a> {
     Vtep(VtepData),
     Wireguard(KeyData),
+    Prepared(PreparedData),
     Text(&'a str),
 }
 
@@ -103,6 +104,19 @@ impl From<WireguardData> for KeyData {
     }
 }
 
+/// What a node tells in advance that announces another backend.
+#[derive(Serialize)]
+struct PreparedData {
+    #[serde(rename = "Wireguard")]
+    end: PreparedEnd,
+}
+
+type PreparedEnd = (String, u16);
+
+fn prepared_end(attachment: &Attachment, family: Family) -> Option<PreparedEnd> {
+    attachment.prepared(family).map(|data| (data.key.to_string(), data.port.unwrap_or(0)))
+}
+
 /// `VtepMAC` has to stay last: a Go flannel finds its MAC by cutting the text at its end (contract §3.2.3).
 #[derive(Serialize)]
 struct VtepData {
@@ -110,26 +124,32 @@ struct VtepData {
     vni: u32,
     #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
+    #[serde(rename = "Wireguard", skip_serializing_if = "Option::is_none")]
+    prepared: Option<PreparedEnd>,
     #[serde(rename = "VtepMAC")]
     mac: String,
 }
 
-impl From<Vtep> for VtepData {
-    fn from(vtep: Vtep) -> Self {
-        Self { vni: vtep.vni, port: vtep.port, mac: vtep.mac.to_string() }
+impl VtepData {
+    fn new(vtep: Vtep, prepared: Option<PreparedEnd>) -> Self {
+        Self { vni: vtep.vni, port: vtep.port, prepared, mac: vtep.mac.to_string() }
     }
 }
 
 /// A lease's value as Go's `encoding/json` would write it.
 pub fn encode_value(public: &PublicAddrs, attachment: &Attachment) -> String {
     let data = |family| {
-        let vtep = attachment.vtep(family).map(|vtep| Data::Vtep(vtep.into()));
+        let prepared = || prepared_end(attachment, family);
+        let vtep = attachment.vtep(family).map(|vtep| Data::Vtep(VtepData::new(vtep, prepared())));
         let text = match (attachment, family) {
             (Attachment::Extension(text), Family::V4) => text.as_deref().map(Data::Text),
             _ => None,
         };
         let key = || attachment.wireguard(family).map(|data| Data::Wireguard(data.into()));
-        vtep.or(text).or_else(key)
+        // What a VXLAN node says of a family is nothing without a tunnel endpoint.
+        let alone = !matches!(attachment.announced(), Attachment::Vxlan { .. });
+        let end = || prepared().filter(|_| alone).map(|end| Data::Prepared(PreparedData { end }));
+        vtep.or(text).or_else(key).or_else(end)
     };
     gojson::to_string(&Value {
         public_ip: public.v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
@@ -162,9 +182,9 @@ pub(super) fn decode_for(
     let kind: String = object.get("BackendType")?.unwrap_or_default();
     let kind_of_data = kind.to_ascii_lowercase();
     let data = |key| match kind_of_data.as_str() {
-        "vxlan" => Ok((vtep(&object, key)?, None)),
+        "vxlan" => Ok((vtep(&object, key)?, prepared(&object, key))),
         "wireguard" => Ok((None, wireguard(&object, key)?)),
-        _ => Ok::<FamilyData, DecodeError>((None, None)),
+        _ => Ok::<FamilyData, DecodeError>((None, prepared(&object, key))),
     };
     let v4 = object
         .get_non_null("PublicIP")
@@ -200,6 +220,7 @@ pub(super) fn decode_for(
         "extension" => Attachment::Extension(object.get::<String>("BackendData")?.map(Into::into)),
         other => Attachment::of_type(other),
     };
+    let attachment = attachment.preparing(WireguardEnds { v4: v4_data.1, v6: v6_data.1 });
     Ok((public, attachment, wrong))
 }
 
@@ -221,6 +242,11 @@ type FamilyData = (Option<Vtep>, Option<WireguardData>);
 fn wireguard(object: &Object<'_>, key: &str) -> Result<Option<WireguardData>, DecodeError> {
     let Some(data) = object.object(key)? else { return Ok(None) };
     Ok(Some(WireguardData::read(&data, &format!("{key}."))?))
+}
+
+/// What is told in advance; other data of such backends is passed over, whatever it is.
+fn prepared(object: &Object<'_>, key: &str) -> Option<WireguardData> {
+    WireguardData::read_prepared(&object.object(key).ok().flatten()?)
 }
 
 fn vtep(object: &Object<'_>, key: &str) -> Result<Option<Vtep>, DecodeError> {
@@ -292,6 +318,51 @@ mod tests {
             encode_value(&both, &Attachment::Vxlan { v4: Some(mac), v6: Some(mac) }),
             r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#
         );
+    }
+
+    #[test]
+    fn a_key_that_is_told_in_advance_leaves_the_rest_as_go_flannel_reads_it() {
+        let key = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+        let data = Some(WireguardData { key: key.parse().unwrap(), port: Some(51820) });
+        let said = |attachment: Attachment| {
+            encode_value(&public("192.0.2.3"), &attachment.preparing(WireguardEnds { v4: data, v6: None }))
+        };
+        let vxlan = said(Attachment::Vxlan { v4: Some(vtep("c6:d2:32:6f:8f:44")), v6: None });
+        let head = r#"{"PublicIP":"192.0.2.3","PublicIPv6":null,"BackendType":"#;
+        let member = format!(r#""Wireguard":["{key}",51820]"#);
+        assert_eq!(
+            vxlan,
+            format!(r#"{head}"vxlan","BackendData":{{"VNI":1,{member},"VtepMAC":"c6:d2:32:6f:8f:44"}}}}"#)
+        );
+        // `GetStoredMacAddresses` of Go flannel (contract §3.2.3).
+        let text = &vxlan[vxlan.find(r#"{"VNI""#).unwrap()..vxlan.len() - 1];
+        let parts: Vec<&str> = text.trim_matches(['"', '}']).split(":\"").collect();
+        assert_eq!(parts[1..], ["c6:d2:32:6f:8f:44"]);
+        for (attachment, name) in [(Attachment::HostGw, "\"host-gw\""), (Attachment::Ipip, "\"ipip\"")] {
+            assert_eq!(said(attachment), format!(r#"{head}{name},"BackendData":{{{member}}}}}"#));
+        }
+        let udp = r#"{"PublicIP":"192.0.2.3","PublicIPv6":null,"BackendData":"#;
+        assert_eq!(said(Attachment::Udp), format!("{udp}{{{member}}}}}"));
+        // Of what can't be used nothing is said, and the rest of the lease counts.
+        for wrong in [
+            r#"["x",1]"#,
+            r#"["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",1]"#,
+            "7",
+            "[]",
+            r#"{"a":1}"#,
+            r#"["x",99999]"#,
+        ] {
+            let value = vxlan.replace(&format!(r#"["{key}",51820]"#), wrong);
+            let (_, attachment) = decode_value(value.as_bytes()).unwrap();
+            assert_eq!(
+                attachment,
+                Attachment::Vxlan { v4: Some(vtep("c6:d2:32:6f:8f:44")), v6: None },
+                "{wrong}"
+            );
+        }
+        for attachment in [Attachment::of_wireguard(data, None), Attachment::Extension(Some("x".into()))] {
+            assert_eq!(said(attachment.clone()), encode_value(&public("192.0.2.3"), &attachment));
+        }
     }
 
     #[test]
@@ -394,7 +465,18 @@ mod tests {
             let text = Attachment::Extension(text.map(Into::into));
             for attachment in [text, Attachment::Udp, Attachment::HostGw, Attachment::Ipip, Attachment::Vxlan { v4: data, v6: None }, Attachment::Vxlan { v4: None, v6: data }, Attachment::of_wireguard(key(port), key(None))] {
                 let value = encode_value(&public, &attachment);
-                prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment)));
+                prop_assert_eq!(decode_value(value.as_bytes()), Ok((public, attachment.clone())));
+                for ends in [(key(port), None), (None, key(port)), (key(None), key(port))] {
+                    let preparing = attachment.clone().preparing(WireguardEnds { v4: ends.0, v6: ends.1 });
+                    let value = encode_value(&public, &preparing);
+                    let (_, read) = decode_value(value.as_bytes()).unwrap();
+                    prop_assert_eq!(read.announced(), preparing.announced());
+                    for family in Family::BOTH {
+                        let has_place = attachment.type_name() != "vxlan" || attachment.vtep(family).is_some();
+                        let said = preparing.prepared(family).filter(|_| has_place);
+                        prop_assert_eq!(read.prepared(family), said, "{}", value);
+                    }
+                }
             }
         }
 

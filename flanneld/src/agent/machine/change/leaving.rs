@@ -36,7 +36,7 @@ impl Machine {
         let Some(own) = self.own.lease() else { return };
         let beside = self.change.beside(own, all);
         let gone = self.change.beside.iter().any(|subnets| !all.leases.contains_key(subnets));
-        if gone && own.attachment != Attachment::HostGw {
+        if gone && *own.attachment.announced() != Attachment::HostGw {
             // A Go node that forgets a lease forgets the MAC too that the other one has.
             self.change.reclaim = true;
         }
