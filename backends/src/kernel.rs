@@ -8,12 +8,13 @@ pub mod prerequisites;
 pub(crate) mod reconcile;
 mod scope;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use ipnet::IpNet;
 use tokio::sync::Notify;
 
 use crate::state::host::Direct;
@@ -130,6 +131,10 @@ pub trait Kernel: Send + 'static {
 
     /// Whether the kernel has WireGuard. Its module is loaded if it can be.
     fn has_wireguard(&mut self) -> bool;
+
+    /// The pod subnets of peers for which the WireGuard devices of `desired` have sessions, of the kernel or of this process, from
+    /// handshakes of the last two minutes.
+    fn wireguard_sessions(&mut self, desired: &KernelState) -> BTreeSet<IpNet>;
 
     /// The values of these settings below `/proc/sys/net`, without those that this kernel doesn't have.
     fn sysctls(&mut self, keys: &[String]) -> Sysctls;

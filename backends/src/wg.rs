@@ -37,7 +37,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use settings::{PeerSettings, Settings};
+pub use settings::{Opening, PeerSettings, Settings};
 
 /// The time: since some moment, which only grows, and since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -307,6 +307,10 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
             Action::FindDirect(addrs, before) => {
                 Event::Direct(self.hands.to(move |hands| hands.kernel.direct(&addrs, &before)).await?)
             }
+            Action::ReadSessions(desired) => {
+                let read = move |hands: &mut Hands<K>| hands.kernel.wireguard_sessions(&desired);
+                Event::Sessions(self.hands.to(read).await)
+            }
             Action::Converge { plan, scope, held, since } => {
                 let work = move |hands: &mut Hands<K>| {
                     converge_since(&mut hands.kernel, since.as_deref(), &plan, &scope, &held)

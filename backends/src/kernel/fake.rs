@@ -1,9 +1,11 @@
 //! A kernel that is a value, with the side effects of the real one that matter to convergence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
 
 use super::{Kernel, KernelError, Observed, Scope};
 use crate::kernel::prerequisites::Sysctls;
@@ -31,6 +33,8 @@ pub struct FakeKernel {
     pub log: Vec<String>,
     /// Settings below `/proc/sys/net`.
     pub sysctls: Sysctls,
+    /// The subnets of peers for which there are sessions of WireGuard.
+    pub sessions: BTreeSet<IpNet>,
     /// How often it was read.
     pub observed: usize,
 }
@@ -110,6 +114,10 @@ impl Kernel for FakeKernel {
         !self.without_wireguard
     }
 
+    fn wireguard_sessions(&mut self, _desired: &KernelState) -> BTreeSet<IpNet> {
+        self.sessions.clone()
+    }
+
     fn sysctls(&mut self, keys: &[String]) -> Sysctls {
         let value = |key: &String| Some((key.clone(), self.sysctls.get(key)?.clone()));
         keys.iter().filter_map(value).collect()
@@ -165,6 +173,10 @@ impl Kernel for SharedKernel {
 
     fn has_wireguard(&mut self) -> bool {
         self.lock().has_wireguard()
+    }
+
+    fn wireguard_sessions(&mut self, desired: &KernelState) -> BTreeSet<IpNet> {
+        self.lock().wireguard_sessions(desired)
     }
 
     fn sysctls(&mut self, keys: &[String]) -> Sysctls {

@@ -21,7 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
@@ -38,6 +40,7 @@ use crate::state::host::Direct;
 use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
 use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
+use crate::wg::ledger::SessionReport;
 use decode::LinkFacts;
 use refusal::{errno, record};
 use routes::Look;
@@ -331,6 +334,19 @@ impl Kernel for Netlink {
 
     fn has_wireguard(&mut self) -> bool {
         wireguard::is_known()
+    }
+
+    fn wireguard_sessions(&mut self, desired: &KernelState) -> BTreeSet<IpNet> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut with = BTreeSet::new();
+        let mut take = |subnets: &[IpNet], report: SessionReport| {
+            with.extend(subnets.iter().filter(|_| report.is_fresh(now)));
+        };
+        self.tunnels.sessions(&mut take);
+        if let Err(error) = wireguard_sessions(desired, take) {
+            tracing::debug!(%error, "the sessions of WireGuard can't be read");
+        }
+        with
     }
 
     fn sysctls(&mut self, keys: &[String]) -> Values {

@@ -6,22 +6,26 @@
 //! last one has left that backend itself.
 
 mod increment;
+mod ports;
+mod preparation;
 mod tell;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use subnet::wireguard::PublicKey;
-use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, NetworkConfig, Subnets, VxlanConfig};
+use subnet::{Attachment, BackendConfig, Family, Lease, Mac, NetworkConfig};
 
 use super::backend::{Backend, BackendError, BackendId, Macs, Peer, PlanInput};
 use super::select::select;
-use super::vxlan::DEFAULT_PORT;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Route};
+use ports::Ports;
+use preparation::Preparation;
+
+pub use preparation::HeardKeys;
 
 /// How long a backend stays active after the last peer has left it.
 const LINGER: Duration = Duration::from_secs(30);
@@ -29,10 +33,10 @@ const LINGER: Duration = Duration::from_secs(30);
 /// More than this many changes at once are no migration.
 const MAX_BACKENDS: usize = 8;
 
-/// The active backends of this node; the first one is announced.
+/// The active backends of this node; the first one is announced, or will be soon.
 #[derive(Clone)]
 pub struct ActiveBackends {
-    /// The first is the one that this node announces.
+    /// The first is the one that this node announces, or prepares.
     all: Vec<ActiveBackend>,
     /// Not in use, and taken up as soon as a peer announces what they lead to.
     standby: Vec<ActiveBackend>,
@@ -41,21 +45,7 @@ pub struct ActiveBackends {
     /// The kernel of this node has no WireGuard.
     without_module: bool,
     ports: Ports,
-}
-
-/// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
-/// that have both say the new one, and a peer that has never said any is taken to be at the old one.
-#[derive(Clone, Debug, Default)]
-struct Ports {
-    /// What nodes have said last since the change began, by their leases.
-    at: BTreeMap<Subnets, u16>,
-    /// The port before the change, where those are that have said nothing; unknown if this node was started
-    /// since.
-    before: Option<u16>,
-    /// When this node was started: it may have missed what others said before.
-    born: Option<Instant>,
-    /// Whether this node says its port.
-    said: bool,
+    preparation: Preparation,
 }
 
 #[derive(Clone)]
@@ -90,6 +80,7 @@ impl ActiveBackends {
             fallback_for: None,
             without_module: false,
             ports: Ports::default(),
+            preparation: Preparation::default(),
         };
         if config.has_fallback() {
             select(&BackendConfig::FALLBACK, network)
@@ -229,6 +220,7 @@ impl ActiveBackends {
             next.ports = Ports { before: known.before.or_else(newest), ..known };
         }
         next.ports.born = born;
+        next.preparation = self.preparation_for(&next);
         next.without_module = self.without_module;
         next.heed_kernel();
         *self = next;
@@ -277,7 +269,7 @@ impl ActiveBackends {
 
     /// The backend that reaches the node which has this lease.
     pub(crate) fn reaching(&self, lease: &Lease) -> Option<BackendId> {
-        let attachment = &lease.attachment;
+        let attachment = lease.attachment.announced();
         let says_port = Family::BOTH
             .iter()
             .any(|family| attachment.vtep(*family).is_some_and(|vtep| vtep.port.is_some()));
@@ -320,7 +312,7 @@ impl ActiveBackends {
 
     /// What this node announces.
     pub fn attachment(&self, macs: &Macs) -> Attachment {
-        let mut attachment = self.current().attachment(macs);
+        let mut attachment = self.announced().backend.attachment(macs);
         if let (Attachment::Vxlan { v4, v6 }, Some((_, port))) = (&mut attachment, self.current().vtep())
             && self.ports.said
         {
@@ -328,73 +320,9 @@ impl ActiveBackends {
                 vtep.port = Some(port);
             }
         }
-        attachment
-    }
-
-    /// Takes in what leases say about ports. Says when to ask again.
-    pub fn hear_ports(&mut self, all: &Leases, own: &Subnets, now: Instant) -> Option<Instant> {
-        let listens_until = *self.ports.born.get_or_insert(now) + 2 * LINGER;
-        let changing = self.is_changing();
-        if !changing {
-            self.ports.at.clear();
-            self.ports.before = None;
-        }
-        if self.port().is_none() {
-            self.ports.said = false;
-            return None;
-        }
-        let mut others_say = false;
-        for (subnets, lease) in all.leases.iter().filter(|(subnets, _)| *subnets != own) {
-            let said = Family::BOTH.iter().find_map(|family| lease.attachment.vtep(*family)?.port);
-            others_say |= said.is_some();
-            if let Some(port) = said.filter(|_| changing) {
-                self.ports.at.insert(*subnets, port);
-            }
-        }
-        // A node that comes while others change tells them that it is there already.
-        let listens = others_say && now < listens_until;
-        self.ports.said = changing || listens;
-        (listens && !changing).then_some(listens_until)
-    }
-
-    /// The announced port, if the announced backend has one.
-    fn port(&self) -> Option<u16> {
-        self.current().vtep().map(|(_, port)| port)
-    }
-
-    fn vni(&self) -> Option<u32> {
-        self.current().vtep().map(|(vni, _)| vni)
-    }
-
-    /// The newest of the ports that differ from the announced one.
-    fn rival_port(&self) -> Option<u16> {
-        self.backends().find(|backend| self.is_rival(*backend))?.vtep().map(|(_, port)| port)
-    }
-
-    /// Whether a backend uses another port.
-    fn is_changing(&self) -> bool {
-        self.rival_port().is_some()
-    }
-
-    /// Whether this backend has the VNI of the current one and another port.
-    fn is_rival(&self, backend: &dyn Backend) -> bool {
-        match (self.current().vtep(), backend.vtep()) {
-            (Some((vni, port)), Some((other_vni, other_port))) => vni == other_vni && port != other_port,
-            _ => false,
-        }
-    }
-
-    /// The configuration with its port, where there is a device of another one that would do otherwise.
-    fn explicit(&self, config: &BackendConfig) -> BackendConfig {
-        match config {
-            BackendConfig::Vxlan(vxlan) if vxlan.port.is_none() => {
-                let port = self
-                    .backends()
-                    .filter_map(Backend::vtep)
-                    .any(|(vni, port)| vni == vxlan.vni && port != DEFAULT_PORT);
-                BackendConfig::Vxlan(VxlanConfig { port: port.then_some(DEFAULT_PORT), ..vxlan.clone() })
-            }
-            other => other.clone(),
+        match self.current().attachment(macs) {
+            Attachment::Wireguard(ends) => attachment.preparing(*ends),
+            _ => attachment,
         }
     }
 
@@ -418,7 +346,7 @@ impl ActiveBackends {
             return false;
         }
         let before = self.all.len();
-        for attachment in announced {
+        for attachment in announced.map(Attachment::announced) {
             if self.backends().any(|backend| backend.reaches(attachment)) {
                 continue;
             }
@@ -437,11 +365,11 @@ impl ActiveBackends {
         peers: impl Iterator<Item = &'a Peer> + Clone,
         now: Instant,
     ) -> (bool, Option<Instant>) {
-        let (before, announced) = (self.all.len(), self.current_id());
+        let (before, kept) = (self.all.len(), [self.current_id(), self.announced().id]);
         let mut next = None;
         let mut gone = Vec::new();
         self.all.retain_mut(|entry| {
-            if entry.id == announced || peers.clone().any(|peer| peer.backend == entry.id) {
+            if kept.contains(&entry.id) || peers.clone().any(|peer| peer.backend == entry.id) {
                 entry.idle = None;
                 return true;
             }

@@ -13,6 +13,7 @@ use crate::state::KernelState;
 pub use crate::state::host::Direct;
 use crate::state::name::Name;
 use crate::state::tunnel::{IpipTunnel, TunnelPort};
+use crate::wg::Opening;
 
 /// The least MTU of a device that carries IPv6, in bytes (RFC 8200 §5); below it the kernel takes IPv6 off.
 pub(crate) const MIN_MTU_V6: u32 = 1280;
@@ -99,6 +100,8 @@ pub struct WireguardPeer {
     pub main_port: Option<u16>,
     /// All its public addresses.
     pub public: PublicAddrs,
+    /// Who begins the first handshake.
+    pub opening: Opening,
 }
 
 /// Names one of the backends that a node has at a time, for as long as it has it.

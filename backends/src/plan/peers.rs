@@ -4,6 +4,7 @@
 //! one misconfigured node must not cost anybody else's traffic.
 
 mod follow;
+mod reached;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use super::backend::{Peer, WireguardPeer};
 use super::surroundings::Surroundings;
 use super::wireguard::known;
 use crate::state::KernelState;
+use reached::{Reached, reached};
 
 /// Why a lease is left out, as a class for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -252,12 +254,9 @@ fn examine(
     subnet: IpNet,
     keys: &BTreeMap<IpNet, WireguardPeer>,
 ) -> Outcome {
-    let PeerContext { former, own, active, before, surroundings, .. } = context;
+    let PeerContext { former, own, active, surroundings, .. } = context;
     let family = Family::of(subnet.addr());
-    let announced = active.reaching(lease);
-    let kept =
-        if announced.is_none() { active.previous_mac(&lease.attachment, before, subnet) } else { None };
-    let Some(backend) = announced.or(kept.map(|_| active.current_id())) else {
+    let Some(Reached { backend, mac, kept }) = reached(context, lease, subnet) else {
         let name = |attachment: &Attachment| match attachment.type_name() {
             "" => "udp".to_owned(),
             name => name.to_owned(),
@@ -294,7 +293,7 @@ fn examine(
         );
         return Err((SkipReason::Overlap, why));
     }
-    let mac = match (&lease.attachment, kept) {
+    let mac = match (lease.attachment.announced(), mac) {
         (_, Some(mac)) => mac,
         (Attachment::Vxlan { .. }, None) if active.leads_to_vteps(backend) => {
             vtep(own, lease, family).map_err(|why| (SkipReason::Mac, why))?
@@ -302,8 +301,8 @@ fn examine(
         (_, None) => Mac([0; 6]),
     };
     let former = keys.get(&subnet).copied();
-    let wireguard = if kept.is_some() { former } else { key_or(former, active, lease, family)? };
-    Ok((Peer { subnet, public, mac, wireguard, backend }, kept.is_some()))
+    let wireguard = if kept { former } else { key_or(former, active, lease, family)? };
+    Ok((Peer { subnet, public, mac, wireguard, backend }, kept))
 }
 
 /// The keys of peers that have moved on to another backend and don't say them any more.
@@ -313,7 +312,7 @@ fn former_keys(context: PeerContext<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, W
     if moved { known(context.before) } else { BTreeMap::new() }
 }
 
-/// What the peer says for WireGuard, or said before it moved on to another backend.
+/// What the peer says for WireGuard, tells in advance, or said before it moved on to another backend.
 fn key_or(
     former: Option<WireguardPeer>,
     active: &ActiveBackends,
@@ -324,13 +323,17 @@ fn key_or(
         Attachment::Wireguard(_) => {
             wireguard(active, lease, family).map(Some).map_err(|why| (SkipReason::Key, why))
         }
+        // A key that can't be used costs the peer nothing as long as it announces another backend.
+        Attachment::Preparing(_) if active.current().identity().is_some() => {
+            Ok(wireguard(active, lease, family).ok().or(former))
+        }
         _ => Ok(former),
     }
 }
 
-/// What the peer says for WireGuard.
+/// What the peer says for WireGuard, or tells in advance.
 fn wireguard(active: &ActiveBackends, lease: &Lease, family: Family) -> Result<WireguardPeer, String> {
-    let of = |family| lease.attachment.wireguard(family);
+    let of = |family| lease.attachment.wireguard(family).or(lease.attachment.prepared(family));
     let data = of(family).ok_or("it announces no public key (BackendData)")?;
     if active.identities().any(|own| own == data.key) {
         return Err(format!(
@@ -340,7 +343,8 @@ fn wireguard(active: &ActiveBackends, lease: &Lease, family: Family) -> Result<W
         ));
     }
     let main_port = Family::BOTH.into_iter().find_map(of).and_then(|data| data.port);
-    Ok(WireguardPeer { key: data.key, port: data.port, main_port, public: lease.public })
+    let opening = active.opening(&lease.subnets);
+    Ok(WireguardPeer { key: data.key, port: data.port, main_port, public: lease.public, opening })
 }
 
 /// The peer's tunnel endpoint.

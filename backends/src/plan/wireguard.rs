@@ -24,7 +24,7 @@ use crate::state::tunnel::TunnelPort;
 use crate::state::wireguard::WireguardDevice;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route};
 use crate::wg::identity::Identity;
-use crate::wg::{PeerSettings, Settings};
+use crate::wg::{Opening, PeerSettings, Settings};
 
 /// The names of the devices of Go flannel.
 const DEVICE: &str = "flannel-wg";
@@ -126,7 +126,7 @@ impl Wireguard {
             else {
                 continue;
             };
-            let new = || PeerSettings { key: data.key, endpoint, allowed: Vec::new() };
+            let new = || PeerSettings { key: data.key, endpoint, allowed: Vec::new(), opening: data.opening };
             all.entry(data.key).or_insert_with(new).allowed.push(peer.subnet);
         }
         Settings {
@@ -205,7 +205,7 @@ pub(crate) fn known(state: &KernelState) -> BTreeMap<IpNet, WireguardPeer> {
     let peer = |key: PublicKey, endpoint: SocketAddr| {
         let public: PublicAddrs = [endpoint.ip()].into_iter().collect();
         let port = Some(endpoint.port());
-        WireguardPeer { key, port, main_port: port, public }
+        WireguardPeer { key, port, main_port: port, public, opening: Opening::Either }
     };
     let settings = state.forwarding.values().filter_map(|forwarding| forwarding.wireguard.as_ref());
     let here = settings.flat_map(|settings| &settings.peers).flat_map(|known| {

@@ -10,8 +10,12 @@ use subnet::wireguard::{PresharedKey, PublicKey};
 
 use super::KernelState;
 use super::name::Name;
-use crate::wg::Settings;
 use crate::wg::identity::Identity;
+use crate::wg::{Opening, PeerSettings, Settings};
+
+/// Seconds between keepalives to a peer with which this node begins a handshake: the module sends the first one when the interval is
+/// set in place of none, and for that it asks for a session.
+pub(crate) const OPENING: u16 = 5;
 
 /// A device of the kernel's module. Two are equal if the keys that belong to their private keys are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,12 +54,16 @@ pub struct WireguardPeers {
 impl WireguardDevice {
     /// A device that does the same as one of this process would.
     pub(crate) fn of(settings: &Settings, port: u16) -> Self {
-        let entry = |peer: &crate::wg::PeerSettings| {
+        let entry = |peer: &PeerSettings| {
             let entry = WireguardEntry {
                 endpoint: peer.endpoint,
                 allowed: peer.allowed.iter().copied().collect(),
                 psk: settings.psk.clone(),
-                keepalive: settings.keepalive,
+                keepalive: match peer.opening {
+                    Opening::Either => settings.keepalive,
+                    Opening::Here => OPENING,
+                    Opening::There | Opening::Over => 0,
+                },
             };
             (peer.key, entry)
         };

@@ -18,7 +18,7 @@ use super::message::{MAC, sealed_len};
 use super::peer::{MAX_STAGED, Negotiation, Peer, RETRY};
 use super::roaming::Roaming;
 use super::session::{RECEIVED_OLD, Session};
-use super::{Now, Outgoing, Settings};
+use super::{Now, Opening, Outgoing, Settings};
 
 /// So many bytes of packets wait for sessions, of all peers together.
 const MAX_STAGED_BYTES: usize = 8 << 20;
@@ -104,7 +104,6 @@ impl Device {
         }
     }
 
-    /// Whose it is.
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.identity
     }
@@ -130,6 +129,9 @@ impl Device {
                 }
                 new
             });
+            if peer.opening == Opening::Here && known.session(now.ms).is_none() {
+                called.push(Arc::clone(&known));
+            }
             numbers.push(known.number);
             next.addresses.insert(peer.endpoint.ip(), known.number);
             next.by_number.insert(known.number, Arc::clone(&known));
@@ -139,7 +141,7 @@ impl Device {
         gone.for_each(|peer| self.forget(peer));
         self.roaming.keep(|number| next.by_number.contains_key(&number));
         self.table.store(Arc::new(next));
-        // They wait five seconds before they call again.
+        // They wait five seconds before they call again, or for this node to call.
         called.iter().for_each(|peer| self.want_session(peer, now, out));
         numbers
     }

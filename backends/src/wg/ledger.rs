@@ -48,7 +48,15 @@ pub enum HandshakeFault {
 /// So many bytes are more than one initiation.
 const RETRIED: u64 = 2 * super::message::INITIATION as u64;
 
+/// A session is used for so many seconds before another one takes its place.
+const FRESH: u64 = 120;
+
 impl SessionReport {
+    /// Whether the last handshake was so lately, in seconds since 1970, that its session is in use.
+    pub fn is_fresh(&self, now: u64) -> bool {
+        self.handshake.is_some_and(|at| now.saturating_sub(at) < FRESH)
+    }
+
     /// The state at this moment, in seconds since 1970.
     pub fn state(&self, now: u64) -> SessionState {
         let current = self.handshake.is_some_and(|at| now.saturating_sub(at) < REJECT_AFTER / 1000);

@@ -22,6 +22,20 @@ pub struct Settings {
     pub peers: Vec<PeerSettings>,
 }
 
+/// Who begins the first handshake with a peer of WireGuard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Opening {
+    /// Whoever has a packet for the other one.
+    #[default]
+    Either,
+    /// This node, now.
+    Here,
+    /// The peer, or this node later.
+    There,
+    /// Nobody any more: the peer did not answer.
+    Over,
+}
+
 /// A peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSettings {
@@ -31,6 +45,8 @@ pub struct PeerSettings {
     pub endpoint: SocketAddr,
     /// The addresses of its pods: packets to them go to it, and it may send packets from them only.
     pub allowed: Vec<IpNet>,
+    /// Who begins the first handshake.
+    pub opening: Opening,
 }
 
 impl fmt::Debug for Settings {

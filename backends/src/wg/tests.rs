@@ -14,7 +14,7 @@ use super::cookie;
 use super::device::{Device, Heard};
 use super::identity::Identity;
 use super::message::{self, HEADER, Message};
-use super::{Now, Outgoing, PeerSettings, Settings};
+use super::{Now, Opening, Outgoing, PeerSettings, Settings};
 
 const MTU: u16 = 1420;
 
@@ -51,7 +51,12 @@ impl World {
         let nodes = secrets.map(|psk| {
             let (me, other) = (number, 1 - number);
             number += 1;
-            let peer = PeerSettings { key: *keys[other].public(), endpoint: at(other), allowed: Vec::new() };
+            let peer = PeerSettings {
+                key: *keys[other].public(),
+                endpoint: at(other),
+                allowed: Vec::new(),
+                opening: Opening::Either,
+            };
             let settings = Settings { identity: Arc::clone(&keys[me]), psk, keepalive: 0, peers: vec![peer] };
             Node::new(settings, at(me), now)
         });
@@ -434,7 +439,12 @@ fn keepalives_come_at_their_interval_and_those_of_many_peers_not_at_once() {
     let identity = Arc::new(Identity::generate().unwrap());
     let peer = |number: usize| {
         let key = *Identity::generate().unwrap().public();
-        PeerSettings { key, endpoint: SocketAddr::from(([10, 0, 0, number as u8], 1)), allowed: Vec::new() }
+        PeerSettings {
+            key,
+            endpoint: SocketAddr::from(([10, 0, 0, number as u8], 1)),
+            allowed: Vec::new(),
+            opening: Opening::Either,
+        }
     };
     let peers = (0..40).map(peer).collect();
     let settings = Settings { identity: Arc::clone(&identity), psk: None, keepalive: 25, peers };

@@ -17,7 +17,7 @@ use backends::state::forwarding::Forwarding;
 use backends::state::{Link, LinkIdentity, LinkSettings, Route};
 use backends::testing::{Fabric, Node as Machine, Numbers, Pinger, Pod, Process, wait_for};
 use backends::wg::identity::Identity;
-use backends::wg::{PeerSettings, Settings};
+use backends::wg::{Opening, PeerSettings, Settings};
 use backends::{KernelState, Name, Scope, converge};
 use ipnet::IpNet;
 use subnet::net::host;
@@ -96,7 +96,8 @@ impl Ours {
     fn knows(&mut self, peer: &Machine, key: &Identity) {
         let endpoint = SocketAddr::new(outer(peer, self.family), PORT);
         let allowed = subnets(number(peer)).to_vec();
-        self.settings.peers.push(PeerSettings { key: *key.public(), endpoint, allowed });
+        let (key, opening) = (*key.public(), Opening::Either);
+        self.settings.peers.push(PeerSettings { key, endpoint, allowed, opening });
     }
 
     fn desired(&self) -> KernelState {

@@ -16,6 +16,7 @@ mod publish;
 mod published;
 mod rest;
 mod rules;
+mod sessions;
 mod standing;
 mod tally;
 mod tenure;
@@ -100,6 +101,8 @@ pub(super) struct View {
     pub(super) known: Known,
     /// The host, and what of the kernel's notifications matters.
     pub(super) interest: NotificationFilter,
+    /// The subnets of peers for which there are sessions of WireGuard, while that matters.
+    pub(super) sessions: BTreeSet<IpNet>,
 }
 
 /// How a turn goes on, and how the last one ended.
@@ -243,6 +246,7 @@ impl Machine {
                 self.begin_turn(known, &tenure);
             }
             Event::Looked(observed, seen) => self.looked(observed, seen),
+            Event::Sessions(sessions) => self.found_sessions(sessions),
             Event::Direct(found) => self.found_direct(found),
             Event::Filtered(outcome) => {
                 self.filtered(&outcome);
@@ -329,7 +333,7 @@ impl Machine {
     }
 
     /// Everything of a turn that needs no look at the kernel.
-    fn proceed(&mut self) {
+    fn go_on(&mut self) {
         self.change.end_hold(self.turn.sound && self.own.lease().is_some(), self.now());
         self.try_candidate();
         self.claim();

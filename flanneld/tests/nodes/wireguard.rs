@@ -346,3 +346,38 @@ fn a_peer_with_another_preshared_key_is_told_from_a_port_that_is_blocked() {
         member.wait("a session", || current() == Some(1));
     }
 }
+
+#[test]
+fn a_node_tells_its_key_announces_the_former_backend_until_peers_with_keys_answer_and_takes_it_back_with_the_change()
+ {
+    for (kind, former) in [(Kind::Etcd, r#"{"Type":"host-gw"}"#), (Kind::Kube, r#"{"Type":"vxlan"}"#)] {
+        let setup = Setup::new(kind, &config(V4, former));
+        let pings = pings(&setup.pods.each_ref());
+        // One of the nodes has not changed: it reads leases with a key as if there were none.
+        let names = setup.members.each_ref().map(|member| member.node.name());
+        let told = |site: &Site| site.announced().iter().filter(|lease| lease.contains("Wireguard")).count();
+        let wireguard = config(V4, WIREGUARD);
+        if kind == Kind::Kube {
+            setup.site.configure_one(&names[0], &wireguard);
+            setup.members[0].wait_for_log("prepared while vxlan");
+            wait_for("the announcement", LIMIT, || keys(&setup.site).len() == 1).unwrap();
+            assert_eq!(told(&setup.site), 0);
+            setup.site.configure_one(&names[1], &wireguard);
+        } else {
+            setup.site.configure(&wireguard);
+            setup.wait("its preparation", |member| member.agent.log().contains("prepared while host-gw"));
+            setup.site.configure(&config(V4, former));
+            wait_for("no keys", LIMIT, || told(&setup.site) == 0 && keys(&setup.site).is_empty()).unwrap();
+            answered(&pings);
+            setup.site.configure(&wireguard);
+        }
+        wait_for("both announcements", LIMIT, || keys(&setup.site).len() == 2).unwrap();
+        for member in &setup.members {
+            member.wait_for_log("wireguard is announced: there are sessions with all peers");
+        }
+        answered(&pings);
+        assert!(setup.reaches());
+        let lost = lost(pings);
+        assert!(lost.iter().all(|lost| *lost == 0), "{former}: {lost:?}\n{}", setup.members[0].agent.log());
+    }
+}

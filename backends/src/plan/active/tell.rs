@@ -54,6 +54,9 @@ impl fmt::Debug for ActiveBackends {
 impl fmt::Display for ActiveBackends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.current().words())?;
+        if let Some(announced) = self.announced_meanwhile() {
+            write!(f, ", prepared while {announced} is announced,")?;
+        }
         let former: Vec<String> = self.backends().skip(1).map(Backend::words).collect();
         if former.is_empty() { Ok(()) } else { write!(f, " and still {}", former.join(", ")) }
     }

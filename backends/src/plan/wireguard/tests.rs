@@ -35,7 +35,13 @@ fn peers(number: u8, public: &[&str], ports: (u16, u16)) -> Vec<Peer> {
         let subnet: IpNet = subnet.parse().unwrap();
         let family = Family::of(subnet.addr());
         let port = Some(if family == Family::V4 { ports.0 } else { ports.1 });
-        let data = WireguardPeer { key: key(number), port, main_port: Some(ports.0), public };
+        let data = WireguardPeer {
+            key: key(number),
+            port,
+            main_port: Some(ports.0),
+            public,
+            opening: Opening::Either,
+        };
         let at = public.get(family)?;
         let (mac, backend) = (Mac([0; 6]), BackendId::default());
         Some(Peer { subnet, public: at, mac, wireguard: Some(data), backend })

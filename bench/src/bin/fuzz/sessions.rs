@@ -13,7 +13,7 @@ use backends::wg::identity::Identity;
 use backends::wg::message::{COOKIE, HEADER, INITIATION, Message, RESPONSE, TAG};
 use backends::wg::session::Session;
 use backends::wg::window::MAX_COUNTER;
-use backends::wg::{Now, Outgoing, PeerSettings, Settings};
+use backends::wg::{Now, Opening, Outgoing, PeerSettings, Settings};
 
 /// So many messages are kept to be changed and sent again.
 const KEPT: usize = 64;
@@ -54,8 +54,12 @@ impl Bed {
         let mut now = Now { ms: 10_000, unix: Duration::from_secs(1_700_000_000) };
         let mut out: Vec<Outgoing> = Vec::new();
         let devices = [0, 1].map(|me: usize| {
-            let peer =
-                PeerSettings { key: *keys[1 - me].public(), endpoint: at(1 - me), allowed: Vec::new() };
+            let peer = PeerSettings {
+                key: *keys[1 - me].public(),
+                endpoint: at(1 - me),
+                allowed: Vec::new(),
+                opening: Opening::Either,
+            };
             let settings =
                 Settings { identity: Arc::clone(&keys[me]), psk: None, keepalive: 1, peers: vec![peer] };
             let device = Device::new(Arc::clone(&keys[me]), 1420);

@@ -11,7 +11,7 @@ use backends::wg::device::Device;
 use backends::wg::identity::Identity;
 use backends::wg::message::{COOKIE, HEADER, INITIATION, Message, RESPONSE, TAG, sealed_len};
 use backends::wg::window::{MAX_COUNTER, SIZE, Window};
-use backends::wg::{Now, Outgoing, PeerSettings, Settings};
+use backends::wg::{Now, Opening, Outgoing, PeerSettings, Settings};
 
 /// Inputs of a case.
 const MESSAGES: usize = 2_000;
@@ -62,8 +62,12 @@ fn handshakes(numbers: &mut Numbers) -> u64 {
     let now = Now { ms: 1_000, unix: Duration::from_secs(1_700_000_000) };
     let mut said: Vec<Outgoing> = Vec::new();
     let devices = [0, 1].map(|me: usize| {
-        let peer =
-            PeerSettings { key: *keys[1 - me].public(), endpoint: at(2 - me as u8), allowed: Vec::new() };
+        let peer = PeerSettings {
+            key: *keys[1 - me].public(),
+            endpoint: at(2 - me as u8),
+            allowed: Vec::new(),
+            opening: Opening::Either,
+        };
         let settings =
             Settings { identity: Arc::clone(&keys[me]), psk: None, keepalive: 1, peers: vec![peer] };
         let device = Device::new(Arc::clone(&keys[me]), 1420);

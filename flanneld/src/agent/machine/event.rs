@@ -56,6 +56,8 @@ pub(in crate::agent) enum Event {
     Turn { known: Option<Known>, tenure: Tenure, cause: Cause },
     /// The host, before there is an interface.
     Looked(Observed, Seen),
+    /// For which subnets of peers there are sessions of WireGuard.
+    Sessions(BTreeSet<IpNet>),
     /// Which peers are on this node's own links.
     Direct(Direct),
     /// The filter of tunnel ports was carried out, or not.
@@ -90,6 +92,8 @@ pub(in crate::agent) enum Event {
 pub(in crate::agent) enum Action {
     /// Read the host: [`Event::Looked`].
     Look(Scope),
+    /// Find out with which peers of these devices there are sessions of WireGuard: [`Event::Sessions`].
+    ReadSessions(Arc<KernelState>),
     /// Find out which of these addresses are on this node's own links: [`Event::Direct`].
     FindDirect(Vec<IpAddr>, Direct),
     /// Filter the tunnels' ports: [`Event::Filtered`].

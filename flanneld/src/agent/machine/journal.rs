@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use backends::backend::Direct;
 use backends::fights::Told;
 use backends::host::StaleBridge;
-use backends::{ActiveBackends, Change, Fights, FirewallError, FirewallReport, KernelError, Peers, Report};
+use backends::{
+    ActiveBackends, Change, Fights, FirewallError, FirewallReport, HeardKeys, KernelError, Peers, Report,
+};
 use subnet::env_file::SubnetEnv;
 use subnet::{Family, Lease, Loss, Subnets};
 use tracing::{debug, error, info, warn};
@@ -157,6 +159,21 @@ impl Journal {
         let before = self.active.replace(now.clone());
         if before.is_some_and(|before| before != now) {
             info!("this node has {now}");
+        }
+    }
+
+    /// The end of a preparation of WireGuard.
+    pub(super) fn heard_keys(&self, keys: HeardKeys) {
+        match keys.ended_without {
+            None => {}
+            Some(0) => {
+                info!("wireguard is announced: there are sessions with all peers that have told their keys")
+            }
+            Some(lacking) => warn!(
+                lacking,
+                "wireguard is announced after 15 s without a session with {lacking} peers that have told their keys: packets \
+                 to them wait until there is one"
+            ),
         }
     }
 

@@ -266,7 +266,8 @@ impl Machine {
         let (now, at) = (self.now().at.into_std(), self.now().at);
         let lease = self.own.lease().expect("there is a plan only with a lease").clone();
         loop {
-            let ask_again = self.force.active.hear_ports(all, &lease.subnets, now);
+            let ports = self.force.active.hear_ports(all, &lease.subnets, now);
+            let keys = self.hear_keys(all, &lease);
             let mut context = PeerContext {
                 network: &self.force.network,
                 former: &self.change.former,
@@ -283,8 +284,8 @@ impl Machine {
                 peers = Peers::choose(context, all);
             }
             let (given_up, next) = self.force.active.drop_unused(peers.usable.values(), now);
-            let next = [next, ask_again].into_iter().flatten().map(Instant::from_std);
-            self.planner.expiry = next.chain(decided).min();
+            let next = [next, ports].into_iter().flatten().map(Instant::from_std);
+            self.planner.expiry = next.chain(decided).chain(keys).min();
             if !given_up {
                 return peers;
             }

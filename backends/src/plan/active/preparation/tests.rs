@@ -1,0 +1,260 @@
+//! Nodes that go on to WireGuard while packets flow, with the kernel's module as a model.
+
+mod world;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use subnet::WireguardEnds;
+use subnet::wireguard::WireguardData;
+
+use super::*;
+use crate::wg::identity::Identity;
+use world::{Node, World, vtep};
+
+const FORMER: [&str; 3] = ["vxlan", "host-gw", "udp"];
+
+/// Two identities, that with the smaller public key first.
+fn identities() -> [Arc<Identity>; 2] {
+    let mut both = [(); 2].map(|()| Arc::new(Identity::generate().unwrap()));
+    both.sort_by_key(|identity| *identity.public().bytes());
+    both
+}
+
+fn ends(identity: &Identity) -> WireguardEnds {
+    let data = WireguardData { key: *identity.public(), port: Some(51_820) };
+    WireguardEnds { v4: Some(data), v6: None }
+}
+
+fn announcing(identity: &Identity) -> Attachment {
+    let WireguardEnds { v4, v6 } = ends(identity);
+    Attachment::of_wireguard(v4, v6)
+}
+
+/// How a node with this former backend is reached that has not changed.
+fn said(former: &str, node: usize) -> Attachment {
+    match former {
+        "vxlan" => Attachment::Vxlan { v4: Some(vtep(node)), v6: None },
+        "host-gw" => Attachment::HostGw,
+        _ => Attachment::Udp,
+    }
+}
+
+/// A node that has told its key, with the peer that says this, and what it does at once.
+fn told(former: &str, mine: &Arc<Identity>, peer: &Attachment) -> (Node, Instant) {
+    let now = Instant::now();
+    let mut node = Node::new(0, former);
+    node.turn(&[said(former, 0), said(former, 1)], now);
+    node.switch(mine);
+    node.turn(&[said(former, 0), peer.clone()], now);
+    let lease = node.attachment();
+    assert_eq!(lease, said(former, 0).preparing(ends(mine)), "{former}");
+    node.turn(&[lease, peer.clone()], now);
+    (node, now)
+}
+
+#[test]
+fn each_pair_of_stages_has_one_way_with_a_session_and_one_without() {
+    for former in FORMER {
+        let [mine, theirs] = identities();
+        for (announced, with, without) in [(false, false, false), (true, true, false)] {
+            let plain = said(former, 1);
+            let peer = if announced { announcing(&theirs) } else { plain.clone().preparing(ends(&theirs)) };
+            let (mut node, now) = told(former, &mine, &peer);
+            let own = node.attachment();
+            for (session, sealed) in [(false, without), (true, with)] {
+                node.session(1, session);
+                node.turn(&[own.clone(), peer.clone()], now);
+                assert_eq!(node.is_sealed(1), sealed, "{former}: the peer announces: {announced}, {session}");
+                assert!(node.hears(1), "what the peer seals is taken");
+            }
+        }
+        // A node that announces WireGuard, and a peer that prepares it.
+        let (mut node, mut now) = told(former, &mine, &said(former, 1));
+        now += LISTEN;
+        let own = node.attachment();
+        node.turn(&[own, said(former, 1)], now);
+        assert_eq!(node.attachment(), announcing(&mine), "nobody else has told a key: {former}");
+        let peer = said(former, 1).preparing(ends(&theirs));
+        node.turn(&[announcing(&mine), peer.clone()], now);
+        for session in [false, true, false, true] {
+            node.session(1, session);
+            node.turn(&[announcing(&mine), peer.clone()], now);
+            assert_eq!(node.is_sealed(1), session, "{former}");
+        }
+        node.session(1, false);
+        node.turn(&[announcing(&mine), announcing(&theirs)], now);
+        assert!(node.is_sealed(1), "both announce it, so nothing is readable, session or not");
+    }
+}
+
+#[test]
+fn the_node_with_the_smaller_key_begins_after_a_moment_and_the_other_one_never() {
+    let [small, great] = identities();
+    for (mine, theirs, begins) in [(&small, &great, true), (&great, &small, false)] {
+        for peer in [said("vxlan", 1).preparing(ends(theirs)), announcing(theirs)] {
+            let (mut node, now) = told("vxlan", mine, &peer);
+            let own = node.attachment();
+            assert_eq!(node.keepalive(1), Some(0));
+            for (after, keepalive) in
+                [(LEAD / 2, 0), (LEAD, 5 * u16::from(begins)), (LIMIT / 2, 5 * u16::from(begins))]
+            {
+                node.turn(&[own.clone(), peer.clone()], now + after);
+                assert_eq!(node.keepalive(1), Some(keepalive), "{after:?}");
+            }
+            // Once both announce it, each begins when it has packets.
+            node.turn(&[own.clone(), peer.clone()], now + LIMIT);
+            node.turn(&[announcing(mine), announcing(theirs)], now + LIMIT);
+            assert_eq!(node.keepalive(1), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_never_gets_a_session_holds_a_node_up_for_fifteen_seconds_and_one_without_a_key_not_at_all() {
+    let [mine, theirs] = identities();
+    for former in FORMER {
+        let plain = said(former, 1);
+        for (peer, wait) in [
+            (plain.clone(), LISTEN),
+            (Attachment::Foreign("ipsec".into()), LISTEN),
+            (plain.clone().preparing(ends(&theirs)), LIMIT),
+            (announcing(&theirs), LIMIT),
+            // Its key is this node's own, from a copied disk: no session will ever be.
+            (plain.preparing(ends(&mine)), LISTEN),
+        ] {
+            let (mut node, now) = told(former, &mine, &peer);
+            let own = node.attachment();
+            node.turn(&[own.clone(), peer.clone()], now + wait - Duration::from_millis(1));
+            assert_eq!(node.attachment(), own, "{former}: {peer:?}");
+            let heard = node.turn(&[own, peer.clone()], now + wait);
+            assert_eq!(node.attachment(), announcing(&mine), "{former}: {peer:?}");
+            assert_eq!(heard.ended_without, Some(usize::from(wait == LIMIT)));
+            // What is left of a dead peer is nothing to ask about for ever.
+            let again = node.turn(&[announcing(&mine), peer.clone()], now + LIMIT + GONE).again;
+            assert_eq!(again, None, "{former}: {peer:?}");
+            assert!(!node.active.wants_sessions());
+        }
+    }
+}
+
+#[test]
+fn a_change_that_is_taken_back_leaves_the_former_backend_as_it_was() {
+    let [mine, theirs] = identities();
+    for former in FORMER {
+        let peer = said(former, 1).preparing(ends(&theirs));
+        let (mut node, now) = told(former, &mine, &peer);
+        node.session(1, true);
+        let own = node.attachment();
+        node.turn(&[own.clone(), peer.clone()], now);
+        node.switch_back();
+        assert_eq!(node.attachment(), said(former, 0), "{former}");
+        for peer in [peer, said(former, 1)] {
+            node.turn(&[own.clone(), peer], now);
+            assert!(!node.is_sealed(1), "{former}");
+        }
+    }
+}
+
+#[test]
+fn a_key_that_was_heard_this_moment_has_no_session_whatever_the_kernel_said_of_another_one() {
+    let [mine, theirs] = identities();
+    let peer = said("vxlan", 1).preparing(ends(&theirs));
+    let (mut node, now) = told("vxlan", &mine, &said("vxlan", 1));
+    node.session(1, true);
+    let own = node.attachment();
+    node.turn(&[own.clone(), said("vxlan", 1)], now + LISTEN);
+    node.turn(&[announcing(&mine), peer.clone()], now + LISTEN);
+    assert!(!node.is_sealed(1));
+    node.turn(&[announcing(&mine), peer], now + LISTEN);
+    assert!(node.is_sealed(1));
+}
+
+#[test]
+fn a_node_that_has_told_no_key_reaches_a_peer_with_wireguard_as_before_if_it_did() {
+    for former in FORMER {
+        let [mine, theirs] = identities();
+        for known in [true, false] {
+            let mut node = Node::new(0, former);
+            if known {
+                node.turn(&[said(former, 0), said(former, 1)], Instant::now());
+            }
+            // As after a restart, where the configuration of the store waits for the one before.
+            node.take_up(&mine);
+            node.turn(&[said(former, 0), announcing(&theirs)], Instant::now());
+            assert_eq!(node.is_sealed(1), !known, "{former}");
+            assert!(node.hears(1), "what the peer seals is taken: {former}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_starts_again_in_the_middle_announces_wireguard_and_is_reached_by_the_former_backend_until_there_is_a_session()
+ {
+    let [small, great] = identities();
+    for (mine, theirs) in [(&small, &great), (&great, &small)] {
+        let mut world = World::new("vxlan", [mine, theirs], Duration::from_millis(400));
+        world.change(0, 0);
+        world.change(1, 0);
+        world.run(700);
+        world.restart(0);
+        world.run(30_000);
+        world.is_changed();
+    }
+}
+
+#[test]
+fn a_session_is_one_for_each_family_of_the_peers_pods_that_the_tunnels_carry() {
+    let [own, key] = identities().map(|identity| *identity.public());
+    let (v4, v6): (IpNet, IpNet) = ("10.244.2.0/24".parse().unwrap(), "fd00:2::/64".parse().unwrap());
+    let (four, six, both) = (vec![v4], vec![v6], vec![v4, v6]);
+    let lease = &Lease {
+        subnets: Subnets::default(),
+        public: subnet::PublicAddrs::default(),
+        attachment: Attachment::HostGw,
+        created: 1,
+        written: 1,
+    };
+    for (peer, carried, sessions, is_one) in [
+        (&both, &Family::BOTH[..], &both, true),
+        (&both, &Family::BOTH[..], &four, false),
+        (&both, &Family::BOTH[..], &six, false),
+        (&both, &[Family::V4][..], &four, true),
+        (&both, &[Family::V6][..], &four, false),
+        (&four, &Family::BOTH[..], &four, true),
+        (&six, &[Family::V4][..], &both, false),
+    ] {
+        let (all, now) = (&Leases::default(), Instant::now());
+        let sessions = &sessions.iter().copied().collect();
+        let carried = carried.iter().copied().collect();
+        let facts = Facts { own, lease, all, carried, sessions, now };
+        let pair = facts.pair(peer.iter().copied().collect(), key, false, Some(now));
+        assert_eq!(pair.session.is_some(), is_one, "{peer:?} {sessions:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_packet_is_readable_or_lost_and_no_handshakes_cross(
+        former in proptest::sample::select(&FORMER[..]),
+        delay in 0_u64..=400,
+        stores in [0_u64..=1500, 0_u64..=1500],
+        start in [0_u64..=6000, 0_u64..=6000],
+        together: bool,
+        smaller_first: bool,
+    ) {
+        let mut keys = identities();
+        if !smaller_first {
+            keys.reverse();
+        }
+        let mut world = World::new(former, [&keys[0], &keys[1]], Duration::from_millis(delay));
+        world.stores = stores.map(Duration::from_millis);
+        for node in [0, 1] {
+            world.change(node, start[if together { 0 } else { node }]);
+        }
+        world.run(30_000);
+        world.is_changed();
+    }
+}
