@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backends::kernel::netlink::Netlink;
 use backends::state::wireguard::{WireguardDevice, WireguardEntry};
@@ -50,6 +51,11 @@ fn setup(member: &Member) -> String {
     all.lines().map(parts).collect::<Vec<_>>().join("\n") + addresses
 }
 
+/// Whether there was a handshake with the only peer since it was set.
+fn has_session(member: &Member) -> bool {
+    !wg(member, "latest-handshakes").trim().ends_with("\t0")
+}
+
 fn kind(member: &Member) -> String {
     member.show("ip -o -d link show flannel-wg")
 }
@@ -82,10 +88,20 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         // The module sends no notification about its settings: another look at the host is asked for.
         members[0].agent.process().signal(Signal::HUP).unwrap();
         members[0].wait(&format!("the repair of: {damage}"), || setup(&members[0]) == healthy);
-        // The node that was damaged speaks first: the other one has a session and tries no other for 15 s.
+        // Without a packet of pods: a device or a peer that was made again asks for a session itself.
+        members[0].wait(&format!("a session after: {damage}"), || has_session(&members[0]));
+        // After the downfall of the link, which forgets sessions, too, the node that was damaged speaks first: the other one has a
+        // session and tries no other for 15 s.
         members[0].wait(&format!("echoes after: {damage}"), || reaches(&pods[0], &pods[1]));
         assert!(reaches(&pods[1], &pods[0]), "{damage}");
     }
+    // Another key, while nobody has a packet: the peer begins when it has read it.
+    fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
+    let key = wg(&members[1], "peers");
+    members[0].agent.process().signal(Signal::HUP).unwrap();
+    members[1].wait("the other key", || wg(&members[1], "peers") != key);
+    members[1].wait("a session by the other key", || has_session(&members[1]));
+    let healthy = setup(&members[0]);
     let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
     for kill in [false, true] {
@@ -117,11 +133,10 @@ fn have_key(node: &Node, private: &str) -> String {
     node.namespace().command("wg").arg("pubkey").input(private).ok().unwrap().trim().to_owned()
 }
 
-/// Packets of pods on a device, into a file beside the agent's.
-fn capture(member: &Member, device: &str) -> (Process, std::path::PathBuf) {
+/// The packets on a device that a filter selects, into a file beside the agent's.
+fn capture(member: &Member, device: &str, filter: &str) -> (Process, PathBuf) {
     let file = member.node.dir().join(format!("{device}.pcap"));
-    let arguments =
-        format!("-i {device} -n -U --immediate-mode -s 64 -w {} net 10.244.0.0/16", file.display());
+    let arguments = format!("-i {device} -n -U --immediate-mode -s 64 -w {} {filter}", file.display());
     let command = member.node.namespace().command("tcpdump").args(arguments.split(' '));
     let process = command.stderr(Stdio::null()).spawn().unwrap();
     member.wait("tcpdump", || size(&file) >= PCAP_HEADER);
@@ -134,10 +149,13 @@ fn end(capture: &mut Process) {
     capture.wait(LIMIT).unwrap();
 }
 
+/// Packets of pods, readable.
+const PODS: &str = "net 10.244.0.0/16";
+
 /// The length of a capture without packets.
 const PCAP_HEADER: u64 = 24;
 
-fn size(file: &std::path::Path) -> u64 {
+fn size(file: &Path) -> u64 {
     fs::metadata(file).map_or(0, |file| file.len())
 }
 
@@ -152,8 +170,8 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     let before = members.each_ref().map(index);
     let at = SocketAddr::new(pods[1].address(), 7090);
     let exchange = Exchange::start(pods[0].namespace(), pods[1].namespace(), at, 7090);
-    let (mut outside, clear) = capture(&members[0], "eth0");
-    let (mut inside, readable) = capture(&members[0], "flannel-wg");
+    let (mut outside, clear) = capture(&members[0], "eth0", PODS);
+    let (mut inside, readable) = capture(&members[0], "flannel-wg", PODS);
     exchange.goes_on(&members[0], "its start");
     members[0].wait("such packets where they are readable", || size(&readable) > PCAP_HEADER);
     end(&mut inside);
@@ -203,31 +221,67 @@ fn keys_change_at_a_hangup_and_of_two_nodes_with_one_while_connections_go_on_and
     }
 }
 
+/// When the packets of a capture were on the wire.
+fn times(file: &Path) -> Vec<SystemTime> {
+    let bytes = fs::read(file).unwrap();
+    let mut rest = &bytes[PCAP_HEADER as usize..];
+    let mut times = Vec::new();
+    // Seconds, microseconds, and the length of what was kept.
+    while let Some(header) = rest.first_chunk::<16>() {
+        let number = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+        times.push(UNIX_EPOCH + Duration::new(number(0).into(), number(4) * 1000));
+        rest = rest.get(16 + number(8) as usize..).unwrap_or_default();
+    }
+    times
+}
+
 #[test]
-fn a_cluster_goes_from_vxlan_to_the_module_and_from_there_into_the_process_and_loses_nothing() {
+fn over_a_slow_network_a_cluster_goes_from_vxlan_to_the_module_readable_no_longer_than_announced_and_loses_nothing()
+ {
     require_kernel("6.");
     let cluster = Cluster::new(VXLAN);
     let members = [cluster.join_with(&["--v=4"]), cluster.join_with(&["--v=4"])];
     let _evidence = Evidence(&cluster, &members);
     let pods = members.each_ref().map(Member::pod);
     members[0].wait("the first echo", || reaches(&pods[0], &pods[1]));
-    // The module keeps 128 packets while there is no session yet, which takes some seconds in a slow guest.
-    let interval = Duration::from_millis(50);
-    let options = PingOptions { interval, ..PingOptions::default() };
-    let pinger = Pinger::start_with(pods[0].namespace(), pods[1].address(), options).unwrap();
-    pinger.wait_for_reply(LIMIT).unwrap();
+    // Longer than the third of a second by which the module varies its repetitions: handshakes that cross once cross for ever.
+    for member in &members {
+        member.show("tc qdisc replace dev eth0 root netem delay 400ms limit 10000");
+    }
+    let mut captures = members.each_ref().map(|member| capture(member, "eth0", "udp port 8472"));
+    // Packets both ways: each module begins a handshake as soon as it has to send one without a session.
+    let options = PingOptions { interval: Duration::from_millis(50), ..PingOptions::default() };
+    let pingers = [(0, 1), (1, 0)].map(|(from, to)| {
+        let pinger = Pinger::start_with(pods[from].namespace(), pods[to].address(), options).unwrap();
+        pinger.wait_for_reply(LIMIT).unwrap();
+        pinger
+    });
     cluster.put("/coreos.com/network/config", AUTO);
+    let announces = |value: &str| value.contains(r#""BackendType":"wireguard""#);
+    members[0].wait("both announcements", || cluster.leases().iter().all(|(_, value)| announces(value)));
+    let announced = SystemTime::now();
     for (me, other) in [(0, 1), (1, 0)] {
         let target = pods[other].address().to_string();
-        members[me].wait("the way through the tunnel", || {
-            members[me].show(&format!("ip route get {target}")).contains("dev flannel-wg")
-        });
+        assert!(members[me].show(&format!("ip route get {target}")).contains("dev flannel-wg"));
         assert!(kind(&members[me]).contains("wireguard"));
+        // The module waits five seconds after handshakes that crossed: both nodes have a session instead.
+        let log = members[me].agent.log();
+        assert!(log.contains("wireguard is announced: there are sessions with all peers"), "{log}");
     }
-    let before = pinger.received();
-    members[0].wait("answers", || pinger.received() > before + 50);
-    let pings = pinger.finish().unwrap();
-    assert_eq!(pings.lost, 0, "{pings:?}");
+    for pinger in pingers {
+        let before = pinger.received();
+        members[0].wait("answers", || pinger.received() > before + 50);
+        let pings = pinger.finish().unwrap();
+        assert_eq!(pings.lost, 0, "{pings:?}");
+    }
+    for (capture, file) in &mut captures {
+        end(capture);
+        let readable = times(file);
+        assert!(readable.len() > 50, "packets of pods before the change");
+        let late = readable.iter().filter(|at| **at > announced).count();
+        assert_eq!(late, 0, "readable after both announcements, of {}", readable.len());
+    }
+    members.iter().for_each(|member| drop(member.show("tc qdisc del dev eth0 root")));
     // The other engine takes the device's place; that interrupts traffic for a moment.
     cluster.put("/coreos.com/network/config", PROCESS);
     for member in &members {

@@ -20,7 +20,7 @@ use crate::kernel::KernelError;
 use crate::netlink::generic::GenericFamily;
 use crate::netlink::wire::{Writer, attributes, find};
 use crate::state::name::Name;
-use crate::state::wireguard::{WireguardDevice, WireguardEntry, WireguardPeers};
+use crate::state::wireguard::{OPENING, WireguardDevice, WireguardEntry, WireguardPeers};
 use crate::state::{Change, KernelState, Link, LinkIdentity};
 use crate::wg::identity::Identity;
 
@@ -106,11 +106,20 @@ impl Module {
         })
     }
 
-    /// Sets and removes peers.
+    /// Sets and removes peers. With those that were set before, or that take the place of others, a handshake is begun: a peer does not
+    /// notice that this node lost its session, or took another key, before fifteen seconds have passed without an answer.
     pub(super) fn change(&mut self, name: Name, index: u32, peers: &WireguardPeers) -> io::Result<()> {
-        let removed: Vec<Step<'_>> = peers.remove.iter().map(|key| (key, None)).collect();
-        let set: Vec<Step<'_>> = peers.upsert.iter().map(|(key, peer)| (key, Some(peer))).collect();
-        for steps in [removed, set].concat().chunks(PEERS_AT_ONCE) {
+        let is_called = |key: &PublicKey, peer: &WireguardEntry| {
+            peer.keepalive == 0 && (!peers.remove.is_empty() || self.told.contains_key(&(name, *key)))
+        };
+        let called = peers.upsert.iter().filter(|(key, peer)| is_called(key, peer));
+        let called: BTreeMap<PublicKey, WireguardEntry> =
+            called.map(|(key, peer)| (*key, WireguardEntry { keepalive: OPENING, ..peer.clone() })).collect();
+        let removed = peers.remove.iter().map(|key| (key, None));
+        let set = peers.upsert.iter().map(|(key, peer)| (key, Some(called.get(key).unwrap_or(peer))));
+        let as_wanted = called.keys().map(|key| (key, peers.upsert.get(key)));
+        let steps: Vec<Step<'_>> = removed.chain(set).chain(as_wanted).collect();
+        for steps in steps.chunks(PEERS_AT_ONCE) {
             self.family()?.change(WG_CMD_SET_DEVICE, |w| {
                 w.bytes_attribute(WGDEVICE_A_IFINDEX, &index.to_ne_bytes());
                 w.nest(WGDEVICE_A_PEERS, |w| steps.iter().for_each(|step| w.nest(0, |w| write(w, *step))));
