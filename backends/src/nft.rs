@@ -29,8 +29,12 @@ mod foreign;
 mod listen;
 pub mod matches;
 mod model;
+mod offloaded;
+mod quota;
+mod registers;
 mod set;
 mod socket;
+mod state_codec;
 pub mod trace;
 mod uapi;
 
@@ -53,6 +57,8 @@ pub use model::{
     Base, Chain, Flowtable, Hook, POLICY_TABLE, Policy, Rule, Ruleset, Table, TableFamily, TableId,
 };
 pub(crate) use model::{FAST_PATH_TABLE, fast_path_tables, name_with_network};
+pub(crate) use offloaded::any_offloaded;
+pub use quota::Quota;
 pub(crate) use set::Data;
 #[cfg(feature = "testing")]
 pub(crate) use set::flags as set_flags;
@@ -272,6 +278,8 @@ impl Nft {
                 self.socket.dump(message::GETFLOWTABLE, family, of_table(NFTA_FLOWTABLE_TABLE), |m| {
                     assembly.add(m)
                 })?;
+            steady &=
+                self.socket.dump(message::GETOBJ, family, of_table(NFTA_OBJ_TABLE), |m| assembly.add(m))?;
             let sets = assembly.ruleset().table(id).map(|table| &table.sets).into_iter().flatten();
             for name in sets.map(|set| set.name.clone()).collect::<Vec<_>>() {
                 let of_set = |w: &mut Writer| {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backends::fast_path::{Abilities, FastPath, suits_release};
+use backends::fast_path::{Abilities, FastPath, Phase, suits_release};
 use backends::firewall::nftables::{NftFirewall, Offloaded};
 use backends::kernel::netlink::{BridgeListener, Netlink};
 use backends::{Name, NftListener, Watched};
@@ -25,7 +25,7 @@ pub(crate) const SUBJECT: &str = "fast-path";
 
 /// A burst of notifications is over when none came for this long, or when it has lasted for the second.
 const QUIET: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
-/// The table is compared this often although nothing was heard of it.
+/// The table is compared this often although nothing was heard of it, and disarmed if no connection is in its flowtable.
 const RESYNC: Duration = Duration::from_secs(60);
 /// Time between attempts after failures, doubling up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -105,6 +105,8 @@ pub(crate) struct FastPaths {
     former: Vec<IpNet>,
     abilities: Abilities,
     made: Made,
+    /// By the last look.
+    phase: Option<Phase>,
 }
 
 /// What there shall be.
@@ -138,7 +140,8 @@ impl FastPaths {
         health: Health,
     ) -> Self {
         let abilities = Abilities::default();
-        Self { mode, policies, facts, health, kernel: None, former, abilities, made: Made::Unknown }
+        let (kernel, made, phase) = (None, Made::Unknown, None);
+        Self { mode, policies, facts, health, kernel, former, abilities, made, phase }
     }
 
     /// Runs until the kernel's notifications fail for good; stopping is dropping. The table is left as it is, so that flows go
@@ -147,20 +150,30 @@ impl FastPaths {
         let mut pause = RETRY.0;
         let mut due = Instant::now() + RESYNC;
         loop {
+            let mut may_disarm = false;
             tokio::select! {
                 changed = self.facts.changed() => if changed.is_err() { std::future::pending::<()>().await },
                 moved = moved(self.kernel.as_ref()) => match moved {
                     Ok(tables) => if tables { self.made = Made::Unknown },
                     Err(error) => return error,
                 },
-                () = sleep_until(due) => self.forget(),
+                () = sleep_until(due) => {
+                    self.forget();
+                    may_disarm = true;
+                }
             }
             let Some(facts) = self.facts.borrow_and_update().clone() else {
                 due = Instant::now() + RESYNC;
                 continue;
             };
-            match self.look(&facts).await {
-                Ok(()) => (due, pause) = (Instant::now() + RESYNC, RETRY.0),
+            match self.look(&facts, may_disarm).await {
+                Ok(()) => {
+                    pause = RETRY.0;
+                    // Pods that come and go put it off for nothing.
+                    if may_disarm {
+                        due = Instant::now() + RESYNC;
+                    }
+                }
                 Err(why) => {
                     tracing::debug!(why, "fast path: tried again");
                     self.made = Made::Unknown;
@@ -183,7 +196,7 @@ impl FastPaths {
     }
 
     /// Makes the table be as it has to be now.
-    async fn look(&mut self, facts: &Facts) -> Result<(), String> {
+    async fn look(&mut self, facts: &Facts, may_disarm: bool) -> Result<(), String> {
         let reason = self.reason_against(facts);
         match self.made {
             Made::Nothing if reason.is_some() => {
@@ -203,23 +216,21 @@ impl FastPaths {
         };
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
         let (tables, former) = (wanted.tables.clone(), self.former.clone());
-        let outcome = kernel.hands.to(move |hands| hands.firewall.offload(&tables, &former)).await;
+        let outcome =
+            kernel.hands.to(move |hands| hands.firewall.offload(&tables, &former, may_disarm)).await;
         match outcome.map_err(|error| error.to_string())? {
-            Offloaded::Done(changed) => {
-                for what in changed {
-                    // Pods come and go.
-                    if routine {
-                        tracing::debug!("fast path: {what}");
-                    } else {
-                        tracing::info!("fast path: {what}");
-                    }
-                }
+            Offloaded::Done { changed, phase } => {
+                // Pods and long connections come and go.
+                let routine = routine || self.phase.is_some_and(|before| before != phase);
+                self.phase = Some(phase);
+                tell(&changed, routine);
                 for network in &facts.networks {
                     if !self.former.contains(network) {
                         self.former.push(*network);
                     }
                 }
-                self.health.board().offload(reason.is_none().then_some(wanted.indexes.len()));
+                let devices = if phase == Phase::Armed { wanted.indexes.len() } else { 0 };
+                self.health.board().offload(reason.is_none().then_some(devices));
                 self.made = if reason.is_some() { Made::Nothing } else { Made::Tables(wanted) };
                 self.note(reason.flatten());
             }
@@ -230,7 +241,7 @@ impl FastPaths {
             Offloaded::Lacking => {
                 self.made = Made::Lacking;
                 self.note(Some(
-                    "the kernel has no nftables flowtables (modules nf_flow_table and nft_flow_offload), so pods' flows take the \
+                    "the kernel has no nftables flowtables (modules nf_flow_table, nft_flow_offload and nft_numgen), so pods' flows take the \
                      ordinary path: load them and restart flanneld, or switch FastPath off"
                         .to_owned(),
                 ));
@@ -282,6 +293,16 @@ impl FastPaths {
     fn note(&self, sentence: Option<String>) {
         let notes: Vec<String> = sentence.into_iter().collect();
         self.health.warn(SUBJECT, &notes);
+    }
+}
+
+fn tell(changed: &[String], routine: bool) {
+    for what in changed {
+        if routine {
+            tracing::debug!("fast path: {what}");
+        } else {
+            tracing::info!("fast path: {what}");
+        }
     }
 }
 

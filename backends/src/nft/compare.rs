@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::change::Change;
 use super::expr::Expr;
 use super::model::{Chain, Flowtable, Rule, Ruleset, Table};
+use super::quota::Quota;
 use super::set::{Data, Set, Span, flags};
 
 /// The first difference in words; `None` when every wanted table is there and holds exactly what it should.
@@ -58,7 +59,8 @@ impl Refit {
 
 /// Whether elements of this set can come and go one by one.
 fn may_change(set: &Set) -> bool {
-    set.data.is_none() && set.flags & (flags::CONSTANT | flags::INTERVAL | flags::ANONYMOUS) == 0
+    set.data.is_none()
+        && set.flags & (flags::CONSTANT | flags::INTERVAL | flags::ANONYMOUS | flags::DYNAMIC) == 0
 }
 
 /// A table without the elements that can come and go one by one, of sets that are in `wanted`.
@@ -73,6 +75,7 @@ fn without_changing_elements(table: &Table, wanted: &Table) -> Table {
         comment: table.comment.clone(),
         dormant: table.dormant,
         sets: sets.collect(),
+        quotas: table.quotas.clone(),
         flowtables: table.flowtables.clone(),
         chains: table.chains.clone(),
     }
@@ -118,6 +121,13 @@ fn table_differs(wanted: &Table, found: &Table) -> Option<String> {
     each(&wanted.sets, &found.sets, |set| &set.name, set_differs)
         .map(|what| format!("set {what} in table {id}"))
         .or_else(|| {
+            let differs = |want: &Quota, have: &Quota| {
+                (want.bytes != have.bytes).then(|| "has another size".to_owned())
+            };
+            each(&wanted.quotas, &found.quotas, |quota| &quota.name, differs)
+                .map(|what| format!("quota {what} in table {id}"))
+        })
+        .or_else(|| {
             each(&wanted.flowtables, &found.flowtables, |flowtable| &flowtable.name, flowtable_differs)
                 .map(|what| format!("flowtable {what} in table {id}"))
         })
@@ -153,7 +163,8 @@ fn set_differs(wanted: &Set, found: &Set) -> Option<String> {
     if (wanted.flags, &wanted.key, wanted.data) != (found.flags, &found.key, found.data) {
         return Some("is of another type".to_owned());
     }
-    if wanted.elements == found.elements {
+    // What packets have added is as it is.
+    if wanted.elements == found.elements || wanted.flags & flags::DYNAMIC != 0 {
         return None;
     }
     let missing = wanted.elements.iter().filter(|(key, data)| found.elements.get(key) != Some(data)).count();

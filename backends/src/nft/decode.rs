@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::expr::Expr;
 use super::expr_codec;
 use super::model::{Base, Chain, Flowtable, Hook, Policy, Rule, Ruleset, Table, TableFamily, TableId};
+use super::quota;
 use super::set::{Data, DataType, Key, Set, Span, flags, preceding};
 use super::uapi::*;
 use crate::netlink::wire::{Message, attributes, find, find_string, find_u32, find_u64, messages, string};
@@ -49,6 +50,7 @@ impl Assembly {
             message::NEWSET => self.set(message),
             message::NEWSETELEM => self.elements(message),
             message::NEWFLOWTABLE => self.flowtable(message),
+            message::NEWOBJ => self.object(message),
             message::NEWRULE => self.rule(message),
             _ => Some(()),
         };
@@ -126,6 +128,14 @@ impl Assembly {
             devices: devices.map(|(_, name)| string(name)).collect(),
             counter: find_u32(b, NFTA_FLOWTABLE_FLAGS).unwrap_or(0) & NFT_FLOWTABLE_COUNTER != 0,
         });
+        Some(())
+    }
+
+    fn object(&mut self, message: &Message<'_>) -> Option<()> {
+        let table = self.tables.get(&table_id(message, NFTA_OBJ_TABLE)?);
+        if let Some((&table, quota)) = table.zip(quota::read(message.attributes())) {
+            self.ruleset.tables[table].quotas.push(quota);
+        }
         Some(())
     }
 

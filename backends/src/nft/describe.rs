@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::expr::{Expr, Verdict};
 use super::model::{Flowtable, Policy, Rule};
+use super::quota::Quota;
 use super::{Nft, NftError};
 
 /// Everything that nftables has, a line for each table, chain, set and rule.
@@ -18,6 +19,10 @@ pub fn ruleset_text() -> Result<String, NftError> {
         let _ = writeln!(text, "table {}{dormant}", table.id);
         for set in &table.sets {
             let _ = writeln!(text, "  set {}: {} elements", set.name, set.elements.len());
+        }
+        for Quota { name, bytes, depleted } in &table.quotas {
+            let _ =
+                writeln!(text, "  quota {name}: {bytes} bytes{}", if *depleted { ", used up" } else { "" });
         }
         for Flowtable { name, priority, devices, .. } in &table.flowtables {
             let _ = writeln!(text, "  flowtable {name} priority {priority}: {} devices", devices.len());
@@ -54,6 +59,7 @@ fn words(rule: &Rule) -> String {
             Expr::Verdict(Verdict::Other(code)) => words += &format!(" verdict {code}"),
             Expr::Masquerade { .. } => words += " masquerade",
             Expr::Reject { .. } => words += " reject",
+            Expr::Quota { name } => words += &format!(" quota {name}"),
             Expr::Offload { flowtable } => words += &format!(" flow add @{flowtable}"),
             Expr::Counter { packets, bytes } => words += &format!(" packets {packets} bytes {bytes}"),
             other => {

@@ -6,6 +6,7 @@ use super::NftError;
 use super::change::{Change, Origin, Part, Place};
 use super::expr_codec;
 use super::model::{Base, Chain, Flowtable, Policy, Rule, Table, TableId};
+use super::quota;
 use super::set::{Data, DataType, Set, Span, flags, following};
 use super::uapi::*;
 use crate::netlink::wire::{Head, Writer};
@@ -208,6 +209,10 @@ impl Encoder<'_> {
             self.set(at(Part::Set(i)), id, set)?;
             let part = |first, last| at(Part::Elements(i, first, last));
             self.elements(message::NEWSETELEM, part, id, set)?;
+        }
+        for quota in &table.quotas {
+            let body = |w: &mut Writer| quota::write(w, &id.name, quota);
+            self.message(at(Part::Whole), message::NEWOBJ, NLM_F_CREATE, id, body)?;
         }
         for (i, flowtable) in table.flowtables.iter().enumerate() {
             self.flowtable(at(Part::Flowtable(i)), message::NEWFLOWTABLE, id, flowtable)?;

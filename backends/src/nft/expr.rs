@@ -135,6 +135,25 @@ pub enum Expr {
         /// Bytes so far.
         bytes: u64,
     },
+    /// Loads a number that grows by one with each packet that gets here, and begins anew with 0.
+    Count {
+        /// How many numbers there are.
+        modulus: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Adds a key to a set of the same table that is changed by packets.
+    Remember {
+        /// The set's name.
+        set: String,
+        /// The first register of the key.
+        from: Reg,
+    },
+    /// Takes the packet's bytes off a quota of the same table, and ends the rule once it is used up.
+    Quota {
+        /// The quota's name.
+        name: String,
+    },
     /// Adds the packet's connection to a flowtable of the same table.
     Offload {
         /// The flowtable's name.
@@ -219,8 +238,6 @@ pub enum MetaKey {
     NfProto = 15,
     /// The transport protocol's number, one byte.
     L4Proto = 16,
-    /// A random number of four bytes, another one each time.
-    Random = 24,
 }
 
 impl MetaKey {
@@ -234,7 +251,6 @@ impl MetaKey {
             Self::OutName,
             Self::NfProto,
             Self::L4Proto,
-            Self::Random,
         ];
         all.into_iter().find(|key| *key as u32 == number)
     }

@@ -1,11 +1,11 @@
 //! The steps of rules as attributes, in both directions.
 
 use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict};
+use super::registers::{from_register, only, reg, register};
+use super::state_codec;
 use super::uapi::*;
 use crate::netlink::wire::{Writer, attributes, find, find_string, find_u32, find_u64};
 
-/// Registers below this number in messages are 128 bits long.
-const FIRST_SHORT_REGISTER: u32 = 8;
 const VERDICT_REGISTER: u32 = 0;
 
 /// Appends one step to a list of steps.
@@ -30,6 +30,9 @@ fn name(expr: &Expr) -> &str {
         Expr::Verdict(_) | Expr::Constant { .. } => "immediate",
         Expr::Masquerade { .. } => "masq",
         Expr::Counter { .. } => "counter",
+        Expr::Count { .. } => "numgen",
+        Expr::Remember { .. } => "dynset",
+        Expr::Quota { .. } => "objref",
         Expr::Offload { .. } => "flow_offload",
         Expr::Reject { .. } => "reject",
         Expr::Unknown { name, .. } => name,
@@ -89,6 +92,7 @@ fn body(w: &mut Writer, expr: &Expr) {
             w.u32(NFTA_REJECT_TYPE, *kind);
             w.bytes_attribute(NFTA_REJECT_ICMP_CODE, &[*code]);
         }
+        Expr::Count { .. } | Expr::Remember { .. } | Expr::Quota { .. } => state_codec::write(w, expr),
         Expr::Offload { flowtable } => w.string(NFTA_FLOW_OFFLOAD_TABLE, flowtable),
         Expr::Unknown { bytes, .. } => w.raw(bytes),
     }
@@ -231,6 +235,7 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
                 bytes: find_u64(b, NFTA_COUNTER_BYTES)?,
             }
         }
+        "numgen" | "dynset" | "objref" => state_codec::read(name, b)?,
         "flow_offload" => {
             only(&[NFTA_FLOW_OFFLOAD_TABLE])?;
             Expr::Offload { flowtable: find_string(b, NFTA_FLOW_OFFLOAD_TABLE)? }
@@ -251,15 +256,6 @@ fn read_fib(b: &[u8]) -> Option<Expr> {
         SOURCE_TYPE => Some(Expr::SourceType { to }),
         _ => None,
     }
-}
-
-/// `None` if there are other attributes than these.
-fn only(b: &[u8], kinds: &[u16]) -> Option<()> {
-    attributes(b).all(|(kind, _)| kinds.contains(&kind)).then_some(())
-}
-
-fn reg(b: &[u8], kind: u16) -> Option<Reg> {
-    find_u32(b, kind).and_then(from_register)
 }
 
 fn read_meta(b: &[u8]) -> Option<Expr> {
@@ -364,27 +360,16 @@ pub(super) fn read_decision(verdict: &[u8]) -> Option<Verdict> {
     })
 }
 
-fn register(reg: Reg) -> u32 {
-    FIRST_SHORT_REGISTER + u32::from(reg.0)
-}
-
-/// The kernel names a register of 128 bits, 1 to 4, where one begins.
-fn from_register(number: u32) -> Option<Reg> {
-    let index = match number {
-        1..=4 => (number - 1) * 4,
-        8..=23 => number - FIRST_SHORT_REGISTER,
-        _ => return None,
-    };
-    Some(Reg(index as u8))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const NAMES: [&str; 15] = [
+    const NAMES: [&str; 18] = [
+        "objref",
+        "numgen",
+        "dynset",
         "flow_offload",
         "meta",
         "payload",

@@ -42,7 +42,7 @@ impl Watched {
     fn concerned_by(&self, message: &Message<'_>) -> Option<Moved> {
         if self.ports.contains(&message.port)
             || !(message::NEWTABLE..=message::DELSETELEM).contains(&message.kind)
-                && !matches!(message.kind, message::NEWFLOWTABLE | message::DELFLOWTABLE)
+                && !matches!(message.kind, message::NEWOBJ | message::NEWFLOWTABLE | message::DELFLOWTABLE)
         {
             return None;
         }
@@ -142,7 +142,29 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::netlink::wire::Writer;
     use crate::nft::model::TableFamily;
+    use crate::nft::uapi::{NFPROTO_IPV4, NFTA_OBJ_TABLE};
+
+    #[test]
+    fn a_quota_that_packets_use_up_is_a_change_in_its_table() {
+        let table = TableId::new(TableFamily::Ip, "t");
+        let watched = Watched { ports: [7].into(), tables: [table.clone()].into(), ..Watched::default() };
+        let of = |name: &str| {
+            let mut w = Writer::default();
+            w.string(NFTA_OBJ_TABLE, name);
+            let payload = [vec![NFPROTO_IPV4, 0, 0, 0], w.into_bytes()].concat();
+            watched.concerned_by(&Message {
+                kind: message::NEWOBJ,
+                flags: 0,
+                sequence: 0,
+                port: 0,
+                payload: &payload,
+            })
+        };
+        assert_eq!(of("t"), Some(Moved::Table(table)));
+        assert_eq!(of("u"), None);
+    }
 
     proptest! {
         #[test]

@@ -133,10 +133,22 @@ pub fn ct_state_none_of(bits: u32) -> Vec<Expr> {
     masked(Expr::Ct { key: CtKey::State, to: Reg(0) }, bits.to_ne_bytes().into(), Op::Eq, vec![0; 4])
 }
 
-/// True (`Op::Eq`) or not (`Op::Ne`) for one packet in `2^bits`, at random.
-pub fn one_in(op: Op, bits: u32) -> Vec<Expr> {
-    let mask = (1u32 << bits) - 1;
-    masked(Expr::Meta { key: MetaKey::Random, to: Reg(0) }, mask.to_ne_bytes().into(), op, vec![0; 4])
+/// Every so many packets that get here, one.
+pub fn one_of(modulus: u32) -> Vec<Expr> {
+    compare(Expr::Count { modulus, to: Reg(0) }, Op::Eq, vec![0; 4])
+}
+
+/// Adds the key made of `fields` to a set of this table that is changed by packets.
+pub fn remember(fields: &[Field], set: &str) -> Vec<Expr> {
+    let mut steps = look_up(fields, set, Lookup::In);
+    steps.pop();
+    steps.push(Expr::Remember { set: set.to_owned(), from: Reg(0) });
+    steps
+}
+
+/// Takes the packet's bytes off a quota of the table.
+pub fn quota(name: &str) -> Vec<Expr> {
+    vec![Expr::Quota { name: name.to_owned() }]
 }
 
 /// Adds the packet's connection to a flowtable of the table.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::expr::{Expr, Verdict};
+use super::quota::Quota;
 use super::set::Set;
 use super::uapi::{NFPROTO_BRIDGE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6};
 
@@ -145,6 +146,8 @@ pub struct Table {
     pub dormant: bool,
     /// Sets and maps.
     pub sets: Vec<Set>,
+    /// Quotas.
+    pub quotas: Vec<Quota>,
     /// Flowtables.
     pub flowtables: Vec<Flowtable>,
     /// Chains with their rules.
@@ -159,6 +162,7 @@ impl Table {
             comment: None,
             dormant: false,
             sets: Vec::new(),
+            quotas: Vec::new(),
             flowtables: Vec::new(),
             chains: Vec::new(),
         }

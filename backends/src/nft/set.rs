@@ -46,6 +46,8 @@ pub(crate) mod flags {
     pub(crate) const MAP: u32 = 8;
     /// Its elements may go by themselves after a time.
     pub(crate) const TIMEOUT: u32 = 0x10;
+    /// Packets add elements.
+    pub(crate) const DYNAMIC: u32 = 0x20;
     /// Its keys are made of several fields.
     pub(crate) const CONCAT: u32 = 0x80;
 }
@@ -84,6 +86,12 @@ impl Set {
     pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
         self.flags |= flags::TIMEOUT;
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// The set as one whose elements rules add.
+    pub(crate) fn dynamic(mut self) -> Self {
+        self.flags |= flags::DYNAMIC;
         self
     }
 

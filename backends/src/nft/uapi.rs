@@ -36,6 +36,8 @@ pub(super) mod message {
     pub(in super::super) const DELSETELEM: u16 = of(14);
     pub(in super::super) const GETGEN: u16 = of(16);
     pub(in super::super) const TRACE: u16 = of(17);
+    pub(in super::super) const NEWOBJ: u16 = of(18);
+    pub(in super::super) const GETOBJ: u16 = of(19);
     pub(in super::super) const NEWFLOWTABLE: u16 = of(22);
     pub(in super::super) const GETFLOWTABLE: u16 = of(23);
     pub(in super::super) const DELFLOWTABLE: u16 = of(24);
@@ -170,6 +172,27 @@ pub(super) const NFT_FLOWTABLE_COUNTER: u32 = 2;
 pub(super) const NF_NETDEV_INGRESS: u32 = 0;
 /// `NFTA_FLOW_TABLE_NAME`, of the expression.
 pub(super) const NFTA_FLOW_OFFLOAD_TABLE: u16 = 1;
+
+pub(super) const NFTA_OBJ_TABLE: u16 = 1;
+pub(super) const NFTA_OBJ_NAME: u16 = 2;
+pub(super) const NFTA_OBJ_TYPE: u16 = 3;
+pub(super) const NFTA_OBJ_DATA: u16 = 4;
+pub(super) const NFT_OBJECT_QUOTA: u32 = 2;
+pub(super) const NFTA_QUOTA_BYTES: u16 = 1;
+pub(super) const NFTA_QUOTA_FLAGS: u16 = 2;
+pub(super) const NFT_QUOTA_F_DEPLETED: u32 = 2;
+pub(super) const NFTA_NG_DREG: u16 = 1;
+pub(super) const NFTA_NG_MODULUS: u16 = 2;
+pub(super) const NFTA_NG_TYPE: u16 = 3;
+pub(super) const NFTA_NG_OFFSET: u16 = 4;
+pub(super) const NFT_NG_INCREMENTAL: u32 = 0;
+pub(super) const NFTA_DYNSET_SET_NAME: u16 = 1;
+pub(super) const NFTA_DYNSET_OP: u16 = 3;
+pub(super) const NFTA_DYNSET_SREG_KEY: u16 = 4;
+pub(super) const NFT_DYNSET_OP_ADD: u32 = 0;
+/// Of the expression that hands a packet to an object.
+pub(super) const NFTA_OBJREF_IMM_TYPE: u16 = 1;
+pub(super) const NFTA_OBJREF_IMM_NAME: u16 = 2;
 
 pub(super) const NFTA_GEN_ID: u16 = 1;
 

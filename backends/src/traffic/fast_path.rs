@@ -32,16 +32,59 @@ pub struct Abilities {
     /// Chains at the forward hook can ask whether the route to a packet's source leaves by the device that it came in by (Linux
     /// 5.19). Without that, packets that come in add no flow.
     pub reverse_path: bool,
+    /// There are quotas, which notify once when they are used up. Without them, the fast path is always armed.
+    pub quotas: bool,
 }
 
 impl Abilities {
     /// All combinations, those with more before those with less.
-    pub(crate) const ALL: [Self; 2] = [Self { reverse_path: true }, Self { reverse_path: false }];
+    pub(crate) const ALL: [Self; 4] = [
+        Self { reverse_path: true, quotas: true },
+        Self { reverse_path: false, quotas: true },
+        Self { reverse_path: true, quotas: false },
+        Self { reverse_path: false, quotas: false },
+    ];
 }
 
 impl Default for Abilities {
     fn default() -> Self {
         Self::ALL[0]
+    }
+}
+
+/// Whether devices are in the flowtable. Every packet that arrives at them costs a look then, which is worth it only while there are
+/// connections of many packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No device is, until a connection has many packets.
+    Waiting,
+    /// They are, until no connection is in the flowtable.
+    Armed,
+}
+
+/// What the kernel tells of a fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// There is none.
+    Nothing,
+    /// One that waits, and no connection has had many packets.
+    ShortConnections,
+    /// One that waits, and a connection has had many packets.
+    LongConnection,
+    /// One that is armed.
+    Armed,
+    /// One that is armed, and no connection is in its flowtable.
+    ArmedForNothing,
+}
+
+impl Phase {
+    /// The phase that follows from what was seen.
+    pub(crate) fn after(seen: Seen, abilities: Abilities) -> Self {
+        match seen {
+            _ if !abilities.quotas => Self::Armed,
+            Seen::LongConnection | Seen::Armed => Self::Armed,
+            Seen::Nothing | Seen::ShortConnections | Seen::ArmedForNothing => Self::Waiting,
+        }
     }
 }
 
@@ -175,6 +218,22 @@ mod tests {
             controller,
             mac: subnet::Mac([0; 6]),
             addresses: address.into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn a_long_connection_arms_it_and_only_a_flowtable_without_connections_disarms_it() {
+        let all = Abilities::default();
+        for (seen, phase) in [
+            (Seen::Nothing, Phase::Waiting),
+            (Seen::ShortConnections, Phase::Waiting),
+            (Seen::LongConnection, Phase::Armed),
+            (Seen::Armed, Phase::Armed),
+            (Seen::ArmedForNothing, Phase::Waiting),
+        ] {
+            assert_eq!(Phase::after(seen, all), phase, "{seen:?}");
+            let without = Abilities { quotas: false, ..all };
+            assert_eq!(Phase::after(seen, without), Phase::Armed, "nothing would tell of a long connection");
         }
     }
 

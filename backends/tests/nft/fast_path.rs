@@ -12,7 +12,8 @@ fn fast_path(pods: &[&str]) -> FastPath {
         outer: names(&["outer"]),
         pods: names(pods),
         requests_only: false,
-        abilities: Abilities::default(),
+        // Armed from the start.
+        abilities: Abilities { quotas: false, ..Abilities::default() },
     }
 }
 
@@ -31,12 +32,15 @@ fn a_kernel_without_flowtables_is_recognised_and_nothing_is_left() {
     bed.namespace.ip("link add outer type veth peer name pod1").unwrap();
     let mut firewall = bed.namespace.run(|| NftFirewall::open().unwrap());
     let has = has_flowtables(&bed);
-    let outcome = firewall.offload(&[fast_path(&["pod1"])], &[]).unwrap();
+    let outcome = firewall.offload(&[fast_path(&["pod1"])], &[], false).unwrap();
     assert_eq!(outcome == Offloaded::Lacking, !has, "{outcome:?}");
     assert_eq!(bed.list("ruleset").contains("flowtable pods"), has);
     // A device that is gone is no missing module.
-    let outcome = firewall.offload(&[fast_path(&["gone"])], &[]);
+    let outcome = firewall.offload(&[fast_path(&["gone"])], &[], false);
     assert_eq!(outcome.is_err(), has, "{outcome:?}");
-    assert!(matches!(firewall.offload(&[], &["10.244.0.0/16".parse().unwrap()]), Ok(Offloaded::Done(_))));
+    assert!(matches!(
+        firewall.offload(&[], &["10.244.0.0/16".parse().unwrap()], false),
+        Ok(Offloaded::Done { .. })
+    ));
     assert!(!bed.list("ruleset").contains("flannel-fast-path"));
 }

@@ -33,7 +33,7 @@ struct Args {
 /// Two nodes with agents and a pod each.
 struct Bed {
     pods: [Pod; 2],
-    _members: [Member; 2],
+    members: [Member; 2],
     _cluster: Cluster,
 }
 
@@ -53,14 +53,25 @@ impl Bed {
             pods[0].namespace().reaches(pods[1].address()).unwrap_or(false)
         })?;
         for member in members.iter().filter(|_| fast_path) {
-            member.wait("pods' devices in the flowtable", || {
-                let tables = member.show("nft list flowtables").unwrap_or_default();
-                tables.split("devices = {").nth(1).is_some_and(|devices| devices.contains("pod"))
+            member.wait("the table of the fast path", || {
+                let tables = member.show("nft list ruleset").unwrap_or_default();
+                tables.contains("table ip flannel-fast-path") && tables.contains("oifname")
             })?;
         }
         // What the kernel and the agents still do after that is over before anything is measured.
         thread::sleep(Duration::from_millis(500));
-        Ok(Self { pods, _members: members, _cluster: cluster })
+        Ok(Self { pods, members, _cluster: cluster })
+    }
+
+    /// Whether pods' devices are in the flowtables of both nodes, or in none.
+    fn is_armed(&self) -> anyhow::Result<bool> {
+        let armed = |member: &Member| -> anyhow::Result<bool> {
+            let tables = member.show("nft list flowtables")?;
+            Ok(tables.split("devices = {").nth(1).is_some_and(|devices| devices.contains("pod")))
+        };
+        let [a, b] = [armed(&self.members[0])?, armed(&self.members[1])?];
+        ensure!(a == b, "one node has devices in its flowtable, the other one has none");
+        Ok(a)
     }
 
     fn udp(&self) -> anyhow::Result<[UdpSocket; 2]> {
@@ -93,20 +104,50 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     for backend in &args.backends {
         for (path, fast_path) in [("ordinary path", false), ("fast path", true)] {
-            let bed = Bed::new(backend, fast_path)?;
             let put = |what: &str, value: f64, unit: &str| {
                 let name = format!("{backend}, {path}, {what}");
                 println!("{}", json!({ "name": name, "value": value, "unit": unit }));
             };
             let some = |amount: u64| (amount * args.amount / 100).max(1);
+            let bed = Bed::new(backend, fast_path)?;
+            // As on nodes where all connections are short.
+            put("new TCP connections", connections(&bed, some(400))?, "per s");
+            ensure!(!bed.is_armed()?, "short connections have armed the fast path");
+            drop(bed);
+            let bed = Bed::new(backend, fast_path)?;
+            if fast_path {
+                put("time until a stream has armed it", arm(&bed)?, "ms");
+            }
             put("one TCP stream", stream(&bed, some(640))?, "Mbit/s");
             let [a, b] = bed.udp()?;
             put("round trip of 64 B", round_trips(&a, &b, some(2_000))?, "us");
             put("UDP 64 B", datagrams(&a, &b, some(160))?, "kpps");
-            put("new TCP connections", connections(&bed, some(400))?, "per s");
+            // Those before are still in the flowtable.
+            put("new TCP connections beside long ones", connections(&bed, some(400))?, "per s");
+            ensure!(bed.is_armed()? == fast_path, "long connections have not kept the fast path armed");
         }
     }
     Ok(())
+}
+
+/// Sends a TCP stream until the flowtables of both nodes have devices, and gives the milliseconds that it took, some of which `nft` takes.
+fn arm(bed: &Bed) -> anyhow::Result<f64> {
+    let (listener, at) = bed.listen()?;
+    let mut sender = bed.pods[0].namespace().run(|| TcpStream::connect_timeout(&at, TIMEOUT))?;
+    let (mut receiver, _) = listener.accept()?;
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(move || while receiver.read(&mut [0; CHUNK]).is_ok_and(|read| read > 0) {});
+        while !matches!(bed.is_armed(), Ok(true)) {
+            ensure!(start.elapsed() < TIMEOUT, "a stream has not armed the fast path");
+            for _ in 0..16 {
+                sender.write_all(&[7; CHUNK])?;
+            }
+        }
+        let time = start.elapsed();
+        drop(sender);
+        Ok(time.as_secs_f64() * 1e3)
+    })
 }
 
 /// One TCP stream of so many chunks, after a tenth of that to warm up: Mbit/s.

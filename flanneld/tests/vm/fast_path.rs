@@ -16,6 +16,9 @@ use crate::{evidence, require_kernel, transfer};
 
 mod every_backend;
 
+/// What only a table that is not armed has.
+const WAITS: &str = "quota name \"long\"";
+
 const CONFIG: &str = "/coreos.com/network/config";
 const VXLAN: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","FastPath":true,"Backend":{"Type":"host-gw"}}"#;
@@ -68,6 +71,7 @@ fn service(member: &Member, to: SocketAddr) -> SocketAddr {
 
 struct Setup {
     cluster: Cluster,
+    config: String,
     members: [Member; 2],
     pods: [Pod; 2],
 }
@@ -80,20 +84,26 @@ impl Setup {
         let pods = members.each_ref().map(Member::pod);
         let outer = outer(config);
         for member in &members {
-            member.wait("the pod's device in the flowtable", || {
-                let devices = devices(member);
-                outer.iter().all(|device| devices.contains(device)) && devices.len() == outer.len() + 1
+            member.wait("a table that waits for long connections on all devices between nodes", || {
+                let tables = member.show("nft list ruleset");
+                let devices =
+                    outer.iter().all(|name| tables.contains(&format!("oifname \"{name}\" ip saddr")));
+                devices && tables.contains(WAITS)
             });
         }
         members[0].wait("the first echo", || pods[0].namespace().reaches(pods[1].address()).unwrap());
-        Self { cluster, members, pods }
+        Self { cluster, config: config.to_owned(), members, pods }
     }
 
     fn exchange(&self, port: u16) -> Exchange {
         let [a, b] = &self.pods;
         let exchange = Exchange::start(a.namespace(), b.namespace(), at(b, port), port);
+        let outer = outer(&self.config);
         for member in &self.members {
             member.wait("the connection in the flowtable", || is_offloaded(member, port));
+            let devices = devices(member);
+            assert!(outer.iter().all(|device| devices.contains(device)), "{devices:?}");
+            assert!(devices.len() > outer.len(), "the pod's, too: {devices:?}");
         }
         exchange
     }
@@ -190,6 +200,8 @@ fn datagrams(from: &UdpSocket, to: &UdpSocket, count: usize) {
 #[test]
 fn what_comes_in_by_another_device_than_the_answer_leaves_by_is_answered_by_the_right_one() {
     let mut setup = Setup::new(VXLAN, &[]);
+    // Has the fast path armed.
+    setup.exchange(7079).finish();
     setup.members.iter_mut().for_each(|member| member.agent.kill().unwrap());
     let [a, b] = &setup.members;
     let port = 7077;
@@ -255,10 +267,12 @@ fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_
     let (mut other, _) = listener.accept().unwrap();
     let mut say = |bytes: usize| {
         let mut buffer = vec![7; bytes];
-        stream.write_all(&buffer).unwrap();
-        other.read_exact(&mut buffer).unwrap();
-        other.write_all(&buffer).unwrap();
-        stream.read_exact(&mut buffer).unwrap();
+        for _ in 0..200 {
+            stream.write_all(&buffer).unwrap();
+            other.read_exact(&mut buffer).unwrap();
+            other.write_all(&buffer).unwrap();
+            stream.read_exact(&mut buffer).unwrap();
+        }
     };
     a.wait("the connection in the flowtable", || {
         say(1000);
@@ -273,6 +287,13 @@ fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_
     });
     drop((stream, other));
     a.wait("the end of the connection in the flowtable", || !is_offloaded(a, 7075));
+
+    for member in [a, b] {
+        member.wait("no devices in a flowtable without connections", || {
+            devices(member).is_empty() && member.show("nft list ruleset").contains(WAITS)
+        });
+    }
+    setup.exchange(7078).finish();
 }
 
 #[test]

@@ -232,7 +232,6 @@ fn meta(key: MetaKey, packet: &Packet) -> Option<Vec<u8>> {
         MetaKey::L4Proto => vec![protocol(packet)],
         MetaKey::EtherType => if v6 { [0x86, 0xdd] } else { [8, 0] }.into(),
         MetaKey::Mark => vec![0; 4],
-        MetaKey::Random => return None,
     })
 }
 

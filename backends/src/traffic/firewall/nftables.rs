@@ -82,7 +82,7 @@ impl NftFirewall {
         let reading = |error| failed("reading nftables", &error);
         let mut changed = self.plan(want).map_err(reading)?.report.changed;
         changed.extend(self.plan_tunnels(&[], former).map_err(reading)?.report.changed);
-        changed.extend(self.plan_offload(&[], former).map_err(reading)?.0.report.changed);
+        changed.extend(self.plan_offload(&[], former, false).map_err(reading)?.0.report.changed);
         Ok(changed)
     }
 
