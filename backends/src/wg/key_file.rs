@@ -1,10 +1,11 @@
 //! The file with this node's private key, in Go flannel's form: base64 without a line break.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use subnet::env_file::write_atomically;
 use subnet::wireguard::PublicKey;
 use zeroize::Zeroizing;
@@ -94,7 +95,9 @@ fn read(path: &Path) -> Result<Option<Identity>, String> {
     let remedy = "correct it, or remove it: the node makes another key then and announces that";
     let failed = |error: io::Error| format!("the WireGuard key file {}: {error}: {remedy}", path.display());
     let wrong = |why: &str| format!("the WireGuard key file {} {why}: {remedy}", path.display());
-    let file = match File::open(path) {
+    // Opening a pipe would wait for a writer, and health and signals with it.
+    let mut options = OpenOptions::new();
+    let file = match options.read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(failed)?,
     };
@@ -218,6 +221,9 @@ mod tests {
         fs::remove_file(&files.key).unwrap();
         fs::create_dir(&files.key).unwrap();
         assert!(files.identity().unwrap_err().contains("is no file"));
+        fs::remove_dir(&files.key).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&files.key).status().unwrap().success());
+        assert!(files.identity().unwrap_err().contains("is no file"), "a pipe is not waited for");
         let nowhere = KeyFiles { key: PathBuf::from("/proc/wgkey"), copy: None };
         assert!(nowhere.identity().unwrap_err().contains(VARIABLE));
         let unnamed = KeyFiles { key: PathBuf::new(), copy: None };

@@ -454,6 +454,8 @@ impl Machine {
         let trouble = report.failed.iter().find(|error| error.concerns_node(&own));
         let state = trouble.map_or(Ok(()), |error| Err(error.to_string()));
         self.status.health.set(condition::KERNEL, state);
+        let refused = tally::refused_for_peers(&report.failed, &own);
+        self.status.health.note("peers", refused.into_iter().collect());
         report.applied.iter().for_each(|change| note_made(&mut self.ownership.made, change));
         self.judge_lease(report);
         if trouble.is_none() {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use backends::{FirewallError, FirewallReport, KernelError, KernelState, Peers, Report};
+use backends::{FirewallError, FirewallReport, KernelError, KernelState, Name, Peers, Report};
 use ipnet::IpNet;
 use subnet::Tenure;
 
@@ -171,9 +171,37 @@ fn seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
 }
 
+/// What the kernel refuses that concerns peers alone, whose pods are not reached then, while this node is ready.
+pub(super) fn refused_for_peers(failed: &[KernelError], own: &[Name]) -> Option<String> {
+    let mut refused = failed.iter().filter(|error| !error.concerns_node(own));
+    let first = refused.next()?;
+    let more = match refused.count() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Some(format!(
+        "the kernel refuses changes for peers, whose pods this node can't reach so: {first}{more}: look at the interface's addresses and \
+         routes, and at flanneld status --peers"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_refuses_for_peers_alone_is_one_note() {
+        assert_eq!(refused_for_peers(&[], &[]), None);
+        let of_node = KernelError::NoDevice("flannel.1".parse().unwrap());
+        let own = ["flannel.1".parse().unwrap()];
+        assert_eq!(refused_for_peers(std::slice::from_ref(&of_node), &own), None);
+        let failed = [of_node, refused("route replace 10.1.0.0/24"), refused("route replace 10.2.0.0/24")];
+        let note = refused_for_peers(&failed, &own).unwrap();
+        assert!(
+            note.contains("route replace 10.1.0.0/24") && note.contains(", and 1 more: look at"),
+            "{note}"
+        );
+    }
 
     fn refused(change: &str) -> KernelError {
         let source = std::io::Error::from_raw_os_error(1);
