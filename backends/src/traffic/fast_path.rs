@@ -29,8 +29,8 @@ pub struct FastPath {
 /// What kernels with flowtables can do, or can't.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Chains at the forward hook can ask whether the route to a packet's source leaves by the device that it came in by (Linux
-    /// 5.19). Without that, packets that come in add no flow.
+    /// Chains at the forward hook can ask whether the route to a packet's source leaves by the device that it came in by (6.1 and
+    /// 6.18 can). Without that, packets that come in add no flow.
     pub reverse_path: bool,
     /// There are quotas, which notify once when they are used up. Without them, the fast path is always armed.
     pub quotas: bool,

@@ -27,6 +27,7 @@ use subnet::{Attachment, BackendConfig, Family, Lease, Leases, Mac, Subnets};
 use super::{ActiveBackend, ActiveBackends};
 use crate::plan::backend::BackendId;
 use crate::state::KernelState;
+use crate::state::name::Name;
 use crate::wg::Opening;
 
 /// For so long a node waits for keys of others: a changed configuration reaches them at the same moment.
@@ -251,6 +252,12 @@ impl ActiveBackends {
         self.preparation.pairs.get(subnets).map_or(Opening::Either, |pair| pair.opening)
     }
 
+    /// Whether a device belongs to another backend than the current one.
+    fn is_of_former(&self, device: Name) -> bool {
+        let has = |entry: &ActiveBackend| entry.backend.devices().iter().any(|(_, name)| *name == device);
+        self.all.iter().skip(1).any(has)
+    }
+
     /// The backend, and the MAC there, by which a peer is reached other than it announces, because one of the two nodes prepares
     /// WireGuard, or has not even begun to. A peer accepts what this node announces, and what comes by a session that it has.
     pub(crate) fn meanwhile(
@@ -260,10 +267,13 @@ impl ActiveBackends {
         subnet: IpNet,
     ) -> Option<(BackendId, Mac)> {
         if self.current().identity().is_none() {
-            // Not even the key is told. After a restart packets go as they did before.
+            // A node that leaves WireGuard reaches those that have not left it as it did: they know its key. Where not even the key
+            // is told, after a restart, packets go as they did before, too.
             let sealed = matches!(lease.attachment, Attachment::Wireguard(_));
-            let mac = self.current().previous_mac(before, subnet).filter(|_| sealed)?;
-            return Some((self.current_id(), mac));
+            if !sealed || device_to(before, subnet).is_some_and(|device| self.is_of_former(device)) {
+                return None;
+            }
+            return Some((self.current_id(), self.current().previous_mac(before, subnet)?));
         }
         let pair = self.preparation.pairs.get(&lease.subnets)?;
         match (self.preparation.stage, pair.announced, pair.session.is_some()) {
@@ -276,6 +286,12 @@ impl ActiveBackends {
             _ => None,
         }
     }
+}
+
+/// The device by which packets for a subnet went: that of its own route, or of one for more.
+fn device_to(before: &KernelState, subnet: IpNet) -> Option<Name> {
+    let wider = std::iter::successors(Some(subnet), IpNet::supernet);
+    wider.filter_map(|net| before.routes.get(&net)).find_map(|route| route.dev)
 }
 
 #[cfg(test)]

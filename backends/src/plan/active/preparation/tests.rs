@@ -189,6 +189,24 @@ fn a_node_that_has_told_no_key_reaches_a_peer_with_wireguard_as_before_if_it_did
 }
 
 #[test]
+fn a_node_that_leaves_wireguard_reaches_a_peer_that_has_not_left_it_as_before() {
+    for former in FORMER {
+        let [mine, theirs] = identities();
+        let (mut node, mut now) = told(former, &mine, &announcing(&theirs));
+        now += LIMIT;
+        node.turn(&[node.attachment(), announcing(&theirs)], now);
+        node.turn(&[node.attachment(), announcing(&theirs)], now);
+        assert_eq!(node.attachment(), announcing(&mine), "{former}");
+        node.switch_back();
+        for _ in 0..4 {
+            node.turn(&[node.attachment(), announcing(&theirs)], now);
+            assert!(node.is_sealed(1), "{former}: that node has no other backend");
+            now += Duration::from_secs(1);
+        }
+    }
+}
+
+#[test]
 fn an_agent_that_starts_again_in_the_middle_announces_wireguard_and_is_reached_by_the_former_backend_until_there_is_a_session()
  {
     let [small, great] = identities();
