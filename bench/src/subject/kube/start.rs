@@ -48,7 +48,8 @@ pub(crate) fn idle(stage: &Stage) -> anyhow::Result<()> {
     let cluster = Cluster::new(stage)?;
     cluster.api.put_namespace("bench", &[]);
     cluster.api.put_policy("bench", "closed", json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
-    cluster.start()?.agent.wait_ready(TIMEOUT)?;
+    let mut peer = cluster.start()?;
+    peer.agent.wait_ready(TIMEOUT)?;
     let flags = ["--ip-masq", "--network-policy=on", "--fast-path=on", "--peer-counters"].map(str::to_owned);
     let mut member = cluster.start_on(cluster.node()?, &flags)?;
     member.agent.wait_ready(TIMEOUT)?;
