@@ -40,7 +40,7 @@ pub(crate) trait Witness {
     fn failed(&mut self);
 }
 
-/// Where it matters to nobody.
+/// Of an ADD without network policies nothing is told.
 impl Witness for () {
     fn reserved(&mut self, _port: &str, _ips: &[Ip]) {}
 

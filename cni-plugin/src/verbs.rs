@@ -29,10 +29,10 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
     let (file, former) = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
     let mut handshake =
         node.policy_socket.as_deref().map(|socket| Handshake::new(socket, call, network.policy_wait));
-    let mut nobody = ();
+    let mut untold = ();
     let witness: &mut dyn Witness = match &mut handshake {
         Some(handshake) => handshake,
-        None => &mut nobody,
+        None => &mut untold,
     };
     let output = way.add(call, network, &delegate, former, witness).map_err(|failure| {
         if let Failure::Nothing(_) = failure {

@@ -135,7 +135,7 @@ pub enum Expr {
         /// Bytes so far.
         bytes: u64,
     },
-    /// Loads a number that grows by one with each packet that gets here, and begins anew with 0.
+    /// Loads a number that grows by one with each packet that gets here, and starts again from 0.
     Count {
         /// How many numbers there are.
         modulus: u32,

@@ -245,6 +245,18 @@ async fn each_refusal_of_tls_has_one_text_that_names_the_flag() {
     assert!(error.contains("can't be resolved") && error.contains("--etcd-endpoints"), "{error}");
 }
 
+/// What a store says that does not answer, the same each time.
+async fn one_text(store: &Etcd, times: usize) -> String {
+    let mut texts = std::collections::BTreeSet::new();
+    for _ in 0..times {
+        let error = within(store.network()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+        texts.insert(error.to_string());
+    }
+    assert_eq!(texts.len(), 1, "one state has one text: {texts:?}");
+    texts.pop_first().unwrap()
+}
+
 #[tokio::test]
 async fn a_plain_server_and_none_at_all_are_told_apart() {
     let server = Server::shared().await;
@@ -262,14 +274,7 @@ async fn a_plain_server_and_none_at_all_are_told_apart() {
         ..options(String::new(), HOUR)
     })
     .unwrap();
-    let mut texts = std::collections::BTreeSet::new();
-    for _ in 0..6 {
-        let error = within(store.network()).await.unwrap_err();
-        assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
-        texts.insert(error.to_string());
-    }
-    assert_eq!(texts.len(), 1, "one state has one text: {texts:?}");
-    let text = texts.pop_first().unwrap();
+    let text = one_text(&store, 6).await;
     assert!(text.contains("is etcd running?") && text.contains("--lease-store=file:DIR"), "{text}");
 }
 
@@ -287,16 +292,9 @@ async fn what_answers_and_is_no_etcd_is_named_by_one_text() {
         }
     });
     let store = Etcd::new(options(endpoint.clone(), HOUR)).unwrap();
-    let mut texts = std::collections::BTreeSet::new();
-    for _ in 0..4 {
-        let error = within(store.network()).await.unwrap_err();
-        // The etcd behind a proxy may be away for a moment.
-        assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
-        texts.insert(error.to_string());
-    }
-    assert_eq!(texts.len(), 1, "one state has one text: {texts:?}");
+    // The etcd behind a proxy may be away for a moment.
+    let text = one_text(&store, 4).await;
     proxy.abort();
-    let text = texts.pop_first().unwrap();
     assert!(text.contains(&endpoint) && text.contains("503") && text.contains("--etcd-endpoints"), "{text}");
 }
 

@@ -37,7 +37,7 @@
 //! The chain comes after those of others, so what they drop is never added. Packets between pods of this node, which
 //! `br_netfilter` shows to the hook as well, pass neither the external interface nor a tunnel and stay as they are.
 //!
-//! The kernel makes the flow's way back leave by the device that the packet came in by, whatever the routes say. While two nodes
+//! The kernel makes the flow's way back leave by the device that the packet came in by, also if the routes lead elsewhere. While two nodes
 //! change their backend one after the other, that is the wrong one: the flow would send what it has to the default gateway. So a
 //! packet that comes in adds its flow only if the route to its source does leave by that device.
 
