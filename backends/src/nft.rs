@@ -15,7 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A table is as wanted, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`Listener`] tells when somebody
+//! A table is as desired, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`Listener`] tells when somebody
 //! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
 
 mod change;

@@ -57,7 +57,7 @@ fn undo(way: &ResolvedRoute, call: &Call, delegate: &Delegate, file: &Path) {
 }
 
 /// Disconnects a pod. What was kept goes only when the delegate has succeeded, so that the runtime's next
-/// try finds it; and what can't be read is made anew, so that no address stays reserved.
+/// try finds it; and what can't be read is written again, so that no address stays reserved.
 pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
     call.check_netns()?;
     match find(call, network) {

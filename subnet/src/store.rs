@@ -350,7 +350,7 @@ pub trait LeaseStore: Send + Sync + 'static {
 /// not for secrets.
 pub fn random_below(bound: usize) -> usize {
     use std::hash::{BuildHasher, Hasher};
-    // RandomState is keyed by the operating system's randomness, anew for each value.
+    // RandomState is keyed by the operating system's randomness, another key for each value.
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
     (hash % bound.max(1) as u64) as usize
 }

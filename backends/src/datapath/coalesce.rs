@@ -1,7 +1,7 @@
 //! From packets off the wire to what the kernel takes at once: packets of one flow that follow each other
 //! become one, as the kernel's own receive offload would have merged them (net/ipv4/tcp_offload.c).
 //!
-//! Payloads stay where they were received; only the headers of a merged packet are made anew.
+//! Payloads stay where they were received; only the headers of a merged packet are rewritten.
 
 use std::ops::Range;
 

@@ -222,7 +222,7 @@ pub(crate) fn checksum_ok(header: &[u8]) -> bool {
     finish(total) == [0, 0]
 }
 
-/// Makes an IPv4 header's checksum anew.
+/// Computes an IPv4 header's checksum again.
 #[inline]
 pub(super) fn write_header_checksum(header: &mut [u8]) {
     header[10..12].fill(0);

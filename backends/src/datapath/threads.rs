@@ -185,7 +185,7 @@ impl Datapath {
         });
     }
 
-    /// Whether it can do this without being started anew.
+    /// Whether it can do this without a restart of its threads.
     pub(super) fn may_become(&self, forwarding: &Forwarding) -> bool {
         let like = |have: &Arc<Forwarding>| {
             let identity = |forwarding: &Forwarding| {

@@ -102,7 +102,7 @@ pub struct Told {
 }
 
 impl Fights {
-    /// Counts repairs, each by its text. Not for what is changed because something else is wanted.
+    /// Counts repairs, each by its text. Not for changes that follow a change of the desired state.
     pub fn record(&mut self, repairs: impl ExactSizeIterator<Item = String>, now: Instant) -> Told {
         self.0.retain(|_, entry| !entry.is_over(now));
         let mut told = Told::default();

@@ -1,4 +1,4 @@
-//! Whether what was found is what is wanted.
+//! Whether the tables in the kernel are the desired ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ pub fn differs(wanted: &[Table], found: &Ruleset) -> Option<String> {
     })
 }
 
-/// What makes a table that was found exactly as wanted.
+/// The changes that turn a table of the kernel into the desired one.
 #[derive(Debug)]
 pub enum Refit {
     /// Nothing has to change.

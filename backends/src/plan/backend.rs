@@ -126,7 +126,7 @@ pub struct PlanInput<'a> {
 /// A way for packets from node to node.
 pub trait Backend: Send + Sync {
     /// What distinguishes its devices from another one's: of two with the same words, one takes the
-    /// other's place without anything being made anew.
+    /// other's place without any object being recreated.
     fn words(&self) -> String;
 
     /// What this node announces to its peers.

@@ -91,7 +91,7 @@ pub struct PeerContext<'a> {
     pub own: &'a Lease,
     /// The ways that this node has.
     pub active: &'a ActiveBackends,
-    /// What it last wanted of the kernel.
+    /// Its last desired state of the kernel.
     pub before: &'a KernelState,
     /// What no peer may cover.
     pub surroundings: &'a Surroundings,

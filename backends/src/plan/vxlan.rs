@@ -27,7 +27,7 @@ pub(crate) struct Vxlan {
     config: VxlanConfig,
     /// The device of each enabled family, IPv4 first.
     devices: Vec<(Family, Name)>,
-    /// What is wanted of `tx-checksum-ip-generic`; `None` leaves it as it is.
+    /// The desired `tx-checksum-ip-generic`; `None` leaves it as it is.
     tx_checksum: Option<bool>,
 }
 

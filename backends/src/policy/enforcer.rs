@@ -33,7 +33,7 @@ pub struct Enforcer {
 pub struct Converged {
     /// How many objects and sets of elements were changed.
     pub changes: usize,
-    /// Whether the table that was there had to be made anew, or put back.
+    /// Whether the table that was there had to be recreated, or put back.
     pub table: TableStep,
     /// When to run again though nothing changes.
     pub again: Option<Instant>,
@@ -148,7 +148,7 @@ impl Enforcer {
     }
 
     /// Makes the table where there is none yet, in two transactions. The first one has the sets of pods' addresses, which the kernel
-    /// takes in while the rest is computed and put into messages. They judge nothing yet. Generations begin anew, and the marks of
+    /// takes in while the rest is computed and put into messages. They judge nothing yet. Generations begin again, and the marks of
     /// earlier ones are forgotten meanwhile, too, for which the kernel goes through the whole of its table of connections.
     fn begin(&mut self, now: Instant) -> Result<Converged, NftError> {
         let mask = self.engine.mark_mask();

@@ -73,7 +73,7 @@ pub struct Plan {
     pub table: TableStep,
     /// In this order, in one transaction.
     pub edits: Vec<Edit>,
-    /// Whether generations begin anew, so that no connection may carry the mark of an earlier one: those that do
+    /// Whether generations begin again, so that no connection may carry the mark of an earlier one: those that do
     /// would pass without being judged.
     pub forget_marks: bool,
     /// When to plan again though nothing changes.

@@ -69,7 +69,7 @@ pub(super) fn image(
     layout.image
 }
 
-/// What each generation has anew: the number in the first rule and where it is written, and whose replies pass.
+/// What changes with each generation: the number in the first rule and where it is written, and whose replies pass.
 pub(super) fn stamp(
     image: &mut Image,
     settings: &Settings,

@@ -26,7 +26,7 @@ pub(super) struct Members {
 #[derive(Debug)]
 struct Membership {
     keys: Keys,
-    /// That of the set in the kernel; it doesn't shrink, so that a set is not made anew again and again.
+    /// That of the set in the kernel; it doesn't shrink, so that a set is not recreated again and again.
     size: u32,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The order keeps packets flowing: what is new goes in before what is stale goes out, the things that a
 //! route needs before the route, a replacement in place where the kernel has one. A device that must be
-//! made anew takes everything on it along, so what is on it counts as absent.
+//! recreated takes everything on it along, so what is on it counts as absent.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
 struct Devices<'a> {
     desired: &'a KernelState,
     actual: &'a KernelState,
-    /// Those that are made anew.
+    /// Those that are recreated.
     rebuilt: BTreeSet<Name>,
     /// VXLAN devices that send from another IPv6 address from now on.
     moved: BTreeSet<Name>,
@@ -49,7 +49,7 @@ impl Devices<'_> {
         !self.rebuilt.contains(name)
     }
 
-    /// What there is and should be in two maps of entries on devices: all of them if devices are made anew or have moved, and else
+    /// What there is and should be in two maps of entries on devices: all of them if devices are recreated or have moved, and else
     /// those that differ.
     fn entries<'a, K: Ord, V: PartialEq>(
         &self,
@@ -73,7 +73,7 @@ impl Devices<'_> {
     }
 }
 
-/// Devices that are made or corrected; gives those that are made anew.
+/// Devices that are made or corrected; gives those that are recreated.
 fn links(desired: &KernelState, actual: &KernelState, changes: &mut Vec<Change>) -> BTreeSet<Name> {
     let mut rebuilt: BTreeSet<Name> = BTreeSet::new();
     for (name, want) in &desired.links {
@@ -253,8 +253,8 @@ fn nexthops(devices: &Devices<'_>, changes: &mut Vec<Change>) {
     }
 }
 
-/// Devices that are wanted under another name: because another one is to have theirs, or because they are
-/// what is wanted there. They live on, with the packets that they carry.
+/// Devices that get another name: because their name belongs to another device, or because they are the
+/// desired device of that name. A renamed device keeps its packets.
 fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     let mut all = renames_at_once(desired, actual);
     if !all.is_empty() {

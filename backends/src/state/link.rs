@@ -13,7 +13,7 @@ pub(crate) const SPARE_PREFIXES: [&str; 2] = ["flo.", "flo6."];
 /// The name of the device of the `ipip` backend (contract §5.5).
 pub(crate) const IPIP_DEVICE: &str = "flannel.ipip";
 
-/// A tunnel device. `identity` can't change without making the device anew; `settings` are corrected in
+/// A tunnel device. `identity` can't change unless the device is recreated; `settings` are corrected in
 /// place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -113,7 +113,7 @@ pub struct LinkPatch {
 }
 
 impl LinkIdentity {
-    /// Whether a device that is `actual` can serve where `self` is wanted.
+    /// Whether the device `actual` can serve as `self`, the desired one.
     pub(crate) fn accepts(&self, actual: &Self) -> bool {
         match (self, actual) {
             (Self::Vxlan(want), Self::Vxlan(have)) => {

@@ -31,7 +31,7 @@ pub struct WireguardDevice {
 /// A peer of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireguardEntry {
-    /// Where it is reached. When found: as wanted as long as the peer is heard, since it may be followed to another
+    /// Where it is reached. When found: as desired as long as the peer is heard, since it may be followed to another
     /// address.
     pub endpoint: SocketAddr,
     /// The addresses of its pods.

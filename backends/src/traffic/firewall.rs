@@ -40,7 +40,7 @@ pub struct FirewallReport {
 pub enum Look {
     /// All is read and compared.
     Kernel,
-    /// No change by another program is known since, so only what is wanted now and was not before is changed.
+    /// No change by another program is known since, so only the difference between the last desired state and the present one is applied.
     Remembered,
 }
 

@@ -64,7 +64,7 @@ fn one_peer_among_twenty_thousand_costs_one_element() {
         firewall.filter_tunnels(&[filter(family, 20_000)], &[], Look::Remembered).unwrap();
         assert!(!bed.list(&format!("set {table} peers")).contains(&last));
         assert_eq!(rules(&bed, &table), before);
-        // Nothing differs from what is wanted, so nothing is told either.
+        // Nothing differs from the desired state, so nothing is reported either.
         let start = Instant::now();
         let report = firewall.filter_tunnels(&[filter(family, 20_000)], &[], Look::Kernel).unwrap();
         println!("a look: {:?}", start.elapsed());

@@ -10,7 +10,7 @@ use crate::bed::{Cluster, LIMIT, Site, UDP, UDP_BOTH, UDP_V6, show};
 use crate::flows::{Datagrams, exchange};
 
 fn state(site: &Site) -> String {
-    // Without its number, which is another one for a device that was made anew.
+    // Without its number, which is another one for a device that was recreated.
     let tail = |text: String| text.split_once(':').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
     let link = tail(site.show("ip -o link show flannel0"));
     let address = tail(site.show("ip -o -4 address show dev flannel0"));

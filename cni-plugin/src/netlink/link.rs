@@ -215,7 +215,7 @@ pub(crate) fn clear_flags(index: u32, flags: i32) -> Message {
     Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed)
 }
 
-/// Sets the MAC. With the one that it has, the kernel announces the addresses of the link anew.
+/// Sets the MAC. With the one that it has, the kernel announces the addresses of the link again.
 pub(crate) fn set_mac(index: u32, mac: &[u8]) -> Message {
     let message = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &fixed(libc::AF_UNSPEC, index, 0, 0));
     message.with(libc::IFLA_ADDRESS, mac)

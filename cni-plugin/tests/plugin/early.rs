@@ -76,7 +76,7 @@ fn an_add_that_fails_takes_nothing_back_from_an_agent_that_took_nothing() {
 
 #[test]
 fn an_add_that_fails_without_an_answer_to_its_announcement_takes_it_back_all_the_same() {
-    // What an agent before this one did: it answers a release whatever else it has to do.
+    // What an agent before this one did: it answers a release also while it has other work.
     let case = Case::with_agent(|question, stream| {
         if question["verb"] == "del" {
             return ok(stream);

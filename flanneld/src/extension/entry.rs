@@ -136,7 +136,7 @@ impl Step {
     }
 }
 
-/// What has to be done next so that commands have run for exactly the peers that are wanted.
+/// What has to be done next so that commands have run for exactly the peers of the desired state.
 pub(super) fn due(wanted: &Entries, command: &str, noted: &BTreeMap<Subnets, Noted>) -> Vec<(Subnets, Step)> {
     let stale = noted.iter().filter_map(|(subnets, noted)| match wanted.get(subnets) {
         Some(entry) if *entry == noted.entry => {

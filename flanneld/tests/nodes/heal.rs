@@ -32,7 +32,7 @@ fn every_damage_to_a_tunnel_heals_by_itself() {
     ];
     for (program, damage) in damages {
         a.show(&format!("{program} {damage}"));
-        // The index of a device made anew differs; nothing else may.
+        // The index of a recreated device differs; nothing else may.
         a.wait(&format!("the repair of: {program} {damage}"), || {
             without_index(&a.state()) == without_index(&healthy)
         });

@@ -196,7 +196,7 @@ fn datagrams(from: &UdpSocket, to: &UdpSocket, count: usize) {
 }
 
 /// As while two nodes change their backend one after the other: what comes in by one device is answered by another, and each way is
-/// right. A flow that the kernel adds with a packet that comes in answers by the same device, where nobody is.
+/// right. A flow that the kernel adds with a packet that comes in would send the answer out of that device, to no host.
 #[test]
 fn what_comes_in_by_another_device_than_the_answer_leaves_by_is_answered_by_the_right_one() {
     let mut setup = Setup::new(VXLAN, &[]);

@@ -95,7 +95,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         members[0].wait(&format!("echoes after: {damage}"), || reaches(&pods[0], &pods[1]));
         assert!(reaches(&pods[1], &pods[0]), "{damage}");
     }
-    // Another key, while nobody has a packet: the peer begins when it has read it.
+    // Another key, while no packet is sent: the peer begins the handshake when it has read the key.
     fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
     let key = wg(&members[1], "peers");
     members[0].agent.process().signal(Signal::HUP).unwrap();

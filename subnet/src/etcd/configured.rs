@@ -1,4 +1,4 @@
-//! Noticing that the network's configuration was written anew.
+//! Noticing that the network's configuration was written again.
 
 use std::sync::PoisonError;
 

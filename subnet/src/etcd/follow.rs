@@ -40,7 +40,7 @@ pub(super) struct Watch {
 
 /// Why a watch ended.
 pub(super) enum Ended {
-    /// History is gone, or is another one now, or nothing was heard: listing anew is all that is needed.
+    /// History is gone, or is another one now, or nothing was heard: another list is all that is needed.
     Outdated,
     /// The store failed.
     Failed(StoreError),

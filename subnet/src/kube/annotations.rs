@@ -188,7 +188,7 @@ pub(super) fn address(text: &str, family: Family) -> Result<std::net::IpAddr, St
     addr.ok_or_else(|| format!("{short:?} is not an {family} address: correct the annotation or remove it"))
 }
 
-/// What has to change for `current` to say what is wanted.
+/// The changes that turn `current` into the desired annotations.
 pub(super) fn changes(current: &Annotations, wanted: &Wanted) -> Wanted {
     let differs = |(name, value): &(&&str, &Option<String>)| current.get(**name) != value.as_ref();
     wanted.iter().filter(differs).map(|(name, value)| (*name, value.clone())).collect()

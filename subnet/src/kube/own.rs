@@ -225,7 +225,7 @@ impl Kube {
         wanted(&own.annotations, &held.public, &held.attachment, enabled)
     }
 
-    /// Makes the own node say what is wanted. One patch, for Go's nodes act on each state that they see
+    /// Writes the desired annotations to the own node. One patch, for Go's nodes act on each state that they see
     /// (contract K5), or two where they would overlook one (K6).
     pub(super) async fn publish(&self, own: &Own, wanted: &Wanted) -> Result<bool, Failure> {
         let mut changes = changes(&own.annotations, wanted);

@@ -244,7 +244,7 @@ fn wireguard(object: &Object<'_>, key: &str) -> Result<Option<WireguardData>, De
     Ok(Some(WireguardData::read(&data, &format!("{key}."))?))
 }
 
-/// What is told in advance; other data of such backends is passed over, whatever it is.
+/// What is told in advance; other data of such backends is passed over.
 fn prepared(object: &Object<'_>, key: &str) -> Option<WireguardData> {
     WireguardData::read_prepared(&object.object(key).ok().flatten()?)
 }

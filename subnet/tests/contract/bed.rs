@@ -33,7 +33,7 @@ pub(crate) trait Bed: Sized {
 
     async fn read(&self, key: &str) -> Option<Entry>;
 
-    /// Writes the configuration anew, or removes it.
+    /// Writes the configuration again, or removes it.
     async fn configure(&self, config: Option<&str>);
 
     /// Makes the store unreachable for the nodes.

@@ -1,4 +1,4 @@
-//! What is decided anew while a node runs: its network's families, and what its operator says about it.
+//! What is decided again while a node runs: its network's families, and what its operator says about it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

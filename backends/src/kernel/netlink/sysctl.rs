@@ -19,7 +19,7 @@ pub(super) struct Sysctls {
 }
 
 impl Sysctls {
-    /// Reads those that are wanted.
+    /// Reads those of the desired state.
     pub(super) fn read(&self, name: &Name, want: &LinkSettings, have: &mut LinkSettings) {
         let known = |wanted: Option<bool>, path: &str| {
             wanted.filter(|_| !self.read_only)?;

@@ -11,7 +11,7 @@ use crate::testing::Namespace;
 
 const NO_SUCH_DEVICE: i32 = 19;
 
-/// What Debian's ethtool says about every feature of a device: whether it is on, and whether it is wanted.
+/// What Debian's ethtool says about every feature of a device: whether it is on, and whether it was requested.
 fn witness(namespace: &Namespace, device: &str) -> BTreeMap<String, (bool, bool)> {
     let told = namespace.command("ethtool").args(["-k", device]).ok().unwrap();
     let lines = told.lines().filter_map(|line| line.trim().split_once(": "));

@@ -155,7 +155,7 @@ pub fn case(seed: u64) -> (u64, u64, u64) {
     (fed, taken, merged)
 }
 
-/// What the kernel gets out of the items is what is wanted; gives how many packets were merged.
+/// Checks that the kernel gets the expected packets out of the items; gives how many packets were merged.
 fn compare(coalescer: &Coalescer, bytes: &[u8], wanted: &[(Vec<u8>, bool)]) -> u64 {
     let mut found = Vec::new();
     let mut merged = 0;

@@ -196,7 +196,7 @@ impl NftFirewall {
     pub(crate) fn carry_out(&mut self, want: Want<'_>) -> Result<FirewallReport, FirewallError> {
         let mut plan = match self.plan(want) {
             Ok(plan) => plan,
-            // Where nothing is wanted, a kernel without nftables has nothing of ours.
+            // Where no table is desired, a kernel without nftables has nothing of ours.
             Err(_) if want.traffic.iter().all(is_off) => return Ok(FirewallReport::default()),
             Err(error) => return Err(failed("reading nftables", &error)),
         };

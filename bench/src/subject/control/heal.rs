@@ -111,7 +111,7 @@ fn time_to(member: &Member, healthy: &[String], start: Instant) -> anyhow::Resul
 }
 
 /// Every route, neighbour and FDB entry, and the tunnel device with its settings, in one order. The index
-/// of the device is left out: one made anew has another.
+/// of the device is left out: a recreated one has another.
 fn state(member: &Member) -> anyhow::Result<Vec<String>> {
     let lines = "route show\nneigh show dev flannel.1\naddress show dev flannel.1\n";
     let ip = member

@@ -21,7 +21,7 @@ const COMMANDS: [&str; 10] = [
     "bridge fdb show",
 ];
 
-/// Everything, without the numbers of devices: one made anew has another.
+/// Everything, without the numbers of devices: a recreated one has another.
 pub(crate) fn everything(member: &Member) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for command in COMMANDS {

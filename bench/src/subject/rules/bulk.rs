@@ -111,7 +111,7 @@ pub(crate) fn round(kind: Kind) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{}", json!(all)).context("can't write to the standard output")
 }
 
-/// Makes the table, makes it anew, reads it back; gives the milliseconds of each and the most memory of the
+/// Makes the table, replaces it, reads it back; gives the milliseconds of each and the most memory of the
 /// first and of the last.
 fn exercise(wanted: &Table) -> anyhow::Result<([f64; 3], [f64; 2])> {
     let mut nft = Nft::open()?;

@@ -192,7 +192,7 @@ impl Journal {
         }
     }
 
-    /// Tells what was changed and what failed. `repaired`: what is wanted was the same before. Gives the
+    /// Tells what was changed and what failed. `repaired`: the desired state was the same before. Gives the
     /// notes about what is fought over.
     pub(super) fn report(&mut self, report: &Report, repaired: bool, now: Instant) -> Vec<String> {
         let told = if repaired {

@@ -180,7 +180,7 @@ impl Machine {
         self.planner.repairs = Arc::ptr_eq(&self.view.interest.desired, &plan);
         let (held, wait) = self.status.journal.held(self.now().at.into_std());
         self.hold_back(wait);
-        // Before the changes: their echo has to be recognised as what is wanted.
+        // Before the changes: their notifications have to be recognised as the desired state.
         self.view.interest.desired = Arc::clone(&plan);
         self.view.interest.scope = scope.clone();
         let since = self.known_since();

@@ -52,7 +52,7 @@ impl Rules {
         self.sound = None;
     }
 
-    /// They have to be made anew, in place of those for other networks.
+    /// They have to be made again, in place of those for other networks.
     pub(super) fn renew(&mut self, former: impl IntoIterator<Item = IpNet>) {
         self.former.extend(former);
         self.due();
@@ -112,7 +112,7 @@ impl Rules {
 }
 
 impl Machine {
-    /// Has the traffic rules made as wanted, if that is due.
+    /// Has the desired traffic rules made, if that is due.
     pub(super) fn due_rules(&mut self) -> Option<Action> {
         if !self.rules.are_due(self.now()) {
             return None;
@@ -128,7 +128,7 @@ impl Machine {
         Some(Action::ApplyRules { wanted, former })
     }
 
-    /// Takes note of what came of the traffic rules. Says whether they are as wanted.
+    /// Takes note of what came of the traffic rules. Says whether they are as desired.
     pub(super) fn ruled(&mut self, outcome: &Result<FirewallReport, FirewallError>) -> bool {
         let now = self.now().at.into_std();
         let changed =

@@ -56,7 +56,7 @@ impl NftFirewall {
         }
         match outcome {
             Ok(changed) => Ok(FirewallReport { changed, ..self.tunnel_report(wanted) }),
-            // Where nothing is wanted, a kernel without nftables has nothing of ours.
+            // Where no table is desired, a kernel without nftables has nothing of ours.
             Err(_) if wanted.iter().all(TunnelFilter::is_empty) => Ok(FirewallReport::default()),
             Err(error) => Err(failed("filtering the tunnel's port", &error)),
         }
