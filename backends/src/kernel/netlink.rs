@@ -206,6 +206,9 @@ impl Netlink {
                     self.socket.change(encode::request(&Change::SetLink(*name, step), index)?)
                 })?;
                 self.sysctls.set(name, patch);
+                if patch.up == Some(true) {
+                    self.wireguard.was_down(index)?;
+                }
                 patch.tx_checksum.map_or(Ok(()), |on| self.ethtool.set_tx_checksum(index, on))
             }
             _ => {

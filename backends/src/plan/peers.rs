@@ -301,7 +301,8 @@ fn examine(
         (_, None) => Mac([0; 6]),
     };
     let former = keys.get(&subnet).copied();
-    let wireguard = if kept { former } else { key_or(former, active, lease, family)? };
+    let sealed = backend == active.current_id();
+    let wireguard = if kept { former } else { key_or(former, active, lease, family, sealed)? };
     Ok((Peer { subnet, public, mac, wireguard, backend }, kept))
 }
 
@@ -312,17 +313,19 @@ fn former_keys(context: PeerContext<'_>, leases: &[&Lease]) -> BTreeMap<IpNet, W
     if moved { known(context.before) } else { BTreeMap::new() }
 }
 
-/// What the peer says for WireGuard, tells in advance, or said before it moved on to another backend.
+/// What the peer says for WireGuard, tells in advance, or said before it moved on to another backend. `sealed`: it is reached by the
+/// current backend.
 fn key_or(
     former: Option<WireguardPeer>,
     active: &ActiveBackends,
     lease: &Lease,
     family: Family,
+    sealed: bool,
 ) -> Result<Option<WireguardPeer>, (SkipReason, String)> {
+    let needed = || wireguard(active, lease, family).map(Some).map_err(|why| (SkipReason::Key, why));
     match lease.attachment {
-        Attachment::Wireguard(_) => {
-            wireguard(active, lease, family).map(Some).map_err(|why| (SkipReason::Key, why))
-        }
+        Attachment::Wireguard(_) => needed(),
+        Attachment::Preparing(_) if sealed && active.current().identity().is_some() => needed(),
         // A key that can't be used costs the peer nothing as long as it announces another backend.
         Attachment::Preparing(_) if active.current().identity().is_some() => {
             Ok(wireguard(active, lease, family).ok().or(former))

@@ -1,5 +1,6 @@
 //! The kernel's WireGuard, over its generic netlink family (include/uapi/linux/wireguard.h).
 
+mod opening;
 mod sessions;
 
 pub use sessions::wireguard_sessions;
@@ -20,7 +21,7 @@ use crate::kernel::KernelError;
 use crate::netlink::generic::GenericFamily;
 use crate::netlink::wire::{Writer, attributes, find};
 use crate::state::name::Name;
-use crate::state::wireguard::{OPENING, WireguardDevice, WireguardEntry, WireguardPeers};
+use crate::state::wireguard::{WireguardDevice, WireguardEntry, WireguardPeers};
 use crate::state::{Change, KernelState, Link, LinkIdentity};
 use crate::wg::identity::Identity;
 
@@ -58,6 +59,8 @@ pub(super) struct Module {
     family: Option<GenericFamily>,
     /// Where each peer was said to be last.
     told: BTreeMap<(Name, PublicKey), SocketAddr>,
+    /// The kernel's numbers of the devices that were read.
+    devices: BTreeSet<u32>,
 }
 
 /// Whether the kernel has the module. The question loads it if that is possible (`ctrl_getfamily` of net/netlink/genetlink.c).
@@ -84,6 +87,7 @@ impl Module {
         let request = |w: &mut Writer| w.bytes_attribute(WGDEVICE_A_IFINDEX, &index.to_ne_bytes());
         let mut found = Found::default();
         self.family()?.dump(WG_CMD_GET_DEVICE, request, |body| found.add(body))?;
+        self.devices.insert(index);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let told = &self.told;
         let entry = |(key, peer): (PublicKey, FoundPeer)| {
@@ -109,22 +113,21 @@ impl Module {
     /// Sets and removes peers. With those that were set before, or that take the place of others, a handshake is begun: a peer does not
     /// notice that this node lost its session, or took another key, before fifteen seconds have passed without an answer.
     pub(super) fn change(&mut self, name: Name, index: u32, peers: &WireguardPeers) -> io::Result<()> {
-        let is_called = |key: &PublicKey, peer: &WireguardEntry| {
-            peer.keepalive == 0 && (!peers.remove.is_empty() || self.told.contains_key(&(name, *key)))
+        let is_called = |(key, peer): (&PublicKey, &WireguardEntry)| {
+            let called = !peers.remove.is_empty() || self.told.contains_key(&(name, *key));
+            (called && peer.keepalive == 0).then_some(*key)
         };
-        let called = peers.upsert.iter().filter(|(key, peer)| is_called(key, peer));
-        let called: BTreeMap<PublicKey, WireguardEntry> =
-            called.map(|(key, peer)| (*key, WireguardEntry { keepalive: OPENING, ..peer.clone() })).collect();
+        let called = peers.upsert.iter().filter_map(is_called).collect();
         let removed = peers.remove.iter().map(|key| (key, None));
-        let set = peers.upsert.iter().map(|(key, peer)| (key, Some(called.get(key).unwrap_or(peer))));
-        let as_wanted = called.keys().map(|key| (key, peers.upsert.get(key)));
-        let steps: Vec<Step<'_>> = removed.chain(set).chain(as_wanted).collect();
+        let set = peers.upsert.iter().map(|(key, peer)| (key, Some(peer)));
+        let steps: Vec<Step<'_>> = removed.chain(set).collect();
         for steps in steps.chunks(PEERS_AT_ONCE) {
             self.family()?.change(WG_CMD_SET_DEVICE, |w| {
                 w.bytes_attribute(WGDEVICE_A_IFINDEX, &index.to_ne_bytes());
                 w.nest(WGDEVICE_A_PEERS, |w| steps.iter().for_each(|step| w.nest(0, |w| write(w, *step))));
             })?;
         }
+        self.call(index, called)?;
         self.told.retain(|(of, key), _| *of != name || !peers.remove.contains(key));
         self.told.extend(peers.upsert.iter().map(|(key, peer)| ((name, *key), peer.endpoint)));
         Ok(())

@@ -16,6 +16,9 @@
 //! ```
 //!
 //! A node that announces WireGuard has changed its own routes before. So once both announce it nothing is readable between them.
+//!
+//! A node that does not have the backend that a preparing peer announces (it has joined with WireGuard alone) sends by WireGuard with
+//! or without a session, since nothing else leads to that peer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -250,6 +253,13 @@ impl ActiveBackends {
     /// Who begins the first handshake with the node that has these subnets.
     pub(crate) fn opening(&self, subnets: &Subnets) -> Opening {
         self.preparation.pairs.get(subnets).map_or(Opening::Either, |pair| pair.opening)
+    }
+
+    /// WireGuard, for a peer that only tells its key, where no backend of this node reaches what that peer announces: the peer takes
+    /// what comes by a session, and waits for one before it announces WireGuard.
+    pub(crate) fn reaching_by_prepared_key(&self, lease: &Lease) -> Option<BackendId> {
+        let prepares = matches!(lease.attachment, Attachment::Preparing(_));
+        (prepares && self.current().identity().is_some()).then(|| self.current_id())
     }
 
     /// Whether a device belongs to another backend than the current one.

@@ -21,7 +21,7 @@ pub(super) fn reached(context: PeerContext<'_>, lease: &Lease, subnet: IpNet) ->
     if let Some((backend, mac)) = active.meanwhile(lease, before, subnet) {
         return Some(Reached { backend, mac: Some(mac), kept: false });
     }
-    if let Some(backend) = active.reaching(lease) {
+    if let Some(backend) = active.reaching(lease).or_else(|| active.reaching_by_prepared_key(lease)) {
         return Some(Reached { backend, mac: None, kept: false });
     }
     let mac = active.previous_mac(&lease.attachment, before, subnet)?;

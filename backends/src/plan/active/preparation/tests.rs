@@ -189,6 +189,48 @@ fn a_node_that_has_told_no_key_reaches_a_peer_with_wireguard_as_before_if_it_did
 }
 
 #[test]
+fn a_node_with_wireguard_alone_reaches_a_peer_that_prepares_it_by_the_key_that_is_told() {
+    for former in FORMER {
+        let [mine, theirs] = identities();
+        let (mut node, now) = (Node::alone(0, &mine), Instant::now());
+        let peer = said(former, 1).preparing(ends(&theirs));
+        for (after, keepalive) in [(Duration::ZERO, 0), (LEAD, 5)] {
+            node.turn(&[announcing(&mine), peer.clone()], now + after);
+            assert!(node.is_sealed(1), "{former}: nothing else leads to it");
+            assert_eq!(node.keepalive(1), Some(keepalive), "{former}: the smaller key begins");
+        }
+        let other = Arc::new(Identity::generate().unwrap());
+        node.turn(&[announcing(&mine), said(former, 1).preparing(ends(&other))], now + LEAD);
+        assert_eq!(node.key(1), Some(*other.public()), "{former}: the peer has another key");
+        for useless in [said(former, 1), said(former, 1).preparing(ends(&mine))] {
+            node.turn(&[announcing(&mine), useless.clone()], now + LEAD);
+            let wanted = node.key(1).filter(|key| key == mine.public());
+            assert_eq!(wanted, None, "{former}: {useless:?}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_joins_with_wireguard_alone_holds_up_nobody_who_prepares_it() {
+    for smaller_joins in [true, false] {
+        let mut keys = identities();
+        if smaller_joins {
+            keys.reverse();
+        }
+        // With packets both ways handshakes may cross, so that the second ones count.
+        for (delay, begins) in [1, 20, 100].into_iter().flat_map(|delay| [(delay, 0), (delay, 700)]) {
+            let mut world = World::new("vxlan", [&keys[0], &keys[1]], Duration::from_millis(delay));
+            world.lacks(1);
+            world.change(0, begins);
+            world.run(500);
+            world.join_alone(1);
+            world.run(10_000);
+            world.is_changed();
+        }
+    }
+}
+
+#[test]
 fn a_node_that_leaves_wireguard_reaches_a_peer_that_has_not_left_it_as_before() {
     for former in FORMER {
         let [mine, theirs] = identities();
