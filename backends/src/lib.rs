@@ -64,7 +64,7 @@ pub use kernel::reconcile::{Report, Settled, converge, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
-pub use plan::active::{ActiveBackends, HeardKeys};
+pub use plan::active::{ActiveBackends, FoundSessions, HeardKeys};
 pub use plan::backend::{BackendId, Macs, Node, Peer, PlanInput, Underlay};
 pub use plan::peers::{PeerContext, Peers};
 pub use plan::surroundings::Surroundings;

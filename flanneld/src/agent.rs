@@ -308,8 +308,13 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
                 Event::Direct(self.hands.to(move |hands| hands.kernel.direct(&addrs, &before)).await?)
             }
             Action::ReadSessions(desired) => {
-                let read = move |hands: &mut Hands<K>| hands.kernel.wireguard_sessions(&desired);
-                Event::Sessions(self.hands.to(read).await)
+                let read = move |hands: &mut Hands<K>| {
+                    let begun = Instant::now();
+                    let with = hands.kernel.wireguard_sessions(&desired);
+                    (with, begun.elapsed())
+                };
+                let (with, took) = self.hands.to(read).await;
+                Event::Sessions(with, took)
             }
             Action::Converge { plan, scope, held, since } => {
                 let work = move |hands: &mut Hands<K>| {

@@ -211,9 +211,7 @@ fn tell_end(outcome: &anyhow::Result<Ended>) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     match outcome {
         Ok(Ended::Asked(_)) => tracing::info!("handing over to another agent with this subnet file"),
-        _ => tracing::info!(
-            "stopping; devices (but those of udp and of wireguard in process), routes and the subnet file stay in place"
-        ),
+        _ => tracing::info!("stopping; devices (but that of udp), routes and the subnet file stay in place"),
     }
 }
 

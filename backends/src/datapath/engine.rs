@@ -1,4 +1,8 @@
 //! The tunnels of this process: devices that exist as long as they are held here, and their datapaths.
+//!
+//! A device whose packets are sealed stays when the process ends. Without it they would follow other routes, in clear, until the next
+//! process has made it again; and that has less to do. Other devices go with the process: a Go flannel with `udp` would take another
+//! name beside one that is there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +43,8 @@ struct Tunnel {
     kept: Kept,
     /// The kernel's number for the device, once it is known.
     index: u32,
+    /// Whether the device was told to stay at the end of the process; `None`: nothing was said.
+    stays: Option<bool>,
 }
 
 impl Engine {
@@ -57,7 +63,8 @@ impl Engine {
         for file in files {
             let (name, index) = (file.name, file.index);
             let (tun, kept) = file.open()?;
-            self.tunnels.insert(name, Tunnel { datapath: None, tun: Arc::new(tun), kept, index });
+            self.tunnels
+                .insert(name, Tunnel { datapath: None, tun: Arc::new(tun), kept, index, stays: None });
         }
         self.release = Some(release);
         Ok(())
@@ -84,13 +91,14 @@ impl Engine {
         }
     }
 
-    /// Makes the device, in the network namespace of the calling thread.
+    /// Makes the device, in the network namespace of the calling thread, or takes over one that is `left` there by a process that has
+    /// ended.
     ///
     /// # Errors
     /// Of the file `/dev/net/tun`, or EBUSY if another process holds the device.
-    pub(crate) fn open(&mut self, name: Name) -> io::Result<()> {
+    pub(crate) fn open(&mut self, name: Name, left: bool) -> io::Result<()> {
         self.close(&name);
-        let tun = Arc::new(Tun::open(&name, QUEUES, self.offload)?);
+        let tun = Arc::new(Tun::open(&name, QUEUES, self.offload, left)?);
         if self.offload && !tun.vnet {
             tracing::warn!(device = %name, "this kernel has no offloads for TUN devices: packets go one by one");
         }
@@ -101,8 +109,14 @@ impl Engine {
                  refuses the program that keeps them apart ({why}), for which it wants CAP_BPF"
             );
         }
-        self.tunnels.insert(name, Tunnel { datapath: None, tun, kept: Kept::default(), index: 0 });
+        self.tunnels
+            .insert(name, Tunnel { datapath: None, tun, kept: Kept::default(), index: 0, stays: None });
         Ok(())
+    }
+
+    /// How many queues of the device this process holds.
+    pub(crate) fn queues(&self, name: &Name) -> usize {
+        self.tunnels.get(name).map_or(0, |tunnel| tunnel.tun.queues().len())
     }
 
     /// Notes the kernel's number for a device that was just made.
@@ -166,6 +180,7 @@ impl Engine {
                 *datapath = Some(new);
             }
         }
+        tunnel.stay(name, forwarding.wireguard.is_some());
         Ok(())
     }
 
@@ -174,6 +189,23 @@ impl Engine {
         self.begin();
         if let Some(tunnel) = self.tunnels.get_mut(name) {
             tunnel.datapath = None;
+        }
+    }
+}
+
+impl Tunnel {
+    /// Has the device stay at the end of the process, or not.
+    fn stay(&mut self, name: &Name, stays: bool) {
+        if self.stays == Some(stays) {
+            return;
+        }
+        match self.tun.stays(stays) {
+            Ok(()) => self.stays = Some(stays),
+            Err(error) => tracing::warn!(
+                device = %name,
+                "the device goes with this process, so that packets for its peers follow other routes until the next one has made it \
+                 again: the kernel does not let it stay ({error})"
+            ),
         }
     }
 }

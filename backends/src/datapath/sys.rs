@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::buffer::AlignedBuffer;
 use super::outbox::Group;
 use super::queue_steering;
-use super::vnet::Vnet;
+use super::vnet::{self, Vnet};
 use crate::state::name::Name;
 use address::Address;
 
@@ -28,7 +28,7 @@ pub(super) const BATCH: usize = 8;
 /// The largest merged datagram, rounded up.
 pub(super) const ROOM: usize = 1 << 16;
 
-/// A TUN device, which exists as long as this does.
+/// A TUN device, which exists as long as this does, or longer if it [stays](Self::stays).
 #[derive(Debug)]
 pub(super) struct Tun {
     queues: Vec<OwnedFd>,
@@ -41,19 +41,20 @@ pub(super) struct Tun {
 }
 
 impl Tun {
-    /// Makes the device, or takes over one that no process holds, in the network namespace of the thread.
-    pub(super) fn open(name: &Name, queues: usize, offload: bool) -> io::Result<Self> {
+    /// Makes the device, or takes over one that no process holds, in the network namespace of the thread. `left`: there is one, and no
+    /// process holds it.
+    pub(super) fn open(name: &Name, queues: usize, offload: bool, left: bool) -> io::Result<Self> {
         let full = (queues, if offload { libc::IFF_VNET_HDR } else { 0 });
-        // A device that was left by somebody has one queue; an old or restricted kernel may have no more.
+        // A device that was left by another program has one queue; an old or restricted kernel may have no more.
         // Packets one by one work everywhere.
-        let mut outcome = Self::attach(name, full.0, full.1);
+        let mut outcome = Self::attach(name, full.0, full.1, left);
         let mut busy = false;
         for (queues, vnet) in [(1, full.1), (1, 0)] {
             let errno = outcome.as_ref().err().and_then(io::Error::raw_os_error);
             busy |= errno == Some(libc::EBUSY);
             match errno {
                 Some(libc::EINVAL | libc::EBUSY) if (queues, vnet) != full => {
-                    outcome = Self::attach(name, queues, vnet);
+                    outcome = Self::attach(name, queues, vnet, left);
                 }
                 _ => break,
             }
@@ -67,7 +68,7 @@ impl Tun {
         }
     }
 
-    fn attach(name: &Name, queues: usize, vnet: libc::c_int) -> io::Result<Self> {
+    fn attach(name: &Name, queues: usize, vnet: libc::c_int, left: bool) -> io::Result<Self> {
         let multiple = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | vnet | multiple;
         // SAFETY: an all-zero ifreq is a valid value of this plain C structure.
@@ -79,7 +80,7 @@ impl Tun {
         let mut unsteered = None;
         for number in 0..queues {
             // A process that opens a device with several queues joins it, even one that another process holds.
-            let alone = if queues > 1 && number == 0 { libc::IFF_TUN_EXCL } else { 0 };
+            let alone = if queues > 1 && number == 0 && !left { libc::IFF_TUN_EXCL } else { 0 };
             request.ifr_ifru.ifru_flags = (flags | alone) as libc::c_short;
             let file =
                 rustix::fs::open(TUN_FILE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
@@ -96,13 +97,33 @@ impl Tun {
         }
         let mut tun = Self { queues: files, vnet: vnet != 0, udp: false, unsteered };
         if tun.vnet {
+            // A process before this one may have set another length.
+            tun.set(libc::TUNSETVNETHDRSZ, &(vnet::LEN as libc::c_int))?;
             let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
             tun.udp = tun.offload(tcp | TUN_F_USO).is_ok();
             if !tun.udp {
                 tun.offload(tcp)?;
             }
+        } else if left {
+            // Without the header nothing tells of what a process before this one let the kernel leave to it.
+            tun.offload(0)?;
         }
         Ok(tun)
+    }
+
+    /// Whether the device stays when no process holds it, with its addresses and routes: it takes no packets then.
+    pub(super) fn stays(&self, stays: bool) -> io::Result<()> {
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        check(unsafe {
+            libc::ioctl(self.queues[0].as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(stays))
+        })?;
+        Ok(())
+    }
+
+    fn set(&self, what: libc::Ioctl, value: &libc::c_int) -> io::Result<()> {
+        // SAFETY: the ioctl reads one int at the address, which lives until the call returns.
+        check(unsafe { libc::ioctl(self.queues[0].as_raw_fd(), what, std::ptr::from_ref(value)) })?;
+        Ok(())
     }
 
     /// A device that another process has made, by its queues.

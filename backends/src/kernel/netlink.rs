@@ -15,6 +15,7 @@ mod route;
 mod routes;
 mod socket;
 mod sysctl;
+mod tun;
 mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,7 @@ use refusal::{errno, record};
 use routes::Look;
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
+use tun::TunFacts;
 use wireguard::Module;
 
 pub use bridges::BridgeListener;
@@ -151,26 +153,40 @@ impl Netlink {
         })
     }
 
-    fn index_of(&mut self, name: &Name) -> io::Result<u32> {
+    fn find(&mut self, name: &Name) -> io::Result<LinkMessage> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::IfName(name.to_string()));
         match self.socket.ask(RouteNetlinkMessage::GetLink(request))? {
-            RouteNetlinkMessage::NewLink(message) => Ok(message.header.index),
+            RouteNetlinkMessage::NewLink(message) => Ok(message),
             _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
         }
+    }
+
+    /// Makes a TUN device, or takes over one that an agent before this one has left.
+    fn add_tun(&mut self, name: &Name) -> io::Result<()> {
+        let facts = |message: LinkMessage| TunFacts::of(&message);
+        let left = self.find(name).ok().and_then(facts).is_some_and(TunFacts::is_left);
+        self.tunnels.engine().open(*name, left)?;
+        let queues = self.tunnels.engine().queues(name);
+        // Another process has done the same in this moment: one of the two that see it, or both, leave it.
+        if left && self.find(name).ok().and_then(facts).is_some_and(|facts| facts.has_more_than(queues)) {
+            self.tunnels.engine().close(name);
+            return Err(io::Error::from_raw_os_error(errno::EBUSY));
+        }
+        Ok(())
     }
 
     /// Makes a device, configures what has to be there before it is up, and sets it up.
     fn add_link(&mut self, name: &Name, link: &Link) -> io::Result<()> {
         let mut patch = LinkPatch { up: link.settings.up.then_some(true), ..LinkPatch::default() };
         if link.identity == LinkIdentity::Tun {
-            self.tunnels.engine().open(*name)?;
+            self.add_tun(name)?;
             patch.mtu = Some(link.settings.mtu);
         } else {
             let change = Change::AddLink(*name, link.clone());
             self.socket.change(encode::request(&change, 0)?)?;
         }
-        let index = self.index_of(name)?;
+        let index = self.find(name)?.header.index;
         self.indexes.insert(*name, index);
         self.tunnels.engine().is_at(name, index);
         let LinkSettings { accept_ra, accept_local, .. } = link.settings;

@@ -25,7 +25,7 @@ use crate::state::{KernelState, Route};
 use ports::Ports;
 use preparation::Preparation;
 
-pub use preparation::HeardKeys;
+pub use preparation::{FoundSessions, HeardKeys};
 
 /// How long a backend stays active after the last peer has left it.
 const LINGER: Duration = Duration::from_secs(30);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use backends::Kernel;
 use subnet::env_file::{Previous, sweep};
-use subnet::{LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
+use subnet::saved::Saved;
+use subnet::{BackendConfig, Engine, LeaseStore, Leases, NetworkConfig, PublicAddrs, StoreError, Subnets};
 use tokio::time::Instant;
 
 use super::claim::{self, Beginning};
@@ -15,6 +16,12 @@ use crate::serve::Health;
 /// What an agent goes on with until its store answers: the leases that were saved, its own subnets, and why the store
 /// does not answer.
 pub(super) type Recalled = (Leases, Subnets, StoreError);
+
+/// Whether a backend that was in use is one of WireGuard, by the kernel or in process.
+fn had_wireguard(saved: &Saved) -> bool {
+    let either = |config: &BackendConfig| matches!(config, BackendConfig::Wireguard(config) if config.engine == Engine::Auto);
+    saved.former.iter().chain([&saved.network.backend]).any(either)
+}
 
 /// The machine of an agent that begins, as soon as there is a configuration.
 pub(super) async fn machine<S: LeaseStore>(
@@ -43,8 +50,9 @@ pub(super) async fn machine<S: LeaseStore>(
         None => claim::node_public(&**store, &health).await,
         Some(_) => PublicAddrs::default(),
     };
-    // Asked only then, since the question loads the module.
-    let wireguard = !active.may_encrypt_in_process() || kernel.has_wireguard();
+    // Asked only then, since the question loads the module. What was in force before is in use at first, too.
+    let asks = active.may_encrypt_in_process() || saved.as_ref().is_some_and(had_wireguard);
+    let wireguard = !asks || kernel.has_wireguard();
     let of_store = Arc::clone(store);
     let start = Start {
         previous: Previous::read(&settings.subnet_file),

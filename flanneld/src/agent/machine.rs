@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use backends::backend::Direct;
 use backends::kernel::{NotificationFilter, Observed, Records};
-use backends::{ActiveBackends, Change as KernelChange, KernelError, Name, Report, Settled};
+use backends::{ActiveBackends, Change as KernelChange, FoundSessions, KernelError, Name, Report, Settled};
 use ipnet::IpNet;
 use subnet::env_file::Previous;
 use subnet::saved::Saved;
@@ -101,8 +101,8 @@ pub(super) struct View {
     pub(super) known: Known,
     /// The host, and what of the kernel's notifications matters.
     pub(super) interest: NotificationFilter,
-    /// The subnets of peers for which there are sessions of WireGuard, while that matters.
-    pub(super) sessions: BTreeSet<IpNet>,
+    /// With which peers there are sessions of WireGuard, while that matters.
+    pub(super) sessions: FoundSessions,
 }
 
 /// How a turn goes on, and how the last one ended.
@@ -246,7 +246,7 @@ impl Machine {
                 self.begin_turn(known, &tenure);
             }
             Event::Looked(observed, seen) => self.looked(observed, seen),
-            Event::Sessions(sessions) => self.found_sessions(sessions),
+            Event::Sessions(with, took) => self.found_sessions(with, took),
             Event::Direct(found) => self.found_direct(found),
             Event::Filtered(outcome) => {
                 self.filtered(&outcome);

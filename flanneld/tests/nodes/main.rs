@@ -27,6 +27,7 @@ mod intruders;
 mod intrusions;
 mod kube;
 mod kubernetes;
+mod left_tunnel;
 mod live;
 mod look;
 mod look_ipv6;

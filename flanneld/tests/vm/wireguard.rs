@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use backends::kernel::netlink::Netlink;
 use backends::state::wireguard::{WireguardDevice, WireguardEntry};
@@ -57,12 +57,12 @@ fn last_handshake(member: &Member) -> u64 {
     text.split_whitespace().nth(1).map_or(0, |at| at.parse().unwrap())
 }
 
-fn has_session(member: &Member) -> bool {
-    last_handshake(member) > 0
-}
-
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+/// The same, in a later second: the module tells whole ones.
+fn earlier_handshake(member: &Member) -> u64 {
+    let at = last_handshake(member);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    member.wait("another second", || now() > at);
+    at
 }
 
 fn kind(member: &Member) -> String {
@@ -95,9 +95,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         "ip link set flannel-wg down".to_owned(),
         "ip route del 10.244.0.0/16".to_owned(),
     ] {
-        let before = last_handshake(&members[0]);
-        // The module tells whole seconds.
-        members[0].wait("another second", || unix_time() > before);
+        let before = earlier_handshake(&members[0]);
         members[0].show(&damage);
         // The module sends no notification about its settings: another look at the host is asked for.
         members[0].agent.process().signal(Signal::HUP).unwrap();
@@ -112,12 +110,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         members[0].wait(&format!("echoes after: {damage}"), || reaches(&pods[1], &pods[0]));
         assert!(reaches(&pods[0], &pods[1]), "{damage}");
     }
-    // Another key, while no packet is sent: the peer begins the handshake when it has read the key.
-    fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
-    let key = wg(&members[1], "peers");
-    members[0].agent.process().signal(Signal::HUP).unwrap();
-    members[1].wait("the other key", || wg(&members[1], "peers") != key);
-    members[1].wait("a session by the other key", || has_session(&members[1]));
+    another_key_has_a_session(&members);
     let healthy = setup(&members[0]);
     let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
@@ -139,6 +132,15 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
     assert_eq!(pings.lost, 0, "{pings:?}");
     let private = fs::read_to_string(members[0].node.dir().join("wgkey")).unwrap();
     assert!(!members[0].agent.log().contains(&private));
+}
+
+/// Another key, while no packet is sent: the peer begins the handshake when it has read the key.
+fn another_key_has_a_session(members: &[Member; 2]) {
+    fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
+    let key = wg(&members[1], "peers");
+    members[0].agent.process().signal(Signal::HUP).unwrap();
+    members[1].wait("the other key", || wg(&members[1], "peers") != key);
+    members[1].wait("a session by the other key", || last_handshake(&members[1]) > 0);
 }
 
 /// Has this private key in a node's file. The result is its public key.
@@ -404,6 +406,10 @@ fn five_thousand_peers_are_set_and_found_without_a_double() {
         let mut applied = |desired: &KernelState| applied(&mut kernel, desired, &scope);
         assert_eq!(applied(&desired), 3, "the device, its key, its peers");
         assert_eq!(applied(&desired), 0, "nothing is found twice, and nothing differs");
+        let (begun, mut told) = (Instant::now(), 0);
+        backends::wireguard_sessions(&desired, |_, _| told += 1).unwrap();
+        println!("the sessions of {told} peers in {:?}", begun.elapsed());
+        assert_eq!(told, COUNT);
         let fewer = device.peers.iter().skip(4_900).map(|(key, peer)| (*key, peer.clone())).collect();
         let mut less = desired.clone();
         less.wireguard.insert(dev, Arc::new(WireguardDevice { peers: fewer, ..device.clone() }));

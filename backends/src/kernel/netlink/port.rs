@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::refusal::errno;
+use super::tun::TunFacts;
 use super::{LinkFacts, Netlink};
 use crate::state::name::Name;
 use crate::state::{Change, LinkIdentity};
@@ -48,10 +49,7 @@ impl Netlink {
                 _ => None,
             },
             (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
-                let process = tun_holder(name);
-                Some(format!(
-                    "{process} holds {name}: stop it, or give this network another Backend.Port (of udp)"
-                ))
+                Some(self.who_has_tun(name))
             }
             _ => None,
         };
@@ -59,6 +57,16 @@ impl Netlink {
             Some(words) => io::Error::new(error.kind(), format!("{error}: {words}")),
             None => error,
         }
+    }
+
+    /// What keeps this process from having a TUN device of this name.
+    fn who_has_tun(&mut self, name: &Name) -> String {
+        let facts = self.find(name).ok().and_then(|message| TunFacts::of(&message));
+        if facts.is_some_and(TunFacts::is_for_others) {
+            return format!("somebody has made {name} for a user or a group: remove it (ip link del {name})");
+        }
+        let process = tun_holder(name);
+        format!("{process} holds {name}: stop it, or give this network another Backend.Port (of udp)")
     }
 }
 

@@ -44,9 +44,10 @@ const SETTLE: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(15);
 /// A peer that still prepares after so long is not there any more.
 const GONE: Duration = Duration::from_secs(30);
-/// Sessions are looked at again after so long, and so much longer for each peer.
+/// Sessions are looked at again after so long …
 const AGAIN: Duration = Duration::from_millis(250);
-const AGAIN_PER_PEER: Duration = Duration::from_micros(200);
+/// … or after so many times what the last look took: the kernel tells of all peers of a device, of which there may be thousands.
+const PAUSE: u32 = 20;
 
 /// How far this node is, and the peers with which it is not over.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +91,22 @@ pub struct HeardKeys {
     pub ended_without: Option<usize>,
 }
 
+/// With which peers there are sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundSessions {
+    /// The subnets of these peers.
+    pub with: BTreeSet<IpNet>,
+    /// When that was looked at last, and how long it took; `None`: never.
+    pub looked: Option<(Instant, Duration)>,
+}
+
+impl FoundSessions {
+    /// When to look again; `None`: now.
+    pub fn again(&self) -> Option<Instant> {
+        self.looked.map(|(at, took)| at + AGAIN.max(took * PAUSE))
+    }
+}
+
 /// From what the next stage follows.
 struct Facts<'a> {
     own: PublicKey,
@@ -97,8 +114,7 @@ struct Facts<'a> {
     all: &'a Leases,
     /// The families of the packets that the tunnels carry.
     carried: BTreeSet<Family>,
-    /// The subnets of peers for which there are sessions.
-    sessions: &'a BTreeSet<IpNet>,
+    sessions: &'a FoundSessions,
     now: Instant,
 }
 
@@ -150,7 +166,7 @@ impl Preparation {
             Stage::Announced | Stage::Untold { .. } => None,
         };
         let missing = self.pairs.values().any(|pair| pair.session.is_none() && pair.opening != Opening::Over);
-        let poll = missing.then(|| now + AGAIN + AGAIN_PER_PEER * self.pairs.len() as u32);
+        let poll = missing.then(|| facts.sessions.again().filter(|at| *at > now).unwrap_or(now + AGAIN));
         let own = [later(told, LISTEN), later(told, LIMIT), poll];
         HeardKeys {
             again: own.into_iter().chain(of_pairs).flatten().min(),
@@ -189,7 +205,7 @@ impl Facts<'_> {
     fn pair(&self, subnets: Subnets, key: PublicKey, announced: bool, since: Option<Instant>) -> Pair {
         let mut carried =
             subnets.iter().filter(|subnet| self.carried.contains(&Family::of(subnet.addr()))).peekable();
-        let session = carried.peek().is_some() && carried.all(|subnet| self.sessions.contains(&subnet));
+        let session = carried.peek().is_some() && carried.all(|subnet| self.sessions.with.contains(&subnet));
         let opening = match since {
             Some(since) if self.now >= since + GONE => Opening::Over,
             Some(since) if self.now >= since + LEAD && self.own < key => Opening::Here,
@@ -201,12 +217,12 @@ impl Facts<'_> {
 }
 
 impl ActiveBackends {
-    /// Takes in what leases say about keys, and for which subnets of peers there are sessions.
+    /// Takes in what leases say about keys, and with which peers there are sessions.
     pub fn hear_keys(
         &mut self,
         all: &Leases,
         lease: &Lease,
-        sessions: &BTreeSet<IpNet>,
+        sessions: &FoundSessions,
         now: Instant,
     ) -> HeardKeys {
         let Some(own) = self.current().identity() else {

@@ -56,8 +56,8 @@ pub(in crate::agent) enum Event {
     Turn { known: Option<Known>, tenure: Tenure, cause: Cause },
     /// The host, before there is an interface.
     Looked(Observed, Seen),
-    /// For which subnets of peers there are sessions of WireGuard.
-    Sessions(BTreeSet<IpNet>),
+    /// For which subnets of peers there are sessions of WireGuard, and how long it took to find that out.
+    Sessions(BTreeSet<IpNet>, Duration),
     /// Which peers are on this node's own links.
     Direct(Direct),
     /// The filter of tunnel ports was carried out, or not.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use backends::FoundSessions;
 use ipnet::IpNet;
 use subnet::{Lease, Leases};
 use tokio::time::Instant;
@@ -10,18 +12,19 @@ use tokio::time::Instant;
 use super::{Action, Machine};
 
 impl Machine {
-    /// With which peers there are sessions is read before anything is decided, if it matters.
+    /// With which peers there are sessions is read before anything is decided, if it matters and was not read a moment ago.
     pub(super) fn proceed(&mut self) {
-        if self.force.active.wants_sessions() {
+        if !self.force.active.wants_sessions() {
+            self.view.sessions = FoundSessions::default();
+        } else if self.view.sessions.again().is_none_or(|at| at <= self.now().at.into_std()) {
             return self.act(Action::ReadSessions(Arc::clone(&self.view.interest.desired)));
         }
-        self.view.sessions.clear();
         self.go_on();
     }
 
-    /// For these subnets of peers there are sessions.
-    pub(super) fn found_sessions(&mut self, sessions: BTreeSet<IpNet>) {
-        self.view.sessions = sessions;
+    /// For these subnets of peers there are sessions. It took so long to find that out.
+    pub(super) fn found_sessions(&mut self, with: BTreeSet<IpNet>, took: Duration) {
+        self.view.sessions = FoundSessions { with, looked: Some((self.now().at.into_std(), took)) };
         self.go_on();
     }
 

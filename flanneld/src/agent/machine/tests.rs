@@ -161,7 +161,9 @@ impl World {
             Action::Look(scope) => {
                 Event::Looked(self.kernel.observe(&KernelState::default(), &scope).unwrap(), Seen::default())
             }
-            Action::ReadSessions(desired) => Event::Sessions(self.kernel.wireguard_sessions(&desired)),
+            Action::ReadSessions(desired) => {
+                Event::Sessions(self.kernel.wireguard_sessions(&desired), Duration::ZERO)
+            }
             Action::FindDirect(addrs, before) => Event::Direct(self.kernel.direct(&addrs, &before).unwrap()),
             Action::Converge { plan, scope, held, since } => {
                 let report = converge_since(&mut self.kernel, since.as_deref(), &plan, &scope, &held);

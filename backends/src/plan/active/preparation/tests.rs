@@ -285,11 +285,27 @@ fn a_session_is_one_for_each_family_of_the_peers_pods_that_the_tunnels_carry() {
         (&six, &[Family::V4][..], &both, false),
     ] {
         let (all, now) = (&Leases::default(), Instant::now());
-        let sessions = &sessions.iter().copied().collect();
+        let sessions = &FoundSessions { with: sessions.iter().copied().collect(), looked: None };
         let carried = carried.iter().copied().collect();
         let facts = Facts { own, lease, all, carried, sessions, now };
         let pair = facts.pair(peer.iter().copied().collect(), key, false, Some(now));
         assert_eq!(pair.session.is_some(), is_one, "{peer:?} {sessions:?}");
+    }
+}
+
+#[test]
+fn a_look_at_the_sessions_of_many_peers_is_rarer_the_longer_it_takes() {
+    let [mine, theirs] = identities();
+    let peer = said("vxlan", 1).preparing(ends(&theirs));
+    for (took, pause) in [(0, 250), (12, 250), (13, 260), (200, 4000)] {
+        let (mut node, now) = told("vxlan", &mine, &peer);
+        let own = node.attachment();
+        node.looked(now, Duration::from_millis(took));
+        for after in [0, 100, 200] {
+            let heard = node.turn(&[own.clone(), peer.clone()], now + Duration::from_millis(after));
+            let look = now + Duration::from_millis(pause);
+            assert_eq!(heard.again, Some(look.min(now + LEAD)), "{took}: counted from the last look");
+        }
     }
 }
 

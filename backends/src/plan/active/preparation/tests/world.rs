@@ -50,14 +50,14 @@ pub(super) struct Node {
     former: String,
     pub(super) active: ActiveBackends,
     before: KernelState,
-    sessions: BTreeSet<IpNet>,
+    sessions: FoundSessions,
 }
 
 impl Node {
     pub(super) fn new(number: usize, former: &str) -> Self {
         let config = network(former);
         let active = ActiveBackends::new(&config.backend, &config).unwrap();
-        let (before, sessions) = (KernelState::default(), BTreeSet::new());
+        let (before, sessions) = (KernelState::default(), FoundSessions::default());
         Self { number, former: former.to_owned(), active, before, sessions }
     }
 
@@ -97,10 +97,15 @@ impl Node {
 
     pub(super) fn session(&mut self, with: usize, is_there: bool) {
         if is_there {
-            self.sessions.insert(subnet(with));
+            self.sessions.with.insert(subnet(with));
         } else {
-            self.sessions.remove(&subnet(with));
+            self.sessions.with.remove(&subnet(with));
         }
+    }
+
+    /// When it looked at the sessions last.
+    pub(super) fn looked(&mut self, at: Instant, took: Duration) {
+        self.sessions.looked = Some((at, took));
     }
 
     fn macs(&self) -> Macs {
