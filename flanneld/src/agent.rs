@@ -32,7 +32,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::extension::Hooks;
-use crate::fast_path;
+use crate::fast_path::FastPathLink;
 use crate::interface::Selectors;
 use crate::lent::Lent;
 use crate::policy::Facts;
@@ -120,7 +120,7 @@ pub(crate) struct Settings {
     /// Who probes the peers, if anybody does.
     pub(crate) probes: Option<watch::Sender<Targets>>,
     /// Who keeps the fast path of pods' flows.
-    pub(crate) fast_path: Option<watch::Sender<Option<fast_path::Facts>>>,
+    pub(crate) fast_path: Option<FastPathLink>,
 }
 
 /// Which traffic rules the operator asks for.

@@ -3,22 +3,27 @@
 //! The loop tells which networks and devices between nodes there are ([`Facts`]); the task adds the pods' devices, and has
 //! the table made ([`NftFirewall::offload`]).
 
+mod choice;
+
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backends::fast_path::{Abilities, FastPath, Phase, suits_release};
+use backends::fast_path::{Abilities, FastPath, Phase};
 use backends::firewall::nftables::{NftFirewall, Offloaded};
 use backends::kernel::netlink::{BridgeListener, Netlink};
-use backends::{Name, NftListener, Watched};
+use backends::{Moved, Name, NftListener, Watched};
 use ipnet::IpNet;
 use subnet::Family;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::ipvs;
 use crate::lent::Lent;
 use crate::serve::Health;
+use choice::Decision;
+pub(crate) use choice::{Choice, Mode};
 
 /// The subject of notes about it.
 pub(crate) const SUBJECT: &str = "fast-path";
@@ -29,18 +34,6 @@ const QUIET: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 const RESYNC: Duration = Duration::from_secs(60);
 /// Time between attempts after failures, doubling up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-
-/// Whether this node has a fast path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// As `FastPath` of the network configuration says, on kernels without known faults.
-    #[default]
-    Auto,
-    /// Independent of the configuration and of the kernel's version.
-    On,
-    /// Not at all.
-    Off,
-}
 
 /// What the loop knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +46,60 @@ pub(crate) struct Facts {
     pub(crate) subnets: Vec<IpNet>,
     /// The external interface and the tunnel devices.
     pub(crate) outer: BTreeSet<Name>,
+}
+
+/// What the loop has of it.
+#[derive(Clone, Debug)]
+pub(crate) struct FastPathLink {
+    /// Whether there is one.
+    pub(crate) choice: Choice,
+    /// Where the loop says what it knows.
+    pub(crate) facts: watch::Sender<Option<Facts>>,
+}
+
+/// Why the table is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The loop knows something else.
+    Facts,
+    /// Devices have come or gone.
+    Links,
+    /// The kernel tells that the quota is used up.
+    LongConnection,
+    /// Another program, or what raises a policy's generation, has touched the table.
+    Touched,
+    /// It is some time since the last look or failure.
+    Due,
+    /// An operator asks for it (SIGHUP).
+    Asked,
+}
+
+impl Cause {
+    fn of(moved: &Moved) -> Self {
+        match moved {
+            Moved::UsedUp(_) => Self::LongConnection,
+            Moved::Table(_) | Moved::Chain(..) | Moved::Anything => Self::Touched,
+        }
+    }
+
+    /// Whether a flowtable without connections is disarmed. Otherwise one that was armed a moment ago, before a connection was
+    /// added, would be.
+    fn may_disarm(self) -> bool {
+        matches!(self, Self::Due | Self::Asked)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Facts => "there is another plan",
+            Self::Links => "devices have come or gone",
+            Self::LongConnection => "the kernel has told of a long connection",
+            Self::Touched => "the table was touched",
+            Self::Due => "a look was due",
+            Self::Asked => "a look was asked for",
+        })
+    }
 }
 
 /// What works on the kernel, and hears of it; closed while there is no fast path.
@@ -76,18 +123,19 @@ impl Kernel {
         Ok(Self { hands: Lent::new(hands), links, tables, watched })
     }
 
-    /// Waits until devices or the tables have changed. Says whether the tables may have.
-    async fn moved(&self) -> anyhow::Result<bool> {
+    /// Waits until devices or the tables have changed.
+    async fn moved(&self) -> anyhow::Result<Cause> {
         tokio::select! {
             moved = self.links.links_moved() => {
                 moved?;
                 let end = Instant::now() + QUIET.1;
                 while Instant::now() < end && timeout(QUIET.0, self.links.links_moved()).await.is_ok() {}
-                Ok(false)
+                Ok(Cause::Links)
             }
             moved = self.tables.moved(&self.watched) => {
-                tracing::debug!(what = %moved?, "fast path: another program made a change");
-                Ok(true)
+                let moved = moved?;
+                tracing::debug!(what = %moved, "fast path: the table has changed");
+                Ok(Cause::of(&moved))
             }
         }
     }
@@ -95,10 +143,12 @@ impl Kernel {
 
 /// Keeps the fast path.
 pub(crate) struct FastPaths {
-    mode: Mode,
+    choice: Choice,
     /// Network policies are enforced.
     policies: bool,
     facts: watch::Receiver<Option<Facts>>,
+    /// Somebody asks for a look.
+    asked: Arc<Notify>,
     health: Health,
     kernel: Option<Kernel>,
     /// Networks of earlier runs, whose tables are ours.
@@ -131,17 +181,19 @@ enum Made {
 }
 
 impl FastPaths {
-    /// `former` are networks of earlier runs.
+    /// With the loop's end. `former` are networks of earlier runs; `asked` asks for a look.
     pub(crate) fn new(
-        mode: Mode,
+        choice: Choice,
         policies: bool,
         former: Vec<IpNet>,
-        facts: watch::Receiver<Option<Facts>>,
+        asked: Arc<Notify>,
         health: Health,
-    ) -> Self {
+    ) -> (Self, FastPathLink) {
+        let (sender, facts) = watch::channel(None);
+        let link = FastPathLink { choice: choice.clone(), facts: sender };
         let abilities = Abilities::default();
         let (kernel, made, phase) = (None, Made::Unknown, None);
-        Self { mode, policies, facts, health, kernel, former, abilities, made, phase }
+        (Self { choice, policies, facts, asked, health, kernel, former, abilities, made, phase }, link)
     }
 
     /// Runs until the kernel's notifications fail for good; stopping is dropping. The table is left as it is, so that flows go
@@ -150,27 +202,28 @@ impl FastPaths {
         let mut pause = RETRY.0;
         let mut due = Instant::now() + RESYNC;
         loop {
-            let mut may_disarm = false;
-            tokio::select! {
-                changed = self.facts.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            let cause = tokio::select! {
+                changed = self.facts.changed() => match changed {
+                    Ok(()) => Cause::Facts,
+                    Err(_) => std::future::pending().await,
+                },
                 moved = moved(self.kernel.as_ref()) => match moved {
-                    Ok(tables) => if tables { self.made = Made::Unknown },
+                    Ok(cause) => cause,
                     Err(error) => return error,
                 },
-                () = sleep_until(due) => {
-                    self.forget();
-                    may_disarm = true;
-                }
-            }
+                () = self.asked.notified() => Cause::Asked,
+                () = sleep_until(due) => Cause::Due,
+            };
+            self.forget(cause);
             let Some(facts) = self.facts.borrow_and_update().clone() else {
                 due = Instant::now() + RESYNC;
                 continue;
             };
-            match self.look(&facts, may_disarm).await {
+            match self.look(&facts, cause).await {
                 Ok(()) => {
                     pause = RETRY.0;
                     // Pods that come and go put it off for nothing.
-                    if may_disarm {
+                    if cause.may_disarm() {
                         due = Instant::now() + RESYNC;
                     }
                 }
@@ -180,7 +233,7 @@ impl FastPaths {
                     due = Instant::now() + pause;
                     // A device that went meanwhile is no failure yet.
                     if pause > RETRY.0 {
-                        self.note(Some(format!("pods' flows take the ordinary path: {why}")));
+                        self.note(Some(self.choice.decide(facts.configured).failure(&why)));
                     }
                     pause = (pause * 2).min(RETRY.1);
                 }
@@ -188,55 +241,60 @@ impl FastPaths {
         }
     }
 
-    /// What was found is read once more with the next look; a kernel gets no flowtables while it runs.
-    fn forget(&mut self) {
-        if matches!(self.made, Made::Tables(_)) {
+    /// What was found is read once more with the next look, where that may tell something; a kernel gets no flowtables while it runs.
+    fn forget(&mut self, cause: Cause) {
+        let reads = !matches!(cause, Cause::Facts | Cause::Links);
+        if reads && matches!(self.made, Made::Tables(_)) {
             self.made = Made::Unknown;
         }
     }
 
     /// Makes the table be as it has to be now.
-    async fn look(&mut self, facts: &Facts, may_disarm: bool) -> Result<(), String> {
-        let reason = self.reason_against(facts);
+    async fn look(&mut self, facts: &Facts, cause: Cause) -> Result<(), String> {
+        let decision = self.choice.decide(facts.configured);
+        let on = decision == Decision::On;
         match self.made {
-            Made::Nothing if reason.is_some() => {
-                self.note(reason.flatten());
+            Made::Nothing if !on => {
+                self.note(decision.note());
                 return Ok(());
             }
-            Made::Lacking if reason.is_none() => return Ok(()),
+            Made::Lacking if on => return Ok(()),
             _ => {}
         }
         if self.kernel.is_none() {
             self.kernel = Some(Kernel::open().map_err(|error| format!("{error:#}"))?);
         }
-        let wanted = if reason.is_some() { Wanted::default() } else { self.wanted(facts).await? };
+        let wanted = if on { self.wanted(facts).await? } else { Wanted::default() };
         let routine = match &self.made {
             Made::Tables(made) if *made == wanted => return Ok(()),
             made => matches!(made, Made::Tables(_)),
         };
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
-        let (tables, former) = (wanted.tables.clone(), self.former.clone());
+        let (tables, former, may_disarm) = (wanted.tables.clone(), self.former.clone(), cause.may_disarm());
         let outcome =
             kernel.hands.to(move |hands| hands.firewall.offload(&tables, &former, may_disarm)).await;
         match outcome.map_err(|error| error.to_string())? {
             Offloaded::Done { changed, phase } => {
                 // Pods and long connections come and go.
-                let routine = routine || self.phase.is_some_and(|before| before != phase);
+                let turned = self.phase.is_some_and(|before| before != phase);
+                if turned {
+                    tracing::debug!("fast path: {phase}, because {cause}");
+                }
                 self.phase = Some(phase);
-                tell(&changed, routine);
+                tell(&changed, routine || turned);
                 for network in &facts.networks {
                     if !self.former.contains(network) {
                         self.former.push(*network);
                     }
                 }
                 let devices = if phase == Phase::Armed { wanted.indexes.len() } else { 0 };
-                self.health.board().offload(reason.is_none().then_some(devices));
-                self.made = if reason.is_some() { Made::Nothing } else { Made::Tables(wanted) };
-                self.note(reason.flatten());
+                self.health.board().offload(on.then_some(devices));
+                self.made = if on { Made::Tables(wanted) } else { Made::Nothing };
+                self.note(decision.note());
             }
             Offloaded::Only(abilities) => {
                 self.abilities = abilities;
-                return Err(format!("the kernel takes the table only with {abilities:?}"));
+                return Err(format!("the kernel takes the table only {abilities}"));
             }
             Offloaded::Lacking => {
                 self.made = Made::Lacking;
@@ -251,18 +309,6 @@ impl FastPaths {
             self.kernel = None;
         }
         Ok(())
-    }
-
-    /// Why there is no fast path: `None` if there is one; else, with a sentence if somebody asked for it.
-    fn reason_against(&self, facts: &Facts) -> Option<Option<String>> {
-        match self.mode {
-            Mode::Off => Some(None),
-            Mode::Auto if !facts.configured => Some(None),
-            Mode::Auto => {
-                suits_release(&read("/proc/sys/kernel/osrelease"), &more_versions()).err().map(Some)
-            }
-            Mode::On => None,
-        }
     }
 
     async fn wanted(&mut self, facts: &Facts) -> Result<Wanted, String> {
@@ -306,18 +352,9 @@ fn tell(changed: &[String], routine: bool) {
     }
 }
 
-async fn moved(kernel: Option<&Kernel>) -> anyhow::Result<bool> {
+async fn moved(kernel: Option<&Kernel>) -> anyhow::Result<Cause> {
     match kernel {
         Some(kernel) => kernel.moved().await,
         None => std::future::pending().await,
     }
-}
-
-/// Where distributions say the patch level of their kernel.
-fn more_versions() -> String {
-    ["/proc/sys/kernel/version", "/proc/version_signature"].map(read).join("\n")
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }

@@ -53,7 +53,7 @@ use tokio::task::JoinHandle;
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
 use events::{Event, Events};
-use fast_path::FastPaths;
+use fast_path::{FastPathLink, FastPaths};
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
 use policy::sole::Sole;
@@ -131,11 +131,11 @@ enum Ended {
 /// The result is why the agent ends, and the tunnels of its process, which work on.
 async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (rules_moved, reload) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let [rules_moved, reload, asked] = std::array::from_fn(|_| Arc::new(Notify::new()));
     tokio::spawn(look_again(
         signal(SignalKind::hangup())?,
         signal(SignalKind::user_defined2())?,
-        Arc::clone(&reload),
+        [Arc::clone(&reload), Arc::clone(&asked)],
     ));
     tracing::info!("flanneld {} {options}", cli::version());
     let (_lock, former) = alone(&options.subnet_file, options.take_over)?;
@@ -162,8 +162,9 @@ async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
         extension::file(&state_file(&options.subnet_file)),
         health.clone(),
     );
-    let (fast_paths, fast_path) = fast_paths(&options, &health);
-    let settings = agent::Settings { probes, fast_path, reload, ..settings(&options, hooks) };
+    let (fast_paths, fast_path) = fast_paths(&options, asked, &health);
+    let settings =
+        agent::Settings { probes, fast_path: Some(fast_path), reload, ..settings(&options, hooks) };
     let hands = Hands { kernel, firewall };
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
@@ -237,15 +238,12 @@ fn probe(options: &Options, health: &Health) -> Probing {
     (targets, left)
 }
 
-/// The task that keeps the fast path, and the way to tell it what the leases say.
-fn fast_paths(
-    options: &Options,
-    health: &Health,
-) -> (FastPaths, Option<watch::Sender<Option<fast_path::Facts>>>) {
-    let (facts, told) = watch::channel(None);
+/// The task that keeps the fast path, and the loop's link to it.
+fn fast_paths(options: &Options, asked: Arc<Notify>, health: &Health) -> (FastPaths, FastPathLink) {
+    let choice = fast_path::Choice::new(options.fast_path);
     let policies = options.network_policy.mode != Mode::Off;
     let former = Previous::read(&options.subnet_file).networks.iter().collect();
-    (FastPaths::new(options.fast_path, policies, former, told, health.clone()), Some(facts))
+    FastPaths::new(choice, policies, former, asked, health.clone())
 }
 
 /// What the options say to the agent.
@@ -338,17 +336,17 @@ fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lo
     }
 }
 
-/// Has everything on the host and WireGuard's key looked at again whenever somebody asks (SIGHUP, as a reload). What is
-/// read from other files and from the store is followed without that. SIGUSR2 means nothing, and neither ends the process.
-async fn look_again(mut hangup: Signal, mut other: Signal, reload: Arc<Notify>) {
+/// Has everything on the host and WireGuard's key looked at again whenever somebody asks (SIGHUP, as a reload), by all whom `looks`
+/// tells. What is read from other files and from the store is followed without that. SIGUSR2 means nothing, and neither ends the process.
+async fn look_again(mut hangup: Signal, mut other: Signal, looks: [Arc<Notify>; 2]) {
     loop {
         tokio::select! {
             Some(()) = hangup.recv() => {
                 tracing::info!(
-                    "SIGHUP: looking at the host again, and at the WireGuard key; a changed configuration needs no signal, \
+                    "SIGHUP: looking at the host again, the fast path and the WireGuard key; a changed configuration needs no signal, \
                      flags a restart"
                 );
-                reload.notify_one();
+                looks.iter().for_each(|look| look.notify_one());
             }
             Some(()) = other.recv() => tracing::info!("SIGUSR2 has no meaning here"),
             else => return,

@@ -49,7 +49,9 @@ impl Watched {
         // All these messages name the table in their attribute 1.
         let table = table_id(message, 1)?;
         if self.tables.contains(&table) {
-            return Some(Moved::Table(table));
+            // Programs have numbers, the kernel has none.
+            let used_up = message.kind == message::NEWOBJ && message.port == 0;
+            return Some(if used_up { Moved::UsedUp(table) } else { Moved::Table(table) });
         }
         let chain = match message.kind {
             message::NEWCHAIN | message::DELCHAIN => find_string(message.attributes(), NFTA_CHAIN_NAME)?,
@@ -69,6 +71,8 @@ impl Watched {
 pub enum Moved {
     /// Something in a watched table, or the table.
     Table(TableId),
+    /// Nobody: packets have used up a quota of a watched table.
+    UsedUp(TableId),
     /// A watched chain of another table, or its rules.
     Chain(TableId, String),
     /// Notifications were lost, so it may be anything.
@@ -79,6 +83,7 @@ impl fmt::Display for Moved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Table(table) => write!(f, "table {table}"),
+            Self::UsedUp(table) => write!(f, "a used-up quota in table {table}"),
             Self::Chain(table, chain) => write!(f, "chain {chain} in table {table}"),
             Self::Anything => f.write_str("anything"),
         }
@@ -147,10 +152,10 @@ mod tests {
     use crate::nft::uapi::{NFPROTO_IPV4, NFTA_OBJ_TABLE};
 
     #[test]
-    fn a_quota_that_packets_use_up_is_a_change_in_its_table() {
+    fn a_quota_that_packets_use_up_is_told_from_one_that_a_program_sets() {
         let table = TableId::new(TableFamily::Ip, "t");
         let watched = Watched { ports: [7].into(), tables: [table.clone()].into(), ..Watched::default() };
-        let of = |name: &str| {
+        let of = |name: &str, port: u32| {
             let mut w = Writer::default();
             w.string(NFTA_OBJ_TABLE, name);
             let payload = [vec![NFPROTO_IPV4, 0, 0, 0], w.into_bytes()].concat();
@@ -158,12 +163,13 @@ mod tests {
                 kind: message::NEWOBJ,
                 flags: 0,
                 sequence: 0,
-                port: 0,
+                port,
                 payload: &payload,
             })
         };
-        assert_eq!(of("t"), Some(Moved::Table(table)));
-        assert_eq!(of("u"), None);
+        assert_eq!(of("t", 0), Some(Moved::UsedUp(table.clone())));
+        assert_eq!(of("t", 8), Some(Moved::Table(table)));
+        assert_eq!((of("t", 7), of("u", 0)), (None, None));
     }
 
     proptest! {

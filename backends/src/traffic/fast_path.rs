@@ -2,6 +2,7 @@
 //! without a mechanism.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use ipnet::IpNet;
 use subnet::Family;
@@ -46,6 +47,23 @@ impl Abilities {
     ];
 }
 
+/// After "the kernel takes the table only".
+impl fmt::Display for Abilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.reverse_path, self.quotas) {
+            (true, true) => "with all that a fast path can have",
+            (true, false) => "without a quota (module nft_quota), so it is always armed",
+            (false, true) => {
+                "without the look for the way back (fib at the forward hook), so packets that come in add no flow"
+            }
+            (false, false) => {
+                "without a quota (module nft_quota) and without the look for the way back (fib at the forward hook), so it is \
+                 always armed, and packets that come in add no flow"
+            }
+        })
+    }
+}
+
 impl Default for Abilities {
     fn default() -> Self {
         Self::ALL[0]
@@ -60,6 +78,16 @@ pub enum Phase {
     Waiting,
     /// They are, until no connection is in the flowtable.
     Armed,
+}
+
+/// Before ", because" and a cause.
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waits for long connections",
+            Self::Armed => "armed",
+        })
+    }
 }
 
 /// What the kernel tells of a fast path.
@@ -218,6 +246,24 @@ mod tests {
             controller,
             mac: subnet::Mac([0; 6]),
             addresses: address.into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_and_what_follows_is_said_in_words() {
+        for abilities in Abilities::ALL {
+            let said = abilities.to_string();
+            assert_eq!(
+                said.contains("nft_quota") && said.contains("always armed"),
+                !abilities.quotas,
+                "{said}"
+            );
+            assert_eq!(
+                said.contains("fib") && said.contains("add no flow"),
+                !abilities.reverse_path,
+                "{said}"
+            );
+            assert!(!said.contains(['{', ':']), "{said}");
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Traffic {
     pub masquerade: Option<Masquerade>,
     /// Accept what is forwarded from and to the network (`--iptables-forward-rules`).
     pub forward: bool,
+    /// The fast path has a chain at the forward hook.
+    pub fast_path: bool,
 }
 
 /// How to masquerade.
@@ -147,7 +149,14 @@ mod tests {
     fn traffic(network: &str, subnet: &str) -> Traffic {
         let except = vec![net("192.168.0.0/16"), net("fd99::/16")];
         let masquerade = Some(Masquerade { fully_random: true, except });
-        Traffic { network: net(network), subnet: net(subnet), others: Vec::new(), masquerade, forward: true }
+        Traffic {
+            network: net(network),
+            subnet: net(subnet),
+            others: Vec::new(),
+            masquerade,
+            forward: true,
+            fast_path: false,
+        }
     }
 
     /// The obvious reading of a list of rules.

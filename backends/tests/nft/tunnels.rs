@@ -180,6 +180,7 @@ fn rules_of_ours_leave_the_filter_known_and_what_somebody_else_does_meanwhile_do
         others: Vec::new(),
         masquerade: None,
         forward,
+        fast_path: false,
     };
     firewall.filter_tunnels(&wanted, &[], Look::Kernel).unwrap();
     for forward in [true, true, false, true] {

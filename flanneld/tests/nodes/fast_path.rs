@@ -37,6 +37,9 @@ fn a_kernel_without_flowtables_is_named_in_one_sentence_and_pods_take_the_ordina
         if has { has_table(&members[0]) } else { told(&members[0]) }
     });
     members[0].wait("echoes", || pods[0].namespace().reaches(pods[1].address()).unwrap());
+    // One chain at the forward hook for another.
+    let accepts = |member: &Member| member.rules().contains("comment \"chain to accept flannel traffic\"");
+    assert_eq!([&members[0], &members[1]].map(accepts), [false, true]);
     // Neither pods that come nor other configurations repeat it.
     let third = backends::testing::Pod::wired(&members[0].node, "10.244.1.77/24".parse().unwrap());
     drop(third);
@@ -49,6 +52,7 @@ fn a_kernel_without_flowtables_is_named_in_one_sentence_and_pods_take_the_ordina
     // Off again: nothing is said any more, and nothing is left.
     cluster.put(CONFIG, VXLAN);
     members[0].wait("the end", || !told(&members[0]) && !has_table(&members[0]));
+    members[0].wait("the chain that accepts", || accepts(&members[0]));
     assert_eq!(members[0].agent.get("/readyz").unwrap().0, 200);
 }
 

@@ -218,7 +218,8 @@ mod tests {
 
     fn wanted() -> Vec<Traffic> {
         let (network, subnet) = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
-        vec![Traffic { network, subnet, others: Vec::new(), masquerade: None, forward: true }]
+        let (others, masquerade) = (Vec::new(), None);
+        vec![Traffic { network, subnet, others, masquerade, forward: true, fast_path: false }]
     }
 
     fn rules(parts: impl IntoIterator<Item = Vec<Vec<Expr>>>) -> Vec<Rule> {

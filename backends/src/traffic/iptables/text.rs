@@ -144,6 +144,7 @@ mod tests {
             others: Vec::new(),
             masquerade: Some(Masquerade { fully_random: true, except: Vec::new() }),
             forward: true,
+            fast_path: false,
         }
     }
 

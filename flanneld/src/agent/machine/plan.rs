@@ -143,7 +143,7 @@ impl Machine {
             subnets: own.iter().chain(self.change.left.iter().copied()).collect(),
             outer: self.force.active.devices().chain([external]).collect(),
         });
-        fast_path.send_if_modified(|known| {
+        fast_path.facts.send_if_modified(|known| {
             let news = *known != facts;
             *known = facts;
             news

@@ -213,11 +213,13 @@ impl Machine {
             fully_random: settings.fully_random,
             except: self.force.network.masquerade_except.clone(),
         });
+        let configured = self.force.network.fast_path;
+        let fast_path = self.settings.fast_path.as_ref().is_some_and(|link| link.choice.has_one(configured));
         let of_family = |family| {
             let (range, subnet) = (self.force.network.range(family)?, lease.subnets.get(family)?);
             let (masquerade, forward) = (masquerade.clone(), settings.forward);
             let others = self.change.others(family);
-            Some(Traffic { network: range.network, subnet, others, masquerade, forward })
+            Some(Traffic { network: range.network, subnet, others, masquerade, forward, fast_path })
         };
         Family::BOTH.into_iter().filter_map(of_family).collect()
     }
