@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use backends::testing::{Namespace, Pod, uninterrupted};
+use backends::testing::{Namespace, Pod, Signal, uninterrupted};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -15,6 +15,7 @@ use crate::exchange::Exchange;
 use crate::{evidence, require_kernel, transfer};
 
 mod every_backend;
+mod policies;
 
 /// What only a table that is not armed has.
 const WAITS: &str = "quota name \"long\"";
@@ -90,6 +91,11 @@ impl Setup {
                     outer.iter().all(|name| tables.contains(&format!("oifname \"{name}\" ip saddr")));
                 devices && tables.contains(WAITS)
             });
+            let own = member.show("nft list tables");
+            assert!(
+                own.contains("flannel-ipv4") == args.contains(&"--ip-masq"),
+                "nothing that only accepts: {own}"
+            );
         }
         members[0].wait("the first echo", || pods[0].namespace().reaches(pods[1].address()).unwrap());
         Self { cluster, config: config.to_owned(), members, pods }
@@ -249,7 +255,8 @@ fn translated_addresses_of_services_and_of_what_leaves_the_network_go_the_fast_w
 
 #[test]
 fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_to_connection_tracking() {
-    let setup = Setup::new(VXLAN, &[]);
+    // With what it says at each turn.
+    let mut setup = Setup::new(VXLAN, &["--v=1"]);
     let [a, b] = &setup.members;
     a.node.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
     let neighbour = another_pod(a, 30);
@@ -288,12 +295,26 @@ fn frames_between_pods_of_a_node_stay_on_the_bridge_and_idle_connections_return_
     drop((stream, other));
     a.wait("the end of the connection in the flowtable", || !is_offloaded(a, 7075));
 
-    for member in [a, b] {
+    for member in &mut setup.members {
+        member.wait("no connection in the flowtable", || {
+            entries(member.node.namespace(), &["[OFFLOAD]"]).is_empty()
+        });
+        // The agent looks for that once a minute, and when it is asked to.
+        member.agent.process().signal(Signal::HUP).unwrap();
         member.wait("no devices in a flowtable without connections", || {
             devices(member).is_empty() && member.show("nft list ruleset").contains(WAITS)
         });
     }
     setup.exchange(7078).finish();
+    setup.members.iter().for_each(armed_by_the_kernels_word);
+}
+
+/// It was armed twice, and each time the kernel told of a long connection before a look found it.
+fn armed_by_the_kernels_word(member: &Member) {
+    let log = member.agent.log();
+    let armed = |cause: &str| log.matches(&format!("fast path: armed, because {cause}")).count();
+    let (told, all) = (armed("the kernel has told of a long connection"), armed(""));
+    assert!(told >= 2 && told == all, "{told} of {all} times:\n{log}");
 }
 
 #[test]
