@@ -1,5 +1,6 @@
 //! `flanneld explain`: the way that a packet should take, by what the kernel has; it changes nothing and sends nothing.
 
+mod confined;
 mod holder;
 mod way;
 

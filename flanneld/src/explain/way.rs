@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use subnet::{Family, Mac, Subnets};
 
+use super::confined::Confined;
 use super::holder::Holder;
 
 /// What is known of the host.
@@ -86,6 +87,9 @@ impl Way {
         source: IpAddr,
         destination: IpAddr,
     ) -> Result<Self, KernelError> {
+        if let Some(way) = Self::confined(source, destination) {
+            return Ok(way);
+        }
         let mut way = Self::default();
         let from = facts.place(kernel, source)?;
         let incoming = way.begin(facts, kernel, source, from)?;
@@ -99,6 +103,27 @@ impl Way {
         }
         way.source(facts, from, source, destination);
         Ok(way)
+    }
+
+    /// That of a packet that passes no route, because one of its addresses never leaves a node.
+    fn confined(source: IpAddr, destination: IpAddr) -> Option<Self> {
+        let (from, to) = (Confined::of(source), Confined::of(destination));
+        let mut way = Self::default();
+        if let Some(from) = from {
+            way.step("pod", format!("{source} is {from}"));
+        }
+        if let Some(to) = to {
+            way.step("delivery", format!("{destination} is {to}"));
+        }
+        match (from, to) {
+            (None, None) => return None,
+            (Some(Confined::LimitedBroadcast), _) => way.fail(format!("no packet comes from {source}")),
+            (Some(Confined::Loopback), None) => {
+                way.fail(format!("the kernel drops what has {source} as its source and another destination"))
+            }
+            (_, Some(_)) => {}
+        }
+        Some(way)
     }
 
     fn step(&mut self, object: &'static str, text: String) {
@@ -364,5 +389,30 @@ impl fmt::Display for Way {
             writeln!(f, "  {line}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_loopback_and_to_the_limited_broadcast_pass_no_route_and_are_named_so() {
+        let way = |source: &str, destination: &str| {
+            Way::confined(source.parse().unwrap(), destination.parse().unwrap())
+        };
+        for (source, destination, words, arrives) in [
+            ("10.244.1.2", "127.0.0.1", "127.0.0.1 is a loopback address: its packets never leave", true),
+            ("fd00::2", "::1", "::1 is a loopback address", true),
+            ("127.0.0.1", "127.0.0.1", "127.0.0.1 is a loopback address", true),
+            ("127.0.0.1", "10.244.2.2", "the kernel drops what has 127.0.0.1 as its source", false),
+            ("10.244.1.2", "255.255.255.255", "255.255.255.255 is the limited broadcast address", true),
+            ("255.255.255.255", "10.244.2.2", "no packet comes from 255.255.255.255", false),
+        ] {
+            let way = way(source, destination).unwrap();
+            assert!(way.to_string().contains(words), "{source} → {destination}: {way}");
+            assert_eq!(way.trouble.is_none(), arrives, "{source} → {destination}: {way}");
+        }
+        assert!(way("10.244.1.2", "10.244.2.2").is_none());
     }
 }

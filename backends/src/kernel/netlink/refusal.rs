@@ -4,7 +4,10 @@ use std::io;
 
 use crate::kernel::KernelError;
 use crate::state::name::Name;
-use crate::state::{Change, Link, LinkIdentity};
+use crate::state::{Change, Link, LinkIdentity, LinkPatch};
+
+/// What the kernel lets a device for IPv4 have at least.
+const SMALLEST_MTU: u32 = 68;
 
 /// Files a failed change, unless the kernel only says that things are so already.
 pub(super) fn record(
@@ -65,6 +68,9 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
              Backend.VNI or Backend.Port"
         }
+        (Change::SetLink(name, LinkPatch { mtu: Some(mtu), .. }), Some(errno::EINVAL)) => {
+            return io::Error::new(error.kind(), mtu_remedy(name, *mtu, &error));
+        }
         (Change::AddAddress(name, net), Some(errno::EACCES)) if net.addr().is_ipv6() => {
             let words = format!(
                 "{error}: IPv6 is disabled on {name} and flanneld can't write below /proc/sys: set \
@@ -78,6 +84,17 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
         _ => return error,
     };
     io::Error::new(error.kind(), format!("{error}: {remedy}"))
+}
+
+/// Why a device can't have an MTU, and what to do.
+fn mtu_remedy(name: &Name, mtu: u32, error: &io::Error) -> String {
+    if mtu < SMALLEST_MTU {
+        return format!(
+            "{error}: the smallest MTU of a device is {SMALLEST_MTU}, with IPv6 1280, and {name} would have {mtu}: raise \
+             Backend.MTU, or the MTU of the external interface"
+        );
+    }
+    format!("{error}: {name} can't have an MTU of {mtu}: give it another one with Backend.MTU")
 }
 
 /// Why a TUN device can't be made, and what to do.
@@ -140,5 +157,29 @@ fn already_so(change: &Change, error: &io::Error) -> bool {
         | Change::SetFdb(..)
         | Change::SetNeighbour(..)
         | Change::SetRoute(..) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mtu_that_the_kernel_refuses_is_named_with_the_smallest_one_and_the_remedy() {
+        let refused = |mtu| {
+            let change = Change::SetLink(
+                "flannel.1".parse().unwrap(),
+                LinkPatch { mtu: Some(mtu), ..LinkPatch::default() },
+            );
+            explained(&change, io::Error::from_raw_os_error(errno::EINVAL)).to_string()
+        };
+        let small = refused(50);
+        for word in
+            ["Invalid argument", "smallest MTU", "68", "1280", "flannel.1 would have 50", "raise Backend.MTU"]
+        {
+            assert!(small.contains(word), "{word}: {small}");
+        }
+        let other = refused(100_000);
+        assert!(other.contains("can't have an MTU of 100000") && !other.contains("smallest"), "{other}");
     }
 }
