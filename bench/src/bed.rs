@@ -2,17 +2,20 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 pub use backends::testing::Member;
 use backends::testing::{Etcd, Fabric, Launch, Node, Pinger, Pod, wait_for};
 use ipnet::IpNet;
 use serde_json::json;
 use subnet::Family;
+use subnet::testing::{ApiServer, fattened, node};
 use tempfile::TempDir;
+
+use crate::peer::IMAGES;
 
 /// How long anything may take before a measurement is given up.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
@@ -21,12 +24,10 @@ pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// Where agents keep their leases.
 const SUBNETS: &str = "/coreos.com/network/subnets";
+/// Where the network configuration is in a directory.
+const FILE: &str = "config.json";
 /// Operations in one transaction; etcd's own limit is 128.
 const BATCH: usize = 100;
-
-/// Shows routes, neighbours and FDB entries of a VXLAN device.
-pub const PEER_OBJECTS: [&str; 3] =
-    ["ip -4 route show dev flannel.1", "ip -4 neigh show dev flannel.1", "bridge fdb show dev flannel.1"];
 
 /// A fabric with a store that holds a network configuration.
 pub struct Cluster {
@@ -40,6 +41,8 @@ pub struct Cluster {
 enum Store {
     Etcd(Etcd),
     Files(TempDir),
+    /// A scripted API server, which is a thread of this process, and the directory of the network configuration.
+    Api(ApiServer, TempDir),
 }
 
 /// Two nodes with a pod each.
@@ -65,10 +68,21 @@ impl Cluster {
 
     /// The same with leases and configuration in a directory.
     pub fn in_files(flanneld: PathBuf, config: &str, args: &[&str]) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("flannel-leases-").tempdir();
-        let directory = directory.context("no temporary directory for leases")?;
+        let directory = directory()?;
         let store = format!("--lease-store=file:{}", directory.path().display());
         Self::with(Store::Files(directory), Fabric::new()?, flanneld, config, store, args)
+    }
+
+    /// One of Kubernetes, for pods in 10.0.0.0/8.
+    pub fn in_kubernetes(flanneld: PathBuf) -> anyhow::Result<Self> {
+        let fabric = Fabric::new()?;
+        let at = (fabric.address(), 0);
+        let listener = fabric.switch().run(|| TcpListener::bind(at)).context("no socket on the switch")?;
+        let (api, files) = (ApiServer::start(listener)?, directory()?);
+        let url = format!("--kube-api-url={}", api.url());
+        let path = format!("--net-config-path={}", files.path().join(FILE).display());
+        let config = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
+        Self::with(Store::Api(api, files), fabric, flanneld, config, path, &["--kube-subnet-mgr", &url])
     }
 
     fn with(
@@ -80,7 +94,8 @@ impl Cluster {
         args: &[&str],
     ) -> anyhow::Result<Self> {
         let args = [first].into_iter().chain(args.iter().map(|&arg| arg.to_owned())).collect();
-        let cluster = Self { store, fabric, launch: launch(flanneld, args, Vec::new()) };
+        let launch = Launch { program: flanneld, args, environment: Vec::new(), limit: TIMEOUT };
+        let cluster = Self { store, fabric, launch };
         cluster.configure(config)?;
         Ok(cluster)
     }
@@ -89,16 +104,24 @@ impl Cluster {
     pub fn configure(&self, config: &str) -> anyhow::Result<()> {
         match &self.store {
             Store::Etcd(etcd) => etcd.ctl(&["put", "/coreos.com/network/config", config], "").map(drop),
-            Store::Files(directory) => {
-                fs::write(directory.path().join("config.json"), config).context("can't write config.json")
+            Store::Files(directory) | Store::Api(_, directory) => {
+                fs::write(directory.path().join(FILE), config).with_context(|| format!("can't write {FILE}"))
             }
+        }
+    }
+
+    /// The API server of a cluster of Kubernetes.
+    pub fn api(&self) -> anyhow::Result<&ApiServer> {
+        match &self.store {
+            Store::Api(api, _) => Ok(api),
+            Store::Etcd(_) | Store::Files(_) => bail!("this cluster has no API server"),
         }
     }
 
     fn etcd(&self) -> anyhow::Result<&Etcd> {
         match &self.store {
             Store::Etcd(etcd) => Ok(etcd),
-            Store::Files(_) => anyhow::bail!("this cluster has no etcd"),
+            Store::Files(_) | Store::Api(..) => bail!("this cluster has no etcd"),
         }
     }
 
@@ -126,16 +149,33 @@ impl Cluster {
         Ok(())
     }
 
-    /// A new node, the switch within its reach, without an agent.
+    /// A new node, the switch within its reach, without an agent; in Kubernetes with its node object.
     pub fn node(&self) -> anyhow::Result<Node> {
-        let node = self.fabric.node()?;
-        wait_for_switch(&self.fabric, &node)?;
-        Ok(node)
+        let new = self.fabric.node()?;
+        if let Store::Api(api, _) = &self.store {
+            let cidr = format!("10.255.{}.0/24", new.address().octets()[3]);
+            api.put_node(fattened(node(&new.name(), &[&cidr]), IMAGES));
+        }
+        // The kernel may take a second until a new port of a switch passes anything.
+        let switch = self.fabric.address().into();
+        let reached = || new.namespace().reaches(switch).unwrap_or(false);
+        wait_for("the node to reach the switch", TIMEOUT, reached)?;
+        Ok(new)
     }
 
     /// An agent on this node that was only just started.
     pub fn start_on(&self, node: Node) -> anyhow::Result<Member> {
-        Member::start(node, self.launch.clone())
+        self.start_with(node, &[])
+    }
+
+    /// The same with these arguments besides those of all agents.
+    pub fn start_with(&self, node: Node, args: &[&str]) -> anyhow::Result<Member> {
+        let mut launch = self.launch.clone();
+        launch.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        if matches!(self.store, Store::Api(..)) {
+            launch.environment.push(("NODE_NAME".to_owned(), node.name()));
+        }
+        Member::start(node, launch)
     }
 
     /// A new node whose agent was only just started.
@@ -160,34 +200,27 @@ impl Cluster {
         Ok(Pair { pod_a, pod_b, a, b })
     }
 
-    /// Removes a member from the cluster, with its lease.
+    /// Removes a member from the cluster, with its lease, and waits until the kernel has taken its namespace down, which would
+    /// disturb what comes next.
     pub fn remove(&self, mut member: Member) -> anyhow::Result<()> {
         let subnet = member.subnet()?;
         member.agent.terminate(TIMEOUT)?;
-        self.delete([key(subnet).as_str()])?;
-        drop_node(&self.fabric, member)
+        match &self.store {
+            Store::Api(api, _) => api.delete_node(&member.node.name()),
+            Store::Etcd(_) | Store::Files(_) => self.delete([key(subnet).as_str()])?,
+        }
+        let port = member.node.name().replace("node", "port");
+        drop(member);
+        wait_for("a node's namespace to go", TIMEOUT, || {
+            let shown = self.fabric.switch().command("ip").args(["link", "show", &port]).output();
+            shown.is_ok_and(|shown| !shown.status.success())
+        })
     }
 }
 
-/// How a measurement starts an agent.
-pub fn launch(program: PathBuf, args: Vec<String>, environment: Vec<(String, String)>) -> Launch {
-    Launch { program, args, environment, limit: TIMEOUT }
-}
-
-/// The kernel may take a second until a new port of a switch passes anything.
-pub fn wait_for_switch(fabric: &Fabric, node: &Node) -> anyhow::Result<()> {
-    let switch = fabric.address().into();
-    wait_for("the node to reach the switch", TIMEOUT, || node.namespace().reaches(switch).unwrap_or(false))
-}
-
-/// Drops a node and waits until the kernel has taken its namespace down, which would disturb what comes next.
-pub fn drop_node(fabric: &Fabric, member: Member) -> anyhow::Result<()> {
-    let port = member.node.name().replace("node", "port");
-    drop(member);
-    wait_for("a node's namespace to go", TIMEOUT, || {
-        let shown = fabric.switch().command("ip").args(["link", "show", &port]).output();
-        shown.is_ok_and(|shown| !shown.status.success())
-    })
+fn directory() -> anyhow::Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix("flannel-cluster-").tempdir();
+    directory.context("no temporary directory for a cluster")
 }
 
 impl Pair {
@@ -205,22 +238,6 @@ pub fn undisturbed_ping(from: &Pod, to: &Pod) -> anyhow::Result<Pinger> {
     Ok(pinger)
 }
 
-/// When routes, neighbours and FDB entries of all peers were there. The agent writes the subnet file after
-/// them: if a look right after finds everything, that moment counts; if not, the end of the look that does.
-pub fn time_to_peers(member: &Member, file: Duration, peers: u16) -> anyhow::Result<Duration> {
-    let mut whole = file;
-    loop {
-        let counts = PEER_OBJECTS.iter().map(|look| member.count(look));
-        let counts = counts.collect::<anyhow::Result<Vec<_>>>()?;
-        if counts == [usize::from(peers); 3] {
-            return Ok(whole);
-        }
-        whole = member.started.elapsed();
-        let log = || member.agent.log();
-        ensure!(whole < TIMEOUT, "{counts:?} of {peers} routes, neighbours, FDB entries\n{}", log());
-    }
-}
-
 /// A network configuration with this backend, of IPv4 or of both families.
 pub fn config(backend: &str, families: &[Family]) -> String {
     let mut config = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": backend } });
@@ -229,22 +246,6 @@ pub fn config(backend: &str, families: &[Family]) -> String {
         config["IPv6Network"] = "fd00:244::/48".into();
     }
     config.to_string()
-}
-
-/// A lease as VXLAN agents write it, of a node with this address and a number of its own.
-pub fn lease(public: Ipv4Addr, number: u16) -> String {
-    json!({
-        "PublicIP": public,
-        "BackendType": "vxlan",
-        "BackendData": { "VNI": 1, "VtepMAC": mac(number) },
-    })
-    .to_string()
-}
-
-/// The MAC of the node with this number.
-pub fn mac(number: u16) -> String {
-    let [high, low] = number.to_be_bytes();
-    format!("02:00:00:01:{high:02x}:{low:02x}")
 }
 
 /// The key of a subnet below the prefix, `10.244.7.0-24`.

@@ -266,6 +266,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// The least value that 99 of 100 don't exceed (nearest rank); 0 if there is none.
+pub fn percentile_99(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
+}
+
 /// What all results of one run have in common.
 fn conditions(programs: &Path) -> anyhow::Result<Map<String, Value>> {
     let cpus = contents("/proc/cpuinfo")?;

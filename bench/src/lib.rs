@@ -4,6 +4,7 @@ pub mod bed;
 pub mod figure;
 pub mod iperf;
 pub mod monitor;
+pub mod peer;
 pub mod ping;
 pub mod process;
 pub mod progress;

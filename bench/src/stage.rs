@@ -1,7 +1,6 @@
 //! What all subcommands share: their arguments, their rounds and their results.
 
 use std::cell::RefCell;
-use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,21 +10,23 @@ use bench::bed::{Cluster, config};
 use bench::figure::{self, Figure, Record, Row, short};
 use bench::process::cpu_time;
 use bench::progress::{Output, Progress, watch_signals_during};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::PossibleValue;
+use serde_json::Value;
 use subnet::Family;
 
-/// Arguments of every subcommand; `S` lists what it can measure.
+/// Arguments of every subcommand.
 #[derive(Args)]
-pub(crate) struct Selection<S: ValueEnum + Clone + Send + Sync + 'static> {
+pub(crate) struct Selection {
     /// Measure only this; may be repeated.
-    #[arg(long, value_enum)]
-    pub(crate) only: Vec<S>,
+    #[arg(long)]
+    pub(crate) only: Vec<String>,
     /// How often each measurement is taken; the long ones are taken less often.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rounds: Option<u32>,
+    rounds: Option<u32>,
     /// The file to which results are appended, one JSON object a line; by default bench/results/SUBCOMMAND.jsonl.
     #[arg(long)]
-    pub(crate) out: Option<PathBuf>,
+    out: Option<PathBuf>,
     /// The directory of the programs to measure; by default the release build beside this program.
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -34,15 +35,35 @@ pub(crate) struct Selection<S: ValueEnum + Clone + Send + Sync + 'static> {
     pub(crate) markdown: bool,
 }
 
+/// A thing that can be measured by its name after `--only`, with the further arguments `A` of the subcommand.
+pub(crate) type Subject<A> = (&'static str, fn(&Stage, &A) -> anyhow::Result<()>);
+
+/// What comes after `--only`.
+pub(crate) fn names<A>(subjects: &[Subject<A>]) -> Vec<PossibleValue> {
+    subjects.iter().map(|(name, _)| PossibleValue::new(*name)).collect()
+}
+
 /// What is particular to a subcommand.
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
+    /// What builds all that it needs, and runs it.
+    pub(crate) command: &'static str,
     /// Rounds unless `--rounds` says otherwise.
     pub(crate) rounds: u32,
     /// The programs that are measured.
     pub(crate) programs: &'static [&'static str],
+    /// Whether this program works while it measures, which a development build is too slow for.
+    pub(crate) works: bool,
     /// A condition to show under the table.
     pub(crate) setup: Option<String>,
+    pub(crate) table: fn(&[Value]) -> String,
+}
+
+impl Plan {
+    /// One with five rounds and the usual table.
+    pub(crate) fn new(name: &'static str, command: &'static str, programs: &'static [&'static str]) -> Self {
+        Self { name, command, rounds: 5, programs, works: false, setup: None, table: figure::table }
+    }
 }
 
 /// What every measurement is given.
@@ -53,53 +74,70 @@ pub(crate) struct Stage {
     record: RefCell<Record>,
 }
 
-impl<S: ValueEnum + Copy + Debug + Send + Sync + 'static> Selection<S> {
+impl Selection {
     /// Where results are kept, below a directory that git ignores.
     pub(crate) fn out(&self, name: &str) -> PathBuf {
         let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("results").join(format!("{name}.jsonl"));
         self.out.clone().unwrap_or_else(default)
     }
 
-    /// The directory of the programs, which has all of these.
-    pub(crate) fn programs(&self, name: &str, expected: &[&str]) -> anyhow::Result<PathBuf> {
-        let programs = self.programs.clone().map_or_else(release_programs, Ok)?;
-        for program in expected.iter().map(|name| programs.join(name)) {
-            ensure!(program.is_file(), "no program {}: make bench-{name} builds it", program.display());
-        }
-        Ok(programs)
-    }
-
     /// Measures what was selected one after the other, or prints earlier results. What can't be measured doesn't
     /// stop the others.
-    pub(crate) fn measure(
+    pub(crate) fn measure<A: Send + 'static>(
         self,
         plan: Plan,
-        mut measure: impl FnMut(&Stage, S) -> anyhow::Result<()> + Send + 'static,
+        subjects: &'static [Subject<A>],
+        args: A,
     ) -> anyhow::Result<()> {
-        let out = self.out(plan.name);
+        let only = self.only.clone();
+        let name = plan.name;
+        self.on_stage(plan, move |stage| {
+            let mut failed = Vec::new();
+            for (subject, measure) in subjects {
+                if !only.is_empty() && !only.iter().any(|one| one == subject) {
+                    continue;
+                }
+                stage.progress.check()?;
+                stage.record.borrow_mut().begin()?;
+                if let Err(error) = measure(stage, &args) {
+                    eprintln!("{name}: {subject} could not be measured: {error:#}");
+                    failed.push((*subject).to_owned());
+                }
+            }
+            Ok(failed)
+        })
+    }
+
+    /// Does all the work of a subcommand, which gives the names of what could not be measured, or prints earlier results.
+    pub(crate) fn on_stage(
+        self,
+        plan: Plan,
+        work: impl FnOnce(&Stage) -> anyhow::Result<Vec<String>> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let Plan { name, command, table, .. } = plan;
+        let out = self.out(name);
         if self.markdown {
-            return figure::print(&figure::read(&out)?, figure::table);
+            return figure::print(&figure::read(&out)?, table);
         }
-        let programs = self.programs(plan.name, plan.programs)?;
+        ensure!(
+            !plan.works || !cfg!(debug_assertions),
+            "this is a development build, which is too slow: {command}"
+        );
+        let programs = self.programs.map_or_else(release_programs, Ok)?;
+        for program in plan.programs.iter().map(|name| programs.join(name)) {
+            ensure!(program.is_file(), "no program {}: {command} builds it", program.display());
+        }
         let mut record = Record::open(&out, &programs)?;
         if let Some(setup) = plan.setup {
             record.note("setup", setup.into());
         }
+        record.begin()?;
         let rounds = self.rounds.unwrap_or(plan.rounds);
-        let subjects = if self.only.is_empty() { S::value_variants().to_vec() } else { self.only };
-        watch_signals_during(plan.name, Output::Error, move |progress| {
+        watch_signals_during(name, Output::Error, move |progress| {
             let stage = Stage { progress, rounds, programs, record: RefCell::new(record) };
-            let mut failed = Vec::new();
-            for subject in subjects {
-                stage.progress.check()?;
-                stage.record.borrow_mut().begin()?;
-                if let Err(error) = measure(&stage, subject) {
-                    eprintln!("{}: {subject:?} could not be measured: {error:#}", plan.name);
-                    failed.push(format!("{subject:?}"));
-                }
-            }
-            eprintln!("\n{}", stage.record.borrow().table(figure::table));
-            ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
+            let failed = work(&stage)?;
+            eprintln!("\n{}", stage.record.borrow().table(table));
+            ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
             Ok(())
         })
     }
@@ -161,12 +199,6 @@ impl Stage {
     pub(crate) fn plugin(&self) -> PathBuf {
         self.programs.join("flannel")
     }
-}
-
-/// An error in a development build, whose own work would disturb what is measured.
-pub(crate) fn ensure_release(name: &str) -> anyhow::Result<()> {
-    ensure!(!cfg!(debug_assertions), "this is a development build, which is too slow: make bench-{name}");
-    Ok(())
 }
 
 /// The directory of the release programs: beside that of this program, for any profile.

@@ -5,4 +5,5 @@ pub(crate) mod control;
 pub(crate) mod kube;
 pub(crate) mod live;
 pub(crate) mod net;
+pub(crate) mod policy;
 pub(crate) mod rules;

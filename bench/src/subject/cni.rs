@@ -14,12 +14,11 @@ use std::time::Instant;
 use anyhow::Context;
 use backends::testing::Namespace;
 use bench::figure::{Figure, Limit, ms};
-use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::Stage;
 use crate::plugin::{DELEGATES, Plugin};
-use crate::stage::{Plan, Selection};
+use crate::stage::{Plan, Selection, Subject};
 
 /// Many pods at once may take this share of the time of Go's plugins: 3.5 times as many a second.
 const LIMIT: f64 = 1.0 / 3.5;
@@ -27,7 +26,7 @@ const LIMIT: f64 = 1.0 / 3.5;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    selection: Selection<Subject>,
+    selection: Selection,
     /// Pods in a round, at most 250.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=250))]
     pods: u16,
@@ -36,23 +35,17 @@ pub(crate) struct Args {
     parallel: u16,
 }
 
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Subject {
-    /// Many pods at once.
-    Pods,
-    /// One pod after the other: time and CPU time.
-    One,
-}
+/// Given the pods in a round, and how many of them at a time.
+pub(crate) const SUBJECTS: &[Subject<(u16, u16)>] = &[
+    ("pods", |stage, (pods, parallel)| measure(stage, *pods, *parallel)),
+    ("one", |stage, _| one::measure(stage)),
+];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (pods, parallel) = (args.pods, args.parallel);
     let setup = Some(format!("{pods} pods, {parallel} at a time, {}", delegate_version()?));
-    let plan = Plan { name: "cni", rounds: 7, programs: &["flannel"], setup };
-    args.selection.measure(plan, move |stage, subject| match subject {
-        Subject::Pods => measure(stage, pods, parallel),
-        Subject::One => one::measure(stage),
-    })
+    let plan = Plan { rounds: 7, setup, ..Plan::new("cni", "make bench-cni", &["flannel"]) };
+    args.selection.measure(plan, SUBJECTS, (pods, parallel))
 }
 
 fn measure(stage: &Stage, pods: u16, parallel: u16) -> anyhow::Result<()> {

@@ -1,57 +1,31 @@
-//! What operators feel of the agent and the CNI plugin: how soon they are ready, how little they need, and how
-//! soon damage is repaired; with a real etcd.
+//! What operators feel of the agent: how soon it is ready, how little it needs, and how soon damage is repaired; with
+//! a real etcd.
 
 mod churn;
-mod cni;
 mod heal;
 mod probes;
 mod restart;
 mod size;
 mod start;
 
-use clap::ValueEnum;
+use crate::stage::{Plan, Selection, Subject};
 
-use crate::stage::{Plan, Selection};
+pub(crate) type Args = Selection;
 
-pub(crate) type Args = Selection<Subject>;
-
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Subject {
-    Size,
-    #[value(name = "start-2")]
-    Start2,
-    #[value(name = "start-5000")]
-    Start5000,
-    #[value(name = "start-20000")]
-    Start20000,
-    #[value(name = "one-of-20000")]
-    OneOf20000,
-    #[value(name = "churn-20000")]
-    Churn20000,
-    Heal,
-    RestartLoss,
-    #[value(name = "stale-20")]
-    Stale20,
-    BadKeys,
-    CniAdd,
-    Probes,
-}
+pub(crate) const SUBJECTS: &[Subject<()>] = &[
+    ("size", |stage, ()| size::measure(stage)),
+    ("start-2", |stage, ()| start::two(stage)),
+    ("start-5000", |stage, ()| start::many(stage, start::FIVE)),
+    ("start-20000", |stage, ()| start::many(stage, start::TWENTY)),
+    ("one-of-20000", |stage, ()| churn::one_of_many(stage)),
+    ("churn-20000", |stage, ()| churn::measure(stage)),
+    ("heal", |stage, ()| heal::measure(stage)),
+    ("restart-loss", |stage, ()| restart::loss(stage)),
+    ("stale-20", |stage, ()| restart::stale(stage)),
+    ("bad-keys", |stage, ()| restart::bad_keys(stage)),
+    ("probes", |stage, ()| probes::measure(stage)),
+];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let plan = Plan { name: "control", rounds: 5, programs: &["flanneld", "flannel"], setup: None };
-    args.measure(plan, |stage, subject| match subject {
-        Subject::Size => size::measure(stage),
-        Subject::Start2 => start::two(stage),
-        Subject::Start5000 => start::many(stage, start::FIVE),
-        Subject::Start20000 => start::many(stage, start::TWENTY),
-        Subject::OneOf20000 => churn::one_of_many(stage),
-        Subject::Churn20000 => churn::measure(stage),
-        Subject::Heal => heal::measure(stage),
-        Subject::RestartLoss => restart::loss(stage),
-        Subject::Stale20 => restart::stale(stage),
-        Subject::BadKeys => restart::bad_keys(stage),
-        Subject::CniAdd => cni::measure(stage),
-        Subject::Probes => probes::measure(stage),
-    })
+    args.measure(Plan::new("control", "make bench-control", &["flanneld", "flannel"]), SUBJECTS, ())
 }

@@ -11,32 +11,21 @@ mod shown;
 
 use std::time::Duration;
 
-use clap::ValueEnum;
-
-use crate::stage::{Plan, Selection};
+use crate::stage::{Plan, Selection, Subject};
 
 /// What is still to be noticed after a change that looks complete.
 const AFTER: Duration = Duration::from_secs(1);
 
-pub(crate) type Args = Selection<Subject>;
+pub(crate) type Args = Selection;
 
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Subject {
-    Backend,
-    Ipv6,
-    Mtu,
-    Address,
-    Family,
-}
+pub(crate) const SUBJECTS: &[Subject<()>] = &[
+    ("backend", |stage, ()| backend::measure(stage)),
+    ("ipv6", |stage, ()| family::add(stage)),
+    ("mtu", |stage, ()| mtu::measure(stage)),
+    ("address", |stage, ()| address::measure(stage)),
+    ("family", |stage, ()| family::measure(stage)),
+];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let plan = Plan { name: "live", rounds: 3, programs: &["flanneld"], setup: None };
-    args.measure(plan, |stage, subject| match subject {
-        Subject::Backend => backend::measure(stage),
-        Subject::Ipv6 => family::add(stage),
-        Subject::Mtu => mtu::measure(stage),
-        Subject::Address => address::measure(stage),
-        Subject::Family => family::measure(stage),
-    })
+    args.measure(Plan { rounds: 3, ..Plan::new("live", "make bench-live", &["flanneld"]) }, SUBJECTS, ())
 }

@@ -21,24 +21,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bench::figure::{self, Record};
+use bench::figure;
 use bench::process::stat;
-use bench::progress::{Output, Progress, watch_signals_during};
 use clap::ValueEnum;
-use serde_json::json;
 use subnet::Family;
 
-use crate::stage::{Selection, ensure_release};
+use crate::Stage;
+use crate::stage::{Plan, Selection};
 
 use bed::{PacketPath, Pair};
 use counted::Counted;
-use plan::{Clock, Place, Step, Subject};
+pub(crate) use plan::Subject;
+use plan::{Clock, Place, Step};
 use results::Results;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    selection: Selection<Subject>,
+    selection: Selection,
     /// Measure only between these.
     #[arg(long, value_enum)]
     place: Option<Place>,
@@ -69,60 +69,50 @@ pub(crate) struct Args {
 struct Job {
     paths: Vec<PacketPath>,
     steps: Vec<Step>,
-    rounds: u32,
     seconds: u32,
     workers: u8,
     mtu: u32,
     family: Family,
-    programs: PathBuf,
     go: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     // The quick results don't hide the others.
-    let out = args.selection.out(if args.quick { "net-quick" } else { "net" });
-    let markdown = args.selection.markdown;
-    if markdown || args.svg.is_some() {
-        let lines = figure::read(&out)?;
-        if let Some(path) = &args.svg {
-            let drawing = plot::draw(&lines)?;
-            fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
-        }
-        if markdown {
-            figure::print(&lines, table::table)?;
-        }
-        return Ok(());
-    }
-    ensure_release("quick")?;
-    let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
-    let paths = if args.paths.is_empty() {
-        let all = PacketPath::value_variants().iter().copied();
-        all.filter(|way| way.is_usual() && (*way != PacketPath::GoUdp || go.is_some())).collect()
-    } else {
-        args.paths
+    let (name, command, rounds, seconds) = match args.quick {
+        false => ("net", "make bench", 5, 4),
+        true => ("net-quick", "make bench-quick", 2, 2),
     };
-    ensure!(
-        !paths.contains(&PacketPath::GoUdp) || go.is_some(),
-        "go-udp needs a Go flanneld: set FLANNELD_GO to its path"
-    );
-    let programs = args.selection.programs("quick", &["flanneld", "flannel"])?;
-    if let Some(go) = &go {
-        ensure!(go.is_file(), "FLANNELD_GO: there is no program {}", go.display());
+    if let Some(path) = &args.svg {
+        let drawing = plot::draw(&figure::read(&args.selection.out(name))?)?;
+        fs::write(path, drawing).with_context(|| format!("can't write {}", path.display()))?;
+        if !args.selection.markdown {
+            return Ok(());
+        }
+    }
+    let go = std::env::var_os("FLANNELD_GO").map(PathBuf::from);
+    let mut paths = args.paths;
+    if paths.is_empty() {
+        let all = PacketPath::value_variants().iter().copied();
+        paths.extend(all.filter(|way| way.is_usual() && (*way != PacketPath::GoUdp || go.is_some())));
+    }
+    let family = if args.ipv6 { Family::V6 } else { Family::V4 };
+    if paths.contains(&PacketPath::GoUdp) {
+        let program = go.as_ref().context("go-udp needs a Go flanneld: set FLANNELD_GO to its path")?;
+        ensure!(program.is_file(), "FLANNELD_GO: there is no program {}", program.display());
+        ensure!(family == Family::V4, "go-udp has no IPv6: name other --paths");
     }
     let steps = plan::steps(args.quick, &args.selection.only, args.place);
     ensure!(!steps.is_empty(), "nothing to measure: what --only names is not done there");
-    let rounds = args.selection.rounds.unwrap_or(if args.quick { 2 } else { 5 });
-    let seconds = args.seconds.unwrap_or(if args.quick { 2 } else { 4 });
-    let family = if args.ipv6 { Family::V6 } else { Family::V4 };
-    ensure!(
-        family == Family::V4 || !paths.contains(&PacketPath::GoUdp),
-        "go-udp has no IPv6: name other --paths"
-    );
-    let job =
-        Job { paths, steps, rounds, seconds, workers: args.workers, mtu: args.mtu, family, programs, go };
-    let mut record = Record::open(&out, &job.programs)?;
-    record.note("setup", json!(setup(&job)?));
-    watch_signals_during("net", Output::Error, move |progress| measure(&progress, &job, &mut record))
+    let seconds = args.seconds.unwrap_or(seconds);
+    let job = Job { paths, steps, seconds, workers: args.workers, mtu: args.mtu, family, go };
+    let plan = Plan {
+        rounds,
+        works: true,
+        setup: Some(setup(&job)?),
+        table: table::table,
+        ..Plan::new(name, command, &["flanneld", "flannel"])
+    };
+    args.selection.on_stage(plan, move |stage| measure(stage, &job))
 }
 
 /// What of the conditions is particular to this program.
@@ -140,21 +130,19 @@ fn setup(job: &Job) -> anyhow::Result<String> {
     ))
 }
 
-/// Takes all measurements. One that can't be taken doesn't stop the others.
-fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Result<()> {
-    record.begin()?;
-    let mut failed = Vec::new();
-    let mut pairs = Vec::new();
+/// Takes all measurements; gives the names of those that can't be taken, which don't stop the others.
+fn measure(stage: &Stage, job: &Job) -> anyhow::Result<Vec<String>> {
+    let (mut failed, mut pairs) = (Vec::new(), Vec::new());
     for &way in &job.paths {
-        progress.step(&format!("two nodes with {way}"))?;
-        match Pair::new(way, job) {
+        stage.progress.step(&format!("two nodes with {way}"))?;
+        match Pair::new(way, stage, job) {
             Ok(pair) => pairs.push(pair),
             Err(error) => failed.push(format!("{way}: {error:#}")),
         }
     }
-    let mut clock = Clock::start(job, &pairs);
+    let mut clock = Clock::start(job, stage.rounds, &pairs);
     let mut results = Results::default();
-    for round in 0..job.rounds {
+    for round in 0..stage.rounds {
         for &step in &job.steps {
             let mut turn: Vec<&Pair> = pairs.iter().filter(|pair| step.suits(pair.way)).collect();
             // None is always the first.
@@ -162,32 +150,26 @@ fn measure(progress: &Progress, job: &Job, record: &mut Record) -> anyhow::Resul
                 turn.reverse();
             }
             for pair in turn {
-                progress.check()?;
                 let counted = Counted::now(pair);
                 let outcome = measure::take(pair, step, Duration::from_secs(job.seconds.into()));
-                progress.check()?;
                 clock.done(step);
-                let head =
-                    format!("round {}/{}, {}; {step}: {}", round + 1, job.rounds, clock.left(), pair.way);
+                let (of, left) = (stage.rounds, clock.left());
+                let head = format!("round {}/{of}, {left}; {step}: {}", round + 1, pair.way);
                 match outcome {
                     Ok(values) => {
                         let counted = counted.and_then(|before| Some(Counted::now(pair)?.since(&before)));
                         let counted = counted.map(|counted| format!(" ({counted})")).unwrap_or_default();
-                        progress.step(&format!("{head}: {}{counted}", results::summary(&values)))?;
+                        stage.progress.step(&format!("{head}: {}{counted}", results::summary(&values)))?;
                         results.add(step, pair.way, round, values);
                     }
                     Err(error) => {
-                        progress.step(&format!("{head}: could not be measured: {error:#}"))?;
+                        stage.progress.step(&format!("{head}: could not be measured: {error:#}"))?;
                         failed.push(format!("{step}: {}, round {}", pair.way, round + 1));
                     }
                 }
             }
         }
     }
-    for figure in results.figures() {
-        record.put(&figure)?;
-    }
-    eprintln!("\n{}", record.table(table::table));
-    ensure!(failed.is_empty(), "not measured:\n  {}", failed.join("\n  "));
-    Ok(())
+    stage.put(&results.figures())?;
+    Ok(failed)
 }

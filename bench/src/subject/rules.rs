@@ -10,14 +10,12 @@ mod traffic;
 
 use std::time::Duration;
 
-use clap::ValueEnum;
-
-use crate::stage::{Plan, Selection, ensure_release};
+use crate::stage::{Plan, Selection, Subject};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    selection: Selection<Subject>,
+    selection: Selection,
     /// How often the agent is killed in one round of `rules-restart`.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     restarts: u32,
@@ -30,32 +28,18 @@ pub(crate) struct Args {
     bulk_round: Option<bulk::Kind>,
 }
 
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Subject {
-    #[value(name = "rules-heal")]
-    Heal,
-    #[value(name = "rules-restart")]
-    Restart,
-    #[value(name = "rules-forks")]
-    Forks,
-    #[value(name = "rules-bulk")]
-    Bulk,
-}
+/// Given how often the agent is killed, and how long nothing happens.
+pub(crate) const SUBJECTS: &[Subject<(u32, Duration)>] = &[
+    ("rules-heal", |stage, _| heal::measure(stage)),
+    ("rules-restart", |stage, (restarts, _)| restart::measure(stage, *restarts)),
+    ("rules-forks", |stage, (_, idle)| forks::measure(stage, *idle)),
+    ("rules-bulk", |stage, _| bulk::measure(stage)),
+];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(kind) = args.bulk_round {
         return bulk::round(kind);
     }
-    if !args.selection.markdown {
-        ensure_release("rules")?;
-    }
-    let (restarts, idle) = (args.restarts, Duration::from_secs(args.idle));
-    let plan = Plan { name: "rules", rounds: 20, programs: &["flanneld"], setup: None };
-    args.selection.measure(plan, move |stage, subject| match subject {
-        Subject::Heal => heal::measure(stage),
-        Subject::Restart => restart::measure(stage, restarts),
-        Subject::Forks => forks::measure(stage, idle),
-        Subject::Bulk => bulk::measure(stage),
-    })
+    let plan = Plan { rounds: 20, works: true, ..Plan::new("rules", "make bench-rules", &["flanneld"]) };
+    args.selection.measure(plan, SUBJECTS, (args.restarts, Duration::from_secs(args.idle)))
 }

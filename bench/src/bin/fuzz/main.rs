@@ -1,8 +1,9 @@
-//! Feeds random packets to both directions of the udp backend's datapath and to WireGuard, without a kernel, and
-//! compares what comes out with slow models.
+//! Feeds random packets to both directions of the udp backend's datapath, to WireGuard and to compiled network policies,
+//! without a kernel, and compares what comes out with slow models.
 //!
 //! Every case follows from a number: a case that fails is told, and `--seed NUMBER --cases 1` repeats it.
 
+mod policies;
 mod sessions;
 mod wireguard;
 
@@ -16,7 +17,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(
     name = "fuzz",
-    about = "Compares the datapath of the udp backend with slow models over random packets"
+    about = "Compares the udp backend's datapath, WireGuard and network policies with slow models over random packets"
 )]
 struct Args {
     /// How long; without it, as many cases as are asked for.
@@ -28,6 +29,9 @@ struct Args {
     /// Only WireGuard: its messages, its sessions and its window.
     #[arg(long)]
     wireguard: bool,
+    /// Only network policies.
+    #[arg(long, conflicts_with = "wireguard")]
+    policies: bool,
     /// How many messages the sessions of a case get; with many, fewer handshakes are needed for as many messages.
     #[arg(long, default_value_t = 1_000)]
     messages: usize,
@@ -45,6 +49,8 @@ struct Fed {
     ingress: u64,
     /// Messages, handshakes and counters of WireGuard.
     wireguard: u64,
+    /// Packets that network policies decide on.
+    policies: u64,
     /// What of this was taken rather than refused.
     taken: u64,
     /// Packets that were merged with others.
@@ -54,18 +60,33 @@ struct Fed {
 /// What a case has.
 #[derive(Clone, Copy)]
 struct Size {
-    only_wireguard: bool,
+    only: Option<Only>,
     messages: usize,
 }
 
-/// One case of each, or of WireGuard alone.
+/// What a case has alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Only {
+    Wireguard,
+    Policies,
+}
+
+/// One case of each, or of one alone.
 fn case(seed: u64, size: Size, fed: &mut Fed) {
     fed.cases += 1;
+    if size.only != Some(Only::Wireguard) {
+        let (packets, passed) = policies::case(seed);
+        fed.policies += packets;
+        fed.taken += passed;
+    }
+    if size.only == Some(Only::Policies) {
+        return;
+    }
     let (inputs, taken) = wireguard::case(seed);
     fed.wireguard += inputs + size.messages as u64;
     let of_sessions = sessions::case(seed, size.messages);
-    if size.only_wireguard {
-        fed.taken += taken + of_sessions;
+    fed.taken += taken + of_sessions;
+    if size.only == Some(Only::Wireguard) {
         return;
     }
     let (packets, taken) = egress::case(seed);
@@ -106,15 +127,19 @@ fn main() -> ExitCode {
     let until = args.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let cases = args.cases.unwrap_or(if until.is_some() { u64::MAX } else { 10_000 });
     println!("first case: --seed {seed}");
-    let size = Size { only_wireguard: args.wireguard, messages: args.messages };
+    let (only, flag) = match (args.wireguard, args.policies) {
+        (true, _) => (Some(Only::Wireguard), " --wireguard"),
+        (_, true) => (Some(Only::Policies), " --policies"),
+        _ => (None, ""),
+    };
+    let size = Size { only, messages: args.messages };
     match run(seed, cases, until, size) {
         Ok(fed) => {
             println!("nothing found: {fed:?}");
             ExitCode::SUCCESS
         }
         Err(seed) => {
-            let only = if args.wireguard { " --wireguard" } else { "" };
-            eprintln!("found: --seed {seed} --cases 1{only} --messages {}", args.messages);
+            eprintln!("found: --seed {seed} --cases 1{flag} --messages {}", args.messages);
             ExitCode::FAILURE
         }
     }
@@ -126,9 +151,12 @@ mod tests {
 
     #[test]
     fn a_short_run_finds_nothing_and_reaches_everything() {
-        let alone = run(1, 20, None, Size { only_wireguard: true, messages: 1_000 }).unwrap();
-        assert!(alone.taken > 10_000 && alone.egress == 0, "{alone:?}");
-        let fed = run(1, 200, None, Size { only_wireguard: false, messages: 100 }).unwrap();
-        assert!(fed.merged > 1000 && fed.taken > 10_000 && fed.taken < fed.egress + fed.ingress, "{fed:?}");
+        let alone = run(1, 20, None, Size { only: Some(Only::Wireguard), messages: 1_000 }).unwrap();
+        assert!(alone.taken > 10_000 && alone.egress + alone.policies == 0, "{alone:?}");
+        let alone = run(1, 20, None, Size { only: Some(Only::Policies), messages: 0 }).unwrap();
+        assert!(alone.taken > 1000 && alone.taken < alone.policies && alone.wireguard == 0, "{alone:?}");
+        let fed = run(1, 200, None, Size { only: None, messages: 100 }).unwrap();
+        assert!(fed.merged > 1000 && fed.taken > 10_000, "{fed:?}");
+        assert!(fed.taken < fed.egress + fed.ingress + fed.policies, "{fed:?}");
     }
 }

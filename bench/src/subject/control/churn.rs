@@ -1,15 +1,15 @@
 //! Leases that change among twenty thousand: one after the other, and two hundred a second.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bench::bed::{Cluster, Member, SETTLE, lease, time_to_peers};
+use bench::bed::{Cluster, Member, SETTLE};
 use bench::figure::{Limit, median, ms};
+use bench::peer::{Entry, Peer, differences, time_to_peers};
 use bench::process::{cpu_time, resident_mib};
 use serde_json::Value;
 
-use super::start::{TWENTY, cluster, peer, public};
+use super::start::{TWENTY, cluster};
 use crate::Stage;
 
 /// Single changes in a row, of which the median counts.
@@ -41,7 +41,12 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
         let used = 100.0 * (cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
         stage.progress.pause(SETTLE)?;
         let after = resident_mib(pid)?;
-        Ok([used, after - warm, after - memory, differences(&member, &cluster)? as f64])
+        Ok([
+            used,
+            after - warm,
+            after - memory,
+            differences(&member, entries(&member, &cluster)?)?.len() as f64,
+        ])
     })?;
     cluster.remove(member)
 }
@@ -76,7 +81,7 @@ fn single(stage: &Stage, cluster: &Cluster, member: &mut Member) -> anyhow::Resu
     let pid = member.pid();
     let (mut right, mut used, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     for number in TWENTY.peers..TWENTY.peers + SINGLE {
-        let (key, value) = peer(number);
+        let (key, value) = Peer::new(number).lease();
         let (before, begun) = (cpu_time(pid)?, Instant::now());
         cluster.delete(["10.250.1.0-24"])?;
         let writing = begun.elapsed();
@@ -112,10 +117,13 @@ fn churn(cluster: &Cluster, look: impl Fn() -> anyhow::Result<f64>) -> anyhow::R
         let numbers = (first..first + AT_ONCE).map(|number| TWENTY.peers + 100 + number);
         let round = step / (GUESTS / AT_ONCE);
         if round % 3 == 2 {
-            let keys: Vec<String> = numbers.map(|number| peer(number).0).collect();
+            let keys: Vec<String> = numbers.map(|number| Peer::new(number).lease().0).collect();
             cluster.delete(keys.iter().map(String::as_str))?;
         } else {
-            let moved = |number: u16| (peer(number).0, lease(public(number + round % 3 * 10_000), number));
+            let moved = |number: u16| {
+                let address = u32::from(number + round % 3 * 10_000);
+                Peer { address, ..Peer::new(number) }.lease()
+            };
             cluster.write(&numbers.map(moved).collect::<Vec<_>>())?;
         }
         step = step.wrapping_add(1);
@@ -125,29 +133,21 @@ fn churn(cluster: &Cluster, look: impl Fn() -> anyhow::Result<f64>) -> anyhow::R
     warm.context("the machine was too slow to look")
 }
 
-/// How many routes, neighbours and forwarding entries differ from the leases in etcd.
-fn differences(member: &Member, cluster: &Cluster) -> anyhow::Result<usize> {
-    let own = member.subnet()?.to_string();
-    let (mut wanted, mut publics) = (BTreeSet::new(), BTreeSet::new());
-    let leases = cluster.leases()?;
+/// What the leases of others in etcd ask for.
+fn entries(member: &Member, cluster: &Cluster) -> anyhow::Result<Vec<Entry>> {
+    let own = member.subnet()?.network();
+    let (leases, mut entries) = (cluster.leases()?, Vec::new());
     for pair in leases.lines().collect::<Vec<_>>().chunks(2) {
         let [key, value] = pair else { continue };
-        let subnet = key.rsplit('/').next().unwrap_or_default().replace('-', "/");
-        if subnet != own {
-            let lease: Value = serde_json::from_str(value)?;
-            publics.insert(lease["PublicIP"].as_str().unwrap_or_default().to_owned());
-            wanted.insert(subnet);
+        let first = key.rsplit('/').next().and_then(|key| key.strip_suffix("-24")?.parse().ok());
+        let first = first.with_context(|| format!("{key} is no key of a lease"))?;
+        let lease: Value = serde_json::from_str(value)?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if own != first {
+            let public = text(&lease["PublicIP"]).parse()?;
+            entries.push((first, public, text(&lease["BackendData"]["VtepMAC"])));
         }
     }
-    ensure!(wanted.len() >= usize::from(TWENTY.peers), "etcd has {} leases", wanted.len());
-    let words = |command: &str, word: usize, suffix: &str| -> anyhow::Result<BTreeSet<String>> {
-        let shown = member.show(command)?;
-        let words = shown.lines().filter_map(|line| line.split_whitespace().nth(word));
-        Ok(words.map(|word| format!("{word}{suffix}")).collect())
-    };
-    let routes = words("ip -4 route show dev flannel.1", 0, "")?;
-    let hops = words("ip -4 neigh show dev flannel.1", 0, "/24")?;
-    let entries = words("bridge fdb show dev flannel.1", 2, "")?;
-    let apart = |one: &BTreeSet<String>, other| one.symmetric_difference(other).count();
-    Ok(apart(&wanted, &routes) + apart(&wanted, &hops) + apart(&publics, &entries))
+    ensure!(entries.len() >= usize::from(TWENTY.peers), "etcd has {} leases", entries.len());
+    Ok(entries)
 }

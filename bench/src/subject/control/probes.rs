@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backends::testing::Node;
-use bench::bed::{Cluster, Member, PEER_OBJECTS, SETTLE, config, key};
+use bench::bed::{Cluster, Member, SETTLE, config, key};
 use bench::figure::Limit;
+use bench::peer::{PEER_OBJECTS, lease, mac as mac_of};
 use bench::process::resident_mib;
-use serde_json::{Value, json};
+use serde_json::Value;
 use subnet::Family;
 
 use crate::Stage;
@@ -65,7 +66,7 @@ fn peers(cluster: &Cluster, member: &Member) -> anyhow::Result<Vec<Node>> {
         let node = cluster.fabric.node()?;
         let subnet = format!("10.244.{}.0", 100 + number);
         ensure!(subnet != network.to_string(), "the agent has a subnet that a peer is to have");
-        let vtep = format!("02:00:00:00:01:{number:02x}");
+        let vtep = mac_of(number as u32);
         node.namespace().ip(&format!(
             "link add flannel.1 address {vtep} mtu 1450 type vxlan id 1 dstport 8472 local {} nolearning\n\
              addr add {subnet}/32 dev flannel.1\n\
@@ -75,12 +76,7 @@ fn peers(cluster: &Cluster, member: &Member) -> anyhow::Result<Vec<Node>> {
             node.address()
         ))?;
         node.namespace().show(&format!("bridge fdb append {mac} dev flannel.1 dst {public}"))?;
-        let value = json!({
-            "PublicIP": node.address(),
-            "BackendType": "vxlan",
-            "BackendData": {"VNI": 1, "VtepMAC": vtep},
-        });
-        leases.push((key(format!("{subnet}/24").parse()?), value.to_string()));
+        leases.push((key(format!("{subnet}/24").parse()?), lease(node.address(), vtep)));
         nodes.push(node);
     }
     cluster.write(&leases)?;

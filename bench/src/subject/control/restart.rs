@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use backends::testing::Signal;
-use bench::bed::{PEER_OBJECTS, Pair, TIMEOUT, lease};
+use bench::bed::{Pair, TIMEOUT};
 use bench::figure::{Limit, Row, ms};
 use bench::monitor::Monitor;
+use bench::peer::{PEER_OBJECTS, lease, mac};
 
 use super::heal::INTERVAL;
 use crate::Stage;
@@ -79,7 +80,7 @@ fn restart(pair: &mut Pair, signal: Signal) -> anyhow::Result<()> {
 pub(crate) fn bad_keys(stage: &Stage) -> anyhow::Result<()> {
     stage.measure("bad-keys", ROWS, u32::MAX, |_| {
         let cluster = stage.cluster("vxlan")?;
-        let foreign = |last: u8| lease(Ipv4Addr::new(172, 31, 0, last), last.into());
+        let foreign = |last: u8| lease(Ipv4Addr::new(172, 31, 0, last), mac(last.into()));
         watched(stage, &mut cluster.pair()?, |pair| {
             for (key, value) in [
                 ("hello", foreign(90)),
@@ -121,7 +122,7 @@ pub(crate) fn stale(stage: &Stage) -> anyhow::Result<()> {
     let first = if member.subnet()?.to_string().starts_with("10.244.2") { 100 } else { 200 };
     let peer = |number: u8| {
         let public = Ipv4Addr::new(172, 31, 0, 100 + number);
-        (format!("10.244.{}.0-24", first + number), lease(public, number.into()))
+        (format!("10.244.{}.0-24", first + number), lease(public, mac(number.into())))
     };
     let leases: Vec<(String, String)> = (1..=LEAVING).map(peer).collect();
     let row = ("stale routes, neighbours, FDB entries", "", Limit::Each(0.0));

@@ -1,12 +1,12 @@
 //! Agents starting in a cluster of two and of thousands of nodes, at rest in it, and scraped.
 
 use std::fs;
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bench::bed::{Cluster, SETTLE, TIMEOUT, lease, mac, time_to_peers};
+use bench::bed::{Cluster, SETTLE, TIMEOUT};
 use bench::figure::{Limit, ms};
+use bench::peer::{Peer, time_to_peers};
 use bench::process::{cpu_time, resident_mib};
 
 use crate::Stage;
@@ -122,24 +122,8 @@ pub(super) fn cluster(
     stage.progress.step(&format!("{name}: writing {peers} leases into a fresh etcd"))?;
     let config = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
     let cluster = Cluster::new(stage.flanneld(), config, flags)?;
-    cluster.write(&(0..peers).map(peer).collect::<Vec<_>>())?;
+    cluster.write(&(0..peers).map(|number| Peer::new(number).lease()).collect::<Vec<_>>())?;
     Ok(cluster)
-}
-
-/// The first address of the peer's subnet.
-fn first(number: u16) -> Ipv4Addr {
-    let [high, low] = number.to_be_bytes();
-    Ipv4Addr::new(10, 1 + high, low, 0)
-}
-
-/// The key and the lease of the peer with this number; all differ in subnet, address and MAC.
-pub(super) fn peer(number: u16) -> (String, String) {
-    (format!("{}-24", first(number)), lease(public(number), number))
-}
-
-/// The address of the peer with this number.
-pub(super) fn public(number: u16) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 20, 0, 1)) + u32::from(number))
 }
 
 /// The time that `ip` and `bridge` need to make the same objects on a node without an agent.
@@ -152,13 +136,12 @@ fn bare_kernel(cluster: &Cluster, peers: u16) -> anyhow::Result<Duration> {
          link set flannel.1 up"
     ))?;
     let (mut ip, mut bridge) = (String::new(), String::new());
-    for number in 0..peers {
-        let (subnet, mac) = (first(number), mac(number));
+    for (subnet, public, mac) in (0..peers).map(|number| Peer::new(number).entry()) {
         let id = 0x460a_0000 + (u32::from(subnet) >> 8 & 0xffff);
         ip += &format!("neigh add {subnet} lladdr {mac} dev flannel.1 nud permanent\n");
         ip += &format!("nexthop add id {id} via {subnet} dev flannel.1 onlink proto 70\n");
         ip += &format!("route add {subnet}/24 nhid {id} proto 70\n");
-        bridge += &format!("fdb add {mac} dev flannel.1 dst {} self permanent\n", public(number));
+        bridge += &format!("fdb add {mac} dev flannel.1 dst {public} self permanent\n");
     }
     let start = Instant::now();
     for (program, batch) in [("bridge", bridge), ("ip", ip)] {

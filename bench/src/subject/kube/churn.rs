@@ -8,9 +8,11 @@ use anyhow::Context;
 use backends::testing::Numbers;
 use bench::bed::{Member, SETTLE, TIMEOUT};
 use bench::figure::{Limit, Row, ms};
+use bench::peer::{Peer, differences, ensure_equal};
 use bench::process::{cpu_time, resident_mib};
+use subnet::testing::ApiServer;
 
-use super::bed::{Cluster, Peer, differences, ensure_equal};
+use super::cluster;
 use crate::Stage;
 
 const PEERS: u16 = 20_000;
@@ -21,7 +23,8 @@ const MAX_ROUNDS: u32 = 3;
 /// Measures what is wrong in the kernel after that, and memory.
 pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
     stage.progress.step(&format!("churn-20000: making {PEERS} nodes"))?;
-    let cluster = Cluster::new(stage)?;
+    let cluster = cluster(stage)?;
+    let api = cluster.api()?;
     let mut crowd = Crowd::new();
     let rows: [Row<'_>; 6] = [
         ("exec to the subnet file", "ms", Limit::None),
@@ -32,14 +35,14 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
         (&format!("CPU for {STEPS} things that happen"), "s", Limit::None),
     ];
     stage.measure("churn-20000", rows, MAX_ROUNDS, |_| {
-        crowd.complete(&cluster);
+        crowd.complete(api);
         let mut member = cluster.start()?;
         let pid = member.pid();
         let start = member.time_to_subnet_file()?;
         stage.progress.pause(SETTLE)?;
         ensure_equal(&member, crowd.peers())?;
         let (before, used) = (resident_mib(pid)?, cpu_time(pid)?);
-        let happened = crowd.stir(stage, &cluster)?;
+        let happened = crowd.stir(stage, api)?;
         stage.progress.step(&format!("churn-20000: {happened:?}"))?;
         let (settled, wrong) = settle(&member, &crowd, Instant::now())?;
         stage.progress.pause(SETTLE)?;
@@ -53,7 +56,7 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
 /// When the kernel had what the server has, or how much is wrong after a minute.
 fn settle(member: &Member, crowd: &Crowd, end: Instant) -> anyhow::Result<(Duration, usize)> {
     loop {
-        let wrong = differences(member, crowd.peers())?;
+        let wrong = differences(member, crowd.peers().map(Peer::entry))?;
         let elapsed = end.elapsed();
         if wrong.is_empty() || elapsed > TIMEOUT / 2 {
             wrong.iter().take(10).for_each(|line| eprintln!("          wrong: {line}"));
@@ -88,19 +91,19 @@ impl Crowd {
     }
 
     /// Lets all come that are not there: at first, and those who left.
-    fn complete(&mut self, cluster: &Cluster) {
+    fn complete(&mut self, api: &ApiServer) {
         for number in 0..PEERS {
             if !self.peers.contains_key(&number) {
-                self.add(cluster, number);
+                self.add(api, number);
             }
         }
     }
 
     /// The name and the subnet may have been there before, but this is another machine.
-    fn add(&mut self, cluster: &Cluster, number: u16) {
+    fn add(&mut self, api: &ApiServer, number: u16) {
         let peer = Peer { number, address: self.unused, mac: self.unused };
         self.unused += 1;
-        cluster.api.put_node(peer.large());
+        api.put_node(peer.large());
         self.peers.insert(number, peer);
     }
 
@@ -109,8 +112,8 @@ impl Crowd {
     }
 
     /// Lets things happen, about a thousand a second, half of them heartbeats.
-    fn stir(&mut self, stage: &Stage, cluster: &Cluster) -> anyhow::Result<Happened> {
-        let (api, mut happened) = (&cluster.api, Happened::default());
+    fn stir(&mut self, stage: &Stage, api: &ApiServer) -> anyhow::Result<Happened> {
+        let mut happened = Happened::default();
         for step in 0..STEPS {
             if step % 1000 == 0 {
                 stage.progress.check()?;
@@ -124,7 +127,7 @@ impl Crowd {
                     happened.removed += 1;
                 }
                 (0..=7, None) => {
-                    self.add(cluster, number);
+                    self.add(api, number);
                     happened.added += 1;
                 }
                 (2..=7, Some(mut peer)) => {

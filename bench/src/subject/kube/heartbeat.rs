@@ -4,13 +4,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use bench::bed::{Member, SETTLE, TIMEOUT};
+use bench::bed::{Member, SETTLE};
 use bench::figure::{Limit, Row, median, ms};
 use bench::monitor::Monitor;
+use bench::peer::{Peer, ensure_equal};
 use bench::process::{cpu_time, resident_mib};
+use subnet::testing::ApiServer;
 
-use super::bed::{Cluster, Peer, ensure_equal, eth0};
 use super::start::PEERS;
+use super::{cluster, eth0};
 use crate::Stage;
 
 /// Heartbeats in a round, and the time between two of them: many more than in a cluster of this size.
@@ -38,11 +40,11 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
 fn beats(stage: &Stage, kind: &str, limits: [Limit; 3], whole: bool) -> anyhow::Result<()> {
     let title = format!("heartbeat: {kind}");
     stage.progress.step(&format!("{title}: making {PEERS} nodes"))?;
-    let cluster = Cluster::new(stage)?;
-    cluster.api.behave(|behaviour| behaviour.whole_objects = whole);
-    (0..PEERS).for_each(|number| cluster.api.put_node(Peer::new(number).large()));
-    let mut member = cluster.start()?;
-    member.agent.wait_ready(TIMEOUT)?;
+    let cluster = cluster(stage)?;
+    let api = cluster.api()?;
+    api.behave(|behaviour| behaviour.whole_objects = whole);
+    (0..PEERS).for_each(|number| api.put_node(Peer::new(number).large()));
+    let mut member = cluster.join()?;
     // The witnesses of changes want a bridge.
     member.node.namespace().ip("link add cni0 type bridge\nlink set cni0 up")?;
     stage.progress.pause(SETTLE)?;
@@ -57,7 +59,7 @@ fn beats(stage: &Stage, kind: &str, limits: [Limit; 3], whole: bool) -> anyhow::
     ];
     stage.measure(&title, rows, MAX_ROUNDS, |_| {
         let monitor = Monitor::start(&member.node)?;
-        let mut round = |beats, apart| round_of(stage, &cluster, &mut member, whole, (beats, apart));
+        let mut round = |beats, apart| round_of(stage, api, &mut member, whole, (beats, apart));
         let fast = round(BEATS, APART)?;
         let (slower, slow) = (round(BEATS_OF_20000, APART_OF_20000)?, round(BEATS_OF_5000, APART_OF_5000)?);
         let changes = monitor.finish(&member.node)?;
@@ -81,13 +83,13 @@ struct Cost {
 /// Sends heartbeats, and makes sure that the agent has received them.
 fn round_of(
     stage: &Stage,
-    cluster: &Cluster,
+    api: &ApiServer,
     member: &mut Member,
     whole: bool,
     (beats, apart): (u32, Duration),
 ) -> anyhow::Result<Cost> {
     let name = |beat: u32| Peer::new((beat % u32::from(PEERS)) as u16).name();
-    let object = cluster.api.node(&name(0)).unwrap_or_default();
+    let object = api.node(&name(0)).unwrap_or_default();
     let least = if whole { object.to_string().len() } else { object["metadata"].to_string().len() };
     let pid = member.pid();
     let (used, before, start) = (cpu_time(pid)?, eth0(member)?, Instant::now());
@@ -99,7 +101,7 @@ fn round_of(
             parts.push(ms(now.saturating_sub(begun)) / f64::from(PART));
             begun = now;
         }
-        cluster.api.heartbeat(&name(beat));
+        api.heartbeat(&name(beat));
         thread::sleep((start + apart * (beat + 1)).saturating_duration_since(Instant::now()));
     }
     stage.progress.pause(Duration::from_secs(1))?;
@@ -113,7 +115,7 @@ fn round_of(
     ensure!(
         received >= expected,
         "only {received} bytes of at least {expected} have arrived; {} watches; the log:\n{}",
-        cluster.api.watching(),
+        api.watching(),
         member.agent.log()
     );
     let beats = f64::from(beats);

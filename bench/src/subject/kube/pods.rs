@@ -10,7 +10,7 @@ use backends::testing::{Namespace, Node};
 use bench::figure::{Limit, Row, ms};
 use serde_json::{Value, json};
 
-use super::bed::Cluster;
+use super::cluster;
 use crate::Stage;
 use crate::plugin::{DELEGATES, Plugin, flannel_config};
 
@@ -19,7 +19,7 @@ const PODS: usize = 10;
 
 /// Starts an agent on a new node round after round, while pods wait there.
 pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
-    let cluster = Cluster::new(stage)?;
+    let cluster = cluster(stage)?;
     let rows: [Row<'_>; 3] = [
         (&format!("of {PODS} that wait, first ADDs that fail"), "", Limit::Each(0.0)),
         ("exec to the CNI configuration", "ms", Limit::None),
@@ -32,7 +32,7 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
         fs::write(&source, configuration(&node).to_string())?;
         let pods = (0..PODS).map(|_| Namespace::new()).collect::<anyhow::Result<Vec<_>>>()?;
         let flag = format!("--cni-conf={}:{}", source.display(), conflist.display());
-        let member = cluster.start_on(node, &[flag])?;
+        let member = cluster.start_with(node, &[&flag])?;
         let written = member.time_until("CNI configuration", || conflist.exists())?;
         let list = serde_json::from_str(&fs::read_to_string(&conflist)?).context("it is not JSON")?;
         let (list, programs): (&Value, &Path) = (&list, &stage.programs);

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use backends::testing::Namespace;
-use bench::bed::{Member, TIMEOUT};
-use bench::figure::{Limit, Row, median, ms};
+use bench::bed::{Cluster, Member, TIMEOUT};
+use bench::figure::{Limit, Row, median, ms, percentile_99};
 use serde_json::json;
+use subnet::testing::ApiServer;
 
-use super::bed::Cluster;
+use super::cluster;
 use crate::Stage;
 use crate::plugin::{Plugin, flannel_config};
 
@@ -25,10 +26,11 @@ const ROWS: [Row<'_>; 5] = [
 /// Adds pods in turns on a node with policies and on one without; each pod is isolated in both directions. Their namespaces are made before
 /// and removed after, because the kernel removes one under locks that an ADD waits for.
 pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
-    let cluster = Cluster::new(stage)?;
-    cluster.api.put_namespace("bench", &[]);
+    let cluster = cluster(stage)?;
+    let api = cluster.api()?;
+    api.put_namespace("bench", &[]);
     let pods_of_namespace = json!([{"podSelector": {}}]);
-    cluster.api.put_policy(
+    api.put_policy(
         "bench",
         "new",
         json!({
@@ -42,7 +44,7 @@ pub(crate) fn measure(stage: &Stage) -> anyhow::Result<()> {
         let nodes = [Side::new(stage, &cluster, "on")?, Side::new(stage, &cluster, "off")?];
         let names: Vec<String> = (0..PODS).map(|number| format!("new-{round}-{number}")).collect();
         for side in &nodes {
-            names.iter().for_each(|name| side.announce(&cluster, name));
+            names.iter().for_each(|name| side.announce(api, name));
         }
         // A runtime adds a pod some time after the API server has told of it.
         stage.progress.pause(Duration::from_secs(1))?;
@@ -79,8 +81,8 @@ struct Side {
 impl Side {
     fn new(stage: &Stage, cluster: &Cluster, policies: &str) -> anyhow::Result<Self> {
         // As the manifest has it: without --ip-masq the plugin asks Go's bridge for masquerading.
-        let flags = ["--ip-masq".to_owned(), format!("--network-policy={policies}")];
-        let mut member = cluster.start_on(cluster.node()?, &flags)?;
+        let flags = ["--ip-masq", &format!("--network-policy={policies}")];
+        let mut member = cluster.start_with(cluster.node()?, &flags)?;
         member.agent.wait_ready(TIMEOUT)?;
         let mut config = flannel_config(&member.node.subnet_file(), member.node.dir());
         config["name"] = "cbr0".into();
@@ -94,9 +96,9 @@ impl Side {
         format!("{name}-{}", self.member.node.name())
     }
 
-    fn announce(&self, cluster: &Cluster, name: &str) {
+    fn announce(&self, api: &ApiServer, name: &str) {
         let name = self.pod(name);
-        cluster.api.put_pod_object(json!({
+        api.put_pod_object(json!({
             "metadata": {"namespace": "bench", "name": name, "uid": name, "labels": {"app": "new"}},
             "spec": {"nodeName": self.member.node.name(), "containers": [{"name": "c"}]},
             "status": {"phase": "Pending"},
@@ -108,11 +110,4 @@ impl Side {
         let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={name};K8S_POD_UID={name}");
         self.member.node.namespace().run(|| self.plugin.call_with(verb, &name, pod, &args)).map(drop)
     }
-}
-
-/// The least time that 99 of 100 don't exceed (nearest rank).
-fn percentile_99(times: &[f64]) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[(sorted.len() * 99).div_ceil(100).saturating_sub(1)]
 }

@@ -4,12 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
-use bench::bed::{SETTLE, TIMEOUT, time_to_peers};
+use bench::bed::{SETTLE, TIMEOUT};
 use bench::figure::{Limit, ms};
+use bench::peer::{Peer, ensure_equal, time_to_peers};
 use bench::process::{cpu_time, resident_mib};
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Peer, ensure_equal, eth0};
+use super::{cluster, eth0};
 use crate::Stage;
 
 pub(crate) const PEERS: u16 = 5000;
@@ -26,9 +27,8 @@ pub(crate) fn size(stage: &Stage) -> anyhow::Result<()> {
 
 /// Measures the time until a new node is ready, and memory.
 pub(crate) fn two(stage: &Stage) -> anyhow::Result<()> {
-    let cluster = Cluster::new(stage)?;
-    let mut peer = cluster.start()?;
-    peer.agent.wait_ready(TIMEOUT)?;
+    let cluster = cluster(stage)?;
+    let _peer = cluster.join()?;
     let rows = [
         ("exec to /readyz 200", "ms", Limit::Median(300.0)),
         ("VmRSS 10 s later", "MiB", Limit::Median(12.0)),
@@ -45,13 +45,12 @@ pub(crate) fn two(stage: &Stage) -> anyhow::Result<()> {
 
 /// Measures an agent at rest, beside one other node, with all that an operator can switch on.
 pub(crate) fn idle(stage: &Stage) -> anyhow::Result<()> {
-    let cluster = Cluster::new(stage)?;
-    cluster.api.put_namespace("bench", &[]);
-    cluster.api.put_policy("bench", "closed", json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
-    let mut peer = cluster.start()?;
-    peer.agent.wait_ready(TIMEOUT)?;
-    let flags = ["--ip-masq", "--network-policy=on", "--fast-path=on", "--peer-counters"].map(str::to_owned);
-    let mut member = cluster.start_on(cluster.node()?, &flags)?;
+    let cluster = cluster(stage)?;
+    cluster.api()?.put_namespace("bench", &[]);
+    cluster.api()?.put_policy("bench", "closed", json!({"podSelector": {}, "policyTypes": ["Ingress"]}));
+    let _peer = cluster.join()?;
+    let flags = ["--ip-masq", "--network-policy=on", "--fast-path=on", "--peer-counters"];
+    let mut member = cluster.start_with(cluster.node()?, &flags)?;
     member.agent.wait_ready(TIMEOUT)?;
     let rows = [
         ("CPU over 60 s with policies, fast path and peer counters", "%", Limit::Median(0.05)),
@@ -84,8 +83,9 @@ fn whole(
 ) -> anyhow::Result<()> {
     let title = format!("start-{peers}: {kind}");
     stage.progress.step(&format!("{title}: making {peers} nodes"))?;
-    let cluster = Cluster::new(stage)?;
-    (0..peers).for_each(|number| cluster.api.put_node(object(Peer::new(number))));
+    let cluster = cluster(stage)?;
+    let api = cluster.api()?;
+    (0..peers).for_each(|number| api.put_node(object(Peer::new(number))));
     let rows = [
         ("exec to all in place", "ms", limits[0]),
         ("CPU until then", "ms", limits[1]),

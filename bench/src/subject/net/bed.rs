@@ -18,6 +18,7 @@ use subnet::Family;
 
 use super::Job;
 use super::plan::Place;
+use crate::Stage;
 
 /// How long anything may take before it is given up.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
@@ -112,12 +113,12 @@ pub(crate) struct Side {
 
 impl Pair {
     /// A pair whose ends reach each other.
-    pub(crate) fn new(way: PacketPath, job: &Job) -> anyhow::Result<Self> {
+    pub(crate) fn new(way: PacketPath, stage: &Stage, job: &Job) -> anyhow::Result<Self> {
         let (config, args) = (way.config(job), ["--iface=eth0"]);
         let cluster = match way {
             // Go flannel has no store in a directory.
             PacketPath::GoUdp => Cluster::new(job.go.clone().context("no Go flanneld")?, &config, &args)?,
-            _ => Cluster::in_files(job.programs.join("flanneld"), &config, &args)?,
+            _ => Cluster::in_files(stage.flanneld(), &config, &args)?,
         };
         let [near, far] = [cluster.fabric.node()?, cluster.fabric.node()?];
         connect(&near, &far, way, job.mtu)?;
@@ -128,8 +129,8 @@ impl Pair {
         if way == PacketPath::GoUdp {
             cluster.fabric.switch().ip("route add 172.31.1.0/24 dev br0")?;
         }
-        let mut near = Side::start(&cluster, near, way, job)?;
-        let mut far = Side::start(&cluster, far, way, job)?;
+        let mut near = Side::start(&cluster, near, way, stage)?;
+        let mut far = Side::start(&cluster, far, way, stage)?;
         if way == PacketPath::WireguardGo {
             wireguard_go(&mut near, &mut far, job)?;
         }
@@ -188,7 +189,7 @@ impl Side {
     }
 
     /// An agent that is ready, and two pods.
-    fn start(cluster: &Cluster, node: Node, way: PacketPath, job: &Job) -> anyhow::Result<Self> {
+    fn start(cluster: &Cluster, node: Node, way: PacketPath, stage: &Stage) -> anyhow::Result<Self> {
         let mut member = cluster.start_on(node)?;
         if way == PacketPath::GoUdp {
             // Go flannel has no `/readyz`.
@@ -197,11 +198,11 @@ impl Side {
             member.agent.wait_ready(TIMEOUT)?;
         }
         let subnet = member.subnet()?;
-        let plugin = job.programs.join("flannel");
+        let plugin = stage.plugin();
         let pods = [Pod::cni(&member.node, &plugin)?, Pod::cni(&member.node, &plugin)?].into();
         // The bridge of the pods has the first address of the subnet, and so the node has.
         // With IPv6, the address of the network is one of the hosts'.
-        let first = usize::from(job.family == Family::V6);
+        let first = usize::from(Family::of(subnet.addr()) == Family::V6);
         let own = subnet.hosts().nth(first).context("a subnet without room")?;
         let held = member.show("ip -o addr show dev cni0")?;
         let expected = IpNet::new(own, subnet.prefix_len())?.to_string();

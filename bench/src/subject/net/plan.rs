@@ -68,19 +68,14 @@ impl Step {
     fn time(self, seconds: u32) -> Duration {
         /// To start programs, connect, and end.
         const AROUND: Duration = Duration::from_millis(300);
-        let whole = if self.subject == Subject::Soak {
-            Duration::from_secs(120)
-        } else {
-            Duration::from_secs(seconds.into())
-        };
-        AROUND + if self.subject.is_trip() { whole * 3 / 5 } else { whole }
-    }
-}
-
-impl Subject {
-    /// Whether it is a round trip, for which less time gives enough of them.
-    pub(crate) fn is_trip(self) -> bool {
-        matches!(self, Self::Idle | Self::Awake | Self::Light | Self::Loaded)
+        let whole = Duration::from_secs(seconds.into());
+        AROUND
+            + match self.subject {
+                Subject::Soak => Duration::from_secs(120),
+                // Less time gives enough round trips.
+                Subject::Idle | Subject::Awake | Subject::Light | Subject::Loaded => whole * 3 / 5,
+                _ => whole,
+            }
     }
 }
 
@@ -109,8 +104,9 @@ impl fmt::Display for Step {
 }
 
 /// The measurements of one round, in their order.
-pub(crate) fn steps(quick: bool, only: &[Subject], place: Option<Place>) -> Vec<Step> {
+pub(crate) fn steps(quick: bool, only: &[String], place: Option<Place>) -> Vec<Step> {
     use Subject::{Awake, Duplex, Idle, Initiations, Light, PeerInitiations, Soak, Tcp1, Tcp4, Udp64};
+    let only: Vec<Subject> = only.iter().filter_map(|name| Subject::from_str(name, false).ok()).collect();
     let wanted = |step: &Step| {
         let usual = match (quick, step.place) {
             _ if !only.is_empty() => only.contains(&step.subject),
@@ -134,10 +130,10 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn start(job: &Job, pairs: &[Pair]) -> Self {
+    pub(crate) fn start(job: &Job, rounds: u32, pairs: &[Pair]) -> Self {
         let suiting = |step: &Step| pairs.iter().filter(|pair| step.suits(pair.way)).count();
         let each = job.steps.iter().map(|step| step.time(job.seconds) * suiting(step) as u32);
-        let all = each.sum::<Duration>() * job.rounds;
+        let all = each.sum::<Duration>() * rounds;
         Self { start: Instant::now(), seconds: job.seconds, done: Duration::ZERO, all }
     }
 
@@ -162,10 +158,10 @@ mod tests {
         let all = steps(false, &[], None);
         assert_eq!(all.len(), 15);
         assert_eq!(all.iter().filter(|step| step.suits(PacketPath::Bare)).count(), 5);
-        assert_eq!(steps(false, &[Subject::Tcp1], None).len(), 2);
-        assert_eq!(steps(false, &[Subject::Wire], Some(Place::Host)), []);
+        assert_eq!(steps(false, &["tcp1".to_owned()], None).len(), 2);
+        assert_eq!(steps(false, &["wire".to_owned()], Some(Place::Host)), []);
         assert!(steps(true, &[], None).len() < all.len());
-        assert_eq!(steps(true, &[Subject::Fair], None).len(), 1, "what is named is done");
+        assert_eq!(steps(true, &["fair".to_owned()], None).len(), 1, "what is named is done");
     }
 
     #[test]
