@@ -70,14 +70,14 @@ bench-live: ## Measures changes without a restart: backend, IPv6 added, MTU, add
 	$(SUDO) $(PROGRAMS)/bench live $(ARGS)
 
 bench-policy: ## Measures network policies: from nothing, one pod's arrival, nothing changed, memory (root; ARGS="--rounds 9")
-	cargo build --locked --release -p bench --bin policy
-	$(SUDO) $(PROGRAMS:debug=release)/policy $(ARGS)
+	cargo build --locked --release -p bench --bin bench
+	$(SUDO) $(PROGRAMS:debug=release)/bench policy $(ARGS)
 
 fuzz-policy: ## Compares a million random packets through compiled policies with the evaluator (ARGS="--seed N")
-	cargo build --locked --release -p bench --bin policy
-	$(PROGRAMS:debug=release)/policy --pairs 1000000 $(ARGS)
+	cargo build --locked --release -p bench --bin fuzz
+	$(PROGRAMS:debug=release)/fuzz --policies --cases 1667 $(ARGS)
 
-fuzz: ## Compares the udp datapath with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
+fuzz: ## Compares the udp datapath, WireGuard and policies with slow models over random packets (ARGS="--seconds 600", --seed N --cases 1)
 	cargo run -p bench --bin fuzz -- $(ARGS)
 
 test: root deps build ## Runs all tests (root)

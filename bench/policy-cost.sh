@@ -1,6 +1,6 @@
 #!/bin/bash
 # Measures what network policies cost the traffic of a pod that they isolate, as ratios within one run. Needs root, nft, rustc,
-# python3, iperf3 and the program `policy` (`make bench-policy` builds it).
+# python3, iperf3 and the program `bench` (`make bench-policy` builds it).
 #
 #   bench/policy-cost.sh PROGRAM [ROUNDS [TCP_ROUNDS]]
 #
@@ -12,7 +12,7 @@
 # iperf3 sends one TCP stream for a second through each in turn, TCP_ROUNDS times.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-policy=$(realpath "${1:?the program policy, such as target/release/policy}")
+bench=$(realpath "${1:?the program bench, such as target/release/bench}")
 work=$(mktemp -d)
 me=$$
 variants="none ten thousand none2"
@@ -46,8 +46,8 @@ table ip flannel-ipv4 {
 }
 NFT
     case $v in
-        ten) ip netns exec $node "$policy" --apply 10 ;;
-        thousand) ip netns exec $node "$policy" --apply 1000 ;;
+        ten) ip netns exec $node "$bench" policy --apply 10 ;;
+        thousand) ip netns exec $node "$bench" policy --apply 1000 ;;
     esac
     # A socket that nobody reads from: what doesn't fit ends there.
     ip netns exec $pod python3 -c 'import socket,time; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(("",9)); time.sleep(3600)' &

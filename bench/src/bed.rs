@@ -15,8 +15,6 @@ use subnet::Family;
 use subnet::testing::{ApiServer, fattened, node};
 use tempfile::TempDir;
 
-use crate::peer::IMAGES;
-
 /// How long anything may take before a measurement is given up.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 /// Memory counts once the agent had this long to settle.
@@ -24,6 +22,8 @@ pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// Where agents keep their leases.
 const SUBNETS: &str = "/coreos.com/network/subnets";
+/// Images in the status of a large node of Kubernetes: 10 KB.
+pub const IMAGES: usize = 40;
 /// Where the network configuration is in a directory.
 const FILE: &str = "config.json";
 /// Operations in one transaction; etcd's own limit is 128.

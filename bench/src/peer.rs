@@ -10,10 +10,7 @@ use backends::testing::Member;
 use serde_json::{Value, json};
 use subnet::testing::{announced, fattened, node};
 
-use crate::bed::TIMEOUT;
-
-/// Images in the status of a large node: 10 KB.
-pub const IMAGES: usize = 40;
+use crate::bed::{IMAGES, TIMEOUT};
 
 /// Shows routes, neighbours and FDB entries of a VXLAN device.
 pub const PEER_OBJECTS: [&str; 3] =
