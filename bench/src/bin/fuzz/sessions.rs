@@ -38,8 +38,25 @@ struct Bed {
 }
 
 /// Where each node is.
-fn at(node: usize) -> SocketAddr {
+pub(crate) fn at(node: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, node as u8 + 1], 51_820))
+}
+
+/// Two devices with these keys that are each other's only peer, and want a session.
+pub(crate) fn devices(keys: &[Arc<Identity>; 2], now: Now, out: &mut Vec<Outgoing>) -> [Device; 2] {
+    [0, 1].map(|me: usize| {
+        let peer = PeerSettings {
+            key: *keys[1 - me].public(),
+            endpoint: at(1 - me),
+            allowed: Vec::new(),
+            opening: Opening::Either,
+        };
+        let identity = Arc::clone(&keys[me]);
+        let settings = Settings { identity, psk: None, keepalive: 1, peers: vec![peer] };
+        let device = Device::new(Arc::clone(&keys[me]), 1420);
+        device.configure(&settings, 1420, now, out);
+        device
+    })
 }
 
 /// The session whose number a handshake message names as its sender's.
@@ -53,19 +70,7 @@ impl Bed {
         let keys = [(); 2].map(|()| Arc::new(Identity::generate().expect("32 bytes are a key")));
         let mut now = Now { ms: 10_000, unix: Duration::from_secs(1_700_000_000) };
         let mut out: Vec<Outgoing> = Vec::new();
-        let devices = [0, 1].map(|me: usize| {
-            let peer = PeerSettings {
-                key: *keys[1 - me].public(),
-                endpoint: at(1 - me),
-                allowed: Vec::new(),
-                opening: Opening::Either,
-            };
-            let settings =
-                Settings { identity: Arc::clone(&keys[me]), psk: None, keepalive: 1, peers: vec![peer] };
-            let device = Device::new(Arc::clone(&keys[me]), 1420);
-            device.configure(&settings, 1420, now, &mut out);
-            device
-        });
+        let devices = devices(&keys, now, &mut out);
         now.ms += 2_000;
         devices[0].tick(now, &mut out);
         let mut take = || out.pop().expect("something is to be sent").bytes;

@@ -225,6 +225,8 @@ impl Side {
 /// A wire between the nodes in place of the switch, which would cost something of its own.
 fn connect(near: &Node, far: &Node, way: PacketPath, mtu: u32) -> anyhow::Result<()> {
     for node in [near, far] {
+        // Its port on the switch is not to be waited for.
+        node.unplug()?;
         if way == PacketPath::GoUdp {
             // Its agents still need etcd, which is on the switch.
             node.namespace().ip("link set eth0 down\nlink set eth0 name mgmt\naddr flush dev mgmt")?;
@@ -243,6 +245,7 @@ fn connect(near: &Node, far: &Node, way: PacketPath, mtu: u32) -> anyhow::Result
             node.namespace().ip(&format!(
                 "addr add {own}/32 dev mgmt\nlink set mgmt up\nroute add 172.31.0.254 dev mgmt src {own}"
             ))?;
+            node.plug()?;
         }
     }
     Ok(())
