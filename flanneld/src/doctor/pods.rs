@@ -198,7 +198,7 @@ fn pool(seen: &Observation, findings: &mut Vec<Finding>) {
     }
 }
 
-/// How full a pool is. Nobody counts the addresses of a /64.
+/// How full a pool is. The addresses of a /64 are too many to be counted.
 fn filled(used: u64, size: u64) -> String {
     if size > u64::from(u32::MAX) { format!("{used} taken") } else { format!("{used} of {size} taken") }
 }

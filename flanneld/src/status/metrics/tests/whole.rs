@@ -157,7 +157,7 @@ fn every_metric_is_there_and_within_its_bound() {
     for (name, bound) in BOUNDS {
         assert!(found[name] <= *bound, "{name}: {} series", found[name]);
     }
-    // Whatever a cluster is like, it has no more than this, and each of few peers seven.
+    // No cluster has more than this, and each of few peers has seven.
     let of_peers = |name: &str| name.starts_with("flannel_peer_");
     let fixed: usize = BOUNDS.iter().filter(|(name, _)| !of_peers(name)).map(|(_, bound)| bound).sum();
     assert!(fixed <= 410, "{fixed}");
