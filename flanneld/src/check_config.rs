@@ -55,7 +55,7 @@ pub(crate) fn run(options: &CheckConfigOptions) -> anyhow::Result<()> {
         }
         (Err(_), false) => String::new(),
     };
-    io::stdout().write_all(text.as_bytes())?;
+    crate::output::stdout().write_all(text.as_bytes())?;
     checked.map(drop).map_err(|why| anyhow::anyhow!("{shown}: {why}"))
 }
 

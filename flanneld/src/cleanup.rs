@@ -104,7 +104,7 @@ fn preview(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> 
             Err(error) => unseen.push(format!("{} ({error})", file.display())),
         }
     }
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     for object in &found {
         writeln!(out, "would remove: {object}")?;
     }
@@ -125,7 +125,7 @@ fn preview(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> 
 fn remove(extent: &Extent, saved: Option<&Saved>, options: &CleanupOptions) -> anyhow::Result<()> {
     let mut kernel = Netlink::open()?;
     let scope = extent.scope(&mut kernel, saved)?;
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     let report = converge(&mut kernel, &KernelState::default(), &scope)?;
     let mut failures: Vec<String> = report.failed.iter().map(ToString::to_string).collect();
     let (rules, obstacles) = remove_rules(&known(&scope));

@@ -55,7 +55,7 @@ pub(crate) fn run(options: &ConnectivityOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let begun = std::time::Instant::now();
     let outcomes = runtime.block_on(test(peers, options))?;
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     match options.json {
         true => writeln!(out, "{}", outcome::json(&outcomes, begun.elapsed())?)?,
         false => out.write_all(outcome::table(&outcomes, begun.elapsed()).as_bytes())?,

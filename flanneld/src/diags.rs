@@ -96,7 +96,7 @@ pub(crate) fn run(options: &DiagsOptions) -> anyhow::Result<()> {
         archive.finish()
     };
     if to_stdout {
-        write(&mut io::stdout().lock())?;
+        write(&mut crate::output::stdout())?;
         return Ok(());
     }
     let shown = file.display();

@@ -152,7 +152,7 @@ fn assignment(name: &str, value: &str) -> anyhow::Result<String> {
 /// Replaces a file in one step; what is no file is written to as it is.
 fn write(options: &DockerOptsOptions, env: &str, text: &str) -> anyhow::Result<()> {
     if options.output == Path::new("-") {
-        return Ok(io::stdout().write_all(text.as_bytes())?);
+        return Ok(crate::output::stdout().write_all(text.as_bytes())?);
     }
     // Through a link, as a shell writes.
     let output = fs::canonicalize(&options.output).unwrap_or_else(|_| options.output.clone());

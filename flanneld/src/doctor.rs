@@ -23,7 +23,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -72,7 +72,7 @@ pub(crate) fn run(options: &DoctorOptions) -> anyhow::Result<()> {
     } else {
         finding::text(&findings, Style::of_stdout())
     };
-    io::stdout().write_all(text.as_bytes())?;
+    crate::output::stdout().write_all(text.as_bytes())?;
     match troubles {
         0 => Ok(()),
         1 => Err(Troubles("1 trouble".to_owned()).into()),

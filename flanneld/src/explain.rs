@@ -4,7 +4,7 @@ mod confined;
 mod holder;
 mod way;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &ExplainOptions) -> anyhow::Result<()> {
         options.destination,
     )?;
     way.policy = policies(options, reading.policy_socket.is_some());
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     match options.json {
         true => writeln!(out, "{}", serde_json::to_string_pretty(&json!({ "schema": 1, "way": way }))?)?,
         false => out.write_all(way.to_string().as_bytes())?,

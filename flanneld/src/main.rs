@@ -20,6 +20,7 @@ mod ipvs;
 mod lent;
 mod lock;
 mod log;
+mod output;
 mod policy;
 mod probe;
 mod serve;
@@ -320,9 +321,10 @@ fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lo
             Err(lock::LockError::Held(holder)) if take_over && former.is_none() => {
                 tracing::info!("{holder} and is asked to hand over");
                 let asked = takeover::successor::ask(subnet_file);
-                former = Some(asked.with_context(|| {
-                    format!("{holder} and --subnet-file={file}, and does not hand over; stop it first")
-                })?);
+                former =
+                    Some(asked.map_err(|error| {
+                        anyhow::anyhow!("{holder} and --subnet-file={file}, and {error}")
+                    })?);
             }
             Err(lock::LockError::Held(holder)) => anyhow::bail!(
                 "{holder} and --subnet-file={file}: stop it first, have this agent --take-over, or give this agent a \

@@ -3,7 +3,7 @@
 mod journey;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn follow(options: &TraceOptions) -> anyhow::Result<()> {
     sweep()?;
     let devices = devices()?;
     let tracer = Tracer::start(&options.flow)?;
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     let Flow { source, destination, transport, port } = options.flow;
     if !options.json {
         let what = transport.map_or_else(|| "any protocol".to_owned(), |transport| transport.to_string());

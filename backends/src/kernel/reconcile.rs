@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
 use crate::state::diff::{conflicts, diff};
 use crate::state::name::Name;
-use crate::state::{Change, KernelState};
+use crate::state::{Change, KernelState, LinkIdentity};
 
 pub use increment::{Settled, converge_since};
 
@@ -27,6 +27,8 @@ pub struct Report {
     /// Whether the kernel was found to be as desired at the end, but for failures, conflicts and what is
     /// held back.
     pub settled: bool,
+    /// Devices of other programs that were deleted, because their names are those of devices that are wanted.
+    pub replaced: Vec<String>,
     /// The kernel as last read: before the changes if the run had only one round.
     pub observed: Observed,
 }
@@ -72,6 +74,7 @@ pub(crate) fn converge_but<K: Kernel>(
             changes.remove(*index);
         }
         let progress = !changes.is_empty();
+        report.replaced.extend(replaced(&changes, desired, &report.observed.state));
         report.applied.append(&mut changes);
         report.failed = causes(failures.into_iter().map(|(_, error)| error).collect());
         if refused > 0 && !progress {
@@ -95,6 +98,22 @@ fn hold_back(changes: &mut Vec<Change>, held: &BTreeSet<String>) {
         .collect();
     changes
         .retain(|change| !is_held(change) && change.device().is_none_or(|device| !devices.contains(&device)));
+}
+
+/// Which devices of other programs were deleted for one of the same name that is wanted, as Go flannel does.
+fn replaced(applied: &[Change], desired: &KernelState, before: &KernelState) -> Vec<String> {
+    let of_another = |change: &Change| {
+        let Change::DelLink(name) = change else { return None };
+        let LinkIdentity::Other(kind) = &before.links.get(name)?.identity else { return None };
+        desired.links.contains_key(name).then(|| {
+            let kind = if kind.is_empty() { "physical" } else { kind };
+            format!(
+                "{name} was a device of the kind {kind} that another program had made: it was deleted, because the backend's \
+                 device has this name; give that program's device another name"
+            )
+        })
+    };
+    applied.iter().filter_map(of_another).collect()
 }
 
 const ENODEV: i32 = 19;

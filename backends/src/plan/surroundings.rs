@@ -259,6 +259,7 @@ mod tests {
             HostLink {
                 index,
                 name,
+                altnames: Vec::new(),
                 mtu: 1500,
                 up: true,
                 carrier: true,

@@ -32,6 +32,8 @@ pub struct HostLink {
     pub index: u32,
     /// Its name.
     pub name: Name,
+    /// Further names (`ip link property add altname`), which may be longer.
+    pub altnames: Vec<String>,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Whether it is set up (`IFF_UP`), with or without carrier.
@@ -133,8 +135,10 @@ impl HostView {
         }
     }
 
-    /// The link of this name.
+    /// The link of this name, which may be one of its further names: the kernel gives no name twice.
     pub fn link(&self, name: &str) -> Option<&HostLink> {
-        self.links.values().find(|link| link.name.as_str() == name)
+        let names =
+            |link: &&HostLink| link.name.as_str() == name || link.altnames.iter().any(|one| one == name);
+        self.links.values().find(names)
     }
 }

@@ -239,6 +239,7 @@ mod tests {
         HostLink {
             index,
             name: name.parse().unwrap(),
+            altnames: Vec::new(),
             mtu: 1500,
             up: true,
             carrier: true,

@@ -38,3 +38,29 @@ fn bridges_and_addresses_are_heard_of_and_links_of_pods_are_not() {
         });
     });
 }
+
+#[test]
+fn a_device_of_another_program_with_the_tunnels_name_gives_way_and_is_named() {
+    let fabric = Fabric::new().unwrap();
+    let machine = fabric.node().unwrap();
+    let mut agent = Agent::new(&machine, VXLAN);
+    let desired = agent.desired(&leases(&agent.network, 1));
+    machine.namespace().ip("link add flannel.1 type bridge").unwrap();
+    let replaced = agent.converge(&desired).replaced;
+    let [said] = &replaced[..] else { panic!("{replaced:?}") };
+    assert!(said.starts_with("flannel.1 was a device of the kind bridge"), "{said}");
+    assert!(agent.show("ip", "-d link show flannel.1").contains("vxlan id 1"));
+    machine.namespace().ip("link del flannel.1").unwrap();
+    assert_eq!(agent.converge(&desired).replaced, [""; 0], "nothing of another program was there");
+}
+
+#[test]
+fn an_interface_is_found_by_its_further_names() {
+    let fabric = Fabric::new().unwrap();
+    let machine = fabric.node().unwrap();
+    machine.namespace().ip("link property add dev eth0 altname the-port-of-the-second-slot").unwrap();
+    let mut agent = Agent::new(&machine, VXLAN);
+    let desired = agent.desired(&leases(&agent.network, 1));
+    let host = agent.converge(&desired).observed.host;
+    assert_eq!(host.link("the-port-of-the-second-slot").map(|link| link.name.as_str()), Some("eth0"));
+}

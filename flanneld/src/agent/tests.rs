@@ -93,11 +93,12 @@ struct Bed {
 }
 
 pub(super) fn host(mtu: u32, address: &str) -> HostView {
-    let address =
-        HostAddr { net: address.parse().unwrap(), deprecated: false, permanent: true, temporary: false };
+    let net = address.parse().unwrap();
+    let address = HostAddr { net, deprecated: false, permanent: true, temporary: false };
     let link = HostLink {
         index: 2,
         name: "eth0".parse().unwrap(),
+        altnames: Vec::new(),
         mtu,
         up: true,
         carrier: true,
@@ -485,9 +486,8 @@ async fn somebody_who_undoes_a_change_at_once_is_answered_ever_later_while_all_e
 
 #[tokio::test(start_paused = true)]
 async fn rules_that_somebody_undoes_at_once_are_put_right_ever_later() {
-    let bed = Bed::new(CONFIG);
+    let (bed, mut repairs) = (Bed::new(CONFIG), 0);
     bed.ready().await;
-    let mut repairs = 0;
     for _ in 0..20 * 120 {
         let there = std::mem::take(&mut *bed.firewall.0.lock().unwrap());
         repairs += usize::from(!there.is_empty());

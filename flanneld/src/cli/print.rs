@@ -27,8 +27,8 @@ impl Print {
     /// When the reader is gone, for example.
     pub(crate) fn print(&self) -> io::Result<()> {
         match self {
-            Self::Help(text) | Self::Generated(text) => io::stdout().write_all(text.as_bytes()),
-            Self::Version(text) => writeln!(io::stdout(), "{text}"),
+            Self::Help(text) | Self::Generated(text) => crate::output::stdout().write_all(text.as_bytes()),
+            Self::Version(text) => writeln!(crate::output::stdout(), "{text}"),
             Self::VersionFlag(text) => writeln!(io::stderr(), "{text}"),
         }
     }

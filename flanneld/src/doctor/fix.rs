@@ -28,7 +28,7 @@ pub(super) fn leaked_addresses(seen: &Observation, dry_run: bool) -> anyhow::Res
         Err(why) => bail!("which addresses pods have can't be read, so nothing was removed: {why}"),
     };
     let directory = &seen.addresses.directory;
-    let mut out = io::stdout().lock();
+    let mut out = crate::output::stdout();
     if leaked.is_empty() {
         writeln!(out, "no leaked addresses in {}", directory.display())?;
         return Ok(());

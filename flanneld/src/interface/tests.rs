@@ -25,6 +25,7 @@ fn link(index: u32, name: &str, addresses: &[&str]) -> HostLink {
     HostLink {
         index,
         name: name.parse().unwrap(),
+        altnames: Vec::new(),
         mtu: 1500,
         up: true,
         carrier: true,
@@ -143,6 +144,15 @@ fn every_row_of_the_table_leads_to_its_interface() {
     ] {
         assert_eq!(on_usual(args, families).as_deref(), Ok(wanted), "{args:?} {families:?}");
     }
+}
+
+#[test]
+fn an_interface_is_found_by_a_further_name_and_goes_by_its_own() {
+    let mut view = usual();
+    view.links.get_mut(&3).unwrap().altnames = vec!["enp0s31f6-of-the-second-slot".to_owned()];
+    let name = view.links[&3].name;
+    let found = chosen(&["--iface=enp0s31f6-of-the-second-slot"], &view, V4).unwrap();
+    assert_eq!((found.index, found.name), (3, name));
 }
 
 #[test]

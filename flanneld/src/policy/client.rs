@@ -1,6 +1,6 @@
 //! `flanneld policy`: asks the agent of this node, and prints its answer.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -25,7 +25,7 @@ pub(crate) fn run(question: &PolicyQuestion) -> anyhow::Result<()> {
         Query::Denied => return super::denied::run(&socket),
     };
     let text = ask(&socket, &request)?;
-    io::stdout().write_all(text.as_bytes())?;
+    crate::output::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 

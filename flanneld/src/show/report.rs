@@ -40,7 +40,7 @@ pub(crate) fn run(options: &ReportOptions) -> anyhow::Result<()> {
         Some(file) => saved(file)?,
         None => super::status::ask_all(options.at)?,
     };
-    io::stdout().write_all(page(&nodes).as_bytes())?;
+    crate::output::stdout().write_all(page(&nodes).as_bytes())?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `flanneld status`: how a node, its peers, or all nodes stand.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &StatusOptions) -> anyhow::Result<()> {
         }
         StatusExtent::All => super::all::text(&ask_all(options.at)?, options.json, Style::of_stdout()),
     };
-    io::stdout().write_all(text.as_bytes())?;
+    crate::output::stdout().write_all(text.as_bytes())?;
     Ok(())
 }
 

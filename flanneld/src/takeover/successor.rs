@@ -21,18 +21,42 @@ pub(crate) struct Former {
     tunnels: Vec<TunnelFiles>,
 }
 
+/// Why there is nothing to take over, as the end of a sentence about the agent that was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// It lets go of connections that it has not looked at.
+    #[error(
+        "closed the connection without an answer: it ends, or hands over to another agent already; start one agent with \
+         --take-over at a time, and this one when the other is ready"
+    )]
+    Closed,
+    /// It can't be asked, or refuses; it goes on then.
+    #[error("does not hand over; stop it first: {0}")]
+    Refused(io::Error),
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match error.kind() {
+            BrokenPipe | ConnectionReset | UnexpectedEof => Self::Closed,
+            _ => Self::Refused(error),
+        }
+    }
+}
+
 /// Asks the agent with this subnet file to hand over. Afterwards its lock and its port are free.
 ///
 /// # Errors
-/// It can't be asked, or it refuses; it goes on then.
-pub(crate) fn ask(subnet_file: &Path) -> io::Result<Former> {
+/// [`AskError`].
+pub(crate) fn ask(subnet_file: &Path) -> Result<Former, AskError> {
     let socket = UnixStream::connect(path(subnet_file))?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let request = Request { take_over: VERSION, network_namespace: network_namespace()? };
     wire::send(&socket, &request, &[])?;
     match wire::receive(&socket)? {
-        (Answer::Refused(why), _) => Err(io::Error::other(why)),
+        (Answer::Refused(why), _) => Err(AskError::Refused(io::Error::other(why))),
         (Answer::Tunnels(parts), files) => Ok(Former { tunnels: wire::together(parts, files)?, socket }),
     }
 }
@@ -73,5 +97,30 @@ fn stop(mut socket: UnixStream) {
             "the agent before this one did not say that it has stopped ({error}): while it runs, it may take packets \
              of the tunnel; stop it"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_closed_connection_is_told_as_an_agent_that_ends_or_hands_over_to_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let subnet_file = directory.path().join("subnet.env");
+        let listener = UnixListener::bind(path(&subnet_file)).unwrap();
+        // What waits to be accepted when the listener goes is closed, before or after the request is written.
+        let closing = std::thread::spawn(move || drop(listener.accept()));
+        let closed = ask(&subnet_file).unwrap_err();
+        closing.join().unwrap();
+        assert!(matches!(closed, AskError::Closed), "{closed}");
+        assert!(closed.to_string().contains("hands over to another agent"), "{closed}");
+        let missing = ask(&directory.path().join("none.env")).unwrap_err();
+        assert!(
+            missing.to_string().starts_with("does not hand over; stop it first: No such file"),
+            "{missing}"
+        );
     }
 }

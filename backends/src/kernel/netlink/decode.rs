@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoIpTunnel, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, TunnelEncapType,
+    InfoData, InfoIpTunnel, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop, TunnelEncapType,
 };
 use netlink_packet_route::route::RouteAddress;
 use subnet::{Family, Mac};
@@ -76,11 +76,13 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
-    let (mut name, mut mtu, mut mac, mut controller) = (None, 0, Mac([0; 6]), None);
+    let (mut name, mut altnames) = (None, Vec::new());
+    let (mut mtu, mut mac, mut controller) = (0, Mac([0; 6]), None);
     let (mut kind, mut data) = (String::new(), None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse::<Name>().ok(),
+            LinkAttribute::PropList(properties) => altnames.extend(properties.iter().filter_map(altname)),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::Controller(index) => controller = Some(*index),
             LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().map_or(mac, Mac),
@@ -104,6 +106,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
         host: HostLink {
             index: message.header.index,
             name: name?,
+            altnames,
             mtu,
             up,
             carrier,
@@ -127,6 +130,13 @@ pub(super) fn link(message: &LinkMessage) -> Option<LinkFacts> {
             },
         },
     })
+}
+
+fn altname(property: &Prop) -> Option<String> {
+    match property {
+        Prop::AltIfName(name) => Some(name.clone()),
+        _ => None,
+    }
 }
 
 /// What a device is, the device underneath, the tunnel's source address, and whether it learns.

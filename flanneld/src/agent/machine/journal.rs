@@ -207,7 +207,7 @@ impl Journal {
             info!("{} changes: {}", report.applied.len(), counted(&report.applied));
             report.applied.iter().for_each(|change| debug!("{change}"));
         }
-        told.warning.iter().for_each(|warning| warn!("{warning}"));
+        told.warning.iter().chain(&report.replaced).for_each(|warning| warn!("{warning}"));
         let failed = report.failed.iter().map(ToString::to_string).chain(report.conflicts.iter().cloned());
         let refused: BTreeSet<String> = failed.collect();
         let news = refused.difference(&self.refused);

@@ -56,6 +56,7 @@ fn see_addresses(kernel: &mut FakeKernel) {
     let link = HostLink {
         index: 9,
         name: "cni0".parse().unwrap(),
+        altnames: Vec::new(),
         mtu: 1500,
         up: true,
         carrier: true,
