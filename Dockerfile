@@ -14,9 +14,10 @@ RUN apt-get update -q \
     && rm -r /var/lib/apt/lists
 WORKDIR /src
 COPY . .
-RUN cargo build --locked --release -p flanneld \
-    && cargo build --locked --release -p cni-plugin \
-    && deploy/image/tree "target/$(rustc -vV | sed -n 's/^host: //p')/release" /tree
+RUN host=$(rustc -vV | sed -n 's/^host: //p') \
+    && cargo build --locked --release -p flanneld \
+    && deploy/package/plugin build "$host" \
+    && deploy/image/tree "target/$host/release" /tree
 
 FROM scratch AS tree
 COPY --from=programs /tree/ /

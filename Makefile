@@ -60,7 +60,7 @@ bench-rules: ## Measures traffic rules: repair, restarts, programs run, very man
 
 bench-kube: ## Measures starts among 2 to 20,000 nodes of Kubernetes, heartbeats, pods that wait (root; ARGS="--only start-5000")
 	cargo build --locked --release -p flanneld
-	cargo build --locked --release -p cni-plugin
+	deploy/package/plugin build $(HOST)
 	cargo build --locked --release -p bench --bin bench
 	$(SUDO) $(PROGRAMS:debug=release)/bench kube $(ARGS)
 
@@ -82,6 +82,12 @@ fuzz: ## Compares the udp datapath, WireGuard and policies with slow models over
 
 test: root deps build ## Runs all tests (root)
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --all-features
+
+plugin-check: root deps ## Lints and tests the plugin as it is shipped, with musl (root; ARGS=FILTER for a part of its tests)
+	cargo clippy -p cni-plugin --target=$$(deploy/package/plugin target $(HOST)) -- -D warnings
+	deploy/package/plugin build $(HOST)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} TEST_PLUGIN=$$(realpath $(PROGRAMS:debug=release)/flannel) \
+		cargo test --workspace --all-features --test plugin -- $(ARGS)
 
 GUEST_TESTS = $$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
 	sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
@@ -144,9 +150,9 @@ layers: deps ## Checks who depends on whom (crates, files without cycles, layers
 	@.ci/module-cycles
 	@.ci/sizes
 
-release: ## Builds the static programs that are shipped
+release: ## Builds the static programs that are shipped: flanneld, and the plugin with musl where Rust has it
 	cargo build --locked --release $(if $(PLATFORM),--target=$(TRIPLE)) -p flanneld
-	cargo build --locked --release $(if $(PLATFORM),--target=$(TRIPLE)) -p cni-plugin
+	deploy/package/plugin build $(TRIPLE)
 
 VERSION := v$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 # With a registry: the kubelet would look for a name without one at docker.io.
@@ -237,7 +243,7 @@ makefile-check: ## Tests this file: what `make deps` finds missing, what `make t
 ci: deps ## Everything that must hold before a change is merged
 	cargo fmt --all -- --check
 	@# One make for each: one for all of them would make `deps` once, and so install what the first of them needs.
-	for target in makefile-check docs-check monitoring-check manifest-check sbom-check clippy doc layers report-check test test-vm; do \
+	for target in makefile-check docs-check monitoring-check manifest-check sbom-check clippy doc layers report-check test plugin-check test-vm; do \
 		$(MAKE) $$target VM=quick; \
 	done
 

@@ -2,7 +2,7 @@
 //! shell. Which one is meant is told by the name that the program is called by (contract §8.1).
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::copy::copy;
 use crate::install;
@@ -12,16 +12,16 @@ use crate::install;
 ///
 /// # Errors
 /// Sentences for standard error.
-pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<(), Vec<String>>> {
-    let program = PathBuf::from(arguments.next()?);
-    let arguments: Vec<_> = arguments.collect();
+pub(crate) fn run(arguments: &[OsString]) -> Option<Result<(), Vec<String>>> {
+    let (program, arguments) = arguments.split_first()?;
+    let program = Path::new(program);
     let helper = match (program.file_name()?.to_str()?, arguments.first().and_then(|first| first.to_str())) {
         ("cp", _) => cp,
         ("install-conf", _) => install_conf,
         (_, Some("install")) => return Some(install::run(&arguments[1..])),
         _ => return None,
     };
-    Some(helper(&arguments))
+    Some(helper(arguments))
 }
 
 /// `cp [-f] SOURCE... DESTINATION`

@@ -1,11 +1,11 @@
 //! Names made of hashes, as Go's plugins make them, so that either finds what the other made.
 
-use ring::digest::{SHA512, digest};
+use sha2::{Digest, Sha512};
 
 /// `prefix` with as much of the hash of `text` as `length` allows.
 pub(crate) fn name(prefix: &str, length: usize, text: &str) -> String {
-    let hash = digest(&SHA512, text.as_bytes());
-    let hex = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    let hash = Sha512::digest(text);
+    let hex = hash.iter().map(|byte| format!("{byte:02x}"));
     let mut name = hex.fold(prefix.to_owned(), |name, byte| name + &byte);
     name.truncate(length);
     name

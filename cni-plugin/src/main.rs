@@ -10,6 +10,7 @@ mod applet;
 mod args;
 mod bandwidth;
 mod bridge;
+mod bump;
 mod chained;
 mod conf;
 mod copy;
@@ -38,6 +39,7 @@ mod sysctl;
 mod verbs;
 mod way;
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -47,15 +49,19 @@ use env::{Call, Verb};
 use error::CniError;
 use plugin::Plugin;
 
-/// The whole program; whether it succeeds.
-fn succeeds() -> bool {
+#[cfg(not(test))]
+#[global_allocator]
+static MEMORY: bump::Bump = bump::Bump;
+
+/// The whole program, with its own name and its arguments; whether it succeeds.
+fn succeeds(arguments: &[OsString]) -> bool {
     let begun = Instant::now();
-    if let Some(outcome) = applet::run(std::env::args_os()) {
+    if let Some(outcome) = applet::run(arguments) {
         let Err(errors) = outcome else { return true };
         errors.iter().for_each(|error| note(error));
         return false;
     }
-    let plugin = Plugin::of_program(&std::env::args_os().next().unwrap_or_default());
+    let plugin = Plugin::of_program(arguments.first().map_or(OsStr::new(""), OsString::as_os_str));
     let variable = |name: &str| std::env::var_os(name);
     if variable("CNI_COMMAND").is_none_or(|command| command.is_empty()) {
         note(&spec::about(plugin.name()));

@@ -38,8 +38,25 @@ impl From<io::Error> for Errno {
     }
 }
 
+/// Go's words where the C libraries differ.
+fn words(errno: i32) -> Option<&'static str> {
+    Some(match errno {
+        libc::ENOMEM => "cannot allocate memory",
+        libc::EBUSY => "device or resource busy",
+        libc::EMFILE => "too many open files",
+        libc::EOPNOTSUPP => "operation not supported",
+        libc::EADDRINUSE => "address already in use",
+        libc::EADDRNOTAVAIL => "cannot assign requested address",
+        libc::ENETUNREACH => "network is unreachable",
+        _ => return None,
+    })
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(words) = words(self.0) {
+            return f.write_str(words);
+        }
         let text = io::Error::from_raw_os_error(self.0).to_string();
         let text = text.split(" (os error").next().unwrap_or_default();
         let mut letters = text.chars();
@@ -57,5 +74,6 @@ mod tests {
         assert_eq!(Errno(libc::EEXIST).to_string(), "file exists");
         assert_eq!(Errno(libc::EPERM).to_string(), "operation not permitted");
         assert_eq!(Errno(libc::ENODEV).to_string(), "no such device");
+        assert_eq!(Errno(libc::EBUSY).to_string(), "device or resource busy");
     }
 }

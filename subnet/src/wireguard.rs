@@ -181,6 +181,7 @@ impl WireguardData {
     pub(crate) const PREPARED: &str = "Wireguard";
 
     /// The member [`PREPARED`](Self::PREPARED) in JSON.
+    #[cfg(feature = "kube")]
     pub(crate) fn prepared_to_json(self) -> String {
         format!(r#""{}":["{}",{}]"#, Self::PREPARED, self.key, self.port.unwrap_or(0))
     }

@@ -4,11 +4,11 @@
 //! so that others can work for the pod meanwhile. And the addresses are announced at the end, when the announcement gets through.
 //! What the kernel is asked for goes to it in as few datagrams as possible.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::config::BridgeConfig;
 use super::{Pod, Witness, gateway};
@@ -17,7 +17,7 @@ use crate::netlink::link::{self, Link, PodEnd};
 use crate::netlink::listen::until_running;
 use crate::netlink::message::Message;
 use crate::netlink::route::{self, Route};
-use crate::netlink::socket::{Socket, Told};
+use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, address};
 use crate::netns::Namespace;
 use crate::result::{Attached, Interface};
@@ -70,7 +70,7 @@ fn attach(
         .filter(|_| config.is_gateway)
         .collect();
     gateway::ensure(host, bridge, &gateways, config.force_address)?;
-    let name = random_name()?;
+    let name = random_name();
     witness.reserved(&name, &allocated.ips);
     let port = add_pair(host, config, (bridge, namespace), &pod.attachment.ifname, name)?;
     let connected = join(host, bridge, &port)
@@ -139,16 +139,17 @@ fn add_pair(
     let pod_end = PodEnd { name: ifname, mac: config.mac, namespace: namespace.as_fd() };
     for _ in 0..10 {
         let lookup = |errno: Errno| format!("failed to lookup {name:?}: {errno}");
-        let requests = vec![link::new_pair(&name, config.mtu, bridge.index, &pod_end), link::look(&name)];
-        let told = host.exchange(requests).map_err(|refusal| lookup(refusal.errno))?;
-        let Ok([made, found]) = <[Told; 2]>::try_from(told) else { continue };
-        match made {
-            Ok(_) => {
-                let port = link::found(found).map_err(lookup)?;
+        let request = link::new_pair(&name, config.mtu, bridge.index, &pod_end);
+        match host.ask(request) {
+            Ok(told) => {
+                let port = match link::found(Ok(told)) {
+                    Ok(Some(port)) => Some(Link { master: bridge.index, ..port }),
+                    _ => link::by_name(host, &name).map_err(lookup)?,
+                };
                 return port.ok_or_else(|| format!("failed to lookup {name:?}: Link not found"));
             }
             // Either name may be taken.
-            Err(Errno::EXISTS) if matches!(link::found(found), Ok(Some(_))) => name = random_name()?,
+            Err(Errno::EXISTS) if matches!(link::by_name(host, &name), Ok(Some(_))) => name = random_name(),
             Err(Errno::EXISTS) => return Err(is_taken(ifname)),
             Err(errno) => {
                 let (mtu, bridge) = (config.mtu, &config.bridge);
@@ -176,10 +177,10 @@ fn join(host: &mut Socket, bridge: &Link, port: &Link) -> Result<(), String> {
         .map_err(|errno| format!("failed to connect {:?} to bridge {}: {errno}", port.name, bridge.name))
 }
 
-fn random_name() -> Result<String, String> {
-    let mut bytes = [0; 4];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| "failed to generate random veth name".to_owned())?;
-    Ok(format!("veth{:08x}", u32::from_ne_bytes(bytes)))
+/// The standard library's hashers are made with keys from the kernel's random numbers.
+fn random_name() -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!("veth{:08x}", random as u32)
 }
 
 /// All that follows when there are links and addresses.

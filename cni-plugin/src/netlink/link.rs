@@ -151,9 +151,12 @@ pub(crate) struct PodEnd<'a> {
 /// A new pair: one end here, up and a port of the bridge, the other one in a pod. Each has one queue. Without a number the
 /// kernel makes one for each processor that the machine may have, with its files in sysfs, and takes all but the first away
 /// again.
+///
+/// Kernels since 6.2 answer with the [link](found) as it is before it becomes a port. To look at it would have the kernel note at
+/// once that it has no carrier: the bridge takes the port down, and the kernel waits until no other processor sends by it.
 pub(crate) fn new_pair(name: &str, mtu: u32, bridge: u32, pod: &PodEnd<'_>) -> Message {
     let one_queue = |link: Message| link.with_u32(TX_QUEUES, 1).with_u32(RX_QUEUES, 1);
-    let port = new(name, mtu, libc::IFF_UP as u32).with_u32(libc::IFLA_MASTER, bridge);
+    let port = new(name, mtu, libc::IFF_UP as u32).echoed().with_u32(libc::IFLA_MASTER, bridge);
     one_queue(port).nested(libc::IFLA_LINKINFO, |info| {
         info.with_text(INFO_KIND, "veth").nested(INFO_DATA, |data| {
             data.nested(PEER, |peer| {

@@ -65,6 +65,13 @@ impl Message {
         self
     }
 
+    /// Whose effect the kernel tells as it tells it to all that listen, if it knows how to.
+    pub(crate) fn echoed(mut self) -> Self {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | libc::NLM_F_ECHO as u16;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self
+    }
+
     /// Whether the kernel answers it.
     pub(super) fn wants_answer(&self) -> bool {
         let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]);

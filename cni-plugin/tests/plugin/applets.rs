@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::support::{Answer, FLANNEL, answer};
+use super::support::{Answer, answer, flannel};
 
 /// A directory with links by the names of the helpers in `bin`.
 struct Image(tempfile::TempDir);
@@ -16,7 +16,7 @@ impl Image {
         let image = Self(tempfile::tempdir().unwrap());
         fs::create_dir(image.path("bin")).unwrap();
         for helper in ["cp", "install-conf"] {
-            symlink(FLANNEL, image.path("bin").join(helper)).unwrap();
+            symlink(flannel(), image.path("bin").join(helper)).unwrap();
         }
         image
     }

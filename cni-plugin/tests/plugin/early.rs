@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::killed::eventually;
 use crate::policy::{ARGS, Case, Path};
-use crate::support::FLANNEL;
+use crate::support::flannel;
 
 fn ok(stream: &mut UnixStream) {
     let _ = stream.write_all(b"{\"ok\":true}\n");
@@ -135,7 +135,7 @@ fn of_a_plugin_that_is_killed_while_it_waits_for_the_answer_a_del_and_a_gc_leave
         let mut network = case.network(30);
         network["cniVersion"] = json!("1.1.0");
         fs::write(case.node.path("stdin"), network.to_string()).unwrap();
-        let mut plugin: Command = case.node.host().command(FLANNEL);
+        let mut plugin: Command = case.node.host().command(flannel());
         plugin.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
         plugin.env("CNI_NETNS", case.pod.path()).env("CNI_PATH", "/nowhere").env("CNI_ARGS", ARGS);
         plugin.stdin(fs::File::open(case.node.path("stdin")).unwrap()).stdout(Stdio::piped());

@@ -88,7 +88,7 @@ fn reservations_of_other_pods_are_neither_opened_nor_listed() {
     std::fs::write(&stdin, network.to_string()).unwrap();
     let directory = format!("{}/", one.node.path("addresses/n").display());
     for verb in ["ADD", "DEL"] {
-        let log = log_of(&one.node, verb, pod, stdin.to_str().unwrap(), "trace=openat");
+        let log = log_of(&one.node, verb, pod, stdin.to_str().unwrap(), "trace=?open,openat");
         let opened = log.lines().filter_map(|line| line.split_once(&directory)?.1.split('"').next());
         let addresses: Vec<_> = opened.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect();
         let own: &[&str] = if verb == "ADD" { &[] } else { &["10.1.17.5", "fc00::5"] };

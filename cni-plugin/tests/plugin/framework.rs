@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, FLANNEL, NO_NETNS, Node, PLUGINS, Pod, V4};
+use crate::support::{Answer, NO_NETNS, Node, PLUGINS, Pod, V4, flannel};
 
 const VERBS: [&str; 5] = ["ADD", "DEL", "CHECK", "STATUS", "GC"];
 const POD: Pod<'_> = Pod { container: "c1", ifname: "eth0", netns: NO_NETNS };
@@ -220,7 +220,7 @@ fn a_runtime_that_reads_no_answer_or_closed_its_streams_gets_an_exit_status() {
     let node = Node::new(V4);
     let network = node.network("n", "1.0.0", json!({"type": "host-local"})).to_string();
     let call = |verb: &str| {
-        let mut command = Command::new(FLANNEL);
+        let mut command = Command::new(flannel());
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", "c1")
@@ -238,7 +238,7 @@ fn a_runtime_that_reads_no_answer_or_closed_its_streams_gets_an_exit_status() {
     assert_eq!(node.reserved("n").len(), 1, "the runtime's DEL gives it back");
     // No file that is opened takes the place of a stream that is closed.
     let mut closed = Command::new("sh");
-    closed.args(["-c", "exec \"$0\" >&- 2>&-", FLANNEL]).stdin(Stdio::piped());
+    closed.args(["-c", "exec \"$0\" >&- 2>&-", flannel()]).stdin(Stdio::piped());
     for (name, value) in call("DEL").get_envs() {
         closed.env(name, value.unwrap());
     }

@@ -6,10 +6,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Answer, FLANNEL, answer};
+use crate::support::{Answer, answer, flannel};
 
 fn install(arguments: &[&str]) -> Answer {
-    let mut command = Command::new(FLANNEL);
+    let mut command = Command::new(flannel());
     command.arg("install").args(arguments);
     answer(command, "")
 }
@@ -43,7 +43,7 @@ fn what_others_installed_stays_and_what_an_earlier_installation_left_is_renewed(
     symlink("/nowhere", path("loopback")).unwrap();
     assert!(install(&[directory.path().to_str().unwrap()]).success);
     // An earlier version of this program, which differs from this one.
-    let mut older = fs::read(FLANNEL).unwrap();
+    let mut older = fs::read(flannel()).unwrap();
     older.push(0);
     for name in ["flannel", "portmap"] {
         fs::remove_file(path(name)).unwrap();
@@ -58,7 +58,7 @@ fn what_others_installed_stays_and_what_an_earlier_installation_left_is_renewed(
     assert_eq!(fs::read_link(path("loopback")).unwrap(), Path::new("/nowhere"));
     let files = files(directory.path());
     assert_eq!(files["portmap"], files["flannel"]);
-    assert_eq!(fs::read(path("portmap")).unwrap(), fs::read(FLANNEL).unwrap());
+    assert_eq!(fs::read(path("portmap")).unwrap(), fs::read(flannel()).unwrap());
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn an_error_is_one_indented_object_on_standard_output() {
 
 #[test]
 fn the_versions_are_told_to_machines_and_to_people() {
-    let flannel = || Command::new(env!("CARGO_BIN_EXE_flannel"));
+    let flannel = || Command::new(crate::support::flannel());
     let mut machine = flannel();
     machine.env("CNI_COMMAND", "VERSION");
     assert_eq!(

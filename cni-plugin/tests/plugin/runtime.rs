@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::support::{Answer, FLANNEL, Node, PLUGINS, Pod};
+use crate::support::{Answer, Node, PLUGINS, Pod, flannel};
 
 /// A list, and the attachments that it made.
 pub(crate) struct List<'a> {
@@ -85,7 +85,7 @@ impl<'a> List<'a> {
         }
         config.extend(previous.map(|result| ("prevResult".into(), result.clone())));
         let kind = plugin["type"].as_str().unwrap();
-        let program = if kind == "flannel" { FLANNEL } else { &format!("{}/{kind}", self.directory) };
+        let program = if kind == "flannel" { flannel() } else { &format!("{}/{kind}", self.directory) };
         self.node.call_plugin(program, verb, pod, &Value::from(config).to_string(), &[])
     }
 }

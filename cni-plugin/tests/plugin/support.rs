@@ -6,19 +6,24 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
 /// Where Debian's containernetworking-plugins are.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
-/// The plugin under test.
-pub(crate) const FLANNEL: &str = env!("CARGO_BIN_EXE_flannel");
 /// A `CNI_NETNS` for delegates that don't look at it.
 pub(crate) const NO_NETNS: &str = "/nowhere/netns";
 /// `subnet.env` of most tests.
 pub(crate) const V4: &str =
     "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n";
+
+/// The plugin under test: `TEST_PLUGIN`, such as one that is linked with another C library, or that of this build.
+pub(crate) fn flannel() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| std::env::var("TEST_PLUGIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_flannel").into()))
+}
 
 /// A network namespace that goes away with the value.
 pub(crate) struct Namespace(String);
@@ -157,7 +162,7 @@ impl Node {
 
     /// Calls the plugin with more variables, or other values of the usual ones.
     pub(crate) fn call_with(&self, verb: &str, pod: Pod<'_>, stdin: &str, more: &[(&str, &str)]) -> Answer {
-        self.call_plugin(FLANNEL, verb, pod, stdin, more)
+        self.call_plugin(flannel(), verb, pod, stdin, more)
     }
 
     /// Calls any plugin.
@@ -200,7 +205,7 @@ impl Node {
         let directory = self.path("own");
         fs::create_dir_all(&directory).unwrap();
         for name in ["flannel", "bridge", "host-local", "loopback", "portmap", "bandwidth"] {
-            let _ = symlink(FLANNEL, directory.join(name));
+            let _ = symlink(flannel(), directory.join(name));
         }
         directory.to_str().unwrap().to_owned()
     }

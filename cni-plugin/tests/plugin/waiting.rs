@@ -6,13 +6,13 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{FLANNEL, NO_NETNS, Node, PLUGINS, V4};
+use crate::support::{NO_NETNS, Node, PLUGINS, V4, flannel};
 
 /// An ADD without a `subnet.env` that has said that it waits for one.
 fn waiting(node: &Node) -> (Child, BufReader<impl Read>) {
     let mut network = node.network("n", "1.0.0", json!({"type": "host-local"}));
     network["waitSeconds"] = json!(255);
-    let mut add = Command::new(FLANNEL)
+    let mut add = Command::new(flannel())
         .envs([("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")])
         .envs([("CNI_NETNS", NO_NETNS), ("CNI_PATH", PLUGINS)])
         .stdin(Stdio::piped())
