@@ -31,7 +31,8 @@ pub(crate) fn until_running(socket: &mut Socket, name: &str, limit: Duration) ->
             return Ok(link);
         }
         notifications.set_read_timeout(Some(left))?;
-        match notifications.read(&mut [0; 1 << 14]) {
+        // What is told does not matter, only that something is.
+        match notifications.read(&mut [0; 64]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Nothing came within the time, or too much at once: the next look tells.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {}
