@@ -93,7 +93,7 @@ impl Netlink {
             ethtool: Ethtool::new(),
             complained: false,
             nexthops_refused: false,
-            sysctls: Sysctls::default(),
+            sysctls: Sysctls::new(),
             wireguard: Module::default(),
         })
     }

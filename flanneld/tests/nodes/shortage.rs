@@ -239,3 +239,25 @@ fn a_pipe_in_the_place_of_a_file_is_named_and_keeps_neither_health_nor_sigterm_w
         assert!(log.contains("name a file") && log.contains(&pipe), "{args:?}: {log}");
     }
 }
+
+/// As in a container without privileges: settings of devices are the runtime's business there (contract K17).
+#[test]
+fn where_settings_are_read_only_neither_status_nor_doctor_expects_them_to_be_set() {
+    let cluster = Cluster::new(VXLAN);
+    let node = cluster.fabric.node().unwrap();
+    let args = [
+        format!("--etcd-endpoints={}", cluster.etcd.endpoint()),
+        format!("--subnet-file={}", node.subnet_file().display()),
+    ];
+    let read_only = "mount --bind /proc/sys /proc/sys\nmount -o remount,bind,ro /proc/sys";
+    let mut agent = confined(&node, read_only, &args);
+    agent.wait_ready(LIMIT).unwrap();
+    let accept_ra = inside(&mut agent, &node, "cat /proc/sys/net/ipv6/conf/flannel.1/accept_ra");
+    assert_eq!(accept_ra.trim(), "1", "the agent can't set it, or this test tests nothing");
+    let doctor =
+        format!("{} doctor --json --subnet-file={}", flanneld().display(), node.subnet_file().display());
+    let found = inside(&mut agent, &node, &format!("{doctor} || true"));
+    assert!(found.contains(r#""check":"kernel""#) && !found.contains("accept_ra"), "{found}");
+    let status = agent.get("/status").unwrap().1;
+    assert!(!status.contains("accept_ra"), "{status}");
+}

@@ -29,7 +29,7 @@ impl Programs {
     /// # Errors
     /// A sentence with what is missing and where it comes from.
     pub(crate) fn find(directory: Option<OsString>) -> Result<Self, String> {
-        let whence = "a directory with the programs kube-apiserver and etcd, such as `setup-envtest use -p path` prints";
+        let whence = "a directory with the programs kube-apiserver and etcd: `make test-kube` builds them";
         let Some(directory) = directory.filter(|directory| !directory.is_empty()) else {
             return Err(format!("KUBEBUILDER_ASSETS is not set: it has to name {whence}"));
         };
@@ -43,6 +43,16 @@ impl Programs {
             }
         }
         Ok(Self(directory))
+    }
+
+    /// The minor version of Kubernetes 1.
+    fn minor(&self) -> u32 {
+        let output = Command::new(self.0.join("kube-apiserver")).arg("--version").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let minor = text.split_once("v1.").and_then(|(_, rest)| rest.split('.').next());
+        minor
+            .and_then(|minor| minor.parse().ok())
+            .unwrap_or_else(|| panic!("kube-apiserver --version says {text:?}"))
     }
 
     /// A program of these, whose output goes to a file of its name.
@@ -163,6 +173,8 @@ impl Servers {
         )
         .unwrap();
         let key = certificates.text("server.key");
+        // A node has one subnet before 1.21, unless this is switched on; later versions do not know the switch.
+        let dual_stack = (programs.minor() < 21).then(|| "--feature-gates=IPv6DualStack=true".to_owned());
         let api = programs.start(
             "kube-apiserver",
             files.path(),
@@ -180,7 +192,10 @@ impl Servers {
                 "--authorization-mode=RBAC".into(),
                 format!("--token-auth-file={}", at("tokens")),
                 "--disable-admission-plugins=ServiceAccount".into(),
-            ],
+            ]
+            .into_iter()
+            .chain(dual_stack)
+            .collect::<Vec<_>>(),
         );
         Self { api, etcd, certificates, files, port }
     }

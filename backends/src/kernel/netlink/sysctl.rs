@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 
+use rustix::fs::StatVfsMountFlags;
+
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::state::name::Name;
 use crate::state::{LinkPatch, LinkSettings};
@@ -11,7 +13,7 @@ use crate::state::{LinkPatch, LinkSettings};
 ///
 /// The kernel forgets them when a device's MTU falls below what a family needs (1280 for IPv6), and begins
 /// with the namespace's defaults when it rises again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sysctls {
     /// They can't be written, for `/proc/sys` is read-only in an unprivileged container: there the settings
     /// are the runtime's business (contract K17), and count as unknown.
@@ -19,6 +21,13 @@ pub(super) struct Sysctls {
 }
 
 impl Sysctls {
+    /// A mount that is read-only is recognised before the first write, so that `flanneld doctor`, which writes nothing, expects no more
+    /// than the agent beside it.
+    pub(super) fn new() -> Self {
+        let mount = rustix::fs::statvfs("/proc/sys/net");
+        Self { read_only: mount.is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY)) }
+    }
+
     /// Reads those of the desired state.
     pub(super) fn read(&self, name: &Name, want: &LinkSettings, have: &mut LinkSettings) {
         let known = |wanted: Option<bool>, path: &str| {
