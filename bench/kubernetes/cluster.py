@@ -228,6 +228,11 @@ restrict_oom_score_adj = true
         children = pathlib.Path(f"/proc/{self.running[name].process.pid}/task/{self.running[name].process.pid}/children").read_text().split()
         return run("nsenter", "--all", f"--target={children[0]}", *command, **options)
 
+    def logs(self, name):
+        """The end of what the containers of flanneld on a node said."""
+        return subprocess.run(f"tail -n 30 {self.directory}/{name}/var/log/pods/kube-flannel_*/kube-flannel/*.log", shell=True, text=True,
+                              capture_output=True, check=False).stdout
+
     def ready(self, name):
         conditions = self.get("node", name)["status"]["conditions"]
         return next(each["status"] == "True" for each in conditions if each["type"] == "Ready")
