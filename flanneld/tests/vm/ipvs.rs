@@ -16,8 +16,8 @@ use crate::require_kernel;
 /// The address and port of the Service, and the port of the pods behind it.
 const SERVICE: &str = "10.96.0.10:80";
 const PORT: u16 = 8080;
-/// Longer than an answer takes, even if the first SYN is lost.
-const ANSWER: Duration = Duration::from_secs(4);
+/// Longer than an answer takes, even if the first SYN is lost, which is sent again after a second.
+const ANSWER: Duration = Duration::from_secs(2);
 
 fn load_ipvs() {
     require_kernel("6.");
