@@ -111,7 +111,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             let some = |amount: u64| (amount * args.amount / 100).max(1);
             let bed = Bed::new(backend, fast_path)?;
             // As on nodes where all connections are short.
-            put("new TCP connections", connections(&bed, some(400))?, "per s");
+            put("new TCP connections", connections(&bed, some(2_000))?, "per s");
             ensure!(!bed.is_armed()?, "short connections have armed the fast path");
             drop(bed);
             let bed = Bed::new(backend, fast_path)?;
@@ -123,7 +123,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             put("round trip of 64 B", round_trips(&a, &b, some(2_000))?, "us");
             put("UDP 64 B", datagrams(&a, &b, some(160))?, "kpps");
             // Those before are still in the flowtable.
-            put("new TCP connections beside long ones", connections(&bed, some(400))?, "per s");
+            put("new TCP connections beside long ones", connections(&bed, some(2_000))?, "per s");
             ensure!(bed.is_armed()? == fast_path, "long connections have not kept the fast path armed");
         }
     }
