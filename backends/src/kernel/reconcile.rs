@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
 use crate::state::diff::{conflicts, diff};
 use crate::state::name::Name;
-use crate::state::{Change, KernelState, LinkIdentity};
+use crate::state::{Change, KernelState, LinkIdentity, is_tunnel};
 
 pub use increment::{Settled, converge_since};
 
@@ -104,8 +104,10 @@ fn hold_back(changes: &mut Vec<Change>, held: &BTreeSet<String>) {
 fn replaced(applied: &[Change], desired: &KernelState, before: &KernelState) -> Vec<String> {
     let of_another = |change: &Change| {
         let Change::DelLink(name) = change else { return None };
-        let LinkIdentity::Other(kind) = &before.links.get(name)?.identity else { return None };
-        desired.links.contains_key(name).then(|| {
+        let identity = &before.links.get(name)?.identity;
+        let LinkIdentity::Other(kind) = identity else { return None };
+        // A TUN device of the tunnel's name is one that an agent has left which encrypted in process.
+        (desired.links.contains_key(name) && !is_tunnel(name, identity)).then(|| {
             let kind = if kind.is_empty() { "physical" } else { kind };
             format!(
                 "{name} was a device of the kind {kind} that another program had made: it was deleted, because the backend's \
@@ -139,7 +141,7 @@ fn causes(mut failed: Vec<KernelError>) -> Vec<KernelError> {
 mod tests {
     use super::*;
     use crate::kernel::fake::FakeKernel;
-    use crate::state::Route;
+    use crate::state::{Link, LinkSettings, Route};
 
     fn desired() -> KernelState {
         let dst = "10.1.2.0/24".parse().unwrap();
@@ -194,6 +196,19 @@ mod tests {
         let texts: Vec<String> = failed.iter().map(ToString::to_string).collect();
         assert_eq!(texts.len(), 2, "{texts:?}");
         assert!(texts[0].contains("flannel0") && texts[1].contains("eth9"));
+    }
+
+    #[test]
+    fn a_deleted_device_is_another_programs_unless_an_agent_leaves_one_like_it() {
+        let name: Name = "flannel-wg".parse().unwrap();
+        let link = |identity| Link { identity, settings: LinkSettings::plain(1420) };
+        let of = |identity| KernelState { links: [(name, link(identity))].into(), ..KernelState::default() };
+        let desired = of(LinkIdentity::Wireguard);
+        for (kind, of_another) in [("bridge", true), ("", true), ("tun", false)] {
+            let before = of(LinkIdentity::Other(kind.to_owned()));
+            let replaced = replaced(&[Change::DelLink(name)], &desired, &before);
+            assert_eq!(replaced.len(), usize::from(of_another), "{kind}: {replaced:?}");
+        }
     }
 
     #[test]
