@@ -110,7 +110,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
         members[0].wait(&format!("echoes after: {damage}"), || reaches(&pods[1], &pods[0]));
         assert!(reaches(&pods[0], &pods[1]), "{damage}");
     }
-    another_key_has_a_session(&members);
+    another_key_has_a_session(&mut members);
     let healthy = setup(&members[0]);
     let pinger = Pinger::start(pods[0].namespace(), pods[1].address()).unwrap();
     pinger.wait_for_reply(LIMIT).unwrap();
@@ -135,7 +135,7 @@ fn the_module_carries_pods_heals_and_stays_over_restarts() {
 }
 
 /// Another key, while no packet is sent: the peer begins the handshake when it has read the key.
-fn another_key_has_a_session(members: &[Member; 2]) {
+fn another_key_has_a_session(members: &mut [Member; 2]) {
     fs::remove_file(members[0].node.dir().join("wgkey")).unwrap();
     let key = wg(&members[1], "peers");
     members[0].agent.process().signal(Signal::HUP).unwrap();
