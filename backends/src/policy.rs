@@ -29,12 +29,17 @@ mod names;
 mod owner;
 mod owners;
 mod parts;
+mod pods;
+mod policies;
+mod ports;
 mod refused;
 mod resolved;
 mod selecting;
 mod selector;
 mod settings;
+mod slots;
 mod steer;
+mod touched;
 
 pub use cluster::Cluster;
 pub use demand::{Demand, Foresight};

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -57,7 +58,7 @@ pub enum Isolation {
     /// Nothing.
     Unspecified,
     /// Only connections that one of the rules allows.
-    Isolated(Box<[Rule]>),
+    Isolated(Arc<[Rule]>),
 }
 
 impl Isolation {
@@ -71,7 +72,7 @@ impl Isolation {
 }
 
 /// A rule allows connections with its peers on its ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The far ends.
     pub peers: Peers,
@@ -80,7 +81,7 @@ pub struct Rule {
 }
 
 /// The far ends of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peers {
     /// Any address.
     Any,
@@ -89,7 +90,7 @@ pub enum Peers {
 }
 
 /// A far end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// Pods that are not on their host's network.
     Pods {
@@ -108,7 +109,7 @@ pub enum Peer {
 }
 
 /// Which namespaces the pods of a [`Peer`] are in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NamespaceScope {
     /// That of the policy.
     Own,
@@ -117,7 +118,7 @@ pub enum NamespaceScope {
 }
 
 /// The destination ports of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ports {
     /// All ports of all protocols, and protocols without ports.
     Any,
@@ -126,7 +127,7 @@ pub enum Ports {
 }
 
 /// Destination ports of one protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Port {
     /// The protocol.
     pub protocol: Protocol,
@@ -135,7 +136,7 @@ pub struct Port {
 }
 
 /// Ports of a protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PortMatch {
     /// All.
     All,
@@ -183,7 +184,7 @@ impl Protocol {
 
 /// Labels that an object must have: all of the requirements.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Selector(Box<[Requirement]>);
+pub struct Selector(Arc<[Requirement]>);
 
 impl Selector {
     /// The selector that everything matches.
@@ -207,6 +208,11 @@ impl Selector {
     /// Whether everything matches.
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether a clone of this selector is in use, too.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// Whether an object matches whose labels `value` gives by key.

@@ -1,6 +1,6 @@
 //! What is known of the cluster's namespaces, pods and policies, compact enough for all of a large one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,54 +9,21 @@ use subnet::policy::{Labels, NamedPort, NetworkPolicy, ObjectName, Pod, Uid};
 
 use super::groups::{GroupId, Groups};
 use super::owners::Owners;
+use super::pods::{Addresses, PodSource, Pods, Record};
+use super::policies::Policies;
+use super::ports::Ports;
+use super::touched::Touched;
 
 /// Namespaces, pods and policies.
 #[derive(Debug, Default)]
 pub struct Cluster {
     groups: Groups,
-    pods: Vec<Record>,
-    free: Vec<u32>,
-    index: HashMap<[u8; 16], u32>,
+    pods: Pods,
     owners: Owners,
     ports: Ports,
     locals: BTreeMap<Uid, Local>,
-    policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    policies: Policies,
     pub(super) touched: Touched,
-}
-
-/// What changed since somebody looked.
-#[derive(Debug, Default)]
-pub(super) struct Touched {
-    /// Addresses whose pod, or what is known of it, is another.
-    pub(super) addresses: BTreeSet<IpAddr>,
-    /// Addresses that passed from one pod to another.
-    pub(super) passed: BTreeSet<IpAddr>,
-    /// Policies.
-    pub(super) policies: bool,
-    /// Pods of this node.
-    pub(super) locals: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct Record {
-    uid: [u8; 16],
-    created: u32,
-    pub(super) group: GroupId,
-    ports: u32,
-    v4: Option<[u8; 4]>,
-    v6: Option<[u8; 16]>,
-    origin: PodSource,
-}
-
-/// Who says which addresses a pod has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PodSource {
-    /// Its object.
-    Object,
-    /// Our CNI plugin gave them to it, long before its object says so.
-    Plugin,
-    /// Our CNI plugin took them back, though its object goes on naming them.
-    Released,
 }
 
 /// A pod of this node.
@@ -64,21 +31,6 @@ enum PodSource {
 pub(super) struct Local {
     pub(super) name: ObjectName,
     pub(super) number: u32,
-}
-
-impl Record {
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        [self.v4.map(IpAddr::from), self.v6.map(IpAddr::from)].into_iter().flatten()
-    }
-
-    pub(super) fn announced(&self) -> bool {
-        self.origin == PodSource::Plugin
-    }
-
-    /// Who of two that claim an address has it: the one that our CNI plugin named, then the younger.
-    fn claim(&self) -> (bool, u32, [u8; 16]) {
-        (self.announced(), self.created, self.uid)
-    }
 }
 
 impl Cluster {
@@ -101,7 +53,7 @@ impl Cluster {
         if self.knows_policy(&policy) {
             return;
         }
-        self.policies.insert(policy.name.clone(), Arc::new(policy));
+        self.policies.set(policy);
         self.touched.policies = true;
     }
 
@@ -112,50 +64,45 @@ impl Cluster {
 
     /// A policy is gone.
     pub fn remove_policy(&mut self, name: &ObjectName) {
-        self.touched.policies |= self.policies.remove(name).is_some();
+        self.touched.policies |= self.policies.remove(name);
     }
 
     /// A pod is there, as described. One that has ended or is on its host's network is to be removed instead.
     pub fn set_pod(&mut self, pod: &Pod) {
-        let known = self.number(pod.uid).map(|number| &self.pods[number as usize]);
-        let (origin, addresses) = match known.map(|record| (record.origin, record)) {
-            None | Some((PodSource::Object, _)) => (PodSource::Object, pod.addresses.clone()),
-            Some((origin, record)) => (origin, record.addresses().collect()),
+        let known = self.pods.number(pod.uid).map(|number| (number, self.pods.get(number).origin));
+        let (origin, addresses) = match known {
+            None | Some((_, PodSource::Object)) => (PodSource::Object, Addresses::first_of(&pod.addresses)),
+            Some((number, origin)) => (origin, self.pods.addresses(number)),
         };
-        self.put_pod(pod, &addresses, origin);
+        self.put_pod(pod, addresses, origin);
     }
 
     /// The CNI plugin gave these addresses to a pod of this node: they are its own, also when its object
     /// says otherwise.
     pub fn announce_pod(&mut self, pod: &Pod) {
-        self.put_pod(pod, &pod.addresses, PodSource::Plugin);
+        self.put_pod(pod, Addresses::first_of(&pod.addresses), PodSource::Plugin);
     }
 
     /// The CNI plugin took the addresses of a pod back. What its object names from now on counts for nothing.
     pub fn release_pod(&mut self, uid: Uid) {
-        let Some(number) = self.number(uid) else { return };
-        for address in self.pods[number as usize].addresses() {
-            self.disown(address, number);
-        }
-        let record = &mut self.pods[number as usize];
-        (record.v4, record.v6, record.origin) = (None, None, PodSource::Released);
+        let Some(number) = self.pods.number(uid) else { return };
+        self.pods.addresses(number).iter().for_each(|address| self.disown(address, number));
+        self.pods.release(number);
         self.touched.locals |= self.locals.contains_key(&uid);
     }
 
     /// A pod is gone, has ended, or turns out to be on its host's network.
     pub fn remove_pod(&mut self, uid: Uid) {
-        let Some(number) = self.index.remove(&uid.0.to_be_bytes()) else { return };
-        for address in self.pods[number as usize].addresses() {
-            self.disown(address, number);
-        }
+        let Some(number) = self.pods.number(uid) else { return };
+        self.pods.addresses(number).iter().for_each(|address| self.disown(address, number));
         self.release(number);
-        self.free.push(number);
+        self.pods.remove(number);
         self.touched.locals |= self.locals.remove(&uid).is_some();
     }
 
     /// How many pods are known.
     pub fn pod_count(&self) -> usize {
-        self.index.len()
+        self.pods.len()
     }
 
     /// How many policies there are.
@@ -165,20 +112,20 @@ impl Cluster {
 
     /// The pods that are known, by uid.
     pub fn uids(&self) -> impl Iterator<Item = Uid> + '_ {
-        self.index.keys().map(|uid| Uid(u128::from_be_bytes(*uid)))
+        self.pods.numbers().map(|number| self.pods.get(number).uid())
     }
 
     /// The pods of other nodes whose namespace is `among` some.
     pub fn pods_elsewhere(&self, among: impl Fn(&str) -> bool) -> Vec<Uid> {
-        let records = self.index.values().map(|number| &self.pods[*number as usize]);
+        let records = self.pods.numbers().map(|number| self.pods.get(number));
         let among = |record: &&Record| among(self.groups.namespace(record.group));
-        let uids = records.filter(among).map(|record| Uid(u128::from_be_bytes(record.uid)));
+        let uids = records.filter(among).map(Record::uid);
         uids.filter(|uid| !self.locals.contains_key(uid)).collect()
     }
 
     /// The names of the policies that are known.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
-        self.policies.values()
+        self.policies.iter()
     }
 
     /// The labels of the namespaces that are known.
@@ -192,42 +139,40 @@ impl Cluster {
     }
 
     pub(super) fn has_policy(&self, name: &ObjectName) -> bool {
-        self.policies.contains_key(name)
+        self.policies.get(name).is_some()
     }
 
     /// The policies of a namespace.
     pub(super) fn policies_of(&self, namespace: &str) -> impl Iterator<Item = &Arc<NetworkPolicy>> {
-        let first = ObjectName::new(namespace, "");
-        let namespace: Box<str> = namespace.into();
-        self.policies
-            .range(first..)
-            .take_while(move |(name, _)| name.namespace == namespace)
-            .map(|(_, policy)| policy)
+        self.policies.of_namespace(namespace)
     }
 
     /// The pods of this node.
     pub(super) fn locals(&self) -> impl Iterator<Item = (&Local, &Record)> {
-        self.locals.values().map(|local| (local, &self.pods[local.number as usize]))
+        self.locals.values().map(|local| (local, self.pods.get(local.number)))
     }
 
     /// All addresses of a family, each with the pod that it belongs to.
     pub(super) fn owned(&self, family: Family) -> impl Iterator<Item = (IpAddr, &Record)> {
         // What a pod that is gone had is not its own any more.
-        let numbers = 0..self.pods.len() as u32;
-        numbers
-            .filter_map(move |number| Some((self.own_address(number, family)?, &self.pods[number as usize])))
+        let numbers = self.pods.numbers_with(family);
+        numbers.filter_map(move |number| Some((self.own_address(number, family)?, self.pods.get(number))))
     }
 
     /// The pod that an address belongs to.
     pub(super) fn owner(&self, address: IpAddr) -> Option<&Record> {
-        self.owners.get(address).map(|number| &self.pods[number as usize])
+        self.owners.get(address).map(|number| self.pods.get(number))
     }
 
     /// The address of this family that a pod has, unless another pod has a better claim.
     pub(super) fn own_address(&self, number: u32, family: Family) -> Option<IpAddr> {
-        let address =
-            self.pods[number as usize].addresses().find(|address| Family::of(*address) == family)?;
+        let address = self.pods.addresses(number).of(family)?;
         (self.owners.get(address) == Some(number)).then_some(address)
+    }
+
+    /// The addresses that a pod claims.
+    pub(super) fn addresses(&self, number: u32) -> impl Iterator<Item = IpAddr> + use<> {
+        self.pods.addresses(number).iter()
     }
 
     pub(super) fn ports_of(&self, record: &Record) -> &[NamedPort] {
@@ -243,38 +188,24 @@ impl Cluster {
         &self.groups
     }
 
-    fn number(&self, uid: Uid) -> Option<u32> {
-        self.index.get(&uid.0.to_be_bytes()).copied()
-    }
-
-    fn put_pod(&mut self, pod: &Pod, addresses: &[IpAddr], origin: PodSource) {
+    fn put_pod(&mut self, pod: &Pod, addresses: Addresses, origin: PodSource) {
         let mut ports: Vec<NamedPort> = pod.ports.clone();
         ports.sort_unstable();
         ports.dedup();
-        let of = |family| addresses.iter().copied().find(|address| Family::of(*address) == family);
-        let record = Record {
-            uid: pod.uid.0.to_be_bytes(),
-            created: u32::try_from(pod.created).unwrap_or(u32::MAX),
-            group: self.groups.acquire(&pod.name.namespace, &pod.labels),
-            ports: self.ports.acquire(&ports),
-            v4: of(Family::V4).and_then(|address| match address {
-                IpAddr::V4(v4) => Some(v4.octets()),
-                IpAddr::V6(_) => None,
-            }),
-            v6: of(Family::V6).and_then(|address| match address {
-                IpAddr::V6(v6) => Some(v6.octets()),
-                IpAddr::V4(_) => None,
-            }),
-            origin,
-        };
-        let number = match self.number(pod.uid) {
+        let group = self.groups.acquire(&pod.name.namespace, &pod.labels);
+        let record = Record::new(pod.uid, pod.created, group, self.ports.acquire(&ports), origin);
+        let number = match self.pods.number(pod.uid) {
             Some(number) => {
-                if !self.replace(number, record) {
+                if !self.replace(number, record, addresses) {
                     return;
                 }
                 number
             }
-            None => self.add(record),
+            None => {
+                let number = self.pods.add(record, addresses);
+                addresses.iter().for_each(|address| self.own(address, number));
+                number
+            }
         };
         let was_local = self.locals.remove(&pod.uid).is_some();
         if pod.local {
@@ -283,47 +214,25 @@ impl Cluster {
         self.touched.locals |= pod.local || was_local;
     }
 
-    fn add(&mut self, record: Record) -> u32 {
-        let uid = record.uid;
-        let addresses = record.addresses();
-        let number = match self.free.pop() {
-            Some(number) => {
-                self.pods[number as usize] = record;
-                number
-            }
-            None => {
-                self.pods.push(record);
-                self.pods.len() as u32 - 1
-            }
-        };
-        self.index.insert(uid, number);
-        addresses.for_each(|address| self.own(address, number));
-        number
-    }
-
     /// Whether anything is different.
-    fn replace(&mut self, number: u32, record: Record) -> bool {
-        let known = &self.pods[number as usize];
-        let same = (known.group, known.ports, known.origin, known.created)
-            == (record.group, record.ports, record.origin, record.created)
-            && (known.v4, known.v6) == (record.v4, record.v6);
-        if same {
+    fn replace(&mut self, number: u32, record: Record, addresses: Addresses) -> bool {
+        let before = self.pods.addresses(number);
+        if *self.pods.get(number) == record && before == addresses {
             self.groups.release(record.group);
             self.ports.release(record.ports);
             return false;
         }
-        let (before, after): (Vec<_>, Vec<_>) = (known.addresses().collect(), record.addresses().collect());
         self.release(number);
-        self.pods[number as usize] = record;
-        for address in before.iter().filter(|address| !after.contains(address)) {
-            self.disown(*address, number);
+        self.pods.replace(number, record, addresses);
+        for address in before.iter().filter(|address| addresses.of(Family::of(*address)) != Some(*address)) {
+            self.disown(address, number);
         }
-        after.into_iter().for_each(|address| self.own(address, number));
+        addresses.iter().for_each(|address| self.own(address, number));
         true
     }
 
     fn release(&mut self, number: u32) {
-        let record = &self.pods[number as usize];
+        let record = self.pods.get(number);
         self.groups.release(record.group);
         self.ports.release(record.ports);
     }
@@ -331,22 +240,22 @@ impl Cluster {
     fn own(&mut self, address: IpAddr, number: u32) {
         let pods = &self.pods;
         let before = self.owners.get(address);
-        self.owners.claim(address, number, |number| pods[number as usize].claim());
+        self.owners.claim(address, number, |number| pods.get(number).claim());
         self.note_owner(address, before);
     }
 
     fn disown(&mut self, address: IpAddr, number: u32) {
         let pods = &self.pods;
         let before = self.owners.get(address);
-        self.owners.leave(address, number, |number| pods[number as usize].claim());
+        self.owners.leave(address, number, |number| pods.get(number).claim());
         self.note_owner(address, before);
     }
 
     fn note_owner(&mut self, address: IpAddr, before: Option<u32>) {
         let after = self.owners.get(address);
-        self.touched.addresses.insert(address);
+        self.touched.addresses.insert(address, self.owners.count());
         if before.is_some() && after.is_some() && before != after {
-            self.touched.passed.insert(address);
+            self.touched.passed = true;
             self.touched.locals = true;
         }
     }
@@ -357,66 +266,11 @@ impl Cluster {
         if groups.is_empty() {
             return;
         }
-        let records = self.index.values().map(|number| &self.pods[*number as usize]);
-        let addresses = records.filter(|record| groups.contains(&record.group)).flat_map(Record::addresses);
-        self.touched.addresses.extend(addresses);
-    }
-}
-
-/// Lists of named ports, each kept once.
-#[derive(Debug)]
-struct Ports {
-    lists: Vec<(Box<[NamedPort]>, u32)>,
-    free: Vec<u32>,
-    index: HashMap<Box<[NamedPort]>, u32>,
-}
-
-impl Default for Ports {
-    /// The first is the empty list, which stays.
-    fn default() -> Self {
-        Self { lists: vec![(Box::default(), 1)], free: Vec::new(), index: HashMap::new() }
-    }
-}
-
-impl Ports {
-    fn acquire(&mut self, list: &[NamedPort]) -> u32 {
-        if list.is_empty() {
-            return 0;
+        let numbers = self.pods.numbers().filter(|number| groups.contains(&self.pods.get(*number).group));
+        let owned = self.owners.count();
+        for address in numbers.flat_map(|number| self.pods.addresses(number).iter()) {
+            self.touched.addresses.insert(address, owned);
         }
-        if let Some(id) = self.index.get(list) {
-            self.lists[*id as usize].1 += 1;
-            return *id;
-        }
-        let entry = (Box::from(list), 1);
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.lists[id as usize] = entry;
-                id
-            }
-            None => {
-                self.lists.push(entry);
-                self.lists.len() as u32 - 1
-            }
-        };
-        self.index.insert(list.into(), id);
-        id
-    }
-
-    fn release(&mut self, id: u32) {
-        if id == 0 {
-            return;
-        }
-        let (list, uses) = &mut self.lists[id as usize];
-        *uses -= 1;
-        if *uses == 0 {
-            self.index.remove(list);
-            *list = Box::default();
-            self.free.push(id);
-        }
-    }
-
-    fn get(&self, id: u32) -> &[NamedPort] {
-        &self.lists[id as usize].0
     }
 }
 
@@ -437,7 +291,7 @@ mod tests {
     }
 
     fn owner(cluster: &Cluster, address: &str) -> Option<u128> {
-        cluster.owner(address.parse().unwrap()).map(|record| u128::from_be_bytes(record.uid))
+        cluster.owner(address.parse().unwrap()).map(|record| record.uid().0)
     }
 
     #[test]

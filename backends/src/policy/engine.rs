@@ -9,16 +9,19 @@ use ipnet::IpNet;
 use subnet::Family;
 
 use super::class::{Book, Class, Member};
-use super::cluster::{Cluster, Record, Touched};
+use super::cluster::Cluster;
 use super::demand::Demand;
 use super::generation::{FORWARD, Generations};
 use super::image::{Content, Delta, Edit, Image, MemberKey, diff, diff_found};
+use super::keys::address_of;
 use super::layout;
 use super::members::Members;
 use super::names::stem;
 use super::parts::Parts;
+use super::pods::Record;
 use super::selecting::Selecting;
 use super::settings::Settings;
+use super::touched::{Touched, TouchedAddresses};
 use crate::nft::Table;
 
 /// Compiles policies, and remembers what the kernel holds.
@@ -302,8 +305,12 @@ impl Engine {
 
     fn update(&mut self, mut held: Held, now: Instant) -> Plan {
         let touched = std::mem::take(&mut self.cluster.touched);
-        let (deltas, too_small) = self.members.refresh(touched.addresses.iter(), &self.cluster, &held.image);
-        self.note_members(&touched, &deltas, &held.locals);
+        let addresses: Vec<IpAddr> = match touched.addresses {
+            TouchedAddresses::Some(addresses) => addresses.into_iter().collect(),
+            TouchedAddresses::Any => self.any_addresses(&held.locals),
+        };
+        let (deltas, too_small) = self.members.refresh(addresses.iter(), &self.cluster, &held.image);
+        self.note_members(touched.passed, &addresses, &deltas, &held.locals);
         let mut image = None;
         if touched.policies {
             self.forget_classes();
@@ -403,12 +410,29 @@ impl Engine {
     }
 
     fn local_addresses(&self) -> BTreeSet<IpAddr> {
-        self.cluster.locals().flat_map(|(_, record)| record.addresses()).collect()
+        self.cluster.locals().flat_map(|(local, _)| self.cluster.addresses(local.number)).collect()
+    }
+
+    /// All addresses that a change can be about, in order: those that have a pod, and those that had one when somebody looked.
+    fn any_addresses(&self, locals: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let owned = Family::BOTH.into_iter().flat_map(|family| self.cluster.owned(family));
+        let left = self.members.addresses().filter(|address| self.cluster.owner(*address).is_none());
+        let mut addresses: Vec<IpAddr> = owned.map(|(address, _)| address).chain(left).collect();
+        addresses.extend(locals);
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
     }
 
     /// Whether a living pod lost a right because it left a set, or got an address that somebody else had.
-    fn note_members(&mut self, touched: &Touched, deltas: &[Delta], locals: &BTreeSet<IpAddr>) {
-        let mut due = !touched.passed.is_empty();
+    fn note_members(
+        &mut self,
+        passed: bool,
+        addresses: &[IpAddr],
+        deltas: &[Delta],
+        locals: &BTreeSet<IpAddr>,
+    ) {
+        let mut due = passed;
         for key in deltas.iter().flat_map(|delta| &delta.removed) {
             match address_of(key).map(|address| (address, self.cluster.owner(address))) {
                 Some((_, Some(_))) => due = true,
@@ -416,7 +440,7 @@ impl Engine {
                 None => {}
             }
         }
-        for address in &touched.addresses {
+        for address in addresses {
             match self.cluster.owner(*address) {
                 Some(_) => due |= self.released.contains(address),
                 None if locals.contains(address) => drop(self.released.insert(*address)),
@@ -464,12 +488,4 @@ fn fixed<'a>(
 
 fn fixed_len(image: &Image, name: &str) -> usize {
     fixed(image, name).map_or(0, BTreeMap::len)
-}
-
-/// The address that a key begins with.
-pub(super) fn address_of(key: &[u8]) -> Option<IpAddr> {
-    match key.len() {
-        4 | 12 => key.first_chunk::<4>().map(|v4| IpAddr::from(*v4)),
-        _ => key.first_chunk::<16>().map(|v6| IpAddr::from(*v6)),
-    }
 }

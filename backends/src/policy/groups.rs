@@ -1,13 +1,13 @@
 //! Pods with the same namespace and the same labels are a group: what a selector says, it says of the whole group.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::BTreeMap;
 
 use subnet::policy::{Labels, Selector};
 
 use super::intern::{Id, Interner};
 use super::resolved::Resolved;
 use super::selector::{PodSelector, SelectorScope};
+use super::slots::{SlotIndex, Slots};
 
 /// The number of a group.
 pub(super) type GroupId = u32;
@@ -16,12 +16,10 @@ pub(super) type GroupId = u32;
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     strings: Interner,
-    groups: Vec<SelectorGroup>,
-    free: Vec<GroupId>,
-    heads: HashMap<u64, GroupId>,
+    groups: Slots<SelectorGroup>,
+    index: SlotIndex,
     namespaces: BTreeMap<Id, Namespace>,
     serial: u64,
-    state: RandomState,
 }
 
 #[derive(Debug, Default)]
@@ -36,13 +34,19 @@ struct SelectorGroup {
     namespace: Id,
     pods: u32,
     labels: Pairs,
-    next: Option<GroupId>,
     /// Never the same again, unlike the group's number.
     serial: u64,
 }
 
 /// Keys and values, sorted.
 type Pairs = Box<[(Id, Id)]>;
+
+impl SelectorGroup {
+    /// What it is found by.
+    fn key(&self) -> (Id, &[(Id, Id)]) {
+        (self.namespace, &self.labels)
+    }
+}
 
 impl Groups {
     /// Whether anything is different.
@@ -98,68 +102,48 @@ impl Groups {
     pub(super) fn acquire(&mut self, namespace: &str, labels: &Labels) -> GroupId {
         let namespace = self.strings.acquire(namespace);
         let pairs = self.pairs(labels);
-        let hash = self.state.hash_one((namespace, &pairs));
-        let known = self.chain(hash).find(|id| {
-            let group = &self.groups[*id as usize];
-            (group.namespace, &group.labels) == (namespace, &pairs)
-        });
+        let key = (namespace, &*pairs);
+        let known = self.index.find(key, |id| self.groups[id].key() == key);
         if let Some(id) = known {
-            self.groups[id as usize].pods += 1;
+            self.groups[id].pods += 1;
             // The strings are held once by each group.
             self.strings.release(namespace);
             self.release_pairs(&pairs);
             return id;
         }
         self.serial += 1;
-        let next = self.heads.get(&hash).copied();
-        let group = SelectorGroup { namespace, pods: 1, labels: pairs, next, serial: self.serial };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.groups[id as usize] = group;
-                id
-            }
-            None => {
-                self.groups.push(group);
-                self.groups.len() as GroupId - 1
-            }
-        };
-        self.heads.insert(hash, id);
+        let id = self.groups.add(SelectorGroup { namespace, pods: 1, labels: pairs, serial: self.serial });
+        let groups = &self.groups;
+        self.index.insert(id, |id| groups[id].key());
         self.namespaces.entry(namespace).or_default().groups.push(id);
         id
     }
 
     /// A group has one pod less.
     pub(super) fn release(&mut self, id: GroupId) {
-        let group = &mut self.groups[id as usize];
+        let group = &mut self.groups[id];
         group.pods -= 1;
         if group.pods > 0 {
             return;
         }
-        let (namespace, next) = (group.namespace, group.next.take());
-        let pairs = std::mem::take(&mut group.labels);
-        let hash = self.state.hash_one((namespace, &pairs));
-        let before = self.chain(hash).find(|one| self.groups[*one as usize].next == Some(id));
-        match (before, next) {
-            (Some(before), next) => self.groups[before as usize].next = next,
-            (None, Some(next)) => drop(self.heads.insert(hash, next)),
-            (None, None) => drop(self.heads.remove(&hash)),
-        }
+        self.index.remove(id, group.key());
+        let (namespace, pairs) = (group.namespace, std::mem::take(&mut group.labels));
         if let Some(of) = self.namespaces.get_mut(&namespace) {
             of.groups.retain(|one| *one != id);
         }
         self.forget_empty(namespace);
         self.release_pairs(&pairs);
         self.strings.release(namespace);
-        self.free.push(id);
+        self.groups.free(id);
     }
 
     /// The namespace of a group.
     pub(super) fn namespace(&self, id: GroupId) -> &str {
-        self.strings.text(self.groups[id as usize].namespace)
+        self.strings.text(self.groups[id].namespace)
     }
 
     pub(super) fn serial(&self, id: GroupId) -> u64 {
-        self.groups[id as usize].serial
+        self.groups[id].serial
     }
 
     pub(super) fn count(&self) -> usize {
@@ -173,17 +157,17 @@ impl Groups {
 
     /// The labels of a group's pods.
     pub(super) fn labels(&self, id: GroupId) -> &[(Id, Id)] {
-        &self.groups[id as usize].labels
+        &self.groups[id].labels
     }
 
     /// Whether the pods of a group match the labels that `selector` asks for, in any namespace.
     pub(super) fn has_labels(&self, id: GroupId, selector: &Resolved) -> bool {
-        selector.matches(&self.groups[id as usize].labels)
+        selector.matches(&self.groups[id].labels)
     }
 
     /// Whether the pods of a group are among those that `selector` describes.
     pub(super) fn matches(&self, id: GroupId, selector: &PodSelector) -> bool {
-        let group = &self.groups[id as usize];
+        let group = &self.groups[id];
         let in_scope = match &selector.scope {
             SelectorScope::Namespace(name) => self.strings.text(group.namespace) == &**name,
             SelectorScope::Matching(labels) => self.namespace_matches(group.namespace, labels),
@@ -246,9 +230,5 @@ impl Groups {
         if self.namespaces.get(&id).is_some_and(|one| one.labels.is_none() && one.groups.is_empty()) {
             self.namespaces.remove(&id);
         }
-    }
-
-    fn chain(&self, hash: u64) -> impl Iterator<Item = GroupId> + '_ {
-        std::iter::successors(self.heads.get(&hash).copied(), |id| self.groups[*id as usize].next)
     }
 }

@@ -97,6 +97,14 @@ pub(super) fn of_address(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// The address that a key begins with.
+pub(super) fn address_of(key: &[u8]) -> Option<IpAddr> {
+    match key.len() {
+        4 | 12 => key.first_chunk::<4>().map(|v4| IpAddr::from(*v4)),
+        _ => key.first_chunk::<16>().map(|v6| IpAddr::from(*v6)),
+    }
+}
+
 /// The length of [`of_endpoint`] behind the address.
 pub(super) const PORT_LEN: usize = 8;
 

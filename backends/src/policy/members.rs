@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use subnet::Family;
 
-use super::cluster::{Cluster, Record};
+use super::cluster::Cluster;
 use super::demand::Demand;
 use super::image::{Content, Delta, Image, MemberKey, MembersOf};
 use super::keys::{self, Keys};
+use super::pods::Record;
 use super::selector::SelectorScope;
 
 /// The smallest size of a set in the kernel.
@@ -69,6 +70,11 @@ impl Members {
     /// How many addresses there are in all sets.
     pub(super) fn count(&self) -> usize {
         self.of.values().map(|membership| membership.keys.count()).sum()
+    }
+
+    /// The addresses in all sets, some of them several times.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.of.values().flat_map(|membership| membership.keys.iter()).filter_map(keys::address_of)
     }
 
     /// Keeps those of `wanted`, and finds those that are new.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::engine::address_of;
+use super::keys::address_of;
 use super::layout::filter_table;
 use super::{own_tables, remove_all};
 use crate::nft::{Nft, NftError};

@@ -21,6 +21,11 @@ impl Owners {
         .copied()
     }
 
+    /// How many addresses have a pod.
+    pub(super) fn count(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
     /// A pod has the address, or claims it again with another claim; the greatest `claim` has it.
     pub(super) fn claim<K: Ord>(&mut self, address: IpAddr, pod: u32, claim: impl Fn(u32) -> K) {
         let owner = self.get(address).filter(|owner| *owner != pod);

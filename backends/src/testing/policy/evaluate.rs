@@ -93,7 +93,7 @@ impl World {
             let Isolation::Isolated(rules) = &policy.egress else { continue };
             isolated = true;
             let named = self.pod(packet.destination);
-            for rule in rules {
+            for rule in rules.iter() {
                 let peer = self.peer(rule, policy, packet.destination);
                 if peer && ports(rule, named, packet) {
                     return true;
@@ -108,7 +108,7 @@ impl World {
         for policy in self.selecting(pod) {
             let Isolation::Isolated(rules) = &policy.ingress else { continue };
             isolated = true;
-            for rule in rules {
+            for rule in rules.iter() {
                 let peer = self.peer(rule, policy, packet.source);
                 if peer && ports(rule, Some(pod), packet) {
                     return true;
