@@ -35,7 +35,7 @@ use crate::extension::Hooks;
 use crate::fast_path::FastPathLink;
 use crate::interface::Selectors;
 use crate::lent::Lent;
-use crate::policy::Facts;
+use crate::policy::PolicyFacts;
 use crate::probe::Targets;
 use crate::serve::Health;
 use cause::Cause;
@@ -116,7 +116,7 @@ pub(crate) struct Settings {
     /// Who runs the commands of the `extension` backend.
     pub(crate) hooks: Option<Hooks>,
     /// Who enforces network policies, and has to know the leases for that.
-    pub(crate) policies: Option<watch::Sender<Option<Facts>>>,
+    pub(crate) policies: Option<watch::Sender<Option<PolicyFacts>>>,
     /// Who probes the peers, if anybody does.
     pub(crate) probes: Option<watch::Sender<Targets>>,
     /// Who keeps the fast path of pods' flows.

@@ -43,7 +43,7 @@ use flags::RunFlags;
 use grammar::{Parsed, Setting};
 pub(crate) use manual::Pages;
 use manual::{CompletionsFlags, ManFlags};
-use options::{Options, Place};
+use options::{KubeEnvironment, Options};
 use policy::{PolicyFlags, PolicyQuestion};
 use print::VersionFlags;
 pub(crate) use print::{Print, version};
@@ -253,7 +253,7 @@ fn run(args: &[String], environment: Environment<'_>) -> Result<Command, UsageEr
     settings.extend(grammar::from_environment(&shape, &shape, &settings, environment)?);
     let given = |name| environment(name).filter(|value| !value.is_empty()).map(utf8).transpose();
     let pod = given("POD_NAMESPACE")?.zip(given("POD_NAME")?);
-    let place = Place { node: given("NODE_NAME")?, pod };
+    let place = KubeEnvironment { node: given("NODE_NAME")?, pod };
     let matches = grammar::matches(&shape, &settings)?;
     let flags = RunFlags::from_arg_matches(&matches).map_err(|error| grammar::refused(&error, &settings))?;
     let options = Options::check(flags, &settings, place, |store, policies| {

@@ -39,7 +39,7 @@ pub(crate) struct CniCalls {
     /// How long calls of each verb took.
     pub(crate) durations: BTreeMap<String, Durations>,
     /// The last failures, the newest last.
-    pub(crate) failures: VecDeque<Failure>,
+    pub(crate) failures: VecDeque<FailedCall>,
 }
 
 /// Durations by [`BOUNDS`], not cumulated; the last bucket is for longer ones.
@@ -53,7 +53,7 @@ pub(crate) struct Durations {
 
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Failure {
+pub(crate) struct FailedCall {
     /// When, in seconds since 1970.
     pub(crate) at: u64,
     /// What was asked.
@@ -66,7 +66,7 @@ pub(crate) struct Failure {
 
 /// A report of the plugin.
 #[derive(Deserialize)]
-struct Told {
+struct CallReport {
     verb: String,
     code: u64,
     us: u64,
@@ -76,7 +76,7 @@ struct Told {
 impl CniCalls {
     /// Takes a datagram; one that is no report is passed over.
     fn take(&mut self, datagram: &[u8], at: u64) {
-        let Ok(Told { verb, code, us, error }) = serde_json::from_slice(datagram) else { return };
+        let Ok(CallReport { verb, code, us, error }) = serde_json::from_slice(datagram) else { return };
         if !VERBS.contains(&verb.as_str()) {
             return;
         }
@@ -91,7 +91,7 @@ impl CniCalls {
                 self.failures.pop_front();
             }
             let message = clean(&error.unwrap_or_default(), MAX_MESSAGE);
-            self.failures.push_back(Failure { at, verb, code, message });
+            self.failures.push_back(FailedCall { at, verb, code, message });
         }
     }
 }

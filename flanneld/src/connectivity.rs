@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::ask;
 use crate::status::PeerList;
-use outcome::{Outcome, Peer, Series, Test};
+use outcome::{PeerOutcome, Series, Test, TestedPeer};
 
 /// An answer that takes longer is lost.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &ConnectivityOptions) -> anyhow::Result<()> {
 }
 
 /// The series of one peer, and the address that each goes to.
-fn series(peer: &Peer, sizes: &[u16]) -> Vec<(Test, IpAddr, u16)> {
+fn series(peer: &TestedPeer, sizes: &[u16]) -> Vec<(Test, IpAddr, u16)> {
     let mut all = vec![(Test::Underlay, peer.underlay, MIN_PACKET)];
     let usual = [MIN_PACKET, peer.mtu, peer.mtu.saturating_add(1)];
     let sizes = if sizes.is_empty() { &usual[..] } else { sizes };
@@ -76,17 +76,17 @@ fn series(peer: &Peer, sizes: &[u16]) -> Vec<(Test, IpAddr, u16)> {
     all
 }
 
-async fn test(peers: Vec<Peer>, options: &ConnectivityOptions) -> anyhow::Result<Vec<Outcome>> {
-    let mut outcomes: Vec<Outcome> = peers
+async fn test(peers: Vec<TestedPeer>, options: &ConnectivityOptions) -> anyhow::Result<Vec<PeerOutcome>> {
+    let mut outcomes: Vec<PeerOutcome> = peers
         .into_iter()
         .map(|peer| {
             let series = series(&peer, &options.sizes);
             let series = series.into_iter().map(|(test, to, size)| Series::new(test, to, size)).collect();
-            Outcome { peer, series, tcp: None }
+            PeerOutcome { peer, series, tcp: None }
         })
         .collect();
     let connections =
-        tokio::spawn(connect_all(outcomes.iter().map(Outcome::health).collect(), options.health.port()));
+        tokio::spawn(connect_all(outcomes.iter().map(PeerOutcome::health).collect(), options.health.port()));
     echo_all(&mut outcomes, options.count).await?;
     for (outcome, connected) in outcomes.iter_mut().zip(connections.await?) {
         outcome.tcp = Some(connected);
@@ -95,7 +95,7 @@ async fn test(peers: Vec<Peer>, options: &ConnectivityOptions) -> anyhow::Result
 }
 
 /// A request under way.
-struct Request {
+struct PendingEcho {
     peer: usize,
     series: usize,
     token: Token,
@@ -103,7 +103,7 @@ struct Request {
 }
 
 /// Sends every series, packet by packet, and counts what comes back.
-async fn echo_all(outcomes: &mut [Outcome], count: u32) -> anyhow::Result<()> {
+async fn echo_all(outcomes: &mut [PeerOutcome], count: u32) -> anyhow::Result<()> {
     let mut sockets = Vec::new();
     for family in Family::BOTH {
         if outcomes.iter().any(|outcome| Family::of(outcome.peer.underlay) == family) {
@@ -128,7 +128,8 @@ async fn echo_all(outcomes: &mut [Outcome], count: u32) -> anyhow::Result<()> {
                 number = number.wrapping_add(1);
                 match socket.send(series.to, number, &token, series.size) {
                     Ok(()) => {
-                        requests.insert(number, Request { peer, series: index, token, sent: Instant::now() });
+                        requests
+                            .insert(number, PendingEcho { peer, series: index, token, sent: Instant::now() });
                     }
                     Err(error) => series.refused(&error),
                 }
@@ -145,8 +146,8 @@ async fn echo_all(outcomes: &mut [Outcome], count: u32) -> anyhow::Result<()> {
 /// Counts answers until a moment, or until none is missing.
 async fn listen(
     sockets: &[EchoSocket],
-    outcomes: &mut [Outcome],
-    requests: &mut BTreeMap<u16, Request>,
+    outcomes: &mut [PeerOutcome],
+    requests: &mut BTreeMap<u16, PendingEcho>,
     until: Instant,
 ) {
     loop {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use subnet::kube::{EventApi, EventError};
 use tokio::sync::mpsc;
 
-use crate::probe::{News, Verdict};
+use crate::probe::{Verdict, VerdictChange};
 
 /// No event about the same object is left again within this time.
 const QUIET: Duration = Duration::from_secs(600);
@@ -18,7 +18,7 @@ const WAITING: usize = 16;
 
 /// Something worth an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Event {
+pub(crate) struct KubeEvent {
     reason: &'static str,
     warning: bool,
     /// What it is about, for leaving it once.
@@ -26,10 +26,10 @@ pub(crate) struct Event {
     message: String,
 }
 
-impl Event {
+impl KubeEvent {
     /// The event about a changed verdict.
-    fn of(news: &News) -> Self {
-        let News { subnet, underlay, verdict, cause, remedy } = news;
+    fn of(news: &VerdictChange) -> Self {
+        let VerdictChange { subnet, underlay, verdict, cause, remedy } = news;
         let reason = match verdict {
             Verdict::Unknown | Verdict::Fine => "PeerReachable",
             Verdict::Down | Verdict::Silent | Verdict::PortBlocked => "PeerUnreachable",
@@ -58,8 +58,8 @@ pub(crate) struct NodeSigns {
 }
 
 /// The events that lead from what was so to what is so.
-fn of_node(before: &NodeSigns, now: &NodeSigns) -> Vec<Event> {
-    let event = |reason, message| Event { reason, warning: true, object: "node".to_owned(), message };
+fn of_node(before: &NodeSigns, now: &NodeSigns) -> Vec<KubeEvent> {
+    let event = |reason, message| KubeEvent { reason, warning: true, object: "node".to_owned(), message };
     let mut events = Vec::new();
     if let (None, Some(why)) = (&before.contest, &now.contest) {
         events.push(event("LeaseConflict", why.clone()));
@@ -90,7 +90,7 @@ struct Left {
 
 impl Left {
     /// Whether an event is to be left now; it counts as left then.
-    fn admit(&mut self, event: &Event, now: Instant) -> bool {
+    fn admit(&mut self, event: &KubeEvent, now: Instant) -> bool {
         self.by_object.retain(|_, at| now.saturating_duration_since(*at) < QUIET);
         self.of_late.retain(|at| now.saturating_duration_since(*at) < HOUR);
         let key = (event.reason, event.object.clone());
@@ -105,18 +105,18 @@ impl Left {
 
 /// Where events are handed in; a node without Kubernetes leaves none.
 #[derive(Clone, Default)]
-pub(crate) struct Events(Option<mpsc::Sender<Event>>);
+pub(crate) struct Events(Option<mpsc::Sender<KubeEvent>>);
 
 impl Events {
     /// The handing in, and the task that leaves them.
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Event>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<KubeEvent>) {
         let (sender, receiver) = mpsc::channel(WAITING);
         (Self(Some(sender)), receiver)
     }
 
     /// A verdict on a peer has changed.
-    pub(crate) fn peer(&self, news: &News) {
-        self.leave(Event::of(news));
+    pub(crate) fn peer(&self, news: &VerdictChange) {
+        self.leave(KubeEvent::of(news));
     }
 
     /// Something about this node has changed.
@@ -124,7 +124,7 @@ impl Events {
         of_node(before, now).into_iter().for_each(|event| self.leave(event));
     }
 
-    fn leave(&self, event: Event) {
+    fn leave(&self, event: KubeEvent) {
         if let Some(sender) = &self.0 {
             let _ = sender.try_send(event);
         }
@@ -132,7 +132,7 @@ impl Events {
 }
 
 /// Leaves events until the role forbids it, which is said once.
-pub(crate) async fn run(api: EventApi, mut events: mpsc::Receiver<Event>) {
+pub(crate) async fn run(api: EventApi, mut events: mpsc::Receiver<KubeEvent>) {
     let mut left = Left::default();
     while let Some(event) = events.recv().await {
         if !left.admit(&event, Instant::now()) {
@@ -155,9 +155,9 @@ pub(crate) async fn run(api: EventApi, mut events: mpsc::Receiver<Event>) {
 mod tests {
     use super::*;
 
-    fn news(verdict: Verdict) -> News {
+    fn news(verdict: Verdict) -> VerdictChange {
         let said = |text: &str| verdict.is_trouble().then(|| text.to_owned());
-        News {
+        VerdictChange {
             subnet: "10.244.7.0/24".parse().unwrap(),
             underlay: "192.0.2.7".parse().unwrap(),
             verdict,
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn an_event_about_an_object_is_left_once_in_ten_minutes() {
         let (mut left, now) = (Left::default(), Instant::now());
-        let (down, up) = (Event::of(&news(Verdict::Down)), Event::of(&news(Verdict::Fine)));
+        let (down, up) = (KubeEvent::of(&news(Verdict::Down)), KubeEvent::of(&news(Verdict::Fine)));
         assert_eq!(
             (down.reason, down.warning, down.message.as_str()),
             ("PeerUnreachable", true, "it is down: repair it")
@@ -177,14 +177,15 @@ mod tests {
         assert_eq!((up.reason, up.warning), ("PeerReachable", false));
         assert!(left.admit(&down, now) && left.admit(&up, now));
         assert!(!left.admit(&down, now + Duration::from_secs(599)));
-        assert!(!left.admit(&Event::of(&news(Verdict::PortBlocked)), now), "the same to an operator");
+        assert!(!left.admit(&KubeEvent::of(&news(Verdict::PortBlocked)), now), "the same to an operator");
         assert!(left.admit(&down, now + Duration::from_secs(601)));
     }
 
     #[test]
     fn a_cluster_that_falls_apart_leaves_few() {
         let (mut left, now) = (Left::default(), Instant::now());
-        let about = |number: usize| Event { object: number.to_string(), ..Event::of(&news(Verdict::Down)) };
+        let about =
+            |number: usize| KubeEvent { object: number.to_string(), ..KubeEvent::of(&news(Verdict::Down)) };
         assert_eq!((0..500).filter(|number| left.admit(&about(*number), now)).count(), MAX_EVENTS);
         assert!(left.admit(&about(501), now + HOUR));
     }

@@ -20,8 +20,8 @@ use crate::ask;
 use crate::policy::client;
 use crate::status::PeerList;
 use crate::text::with_causes;
-use holder::Holder;
-use way::{Facts, Lookups, Way};
+use holder::AddressHolder;
+use way::{HostFacts, Lookups, Way};
 
 /// Which packet is explained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(crate) fn run(options: &ExplainOptions) -> anyhow::Result<()> {
     let reading = Reading::parse(&text).with_context(|| shown.to_string())?;
     let mut kernel = Netlink::open()?;
     let Observed { host, tunnels } = observe(&mut kernel)?;
-    let facts = Facts {
+    let facts = HostFacts {
         networks: reading.networks_v4.iter().chain(&reading.networks_v6).copied().collect(),
         subnets: reading.subnets,
         masquerade: reading.ip_masq == Some(true),
@@ -128,10 +128,10 @@ impl Lookups for Asked<'_> {
         self.kernel.bridge_port(bridge, mac)
     }
 
-    fn holder(&mut self, destination: IpAddr) -> Holder {
+    fn holder(&mut self, destination: IpAddr) -> AddressHolder {
         match ask::value::<PeerList>(self.agent, "/peers") {
-            Err(why) => Holder::Unknown(why),
-            Ok(list) => Holder::among(list.peers, destination),
+            Err(why) => AddressHolder::Unknown(why),
+            Ok(list) => AddressHolder::among(list.peers, destination),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The `extension` backend's commands: programs of the operator that connect nodes (contract §5.8).
 //!
 //! `PreStartupCommand` runs before a lease is asked for ([`prepare`]). The others are the business of a task beside the
-//! loop: it is told what commands have to know ([`Facts`]), and sees to it that `SubnetAddCommand` has succeeded for
+//! loop: it is told what commands have to know ([`ExtensionFacts`]), and sees to it that `SubnetAddCommand` has succeeded for
 //! exactly the peers that there are, as the rest of the agent does with routes. For which peers it has is on disk, so that
 //! `SubnetRemoveCommand` also runs for a peer that left while the agent was down.
 
@@ -34,16 +34,16 @@ pub(crate) const REFUSAL: &str = "Backend.Type: \"extension\" runs commands of t
 
 /// What commands have to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct ExtensionFacts {
     pub(crate) config: ExtensionConfig,
-    pub(crate) start: Start,
+    pub(crate) start: StartupFacts,
     /// The peers that announce this backend.
     pub(crate) peers: Entries,
 }
 
 /// What `PostStartupCommand` has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Start {
+pub(crate) struct StartupFacts {
     pub(crate) command: String,
     pub(crate) networks: Subnets,
     pub(crate) own: Subnets,
@@ -53,14 +53,14 @@ pub(crate) struct Start {
 
 /// What the loop says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum ExtensionUse {
     /// Nothing is known yet.
     #[default]
     Nothing,
     /// The cluster has another backend.
     Other,
     /// The cluster has this backend.
-    Facts(Arc<Facts>),
+    Facts(Arc<ExtensionFacts>),
 }
 
 /// The loop's end of the conversation with the task.
@@ -68,15 +68,15 @@ pub(crate) enum Told {
 pub(crate) struct Hooks {
     /// Commands are allowed by the operator's flag.
     pub(crate) allowed: bool,
-    pub(crate) told: watch::Sender<Told>,
+    pub(crate) told: watch::Sender<ExtensionUse>,
     /// For which lease `PostStartupCommand` has succeeded.
-    pub(crate) started: watch::Receiver<Option<Start>>,
+    pub(crate) started: watch::Receiver<Option<StartupFacts>>,
 }
 
 /// The task's end.
-pub(crate) struct Task {
-    told: watch::Receiver<Told>,
-    started: watch::Sender<Option<Start>>,
+pub(crate) struct ExtensionTask {
+    told: watch::Receiver<ExtensionUse>,
+    started: watch::Sender<Option<StartupFacts>>,
     allowed: bool,
     file: PathBuf,
     health: Health,
@@ -84,10 +84,10 @@ pub(crate) struct Task {
 
 impl Hooks {
     /// Both ends. `file` is where it is noted for which peers commands ran.
-    pub(crate) fn new(allowed: bool, file: PathBuf, health: Health) -> (Self, Task) {
-        let (told, hear) = watch::channel(Told::Nothing);
+    pub(crate) fn new(allowed: bool, file: PathBuf, health: Health) -> (Self, ExtensionTask) {
+        let (told, hear) = watch::channel(ExtensionUse::Nothing);
         let (tell, started) = watch::channel(None);
-        let task = Task { told: hear, started: tell, allowed, file, health };
+        let task = ExtensionTask { told: hear, started: tell, allowed, file, health };
         (Self { allowed, told, started }, task)
     }
 

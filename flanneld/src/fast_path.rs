@@ -1,6 +1,6 @@
 //! The fast path of pods' flows, kept beside the loop: devices come and go with pods, and none of that concerns leases.
 //!
-//! The loop tells which networks and devices between nodes there are ([`Facts`]); the task adds the pods' devices, and has
+//! The loop tells which networks and devices between nodes there are ([`FastPathFacts`]); the task adds the pods' devices, and has
 //! the table made ([`NftFirewall::offload`]).
 
 mod choice;
@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::ipvs;
 use crate::lent::Lent;
 use crate::serve::Health;
-use choice::Decision;
-pub(crate) use choice::{Choice, Mode};
+use choice::FastPathDecision;
+pub(crate) use choice::{FastPathChoice, FastPathMode};
 
 /// The subject of notes about it.
 pub(crate) const SUBJECT: &str = "fast-path";
@@ -37,7 +37,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// What the loop knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct FastPathFacts {
     /// `FastPath` of the network configuration.
     pub(crate) configured: bool,
     /// The networks of pods, those in force before those that are being left.
@@ -52,14 +52,14 @@ pub(crate) struct Facts {
 #[derive(Clone, Debug)]
 pub(crate) struct FastPathLink {
     /// Whether there is one.
-    pub(crate) choice: Choice,
+    pub(crate) choice: FastPathChoice,
     /// Where the loop says what it knows.
-    pub(crate) facts: watch::Sender<Option<Facts>>,
+    pub(crate) facts: watch::Sender<Option<FastPathFacts>>,
 }
 
 /// Why the table is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+enum FastPathCause {
     /// The loop knows something else.
     Facts,
     /// Devices have come or gone.
@@ -74,7 +74,7 @@ enum Cause {
     Asked,
 }
 
-impl Cause {
+impl FastPathCause {
     fn of(moved: &Moved) -> Self {
         match moved {
             Moved::UsedUp(_) => Self::LongConnection,
@@ -89,7 +89,7 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for FastPathCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Facts => "there is another plan",
@@ -103,39 +103,39 @@ impl fmt::Display for Cause {
 }
 
 /// What works on the kernel, and hears of it; closed while there is no fast path.
-struct Kernel {
-    hands: Lent<Hands>,
+struct FastPathKernel {
+    hands: Lent<KernelHandles>,
     links: BridgeListener,
     tables: NftListener,
     watched: Arc<Mutex<Watched>>,
 }
 
-struct Hands {
+struct KernelHandles {
     firewall: NftFirewall,
     netlink: Netlink,
 }
 
-impl Kernel {
+impl FastPathKernel {
     fn open() -> anyhow::Result<Self> {
         let (links, tables) = (BridgeListener::open()?, NftListener::open()?);
-        let hands = Hands { firewall: NftFirewall::open()?, netlink: Netlink::open()? };
+        let hands = KernelHandles { firewall: NftFirewall::open()?, netlink: Netlink::open()? };
         let watched = hands.firewall.watched();
         Ok(Self { hands: Lent::new(hands), links, tables, watched })
     }
 
     /// Waits until devices or the tables have changed.
-    async fn moved(&self) -> anyhow::Result<Cause> {
+    async fn moved(&self) -> anyhow::Result<FastPathCause> {
         tokio::select! {
             moved = self.links.links_moved() => {
                 moved?;
                 let end = Instant::now() + QUIET.1;
                 while Instant::now() < end && timeout(QUIET.0, self.links.links_moved()).await.is_ok() {}
-                Ok(Cause::Links)
+                Ok(FastPathCause::Links)
             }
             moved = self.tables.moved(&self.watched) => {
                 let moved = moved?;
                 tracing::debug!(what = %moved, "fast path: the table has changed");
-                Ok(Cause::of(&moved))
+                Ok(FastPathCause::of(&moved))
             }
         }
     }
@@ -143,18 +143,18 @@ impl Kernel {
 
 /// Keeps the fast path.
 pub(crate) struct FastPaths {
-    choice: Choice,
+    choice: FastPathChoice,
     /// Network policies are enforced.
     policies: bool,
-    facts: watch::Receiver<Option<Facts>>,
+    facts: watch::Receiver<Option<FastPathFacts>>,
     /// Somebody asks for a look.
     asked: Arc<Notify>,
     health: Health,
-    kernel: Option<Kernel>,
+    kernel: Option<FastPathKernel>,
     /// Networks of earlier runs, whose tables are ours.
     former: Vec<IpNet>,
     abilities: Abilities,
-    made: Made,
+    made: TableState,
     /// By the last look.
     phase: Option<Phase>,
 }
@@ -168,7 +168,7 @@ struct Wanted {
 
 /// What is in the kernel.
 #[derive(Debug, PartialEq, Eq)]
-enum Made {
+enum TableState {
     /// It has to be read.
     Unknown,
     /// This, by the last look, over devices with these numbers: one that was made again has the name of another, but not its
@@ -183,7 +183,7 @@ enum Made {
 impl FastPaths {
     /// With the loop's end. `former` are networks of earlier runs; `asked` asks for a look.
     pub(crate) fn new(
-        choice: Choice,
+        choice: FastPathChoice,
         policies: bool,
         former: Vec<IpNet>,
         asked: Arc<Notify>,
@@ -192,7 +192,7 @@ impl FastPaths {
         let (sender, facts) = watch::channel(None);
         let link = FastPathLink { choice: choice.clone(), facts: sender };
         let abilities = Abilities::default();
-        let (kernel, made, phase) = (None, Made::Unknown, None);
+        let (kernel, made, phase) = (None, TableState::Unknown, None);
         (Self { choice, policies, facts, asked, health, kernel, former, abilities, made, phase }, link)
     }
 
@@ -204,15 +204,15 @@ impl FastPaths {
         loop {
             let cause = tokio::select! {
                 changed = self.facts.changed() => match changed {
-                    Ok(()) => Cause::Facts,
+                    Ok(()) => FastPathCause::Facts,
                     Err(_) => std::future::pending().await,
                 },
                 moved = moved(self.kernel.as_ref()) => match moved {
                     Ok(cause) => cause,
                     Err(error) => return error,
                 },
-                () = self.asked.notified() => Cause::Asked,
-                () = sleep_until(due) => Cause::Due,
+                () = self.asked.notified() => FastPathCause::Asked,
+                () = sleep_until(due) => FastPathCause::Due,
             };
             self.forget(cause);
             let Some(facts) = self.facts.borrow_and_update().clone() else {
@@ -229,7 +229,7 @@ impl FastPaths {
                 }
                 Err(why) => {
                     tracing::debug!(why, "fast path: tried again");
-                    self.made = Made::Unknown;
+                    self.made = TableState::Unknown;
                     due = Instant::now() + pause;
                     // A device that went meanwhile is no failure yet.
                     if pause > RETRY.0 {
@@ -242,32 +242,32 @@ impl FastPaths {
     }
 
     /// What was found is read once more with the next look, where that may tell something; a kernel gets no flowtables while it runs.
-    fn forget(&mut self, cause: Cause) {
-        let reads = !matches!(cause, Cause::Facts | Cause::Links);
-        if reads && matches!(self.made, Made::Tables(_)) {
-            self.made = Made::Unknown;
+    fn forget(&mut self, cause: FastPathCause) {
+        let reads = !matches!(cause, FastPathCause::Facts | FastPathCause::Links);
+        if reads && matches!(self.made, TableState::Tables(_)) {
+            self.made = TableState::Unknown;
         }
     }
 
     /// Makes the table be as it has to be now.
-    async fn look(&mut self, facts: &Facts, cause: Cause) -> Result<(), String> {
+    async fn look(&mut self, facts: &FastPathFacts, cause: FastPathCause) -> Result<(), String> {
         let decision = self.choice.decide(facts.configured);
-        let on = decision == Decision::On;
+        let on = decision == FastPathDecision::On;
         match self.made {
-            Made::Nothing if !on => {
+            TableState::Nothing if !on => {
                 self.note(decision.note());
                 return Ok(());
             }
-            Made::Lacking if on => return Ok(()),
+            TableState::Lacking if on => return Ok(()),
             _ => {}
         }
         if self.kernel.is_none() {
-            self.kernel = Some(Kernel::open().map_err(|error| format!("{error:#}"))?);
+            self.kernel = Some(FastPathKernel::open().map_err(|error| format!("{error:#}"))?);
         }
         let wanted = if on { self.wanted(facts).await? } else { Wanted::default() };
         let routine = match &self.made {
-            Made::Tables(made) if *made == wanted => return Ok(()),
-            made => matches!(made, Made::Tables(_)),
+            TableState::Tables(made) if *made == wanted => return Ok(()),
+            made => matches!(made, TableState::Tables(_)),
         };
         let Some(kernel) = &mut self.kernel else { return Ok(()) };
         let (tables, former, may_disarm) = (wanted.tables.clone(), self.former.clone(), cause.may_disarm());
@@ -289,7 +289,7 @@ impl FastPaths {
                 }
                 let devices = if phase == Phase::Armed { wanted.indexes.len() } else { 0 };
                 self.health.board().offload(on.then_some(devices));
-                self.made = if on { Made::Tables(wanted) } else { Made::Nothing };
+                self.made = if on { TableState::Tables(wanted) } else { TableState::Nothing };
                 self.note(decision.note());
             }
             Offloaded::Only(abilities) => {
@@ -297,7 +297,7 @@ impl FastPaths {
                 return Err(format!("the kernel takes the table only {abilities}"));
             }
             Offloaded::Lacking => {
-                self.made = Made::Lacking;
+                self.made = TableState::Lacking;
                 self.note(Some(
                     "the kernel has no nftables flowtables (modules nf_flow_table, nft_flow_offload and nft_numgen), so pods' flows take the \
                      ordinary path: load them and restart flanneld, or switch FastPath off"
@@ -305,15 +305,15 @@ impl FastPaths {
                 ));
             }
         }
-        if !matches!(self.made, Made::Tables(_)) {
+        if !matches!(self.made, TableState::Tables(_)) {
             self.kernel = None;
         }
         Ok(())
     }
 
-    async fn wanted(&mut self, facts: &Facts) -> Result<Wanted, String> {
+    async fn wanted(&mut self, facts: &FastPathFacts) -> Result<Wanted, String> {
         let Some(kernel) = &mut self.kernel else { return Ok(Wanted::default()) };
-        let look = |hands: &mut Hands| hands.netlink.links_and_addresses();
+        let look = |hands: &mut KernelHandles| hands.netlink.links_and_addresses();
         let host = kernel.hands.to(look).await.map_err(|error| error.to_string())?;
         let mut pods = host.pod_devices(&facts.subnets);
         let (mut outer, mut indexes) = (BTreeSet::new(), BTreeSet::new());
@@ -352,7 +352,7 @@ fn tell(changed: &[String], routine: bool) {
     }
 }
 
-async fn moved(kernel: Option<&Kernel>) -> anyhow::Result<Cause> {
+async fn moved(kernel: Option<&FastPathKernel>) -> anyhow::Result<FastPathCause> {
     match kernel {
         Some(kernel) => kernel.moved().await,
         None => std::future::pending().await,

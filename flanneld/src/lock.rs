@@ -19,7 +19,7 @@ pub(crate) struct Lock {
 pub(crate) enum LockError {
     /// By another process.
     #[error("{0}")]
-    Held(Holder),
+    Held(LockHolder),
     /// The file can't be used.
     #[error("{path}: {source}")]
     Unusable {
@@ -32,14 +32,14 @@ pub(crate) enum LockError {
 
 /// The process that holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum LockHolder {
     /// Its id, as this process sees it.
     Process(i32),
     /// It is in another PID namespace.
     OutOfSight,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for LockHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Process(pid) => write!(f, "flanneld is running with pid {pid}"),
@@ -86,7 +86,7 @@ pub(crate) fn take(subnet_file: &Path) -> Result<Lock, LockError> {
 ///
 /// # Errors
 /// The file is there and can't be opened.
-pub(crate) fn holder(subnet_file: &Path) -> io::Result<Option<Holder>> {
+pub(crate) fn holder(subnet_file: &Path) -> io::Result<Option<LockHolder>> {
     match options().open(path(subnet_file)) {
         Ok(file) => holder_of(&file),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -100,11 +100,11 @@ fn options() -> OpenOptions {
     options
 }
 
-fn holder_of(file: &File) -> io::Result<Option<Holder>> {
+fn holder_of(file: &File) -> io::Result<Option<LockHolder>> {
     let found = fcntl_getlk(file, &Flock::from(FlockType::WriteLock))?;
     Ok(found.map(|lock| match lock.pid {
-        Some(pid) => Holder::Process(pid.as_raw_nonzero().get()),
-        None => Holder::OutOfSight,
+        Some(pid) => LockHolder::Process(pid.as_raw_nonzero().get()),
+        None => LockHolder::OutOfSight,
     }))
 }
 

@@ -53,16 +53,16 @@ use tokio::task::JoinHandle;
 
 use agent::Hands;
 use cli::options::{Options, StoreOptions, TrafficManager};
-use events::{Event, Events};
+use events::{Events, KubeEvent};
 use fast_path::{FastPathLink, FastPaths};
 use policy::announce::{Announcer, socket_path};
 use policy::socket::PolicySocket;
 use policy::sole::Sole;
-use policy::{Mode, Policies, PolicyOptions};
+use policy::{Policies, PolicyMode, PolicyOptions};
 use probe::{Probes, Targets};
 use serve::{Health, Server};
 use takeover::former::Successor;
-use takeover::successor::Former;
+use takeover::successor::FormerAgent;
 
 /// A start is over after this time, also where it is slow, and what only it needs is given back.
 const STARTED: Duration = Duration::from_secs(5);
@@ -112,17 +112,17 @@ fn start(options: Options) -> anyhow::Result<()> {
     runtime.shutdown_timeout(Duration::from_secs(3));
     let (ended, tunnels) = outcome?;
     match ended {
-        Ended::Stopped => {
+        AgentEnd::Stopped => {
             // They move packets until the end of the process, which closes their devices.
             std::mem::forget(tunnels);
             Ok(())
         }
-        Ended::Asked(successor) => successor.hand_over(&tunnels),
+        AgentEnd::Asked(successor) => successor.hand_over(&tunnels),
     }
 }
 
 /// Why an agent ends.
-enum Ended {
+enum AgentEnd {
     /// By a signal.
     Stopped,
     /// Another agent takes over, with the tunnels of this process.
@@ -130,7 +130,7 @@ enum Ended {
 }
 
 /// The result is why the agent ends, and the tunnels of its process, which work on.
-async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
+async fn run(options: Options) -> anyhow::Result<(AgentEnd, Tunnels)> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let [rules_moved, reload, asked] = std::array::from_fn(|_| Arc::new(Notify::new()));
     tokio::spawn(look_again(
@@ -155,7 +155,7 @@ async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
     let (firewall, watched) = firewall(options.traffic_manager)?;
     tracing::debug!(mechanism = firewall.name(), "traffic rules");
     let rules = NftListener::open()?;
-    if options.network_policy.mode == Mode::Off {
+    if options.network_policy.mode == PolicyMode::Off {
         switch_policies_off(&options.subnet_file);
     }
     let (hooks, commands) = extension::Hooks::new(
@@ -170,13 +170,13 @@ async fn run(options: Options) -> anyhow::Result<(Ended, Tunnels)> {
     let setup = Setup { hands, notices, rules_moved: &rules_moved, settings, health, events: Some(events) };
     let life = setup.live_by(options.store, options.renew_margin, options.network_policy);
     let outcome = tokio::select! {
-        outcome = life => outcome.map(|()| Ended::Stopped),
+        outcome = life => outcome.map(|()| AgentEnd::Stopped),
         error = rules.run(&watched, &rules_moved) => Err(error.into()),
         never = commands.run() => match never {},
         error = fast_paths.run() => Err(error),
-        successor = successors.asked() => Ok(Ended::Asked(successor)),
-        _ = terminate.recv() => Ok(Ended::Stopped),
-        _ = interrupt.recv() => Ok(Ended::Stopped),
+        successor = successors.asked() => Ok(AgentEnd::Asked(successor)),
+        _ = terminate.recv() => Ok(AgentEnd::Stopped),
+        _ = interrupt.recv() => Ok(AgentEnd::Stopped),
     };
     tell_end(&outcome);
     served.stop().await;
@@ -191,7 +191,7 @@ async fn give_memory_back() {
 }
 
 /// The kernel of this network namespace and its notifications, with the tunnels of the agent before this one.
-fn kernel(former: Option<Former>, health: &Health) -> anyhow::Result<(Netlink, Listener)> {
+fn kernel(former: Option<FormerAgent>, health: &Health) -> anyhow::Result<(Netlink, Listener)> {
     let privilege =
         "flanneld needs CAP_NET_ADMIN in this network namespace: run it as root or add the capability";
     // Netlink refuses the first change without it, and each with other words.
@@ -209,16 +209,16 @@ fn kernel(former: Option<Former>, health: &Health) -> anyhow::Result<(Netlink, L
 }
 
 /// Says that the agent ends. The kernel stays as it is, so that pods keep their network until the next agent starts.
-fn tell_end(outcome: &anyhow::Result<Ended>) {
+fn tell_end(outcome: &anyhow::Result<AgentEnd>) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     match outcome {
-        Ok(Ended::Asked(_)) => tracing::info!("handing over to another agent with this subnet file"),
+        Ok(AgentEnd::Asked(_)) => tracing::info!("handing over to another agent with this subnet file"),
         _ => tracing::info!("stopping; devices (but that of udp), routes and the subnet file stay in place"),
     }
 }
 
 /// Who is told of peers, and who of events about them.
-type Probing = (Option<watch::Sender<Targets>>, mpsc::Receiver<Event>);
+type Probing = (Option<watch::Sender<Targets>>, mpsc::Receiver<KubeEvent>);
 
 /// Starts the tasks that probe the peers, unless that is switched off, and hear of the CNI plugin's calls.
 fn probe(options: &Options, health: &Health) -> Probing {
@@ -241,8 +241,8 @@ fn probe(options: &Options, health: &Health) -> Probing {
 
 /// The task that keeps the fast path, and the loop's link to it.
 fn fast_paths(options: &Options, asked: Arc<Notify>, health: &Health) -> (FastPaths, FastPathLink) {
-    let choice = fast_path::Choice::new(options.fast_path);
-    let policies = options.network_policy.mode != Mode::Off;
+    let choice = fast_path::FastPathChoice::new(options.fast_path);
+    let policies = options.network_policy.mode != PolicyMode::Off;
     let former = Previous::read(&options.subnet_file).networks.iter().collect();
     FastPaths::new(choice, policies, former, asked, health.clone())
 }
@@ -300,7 +300,7 @@ fn switch_policies_off(subnet_file: &Path) {
 
 /// The lock of the subnet file: two agents with one file would undo each other's work. One that can't be made for
 /// another reason keeps no node from its network. With `take_over`, the agent that holds it hands over.
-fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lock>, Option<Former>)> {
+fn alone(subnet_file: &Path, take_over: bool) -> anyhow::Result<(Option<lock::Lock>, Option<FormerAgent>)> {
     if std::fs::metadata(subnet_file).is_ok_and(|there| !there.is_file()) {
         return Err(cli::UsageError::of(format!(
             "--subnet-file={}: it is a directory, a device, a pipe or a socket: give the path of a file, such as {}",
@@ -379,7 +379,7 @@ struct Setup<'a> {
     settings: agent::Settings,
     health: Health,
     /// Events to be left where the store has a place for them.
-    events: Option<mpsc::Receiver<Event>>,
+    events: Option<mpsc::Receiver<KubeEvent>>,
 }
 
 impl Setup<'_> {
@@ -398,7 +398,7 @@ impl Setup<'_> {
                 if let Some(events) = self.events.take() {
                     tokio::spawn(events::run(store.event_api(), events));
                 }
-                if policies.mode == Mode::Off {
+                if policies.mode == PolicyMode::Off {
                     return self.live(store).await;
                 }
                 self.live_with_policies(store, policies).await

@@ -41,7 +41,7 @@ pub(crate) use task::Policies;
 
 /// Whether policies are enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum PolicyMode {
     /// Not at all, and nothing of them is left.
     #[default]
     Off,
@@ -55,7 +55,7 @@ pub(crate) enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyOptions {
     /// Whether they are enforced.
-    pub(crate) mode: Mode,
+    pub(crate) mode: PolicyMode,
     /// Whether frames between pods of this node are routed.
     pub(crate) steer: SteerMode,
     /// The lowest of the eight bits of connection marks that are ours.
@@ -63,17 +63,17 @@ pub(crate) struct PolicyOptions {
     /// The NFLOG group that is told of refused packets.
     pub(crate) log_group: Option<u16>,
     /// Whether flows of pods may skip the rules of policies once they were judged.
-    pub(crate) fast_path: fast_path::Mode,
+    pub(crate) fast_path: fast_path::FastPathMode,
 }
 
 impl PolicyOptions {
     /// The settings of the compiler.
-    fn settings(&self, facts: &Facts) -> Settings {
+    fn settings(&self, facts: &PolicyFacts) -> Settings {
         Settings {
             networks: facts.networks.clone(),
             subnets: facts.subnets.clone(),
             nodes: facts.nodes.clone(),
-            strict: self.mode == Mode::Strict,
+            strict: self.mode == PolicyMode::Strict,
             ipvs: ipvs::is_there(),
             log_group: self.log_group,
         }
@@ -82,7 +82,7 @@ impl PolicyOptions {
 
 /// What leases say that policies depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct PolicyFacts {
     /// The cluster's networks.
     pub(crate) networks: Vec<IpNet>,
     /// This node's part of them.
@@ -91,7 +91,7 @@ pub(crate) struct Facts {
     pub(crate) nodes: BTreeSet<IpAddr>,
 }
 
-impl Facts {
+impl PolicyFacts {
     /// What these leases say.
     pub(crate) fn of(network: &NetworkConfig, own: Subnets, all: &Leases) -> Self {
         let subnets = all.leases.keys().flat_map(Subnets::iter).chain(own.iter());

@@ -23,8 +23,8 @@ mod task;
 mod verdict;
 
 pub(crate) use path::PathState;
-pub(crate) use report::{Mode, PathTotals, PeerReport, RTT_BOUNDS, Report};
-pub(crate) use table::News;
+pub(crate) use report::{PathTotals, PeerReport, ProbeMode, RTT_BOUNDS, Report};
+pub(crate) use table::VerdictChange;
 pub(crate) use target::Targets;
 pub(crate) use task::Probes;
 pub(crate) use verdict::Verdict;

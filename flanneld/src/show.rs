@@ -58,11 +58,11 @@ impl Style {
 
 /// A table with a line of headings; columns are as wide as their longest cell.
 #[derive(Default)]
-pub(crate) struct Table {
+pub(crate) struct TextTable {
     rows: Vec<(Tone, Vec<String>)>,
 }
 
-impl Table {
+impl TextTable {
     pub(crate) fn new(headings: &[&str]) -> Self {
         let mut table = Self::default();
         table.row(Tone::Plain, headings.iter().copied());
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_cells_of_others_can_do_no_harm() {
-        let mut table = Table::new(&["PEER", "STATE"]);
+        let mut table = TextTable::new(&["PEER", "STATE"]);
         table.row(Tone::Bad, ["a\u{1b}[2Jb\nc", "ok"]);
         table.row(Tone::Good, [&"n".repeat(253), "ok"]);
         let text = table.text(Style::PLAIN);

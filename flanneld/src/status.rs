@@ -1,7 +1,7 @@
 //! How this node stands: one value, of which `/metrics`, `/status`, `flanneld status` and `flanneld doctor` are views.
 //!
 //! The loop publishes what it knows after each turn ([`Board`]), without copying anything that grows with the cluster.
-//! A [`Status`] is made of that when somebody asks (`build`), together with what only the host knows at that moment.
+//! A [`NodeStatus`] is made of that when somebody asks (`build`), together with what only the host knows at that moment.
 
 mod board;
 mod build;
@@ -21,8 +21,8 @@ pub(crate) use build::{Depth, build, peers};
 pub(crate) use host::checksum_errors;
 pub(crate) use look::differences;
 pub(crate) use model::{
-    ChangeCount, Counters, Kernel, Node, PeerEntry, PeerList, Policy, Pool, Repair, RulesStatus, SCHEMA,
-    Status, Store,
+    ChangeCount, Counters, KernelStatus, Node, NodeStatus, PeerEntry, PeerList, Policy, Pool, Repair,
+    RulesStatus, SCHEMA, Store,
 };
 pub(crate) use sources::Sources;
 pub(crate) use times::Times;

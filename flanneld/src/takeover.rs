@@ -24,7 +24,7 @@ const STOPPED: &[u8] = b"stopped\n";
 
 /// What the successor asks.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Request {
+struct TakeoverRequest {
     take_over: u32,
     /// Inode of its network namespace: tunnels can't go into another one.
     network_namespace: u64,
@@ -33,7 +33,7 @@ struct Request {
 /// What the former agent answers.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+enum TakeoverAnswer {
     /// It goes on, for this reason.
     Refused(String),
     /// These are its tunnels; their files come with this message, in the order of the parts.

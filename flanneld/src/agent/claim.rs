@@ -33,12 +33,12 @@ pub(super) struct Identity {
     /// For devices of which nothing is known, and for those whose MAC another node announces.
     new: Macs,
     /// What this machine held before it was restarted.
-    former: Option<Former>,
+    former: Option<SavedLease>,
 }
 
 /// The own lease as it was saved.
 #[derive(Clone)]
-struct Former {
+struct SavedLease {
     lease: Lease,
     /// Of the external interface.
     hardware: Option<Mac>,
@@ -47,8 +47,10 @@ struct Former {
 impl Identity {
     pub(super) fn new(saved: Option<&Saved>) -> Self {
         let lease = saved.and_then(|saved| saved.leases.leases.get(&saved.own));
-        let former = lease
-            .map(|lease| Former { lease: lease.clone(), hardware: saved.and_then(|saved| saved.hardware) });
+        let former = lease.map(|lease| SavedLease {
+            lease: lease.clone(),
+            hardware: saved.and_then(|saved| saved.hardware),
+        });
         Self { macs: Macs::default(), new: random_macs(), former }
     }
 
@@ -290,7 +292,7 @@ pub(super) async fn node_public<S: LeaseStore>(store: &S, health: &Health) -> Pu
 }
 
 /// What a node knows of itself when it asks for a lease.
-pub(super) struct Facts {
+pub(super) struct ClaimFacts {
     pub(super) network: NetworkConfig,
     pub(super) identity: Identity,
     pub(super) active: ActiveBackends,
@@ -342,9 +344,20 @@ async fn prepared(network: &NetworkConfig, hooks: Option<&Hooks>, health: &Healt
 }
 
 /// This node's lease, as soon as there is one.
-pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: Facts, health: Health) -> Lease {
-    let Facts { network, identity, active, public, previous, before, reserved, lans, left, first, hooks } =
-        facts;
+pub(super) async fn obtain<S: LeaseStore>(store: Arc<S>, facts: ClaimFacts, health: Health) -> Lease {
+    let ClaimFacts {
+        network,
+        identity,
+        active,
+        public,
+        previous,
+        before,
+        reserved,
+        lans,
+        left,
+        first,
+        hooks,
+    } = facts;
     let said = prepared(&network, hooks.as_ref(), &health).await;
     let attach = |known: Option<&Lease>, all: &Leases| {
         let own: Vec<&Lease> = known.into_iter().chain(&before).collect();

@@ -14,7 +14,7 @@ use super::task::Task;
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Something that was decided elsewhere.
-pub(super) enum Told {
+pub(super) enum NewsItem {
     /// The configuration was read again, or can't be used.
     Configuration(Box<Result<NetworkConfig, String>>),
     /// The public addresses that the store gives to this node.
@@ -24,7 +24,7 @@ pub(super) enum Told {
 /// What is heard of others' decisions, from tasks that end with it.
 #[derive(Default)]
 pub(super) struct News {
-    told: Option<mpsc::Receiver<Told>>,
+    told: Option<mpsc::Receiver<NewsItem>>,
     _tasks: Vec<Task<()>>,
 }
 
@@ -37,7 +37,7 @@ impl News {
         Self { told: Some(told), _tasks: vec![Task::spawn(configuration), Task::spawn(public)] }
     }
 
-    pub(super) async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> NewsItem {
         if let Some(told) = &mut self.told
             && let Some(news) = told.recv().await
         {
@@ -47,7 +47,7 @@ impl News {
     }
 }
 
-async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
+async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<NewsItem>) {
     loop {
         let read = loop {
             match store.network().await {
@@ -59,14 +59,14 @@ async fn watch_configuration<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<To
                 Err(error) => break Err(error.to_string()),
             }
         };
-        if tell.send(Told::Configuration(Box::new(read))).await.is_err() {
+        if tell.send(NewsItem::Configuration(Box::new(read))).await.is_err() {
             return;
         }
         store.network_changed().await;
     }
 }
 
-async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
+async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<NewsItem>) {
     loop {
         let public = loop {
             match store.node_public().await {
@@ -77,7 +77,7 @@ async fn watch_public<S: LeaseStore>(store: Arc<S>, tell: mpsc::Sender<Told>) {
             }
             sleep(RETRY_INTERVAL).await;
         };
-        if tell.send(Told::Public(public)).await.is_err() {
+        if tell.send(NewsItem::Public(public)).await.is_err() {
             return;
         }
         store.stirred().await;

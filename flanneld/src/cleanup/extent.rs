@@ -15,7 +15,7 @@ use subnet::env_file::Previous;
 use subnet::saved::Saved;
 
 use crate::cli::cleanup::CleanupOptions;
-use crate::lock::{self, Holder};
+use crate::lock::{self, LockHolder};
 
 /// Whose objects are meant.
 #[derive(Debug, PartialEq, Eq)]
@@ -138,11 +138,11 @@ pub(super) fn is_record(options: &CleanupOptions) -> bool {
 ///
 /// # Errors
 /// The lock can't be looked at.
-pub(super) fn running(extent: &Extent, subnet_file: &Path) -> anyhow::Result<Vec<Holder>> {
+pub(super) fn running(extent: &Extent, subnet_file: &Path) -> anyhow::Result<Vec<LockHolder>> {
     let held = lock::holder(subnet_file).with_context(|| lock::path(subnet_file).display().to_string())?;
-    let mut found: Vec<Holder> = held.into_iter().collect();
+    let mut found: Vec<LockHolder> = held.into_iter().collect();
     if !matches!(extent, Extent::Agent { .. }) {
-        let others = processes_here().map(Holder::Process).filter(|other| Some(*other) != held);
+        let others = processes_here().map(LockHolder::Process).filter(|other| Some(*other) != held);
         found.extend(others.collect::<Vec<_>>());
     }
     Ok(found)

@@ -13,7 +13,7 @@ use subnet::net::is_of_a_node;
 use super::UsageError;
 use super::grammar::{Origin, Setting, variable, written};
 use crate::fast_path;
-use crate::policy::Mode;
+use crate::policy::PolicyMode;
 
 /// What makes traffic rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,21 +178,21 @@ pub(super) fn traffic_manager(text: &str) -> Checked<TrafficManager> {
 }
 
 /// Whether network policies are enforced.
-pub(super) fn policy_mode(text: &str) -> Checked<Mode> {
+pub(super) fn policy_mode(text: &str) -> Checked<PolicyMode> {
     match text {
-        "off" => Ok(Mode::Off),
-        "on" => Ok(Mode::On),
-        "strict" => Ok(Mode::Strict),
+        "off" => Ok(PolicyMode::Off),
+        "on" => Ok(PolicyMode::On),
+        "strict" => Ok(PolicyMode::Strict),
         _ => Err("is no mode: give off, on or strict"),
     }
 }
 
 /// Whether established flows of pods skip bridge, rules and routing.
-pub(super) fn fast_path(text: &str) -> Checked<fast_path::Mode> {
+pub(super) fn fast_path(text: &str) -> Checked<fast_path::FastPathMode> {
     match text {
-        "auto" => Ok(fast_path::Mode::Auto),
-        "on" => Ok(fast_path::Mode::On),
-        "off" => Ok(fast_path::Mode::Off),
+        "auto" => Ok(fast_path::FastPathMode::Auto),
+        "on" => Ok(fast_path::FastPathMode::On),
+        "off" => Ok(fast_path::FastPathMode::Off),
         _ => Err("is no mode: give auto, on or off"),
     }
 }

@@ -12,7 +12,7 @@ use regex_lite::Regex;
 
 use super::check::{self, TrafficManager};
 use crate::fast_path;
-use crate::policy::Mode;
+use crate::policy::PolicyMode;
 
 pub(super) const FILES: &str = "Files and logging";
 pub(super) const INTERFACE: &str = "Interface and addresses";
@@ -133,7 +133,7 @@ pub(super) struct RunFlags {
     pub(super) ip_forward: bool,
     /// Established flows of pods skip bridge, rules and routing: 'auto' as FastPath of the network configuration says, 'on', 'off'
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = check::fast_path, help_heading = RULES)]
-    pub(super) fast_path: fast_path::Mode,
+    pub(super) fast_path: fast_path::FastPathMode,
     /// Run the commands of the backend 'extension': who may write the network configuration can then run programs as root here
     #[arg(long, action = ArgAction::Set, default_value_t = false, help_heading = COMMANDS)]
     pub(super) allow_extension_commands: bool,
@@ -181,7 +181,7 @@ pub(super) struct RunFlags {
 
     /// Enforce NetworkPolicies: 'off', 'on', or 'strict', which also cuts off addresses of this node that no known pod has
     #[arg(long, value_name = "MODE", default_value = "off", value_parser = check::policy_mode, help_heading = POLICIES)]
-    pub(super) network_policy: Mode,
+    pub(super) network_policy: PolicyMode,
     /// Route frames between pods of this node, so that policies see them: 'auto' where br_netfilter doesn't, 'always', 'never'
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = check::steer_mode, help_heading = POLICIES)]
     pub(super) network_policy_steer: SteerMode,

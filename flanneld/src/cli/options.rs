@@ -19,7 +19,7 @@ use crate::agent::TrafficSettings;
 use crate::fast_path;
 use crate::interface::Selectors;
 use crate::log::Verbosity;
-use crate::policy::{Mode, PolicyOptions};
+use crate::policy::{PolicyMode, PolicyOptions};
 
 /// What the agent runs with.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(crate) struct Options {
     /// Replace a WireGuard key that the node with an older lease has, too.
     pub(crate) wireguard_new_key: bool,
     /// Whether established flows of pods skip bridge, rules and routing.
-    pub(crate) fast_path: fast_path::Mode,
+    pub(crate) fast_path: fast_path::FastPathMode,
     /// Whether and how network policies are enforced.
     pub(crate) network_policy: PolicyOptions,
     /// How much is logged.
@@ -79,7 +79,7 @@ pub(crate) enum StoreOptions {
 
 /// What the environment says about this process in Kubernetes.
 #[derive(Debug, Default)]
-pub(crate) struct Place {
+pub(crate) struct KubeEnvironment {
     /// `NODE_NAME`.
     pub(crate) node: Option<String>,
     /// `POD_NAMESPACE` and `POD_NAME`.
@@ -103,8 +103,8 @@ impl Options {
     pub(super) fn check(
         flags: RunFlags,
         settings: &[Setting],
-        place: Place,
-        shown: impl FnOnce(&StoreOptions, Mode) -> Vec<(String, String)>,
+        place: KubeEnvironment,
+        shown: impl FnOnce(&StoreOptions, PolicyMode) -> Vec<(String, String)>,
     ) -> Result<Self, UsageError> {
         let source = Source::new(settings);
         let mut warnings = Vec::new();
@@ -117,7 +117,7 @@ impl Options {
             warnings.push(format!("--{flags} {verb} no effect: --v sets the detail of the log"));
         }
         let store = store(&flags, &source, place, &mut warnings)?;
-        if flags.network_policy != Mode::Off && !flags.kube_subnet_mgr {
+        if flags.network_policy != PolicyMode::Off && !flags.kube_subnet_mgr {
             let why =
                 "needs Kubernetes, where network policies are kept: give --kube-subnet-mgr as well, or off";
             return Err(source.refuse("network-policy", why));
@@ -179,7 +179,7 @@ pub(super) fn shown(
     shape: &clap::Command,
     matches: &ArgMatches,
     store: &StoreOptions,
-    policies: Mode,
+    policies: PolicyMode,
 ) -> Vec<(String, String)> {
     let of_store = |argument: &&Arg| matches!(argument.get_help_heading(), Some(STORE | KUBERNETES));
     let (first, rest): (Vec<_>, Vec<_>) = shape.get_arguments().partition(of_store);
@@ -192,7 +192,7 @@ pub(super) fn shown(
             (Some(STORE), StoreOptions::Kube(_)) => false,
             (Some(STORE), StoreOptions::File(_)) => !flag.starts_with("etcd-"),
             (Some(STORE), StoreOptions::Etcd(_)) => flag != "lease-store",
-            (Some(POLICIES), _) => policies != Mode::Off,
+            (Some(POLICIES), _) => policies != PolicyMode::Off,
             _ => !matches!(flag, "version" | "iptables-resync" | "ip-blackhole-route"),
         };
         let values = matches.get_raw(argument.get_id().as_str()).filter(|_| has_effect);
@@ -214,7 +214,7 @@ pub(super) fn shown(
 fn store(
     flags: &RunFlags,
     source: &Source<'_>,
-    place: Place,
+    place: KubeEnvironment,
     warnings: &mut Vec<String>,
 ) -> Result<StoreOptions, UsageError> {
     if flags.kube_subnet_mgr {

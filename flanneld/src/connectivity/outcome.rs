@@ -13,7 +13,7 @@ use crate::status::PeerList;
 
 /// A peer to be tested.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Peer {
+pub(super) struct TestedPeer {
     /// The node's name, or its subnet.
     pub(super) name: String,
     pub(super) subnet: IpNet,
@@ -89,14 +89,14 @@ impl Series {
 
 /// What the tests of one peer found.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Outcome {
-    pub(super) peer: Peer,
+pub(super) struct PeerOutcome {
+    pub(super) peer: TestedPeer,
     pub(super) series: Vec<Series>,
     /// Time for a TCP connection to its agent, or why there is none.
     pub(super) tcp: Option<Result<Duration, String>>,
 }
 
-impl Outcome {
+impl PeerOutcome {
     /// Where the agent of the peer is asked.
     pub(super) fn health(&self) -> IpAddr {
         self.peer.tunnel.unwrap_or(self.peer.underlay)
@@ -104,7 +104,7 @@ impl Outcome {
 
     /// What is wrong, with the remedy.
     pub(super) fn trouble(&self) -> Option<String> {
-        let Peer { underlay, mtu, .. } = self.peer;
+        let TestedPeer { underlay, mtu, .. } = self.peer;
         let of = |test: Test| self.series.iter().find(|series| series.test == test);
         let below = of(Test::Underlay)?;
         // What is longer than the MTU need not pass.
@@ -156,11 +156,11 @@ impl Outcome {
 ///
 /// # Errors
 /// When the agent does not probe, and so does not say how peers are reached.
-pub(super) fn peers(list: PeerList) -> anyhow::Result<Vec<Peer>> {
+pub(super) fn peers(list: PeerList) -> anyhow::Result<Vec<TestedPeer>> {
     let (all, mut found) = (list.peers.len(), Vec::new());
     for entry in list.peers {
         let Some(probe) = entry.probe else { continue };
-        found.push(Peer {
+        found.push(TestedPeer {
             name: entry.name.unwrap_or_else(|| probe.subnet.to_string()),
             subnet: probe.subnet,
             underlay: probe.underlay_address,
@@ -177,9 +177,9 @@ pub(super) fn peers(list: PeerList) -> anyhow::Result<Vec<Peer>> {
 }
 
 /// All outcomes as a table, those with trouble first, and a line at the end.
-pub(super) fn table(outcomes: &[Outcome], took: Duration) -> String {
+pub(super) fn table(outcomes: &[PeerOutcome], took: Duration) -> String {
     let mut rows: Vec<(Vec<String>, Option<String>)> = Vec::new();
-    let mut sorted: Vec<&Outcome> = outcomes.iter().collect();
+    let mut sorted: Vec<&PeerOutcome> = outcomes.iter().collect();
     sorted.sort_by_key(|outcome| outcome.trouble().is_none());
     for outcome in sorted {
         let tcp = match &outcome.tcp {
@@ -222,7 +222,7 @@ pub(super) fn ways(count: usize) -> String {
 }
 
 /// All outcomes as JSON.
-pub(super) fn json(outcomes: &[Outcome], took: Duration) -> serde_json::Result<String> {
+pub(super) fn json(outcomes: &[PeerOutcome], took: Duration) -> serde_json::Result<String> {
     let peers: Vec<_> = outcomes
         .iter()
         .map(|outcome| {
@@ -238,8 +238,8 @@ pub(super) fn json(outcomes: &[Outcome], took: Duration) -> serde_json::Result<S
 mod tests {
     use super::*;
 
-    fn outcome(series: &[(Test, u32, u32)]) -> Outcome {
-        let peer = Peer {
+    fn outcome(series: &[(Test, u32, u32)]) -> PeerOutcome {
+        let peer = TestedPeer {
             name: "a7".to_owned(),
             subnet: "10.244.7.0/24".parse().unwrap(),
             underlay: "192.0.2.7".parse().unwrap(),
@@ -253,7 +253,7 @@ mod tests {
             };
             Series { sent: 20, answered: *answered, too_long: *too_long, ..Series::new(*test, to, size) }
         });
-        Outcome { series: series.collect(), peer, tcp: None }
+        PeerOutcome { series: series.collect(), peer, tcp: None }
     }
 
     #[test]

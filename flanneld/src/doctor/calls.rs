@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::finding::Finding;
 use super::seen::Observation;
-use crate::cni_calls::Failure;
+use crate::cni_calls::FailedCall;
 use crate::show::span;
 
 /// Older failures say nothing about now: a runtime repeats what fails within this time, in seconds.
@@ -38,12 +38,12 @@ const REMEDIES: [(&str, &str); 6] = [
 pub(super) fn findings(seen: &Observation) -> Vec<Finding> {
     let Some(status) = seen.agent.status() else { return Vec::new() };
     let recent =
-        |failure: &&Failure| failure.verb == "ADD" && status.at.saturating_sub(failure.at) < RECENTLY;
-    let mut by_message: BTreeMap<&str, Vec<&Failure>> = BTreeMap::new();
+        |failure: &&FailedCall| failure.verb == "ADD" && status.at.saturating_sub(failure.at) < RECENTLY;
+    let mut by_message: BTreeMap<&str, Vec<&FailedCall>> = BTreeMap::new();
     for failure in status.cni.failures.iter().filter(recent) {
         by_message.entry(&failure.message).or_default().push(failure);
     }
-    let finding = |(message, failures): (&str, Vec<&Failure>)| {
+    let finding = |(message, failures): (&str, Vec<&FailedCall>)| {
         let last = failures.iter().map(|failure| failure.at).max().unwrap_or_default();
         let code = failures.last().map(|failure| failure.code).unwrap_or_default();
         Finding::trouble(

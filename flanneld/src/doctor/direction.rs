@@ -10,7 +10,7 @@ use subnet::Family;
 
 use crate::ask;
 use crate::probe::Verdict;
-use crate::status::{PeerEntry, Status};
+use crate::status::{NodeStatus, PeerEntry};
 
 /// So many peers are asked.
 const MAX_PEERS: usize = 4;
@@ -72,7 +72,7 @@ pub(super) fn find(peers: &[PeerEntry], port: u16) -> BTreeMap<String, Direction
 fn measure(peer: &PeerEntry, agent: SocketAddr) -> Result<Option<Direction>, String> {
     let probe = peer.probe.as_ref().ok_or("not probed")?;
     let arrived = || {
-        let status: Status = ask::value(agent, "/status")?;
+        let status: NodeStatus = ask::value(agent, "/status")?;
         status.host.echo_requests.ok_or_else(|| "an older flanneld".to_owned())
     };
     let before = arrived()?;

@@ -7,7 +7,7 @@ use super::direction::Direction;
 use super::finding::Finding;
 use super::seen::Observation;
 use crate::status::model::PeerCounts;
-use crate::status::{PeerEntry, Status};
+use crate::status::{NodeStatus, PeerEntry};
 
 /// Of more peers with the same trouble, these are named.
 const NAMED: usize = 5;
@@ -41,7 +41,7 @@ fn peers(peers: &PeerCounts) -> String {
     format!("{} of {} are programmed{probed}", peers.programmed, peers.known)
 }
 
-fn devices(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
+fn devices(seen: &Observation, status: &NodeStatus, findings: &mut Vec<Finding>) {
     let (Ok(links), Some(node)) = (&seen.links, &status.node) else {
         if let Err(why) = &seen.links {
             findings.push(Finding::not_run("devices", why.clone()));
@@ -74,7 +74,7 @@ fn devices(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
 }
 
 /// The wrong interface: peers are behind another one.
-fn interface(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
+fn interface(seen: &Observation, status: &NodeStatus, findings: &mut Vec<Finding>) {
     let (Ok(detours), Some(node)) = (&seen.detours, &status.node) else { return };
     let Some((address, device)) = detours.first().filter(|_| detours.len() == seen.asked) else { return };
     let is_device = seen.links.iter().flatten().any(|link| link.name == *device);
@@ -101,7 +101,7 @@ fn interface(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
     });
 }
 
-fn checksums(seen: &Observation, status: &Status, findings: &mut Vec<Finding>) {
+fn checksums(seen: &Observation, status: &NodeStatus, findings: &mut Vec<Finding>) {
     let host = &status.host;
     let recent = host.checksum_errors_at.is_some_and(|at| status.at.saturating_sub(at) < RECENTLY);
     if seen.checksum_errors == 0 && !(recent && host.checksum_errors_new >= MANY_CHECKSUM_ERRORS) {

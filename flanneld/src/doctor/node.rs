@@ -2,7 +2,7 @@
 
 use super::finding::Finding;
 use super::seen::{AgentAnswer, Observation, Read};
-use crate::status::Status;
+use crate::status::NodeStatus;
 
 /// A lease that ends sooner than this, and can't be renewed, is a trouble.
 const LEASE_ENDS_SOON: u64 = 2 * 3600;
@@ -96,14 +96,14 @@ fn lacks(lacking: &Read<Vec<String>>) -> Vec<Finding> {
     }
 }
 
-fn conditions(status: &Status, findings: &mut Vec<Finding>) {
+fn conditions(status: &NodeStatus, findings: &mut Vec<Finding>) {
     let unmet = status.conditions.iter().filter_map(|(name, why)| Some((name, why.as_ref()?)));
     for (name, why) in unmet.filter(|(name, _)| !CHECKED_ELSEWHERE.contains(&name.as_str())) {
         findings.push(Finding::said("condition", name.clone(), why));
     }
 }
 
-fn store(status: &Status, findings: &mut Vec<Finding>) {
+fn store(status: &NodeStatus, findings: &mut Vec<Finding>) {
     let store = &status.store;
     let ends_in = store.lease_ends.map(|ends| ends.saturating_sub(status.at));
     let soon = ends_in.filter(|left| *left < LEASE_ENDS_SOON);
@@ -129,7 +129,7 @@ fn store(status: &Status, findings: &mut Vec<Finding>) {
     }
 }
 
-fn fights(status: &Status, findings: &mut Vec<Finding>) {
+fn fights(status: &NodeStatus, findings: &mut Vec<Finding>) {
     let kernel = &status.kernel;
     let remedy = "find the program that undoes it (another network agent, NetworkManager, a script; ip monitor names \
                   the moments), and stop it or take these devices out of its hands";

@@ -19,7 +19,7 @@ use subnet::{Family, Subnets};
 
 use super::seen::{Addresses, AgentAnswer, Env, Link, Observation, Pod, Read};
 use super::{DoctorOptions, direction, offline};
-use crate::status::{PeerEntry, PeerList, Status, checksum_errors, pool};
+use crate::status::{NodeStatus, PeerEntry, PeerList, checksum_errors, pool};
 use crate::{ask, cni, lock};
 
 /// Where the agent compares the kernel with its plan.
@@ -69,7 +69,7 @@ pub(super) fn look(options: &DoctorOptions) -> Observation {
 }
 
 fn agent(options: &DoctorOptions) -> AgentAnswer {
-    match ask::value::<Status>(options.at, LOOK) {
+    match ask::value::<NodeStatus>(options.at, LOOK) {
         Ok(status) => AgentAnswer::Answers(lasting(options, status)),
         Err(why) => {
             let running = lock::holder(&options.subnet_file).ok().flatten().map(|holder| holder.to_string());
@@ -79,12 +79,12 @@ fn agent(options: &DoctorOptions) -> AgentAnswer {
 }
 
 /// With what differs now and still does a moment later: flanneld puts right at once what it can.
-fn lasting(options: &DoctorOptions, status: Status) -> Status {
+fn lasting(options: &DoctorOptions, status: NodeStatus) -> NodeStatus {
     if status.kernel.changes.is_empty() {
         return status;
     }
     std::thread::sleep(REPAIRED);
-    let Ok(mut later) = ask::value::<Status>(options.at, LOOK) else { return status };
+    let Ok(mut later) = ask::value::<NodeStatus>(options.at, LOOK) else { return status };
     later.kernel.changes.retain(|change| status.kernel.changes.contains(change));
     later
 }
@@ -115,7 +115,7 @@ fn links(host: &HostView) -> Vec<Link> {
 }
 
 /// Reads the settings that matter and judges them as the agent does.
-fn obstacles(status: Option<&Status>, subnets: Subnets, host: &HostView) -> Vec<Obstacle> {
+fn obstacles(status: Option<&NodeStatus>, subnets: Subnets, host: &HostView) -> Vec<Obstacle> {
     let node = status.and_then(|status| status.node.as_ref());
     let name = |text: &String| text.parse::<Name>().ok().filter(|name| host.link(name.as_str()).is_some());
     let own: Vec<IpNet> = subnets.iter().collect();
@@ -133,7 +133,7 @@ fn obstacles(status: Option<&Status>, subnets: Subnets, host: &HostView) -> Vec<
 }
 
 /// The peers to whom packets leave by another device than the external interface.
-fn detours(status: Option<&Status>, peers: &[&PeerEntry]) -> Read<Vec<(IpAddr, String)>> {
+fn detours(status: Option<&NodeStatus>, peers: &[&PeerEntry]) -> Read<Vec<(IpAddr, String)>> {
     let Some(node) = status.and_then(|status| status.node.as_ref()) else {
         return Err("it needs the agent's answer".to_owned());
     };
@@ -156,7 +156,7 @@ fn detours(status: Option<&Status>, peers: &[&PeerEntry]) -> Read<Vec<(IpAddr, S
 
 /// The rules that drop datagrams of the tunnel, or pods' packets to the first peer of each family.
 fn blocking(
-    status: Option<&Status>,
+    status: Option<&NodeStatus>,
     host: Option<&HostView>,
     peers: &[&PeerEntry],
 ) -> Read<Vec<(String, Blocking)>> {

@@ -11,7 +11,7 @@ use subnet::Subnets;
 
 use super::direction::Direction;
 use crate::cni::ConfFile;
-use crate::status::{PeerEntry, Status};
+use crate::status::{NodeStatus, PeerEntry};
 
 /// Something that was read, or why it could not be.
 pub(super) type Read<T> = Result<T, String>;
@@ -52,7 +52,7 @@ pub(super) struct Observation {
 /// The agent of this node.
 #[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(super) enum AgentAnswer {
-    Answers(Status),
+    Answers(NodeStatus),
     /// It does not answer, and whether a process holds the subnet file's lock.
     Silent {
         why: String,
@@ -63,7 +63,7 @@ pub(super) enum AgentAnswer {
 }
 
 impl AgentAnswer {
-    pub(super) fn status(&self) -> Option<&Status> {
+    pub(super) fn status(&self) -> Option<&NodeStatus> {
         match self {
             Self::Answers(status) => Some(status),
             Self::Silent { .. } => None,

@@ -12,9 +12,9 @@ use super::finding::Finding;
 use super::seen::{Addresses, AgentAnswer, Env, Link, Observation};
 use super::*;
 use crate::cni::{Conf, ConfFile};
-use crate::cni_calls::Failure;
+use crate::cni_calls::FailedCall;
 use crate::status::model::PeerCounts;
-use crate::status::{Kernel, Node, PeerEntry, Status, Store};
+use crate::status::{KernelStatus, Node, NodeStatus, PeerEntry, Store};
 
 fn conf(file: &str, types: &[&str]) -> ConfFile {
     let plugins = types.iter().map(|name| json!({ "type": name })).collect();
@@ -36,7 +36,7 @@ fn link(name: &str, address: Option<&str>) -> Link {
 
 /// A node on which all is well.
 fn healthy() -> Observation {
-    let status = Status {
+    let status = NodeStatus {
         at: 1_000_000,
         alive: true,
         ready: true,
@@ -56,8 +56,8 @@ fn healthy() -> Observation {
             ..Store::default()
         },
         peers: PeerCounts { known: 2, usable: 2, programmed: 2, ..PeerCounts::default() },
-        kernel: Kernel { seen: Some(1), settled: true, ..Kernel::default() },
-        ..Status::default()
+        kernel: KernelStatus { seen: Some(1), settled: true, ..KernelStatus::default() },
+        ..NodeStatus::default()
     };
     let peer = |number: u8| PeerEntry {
         name: Some(format!("a{number}")),
@@ -128,7 +128,7 @@ fn what_is_damaged_while_the_agent_is_gone_is_named_as_well() {
     assert!(found[1].remedy.contains("start flanneld"), "{found:#?}");
 }
 
-fn status(seen: &mut Observation) -> &mut Status {
+fn status(seen: &mut Observation) -> &mut NodeStatus {
     match &mut seen.agent {
         AgentAnswer::Answers(status) => status,
         AgentAnswer::Silent { .. } => panic!("it answers"),
@@ -438,7 +438,12 @@ fn a_call_of_the_plugin_that_failed_a_moment_ago_is_named_and_an_older_one_is_no
         let mut seen = healthy();
         let AgentAnswer::Answers(status) = &mut seen.agent else { unreachable!() };
         let message = "no IP addresses available in range set".to_owned();
-        status.cni.failures.push_back(Failure { at: status.at - age, verb: verb.into(), code: 11, message });
+        status.cni.failures.push_back(FailedCall {
+            at: status.at - age,
+            verb: verb.into(),
+            code: 11,
+            message,
+        });
         troubles(&seen)
     };
     let [finding] = &failed(20, "ADD")[..] else { panic!() };

@@ -8,7 +8,7 @@ use crate::status::PeerEntry;
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Holder {
+pub(super) enum AddressHolder {
     /// A node that is reached at this address by this backend.
     Node { public: IpAddr, way: String },
     /// A node whose lease can't be used, and why.
@@ -19,7 +19,7 @@ pub(super) enum Holder {
     Unknown(String),
 }
 
-impl Holder {
+impl AddressHolder {
     /// The node among these that has this address.
     pub(super) fn among(peers: Vec<PeerEntry>, address: IpAddr) -> Self {
         let has = |peer: &PeerEntry| peer.subnet.parse().is_ok_and(|net: IpNet| net.contains(&address));
@@ -52,12 +52,15 @@ mod tests {
             why: Some("it overlaps".into()),
             ..PeerEntry::default()
         };
-        let holder = |peers: Vec<PeerEntry>| Holder::among(peers, [10, 244, 7, 3].into());
-        let node = Holder::Node { public: [192, 0, 2, 9].into(), way: "udp port 8285".into() };
-        assert_eq!(holder(vec![peer("10.244.8.0/24", "reachable")]), Holder::Nobody);
+        let holder = |peers: Vec<PeerEntry>| AddressHolder::among(peers, [10, 244, 7, 3].into());
+        let node = AddressHolder::Node { public: [192, 0, 2, 9].into(), way: "udp port 8285".into() };
+        assert_eq!(holder(vec![peer("10.244.8.0/24", "reachable")]), AddressHolder::Nobody);
         assert_eq!(holder(vec![peer("10.244.7.0/24", "skipped"), peer("10.244.7.0/24", "reachable")]), node);
-        let skipped = Holder::Skipped { subnet: "10.244.7.0/24".into(), why: "it overlaps".into() };
+        let skipped = AddressHolder::Skipped { subnet: "10.244.7.0/24".into(), why: "it overlaps".into() };
         assert_eq!(holder(vec![peer("10.244.7.0/24", "skipped")]), skipped);
-        assert_eq!(holder(vec![peer("fd00::/64", "reachable"), peer("x", "reachable")]), Holder::Nobody);
+        assert_eq!(
+            holder(vec![peer("fd00::/64", "reachable"), peer("x", "reachable")]),
+            AddressHolder::Nobody
+        );
     }
 }

@@ -12,10 +12,10 @@ use serde::Serialize;
 use subnet::{Family, Mac, Subnets};
 
 use super::confined::Confined;
-use super::holder::Holder;
+use super::holder::AddressHolder;
 
 /// What is known of the host.
-pub(super) struct Facts<'a> {
+pub(super) struct HostFacts<'a> {
     /// The pod networks.
     pub(super) networks: Vec<IpNet>,
     /// This node's subnets.
@@ -40,14 +40,14 @@ pub(super) trait Lookups {
     fn tunnel_end(&mut self, device: Name, mac: Mac) -> Result<Option<IpAddr>, KernelError>;
     fn bridge_port(&mut self, bridge: Name, mac: Mac) -> Result<Option<Name>, KernelError>;
     /// The node that has an address, by the agent of this node.
-    fn holder(&mut self, destination: IpAddr) -> Holder;
+    fn holder(&mut self, destination: IpAddr) -> AddressHolder;
 }
 
 /// A packet's way.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Way {
     /// What it passes, in its order.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<PathStep>,
     /// Why it does not arrive.
     pub(super) trouble: Option<String>,
     /// What network policies say.
@@ -56,7 +56,7 @@ pub(super) struct Way {
 
 /// A part of a packet's way.
 #[derive(Debug, Serialize)]
-pub(super) struct Step {
+pub(super) struct PathStep {
     /// The object: `pod`, `route`, `neighbour`, `fdb`, `underlay`, `source`, `delivery`, `note`.
     pub(super) object: &'static str,
     /// What it says.
@@ -65,7 +65,7 @@ pub(super) struct Step {
 
 /// Where an address is, from this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum AddressPlace {
     /// In this node's subnet, behind this bridge or device.
     Pod(Name),
     /// This host's own.
@@ -82,7 +82,7 @@ impl Way {
     /// # Errors
     /// When the kernel can't be asked.
     pub(super) fn of(
-        facts: &Facts<'_>,
+        facts: &HostFacts<'_>,
         kernel: &mut dyn Lookups,
         source: IpAddr,
         destination: IpAddr,
@@ -127,7 +127,7 @@ impl Way {
     }
 
     fn step(&mut self, object: &'static str, text: String) {
-        self.steps.push(Step { object, text });
+        self.steps.push(PathStep { object, text });
     }
 
     fn fail(&mut self, trouble: String) {
@@ -137,23 +137,23 @@ impl Way {
     /// Where the packet comes from; gives the device that it comes in by.
     fn begin(
         &mut self,
-        facts: &Facts<'_>,
+        facts: &HostFacts<'_>,
         kernel: &mut dyn Lookups,
         source: IpAddr,
-        from: Place,
+        from: AddressPlace,
     ) -> Result<Option<Name>, KernelError> {
         Ok(match from {
-            Place::Pod(device) => {
+            AddressPlace::Pod(device) => {
                 let (port, remark) = self.port(kernel, device, source)?;
                 let port = port.map_or_else(String::new, |port| format!("{port} → "));
                 self.step("pod", format!("pod {source}: {port}{device}{remark}"));
                 Some(device)
             }
-            Place::Host => {
+            AddressPlace::Host => {
                 self.step("pod", format!("{source} is an address of this host"));
                 None
             }
-            Place::Elsewhere => {
+            AddressPlace::Elsewhere => {
                 let Routed::Forward(hop) = kernel.route(source, None)? else { return Ok(None) };
                 self.step(
                     "pod",
@@ -161,7 +161,7 @@ impl Way {
                 );
                 Some(hop.device)
             }
-            Place::Outside => {
+            AddressPlace::Outside => {
                 let Routed::Forward(hop) = kernel.route(source, None)? else { return Ok(None) };
                 let device = hop.device;
                 self.step(
@@ -201,7 +201,7 @@ impl Way {
     /// From a route on.
     fn forward(
         &mut self,
-        facts: &Facts<'_>,
+        facts: &HostFacts<'_>,
         kernel: &mut dyn Lookups,
         hop: &Hop,
         destination: IpAddr,
@@ -242,14 +242,14 @@ impl Way {
     fn by_peer(&mut self, kernel: &mut dyn Lookups, carrier: &str, hop: &Hop, destination: IpAddr) {
         let device = hop.device;
         match kernel.holder(destination) {
-            Holder::Node { public, way } => {
+            AddressHolder::Node { public, way } => {
                 self.step("underlay", format!("{device}: {carrier} sends it to {public} in UDP ({way})"));
             }
-            Holder::Skipped { subnet, why } => {
+            AddressHolder::Skipped { subnet, why } => {
                 self.fail(format!("{device} does not carry it: the lease of {subnet} can't be used: {why}"));
             }
-            Holder::Nobody => self.fail(format!("{device} does not carry it: {NO_LEASE}")),
-            Holder::Unknown(why) => {
+            AddressHolder::Nobody => self.fail(format!("{device} does not carry it: {NO_LEASE}")),
+            AddressHolder::Unknown(why) => {
                 self.step("underlay", format!("{device}: {carrier} sends it on in UDP"));
                 self.step(
                     "note",
@@ -283,7 +283,7 @@ impl Way {
     /// Through a VXLAN device.
     fn vxlan(
         &mut self,
-        facts: &Facts<'_>,
+        facts: &HostFacts<'_>,
         kernel: &mut dyn Lookups,
         hop: &Hop,
         vxlan: VxlanIdentity,
@@ -326,7 +326,7 @@ impl Way {
     }
 
     /// What becomes of the source address.
-    fn source(&mut self, facts: &Facts<'_>, from: Place, source: IpAddr, destination: IpAddr) {
+    fn source(&mut self, facts: &HostFacts<'_>, from: AddressPlace, source: IpAddr, destination: IpAddr) {
         let inside = |addr: IpAddr| facts.networks.iter().any(|network| network.contains(&addr));
         let local = |addr: IpAddr| {
             facts.host.links.values().any(|link| link.addresses.iter().any(|known| known.net.addr() == addr))
@@ -335,39 +335,39 @@ impl Way {
             return;
         }
         let text = match from {
-            Place::Pod(_) if inside(destination) => format!("source stays {source}: from pod to pod"),
-            Place::Pod(_) if facts.masquerade => {
+            AddressPlace::Pod(_) if inside(destination) => format!("source stays {source}: from pod to pod"),
+            AddressPlace::Pod(_) if facts.masquerade => {
                 format!("source {source} becomes this node's address: it leaves the pod networks")
             }
-            Place::Pod(_) => {
+            AddressPlace::Pod(_) => {
                 format!(
                     "source stays {source}, since flanneld runs without --ip-masq: another program may replace it"
                 )
             }
-            Place::Outside if inside(destination) && facts.masquerade => {
+            AddressPlace::Outside if inside(destination) && facts.masquerade => {
                 format!(
                     "source {source} becomes this node's address, unless the destination is a pod of this node"
                 )
             }
-            Place::Host | Place::Elsewhere | Place::Outside => return,
+            AddressPlace::Host | AddressPlace::Elsewhere | AddressPlace::Outside => return,
         };
         self.step("source", text);
     }
 }
 
-impl Facts<'_> {
-    fn place(&self, kernel: &mut dyn Lookups, addr: IpAddr) -> Result<Place, KernelError> {
+impl HostFacts<'_> {
+    fn place(&self, kernel: &mut dyn Lookups, addr: IpAddr) -> Result<AddressPlace, KernelError> {
         if let Routed::Local = kernel.route(addr, None)? {
-            return Ok(Place::Host);
+            return Ok(AddressPlace::Host);
         }
         let own = self.subnets.get(Family::of(addr)).filter(|subnet| subnet.contains(&addr));
         if own.is_some()
             && let Routed::Forward(hop) = kernel.route(addr, None)?
         {
-            return Ok(Place::Pod(hop.device));
+            return Ok(AddressPlace::Pod(hop.device));
         }
         let inside = self.networks.iter().any(|network| network.contains(&addr));
-        Ok(if inside { Place::Elsewhere } else { Place::Outside })
+        Ok(if inside { AddressPlace::Elsewhere } else { AddressPlace::Outside })
     }
 
     fn shown(&self) -> String {
@@ -378,7 +378,7 @@ impl Facts<'_> {
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, Step { text, .. }) in self.steps.iter().enumerate() {
+        for (number, PathStep { text, .. }) in self.steps.iter().enumerate() {
             let arrow = if number == 0 { "" } else { "→ " };
             writeln!(f, "{arrow}{text}")?;
         }

@@ -119,14 +119,14 @@ pub(super) fn variables(subnets: &Subnets, public: &PublicAddrs) -> Variables {
 
 /// Something to be done about a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum EntryChange {
     /// It is new, or nothing is known of its command's success.
     Add(Entry),
     /// It is gone, or was another one.
     Remove(Entry),
 }
 
-impl Step {
+impl EntryChange {
     /// The key of the command that does it.
     pub(super) fn hook(&self) -> &'static str {
         match self {
@@ -137,16 +137,20 @@ impl Step {
 }
 
 /// What has to be done next so that commands have run for exactly the peers of the desired state.
-pub(super) fn due(wanted: &Entries, command: &str, noted: &BTreeMap<Subnets, Noted>) -> Vec<(Subnets, Step)> {
+pub(super) fn due(
+    wanted: &Entries,
+    command: &str,
+    noted: &BTreeMap<Subnets, Noted>,
+) -> Vec<(Subnets, EntryChange)> {
     let stale = noted.iter().filter_map(|(subnets, noted)| match wanted.get(subnets) {
         Some(entry) if *entry == noted.entry => {
-            (noted.by.as_deref() != Some(command)).then(|| (*subnets, Step::Add(entry.clone())))
+            (noted.by.as_deref() != Some(command)).then(|| (*subnets, EntryChange::Add(entry.clone())))
         }
         // What it was goes before what it is comes.
-        _ => Some((*subnets, Step::Remove(noted.entry.clone()))),
+        _ => Some((*subnets, EntryChange::Remove(noted.entry.clone()))),
     });
     let new = wanted.iter().filter(|(subnets, _)| !noted.contains_key(subnets));
-    stale.chain(new.map(|(subnets, entry)| (*subnets, Step::Add(entry.clone())))).collect()
+    stale.chain(new.map(|(subnets, entry)| (*subnets, EntryChange::Add(entry.clone())))).collect()
 }
 
 #[cfg(test)]
@@ -178,13 +182,13 @@ mod tests {
         assert_eq!(
             due(&wanted, "add", &known),
             [
-                (subnets(2), Step::Remove(entry(9, ""))),
-                (subnets(3), Step::Add(entry(3, ""))),
-                (subnets(5), Step::Remove(entry(5, ""))),
-                (subnets(4), Step::Add(entry(4, ""))),
+                (subnets(2), EntryChange::Remove(entry(9, ""))),
+                (subnets(3), EntryChange::Add(entry(3, ""))),
+                (subnets(5), EntryChange::Remove(entry(5, ""))),
+                (subnets(4), EntryChange::Add(entry(4, ""))),
             ]
         );
-        assert_eq!(due(&wanted, "another", &known)[0], (subnets(1), Step::Add(entry(1, ""))));
+        assert_eq!(due(&wanted, "another", &known)[0], (subnets(1), EntryChange::Add(entry(1, ""))));
         assert_eq!(due(&Entries::new(), "", &BTreeMap::new()), []);
     }
 

@@ -72,7 +72,7 @@ pub(super) async fn run(
             let _ = input.write_all(format!("{data}\n").as_bytes()).await;
         }
     };
-    let mut kept = Kept::default();
+    let mut kept = CapturedOutput::default();
     let ended = timeout(limit, finish(child.wait(), input, kept.read(output))).await;
     let status = match ended {
         Ok(status) => status.map_err(|error| format!("{program}: {error}"))?,
@@ -148,12 +148,12 @@ impl Drop for Group {
 
 /// The beginning of an output.
 #[derive(Default)]
-struct Kept {
+struct CapturedOutput {
     bytes: Vec<u8>,
     cut: bool,
 }
 
-impl Kept {
+impl CapturedOutput {
     async fn read(&mut self, mut output: pipe::Receiver) {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(length @ 1..) = output.read(&mut buffer).await {

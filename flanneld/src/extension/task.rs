@@ -8,10 +8,10 @@ use subnet::Subnets;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::entry::{Entries, Memory, Noted, Step, due, variables};
+use super::entry::{Entries, EntryChange, Memory, Noted, due, variables};
 use super::run::{self, run};
 use super::words::Variables;
-use super::{CONDITION, Facts, Start, Task, Told};
+use super::{CONDITION, ExtensionFacts, ExtensionTask, ExtensionUse, StartupFacts};
 
 /// How many commands run at a time, each about another peer: one that hangs keeps only some others waiting.
 const MAX_RUNNING: usize = 4;
@@ -23,26 +23,26 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const MAX_NOTES: usize = 5;
 
 /// A command that failed.
-struct Failure {
+struct FailedCommand {
     why: String,
-    step: Step,
+    step: EntryChange,
     pause: Duration,
     again: Instant,
 }
 
 /// What a command that has ended was about.
-enum Ended {
-    Start(Start, Result<(), String>),
-    Step(Subnets, Step, String, Result<(), String>),
+enum CommandEnd {
+    Start(StartupFacts, Result<(), String>),
+    Step(Subnets, EntryChange, String, Result<(), String>),
 }
 
 /// What the task does at the moment.
 struct Work {
     memory: Memory,
-    running: JoinSet<Ended>,
+    running: JoinSet<CommandEnd>,
     /// The peers that commands are running for.
     busy: BTreeSet<Subnets>,
-    failures: BTreeMap<Subnets, Failure>,
+    failures: BTreeMap<Subnets, FailedCommand>,
     starting: bool,
     start_failure: Option<(Duration, Instant)>,
     /// What is on disk is not what is known.
@@ -52,34 +52,34 @@ struct Work {
 }
 
 impl Work {
-    fn succeeded(&mut self, subnets: Subnets, step: &Step, command: String) {
+    fn succeeded(&mut self, subnets: Subnets, step: &EntryChange, command: String) {
         if !command.trim().is_empty() {
             tracing::info!(%subnets, "{} succeeded", step.hook());
         }
         self.failures.remove(&subnets);
         self.unsaved = true;
         match step {
-            Step::Add(_) => {
+            EntryChange::Add(_) => {
                 if let Some(noted) = self.memory.peers.get_mut(&subnets) {
                     noted.by = Some(command);
                 }
             }
-            Step::Remove(_) => drop(self.memory.peers.remove(&subnets)),
+            EntryChange::Remove(_) => drop(self.memory.peers.remove(&subnets)),
         }
     }
 
-    fn failed(&mut self, subnets: Subnets, step: Step, why: &str) {
+    fn failed(&mut self, subnets: Subnets, step: EntryChange, why: &str) {
         let before = self.failures.get(&subnets).filter(|failed| failed.step == step);
         let pause = before.map_or(RETRY.0, |failed| RETRY.1.min(failed.pause * 2));
         let why = format!("{} for {subnets}: {why}", step.hook());
         if before.is_none_or(|failed| failed.why != why) {
             tracing::error!("{why}");
         }
-        self.failures.insert(subnets, Failure { why, step, pause, again: Instant::now() + pause });
+        self.failures.insert(subnets, FailedCommand { why, step, pause, again: Instant::now() + pause });
     }
 }
 
-impl Task {
+impl ExtensionTask {
     /// Runs for as long as the process does.
     pub(crate) async fn run(mut self) -> Infallible {
         let memory = Memory::read(&self.file).unwrap_or_else(|why| {
@@ -118,17 +118,17 @@ impl Task {
     }
 
     /// Starts what can be started. Says when to come back although nothing has happened.
-    fn advance(&self, work: &mut Work, told: &Told) -> Option<Instant> {
+    fn advance(&self, work: &mut Work, told: &ExtensionUse) -> Option<Instant> {
         let none = Entries::new();
         let (wanted, add, remove) = match told {
-            Told::Nothing => return None,
-            Told::Other => (&none, String::new(), work.memory.remove.clone()),
-            Told::Facts(facts) => {
-                let Facts { config, peers, .. } = &**facts;
+            ExtensionUse::Nothing => return None,
+            ExtensionUse::Other => (&none, String::new(), work.memory.remove.clone()),
+            ExtensionUse::Facts(facts) => {
+                let ExtensionFacts { config, peers, .. } = &**facts;
                 (peers, config.subnet_add.clone(), config.subnet_remove.clone())
             }
         };
-        if matches!(told, Told::Other) && !work.memory.peers.is_empty() && !self.allowed {
+        if matches!(told, ExtensionUse::Other) && !work.memory.peers.is_empty() && !self.allowed {
             self.note(&[format!(
                 "SubnetAddCommand ran for peers before, and SubnetRemoveCommand may not run any more: start flanneld \
                  with --allow-extension-commands once, or undo by hand what was made and delete {}",
@@ -137,8 +137,8 @@ impl Task {
             return None;
         }
         let started = match told {
-            Told::Facts(facts) => self.start(work, &facts.start),
-            Told::Nothing | Told::Other => {
+            ExtensionUse::Facts(facts) => self.start(work, &facts.start),
+            ExtensionUse::Nothing | ExtensionUse::Other => {
                 self.publish(None);
                 if std::mem::take(&mut work.conditional) {
                     self.health.forget(CONDITION);
@@ -167,7 +167,7 @@ impl Task {
     }
 
     /// Sees to `PostStartupCommand`. Says whether it has succeeded for this lease.
-    fn start(&self, work: &mut Work, start: &Start) -> bool {
+    fn start(&self, work: &mut Work, start: &StartupFacts) -> bool {
         if self.started.borrow().as_ref() == Some(start) {
             return true;
         }
@@ -188,19 +188,19 @@ impl Task {
         let start = start.clone();
         work.running.spawn(async move {
             let outcome = run(&start.command, &variables, "", run::TIMEOUT).await;
-            Ended::Start(start, outcome.map(drop))
+            CommandEnd::Start(start, outcome.map(drop))
         });
         false
     }
 
-    fn has_started(&self, work: &mut Work, start: Start) {
+    fn has_started(&self, work: &mut Work, start: StartupFacts) {
         (work.start_failure, work.conditional) = (None, true);
         self.health.set(CONDITION, Ok(()));
         self.publish(Some(start));
     }
 
     /// Tells the loop, if it is news, for which lease `PostStartupCommand` has succeeded.
-    fn publish(&self, start: Option<Start>) {
+    fn publish(&self, start: Option<StartupFacts>) {
         self.started.send_if_modified(|known| {
             let news = *known != start;
             *known = start;
@@ -222,16 +222,16 @@ impl Task {
                 continue;
             }
             let (command, entry) = match &step {
-                Step::Add(entry) => {
+                EntryChange::Add(entry) => {
                     work.memory.peers.insert(subnets, Noted { entry: entry.clone(), by: None });
                     work.unsaved = true;
                     (add.to_owned(), entry.clone())
                 }
-                Step::Remove(entry) => (remove.to_owned(), entry.clone()),
+                EntryChange::Remove(entry) => (remove.to_owned(), entry.clone()),
             };
             self.save(work);
             if command.trim().is_empty() {
-                self.ended(work, Ended::Step(subnets, step, command, Ok(())));
+                self.ended(work, CommandEnd::Step(subnets, step, command, Ok(())));
                 done = true;
                 continue;
             }
@@ -239,21 +239,21 @@ impl Task {
             work.running.spawn(async move {
                 let variables = variables(&subnets, &entry.public);
                 let outcome = run(&command, &variables, &entry.data, run::TIMEOUT).await;
-                Ended::Step(subnets, step, command, outcome.map(drop))
+                CommandEnd::Step(subnets, step, command, outcome.map(drop))
             });
         }
         done
     }
 
     /// Takes note of how a command ended.
-    fn ended(&self, work: &mut Work, ended: Ended) {
+    fn ended(&self, work: &mut Work, ended: CommandEnd) {
         match ended {
-            Ended::Start(start, Ok(())) => {
+            CommandEnd::Start(start, Ok(())) => {
                 work.starting = false;
                 tracing::info!(subnet = %start.own, "PostStartupCommand succeeded");
                 self.has_started(work, start);
             }
-            Ended::Start(_, Err(why)) => {
+            CommandEnd::Start(_, Err(why)) => {
                 work.starting = false;
                 let pause = work.start_failure.map_or(RETRY.0, |(pause, _)| RETRY.1.min(pause * 2));
                 work.start_failure = Some((pause, Instant::now() + pause));
@@ -261,7 +261,7 @@ impl Task {
                 tracing::error!("{why}");
                 self.health.set(CONDITION, Err(why));
             }
-            Ended::Step(subnets, step, command, outcome) => {
+            CommandEnd::Step(subnets, step, command, outcome) => {
                 work.busy.remove(&subnets);
                 match outcome {
                     Ok(()) => work.succeeded(subnets, &step, command),

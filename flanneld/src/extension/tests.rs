@@ -206,7 +206,7 @@ impl Bed {
         Self { place, hooks, health, task: tokio::spawn(task.run()) }
     }
 
-    fn facts(&self, peers: &[(u8, u8, &str)]) -> Facts {
+    fn facts(&self, peers: &[(u8, u8, &str)]) -> ExtensionFacts {
         let command = |name: &str| format!("{} $SUBNET", self.place.path(name).display());
         let own: Subnets = ["10.244.1.0/24".parse().unwrap()].into_iter().collect();
         let networks = ["10.244.0.0/16".parse().unwrap()].into_iter().collect();
@@ -215,19 +215,19 @@ impl Bed {
             let subnets = [format!("10.244.{number}.0/24").parse().unwrap()].into_iter().collect();
             (subnets, Entry { public: address(*last), data: (*data).to_owned() })
         };
-        Facts {
+        ExtensionFacts {
             config: ExtensionConfig {
                 subnet_add: command("add"),
                 subnet_remove: command("remove"),
                 ..ExtensionConfig::default()
             },
-            start: Start { command: command("post"), networks, own, local: address(1) },
+            start: StartupFacts { command: command("post"), networks, own, local: address(1) },
             peers: peers.iter().map(peer).collect(),
         }
     }
 
     fn tell(&self, peers: &[(u8, u8, &str)]) {
-        self.hooks.told.send_replace(Told::Facts(Arc::new(self.facts(peers))));
+        self.hooks.told.send_replace(ExtensionUse::Facts(Arc::new(self.facts(peers))));
     }
 
     fn log(&self) -> Vec<String> {
@@ -358,11 +358,11 @@ async fn with_another_backend_what_commands_made_is_undone_if_commands_are_allow
     bed.tell(&[(2, 2, "hello")]);
     bed.notes(&[("10.244.2.0/24", true)]).await;
     let bed = bed.restarted(false).await;
-    bed.hooks.told.send_replace(Told::Other);
+    bed.hooks.told.send_replace(ExtensionUse::Other);
     until("the note", || bed.health.all().1.join("").contains("--allow-extension-commands")).await;
     assert!(bed.log().is_empty() && bed.noted().len() == 1);
     let bed = bed.restarted(true).await;
-    bed.hooks.told.send_replace(Told::Other);
+    bed.hooks.told.send_replace(ExtensionUse::Other);
     bed.logs(&["remove 10.244.2.0/24 192.0.2.2 ::/0 <nil> [hello]"]).await;
     bed.notes(&[]).await;
 }
@@ -371,12 +371,12 @@ async fn with_another_backend_what_commands_made_is_undone_if_commands_are_allow
 async fn without_commands_nothing_runs_and_the_node_is_ready() {
     let bed = Bed::new();
     let facts = bed.facts(&[(2, 2, "hello")]);
-    let start = Start { command: String::new(), ..facts.start.clone() };
-    let facts = Facts { config: ExtensionConfig::default(), start: start.clone(), ..facts };
-    bed.hooks.told.send_replace(Told::Facts(Arc::new(facts)));
+    let start = StartupFacts { command: String::new(), ..facts.start.clone() };
+    let facts = ExtensionFacts { config: ExtensionConfig::default(), start: start.clone(), ..facts };
+    bed.hooks.told.send_replace(ExtensionUse::Facts(Arc::new(facts)));
     until("the start", || *bed.hooks.started.borrow() == Some(start.clone())).await;
     bed.notes(&[("10.244.2.0/24", true)]).await;
-    bed.hooks.told.send_replace(Told::Other);
+    bed.hooks.told.send_replace(ExtensionUse::Other);
     bed.notes(&[]).await;
     assert!(bed.log().is_empty());
 }

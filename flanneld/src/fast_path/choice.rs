@@ -4,7 +4,7 @@ use backends::fast_path::suits_release;
 
 /// Whether this node has a fast path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum FastPathMode {
     /// As `FastPath` of the network configuration says, on kernels without known faults.
     #[default]
     Auto,
@@ -16,15 +16,15 @@ pub(crate) enum Mode {
 
 /// What decides on it beside the network configuration; the same as long as the process lives.
 #[derive(Clone, Debug)]
-pub(crate) struct Choice {
-    mode: Mode,
+pub(crate) struct FastPathChoice {
+    mode: FastPathMode,
     /// Or a sentence about the kernel.
     suits: Result<(), String>,
 }
 
 /// What is decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum FastPathDecision {
     /// There shall be one.
     On,
     /// There shall be none.
@@ -33,29 +33,29 @@ pub(super) enum Decision {
     Unsuited(String),
 }
 
-impl Choice {
+impl FastPathChoice {
     /// For the kernel that runs.
-    pub(crate) fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: FastPathMode) -> Self {
         Self { mode, suits: suits_release(&read("/proc/sys/kernel/osrelease"), &more_versions()) }
     }
 
     /// What follows where `FastPath` of the network configuration is so.
-    pub(super) fn decide(&self, configured: bool) -> Decision {
+    pub(super) fn decide(&self, configured: bool) -> FastPathDecision {
         match (self.mode, &self.suits) {
-            (Mode::Off, _) => Decision::Off,
-            (Mode::Auto, _) if !configured => Decision::Off,
-            (Mode::Auto, Err(why)) => Decision::Unsuited(why.clone()),
-            (Mode::Auto, Ok(())) | (Mode::On, _) => Decision::On,
+            (FastPathMode::Off, _) => FastPathDecision::Off,
+            (FastPathMode::Auto, _) if !configured => FastPathDecision::Off,
+            (FastPathMode::Auto, Err(why)) => FastPathDecision::Unsuited(why.clone()),
+            (FastPathMode::Auto, Ok(())) | (FastPathMode::On, _) => FastPathDecision::On,
         }
     }
 
     /// Whether there shall be one where `FastPath` of the network configuration is so.
     pub(crate) fn has_one(&self, configured: bool) -> bool {
-        self.decide(configured) == Decision::On
+        self.decide(configured) == FastPathDecision::On
     }
 }
 
-impl Decision {
+impl FastPathDecision {
     /// What a node says that is as decided.
     pub(super) fn note(&self) -> Option<String> {
         match self {
@@ -93,16 +93,16 @@ mod tests {
     #[test]
     fn the_flag_overrides_the_configuration_and_the_kernel() {
         let decide = |mode, suits: Result<(), &str>, configured| {
-            Choice { mode, suits: suits.map_err(str::to_owned) }.decide(configured)
+            FastPathChoice { mode, suits: suits.map_err(str::to_owned) }.decide(configured)
         };
         let old = Err("too old");
         for (mode, suits, configured, decision) in [
-            (Mode::Auto, Ok(()), true, Decision::On),
-            (Mode::Auto, Ok(()), false, Decision::Off),
-            (Mode::Auto, old, true, Decision::Unsuited("too old".into())),
-            (Mode::Auto, old, false, Decision::Off),
-            (Mode::On, old, false, Decision::On),
-            (Mode::Off, Ok(()), true, Decision::Off),
+            (FastPathMode::Auto, Ok(()), true, FastPathDecision::On),
+            (FastPathMode::Auto, Ok(()), false, FastPathDecision::Off),
+            (FastPathMode::Auto, old, true, FastPathDecision::Unsuited("too old".into())),
+            (FastPathMode::Auto, old, false, FastPathDecision::Off),
+            (FastPathMode::On, old, false, FastPathDecision::On),
+            (FastPathMode::Off, Ok(()), true, FastPathDecision::Off),
         ] {
             assert_eq!(decide(mode, suits, configured), decision, "{mode:?}, {suits:?}, {configured}");
         }
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn where_there_shall_be_none_nothing_is_said_of_the_ordinary_path() {
         let why = "opening nftables: Too many open files";
-        assert!(Decision::On.failure(why).starts_with("pods' flows take the ordinary path"));
-        for off in [Decision::Off, Decision::Unsuited("too old".into())] {
+        assert!(FastPathDecision::On.failure(why).starts_with("pods' flows take the ordinary path"));
+        for off in [FastPathDecision::Off, FastPathDecision::Unsuited("too old".into())] {
             let said = off.failure(why);
             assert!(
                 !said.contains("ordinary path") && said.contains("earlier run") && said.ends_with(why),

@@ -17,12 +17,12 @@ pub(super) struct Adding {
     pub(super) since: Instant,
     /// Whether its namespace's policies are read, as far as that can be done.
     pub(super) policies_read: bool,
-    pub(super) step: Step,
+    pub(super) step: AddStage,
 }
 
 /// What an ADD waits for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum AddStage {
     /// The watch to tell about the pod; then it is asked for.
     Watched(Instant),
     /// The answer about the pod.
@@ -39,7 +39,7 @@ impl Adding {
     pub(super) fn new(
         pod: Announcement,
         answer: oneshot::Sender<Result<OldConnections, Retry>>,
-        step: Step,
+        step: AddStage,
         now: Instant,
     ) -> Self {
         Self { pod, answer, since: now, policies_read: false, step }

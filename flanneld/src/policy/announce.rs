@@ -41,7 +41,7 @@ pub(crate) struct Announcement {
 
 /// A sandbox has ended, so its addresses belong to no pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct EndedSandbox {
     /// The pod's namespace.
     pub(crate) namespace: String,
     /// The pod's name.
@@ -71,20 +71,20 @@ pub(crate) enum OldConnections {
 
 /// What the policy task is asked for, and where it answers.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(crate) enum PolicyRequest {
     Announce(Announcement, oneshot::Sender<Result<OldConnections, Retry>>),
-    Release(Ended, oneshot::Sender<Result<(), Retry>>),
+    Release(EndedSandbox, oneshot::Sender<Result<(), Retry>>),
     /// A question of `flanneld policy`, answered with a text.
     Ask(Inquiry, oneshot::Sender<Result<String, Retry>>),
 }
 
 /// A way to the policy task.
 #[derive(Clone, Debug)]
-pub(crate) struct Announcer(mpsc::Sender<Request>);
+pub(crate) struct Announcer(mpsc::Sender<PolicyRequest>);
 
 impl Announcer {
     /// The way to the receiver of the requests.
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Request>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<PolicyRequest>) {
         let (sender, receiver) = mpsc::channel(MAX_WAITING);
         (Self(sender), receiver)
     }
@@ -94,15 +94,15 @@ impl Announcer {
     /// # Errors
     /// [`Retry`] when it can't be done now.
     pub(crate) async fn announce(&self, pod: Announcement) -> Result<OldConnections, Retry> {
-        self.ask(|answer| Request::Announce(pod, answer)).await
+        self.ask(|answer| PolicyRequest::Announce(pod, answer)).await
     }
 
     /// Returns when no policy counts the addresses as the pod's any more. One that was never announced is no error.
     ///
     /// # Errors
     /// [`Retry`] when it can't be done now. The DEL succeeds nevertheless: who gets an address next has it.
-    pub(crate) async fn release(&self, ended: Ended) -> Result<(), Retry> {
-        self.ask(|answer| Request::Release(ended, answer)).await
+    pub(crate) async fn release(&self, ended: EndedSandbox) -> Result<(), Retry> {
+        self.ask(|answer| PolicyRequest::Release(ended, answer)).await
     }
 
     /// Gives the text that answers a question.
@@ -110,12 +110,12 @@ impl Announcer {
     /// # Errors
     /// [`Retry`] when there is no answer now.
     pub(crate) async fn inquire(&self, inquiry: Inquiry) -> Result<String, Retry> {
-        self.ask(|answer| Request::Ask(inquiry, answer)).await
+        self.ask(|answer| PolicyRequest::Ask(inquiry, answer)).await
     }
 
     async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, Retry>>) -> Request,
+        request: impl FnOnce(oneshot::Sender<Result<T, Retry>>) -> PolicyRequest,
     ) -> Result<T, Retry> {
         let retry = |why: &str| Err(Retry { why: why.to_owned() });
         let (answer, answered) = oneshot::channel();
@@ -147,9 +147,9 @@ mod tests {
         }
     }
 
-    fn ended() -> Ended {
+    fn ended() -> EndedSandbox {
         let Announcement { namespace, pod, uid, container, .. } = pod();
-        Ended { namespace, pod, uid, container }
+        EndedSandbox { namespace, pod, uid, container }
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,10 +159,10 @@ mod tests {
             let announcer = announcer.clone();
             async move { (announcer.announce(pod()).await, announcer.release(ended()).await) }
         });
-        let Some(Request::Announce(got, answer)) = requests.recv().await else { panic!("no request") };
+        let Some(PolicyRequest::Announce(got, answer)) = requests.recv().await else { panic!("no request") };
         assert_eq!(got, pod());
         answer.send(Ok(OldConnections::Kept)).unwrap();
-        let Some(Request::Release(got, answer)) = requests.recv().await else { panic!("no request") };
+        let Some(PolicyRequest::Release(got, answer)) = requests.recv().await else { panic!("no request") };
         assert_eq!(got, ended());
         answer.send(Ok(())).unwrap();
         assert_eq!(both.await.unwrap(), (Ok(OldConnections::Kept), Ok(())));

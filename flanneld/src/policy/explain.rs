@@ -18,9 +18,9 @@ pub(crate) enum Inquiry {
     /// What becomes of a connection.
     Explain {
         /// Who asks.
-        source: Place,
+        source: Endpoint,
         /// Who is asked.
-        destination: Place,
+        destination: Endpoint,
         /// By which protocol.
         protocol: Protocol,
         /// On which port.
@@ -34,7 +34,7 @@ pub(crate) enum Inquiry {
 
 /// An end as it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Endpoint {
     /// A pod by its name.
     Pod(ObjectName),
     /// An address, of a pod or not.
@@ -42,7 +42,7 @@ pub(crate) enum Place {
 }
 
 /// What the policy task knows at a moment.
-pub(super) struct Snapshot {
+pub(super) struct PolicySnapshot {
     pub(super) context: PolicyContext,
     /// The pods of this node, with the addresses that the CNI plugin announced.
     pub(super) own: Vec<Pod>,
@@ -54,13 +54,20 @@ pub(super) struct Snapshot {
 ///
 /// # Errors
 /// A sentence, when something that is asked about isn't there or can't be looked up.
-pub(super) async fn answer(inquiry: Inquiry, snapshot: Snapshot, api: &PolicyApi) -> Result<String, String> {
+pub(super) async fn answer(
+    inquiry: Inquiry,
+    snapshot: PolicySnapshot,
+    api: &PolicyApi,
+) -> Result<String, String> {
     match inquiry {
         Inquiry::Explain { source, destination, protocol, port } => {
             let node = api.node_name().await.map_err(|error| error.to_string())?;
             let mut ends =
                 [snapshot.end(&source, &node, api).await?, snapshot.end(&destination, &node, api).await?];
-            one_family(&mut ends, [&source, &destination].map(|place| matches!(place, Place::Address(_))))?;
+            one_family(
+                &mut ends,
+                [&source, &destination].map(|place| matches!(place, Endpoint::Address(_))),
+            )?;
             let [source, destination] = ends;
             let question = Question { source, destination, protocol, port };
             let explained = explain::explain(&snapshot.context, &question);
@@ -91,10 +98,10 @@ pub(super) async fn answer(inquiry: Inquiry, snapshot: Snapshot, api: &PolicyApi
     }
 }
 
-impl Snapshot {
-    async fn end(&self, place: &Place, node: &str, api: &PolicyApi) -> Result<End, String> {
+impl PolicySnapshot {
+    async fn end(&self, place: &Endpoint, node: &str, api: &PolicyApi) -> Result<End, String> {
         match place {
-            Place::Pod(name) => {
+            Endpoint::Pod(name) => {
                 if let Some(pod) =
                     self.own.iter().filter(|pod| pod.name == *name).max_by_key(|pod| pod.created)
                 {
@@ -104,7 +111,7 @@ impl Snapshot {
                 let found = found.map_err(|_| "the Kubernetes API does not answer".to_owned())?;
                 found.map_err(|error| error.to_string())?.ok_or_else(|| format!("there is no pod {name}"))
             }
-            Place::Address(address) => Ok(self.end_at(*address, node, api).await),
+            Endpoint::Address(address) => Ok(self.end_at(*address, node, api).await),
         }
     }
 
@@ -163,7 +170,7 @@ fn is_of_host(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-impl Place {
+impl Endpoint {
     /// Reads `NAMESPACE/NAME` or an address.
     ///
     /// # Errors
@@ -215,13 +222,13 @@ mod tests {
 
     #[test]
     fn an_end_is_a_pod_or_an_address_and_the_second_has_a_port() {
-        let pod = Place::Pod(ObjectName::new("shop", "db-0"));
-        let address = |text: &str| Place::Address(text.parse().unwrap());
-        assert_eq!(Place::parse("shop/db-0"), Ok(pod.clone()));
-        assert_eq!(Place::parse("fd00::1"), Ok(address("fd00::1")));
-        assert_eq!(Place::with_port("shop/db-0:5432"), Ok((pod, 5432)));
-        assert_eq!(Place::with_port("192.0.2.1:80"), Ok((address("192.0.2.1"), 80)));
-        assert_eq!(Place::with_port("[fd00::1]:80"), Ok((address("fd00::1"), 80)));
+        let pod = Endpoint::Pod(ObjectName::new("shop", "db-0"));
+        let address = |text: &str| Endpoint::Address(text.parse().unwrap());
+        assert_eq!(Endpoint::parse("shop/db-0"), Ok(pod.clone()));
+        assert_eq!(Endpoint::parse("fd00::1"), Ok(address("fd00::1")));
+        assert_eq!(Endpoint::with_port("shop/db-0:5432"), Ok((pod, 5432)));
+        assert_eq!(Endpoint::with_port("192.0.2.1:80"), Ok((address("192.0.2.1"), 80)));
+        assert_eq!(Endpoint::with_port("[fd00::1]:80"), Ok((address("fd00::1"), 80)));
         for (text, part) in [
             ("shop/db-0", "has no port: write"),
             ("fd00::1", "has no port: write"),
@@ -232,7 +239,7 @@ mod tests {
             ("a/../b:80", "neither a pod"),
             (":80", "\"\" is neither a pod"),
         ] {
-            let error = Place::with_port(text).unwrap_err();
+            let error = Endpoint::with_port(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
     }

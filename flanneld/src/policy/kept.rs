@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use subnet::policy::Pod;
 use subnet::policy::objects::uid;
 
-use super::announce::{Announcement, Ended};
+use super::announce::{Announcement, EndedSandbox};
 
 /// The longest id of a container, and name of a file with it.
 const MAX_CONTAINER: usize = 200;
@@ -92,7 +92,7 @@ impl Kept {
     ///
     /// # Errors
     /// It can't be written.
-    pub(super) fn release(&mut self, ended: &Ended) -> io::Result<Option<Announcement>> {
+    pub(super) fn release(&mut self, ended: &EndedSandbox) -> io::Result<Option<Announcement>> {
         let Some(pod) = self.pods.get(&ended.container) else { return Ok(None) };
         let pod = Announcement { addresses: Vec::new(), ..pod.clone() };
         self.write(&pod)?;
@@ -195,8 +195,13 @@ mod tests {
         }
     }
 
-    fn ended(container: &str) -> Ended {
-        Ended { namespace: "shop".into(), pod: "web".into(), uid: String::new(), container: container.into() }
+    fn ended(container: &str) -> EndedSandbox {
+        EndedSandbox {
+            namespace: "shop".into(),
+            pod: "web".into(),
+            uid: String::new(),
+            container: container.into(),
+        }
     }
 
     #[test]

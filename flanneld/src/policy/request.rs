@@ -7,8 +7,8 @@ use subnet::Mac;
 use subnet::gojson::shortened;
 use subnet::policy::Protocol;
 
-use super::announce::{Announcement, Ended};
-use super::explain::{Inquiry, Place, pod_name};
+use super::announce::{Announcement, EndedSandbox};
+use super::explain::{Endpoint, Inquiry, pod_name};
 
 /// The version of the protocol.
 const VERSION: u64 = 1;
@@ -25,7 +25,7 @@ pub(crate) enum Question {
     /// A pod has got its addresses.
     Add(Announcement),
     /// A sandbox has ended.
-    Del(Ended),
+    Del(EndedSandbox),
     /// Whether there are answers.
     Status,
     /// A question of `flanneld policy`.
@@ -101,14 +101,14 @@ impl Members {
         // GC knows containers only.
         let (namespace, pod) = self.pod()?.unwrap_or_default();
         let uid = self.name("uid")?.unwrap_or_default();
-        Ok(Question::Del(Ended { namespace, pod, uid, container }))
+        Ok(Question::Del(EndedSandbox { namespace, pod, uid, container }))
     }
 
     fn explain(&self) -> Result<Question, String> {
-        let source = Place::parse(self.required("source")?).map_err(|why| format!("source: {why}"))?;
+        let source = Endpoint::parse(self.required("source")?).map_err(|why| format!("source: {why}"))?;
         let destination = self.required("destination")?;
         let (destination, port) =
-            Place::with_port(destination).map_err(|why| format!("destination: {why}"))?;
+            Endpoint::with_port(destination).map_err(|why| format!("destination: {why}"))?;
         let protocol = self.text("protocol")?.unwrap_or("TCP").to_ascii_uppercase();
         let protocol = Protocol::from_name(&protocol)
             .ok_or_else(|| format!("protocol: {:?} is not TCP, UDP or SCTP", shortened(&protocol)))?;
@@ -225,14 +225,15 @@ mod tests {
         let expected =
             Announcement { uid: "".into(), host_interface: "".into(), mac: None, ..announcement() };
         assert_eq!(parse(&short), Ok(Question::Add(expected)));
-        let ended = Ended {
+        let ended = EndedSandbox {
             namespace: "shop".into(),
             pod: "web-0".into(),
             uid: "0c9d".into(),
             container: "c1".into(),
         };
         assert_eq!(parse(&with("verb", json!("del"))), Ok(Question::Del(ended)));
-        let of_gc = Ended { namespace: "".into(), pod: "".into(), uid: "".into(), container: "c1".into() };
+        let of_gc =
+            EndedSandbox { namespace: "".into(), pod: "".into(), uid: "".into(), container: "c1".into() };
         assert_eq!(
             parse(&json!({"v": 1, "verb": "del", "container": "c1", "ifname": "eth0"})),
             Ok(Question::Del(of_gc))
@@ -245,8 +246,8 @@ mod tests {
         let ask = |request: Value| parse(&request);
         let explain = json!({"v": 1, "verb": "explain", "source": "shop/web", "destination": "192.0.2.1:53", "protocol": "udp"});
         let expected = Inquiry::Explain {
-            source: Place::parse("shop/web").unwrap(),
-            destination: Place::parse("192.0.2.1").unwrap(),
+            source: Endpoint::parse("shop/web").unwrap(),
+            destination: Endpoint::parse("192.0.2.1").unwrap(),
             protocol: Protocol::Udp,
             port: 53,
         };

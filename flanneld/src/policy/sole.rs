@@ -28,7 +28,7 @@ pub(crate) struct Sole(Option<JoinHandle<()>>);
 
 /// Who has the name.
 #[derive(Debug)]
-enum Holder {
+enum NameHolder {
     /// No process any more, or one that takes no connections.
     Silent,
     /// A process of another user, which is no flanneld.
@@ -56,12 +56,12 @@ impl Sole {
                 }
             }
             let holder = holder().await;
-            if Instant::now() < given_up && !matches!(holder, Holder::Stranger { .. }) {
+            if Instant::now() < given_up && !matches!(holder, NameHolder::Stranger { .. }) {
                 sleep(PAUSE).await;
                 continue;
             }
             let who = match holder {
-                Holder::Agent { process, subnet_file } => {
+                NameHolder::Agent { process, subnet_file } => {
                     let process = process.map(|id| format!("process {id}, ")).unwrap_or_default();
                     bail!(
                         "another flanneld enforces network policies in this network namespace ({process}--subnet-file \
@@ -69,8 +69,8 @@ impl Sole {
                          them, or give it a network namespace of its own"
                     );
                 }
-                Holder::Stranger { user } => format!("a process of user {user}"),
-                Holder::Silent => "a process that does not answer".to_owned(),
+                NameHolder::Stranger { user } => format!("a process of user {user}"),
+                NameHolder::Silent => "a process that does not answer".to_owned(),
             };
             // Anybody on this host can take a name; that is no reason to leave pods without policies.
             tracing::warn!(
@@ -101,11 +101,11 @@ async fn answer_all(listener: UnixListener, answer: String) {
     }
 }
 
-async fn holder() -> Holder {
-    let Ok(stream) = UnixStream::connect(NAME).await else { return Holder::Silent };
-    let Ok(peer) = stream.peer_cred() else { return Holder::Silent };
+async fn holder() -> NameHolder {
+    let Ok(stream) = UnixStream::connect(NAME).await else { return NameHolder::Silent };
+    let Ok(peer) = stream.peer_cred() else { return NameHolder::Silent };
     if peer.uid() != rustix::process::geteuid().as_raw() {
-        return Holder::Stranger { user: peer.uid() };
+        return NameHolder::Stranger { user: peer.uid() };
     }
     let mut answer = Vec::new();
     let read = timeout(ANSWER_TIMEOUT, stream.take(MAX_ANSWER).read_to_end(&mut answer)).await;
@@ -113,7 +113,7 @@ async fn holder() -> Holder {
         Ok(Ok(_)) if !answer.is_empty() => String::from_utf8_lossy(&answer).into_owned(),
         _ => "unknown".to_owned(),
     };
-    Holder::Agent { process: peer.pid().filter(|id| *id != 0), subnet_file }
+    NameHolder::Agent { process: peer.pid().filter(|id| *id != 0), subnet_file }
 }
 
 #[cfg(test)]

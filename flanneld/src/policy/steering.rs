@@ -11,13 +11,13 @@ pub(super) struct Steerer {
     netlink: Netlink,
     mode: SteerMode,
     /// What was found in the kernel and made, unless somebody may have changed it.
-    made: Option<Made>,
+    made: Option<AppliedSteering>,
     /// A bridge may be another one since then.
     bridges_moved: bool,
 }
 
 #[derive(Clone, PartialEq, Eq)]
-struct Made {
+struct AppliedSteering {
     steering: Option<Steering>,
     seen: [bool; 2],
     wanted: bool,
@@ -88,7 +88,7 @@ impl Steerer {
             }
         }
         let outcome = steered(steering.as_ref());
-        self.made = Some(Made { steering, seen, wanted });
+        self.made = Some(AppliedSteering { steering, seen, wanted });
         Ok(outcome)
     }
 

@@ -18,14 +18,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::adding::{Adding, Step};
-use super::announce::{OldConnections, Request, Retry};
+use super::adding::{AddStage, Adding};
+use super::announce::{OldConnections, PolicyRequest, Retry};
 use super::kept::{self, Kept};
 use super::known::{Effect, Known};
 use super::readings::Readings;
 use super::steering::{Steered, Steerer};
 use super::watches::Watches;
-use super::{Facts, Figures, PolicyOptions};
+use super::{Figures, PolicyFacts, PolicyOptions};
 use crate::lent::Lent;
 use crate::serve::Health;
 use crate::{fast_path, ipvs};
@@ -58,11 +58,11 @@ struct PolicyKernel {
 
 impl PolicyKernel {
     fn open(options: &PolicyOptions) -> anyhow::Result<Self> {
-        let settings = options.settings(&Facts::default());
+        let settings = options.settings(&PolicyFacts::default());
         let engine = Engine::new(settings, options.mark_shift, backends::random::byte());
         let mut enforcer =
             Enforcer::open(engine).context("--network-policy needs nftables and connection tracking")?;
-        enforcer.fast_path = options.fast_path != fast_path::Mode::Off;
+        enforcer.fast_path = options.fast_path != fast_path::FastPathMode::Off;
         let steerer = Steerer::new(Netlink::open()?, options.steer);
         Ok(Self { enforcer, steerer })
     }
@@ -94,8 +94,8 @@ pub(crate) struct Policies {
     options: PolicyOptions,
     api: Arc<PolicyApi>,
     health: Health,
-    facts: watch::Receiver<Option<Facts>>,
-    requests: mpsc::Receiver<Request>,
+    facts: watch::Receiver<Option<PolicyFacts>>,
+    requests: mpsc::Receiver<PolicyRequest>,
     tables: NftListener,
     watched: Mutex<Watched>,
     bridges: BridgeListener,
@@ -144,8 +144,8 @@ impl Policies {
         options: PolicyOptions,
         api: PolicyApi,
         subnet_file: &Path,
-        facts: watch::Receiver<Option<Facts>>,
-        requests: mpsc::Receiver<Request>,
+        facts: watch::Receiver<Option<PolicyFacts>>,
+        requests: mpsc::Receiver<PolicyRequest>,
         health: Health,
         readiness_moved: Arc<Notify>,
     ) -> anyhow::Result<Self> {
@@ -236,9 +236,9 @@ impl Policies {
         let waiting = self.phase == Phase::Waiting;
         let adding = self.adding.iter().map(|(_, adding)| match adding.step {
             // No pod is asked for before the first lists are there.
-            Step::Watched(_) if waiting => adding.since + ADD_TIMEOUT,
-            Step::Watched(until) | Step::Listed(until) => until.min(adding.since + ADD_TIMEOUT),
-            Step::Asked | Step::Found(_) | Step::Programmed => adding.since + ADD_TIMEOUT,
+            AddStage::Watched(_) if waiting => adding.since + ADD_TIMEOUT,
+            AddStage::Watched(until) | AddStage::Listed(until) => until.min(adding.since + ADD_TIMEOUT),
+            AddStage::Asked | AddStage::Found(_) | AddStage::Programmed => adding.since + ADD_TIMEOUT,
         });
         let missing = self.missing_since.map(|since| since + CHANGE_WAITS).filter(|at| *at > now);
         let listing = match self.phase {
@@ -376,7 +376,7 @@ impl Policies {
         (self.gathered, self.urgent, self.again) = (None, false, None);
         let (programmed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.adding)
             .into_iter()
-            .partition(|(_, adding)| adding.step == Step::Programmed);
+            .partition(|(_, adding)| adding.step == AddStage::Programmed);
         self.adding = waiting;
         let releasing = std::mem::take(&mut self.releasing);
         let started = Instant::now();

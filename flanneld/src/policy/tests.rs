@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::announce::{Announcement, Announcer, Ended, OldConnections, Retry};
+use super::announce::{Announcement, Announcer, EndedSandbox, OldConnections, Retry};
 use super::task::CONDITION;
 use super::*;
 use crate::serve::Health;
@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Bed {
     server: ApiServer,
     files: tempfile::TempDir,
-    facts: watch::Sender<Option<Facts>>,
+    facts: watch::Sender<Option<PolicyFacts>>,
     running: Option<Running>,
 }
 
@@ -49,7 +49,7 @@ fn within(test: impl AsyncFnOnce(Bed) + Send) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let net = |text: &str| text.parse().unwrap();
-            let facts = Facts {
+            let facts = PolicyFacts {
                 networks: vec![net("10.244.0.0/16")],
                 subnets: vec![net("10.244.1.0/24")],
                 nodes: ["10.244.1.0".parse().unwrap(), "10.244.1.1".parse().unwrap()].into(),
@@ -90,12 +90,12 @@ fn announced(name: &str, container: &str, address: &str) -> Announcement {
     }
 }
 
-fn ended(name: &str, container: &str) -> Ended {
-    Ended { namespace: "shop".into(), pod: name.into(), uid: uid(name), container: container.into() }
+fn ended(name: &str, container: &str) -> EndedSandbox {
+    EndedSandbox { namespace: "shop".into(), pod: name.into(), uid: uid(name), container: container.into() }
 }
 
 impl Bed {
-    async fn start(&mut self, mode: Mode) {
+    async fn start(&mut self, mode: PolicyMode) {
         self.running = None;
         let options = KubeOptions {
             node_name: Some("n1".into()),
@@ -114,7 +114,7 @@ impl Bed {
             steer: SteerMode::Auto,
             mark_shift: 24,
             log_group: None,
-            fast_path: crate::fast_path::Mode::Off,
+            fast_path: crate::fast_path::FastPathMode::Off,
         };
         let task = Policies::open(
             policy,
@@ -130,7 +130,7 @@ impl Bed {
         self.running = Some(Running { announcer, health, task });
     }
 
-    async fn start_ready(&mut self, mode: Mode) {
+    async fn start_ready(&mut self, mode: PolicyMode) {
         self.start(mode).await;
         self.wait("ready", |bed| bed.reason().is_none()).await;
     }
@@ -195,7 +195,7 @@ fn a_pod_is_in_the_kernel_when_its_announcement_is_answered_and_out_of_it_after_
     within(async |mut bed| {
         bed.server.put_policy("shop", "deny", deny());
         bed.server.put_pod_object(pod("web", None));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         assert!(table().contains("chain forward") && !isolated("10.244.1.2"));
         bed.announce(announced("web", "c1", "10.244.1.2")).await.unwrap();
         assert!(isolated("10.244.1.2"), "{}", table());
@@ -220,7 +220,7 @@ fn connections_of_an_address_from_before_its_pod_are_forgotten_and_no_others() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "deny", deny());
         bed.server.put_pod_object(pod("web", None));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         let run = |program: &str, line: &str| {
             let output = std::process::Command::new(program).args(line.split(' ')).output().unwrap();
             assert!(output.status.success(), "{program} {line}: {output:?}");
@@ -257,7 +257,7 @@ fn connections_of_an_address_from_before_its_pod_are_forgotten_and_no_others() {
 fn a_pod_and_a_policy_that_no_watch_has_told_of_yet_are_asked_for() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "other", json!({"podSelector": {"matchLabels": {"app": "other"}}}));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         bed.wait("watches", |bed| bed.server.watching() == 3).await;
         bed.server.deafen();
         bed.server.put_policy("shop", "deny", deny());
@@ -271,7 +271,7 @@ fn a_pod_and_a_policy_that_no_watch_has_told_of_yet_are_asked_for() {
 fn pods_that_start_at_once_share_readings_of_their_namespaces_policies() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "deny", deny());
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         let names: Vec<String> = (0..40).map(|number| format!("web{number}")).collect();
         names.iter().for_each(|name| bed.server.put_pod_object(pod(name, None)));
         let lists = |bed: &Bed| {
@@ -295,7 +295,7 @@ fn pods_that_start_at_once_share_readings_of_their_namespaces_policies() {
 #[test]
 fn a_pod_that_the_api_knows_otherwise_is_refused_with_what_it_says() {
     within(async |mut bed| {
-        bed.start_ready(Mode::Strict).await;
+        bed.start_ready(PolicyMode::Strict).await;
         let why = bed.announce(announced("web", "c1", "10.244.1.2")).await.unwrap_err().why;
         assert!(why.contains("no pod shop/web"), "{why}");
         bed.server.put_pod_object(pod("web", None));
@@ -323,7 +323,7 @@ fn a_restart_goes_on_from_what_was_announced_and_opens_nothing_before_all_is_lis
         far["spec"]["nodeName"] = "n9".into();
         bed.server.put_pod_object(far);
         bed.server.put_pod_object(pod("web", None));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         bed.announce(announced("web", "c1", "10.244.1.2")).await.unwrap();
         assert!(isolated("10.244.1.2") && table().contains("10.244.9.9"), "{}", table());
         let before = table();
@@ -336,7 +336,7 @@ fn a_restart_goes_on_from_what_was_announced_and_opens_nothing_before_all_is_lis
             message: "no".into(),
         };
         bed.server.behave(|behaviour| behaviour.refusals.push(refusal));
-        bed.start(Mode::On).await;
+        bed.start(PolicyMode::On).await;
         bed.wait("the reason", |bed| bed.reason().is_some_and(|why| why.contains("500"))).await;
         sleep(Duration::from_millis(700)).await;
         assert_eq!(table(), before);
@@ -359,7 +359,7 @@ fn without_the_api_everything_stays_and_a_new_pod_waits() {
         bed.server.put_policy("shop", "deny", deny());
         bed.server.put_pod_object(pod("web", Some("10.244.1.2")));
         bed.server.put_pod_object(pod("db", None));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         assert!(isolated("10.244.1.2"));
         bed.server.behave(|behaviour| behaviour.down = true);
         bed.wait("the note", |bed| {
@@ -370,7 +370,7 @@ fn without_the_api_everything_stays_and_a_new_pod_waits() {
         bed.announce(announced("db", "c1", "10.244.1.3")).await.unwrap();
         assert!(isolated("10.244.1.2") && isolated("10.244.1.3"));
         let before = table();
-        bed.start(Mode::On).await;
+        bed.start(PolicyMode::On).await;
         let why = bed.announce(announced("db", "c2", "10.244.1.4")).await.unwrap_err().why;
         assert!(why.contains("does not answer"), "{why}");
         assert_eq!(table(), before);
@@ -387,7 +387,7 @@ fn a_role_without_rights_is_said_in_readiness_with_the_remedy() {
             message: "forbidden".into(),
         };
         bed.server.behave(|behaviour| behaviour.refusals.push(refusal));
-        bed.start(Mode::On).await;
+        bed.start(PolicyMode::On).await;
         bed.wait("the remedy", |bed| {
             bed.reason().is_some_and(|why| why.contains("kube-flannel-network-policy.yml"))
         })
@@ -403,7 +403,7 @@ fn what_another_program_does_to_the_tables_is_repaired_counted_and_said() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "deny", deny());
         bed.server.put_pod_object(pod("web", Some("10.244.1.2")));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         for (repairs, damage) in [
             &["flush", "ruleset"][..],
             &["delete", "table", "inet", "flannel-policy"],
@@ -426,7 +426,7 @@ fn switched_off_nothing_is_left_and_what_is_another_agents_stays() {
     within(async |mut bed| {
         bed.server.put_policy("shop", "deny", deny());
         bed.server.put_pod_object(pod("web", None));
-        bed.start_ready(Mode::On).await;
+        bed.start_ready(PolicyMode::On).await;
         bed.announce(announced("web", "c1", "10.244.1.2")).await.unwrap();
         bed.running = None;
         let other: Vec<IpNet> = vec!["10.99.0.0/16".parse().unwrap()];

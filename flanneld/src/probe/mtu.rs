@@ -7,7 +7,7 @@ const TRIED_LOST: u8 = 2;
 
 /// What is known of the longest packet, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+enum MtuState {
     /// No packet of full length has an outcome yet.
     Nothing,
     /// Packets of full length pass.
@@ -27,33 +27,33 @@ pub(super) struct MtuSearch {
     full: u16,
     /// A length that is taken to pass.
     least: u16,
-    known: Known,
+    known: MtuState,
 }
 
 impl MtuSearch {
     /// For a path that is to carry packets of `full` bytes.
     pub(super) fn new(full: u16, least: u16) -> Self {
-        Self { full: full.max(least), least, known: Known::Nothing }
+        Self { full: full.max(least), least, known: MtuState::Nothing }
     }
 
     /// The length to try next.
     pub(super) fn next(&self) -> u16 {
         match self.known {
-            Known::Between { low, high, .. } => low + (high - low) / 2,
-            Known::Nothing | Known::Full | Known::Suspected(_) | Known::Limited(_) => self.full,
+            MtuState::Between { low, high, .. } => low + (high - low) / 2,
+            MtuState::Nothing | MtuState::Full | MtuState::Suspected(_) | MtuState::Limited(_) => self.full,
         }
     }
 
     /// Whether to try soon: there is something to be found out.
     pub(super) fn is_urgent(&self) -> bool {
-        matches!(self.known, Known::Nothing | Known::Suspected(_) | Known::Between { .. })
+        matches!(self.known, MtuState::Nothing | MtuState::Suspected(_) | MtuState::Between { .. })
     }
 
     /// A packet of `size` bytes came back.
     pub(super) fn passed(&mut self, size: u16) {
         self.known = match self.known {
-            _ if size >= self.full => Known::Full,
-            Known::Between { low, high, .. } if size > low && size < high => found(size, high),
+            _ if size >= self.full => MtuState::Full,
+            MtuState::Between { low, high, .. } if size > low && size < high => found(size, high),
             known => known,
         };
     }
@@ -61,16 +61,16 @@ impl MtuSearch {
     /// A packet of `size` bytes was lost, although short ones pass.
     pub(super) fn lost(&mut self, size: u16) {
         self.known = match self.known {
-            Known::Nothing | Known::Full if size >= self.full => Known::Suspected(1),
-            Known::Suspected(lost) if size >= self.full && lost + 1 >= FULL_LOST => {
+            MtuState::Nothing | MtuState::Full if size >= self.full => MtuState::Suspected(1),
+            MtuState::Suspected(lost) if size >= self.full && lost + 1 >= FULL_LOST => {
                 found(self.least, self.full)
             }
-            Known::Suspected(lost) if size >= self.full => Known::Suspected(lost + 1),
-            Known::Between { low, high, lost } if size == self.next() => {
+            MtuState::Suspected(lost) if size >= self.full => MtuState::Suspected(lost + 1),
+            MtuState::Between { low, high, lost } if size == self.next() => {
                 if lost + 1 >= TRIED_LOST {
                     found(low, size)
                 } else {
-                    Known::Between { low, high, lost: lost + 1 }
+                    MtuState::Between { low, high, lost: lost + 1 }
                 }
             }
             known => known,
@@ -79,15 +79,15 @@ impl MtuSearch {
 
     /// Whether packets of full length are lost.
     pub(super) fn is_limited(&self) -> bool {
-        matches!(self.known, Known::Between { .. } | Known::Limited(_))
+        matches!(self.known, MtuState::Between { .. } | MtuState::Limited(_))
     }
 
     /// The longest packet that passes, once that is known.
     pub(super) fn found(&self) -> Option<u16> {
         match self.known {
-            Known::Full => Some(self.full),
-            Known::Limited(size) => Some(size),
-            Known::Nothing | Known::Suspected(_) | Known::Between { .. } => None,
+            MtuState::Full => Some(self.full),
+            MtuState::Limited(size) => Some(size),
+            MtuState::Nothing | MtuState::Suspected(_) | MtuState::Between { .. } => None,
         }
     }
 
@@ -96,8 +96,8 @@ impl MtuSearch {
     }
 }
 
-fn found(low: u16, high: u16) -> Known {
-    if high - low <= 1 { Known::Limited(low) } else { Known::Between { low, high, lost: 0 } }
+fn found(low: u16, high: u16) -> MtuState {
+    if high - low <= 1 { MtuState::Limited(low) } else { MtuState::Between { low, high, lost: 0 } }
 }
 
 #[cfg(test)]

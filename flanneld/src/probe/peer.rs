@@ -35,7 +35,7 @@ pub(super) struct Rounds {
 
 /// What is known of one family of a peer. Where it is, its target says.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
+pub(super) struct ProbedFamily {
     /// Pods' packets go through a tunnel.
     tunnelled: bool,
     underlay: Path,
@@ -61,7 +61,7 @@ pub(super) struct Peer {
     told_at: Option<Moment>,
 }
 
-impl Peer {
+impl ProbedFamily {
     pub(super) fn new(target: &Target, now: Moment, due: Moment) -> Self {
         let mtu = search(target);
         let (underlay, inner) = (Path::new(now), Path::new(now));
@@ -260,9 +260,9 @@ mod tests {
     #[test]
     fn what_is_known_of_a_peer_is_about_140_bytes() {
         assert!(
-            size_of::<Peer>() <= 144,
+            size_of::<ProbedFamily>() <= 144,
             "{} bytes, of which {} for a path",
-            size_of::<Peer>(),
+            size_of::<ProbedFamily>(),
             size_of::<Path>()
         );
     }

@@ -25,7 +25,7 @@ pub(super) enum Purpose {
 
 /// A request, as it was sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Request {
+pub(super) struct ProbeRequest {
     pub(super) peer: IpNet,
     pub(super) purpose: Purpose,
     pub(super) to: IpAddr,
@@ -35,7 +35,7 @@ pub(super) struct Request {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum RequestFate {
     Waiting,
     Answered,
     Lost,
@@ -45,11 +45,11 @@ enum Fate {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Match {
     /// In time, after this time.
-    Answer(Request, Duration),
+    Answer(ProbeRequest, Duration),
     /// Too late; `true` if the request was not known to be lost yet.
-    Late(Request, bool),
+    Late(ProbeRequest, bool),
     /// Of a request that was answered before.
-    Duplicate(Request),
+    Duplicate(ProbeRequest),
     /// Of no request: another source, number, size or content.
     Stranger,
 }
@@ -57,7 +57,7 @@ pub(super) enum Match {
 /// The requests of the last seconds, oldest first, with consecutive numbers.
 #[derive(Debug)]
 pub(super) struct Pending {
-    requests: VecDeque<(Request, Fate)>,
+    requests: VecDeque<(ProbeRequest, RequestFate)>,
     /// The number of the oldest.
     first: u16,
     /// How many of the oldest have a fate.
@@ -70,17 +70,17 @@ impl Pending {
     }
 
     /// Remembers a request; gives its number.
-    pub(super) fn add(&mut self, request: Request) -> u16 {
+    pub(super) fn add(&mut self, request: ProbeRequest) -> u16 {
         let number = self.first.wrapping_add(self.requests.len() as u16);
-        self.requests.push_back((request, Fate::Waiting));
+        self.requests.push_back((request, RequestFate::Waiting));
         number
     }
 
     /// The kernel refuses to send this request.
-    pub(super) fn refused(&mut self, number: u16) -> Option<Request> {
+    pub(super) fn refused(&mut self, number: u16) -> Option<ProbeRequest> {
         let (request, fate) = self.requests.get_mut(usize::from(number.wrapping_sub(self.first)))?;
-        (*fate == Fate::Waiting).then(|| {
-            *fate = Fate::Lost;
+        (*fate == RequestFate::Waiting).then(|| {
+            *fate = RequestFate::Lost;
             *request
         })
     }
@@ -98,27 +98,27 @@ impl Pending {
         let arrived = now.checked_sub(arrival.age).unwrap_or(now);
         let rtt = arrived.saturating_duration_since(request.sent);
         match (*fate, rtt <= TIMEOUT) {
-            (Fate::Answered, _) => Match::Duplicate(*request),
-            (Fate::Waiting, true) => {
-                *fate = Fate::Answered;
+            (RequestFate::Answered, _) => Match::Duplicate(*request),
+            (RequestFate::Waiting, true) => {
+                *fate = RequestFate::Answered;
                 Match::Answer(*request, rtt)
             }
             (before, _) => {
-                *fate = Fate::Answered;
-                Match::Late(*request, before == Fate::Waiting)
+                *fate = RequestFate::Answered;
+                Match::Late(*request, before == RequestFate::Waiting)
             }
         }
     }
 
     /// The next request whose time is over, if there is one.
-    pub(super) fn expire(&mut self, now: Instant) -> Option<Request> {
+    pub(super) fn expire(&mut self, now: Instant) -> Option<ProbeRequest> {
         let mut lost = None;
         while let Some((request, fate)) = self.requests.get_mut(self.decided) {
-            if *fate == Fate::Waiting {
+            if *fate == RequestFate::Waiting {
                 if now < request.sent + TIMEOUT {
                     break;
                 }
-                *fate = Fate::Lost;
+                *fate = RequestFate::Lost;
                 lost = Some(*request);
             }
             self.decided += 1;
@@ -137,7 +137,7 @@ impl Pending {
 
     /// When the next request is lost unless it is answered before.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let waiting = self.requests.iter().skip(self.decided).find(|(_, fate)| *fate == Fate::Waiting);
+        let waiting = self.requests.iter().skip(self.decided).find(|(_, fate)| *fate == RequestFate::Waiting);
         waiting.map(|(request, _)| request.sent + TIMEOUT)
     }
 }
@@ -146,10 +146,10 @@ impl Pending {
 mod tests {
     use super::*;
 
-    fn request(sent: Instant) -> Request {
+    fn request(sent: Instant) -> ProbeRequest {
         let peer = "10.5.2.0/24".parse().unwrap();
         let to = "10.5.2.0".parse().unwrap();
-        Request { peer, purpose: Purpose::Inner, to, token: [7; 16], packet: 64, sent }
+        ProbeRequest { peer, purpose: Purpose::Inner, to, token: [7; 16], packet: 64, sent }
     }
 
     fn arrival(sequence: u16) -> Arrival {

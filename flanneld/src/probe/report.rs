@@ -15,7 +15,7 @@ pub(crate) const RTT_BOUNDS: [f64; 9] = [0.0001, 0.000_25, 0.0005, 0.001, 0.0025
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Report {
     /// Whether this node probes.
-    pub(crate) mode: Mode,
+    pub(crate) mode: ProbeMode,
     /// Time between two rounds of one peer; it grows with their number.
     pub(crate) interval_seconds: f64,
     /// Each peer, by subnet; none in a brief report.
@@ -32,7 +32,7 @@ pub(crate) struct Report {
 /// Whether this node probes its peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "probing", content = "why")]
-pub(crate) enum Mode {
+pub(crate) enum ProbeMode {
     /// It does.
     On,
     /// The operator has switched it off (`--probe-interval=0`).

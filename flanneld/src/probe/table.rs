@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use subnet::SharedMap;
 
 use super::moment::Moment;
-use super::peer::{Peer, Rounds};
-use super::pending::{Match, Pending, Purpose, Request};
-use super::report::{Mode, PathTotals, Report, Totals};
+use super::peer::{ProbedFamily, Rounds};
+use super::pending::{Match, Pending, ProbeRequest, Purpose};
+use super::report::{PathTotals, ProbeMode, Report, Totals};
 use super::target::{Target, Targets};
 use super::verdict::Verdict;
 
@@ -41,7 +41,7 @@ pub(super) struct Probe {
 
 /// A verdict that is news.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct VerdictChange {
     /// The peer's pod subnet.
     pub(crate) subnet: IpNet,
     /// Its public address.
@@ -65,7 +65,7 @@ struct Extra {
 
 /// Why a peer is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
+enum LookReason {
     /// It may be due.
     Usual,
     /// It is the first of those that wait for an extra probe.
@@ -90,7 +90,7 @@ pub(super) struct Table {
     /// The grid's origin.
     origin: Instant,
     targets: Targets,
-    peers: SharedMap<IpNet, Peer>,
+    peers: SharedMap<IpNet, ProbedFamily>,
     /// When a peer may be due; the peer itself knows better.
     queue: BinaryHeap<Reverse<(Moment, IpNet)>>,
     pending: Pending,
@@ -145,7 +145,7 @@ impl Table {
                 (Some(_), Some(_)) => {}
                 _ => {
                     new.push(subnet);
-                    self.peers.insert(subnet, Peer::new(&target, moment, moment));
+                    self.peers.insert(subnet, ProbedFamily::new(&target, moment, moment));
                     self.untold.remove(&subnet);
                 }
             }
@@ -207,7 +207,7 @@ impl Table {
             self.queue.pop();
             // Entries of peers that are gone or were moved mean nothing.
             if self.peers.get(&subnet).is_some_and(|peer| peer.due == at) {
-                self.look(subnet, Turn::Usual, now, token, &mut probes);
+                self.look(subnet, LookReason::Usual, now, token, &mut probes);
             }
         }
         let (slot, max) = self.slots();
@@ -219,7 +219,7 @@ impl Table {
             let Some(subnet) = self.extra.waiting.pop_front() else { break };
             if let Some(peer) = self.peers.get_mut(&subnet).filter(|peer| peer.waiting) {
                 peer.waiting = false;
-                self.look(subnet, Turn::Waited, now, token, &mut probes);
+                self.look(subnet, LookReason::Waited, now, token, &mut probes);
             }
         }
         probes
@@ -229,14 +229,14 @@ impl Table {
     fn look(
         &mut self,
         subnet: IpNet,
-        turn: Turn,
+        reason: LookReason,
         now: Instant,
         token: &mut dyn FnMut() -> Token,
         probes: &mut Vec<Probe>,
     ) {
         let (rounds, grid, moment, (slot, max)) =
             (self.rounds(), self.grid(), self.moment(now), self.slots());
-        let first = turn == Turn::Waited || self.extra.waiting.is_empty();
+        let first = reason == LookReason::Waited || self.extra.waiting.is_empty();
         let room = self.extra.has_room(moment, slot, max) && first;
         let Some((peer, target)) = self.peers.get_mut(&subnet).zip(self.targets.get(&subnet)) else { return };
         let (mut asked, mut waits) = (false, false);
@@ -246,7 +246,7 @@ impl Table {
         };
         for purpose in peer.probe(moment, rounds, &mut allowed) {
             let (to, packet) = target.packet(purpose);
-            let request = Request { peer: subnet, purpose, to, token: token(), packet, sent: now };
+            let request = ProbeRequest { peer: subnet, purpose, to, token: token(), packet, sent: now };
             let sequence = self.pending.add(request);
             probes.push(Probe { to, sequence, token: request.token, packet });
         }
@@ -296,7 +296,7 @@ impl Table {
         }
     }
 
-    fn lost(&mut self, now: Instant, request: &Request) {
+    fn lost(&mut self, now: Instant, request: &ProbeRequest) {
         self.totals(request.purpose).lost += 1;
         let (now, sent) = (self.moment(now), self.moment(request.sent));
         self.judge(request, |peer, target| peer.lost(target, now, request.purpose, sent));
@@ -311,7 +311,7 @@ impl Table {
     }
 
     /// Tells a peer of an outcome, unless it has moved since the request.
-    fn judge(&mut self, request: &Request, tell: impl FnOnce(&mut Peer, &Target)) {
+    fn judge(&mut self, request: &ProbeRequest, tell: impl FnOnce(&mut ProbedFamily, &Target)) {
         let subnet = request.peer;
         let target = self.targets.get(&subnet).filter(|there| there.packet(request.purpose).0 == request.to);
         let Some((target, peer)) = target.zip(self.peers.get_mut(&subnet)) else { return };
@@ -328,7 +328,7 @@ impl Table {
     }
 
     /// The verdicts that are to be told now.
-    pub(super) fn news(&mut self, now: Instant) -> Vec<News> {
+    pub(super) fn news(&mut self, now: Instant) -> Vec<VerdictChange> {
         let now = self.moment(now);
         let due: Vec<IpNet> =
             self.untold.iter().filter(|(_, at)| **at <= now).map(|(subnet, _)| *subnet).collect();
@@ -339,7 +339,7 @@ impl Table {
                 continue;
             };
             let (verdict, cause, remedy) = peer.tell(&target, now);
-            news.push(News { subnet, underlay: target.underlay, verdict, cause, remedy });
+            news.push(VerdictChange { subnet, underlay: target.underlay, verdict, cause, remedy });
         }
         news
     }
@@ -357,14 +357,15 @@ impl Table {
     }
 
     /// All that is known.
-    pub(super) fn report(&self, mode: Mode, now: Instant) -> Report {
+    pub(super) fn report(&self, mode: ProbeMode, now: Instant) -> Report {
         let now = self.moment(now);
-        let of_peer = |(subnet, peer): (&IpNet, &Peer)| Some(peer.report(&self.targets.get(subnet)?, now));
+        let of_peer =
+            |(subnet, peer): (&IpNet, &ProbedFamily)| Some(peer.report(&self.targets.get(subnet)?, now));
         Report { peers: self.peers.iter().filter_map(of_peer).collect(), ..self.brief(mode) }
     }
 
     /// The same without words about each peer: of thousands they take long.
-    pub(super) fn brief(&self, mode: Mode) -> Report {
+    pub(super) fn brief(&self, mode: ProbeMode) -> Report {
         Report {
             mode,
             interval_seconds: self.rounds().time.as_secs_f64(),

@@ -18,14 +18,14 @@ pub(crate) struct Targets {
     peers: SharedMap<IpNet, Peer>,
     /// Those to a peer's public address need no tunnel.
     routes: SharedMap<IpNet, Route>,
-    ways: Vec<Way>,
+    ways: Vec<ProbedBackend>,
     /// The MTU of pods, in bytes.
     mtu: u16,
 }
 
 /// A backend in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Way {
+struct ProbedBackend {
     id: BackendId,
     /// It has a device of its own.
     tunnels: bool,
@@ -94,7 +94,7 @@ impl Targets {
         routes: &SharedMap<IpNet, Route>,
         mtu: u32,
     ) -> Self {
-        let way = |(id, words): (BackendId, String)| Way {
+        let way = |(id, words): (BackendId, String)| ProbedBackend {
             id,
             tunnels: active.backend(id).is_some_and(|backend| !backend.devices().is_empty()),
             direct: format!("{words}, direct route").into(),
@@ -145,7 +145,7 @@ impl Targets {
             (subnet, Peer { subnet, public, mac: subnet::Mac([0; 6]), wireguard: None, backend: id })
         };
         let words: Arc<str> = if tunnels { "vxlan VNI 1 port 8472" } else { "host-gw" }.into();
-        let way = Way { id, tunnels, direct: Arc::clone(&words), words };
+        let way = ProbedBackend { id, tunnels, direct: Arc::clone(&words), words };
         Self {
             peers: peers.into_iter().map(peer).collect(),
             routes: SharedMap::default(),

@@ -10,8 +10,8 @@ use subnet::Family;
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
-use super::report::{Mode, Report};
-use super::table::{News, Table};
+use super::report::{ProbeMode, Report};
+use super::table::{Table, VerdictChange};
 use super::target::Targets;
 
 /// So many answers are read in a row before something is sent again.
@@ -26,11 +26,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Probes of all peers, shared between the task that sends them and those who show what they found.
 #[derive(Clone)]
-pub(crate) struct Probes(Arc<Mutex<State>>);
+pub(crate) struct Probes(Arc<Mutex<ProbesState>>);
 
-struct State {
+struct ProbesState {
     table: Table,
-    mode: Mode,
+    mode: ProbeMode,
     lines: Lines,
 }
 
@@ -44,16 +44,16 @@ struct Lines {
 impl Probes {
     /// Each peer is probed once in `interval`, if they are few; none is if it is zero.
     pub(crate) fn new(interval: Duration) -> Self {
-        let mode = if interval.is_zero() { Mode::Off } else { Mode::On };
+        let mode = if interval.is_zero() { ProbeMode::Off } else { ProbeMode::On };
         let table = Table::new(interval, Instant::now(), backends::random::id());
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(ProbesState {
             table,
             mode,
             lines: Lines { since: Instant::now(), written: 0, left_out: 0 },
         })))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProbesState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,11 +71,11 @@ impl Probes {
 
     /// Whether the operator has not switched them off.
     pub(crate) fn is_on(&self) -> bool {
-        self.state().mode != Mode::Off
+        self.state().mode != ProbeMode::Off
     }
 
     /// Probes the peers that are told, for as long as they are. Changed verdicts are logged and handed to `heard`.
-    pub(crate) async fn run(self, mut targets: watch::Receiver<Targets>, heard: impl Fn(&News)) {
+    pub(crate) async fn run(self, mut targets: watch::Receiver<Targets>, heard: impl Fn(&VerdictChange)) {
         if !self.is_on() {
             return;
         }
@@ -85,7 +85,7 @@ impl Probes {
                 tracing::warn!(
                     "peers are not probed: {why}; add the capability NET_RAW, or switch probes off with --probe-interval=0"
                 );
-                self.state().mode = Mode::Impossible(why);
+                self.state().mode = ProbeMode::Impossible(why);
                 return;
             }
         };
@@ -107,7 +107,7 @@ impl Probes {
     }
 
     /// Reads what is there, then judges what is not, then sends.
-    fn turn(&self, sockets: &Sockets, heard: &impl Fn(&News)) {
+    fn turn(&self, sockets: &Sockets, heard: &impl Fn(&VerdictChange)) {
         let mut state = self.state();
         let now = Instant::now();
         sockets.receive(&mut state.table, now);
@@ -181,7 +181,7 @@ impl Sockets {
 }
 
 impl Lines {
-    fn log(&mut self, news: &[News], now: Instant) {
+    fn log(&mut self, news: &[VerdictChange], now: Instant) {
         if now.saturating_duration_since(self.since) >= LINES_TIME && !news.is_empty() {
             if self.left_out > 0 {
                 let more = self.left_out;
@@ -191,7 +191,7 @@ impl Lines {
             }
             *self = Self { since: now, written: 0, left_out: 0 };
         }
-        for News { subnet, underlay, verdict, cause, remedy } in news {
+        for VerdictChange { subnet, underlay, verdict, cause, remedy } in news {
             if self.written == MAX_LINES {
                 self.left_out += 1;
                 continue;

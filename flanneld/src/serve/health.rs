@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::status::{self, Board, Depth, PeerList, Policy, Status};
+use crate::status::{self, Board, Depth, NodeStatus, PeerList, Policy};
 
 /// The health of this process, shared between those who know it and the server that tells.
 #[derive(Clone, Debug)]
-pub(crate) struct Health(Arc<State>);
+pub(crate) struct Health(Arc<HealthState>);
 
 #[derive(Debug)]
-struct State {
+struct HealthState {
     /// How long the loop may take for one turn.
     limit: Duration,
     turned: Mutex<Instant>,
@@ -30,7 +30,7 @@ impl Health {
     /// of `conditions` are met, which none of them is yet.
     pub(crate) fn new(limit: Duration, conditions: impl IntoIterator<Item = &'static str>) -> Self {
         let unmet = |condition| (condition, Err("not checked yet".to_owned()));
-        Self(Arc::new(State {
+        Self(Arc::new(HealthState {
             limit,
             turned: Mutex::new(Instant::now()),
             conditions: Mutex::new(conditions.into_iter().map(unmet).collect()),
@@ -108,7 +108,7 @@ impl Health {
     }
 
     /// How this node stands. May read files and the kernel.
-    pub(crate) fn status(&self, depth: Depth) -> Status {
+    pub(crate) fn status(&self, depth: Depth) -> NodeStatus {
         let conditions = unpoisoned(&self.0.conditions).clone();
         let notes = unpoisoned(&self.0.notes).clone();
         let policy = unpoisoned(&self.0.policy).clone();

@@ -3,7 +3,7 @@
 use super::answers::{NodeAnswer, all_as_json};
 use super::ways::{self, Grade, MIN_LOSS, WaysFrom};
 use super::wrong::{Trouble, Wrong};
-use super::{Style, Table, Tone, milliseconds};
+use super::{Style, TextTable, Tone, milliseconds};
 use crate::text::clean;
 
 /// A matrix of more nodes than this is no longer looked at, and only rows of nodes are shown.
@@ -18,7 +18,7 @@ pub(super) fn text(nodes: &[NodeAnswer], as_json: bool, style: Style) -> String 
 }
 
 fn table(nodes: &[NodeAnswer], style: Style) -> String {
-    let mut table = Table::new(&["NODE", "SUBNET", "READY", "STORE", "PEERS", "KERNEL", "REMARK"]);
+    let mut table = TextTable::new(&["NODE", "SUBNET", "READY", "STORE", "PEERS", "KERNEL", "REMARK"]);
     for node in nodes {
         match &node.answer {
             Ok((status, _)) => {
@@ -84,7 +84,7 @@ fn matrix(nodes: &[NodeAnswer], style: Style) -> String {
     }
     let headings: Vec<&str> =
         std::iter::once("").chain(nodes.iter().map(|node| node.name.as_str())).collect();
-    let mut table = Table::new(&headings);
+    let mut table = TextTable::new(&headings);
     let keys: Vec<Vec<String>> = nodes.iter().map(ways::keys).collect();
     for from in nodes {
         let ways = WaysFrom::new(from);
@@ -122,13 +122,13 @@ fn matrix(nodes: &[NodeAnswer], style: Style) -> String {
 mod tests {
     use super::*;
     use crate::show::answers::from_json;
-    use crate::status::{Node, PeerEntry, PeerList, Status};
+    use crate::status::{Node, NodeStatus, PeerEntry, PeerList};
 
     #[test]
     fn a_node_that_does_not_answer_has_a_row_and_the_matrix_names_losses() {
         let answer = |name: &str, subnet: &str, peer: PeerEntry| {
             let node = Node { name: Some("a1".into()), subnets: vec![subnet.to_owned()], ..Node::default() };
-            let status = Status { node: Some(node), ..Status::default() };
+            let status = NodeStatus { node: Some(node), ..NodeStatus::default() };
             NodeAnswer {
                 address: format!("192.0.2.{}", subnet.split('.').nth(2).unwrap()).parse().unwrap(),
                 name: name.to_owned(),

@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::status::{PeerEntry, PeerList, Status};
+use crate::status::{NodeStatus, PeerEntry, PeerList};
 
 /// A node with what it answered.
 pub(super) struct NodeAnswer {
     pub(super) address: IpAddr,
     pub(super) name: String,
-    pub(super) answer: Result<(Status, PeerList), String>,
+    pub(super) answer: Result<(NodeStatus, PeerList), String>,
 }
 
 /// A node in what `status --all --json` prints.
@@ -20,7 +20,7 @@ pub(super) struct NodeAnswer {
 struct SavedNode {
     address: IpAddr,
     name: String,
-    status: Option<Status>,
+    status: Option<NodeStatus>,
     #[serde(default)]
     peers: Vec<PeerEntry>,
     error: Option<String>,
@@ -46,7 +46,7 @@ pub(super) fn from_json(text: &[u8]) -> Result<Vec<NodeAnswer>, serde_json::Erro
 }
 
 /// Whom to ask: this node first, then each other one at its first address.
-fn nodes(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<(IpAddr, String)> {
+fn nodes(at: SocketAddr, own: &NodeStatus, list: &PeerList) -> Vec<(IpAddr, String)> {
     let mut nodes: Vec<(IpAddr, String)> = Vec::new();
     let (mut seen, mut leases) = (BTreeSet::new(), BTreeSet::new());
     if let Some((node, address)) = own.node.as_ref().and_then(|node| Some((node, *node.public.first()?))) {
@@ -65,7 +65,7 @@ fn nodes(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<(IpAddr, String)>
 }
 
 /// Asks every node, this one first.
-pub(super) fn ask(at: SocketAddr, own: &Status, list: &PeerList) -> Vec<NodeAnswer> {
+pub(super) fn ask(at: SocketAddr, own: &NodeStatus, list: &PeerList) -> Vec<NodeAnswer> {
     let nodes = nodes(at, own, list);
     let addresses: Vec<IpAddr> = nodes.iter().map(|(address, _)| *address).collect();
     let port = at.port();
@@ -102,7 +102,7 @@ mod tests {
             ..PeerEntry::default()
         };
         let public = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        let own = Status { node: Some(Node { public, ..Node::default() }), ..Status::default() };
+        let own = NodeStatus { node: Some(Node { public, ..Node::default() }), ..NodeStatus::default() };
         let peers = vec![
             entry("two", "192.0.2.2", None),
             entry("named", "192.0.2.3", Some("a3")),

@@ -19,7 +19,7 @@ use super::span;
 use super::ways::{Grade, known};
 use super::wrong::{Trouble, Wrong};
 use crate::log::moment;
-use crate::status::Status;
+use crate::status::NodeStatus;
 use html::{HEAD, TAIL, escaped, name_of};
 
 /// What `report` runs with.
@@ -139,7 +139,7 @@ fn rows(page: &mut String, nodes: &[NodeAnswer]) {
     page.push_str("</table>\n</div>\n");
 }
 
-fn row(node: &NodeAnswer, status: &Status) -> String {
+fn row(node: &NodeAnswer, status: &NodeStatus) -> String {
     let own = status.node.as_ref();
     let ready = match (status.ready, status.ready_since) {
         (true, Some(since)) => format!("<td class=g>✔ {}", span(status.at.saturating_sub(since))),

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::answers::{self, NodeAnswer};
-use super::{Style, Table, Tone, milliseconds, span};
+use super::{Style, TextTable, Tone, milliseconds, span};
 use crate::ask;
 use crate::log::moment;
-use crate::status::{PeerEntry, PeerList, Status};
+use crate::status::{NodeStatus, PeerEntry, PeerList};
 use crate::text::clean;
 
 /// Of more notes than this, the first are shown.
@@ -79,7 +79,7 @@ fn unanswered(why: String) -> anyhow::Error {
 }
 
 /// How one node stands.
-fn node(status: &Status, style: Style) -> String {
+fn node(status: &NodeStatus, style: Style) -> String {
     let mut text = headline(status, style);
     for (word, tone, line) in [store(status), peers_line(status), kernel(status), rules(status), pods(status)]
     {
@@ -101,7 +101,7 @@ fn node(status: &Status, style: Style) -> String {
     text
 }
 
-fn headline(status: &Status, style: Style) -> String {
+fn headline(status: &NodeStatus, style: Style) -> String {
     let Some(node) = &status.node else {
         return style.paint(Tone::Bad, "this node has no lease and no interface yet") + "\n";
     };
@@ -128,7 +128,7 @@ fn headline(status: &Status, style: Style) -> String {
 
 type Line = (&'static str, Tone, String);
 
-fn store(status: &Status) -> Line {
+fn store(status: &NodeStatus) -> Line {
     let store = &status.store;
     let answer = store
         .last_answer
@@ -146,7 +146,7 @@ fn store(status: &Status) -> Line {
     }
 }
 
-fn peers_line(status: &Status) -> Line {
+fn peers_line(status: &NodeStatus) -> Line {
     let peers = &status.peers;
     let mut line = format!("{} known, {} programmed", peers.known, peers.programmed);
     let probed =
@@ -177,7 +177,7 @@ fn peers_line(status: &Status) -> Line {
     ("peers", tone, line)
 }
 
-fn kernel(status: &Status) -> Line {
+fn kernel(status: &NodeStatus) -> Line {
     let kernel = &status.kernel;
     let differing: usize = kernel.differing.iter().flatten().map(|(_, count)| count).sum();
     let repair = status.counters.last_repair.as_ref().map(|repair| {
@@ -210,7 +210,7 @@ fn kernel(status: &Status) -> Line {
     }
 }
 
-fn rules(status: &Status) -> Line {
+fn rules(status: &NodeStatus) -> Line {
     let rules = &status.rules;
     let dropping = match rules.dropping_chains {
         0 => String::new(),
@@ -227,7 +227,7 @@ fn rules(status: &Status) -> Line {
     }
 }
 
-fn pods(status: &Status) -> Line {
+fn pods(status: &NodeStatus) -> Line {
     let mut tone = Tone::Plain;
     let of_pool = |pool: &crate::status::Pool| {
         let leaked = pool.leaked.filter(|leaked| *leaked > 0);
@@ -274,7 +274,7 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
     let mut headings = vec!["PEER", "SUBNET", "ADDRESS", "WAY", "LOSS", "RTT", "MTU"];
     headings.extend(handshakes.then_some("HANDSHAKE"));
     headings.push("STATE");
-    let mut table = Table::new(&headings);
+    let mut table = TextTable::new(&headings);
     for entry in &all {
         let dash = || "-".to_owned();
         let since = entry.since.map(|at| format!(" {}", span(now.saturating_sub(at)))).unwrap_or_default();
@@ -308,11 +308,11 @@ fn peers(mut all: Vec<PeerEntry>, now: u64, style: Style) -> String {
 mod tests {
     use super::*;
     use crate::status::model::{PeerCounts, SessionCounts};
-    use crate::status::{Kernel, Node, Pool, Repair, RulesStatus, Store};
+    use crate::status::{KernelStatus, Node, Pool, Repair, RulesStatus, Store};
 
-    fn status() -> Status {
+    fn status() -> NodeStatus {
         let day = 86_400;
-        Status {
+        NodeStatus {
             at: 10 * day,
             ready: true,
             ready_since: Some(7 * day - 4 * 3600),
@@ -333,7 +333,7 @@ mod tests {
                 ..Store::default()
             },
             peers: PeerCounts { known: 41, usable: 41, programmed: 41, ..PeerCounts::default() },
-            kernel: Kernel { seen: Some(1), settled: true, ..Kernel::default() },
+            kernel: KernelStatus { seen: Some(1), settled: true, ..KernelStatus::default() },
             rules: RulesStatus {
                 mode: "nftables".into(),
                 sound: Some(1),
@@ -341,7 +341,7 @@ mod tests {
                 ..RulesStatus::default()
             },
             pools: vec![Pool { size: 253, used: 83, leaked: Some(2), ..Pool::default() }],
-            ..Status::default()
+            ..NodeStatus::default()
         }
     }
 
@@ -382,7 +382,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
-        assert!(node(&Status::default(), Style::PLAIN).starts_with("this node has no lease"));
+        assert!(node(&NodeStatus::default(), Style::PLAIN).starts_with("this node has no lease"));
     }
 
     #[test]
@@ -419,7 +419,7 @@ mod tests {
         let cells: Vec<String> = text.lines().map(column).collect();
         assert_eq!(cells, ["HANDSHAKE", "ago", "never", "-"], "{text}");
         assert!(text.contains("12s ago"), "{text}");
-        let status = Status {
+        let status = NodeStatus {
             wireguard: Some(SessionCounts { current: 1, failing: 2, ..SessionCounts::default() }),
             ..status()
         };

@@ -11,7 +11,7 @@ use backends::{BackendId, KernelState, Peers, Scope, Tunnels};
 use ipnet::IpNet;
 use subnet::{Leases, Subnets};
 
-use super::model::{Counters, Kernel, Node, RulesStatus, Store};
+use super::model::{Counters, KernelStatus, Node, RulesStatus, Store};
 use super::pool::Pools;
 use super::traffic::TrafficCounts;
 use super::{Sources, host};
@@ -27,7 +27,7 @@ pub(crate) struct Published {
     /// Why another node has this node's lease.
     pub(crate) contest: Option<String>,
     /// Without what differs now and what is desired.
-    pub(crate) kernel: Kernel,
+    pub(crate) kernel: KernelStatus,
     pub(crate) rules: RulesStatus,
     pub(crate) counters: Counters,
     pub(crate) own: Subnets,

@@ -10,7 +10,8 @@ use subnet::{Family, Lease, Subnets};
 
 use super::board::{Board, Published};
 use super::model::{
-    CountedPeer, Host, PeerCounts, PeerEntry, PeerHandshake, PeerList, Policy, Probes, SCHEMA, Status,
+    CountedPeer, Host, NodeStatus, PeerCounts, PeerEntry, PeerHandshake, PeerList, Policy, ProbeStatus,
+    SCHEMA,
 };
 use super::sessions::{self, Sessions};
 use super::{host, look, probed};
@@ -40,7 +41,7 @@ pub(crate) fn build(
     notes: BTreeMap<&'static str, Vec<String>>,
     policy: Option<Policy>,
     depth: Depth,
-) -> Status {
+) -> NodeStatus {
     let published = board.published();
     let mut kernel = published.kernel.clone();
     kernel.desired = look::objects(&published.desired);
@@ -55,7 +56,7 @@ pub(crate) fn build(
     let probes = report.map(|report| probes(&published, report, &mut peers));
     let at = seconds(SystemTime::now());
     let sessions = Sessions::read(board, &published, board.max_series(), at);
-    Status {
+    NodeStatus {
         schema: SCHEMA,
         version: format!("v{}", version::VERSION),
         commit: version::commit().to_owned(),
@@ -90,7 +91,7 @@ pub(crate) fn build(
 }
 
 /// What probes found of all peers, and how many nodes are in which state.
-fn probes(published: &Published, report: Report, counts: &mut PeerCounts) -> Probes {
+fn probes(published: &Published, report: Report, counts: &mut PeerCounts) -> ProbeStatus {
     let state = |subnet: IpNet| {
         let index = report.states.binary_search_by_key(&subnet, |(known, _)| *known).ok()?;
         Some(report.states[index].1)

@@ -28,7 +28,7 @@ pub(crate) fn differences(desired: &KernelState, scope: &Scope) -> Result<Vec<Ch
 }
 
 /// Puts that into the value.
-pub(super) fn report(kernel: &mut model::Kernel, desired: &KernelState, scope: &Scope) {
+pub(super) fn report(kernel: &mut model::KernelStatus, desired: &KernelState, scope: &Scope) {
     match differences(desired, scope) {
         Ok(changes) => {
             kernel.differing = Some(counted(&changes));

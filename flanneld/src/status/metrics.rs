@@ -1,4 +1,4 @@
-//! A [`Status`] as OpenMetrics text: what Prometheus scrapes. Encoded when it is asked for, from the values.
+//! A [`NodeStatus`] as OpenMetrics text: what Prometheus scrapes. Encoded when it is asked for, from the values.
 
 mod cni;
 mod peer;
@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Times;
-use super::model::{Counters, Device, Host, Node, PeerCounts, Policy, Pool, Probes, Status, Store};
+use super::model::{Counters, Device, Host, Node, NodeStatus, PeerCounts, Policy, Pool, ProbeStatus, Store};
 use crate::text::clean;
 
 /// The media type of what [`text`] makes.
@@ -23,7 +23,7 @@ pub(crate) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0
 const MAX_LABEL: usize = 253;
 
 /// The whole exposition.
-pub(crate) fn text(status: Status) -> String {
+pub(crate) fn text(status: NodeStatus) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Exposition(status)));
     let mut text = String::with_capacity(32 * 1024);
@@ -32,7 +32,7 @@ pub(crate) fn text(status: Status) -> String {
     text
 }
 
-struct Exposition(Status);
+struct Exposition(NodeStatus);
 
 impl fmt::Debug for Exposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -160,7 +160,7 @@ impl Out<'_> {
         Ok(())
     }
 
-    fn node(&mut self, status: &Status) -> fmt::Result {
+    fn node(&mut self, status: &NodeStatus) -> fmt::Result {
         self.info(
             "build",
             "The program.",
@@ -364,7 +364,7 @@ impl Out<'_> {
         )
     }
 
-    fn probes(&mut self, probes: &Probes) -> fmt::Result {
+    fn probes(&mut self, probes: &ProbeStatus) -> fmt::Result {
         let path = |name: &str| vec![("path", name.to_owned())];
         let mut series = Vec::new();
         for (name, of) in &probes.paths {

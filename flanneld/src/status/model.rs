@@ -15,7 +15,7 @@ pub(crate) const SCHEMA: u32 = 1;
 /// How a node stands. Moments are seconds since 1970.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Status {
+pub(crate) struct NodeStatus {
     pub(crate) schema: u32,
     pub(crate) version: String,
     pub(crate) commit: String,
@@ -35,13 +35,13 @@ pub(crate) struct Status {
     pub(crate) node: Option<Node>,
     pub(crate) store: Store,
     pub(crate) peers: PeerCounts,
-    pub(crate) kernel: Kernel,
+    pub(crate) kernel: KernelStatus,
     pub(crate) rules: RulesStatus,
     pub(crate) host: Host,
     /// The address pool of each family.
     pub(crate) pools: Vec<Pool>,
     /// Probes of all peers together; `/peers` has each of them.
-    pub(crate) probes: Option<Probes>,
+    pub(crate) probes: Option<ProbeStatus>,
     /// Bytes to and from each peer, for metrics, while they are counted and there are few peers.
     #[serde(skip)]
     pub(crate) traffic: Vec<CountedPeer>,
@@ -135,7 +135,7 @@ pub(crate) struct PeerCounts {
 /// The kernel as the loop saw it last, and as it is now where that was asked for.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Kernel {
+pub(crate) struct KernelStatus {
     /// How many objects there should be, by kind.
     pub(crate) desired: BTreeMap<String, usize>,
     /// When the loop saw the kernel last.
@@ -219,7 +219,7 @@ pub(crate) struct Pool {
 /// What probes found.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Probes {
+pub(crate) struct ProbeStatus {
     /// Why this node does not probe; null if it does.
     pub(crate) off: Option<String>,
     /// Time between two rounds of one peer.

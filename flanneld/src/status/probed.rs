@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::model::{PeerCounts, PeerEntry, ProbedPath, ProbedPeer, Probes};
-use crate::probe::{Mode, PathState, PathTotals, PeerReport, RTT_BOUNDS, Report};
+use super::model::{PeerCounts, PeerEntry, ProbeStatus, ProbedPath, ProbedPeer};
+use crate::probe::{PathState, PathTotals, PeerReport, ProbeMode, RTT_BOUNDS, Report};
 
 /// What was found of each peer, by its subnet.
 pub(super) type Found = BTreeMap<IpNet, PeerReport>;
@@ -16,18 +16,21 @@ pub(super) fn by_subnet(report: &mut Report) -> Found {
 }
 
 /// All peers together, and each of `peers` with its name.
-pub(super) fn summary<'a>(report: &Report, peers: impl Iterator<Item = (String, &'a PeerReport)>) -> Probes {
+pub(super) fn summary<'a>(
+    report: &Report,
+    peers: impl Iterator<Item = (String, &'a PeerReport)>,
+) -> ProbeStatus {
     let totals = &report.totals;
     let paths = [("underlay", &totals.underlay), ("overlay", &totals.overlay), ("large", &totals.large)];
     let mut peers: Vec<ProbedPeer> = peers.map(|(name, peer)| probed(name, peer)).collect();
     // A node with both families is one peer.
     peers.sort_by(|one, other| one.peer.cmp(&other.peer));
     peers.dedup_by(|next, kept| next.peer == kept.peer && kept.merge(next));
-    Probes {
+    ProbeStatus {
         off: match &report.mode {
-            Mode::On => None,
-            Mode::Off => Some("--probe-interval=0".to_owned()),
-            Mode::Impossible(why) => Some(why.clone()),
+            ProbeMode::On => None,
+            ProbeMode::Off => Some("--probe-interval=0".to_owned()),
+            ProbeMode::Impossible(why) => Some(why.clone()),
         },
         interval_seconds: report.interval_seconds,
         rejected: report.rejected,

@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use super::{Answer, Request, STOP, STOPPED, VERSION, network_namespace, path, wire};
+use super::{STOP, STOPPED, TakeoverAnswer, TakeoverRequest, VERSION, network_namespace, path, wire};
 
 /// Time for a request to arrive, and for an answer to be taken.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,11 +85,11 @@ async fn judge(socket: UnixStream) -> io::Result<Successor> {
     socket.set_read_timeout(Some(TRANSFER_TIMEOUT))?;
     socket.set_write_timeout(Some(TRANSFER_TIMEOUT))?;
     let read = move || {
-        let (request, _) = wire::receive::<Request>(&socket)?;
+        let (request, _) = wire::receive::<TakeoverRequest>(&socket)?;
         match refusal(&request, user, network_namespace()?) {
             None => Ok(Successor(socket)),
             Some(why) => {
-                wire::send(&socket, &Answer::Refused(why.clone()), &[])?;
+                wire::send(&socket, &TakeoverAnswer::Refused(why.clone()), &[])?;
                 Err(io::Error::other(why))
             }
         }
@@ -98,7 +98,7 @@ async fn judge(socket: UnixStream) -> io::Result<Successor> {
 }
 
 /// Why this request can't be granted.
-fn refusal(request: &Request, user: u32, network_namespace: u64) -> Option<String> {
+fn refusal(request: &TakeoverRequest, user: u32, network_namespace: u64) -> Option<String> {
     if user != 0 {
         return Some(format!("only root may take over from this agent, not user {user}"));
     }
@@ -135,7 +135,7 @@ impl Successor {
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let files = tunnels.files()?;
         let (parts, descriptors) = wire::parts(&files);
-        wire::send(&self.0, &Answer::Tunnels(parts), &descriptors)?;
+        wire::send(&self.0, &TakeoverAnswer::Tunnels(parts), &descriptors)?;
         drop(descriptors);
         drop(files);
         self.0.set_nonblocking(true)?;
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_request_is_granted_to_root_in_the_same_network_namespace_and_version() {
-        let request = |take_over, network_namespace| Request { take_over, network_namespace };
+        let request = |take_over, network_namespace| TakeoverRequest { take_over, network_namespace };
         assert_eq!(refusal(&request(VERSION, 5), 0, 5), None);
         for (request, user, words) in [
             (request(VERSION, 5), 1000, "user 1000"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backends::{TunnelFiles, Tunnels};
 
-use super::{Answer, Request, STOP, STOPPED, VERSION, network_namespace, path, wire};
+use super::{STOP, STOPPED, TakeoverAnswer, TakeoverRequest, VERSION, network_namespace, path, wire};
 
 /// The former agent may be in the middle of a piece of work.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -16,7 +16,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The former agent, which still moves packets.
 #[derive(Debug)]
-pub(crate) struct Former {
+pub(crate) struct FormerAgent {
     socket: UnixStream,
     tunnels: Vec<TunnelFiles>,
 }
@@ -49,19 +49,21 @@ impl From<io::Error> for AskError {
 ///
 /// # Errors
 /// [`AskError`].
-pub(crate) fn ask(subnet_file: &Path) -> Result<Former, AskError> {
+pub(crate) fn ask(subnet_file: &Path) -> Result<FormerAgent, AskError> {
     let socket = UnixStream::connect(path(subnet_file))?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    let request = Request { take_over: VERSION, network_namespace: network_namespace()? };
+    let request = TakeoverRequest { take_over: VERSION, network_namespace: network_namespace()? };
     wire::send(&socket, &request, &[])?;
     match wire::receive(&socket)? {
-        (Answer::Refused(why), _) => Err(AskError::Refused(io::Error::other(why))),
-        (Answer::Tunnels(parts), files) => Ok(Former { tunnels: wire::together(parts, files)?, socket }),
+        (TakeoverAnswer::Refused(why), _) => Err(AskError::Refused(io::Error::other(why))),
+        (TakeoverAnswer::Tunnels(parts), files) => {
+            Ok(FormerAgent { tunnels: wire::together(parts, files)?, socket })
+        }
     }
 }
 
-impl Former {
+impl FormerAgent {
     /// Lets `tunnels` go on with those of the former agent, which stops just before the first of them is used. One
     /// without tunnels stops now.
     pub(crate) fn hand_to(self, tunnels: &Tunnels) {

@@ -126,7 +126,7 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket};
     use std::os::unix::net::UnixStream;
 
-    use super::super::Answer;
+    use super::super::TakeoverAnswer;
     use super::*;
 
     fn file() -> OwnedFd {
@@ -155,9 +155,9 @@ mod tests {
         let locals: Vec<SocketAddr> = tunnels.iter().map(|tunnel| tunnel.sockets[0][0].local).collect();
         let (said, files) = parts(&tunnels);
         assert_eq!(files.len(), 10);
-        send(&from, &Answer::Tunnels(said), &files).unwrap();
-        let (answer, files): (Answer, _) = receive(&to).unwrap();
-        let Answer::Tunnels(said) = answer else { panic!("{answer:?}") };
+        send(&from, &TakeoverAnswer::Tunnels(said), &files).unwrap();
+        let (answer, files): (TakeoverAnswer, _) = receive(&to).unwrap();
+        let TakeoverAnswer::Tunnels(said) = answer else { panic!("{answer:?}") };
         let arrived = together(said, files).unwrap();
         for (tunnel, local) in arrived.into_iter().zip(locals) {
             assert_eq!((tunnel.index, tunnel.vnet, tunnel.udp, tunnel.queues.len()), (7, true, false, 2));
@@ -187,13 +187,13 @@ mod tests {
         let (from, to) = UnixStream::pair().unwrap();
         rustix::io::write(&from, b"{\"refused\":").unwrap();
         drop(from);
-        assert_eq!(receive::<Answer>(&to).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(receive::<TakeoverAnswer>(&to).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         let (from, to) = UnixStream::pair().unwrap();
         let writer = std::thread::spawn(move || {
             let long = vec![b'x'; 2 * MAX_MESSAGE];
             let _ = io::Write::write_all(&mut &from, &long);
         });
-        assert!(receive::<Answer>(&to).unwrap_err().to_string().contains("more than"));
+        assert!(receive::<TakeoverAnswer>(&to).unwrap_err().to_string().contains("more than"));
         drop(to);
         writer.join().unwrap();
     }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::underlay::node;
 use super::{Action, InForce, Machine, Now, or};
 use crate::agent::claim::heed;
-use crate::agent::news::Told;
+use crate::agent::news::NewsItem;
 use crate::extension;
 
 /// How long a node may take to run as it did before its restart, if it is to run otherwise now.
@@ -171,9 +171,9 @@ impl Change {
 
 impl Machine {
     /// Takes in what was decided elsewhere.
-    pub(super) fn told(&mut self, news: Told) {
+    pub(super) fn told(&mut self, news: NewsItem) {
         match news {
-            Told::Configuration(read) => match *read {
+            NewsItem::Configuration(read) => match *read {
                 Ok(network) if network == self.force.network => {
                     heed(&self.status.health, &network);
                     self.change.consider(None);
@@ -188,7 +188,7 @@ impl Machine {
                     self.refuse(why);
                 }
             },
-            Told::Public(public) => {
+            NewsItem::Public(public) => {
                 let public = or(public, self.underlay.given);
                 if self.settings.selectors.public != public {
                     tracing::info!(%public, "the store gives this node other public addresses");

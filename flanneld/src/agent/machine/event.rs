@@ -19,9 +19,9 @@ use subnet::{Family, Known, Lease, Loss, Tenure};
 use tokio::time::Instant;
 
 use crate::agent::cause::Cause;
-use crate::agent::claim::Facts;
+use crate::agent::claim::ClaimFacts;
 use crate::agent::files::Written;
-use crate::agent::news::Told;
+use crate::agent::news::NewsItem;
 use crate::agent::recall::Keep;
 
 /// The moment of an event, by the clock of timers and by that on the wall.
@@ -79,7 +79,7 @@ pub(in crate::agent) enum Event {
     /// The lease is lost.
     Lost(Loss),
     /// Somebody decided something elsewhere.
-    Told(Told),
+    Told(NewsItem),
     /// The store answers, after this node began with what was saved.
     Reconnected,
     /// Traffic rules that concern us were changed by another program.
@@ -132,7 +132,7 @@ pub(in crate::agent) enum Action {
         outer: Vec<Name>,
     },
     /// Ask the store for a lease, in place of what it was asked before: [`Event::Leased`].
-    Claim(Box<Facts>),
+    Claim(Box<ClaimFacts>),
     /// Ask no more.
     StopClaiming,
     /// Keep the lease, follow all leases, listen to what is decided elsewhere; each is begun once.

@@ -6,7 +6,7 @@ use backends::Peers;
 use subnet::{Attachment, BackendConfig, Leases, NetworkConfig};
 
 use super::Machine;
-use crate::extension::{CONDITION, Entries, Entry, Facts, Hooks, Start, Told};
+use crate::extension::{CONDITION, Entries, Entry, ExtensionFacts, ExtensionUse, Hooks, StartupFacts};
 
 impl Machine {
     /// Whether commands of a configuration may be run on this node, if it has any.
@@ -25,7 +25,9 @@ impl Machine {
             self.status.health.set(CONDITION, Err(why));
             return;
         }
-        let told = self.hook_facts(peers, all).map_or(Told::Other, |facts| Told::Facts(Arc::new(facts)));
+        let told = self
+            .hook_facts(peers, all)
+            .map_or(ExtensionUse::Other, |facts| ExtensionUse::Facts(Arc::new(facts)));
         hooks.told.send_if_modified(|known| {
             let news = *known != told;
             *known = told;
@@ -33,7 +35,7 @@ impl Machine {
         });
     }
 
-    fn hook_facts(&self, peers: &Peers, all: &Leases) -> Option<Facts> {
+    fn hook_facts(&self, peers: &Peers, all: &Leases) -> Option<ExtensionFacts> {
         let (config, id) = self.force.active.extension()?;
         let start = self.hook_start(config.post_startup.clone())?;
         let reached = |subnets: &subnet::Subnets| {
@@ -47,13 +49,13 @@ impl Machine {
             (lease.subnets, Entry { public: lease.public, data })
         };
         let peers: Entries = all.leases.values().filter(|lease| reached(&lease.subnets)).map(entry).collect();
-        Some(Facts { config: config.clone(), start, peers })
+        Some(ExtensionFacts { config: config.clone(), start, peers })
     }
 
-    fn hook_start(&self, command: String) -> Option<Start> {
+    fn hook_start(&self, command: String) -> Option<StartupFacts> {
         let (lease, external) = (self.own.lease()?, self.underlay.external.as_ref()?);
         let networks = self.force.network.networks();
-        Some(Start { command, networks, own: lease.subnets, local: external.addr })
+        Some(StartupFacts { command, networks, own: lease.subnets, local: external.addr })
     }
 
     /// Whether pods may be added: commands have run that have to run before.

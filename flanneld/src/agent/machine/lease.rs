@@ -7,7 +7,7 @@ use subnet::{Attachment, Lease, PublicAddrs, Subnets, Tenure};
 use super::Admits;
 use super::contest::Contest;
 use super::dispute::Disputes;
-use super::standing::Trouble;
+use super::standing::StoreTrouble;
 use crate::agent::claim::Identity;
 
 /// Whether this node has a lease.
@@ -65,7 +65,7 @@ pub(super) struct OwnLease {
     pub(super) disputes: Disputes,
     /// How the lease stands in the store, and what is wrong with that, if anything.
     pub(super) tenure: Tenure,
-    pub(super) trouble: Option<Trouble>,
+    pub(super) trouble: Option<StoreTrouble>,
     /// It ended, or is about to, while it can't be renewed.
     pub(super) lapsed: bool,
     /// The store has let this process in, whose leases are followed since then.

@@ -17,7 +17,7 @@ use super::underlay::node;
 use super::{Action, Machine, dispute};
 use crate::agent::condition;
 use crate::fast_path;
-use crate::policy::Facts;
+use crate::policy::PolicyFacts;
 use crate::probe::Targets;
 
 /// More nodes with one public address than this are not listed.
@@ -28,7 +28,7 @@ impl Machine {
     pub(super) fn tell_policies(&self) {
         let Some(policies) = self.settings.policies.as_ref().filter(|_| !self.plan_holds()) else { return };
         let (Some(lease), Some(all)) = (self.own.lease(), &self.view.known.leases) else { return };
-        let facts = Some(Facts::of(&self.force.network, lease.subnets, all));
+        let facts = Some(PolicyFacts::of(&self.force.network, lease.subnets, all));
         policies.send_if_modified(|known| {
             let news = *known != facts;
             *known = facts;
@@ -137,7 +137,7 @@ impl Machine {
         let Some(fast_path) = &self.settings.fast_path else { return };
         let network = &self.force.network;
         let others = Family::BOTH.into_iter().flat_map(|family| self.change.others(family));
-        let facts = Some(fast_path::Facts {
+        let facts = Some(fast_path::FastPathFacts {
             configured: network.fast_path,
             networks: network.networks().iter().chain(others.map(|(network, _)| network)).collect(),
             subnets: own.iter().chain(self.change.left.iter().copied()).collect(),

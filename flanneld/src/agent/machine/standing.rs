@@ -14,7 +14,7 @@ const ENDS_SOON: Duration = Duration::from_secs(300);
 
 /// What is wrong with the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct StoreTrouble {
     /// Since when.
     pub(super) since: SystemTime,
     /// The store's reason.
@@ -34,14 +34,14 @@ pub(super) struct Standing {
 
 impl Standing {
     /// How things stand at a moment.
-    pub(super) fn at(now: SystemTime, trouble: Option<&Trouble>, tenure: &Tenure) -> Self {
+    pub(super) fn at(now: SystemTime, trouble: Option<&StoreTrouble>, tenure: &Tenure) -> Self {
         let ends = match tenure.ends {
             Some(ends) if ends <= now => format!("own lease ended at {}", moment(ends)),
             Some(ends) => format!("own lease ends at {}", moment(ends)),
             None => "own lease has no end".to_owned(),
         };
         let note = match (trouble, &tenure.trouble) {
-            (Some(Trouble { since, why, refused }), _) => {
+            (Some(StoreTrouble { since, why, refused }), _) => {
                 let state = if *refused { "refuses this node" } else { "unreachable" };
                 Some(format!("store {state} since {} ({why}); {ends}", moment(*since)))
             }
@@ -72,13 +72,13 @@ mod tests {
 
     #[test]
     fn a_store_that_is_away_is_noted_with_the_end_of_the_own_lease() {
-        let trouble = Trouble { since: at(60), why: "no answer".into(), refused: false };
+        let trouble = StoreTrouble { since: at(60), why: "no answer".into(), refused: false };
         let tenure = Tenure { ends: Some(at(86_400)), trouble: None };
         let standing = Standing::at(at(61), Some(&trouble), &tenure);
         let note =
             "store unreachable since 01-01 00:01:00 UTC (no answer); own lease ends at 01-02 00:00:00 UTC";
         assert_eq!(standing, Standing { notes: vec![note.into()], unready: None });
-        let refusal = Trouble { refused: true, ..trouble.clone() };
+        let refusal = StoreTrouble { refused: true, ..trouble.clone() };
         let standing = Standing::at(at(61), Some(&refusal), &tenure);
         assert!(standing.notes[0].starts_with("store refuses this node since 01-01"), "{standing:?}");
         assert_eq!(standing.unready, None);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_node_is_not_ready_before_a_lease_ends_that_cannot_be_renewed() {
-        let trouble = Trouble { since: at(60), why: "no answer".into(), refused: false };
+        let trouble = StoreTrouble { since: at(60), why: "no answer".into(), refused: false };
         let tenure = Tenure { ends: Some(at(1000)), trouble: None };
         assert_eq!(Standing::at(at(699), Some(&trouble), &tenure).unready, None);
         let why = Standing::at(at(700), Some(&trouble), &tenure).unready.unwrap();
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_node_whose_lease_has_ended_without_renewal_is_not_ready() {
-        let trouble = Trouble { since: at(60), why: "no answer".into(), refused: false };
+        let trouble = StoreTrouble { since: at(60), why: "no answer".into(), refused: false };
         let tenure = Tenure { ends: Some(at(100)), trouble: None };
         let standing = Standing::at(at(100), Some(&trouble), &tenure);
         assert!(

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use subnet::Tenure;
 
 use crate::agent::cause::Cause;
-use crate::status::{ChangeCount, Counters, Kernel, Repair, RulesStatus};
+use crate::status::{ChangeCount, Counters, KernelStatus, Repair, RulesStatus};
 
 /// How many refused changes are listed.
 const LISTED: usize = 32;
@@ -18,7 +18,7 @@ const LISTED: usize = 32;
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) counters: Counters,
-    pub(super) kernel: Kernel,
+    pub(super) kernel: KernelStatus,
     pub(super) rules: RulesStatus,
     /// Subnets of peers for which the kernel lacks something.
     pub(super) unprogrammed: Arc<BTreeSet<IpNet>>,

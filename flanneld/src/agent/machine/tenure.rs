@@ -7,7 +7,7 @@ use subnet::net::overlap;
 use subnet::{Family, Lease, Loss, Subnets};
 
 use super::lease::{Claiming, LeaseState};
-use super::standing::{Standing, Trouble};
+use super::standing::{Standing, StoreTrouble};
 use super::{Action, Machine, Ownership};
 use crate::agent::{claim, condition};
 
@@ -33,7 +33,7 @@ impl Machine {
             None if saved.is_empty() => before.as_ref().map(|lease| lease.subnets).unwrap_or_default(),
             None => saved,
         };
-        let facts = claim::Facts {
+        let facts = claim::ClaimFacts {
             network: self.force.network.clone(),
             identity: self.own.identity.clone(),
             active: self.force.active.clone(),
@@ -174,7 +174,7 @@ impl Machine {
         self.own.trouble = trouble.map(|(why, refused)| {
             // A store that comes back and refuses this node has done so since then.
             let before = self.own.trouble.as_ref().filter(|before| before.refused == refused);
-            Trouble { since: before.map_or(now, |before| before.since), why, refused }
+            StoreTrouble { since: before.map_or(now, |before| before.since), why, refused }
         });
         let standing = Standing::at(now, self.own.trouble.as_ref(), &self.own.tenure);
         self.status.health.note("store", standing.notes);

@@ -12,8 +12,8 @@ use backends::{FirewallError, FirewallReport, Kernel, KernelState};
 use subnet::{Attachment, Family, Lease, Leases, Loss, Mac, Vtep};
 
 use super::*;
-use crate::agent::claim::Facts;
-use crate::agent::news::Told;
+use crate::agent::claim::ClaimFacts;
+use crate::agent::news::NewsItem;
 use crate::agent::{PEERS_PER_MINUTE, RESYNC, TrafficSettings};
 use crate::interface::Selectors;
 
@@ -56,7 +56,7 @@ struct World {
     /// The rules can't be applied.
     no_rules: bool,
     /// What the store was asked for last, until it answers.
-    asked: Option<Box<Facts>>,
+    asked: Option<Box<ClaimFacts>>,
     granted: u64,
     now: Now,
     start: Now,
@@ -259,7 +259,7 @@ impl World {
     }
 
     fn configure(&mut self, config: &str) -> Vec<&'static str> {
-        self.drive(Event::Told(Told::Configuration(Box::new(Ok(network(config))))))
+        self.drive(Event::Told(NewsItem::Configuration(Box::new(Ok(network(config))))))
     }
 
     fn planned(&self) -> BTreeSet<IpNet> {

@@ -2,7 +2,7 @@
 
 use backends::state::LinkIdentity;
 
-use crate::extension::Told;
+use crate::extension::ExtensionUse;
 
 use super::*;
 
@@ -244,10 +244,10 @@ async fn commands_are_told_of_the_peers_that_have_them_until_the_last_has_left()
     bed.ready().await;
     assert_eq!(own(&bed).attachment, Attachment::Extension(None));
     let peers = |bed: &Bed| match &*bed.hooks.told.borrow() {
-        Told::Facts(facts) => {
+        ExtensionUse::Facts(facts) => {
             Some(facts.peers.iter().map(|(net, peer)| format!("{net} {}", peer.data)).collect::<Vec<_>>())
         }
-        Told::Nothing | Told::Other => None,
+        ExtensionUse::Nothing | ExtensionUse::Other => None,
     };
     bed.until("the peer", |bed| peers(bed).is_some_and(|all| all == ["10.244.77.0/24 hello"])).await;
     announce(&bed, 79, text("you"));
@@ -257,7 +257,7 @@ async fn commands_are_told_of_the_peers_that_have_them_until_the_last_has_left()
     announce(&bed, 77, Attachment::HostGw);
     bed.until("those that stay", |bed| peers(bed).is_some_and(|all| all == ["10.244.79.0/24 you"])).await;
     announce(&bed, 79, Attachment::HostGw);
-    bed.until("the end", |bed| *bed.hooks.told.borrow() == Told::Other).await;
+    bed.until("the end", |bed| *bed.hooks.told.borrow() == ExtensionUse::Other).await;
     assert!(bed.health.ready().is_ok(), "{}", bed.reasons());
     assert!(!bed.health.all().0.contains_key(crate::extension::CONDITION));
 }

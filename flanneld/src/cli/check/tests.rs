@@ -114,11 +114,14 @@ fn leases_in_kubernetes_go_before_the_other_stores() {
 
 #[test]
 fn network_policies_need_kubernetes_and_a_mask_of_eight_bits() {
-    use crate::policy::Mode;
+    use crate::policy::PolicyMode;
     use backends::policy::SteerMode;
     let policies = |args: &[&str]| parse(args).map(|options| options.network_policy);
     let off = policies(&[]).unwrap();
-    assert_eq!((off.mode, off.steer, off.mark_shift, off.log_group), (Mode::Off, SteerMode::Auto, 24, None));
+    assert_eq!(
+        (off.mode, off.steer, off.mark_shift, off.log_group),
+        (PolicyMode::Off, SteerMode::Auto, 24, None)
+    );
     let strict = policies(&[
         "--kube-subnet-mgr",
         "--network-policy=strict",
@@ -129,7 +132,7 @@ fn network_policies_need_kubernetes_and_a_mask_of_eight_bits() {
     .unwrap();
     assert_eq!(
         (strict.mode, strict.steer, strict.mark_shift, strict.log_group),
-        (Mode::Strict, SteerMode::Never, 4, Some(16))
+        (PolicyMode::Strict, SteerMode::Never, 4, Some(16))
     );
     assert_eq!(policies(&["--network-policy-mark-mask=255"]).unwrap().mark_shift, 0);
     let shown = parse(&["--kube-subnet-mgr", "--network-policy=on"]).unwrap().to_string();
@@ -259,11 +262,11 @@ proptest! {
 
 #[test]
 fn the_fast_path_is_as_configured_unless_the_flag_decides() {
-    use crate::fast_path::Mode;
+    use crate::fast_path::FastPathMode;
     let mode = |args: &[&str]| parse(args).map(|options| options.fast_path);
-    assert_eq!(mode(&[]), Ok(Mode::Auto));
-    assert_eq!(mode(&["--fast-path=on"]), Ok(Mode::On));
-    assert_eq!(mode(&["--fast-path", "off"]), Ok(Mode::Off));
+    assert_eq!(mode(&[]), Ok(FastPathMode::Auto));
+    assert_eq!(mode(&["--fast-path=on"]), Ok(FastPathMode::On));
+    assert_eq!(mode(&["--fast-path", "off"]), Ok(FastPathMode::Off));
     let error = mode(&["--fast-path=true"]).unwrap_err();
     assert!(error.contains("--fast-path=\"true\"") && error.contains("auto, on or off"), "{error}");
 }

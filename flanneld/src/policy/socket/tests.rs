@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::super::announce::{Announcement, Request, Retry};
+use super::super::announce::{Announcement, PolicyRequest, Retry};
 use super::*;
 
 fn mode(path: &Path) -> u32 {
@@ -61,7 +61,7 @@ async fn nothing_is_followed_or_removed_that_is_no_socket() {
 struct Served {
     _directory: tempfile::TempDir,
     path: PathBuf,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<PolicyRequest>,
 }
 
 impl Served {
@@ -97,7 +97,8 @@ async fn a_pod_is_announced_to_the_policy_task_whose_answer_is_passed_on() {
         (Err(Retry { why: "not yet".into() }), "{\"retry\":true,\"why\":\"not yet\"}\n"),
     ] {
         let asked = served.ask(ADD);
-        let Some(Request::Announce(Announcement { pod, .. }, answer)) = served.requests.recv().await else {
+        let Some(PolicyRequest::Announce(Announcement { pod, .. }, answer)) = served.requests.recv().await
+        else {
             panic!("no announcement")
         };
         assert_eq!(pod, "web");
@@ -105,13 +106,15 @@ async fn a_pod_is_announced_to_the_policy_task_whose_answer_is_passed_on() {
         assert_eq!(asked.await.unwrap(), expected);
     }
     let asked = served.ask(ADD.replace("add", "del"));
-    let Some(Request::Release(ended, answer)) = served.requests.recv().await else { panic!("no release") };
+    let Some(PolicyRequest::Release(ended, answer)) = served.requests.recv().await else {
+        panic!("no release")
+    };
     assert_eq!(ended.container, "c1");
     answer.send(Ok(())).unwrap();
     assert_eq!(asked.await.unwrap(), "{\"ok\":true}\n");
     assert_eq!(served.ask("{\"v\":1,\"verb\":\"status\"}\n").await.unwrap(), "{\"ok\":true}\n");
     let asked = served.ask("{\"v\":1,\"verb\":\"list\"}\n");
-    let Some(Request::Ask(_, answer)) = served.requests.recv().await else { panic!("no inquiry") };
+    let Some(PolicyRequest::Ask(_, answer)) = served.requests.recv().await else { panic!("no inquiry") };
     answer.send(Ok("nobody\n".into())).unwrap();
     assert_eq!(asked.await.unwrap(), "{\"ok\":true,\"text\":\"nobody\\n\"}\n");
     let group = served.ask("{\"v\":1,\"verb\":\"log-group\"}\n").await.unwrap();
@@ -135,7 +138,9 @@ async fn bad_requests_are_answered_with_an_error_and_harm_no_others() {
     assert_eq!(served.ask("{\"v\":1").await.unwrap(), "");
     assert!(begin.elapsed() >= TRANSFER_TIMEOUT);
     let asked = served.ask(ADD);
-    let Some(Request::Announce(_, answer)) = served.requests.recv().await else { panic!("no announcement") };
+    let Some(PolicyRequest::Announce(_, answer)) = served.requests.recv().await else {
+        panic!("no announcement")
+    };
     answer.send(Ok(OldConnections::Kept)).unwrap();
     assert_eq!(asked.await.unwrap(), "{\"ok\":true}\n");
     drop(silent);

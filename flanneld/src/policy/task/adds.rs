@@ -13,9 +13,9 @@ use subnet::policy::objects::ReadPolicy;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::super::Mode;
-use super::super::adding::{Adding, Step, examine, find, identify};
-use super::super::announce::{Announcement, Ended, OldConnections, Request, Retry};
+use super::super::PolicyMode;
+use super::super::adding::{AddStage, Adding, examine, find, identify};
+use super::super::announce::{Announcement, EndedSandbox, OldConnections, PolicyRequest, Retry};
 use super::super::known::Effect;
 use super::{Phase, Policies};
 
@@ -34,18 +34,18 @@ pub(super) enum Fetched {
 }
 
 impl Policies {
-    pub(super) fn take(&mut self, request: Request) {
+    pub(super) fn take(&mut self, request: PolicyRequest) {
         match request {
-            Request::Announce(pod, answer) => self.announced(pod, answer),
-            Request::Release(ended, answer) => self.released(&ended, answer),
-            Request::Ask(inquiry, answer) => self.asked(inquiry, answer),
+            PolicyRequest::Announce(pod, answer) => self.announced(pod, answer),
+            PolicyRequest::Release(ended, answer) => self.released(&ended, answer),
+            PolicyRequest::Ask(inquiry, answer) => self.asked(inquiry, answer),
         }
     }
 
     fn announced(&mut self, pod: Announcement, answer: oneshot::Sender<Result<OldConnections, Retry>>) {
         let now = Instant::now();
-        let adding = Adding::new(pod, answer, Step::Watched(now + POD_WAITS), now);
-        if let Err(why) = examine(&adding.pod, self.options.mode == Mode::Strict) {
+        let adding = Adding::new(pod, answer, AddStage::Watched(now + POD_WAITS), now);
+        if let Err(why) = examine(&adding.pod, self.options.mode == PolicyMode::Strict) {
             self.figures.refused();
             return adding.end(Err(why));
         }
@@ -80,7 +80,7 @@ impl Policies {
         }
     }
 
-    fn released(&mut self, ended: &Ended, answer: oneshot::Sender<Result<(), Retry>>) {
+    fn released(&mut self, ended: &EndedSandbox, answer: oneshot::Sender<Result<(), Retry>>) {
         self.give_up(|adding| adding.pod.container == ended.container, "its sandbox has ended");
         match self.kept.release(ended) {
             Ok(Some(kept)) => {
@@ -125,7 +125,7 @@ impl Policies {
         let Some(place) = self.adding.iter().position(|(other, _)| *other == id) else { return };
         let found = read.map_err(|error| error.to_string());
         match found.and_then(|found| identify(&self.adding[place].1.pod, found)) {
-            Ok(pod) => self.adding[place].1.step = Step::Found(pod),
+            Ok(pod) => self.adding[place].1.step = AddStage::Found(pod),
             Err(why) => {
                 self.figures.refused();
                 self.adding.swap_remove(place).1.end(Err(why));
@@ -140,33 +140,33 @@ impl Policies {
                 adding.end(Err(self.reason().unwrap_or_else(|| "the API doesn't answer".to_owned())));
                 continue;
             }
-            if let Step::Watched(until) = adding.step {
+            if let AddStage::Watched(until) = adding.step {
                 if let Some(pod) = find(&self.known, &adding.pod) {
-                    adding.step = Step::Found(Box::new(pod));
+                    adding.step = AddStage::Found(Box::new(pod));
                 } else if until <= now && self.phase != Phase::Waiting {
                     self.ask_for(id, &adding);
-                    adding.step = Step::Asked;
+                    adding.step = AddStage::Asked;
                 }
             }
             if adding.policies_read
                 && self.phase != Phase::Waiting
-                && let Step::Found(pod) = &adding.step
+                && let AddStage::Found(pod) = &adding.step
             {
                 if let Err(error) = self.put_announced((**pod).clone(), &adding.pod) {
                     adding.end(Err(format!("what is announced of pods can't be kept: {error}")));
                     continue;
                 }
-                adding.step = Step::Listed(now + PEERS_WAIT);
+                adding.step = AddStage::Listed(now + PEERS_WAIT);
                 self.adjust_watches(now);
             }
-            if let Step::Listed(until) = adding.step
+            if let AddStage::Listed(until) = adding.step
                 && (self.watches.peers_complete(&self.known) || until <= now)
             {
                 if until <= now {
                     let Announcement { namespace, pod, .. } = &adding.pod;
                     tracing::warn!(%namespace, %pod, "the pods that its policies name are not all known yet: closed for them");
                 }
-                adding.step = Step::Programmed;
+                adding.step = AddStage::Programmed;
                 self.urgent = true;
             }
             self.adding.push((id, adding));

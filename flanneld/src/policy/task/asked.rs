@@ -6,7 +6,7 @@ use subnet::policy::explain::PolicyContext;
 use tokio::sync::oneshot;
 
 use super::super::announce::Retry;
-use super::super::explain::{self, Inquiry, Snapshot};
+use super::super::explain::{self, Inquiry, PolicySnapshot};
 use super::Policies;
 
 impl Policies {
@@ -18,7 +18,7 @@ impl Policies {
         });
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn snapshot(&self) -> PolicySnapshot {
         let hands = self.hands.get();
         let (engine, cluster) = (&hands.enforcer.engine, &hands.enforcer.engine.cluster);
         let own = self.known.own_pods().cloned().map(|mut pod| {
@@ -28,7 +28,7 @@ impl Policies {
             pod
         });
         let namespaces = cluster.namespace_labels().map(|(name, labels)| (name.to_owned(), labels));
-        Snapshot {
+        PolicySnapshot {
             context: PolicyContext {
                 policies: cluster.policies().cloned().collect(),
                 namespaces: namespaces.collect(),

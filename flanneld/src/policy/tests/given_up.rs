@@ -7,7 +7,7 @@ async fn waiting(bed: &mut Bed) -> JoinHandle<Result<OldConnections, Retry>> {
     bed.server.put_policy("shop", "deny", deny());
     bed.server.put_pod_object(pod("web", None));
     bed.server.put_pod_object(pod("db", None));
-    bed.start_ready(Mode::On).await;
+    bed.start_ready(PolicyMode::On).await;
     bed.server.behave(|behaviour| behaviour.silent = true);
     let announcer = bed.running().announcer.clone();
     let adding = tokio::spawn(async move { announcer.announce(announced("web", "c1", "10.244.1.2")).await });

@@ -126,7 +126,7 @@ impl Sim {
     }
 
     fn report(&self) -> Report {
-        self.table.report(Mode::On, self.now)
+        self.table.report(ProbeMode::On, self.now)
     }
 
     fn verdict(&self) -> Verdict {
@@ -300,7 +300,7 @@ fn an_outage_is_noticed_soon_and_so_is_its_end() {
     sim.run(100, &mut all);
     let all_are = |state: PathState| {
         move |table: &Table| {
-            table.report(Mode::On, Instant::now()).peers.iter().all(|peer| peer.state == state)
+            table.report(ProbeMode::On, Instant::now()).peers.iter().all(|peer| peer.state == state)
         }
     };
     // All at once, with all extra probes in use.
@@ -333,7 +333,8 @@ fn a_path_that_became_narrow_in_an_outage_is_found_soon_after_it() {
     sim.run(90, &mut |_, _| None);
     // A tenth of the last five minutes' probes stay lost for minutes.
     let narrow = |_: bool, size: u16| (size <= 1350).then_some(RTT);
-    let limited = |table: &Table| table.report(Mode::On, Instant::now()).peers[0].verdict == Verdict::PathMtu;
+    let limited =
+        |table: &Table| table.report(ProbeMode::On, Instant::now()).peers[0].verdict == Verdict::PathMtu;
     let took = sim.run_until(Duration::from_secs(600), &mut { narrow }, limited);
     assert!(took <= Duration::from_secs(150), "{took:?}");
 }
@@ -353,7 +354,7 @@ fn no_state_alternates_at_five_percent_in_ten_minutes() {
     for seed in 0..250 {
         let mut random = xorshift(seed);
         let mut sim = Sim::new(vec![target(1)]);
-        let state = |table: &Table, now: Instant| table.report(Mode::On, now).peers[0].state;
+        let state = |table: &Table, now: Instant| table.report(ProbeMode::On, now).peers[0].state;
         sim.run(60, &mut all);
         let now = sim.now;
         let left =
@@ -376,7 +377,7 @@ fn half_of_the_packets_lost_is_degraded_within_a_minute() {
             Duration::from_secs(120),
             // Of the first peer's tunnel and of all others: the same rule for every packet.
             &mut |_, _| (random() >= 0.5).then_some(RTT),
-            |table| table.report(Mode::On, now).peers[0].state == PathState::Degraded,
+            |table| table.report(ProbeMode::On, now).peers[0].state == PathState::Degraded,
         );
         assert!(took <= Duration::from_secs(60), "seed {seed}: {took:?}");
     }

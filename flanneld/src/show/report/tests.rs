@@ -6,7 +6,7 @@ use crate::status::{Node, PeerEntry, PeerList, Pool};
 fn node(number: u8, name: &str, nodes: u8, entry: impl Fn(u8) -> PeerEntry) -> NodeAnswer {
     let subnet = |number: u8| format!("10.244.{number}.0/24");
     let address = |number: u8| std::net::IpAddr::from([192, 0, 2, number]);
-    let status = Status {
+    let status = NodeStatus {
         ready: true,
         node: Some(Node {
             subnets: vec![subnet(number)],
@@ -15,7 +15,7 @@ fn node(number: u8, name: &str, nodes: u8, entry: impl Fn(u8) -> PeerEntry) -> N
             ..Node::default()
         }),
         pools: vec![Pool { size: 253, used: 83, leaked: Some(2), ..Pool::default() }],
-        ..Status::default()
+        ..NodeStatus::default()
     };
     let others = (1..=nodes).filter(|other| *other != number);
     let peers =

@@ -3,12 +3,12 @@
 use std::fmt;
 
 use super::{MAX_LABEL, Out, number};
-use crate::status::model::{CountedPeer, ProbedPeer, Probes};
+use crate::status::model::{CountedPeer, ProbeStatus, ProbedPeer};
 use crate::text::clean;
 
 impl Out<'_> {
     /// Nothing where there are too many peers.
-    pub(super) fn peers_probed(&mut self, probes: &Probes) -> fmt::Result {
+    pub(super) fn peers_probed(&mut self, probes: &ProbeStatus) -> fmt::Result {
         type Value = fn(&ProbedPeer) -> Option<f64>;
         let metrics: [(&str, &str, Value); 4] = [
             ("peer_up", "Whether the peer is reachable.", |peer| Some(number(peer.up))),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::*;
 use crate::status::model::{CountedPeer, PeerHandshake, ProbedPeer, SessionCounts};
 
-fn status() -> Status {
+fn status() -> NodeStatus {
     let mut times = Times::default();
     [2, 3, 50, 9000].map(Duration::from_millis).into_iter().for_each(|time| times.add(time));
-    Status {
+    NodeStatus {
         ready: true,
         conditions: [("store".to_owned(), Some("away".to_owned())), ("kernel".to_owned(), None)].into(),
         node: Some(Node {
@@ -29,7 +29,7 @@ fn status() -> Status {
         }],
         fast_path: Some(4),
         policy: Some(Policy { apply: times, repairs: 2, ..Policy::default() }),
-        ..Status::default()
+        ..NodeStatus::default()
     }
 }
 
@@ -79,10 +79,13 @@ fn probes_have_series_by_path_and_few_peers_have_their_own() {
         rtt_seconds: Some(0.0005),
         path_mtu: None,
     };
-    let probes =
-        Probes { paths: [("overlay".to_owned(), path)].into(), peers: vec![peer], ..Probes::default() };
+    let probes = ProbeStatus {
+        paths: [("overlay".to_owned(), path)].into(),
+        peers: vec![peer],
+        ..ProbeStatus::default()
+    };
     let counted = CountedPeer { peer: "a\"2".into(), received: 7, transmitted: 1 << 60 };
-    let text = text(Status { probes: Some(probes), traffic: vec![counted], ..status() });
+    let text = text(NodeStatus { probes: Some(probes), traffic: vec![counted], ..status() });
     for line in [
         "flannel_probes_total{path=\"overlay\",result=\"lost\"} 1",
         "flannel_probe_rtt_seconds_bucket{le=\"0.01\",path=\"overlay\"} 3",
@@ -128,7 +131,7 @@ fn handshakes_of_wireguard_are_counted_by_role_and_result_and_each_peer_has_its_
         ("dropped_handshakes", 8),
         ("refused_session", 1),
     ];
-    let status = Status {
+    let status = NodeStatus {
         tunnel: tunnel.map(|(name, count)| (name.to_owned(), count)).into(),
         wireguard: Some(SessionCounts { current: 3, idle: 1, failing: 2 }),
         handshakes: vec![PeerHandshake { peer: "b\n\"".into(), at: 1_700_000_000 }],

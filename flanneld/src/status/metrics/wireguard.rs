@@ -3,12 +3,12 @@
 use std::fmt;
 
 use super::{MAX_LABEL, Out};
-use crate::status::model::Status;
+use crate::status::model::NodeStatus;
 use crate::text::clean;
 
 impl Out<'_> {
     /// Nothing without WireGuard. The kernel's module does not count handshakes, only when the last ones were.
-    pub(super) fn wireguard(&mut self, status: &Status) -> fmt::Result {
+    pub(super) fn wireguard(&mut self, status: &NodeStatus) -> fmt::Result {
         let Some(counts) = &status.wireguard else { return Ok(()) };
         let states = [("current", counts.current), ("idle", counts.idle), ("failing", counts.failing)];
         let states = states.map(|(state, count)| (vec![("session", state.to_owned())], count as f64));

@@ -52,7 +52,7 @@ impl World {
             }
             Step::Configure(index) => drop(self.configure(CONFIGS[*index])),
             Step::BadConfiguration => {
-                self.drive(Event::Told(Told::Configuration(Box::new(Err("no JSON".into())))));
+                self.drive(Event::Told(NewsItem::Configuration(Box::new(Err("no JSON".into())))));
             }
             Step::Granted => self.grant(),
             Step::Lost(kind) => {

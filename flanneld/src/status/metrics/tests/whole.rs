@@ -76,7 +76,7 @@ fn counts(keys: &[&str]) -> BTreeMap<String, u64> {
 }
 
 /// A node with all that there can be.
-fn whole() -> Status {
+fn whole() -> NodeStatus {
     let probed = ProbedPath { classes: RTT_BOUNDS.map(|bound| (bound, 1)).to_vec(), ..ProbedPath::default() };
     let peers: Vec<String> = (0..PEERS).map(|number| format!("node-{number}")).collect();
     let probed_peer = |name: &String| ProbedPeer {
@@ -89,7 +89,7 @@ fn whole() -> Status {
     let codes = counts(&["0", "4", "6", "7", "11", "50", "999", "other"]);
     let verbs = ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"].map(str::to_owned);
     let device = |name: &&str| Device { name: (*name).to_owned(), ..Device::default() };
-    Status {
+    NodeStatus {
         conditions: [("store".to_owned(), None)].into(),
         node: Some(Node { subnets: vec!["10.244.1.0/24".into(), "fd00::/64".into()], ..Node::default() }),
         store: Store { last_answer: Some(1), lease_ends: Some(2), ..Store::default() },
@@ -106,10 +106,10 @@ fn whole() -> Status {
             ..Host::default()
         },
         pools: vec![pool("10.244.1.0/24"), pool("fd00::/64")],
-        probes: Some(Probes {
+        probes: Some(ProbeStatus {
             paths: ["underlay", "overlay", "large"].map(|path| (path.to_owned(), probed.clone())).into(),
             peers: peers.iter().map(probed_peer).collect(),
-            ..Probes::default()
+            ..ProbeStatus::default()
         }),
         traffic: peers.iter().map(|peer| CountedPeer { peer: peer.clone(), ..Default::default() }).collect(),
         handshakes: peers.iter().map(|peer| PeerHandshake { peer: peer.clone(), at: 1 }).collect(),
@@ -132,7 +132,7 @@ fn whole() -> Status {
             ..Counters::default()
         },
         tunnel: counts(&["sent_packets", "dropped_full", "refused_stranger"]),
-        ..Status::default()
+        ..NodeStatus::default()
     }
 }
 
