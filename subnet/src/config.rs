@@ -295,7 +295,7 @@ enum Origin {
 }
 
 /// Key names and limits of one family.
-struct Keys {
+struct FamilyKeys {
     network: &'static str,
     len: &'static str,
     min: &'static str,
@@ -306,7 +306,7 @@ struct Keys {
     usual: u8,
 }
 
-impl Keys {
+impl FamilyKeys {
     fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self {
@@ -330,7 +330,7 @@ impl Keys {
 }
 
 fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
-    let keys = Keys::of(family);
+    let keys = FamilyKeys::of(family);
     let network = network(object, &keys, family)?;
     let subnet_len = subnet_len(object, &keys, network)?;
     let step = 1u128 << (family.bits() - subnet_len);
@@ -349,14 +349,14 @@ fn range(object: &Object<'_>, family: Family) -> Result<Range, ConfigError> {
 
 /// The whole network, of which somebody else gives every part away.
 fn given_range(object: &Object<'_>, family: Family, own: Option<IpNet>) -> Result<Range, ConfigError> {
-    let keys = Keys::of(family);
+    let keys = FamilyKeys::of(family);
     let network = network(object, &keys, family)?;
     let subnet_len = own.map_or(keys.usual, |own| own.prefix_len()).max(network.prefix_len());
     let last = IpNet::new(network.broadcast(), subnet_len).map_or(network.network(), |net| net.network());
     Ok(Range { network, subnet_len, min: network.network(), max: last })
 }
 
-fn network(object: &Object<'_>, keys: &Keys, family: Family) -> Result<IpNet, ConfigError> {
+fn network(object: &Object<'_>, keys: &FamilyKeys, family: Family) -> Result<IpNet, ConfigError> {
     let text: Option<String> = object.get_non_null(keys.network)?;
     let example = if family == Family::V4 { "10.244.0.0/16" } else { "fd00:10:244::/48" };
     let Some(text) = text else {
@@ -419,8 +419,8 @@ fn not_for_pods(network: IpNet) -> Option<String> {
         .next()
 }
 
-fn subnet_len(object: &Object<'_>, keys: &Keys, network: IpNet) -> Result<u8, ConfigError> {
-    let Keys { len: key, longest, usual, .. } = *keys;
+fn subnet_len(object: &Object<'_>, keys: &FamilyKeys, network: IpNet) -> Result<u8, ConfigError> {
+    let FamilyKeys { len: key, longest, usual, .. } = *keys;
     let smallest = network.prefix_len() + 2;
     match object.get::<u64>(key)?.unwrap_or(0) {
         0 if network.prefix_len() > longest - 2 => Err(ConfigError(format!(

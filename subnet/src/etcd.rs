@@ -75,7 +75,7 @@ pub struct Etcd {
     renew_margin: Duration,
     /// What this node holds. Locked while it is being changed in etcd, so that `hold` can tell our own
     /// writing from others'.
-    held: tokio::sync::Mutex<Option<Held>>,
+    held: tokio::sync::Mutex<Option<HeldLease>>,
     /// How the lease stands, to be told without waiting for a write in progress.
     tenure: Mutex<Tenure>,
     /// Wakes `hold` when `acquire` has changed `held`.
@@ -94,7 +94,7 @@ pub struct Etcd {
 
 /// The lease that this node holds, as last seen in etcd.
 #[derive(Clone, Debug)]
-struct Held {
+struct HeldLease {
     lease: Lease,
     /// The revision of the key's last change: every rewriting compares it.
     revision: i64,
@@ -139,7 +139,7 @@ impl Etcd {
     }
 
     /// Keeps in mind how the lease stands.
-    fn stands(&self, held: Option<&Held>, trouble: Option<&StoreError>) {
+    fn stands(&self, held: Option<&HeldLease>, trouble: Option<&StoreError>) {
         let left =
             held.and_then(|held| held.expires).map(|ends| ends.saturating_duration_since(Instant::now()));
         let ends = left.map(|left| SystemTime::now() + left);

@@ -47,7 +47,7 @@ use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, addresses_of};
 use crate::watched::Watched;
 use annotations::Prefix;
 use connection::Connection;
-use own::{OwnNode, Seen, is_name};
+use own::{OwnNode, OwnSettings, is_name};
 
 pub use event_api::{EventApi, EventError};
 pub use policies::{FoundPod, News, PolicyApi, Told, Watch};
@@ -145,7 +145,7 @@ pub struct Kube {
     /// The podCIDRs that this node was last seen with; it has none for a moment when it is registered again.
     given: Mutex<Subnets>,
     /// What was read last about this node, for `stirred`.
-    seen: Mutex<Seen>,
+    seen: Mutex<OwnSettings>,
     /// Tells all who wait in `stirred` what one of them has found out.
     stirs: Notify,
     /// Whether the node's network was said to be available.
@@ -193,7 +193,7 @@ impl Kube {
             moved: Notify::new(),
             families: watch::Sender::new(&Family::BOTH),
             given: Mutex::new(Subnets::default()),
-            seen: Mutex::new(Seen::default()),
+            seen: Mutex::new(OwnSettings::default()),
             stirs: Notify::new(),
             announced: AtomicBool::new(false),
             complained: Mutex::new(String::new()),
@@ -211,7 +211,7 @@ impl Kube {
         EventApi::new(Arc::clone(&self.connection), Arc::clone(&self.node))
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, OwnSettings> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -46,13 +46,13 @@ struct File {
     own: Key,
     #[serde(default)]
     hardware: Option<String>,
-    leases: Vec<Entry>,
+    leases: Vec<SavedLease>,
 }
 
 /// Each further line: what was different at a later moment.
 #[derive(Serialize, Deserialize)]
 struct Later {
-    set: Vec<Entry>,
+    set: Vec<SavedLease>,
     gone: Vec<Key>,
 }
 
@@ -66,7 +66,7 @@ struct Key(Option<Ipv4Net>, Option<Ipv6Net>);
 
 /// Subnets, the value as etcd has it, when it was created and when it was last written.
 #[derive(Serialize, Deserialize)]
-struct Entry(Key, String, u64, #[serde(default)] u64);
+struct SavedLease(Key, String, u64, #[serde(default)] u64);
 
 impl From<&Subnets> for Key {
     fn from(subnets: &Subnets) -> Self {
@@ -80,14 +80,14 @@ impl From<Key> for Subnets {
     }
 }
 
-impl From<&Lease> for Entry {
+impl From<&Lease> for SavedLease {
     fn from(lease: &Lease) -> Self {
         let value = encode_value(&lease.public, &lease.attachment);
         Self((&lease.subnets).into(), value, lease.created, lease.written)
     }
 }
 
-impl Entry {
+impl SavedLease {
     fn lease(self) -> Result<Lease, String> {
         let Self(key, value, created, written) = self;
         let subnets: Subnets = key.into();
@@ -129,14 +129,15 @@ impl Saved {
             return Ok(written);
         }
         let leases = self.leases.leases.clone();
-        let mut text = serde_json::to_vec(&self.file(store, leases.values().map(Entry::from).collect()))?;
+        let mut text =
+            serde_json::to_vec(&self.file(store, leases.values().map(SavedLease::from).collect()))?;
         text.push(b'\n');
         write_atomically(path, &text, 0o600)?;
         let len = text.len() as u64;
         Ok(Written { besides, leases, first: len, len })
     }
 
-    fn file(&self, store: &str, leases: Vec<Entry>) -> File {
+    fn file(&self, store: &str, leases: Vec<SavedLease>) -> File {
         File {
             version: VERSION,
             store: store.to_owned(),

@@ -8,7 +8,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, Txn
 use tokio::time::Instant;
 
 use super::follow::is_too_large;
-use super::{Etcd, Held, Listing};
+use super::{Etcd, HeldLease, Listing};
 use crate::claim::{Choice, choose, exhausted, require_public, still_used};
 use crate::config::NetworkConfig;
 use crate::lease::{Lease, Leases, decode_value, encode_value};
@@ -58,9 +58,9 @@ impl Etcd {
         &self,
         network: &NetworkConfig,
         claim: &Claim<'_>,
-        held: Option<&Held>,
+        held: Option<&HeldLease>,
         grant: &mut Option<Grant>,
-    ) -> Result<(Listing, Held, Option<Lease>), StoreError> {
+    ) -> Result<(Listing, HeldLease, Option<Lease>), StoreError> {
         let mut rounds = 0;
         loop {
             let listing = self.list().await?;
@@ -77,10 +77,10 @@ impl Etcd {
         &self,
         network: &NetworkConfig,
         claim: &Claim<'_>,
-        held: Option<&Held>,
+        held: Option<&HeldLease>,
         listing: &Listing,
         grant: &mut Option<Grant>,
-    ) -> Result<Option<(Held, Option<Lease>)>, StoreError> {
+    ) -> Result<Option<(HeldLease, Option<Lease>)>, StoreError> {
         let chosen = choose(network, claim, held.map(|held| &held.lease), &listing.leases);
         let Some(choice) = chosen else { return Err(exhausted(network, &listing.leases)) };
         let mut current = None;
@@ -136,7 +136,7 @@ impl Etcd {
         revision: i64,
         reservation: bool,
         grant: &mut Option<Grant>,
-    ) -> Result<Option<Held>, StoreError> {
+    ) -> Result<Option<HeldLease>, StoreError> {
         let key = self.keys.lease(&lease.subnets)?;
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, revision);
         let granted = if reservation { None } else { Some(self.granted(grant).await?) };
@@ -146,7 +146,7 @@ impl Etcd {
             return Ok(None);
         };
         lease.written = revision.unsigned_abs();
-        Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
+        Ok(Some(HeldLease { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
     /// Writes a lease to a key that doesn't exist, after a listing of revision `listed`, and deletes `old`,
@@ -158,7 +158,7 @@ impl Etcd {
         old: Option<&KeyValue>,
         listed: i64,
         grant: &mut Option<Grant>,
-    ) -> Result<Option<Held>, StoreError> {
+    ) -> Result<Option<HeldLease>, StoreError> {
         let key = self.keys.lease(&lease.subnets)?;
         let reservation = old.is_some_and(|old| old.lease() == 0);
         let granted = if reservation { None } else { Some(self.granted(grant).await?) };
@@ -191,7 +191,7 @@ impl Etcd {
             }
             return Ok(None);
         }
-        Ok(Some(Held { lease, revision, expires: granted.map(|granted| granted.expires) }))
+        Ok(Some(HeldLease { lease, revision, expires: granted.map(|granted| granted.expires) }))
     }
 
     /// Whether a key that was created between the listing and this lease stands in its way.

@@ -6,7 +6,7 @@ use etcd_client::WatchOptions;
 use tokio::time::Instant;
 
 use super::Etcd;
-use super::follow::Ended;
+use super::follow::EtcdWatchEnd;
 
 impl Etcd {
     /// Resolves when the key was changed after it was read last; and also, at a slow pace, when the server can't
@@ -17,7 +17,7 @@ impl Etcd {
         let delay = {
             let mut pace = self.config_pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.reset_if_sound(begun);
-            if let Ended::Failed(error) = ended {
+            if let EtcdWatchEnd::Failed(error) = ended {
                 tracing::debug!(%error, "the configuration can't be watched; it will be read again");
             }
             pace.delay()
@@ -25,9 +25,9 @@ impl Etcd {
         tokio::time::sleep(delay).await;
     }
 
-    async fn heard_of_config(&self) -> Result<(), Ended> {
+    async fn heard_of_config(&self) -> Result<(), EtcdWatchEnd> {
         let configured = *self.configured.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = configured.ok_or(Ended::Outdated)? + 1;
+        let from = configured.ok_or(EtcdWatchEnd::Outdated)? + 1;
         let mut watch = self.watch(self.keys.config(), WatchOptions::new(), from).await?;
         loop {
             // Reports of progress have no events.

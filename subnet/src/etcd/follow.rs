@@ -30,7 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(40);
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
 
 /// A watch, and what may cut it off.
-pub(super) struct Watch {
+pub(super) struct EtcdWatch {
     stream: WatchStream,
     /// The revision after which it begins.
     after: i64,
@@ -39,14 +39,14 @@ pub(super) struct Watch {
 }
 
 /// Why a watch ended.
-pub(super) enum Ended {
+pub(super) enum EtcdWatchEnd {
     /// History is gone, or is another one now, or nothing was heard: another list is all that is needed.
     Outdated,
     /// The store failed.
     Failed(StoreError),
 }
 
-impl From<StoreError> for Ended {
+impl From<StoreError> for EtcdWatchEnd {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
@@ -68,10 +68,10 @@ impl Etcd {
                     feed.share(&listing.leases);
                     self.watch_all(listing, feed).await
                 }
-                Err(error) => Ended::Failed(error),
+                Err(error) => EtcdWatchEnd::Failed(error),
             };
             backoff.reset_if_sound(begun);
-            if let Ended::Failed(error) = &ended {
+            if let EtcdWatchEnd::Failed(error) = &ended {
                 feed.trouble(error);
             }
             backoff.wait().await;
@@ -174,7 +174,7 @@ impl Etcd {
     }
 
     /// Applies what happens after the listing until the watch ends.
-    async fn watch_all(&self, mut listing: Listing, feed: &Feed) -> Ended {
+    async fn watch_all(&self, mut listing: Listing, feed: &Feed) -> EtcdWatchEnd {
         let range = WatchOptions::new().with_range(self.keys.end());
         let mut watch = match self.watch(self.keys.first(), range, listing.revision + 1).await {
             Ok(watch) => watch,
@@ -246,7 +246,7 @@ impl Etcd {
         key: &str,
         options: WatchOptions,
         from: i64,
-    ) -> Result<Watch, StoreError> {
+    ) -> Result<EtcdWatch, StoreError> {
         let options = options.with_start_revision(from).with_progress_notify();
         // Before it begins, so that no change is missed.
         let moves = self.connection.moves();
@@ -257,34 +257,34 @@ impl Etcd {
                 async move { client.watch(key, Some(options)).await }
             })
             .await?;
-        Ok(Watch { stream, after: from - 1, moves })
+        Ok(EtcdWatch { stream, after: from - 1, moves })
     }
 
     /// The next response of a watch, unless it is its end.
-    pub(super) async fn heard(&self, watch: &mut Watch) -> Result<WatchResponse, Ended> {
+    pub(super) async fn heard(&self, watch: &mut EtcdWatch) -> Result<WatchResponse, EtcdWatchEnd> {
         let message = tokio::select! {
             biased;
             message = timeout(SILENCE, watch.stream.message()) => message,
-            _ = watch.moves.changed() => return Err(Ended::Outdated),
+            _ = watch.moves.changed() => return Err(EtcdWatchEnd::Outdated),
         };
         let response = match message {
             Ok(Ok(Some(response))) => response,
             Ok(Ok(None)) => return Err(self.connection.unreachable("the watch was closed".into()).into()),
             // An event that is larger than an answer may be: the listing gets past its key.
-            Ok(Err(error)) if is_too_large(&error) => return Err(Ended::Outdated),
+            Ok(Err(error)) if is_too_large(&error) => return Err(EtcdWatchEnd::Outdated),
             Ok(Err(error)) => return Err(self.connection.meaning(&error).into()),
-            Err(_) => return Err(Ended::Outdated),
+            Err(_) => return Err(EtcdWatchEnd::Outdated),
         };
         if !response.canceled() {
             // A store that was put back to an earlier state counts on from there, and would say nothing until it
             // has got beyond where it was. A member that lags behind the others looks the same for a moment.
             let restored = response.header().is_some_and(|header| header.revision() < watch.after);
-            return if restored { Err(Ended::Outdated) } else { Ok(response) };
+            return if restored { Err(EtcdWatchEnd::Outdated) } else { Ok(response) };
         }
         // After this message the stream stays open and says nothing any more.
         Err(match response.compact_revision() {
             0 => self.connection.cancelled(response.cancel_reason()).into(),
-            _ => Ended::Outdated,
+            _ => EtcdWatchEnd::Outdated,
         })
     }
 }

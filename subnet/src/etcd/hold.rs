@@ -8,8 +8,8 @@ use std::time::Duration;
 use etcd_client::{KeyValue, WatchOptions};
 use tokio::time::{Instant, sleep_until};
 
-use super::follow::Ended;
-use super::{Etcd, Held};
+use super::follow::EtcdWatchEnd;
+use super::{Etcd, HeldLease};
 use crate::claim::{Verdict, judge, rival};
 use crate::lease::{Lease, decode_value};
 use crate::pace::Backoff;
@@ -25,7 +25,7 @@ enum Found {
     /// This node holds nothing at present.
     Nothing,
     /// The lease is ours.
-    Ours(Held),
+    Ours(HeldLease),
     /// It was restored just now; read it again.
     Restored,
     /// It is lost for good.
@@ -42,7 +42,7 @@ impl Etcd {
                 Err(ended) => ended,
             };
             backoff.reset_if_sound(begun);
-            if let Ended::Failed(error) = ended
+            if let EtcdWatchEnd::Failed(error) = ended
                 && backoff.worth_saying()
             {
                 tracing::warn!(%error, "the own lease can't be watched; trying again");
@@ -52,7 +52,7 @@ impl Etcd {
     }
 
     /// Reads the key and acts on it, then watches it for what happens next, again and again.
-    async fn keep_while_connected(&self, backoff: &mut Backoff) -> Result<Loss, Ended> {
+    async fn keep_while_connected(&self, backoff: &mut Backoff) -> Result<Loss, EtcdWatchEnd> {
         loop {
             match self.find().await? {
                 Found::Lost(loss) => return Ok(loss),
@@ -83,7 +83,7 @@ impl Etcd {
         Ok(found)
     }
 
-    async fn find_key(&self, held: &mut Held, kv: &KeyValue) -> Result<Found, StoreError> {
+    async fn find_key(&self, held: &mut HeldLease, kv: &KeyValue) -> Result<Found, StoreError> {
         let Ok((public, attachment)) = decode_value(kv.value()) else {
             let mut grant = None;
             let restored =
@@ -123,7 +123,7 @@ impl Etcd {
             }
             Some(loss) => Ok(Found::Lost(loss)),
             None => {
-                *held = Held { lease: now, revision: kv.mod_revision(), expires };
+                *held = HeldLease { lease: now, revision: kv.mod_revision(), expires };
                 Ok(Found::Ours(held.clone()))
             }
         }
@@ -132,7 +132,7 @@ impl Etcd {
     /// The same value again, but by another flanneld: a living node that has our public address, and therefore
     /// adopted our lease. It is known by a flanneld's time to live that is not from us; and at a reservation, which
     /// has none and is never renewed, by having been written at all.
-    fn by_another(&self, held: &Held, kv: &KeyValue, granted: Option<Duration>) -> bool {
+    fn by_another(&self, held: &HeldLease, kv: &KeyValue, granted: Option<Duration>) -> bool {
         let again = kv.mod_revision() != held.revision;
         match granted {
             Some(granted) => again && granted == LEASE_TTL && !self.is_grant_of_ours(kv.lease()),
@@ -158,7 +158,7 @@ impl Etcd {
 
     /// The key is gone: expired, or deleted by hand. Pods use the subnet, so it is taken again, as an
     /// ordinary lease even if it was a reservation, unless another node was faster.
-    async fn put_back(&self, held: &mut Held) -> Result<Found, StoreError> {
+    async fn put_back(&self, held: &mut HeldLease) -> Result<Found, StoreError> {
         let listing = self.list().await?;
         if listing.leases.leases.contains_key(&held.lease.subnets) {
             return Ok(Found::Restored); // another node's or ours: its key is to be judged
@@ -169,7 +169,7 @@ impl Etcd {
             lease.subnets.overlaps(&held.lease.subnets) && lease.created > held.revision.unsigned_abs()
         });
         if let Some(moved) = moved {
-            *held = Held { lease: moved.clone(), revision: 0, expires: None };
+            *held = HeldLease { lease: moved.clone(), revision: 0, expires: None };
             return Ok(Found::Restored);
         }
         if let Some(loss) = rival(&held.lease, &listing.leases) {
@@ -186,7 +186,7 @@ impl Etcd {
     }
 
     /// Renews the lease in time, until somebody else changes its key or this node moves to another.
-    async fn watch_own(&self, mut held: Held) -> Result<(), Ended> {
+    async fn watch_own(&self, mut held: HeldLease) -> Result<(), EtcdWatchEnd> {
         let key = self.keys.lease(&held.lease.subnets)?;
         let mut watch = self.watch(&key, WatchOptions::new(), held.revision + 1).await?;
         let mut again = Backoff::new(RENEW_RETRY.0, RENEW_RETRY.1);
@@ -229,13 +229,13 @@ impl Etcd {
         }
     }
 
-    fn due(&self, held: &Held) -> Option<Instant> {
+    fn due(&self, held: &HeldLease) -> Option<Instant> {
         let now = Instant::now();
         held.expires.map(|expires| expires.checked_sub(self.renew_margin).unwrap_or(now))
     }
 
     /// Gives the key a new time to live, if it still is as `seen`. `None` if it is not.
-    async fn renew(&self, seen: &Held) -> Result<Option<Held>, StoreError> {
+    async fn renew(&self, seen: &HeldLease) -> Result<Option<HeldLease>, StoreError> {
         let mut guard = self.held.lock().await;
         let Some(held) = guard.as_mut().filter(|held| held.revision == seen.revision) else {
             return Ok(None);

@@ -20,7 +20,7 @@ const BUSY_ARRIVALS: u8 = 3;
 
 /// When a stream is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(super) enum ReadPace {
     /// As soon as something arrives, and nothing has arrived lately.
     Quiet,
     /// As soon as something arrives.
@@ -45,7 +45,7 @@ pub(super) struct Recent {
     read: Instant,
 }
 
-impl Reading {
+impl ReadPace {
     /// Something was read at this time; `more` if the buffer was too small for what there may be.
     pub(super) fn after_data(self, now: Instant, more: bool) -> Self {
         match self {
@@ -82,13 +82,13 @@ impl Reading {
 }
 
 impl Recent {
-    fn and(self, now: Instant) -> Reading {
+    fn and(self, now: Instant) -> ReadPace {
         if now - self.began <= ARRIVAL {
-            return Reading::Prompt(Self { read: now, ..self });
+            return ReadPace::Prompt(Self { read: now, ..self });
         }
         match self.arrivals + 1 {
-            BUSY_ARRIVALS.. => Reading::deferred(now, WINDOW),
-            arrivals => Reading::Prompt(Self { arrivals, began: now, read: now }),
+            BUSY_ARRIVALS.. => ReadPace::deferred(now, WINDOW),
+            arrivals => ReadPace::Prompt(Self { arrivals, began: now, read: now }),
         }
     }
 }
@@ -117,7 +117,7 @@ impl Coalescing {
     }
 
     /// Notes whether the stream is read late at the moment.
-    pub(super) fn note(&self, reading: Reading) {
+    pub(super) fn note(&self, reading: ReadPace) {
         self.0.deferred.store(reading.is_deferred(), Ordering::Relaxed);
     }
 }
@@ -155,10 +155,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// What becomes of a stream that is read so many milliseconds after the start.
-    fn after(reads: &[u64]) -> Reading {
+    fn after(reads: &[u64]) -> ReadPace {
         let start = Instant::now();
-        let read = |reading: Reading, at: &u64| reading.after_data(start + Duration::from_millis(*at), false);
-        reads.iter().fold(Reading::Quiet, read)
+        let read =
+            |reading: ReadPace, at: &u64| reading.after_data(start + Duration::from_millis(*at), false);
+        reads.iter().fold(ReadPace::Quiet, read)
     }
 
     #[test]
@@ -186,33 +187,33 @@ mod tests {
     #[test]
     fn a_stream_in_a_hurry_waits_for_no_window() {
         let now = Instant::now();
-        let ended = Reading::Deferred { until: now, window: WINDOW };
-        assert_eq!(Reading::deferred(now, WINDOW).hurried(now), ended);
+        let ended = ReadPace::Deferred { until: now, window: WINDOW };
+        assert_eq!(ReadPace::deferred(now, WINDOW).hurried(now), ended);
         assert_eq!(ended.hurried(now + WINDOW), ended);
-        assert_eq!(after(&[0]).hurried(now), Reading::Quiet);
+        assert_eq!(after(&[0]).hurried(now), ReadPace::Quiet);
     }
 
     #[test]
     fn a_window_begins_at_the_last_read_and_what_does_not_fit_is_read_at_once() {
         let start = Instant::now();
-        let deferred = Reading::Deferred { until: start, window: WINDOW };
+        let deferred = ReadPace::Deferred { until: start, window: WINDOW };
         assert_eq!(deferred.after_data(start, true), deferred);
-        assert_eq!(deferred.after_data(start, false), Reading::deferred(start, 2 * WINDOW));
+        assert_eq!(deferred.after_data(start, false), ReadPace::deferred(start, 2 * WINDOW));
     }
 
     #[test]
     fn windows_grow_while_there_is_no_news_and_news_ends_that() {
         let now = Instant::now();
-        let mut reading = Reading::deferred(now, WINDOW);
+        let mut reading = ReadPace::deferred(now, WINDOW);
         for factor in [2, 4, 4] {
             reading = reading.after_data(now, false);
-            assert_eq!(reading, Reading::deferred(now, factor * WINDOW));
+            assert_eq!(reading, ReadPace::deferred(now, factor * WINDOW));
         }
-        assert_eq!(reading.after_news(now), Reading::deferred(now, WINDOW));
+        assert_eq!(reading.after_news(now), ReadPace::deferred(now, WINDOW));
         let nearly_over = now + LONGEST_WINDOW - Duration::from_millis(10);
         let until = now + LONGEST_WINDOW;
-        assert_eq!(reading.after_news(nearly_over), Reading::Deferred { until, window: WINDOW });
-        assert_eq!(Reading::Quiet.after_news(now), Reading::Quiet);
+        assert_eq!(reading.after_news(nearly_over), ReadPace::Deferred { until, window: WINDOW });
+        assert_eq!(ReadPace::Quiet.after_news(now), ReadPace::Quiet);
     }
 
     proptest! {
@@ -220,14 +221,14 @@ mod tests {
         fn nothing_is_deferred_for_longer_than_a_window_and_after_news_for_longer_than_the_shortest(
             steps in proptest::collection::vec((0_u64..220, any::<bool>(), any::<bool>()), 0..50)
         ) {
-            let (mut now, mut reading) = (Instant::now(), Reading::Quiet);
+            let (mut now, mut reading) = (Instant::now(), ReadPace::Quiet);
             for (pause, more, news) in steps {
                 now += Duration::from_millis(pause);
                 reading = reading.after_data(now, more);
                 if news {
                     reading = reading.after_news(now);
                 }
-                if let Reading::Deferred { until, window } = reading {
+                if let ReadPace::Deferred { until, window } = reading {
                     prop_assert!((WINDOW..=LONGEST_WINDOW).contains(&window));
                     let most = if news { WINDOW } else { LONGEST_WINDOW };
                     prop_assert!(until <= now + most);

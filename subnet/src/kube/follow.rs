@@ -20,7 +20,7 @@ use super::managed;
 use super::node::{Given, Node, Seen};
 use super::objects::Objects;
 use super::split::Bulk;
-use super::table::Table;
+use super::table::NodeTable;
 use crate::net::{Family, Subnets};
 use crate::pace::Backoff;
 use crate::store::Feed;
@@ -46,7 +46,7 @@ const WATCHED_BULK: Bulk = Bulk { members: &["status"], parts: &[], aside: &["ma
 
 /// What is known, and from where the watch goes on.
 struct Place {
-    table: Table,
+    table: NodeTable,
     /// The version up to which the table is complete; `None` if it needs a listing.
     version: Option<String>,
     least: Least,
@@ -69,7 +69,7 @@ type Late = BTreeMap<Box<str>, (Instant, Option<Seen>)>;
 impl Kube {
     pub(super) async fn feed(&self, feed: &Feed) -> Infallible {
         let mut place = Place {
-            table: Table::default(),
+            table: NodeTable::default(),
             version: None,
             least: Least::AtHand,
             late: Late::new(),
@@ -225,7 +225,7 @@ impl Kube {
     }
 
     /// All nodes that Flannel manages, and the version as of which these are all.
-    async fn list(&self, before: &Table, least: &Least) -> Result<(Table, Late, String), Failure> {
+    async fn list(&self, before: &NodeTable, least: &Least) -> Result<(NodeTable, Late, String), Failure> {
         let nodes = Collection::new(NODES, BULK);
         match self.pages(before, self.connection.pages(&nodes, least)).await {
             // The listing took longer than the server remembers: in one piece then, for there is no
@@ -237,9 +237,13 @@ impl Kube {
         }
     }
 
-    async fn pages(&self, before: &Table, mut pages: Pages<'_>) -> Result<(Table, Late, String), Failure> {
+    async fn pages(
+        &self,
+        before: &NodeTable,
+        mut pages: Pages<'_>,
+    ) -> Result<(NodeTable, Late, String), Failure> {
         let families = self.families();
-        let (mut table, mut late) = (Table::default(), Late::new());
+        let (mut table, mut late) = (NodeTable::default(), Late::new());
         while let Some(json) = pages.next().await? {
             let node = self.node(&json)?;
             let (name, seen) = (node.metadata.name.as_ref(), node.entry(&self.prefix, families));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::annotations::changes;
 use super::collection::{Ended, Kind};
 use super::node::Own;
-use super::own::{Basis, Seen};
+use super::own::{Basis, OwnSettings};
 use super::{Held, Kube};
 use crate::pace::Backoff;
 use crate::store::Loss;
@@ -217,7 +217,7 @@ impl Kube {
 
     /// Whether this says something about the own node that was not known; now it is.
     fn is_news(&self, own: Option<&Own>) -> bool {
-        let now = Seen::of(own);
+        let now = OwnSettings::of(own);
         let mut seen = self.seen();
         // Who has never asked for the addresses does not want to know.
         let news = seen.claim != now.claim || seen.public.is_some() && seen.public != now.public;

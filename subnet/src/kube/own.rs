@@ -31,7 +31,7 @@ pub(super) struct Read {
 
 /// What an operator or Kubernetes decides about this node, as far as it was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct OwnSettings {
     /// What [`Kube::obtain`] depends on.
     pub(super) claim: Option<[String; 4]>,
     /// What [`Kube::read_public`] says.
@@ -51,7 +51,7 @@ impl Basis {
     }
 }
 
-impl Seen {
+impl OwnSettings {
     pub(super) fn of(own: Option<&Own>) -> Self {
         let Some(own) = own else {
             return Self { claim: Some(Default::default()), public: Some(Default::default()) };
@@ -193,7 +193,7 @@ impl Kube {
         self.seen().claim = None;
         let name = self.name().await?;
         let read = self.read_own_for(families).await?;
-        self.seen().claim = Seen::of(read.own.as_ref()).claim;
+        self.seen().claim = OwnSettings::of(read.own.as_ref()).claim;
         let Some(own) = read.own else {
             return Err(StoreError::Unusable(format!(
                 "Kubernetes has no node {name:?} yet: it appears when kubelet has registered this machine; if kubelet runs, \
@@ -249,7 +249,7 @@ impl Kube {
     /// The addresses that an operator gave to this node (contract §1.4, step 8).
     pub(super) async fn read_public(&self) -> Result<PublicAddrs, StoreError> {
         let read = self.read_own().await?;
-        self.seen().public = Seen::of(read.own.as_ref()).public;
+        self.seen().public = OwnSettings::of(read.own.as_ref()).public;
         let mut public = PublicAddrs::default();
         let Some(own) = read.own else { return Ok(public) };
         for family in Family::BOTH {

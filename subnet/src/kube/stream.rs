@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::coalesce::{Coalescing, Reading};
+use super::coalesce::{Coalescing, ReadPace};
 use super::low_water;
 
 /// While reads are deferred, this many bytes wake nevertheless: about twenty heartbeats.
@@ -23,7 +23,7 @@ const DEFERRED_LOW_WATER: i32 = 64 << 10;
 pub(super) struct Stream {
     tcp: TcpStream,
     coalescing: Coalescing,
-    reading: Reading,
+    reading: ReadPace,
     /// The end of the window, once there was one.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -31,12 +31,12 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(tcp: TokioIo<TcpStream>) -> TokioIo<Self> {
         let coalescing = Coalescing::default();
-        TokioIo::new(Self { tcp: tcp.into_inner(), coalescing, reading: Reading::Quiet, timer: None })
+        TokioIo::new(Self { tcp: tcp.into_inner(), coalescing, reading: ReadPace::Quiet, timer: None })
     }
 
     /// Reads as `reading` says from now on.
-    fn set(&mut self, reading: Reading) {
-        if let Reading::Deferred { until, .. } = reading {
+    fn set(&mut self, reading: ReadPace) {
+        if let ReadPace::Deferred { until, .. } = reading {
             match &mut self.timer {
                 Some(timer) if timer.deadline() == until => {}
                 Some(timer) => timer.as_mut().reset(until),
@@ -55,14 +55,14 @@ impl Stream {
 
     /// Ends the window, if there is one.
     fn hurry(&mut self) {
-        if self.reading != Reading::Quiet {
+        if self.reading != ReadPace::Quiet {
             self.set(self.reading.hurried(Instant::now()));
         }
     }
 
     /// Reads what was left in the socket, at the end of the window.
     fn poll_deferred(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let (Reading::Deferred { .. }, Some(timer)) = (self.reading, &mut self.timer) else {
+        let (ReadPace::Deferred { .. }, Some(timer)) = (self.reading, &mut self.timer) else {
             return Poll::Pending;
         };
         if !timer.is_elapsed() {
@@ -72,7 +72,7 @@ impl Stream {
         if self.receive(buffer)? {
             return Poll::Ready(Ok(()));
         }
-        self.set(Reading::Quiet);
+        self.set(ReadPace::Quiet);
         // What arrives from now on wakes at once. Old kernels do not tell of what arrived just before.
         if self.receive(buffer)? { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
@@ -337,6 +337,6 @@ mod tests {
             bed.send(b"other");
             assert_eq!(bed.read().await, 5);
         }
-        assert_eq!(bed.stream.reading, Reading::Quiet);
+        assert_eq!(bed.stream.reading, ReadPace::Quiet);
     }
 }

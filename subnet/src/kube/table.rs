@@ -11,8 +11,8 @@ use crate::text::shortened;
 /// What is kept of the cluster between two events. A lease is there once, in what is published: of 20,000 nodes a second one
 /// each would be 3 MB.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    nodes: BTreeMap<Arc<str>, Known>,
+pub(super) struct NodeTable {
+    nodes: BTreeMap<Arc<str>, KnownNode>,
     /// What is published. Nodes whose subnets no other node has hold their leases here.
     leases: Arc<Leases>,
     /// The nodes of which something is reported, because it can't be used, and whether that is to be put down again.
@@ -24,15 +24,15 @@ pub(super) struct Table {
 
 /// What is kept of one node.
 #[derive(Debug)]
-struct Known {
-    place: Place,
+struct KnownNode {
+    place: LeasePlace,
     wrong: Option<Box<Malformed>>,
     narrowed: bool,
 }
 
 /// Where the lease of a node is.
 #[derive(Debug)]
-enum Place {
+enum LeasePlace {
     /// It has none that could be used.
     None,
     /// Among those that are published.
@@ -41,7 +41,7 @@ enum Place {
     Loses(Box<Lease>),
 }
 
-impl Table {
+impl NodeTable {
     /// Takes in what a node says now; whether that is news. `before` is the table that this one
     /// replaces, if it is one that replaces another.
     pub(super) fn put(&mut self, name: &str, seen: Option<Seen>, before: Option<&Self>) -> bool {
@@ -125,20 +125,20 @@ impl Table {
         self.lease_at(&self.nodes.get(name)?.place)
     }
 
-    fn lease_at<'a>(&'a self, place: &'a Place) -> Option<&'a Lease> {
+    fn lease_at<'a>(&'a self, place: &'a LeasePlace) -> Option<&'a Lease> {
         match place {
-            Place::None => None,
-            Place::Holds(subnets) => self.leases.leases.get(subnets),
-            Place::Loses(lease) => Some(lease),
+            LeasePlace::None => None,
+            LeasePlace::Holds(subnets) => self.leases.leases.get(subnets),
+            LeasePlace::Loses(lease) => Some(lease),
         }
     }
 
     fn entry(&self, name: &str) -> Option<Entry> {
-        let Known { place, wrong, narrowed } = self.nodes.get(name)?;
+        let KnownNode { place, wrong, narrowed } = self.nodes.get(name)?;
         Some(Entry { lease: self.lease_at(place).cloned(), wrong: wrong.clone(), narrowed: *narrowed })
     }
 
-    fn says(&self, known: &Known, entry: &Entry) -> bool {
+    fn says(&self, known: &KnownNode, entry: &Entry) -> bool {
         let Entry { lease, wrong, narrowed } = entry;
         known.wrong == *wrong && known.narrowed == *narrowed && self.lease_at(&known.place) == lease.as_ref()
     }
@@ -147,11 +147,11 @@ impl Table {
     fn set(&mut self, name: &str, Entry { lease, wrong, narrowed }: Entry) {
         let (name, before) = match self.nodes.remove_entry(name) {
             Some((name, known)) => (name, known.place),
-            None => (Arc::from(name), Place::None),
+            None => (Arc::from(name), LeasePlace::None),
         };
         // What it holds already is exchanged in its place.
         let stays = match (&before, &lease) {
-            (Place::Holds(subnets), Some(lease)) => {
+            (LeasePlace::Holds(subnets), Some(lease)) => {
                 *subnets == lease.subnets && !self.losers.contains_key(subnets)
             }
             _ => false,
@@ -160,31 +160,31 @@ impl Table {
             self.vacate(&name, before);
         }
         self.report_due |= self.reported.remove(&name);
-        let place = lease.map_or(Place::None, |lease| self.place(&name, lease));
-        if wrong.is_some() || matches!(place, Place::Loses(_)) {
+        let place = lease.map_or(LeasePlace::None, |lease| self.place(&name, lease));
+        if wrong.is_some() || matches!(place, LeasePlace::Loses(_)) {
             self.reported.insert(Arc::clone(&name));
             self.report_due = true;
         }
-        self.nodes.insert(name, Known { place, wrong, narrowed });
+        self.nodes.insert(name, KnownNode { place, wrong, narrowed });
     }
 
     /// Gives a lease to the node of this name, which is not among the others, or finds that an older one has its subnets.
-    fn place(&mut self, name: &Arc<str>, lease: Lease) -> Place {
+    fn place(&mut self, name: &Arc<str>, lease: Lease) -> LeasePlace {
         let subnets = lease.subnets;
         if let Some((holder, held)) = self.holder(&subnets).filter(|(holder, _)| holder != name) {
             if (held.created, &holder) < (lease.created, name) {
                 self.losers.entry(subnets).or_default().insert(Arc::clone(name));
-                return Place::Loses(Box::new(lease));
+                return LeasePlace::Loses(Box::new(lease));
             }
             self.losers.entry(subnets).or_default().insert(Arc::clone(&holder));
             self.reported.insert(Arc::clone(&holder));
             if let Some(known) = self.nodes.get_mut(&holder) {
-                known.place = Place::Loses(Box::new(held));
+                known.place = LeasePlace::Loses(Box::new(held));
             }
             self.report_due = true;
         }
         self.publish(name, lease);
-        Place::Holds(subnets)
+        LeasePlace::Holds(subnets)
     }
 
     fn holder(&self, subnets: &Subnets) -> Option<(Arc<str>, Lease)> {
@@ -201,11 +201,11 @@ impl Table {
     }
 
     /// Takes a place from the node of this name, which is not among the others. Who waited for it longest has it then.
-    fn vacate(&mut self, name: &Arc<str>, place: Place) {
+    fn vacate(&mut self, name: &Arc<str>, place: LeasePlace) {
         let subnets = match place {
-            Place::None => return,
-            Place::Holds(subnets) => subnets,
-            Place::Loses(lease) => return self.lose_no_more(&lease.subnets, name),
+            LeasePlace::None => return,
+            LeasePlace::Holds(subnets) => subnets,
+            LeasePlace::Loses(lease) => return self.lose_no_more(&lease.subnets, name),
         };
         let leases = Arc::make_mut(&mut self.leases);
         leases.leases.remove(&subnets);
@@ -217,7 +217,7 @@ impl Table {
         };
         self.lose_no_more(&subnets, &next);
         let Some(known) = self.nodes.get_mut(&next) else { return };
-        if let Place::Loses(lease) = std::mem::replace(&mut known.place, Place::Holds(subnets)) {
+        if let LeasePlace::Loses(lease) = std::mem::replace(&mut known.place, LeasePlace::Holds(subnets)) {
             if known.wrong.is_none() {
                 self.reported.remove(&next);
             }
@@ -240,7 +240,7 @@ impl Table {
         let of_node = |name: &Arc<str>| {
             let known = self.nodes.get(name)?;
             let malformed = match &known.place {
-                Place::Loses(lease) => {
+                LeasePlace::Loses(lease) => {
                     let holder = shortened(self.leases.names.get(&lease.subnets)?);
                     let why =
                         format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn only_what_is_different_is_news() {
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         let one = || Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 1)));
         assert!(table.put("a", one(), None));
         assert!(!table.put("a", one(), None), "a heartbeat");
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn subnets_are_those_of_a_node_and_not_of_another_one_of_its_name() {
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         table.put("a", Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 7))), None);
         let both = &Family::BOTH;
         let known = |created| table.subnets_of("a", created, both).map(|given| given.subnets.to_string());
@@ -308,11 +308,11 @@ mod tests {
 
     #[test]
     fn the_first_of_two_patches_changes_nothing_that_is_known() {
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         table.put("a", Some(Seen::Settled(entry("10.0.1.0/24", "192.0.2.1", 1))), None);
         let changing = || Some(Seen::Changing(entry("10.0.1.0/24", "192.0.2.2", 1)));
         assert!(!table.put("a", changing(), None));
-        let mut next = Table::default();
+        let mut next = NodeTable::default();
         next.put("a", changing(), Some(&table));
         assert_eq!(next.leases(), table.leases());
         assert!(next.put("b", changing(), None), "nothing was known");
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn what_somebody_deletes_or_overwrites_is_told_from_what_a_node_decides() {
         let known = entry("10.0.1.0/24", "192.0.2.1", 0);
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         table.put("a", Some(Seen::Settled(known.clone())), None);
         let node = |cidr: &str, created: &str| {
             format!(
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn of_nodes_with_the_same_subnet_the_oldest_has_it() {
         let entries = [("a", 5), ("b", 3), ("c", 4)];
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         for (index, (name, created)) in entries.into_iter().enumerate() {
             let public = format!("192.0.2.{index}");
             table.put(name, Some(Seen::Settled(entry("10.0.1.0/24", &public, created))), None);
@@ -373,7 +373,7 @@ mod tests {
         fn what_follows_from_each_event_is_what_follows_from_all_nodes(
             events in prop::collection::vec((0u8..6, prop::option::of((0u8..4, 0u8..3, 0u64..3))), 1..40),
         ) {
-            let (mut table, mut nodes) = (Table::default(), BTreeMap::new());
+            let (mut table, mut nodes) = (NodeTable::default(), BTreeMap::new());
             for (name, says) in events {
                 let known = match says {
                     Some(says) => nodes.insert(name, says),
@@ -390,7 +390,7 @@ mod tests {
                 prop_assert!(all.leases.keys().eq(all.names.keys()));
                 let losers = nodes.keys().map(u8::to_string).filter(|name| !holders.iter().any(|(held, _)| held == name));
                 prop_assert!(all.malformed.keys().cloned().eq(losers));
-                let mut listed = Table::default();
+                let mut listed = NodeTable::default();
                 for (name, (subnet, public, created)) in &nodes {
                     let entry = entry(&format!("10.0.{subnet}.0/24"), &format!("192.0.2.{public}"), *created);
                     listed.put(&name.to_string(), Some(Seen::Settled(entry)), Some(&table));
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_list_that_brings_nothing_new_shares_all_with_what_is_published() {
         let filled = || {
-            let mut table = Table::default();
+            let mut table = NodeTable::default();
             for number in 0..1000 {
                 let entry = entry(&format!("10.{}.{}.0/24", number / 250, number % 250), "192.0.2.1", 1);
                 table.put(&format!("p{number:04}"), Some(Seen::Settled(entry)), None);
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_node_costs_less_than_60_bytes_besides_its_lease() {
-        let size = size_of::<Known>() + size_of::<Arc<str>>();
+        let size = size_of::<KnownNode>() + size_of::<Arc<str>>();
         assert!(size < 60, "{size}");
     }
 }
