@@ -147,7 +147,7 @@ without = tree=$$(cargo tree --locked -q -p $(1) -e normal,build --all-features 
 	done
 
 layers: PACKAGES += python3
-layers: deps ## Checks who depends on whom (crates, files without cycles, layers inside of backends), and sizes
+layers: deps ## Checks who depends on whom (crates, files without cycles, layers inside of backends), sizes, and that no two types of a crate share a name
 	@$(call without,subnet,rtnetlink netlink-sys clap)
 	@$(call without,backends,kube k8s-openapi etcd-client clap)
 	@$(call without,cni-plugin,tokio kube k8s-openapi etcd-client rtnetlink netlink-sys clap)
@@ -156,6 +156,7 @@ layers: deps ## Checks who depends on whom (crates, files without cycles, layers
 	@for package in flanneld bench; do $(call without,$$package,aws-lc-rs aws-lc-sys openssl-sys); done
 	@.ci/module-cycles
 	@.ci/sizes
+	@.ci/same-names
 
 release: ## Builds the static programs that are shipped: flanneld, and the plugin with musl where Rust has it
 	cargo build --locked --release $(if $(PLATFORM),--target=$(TRIPLE)) -p flanneld

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use crate::state::host::Direct;
 use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
-use crate::state::{Change, KernelState};
+use crate::state::{KernelChange, KernelState};
 use prerequisites::Sysctls;
 
 pub use crate::state::{is_tunnel, is_tunnel_name};
@@ -33,7 +33,7 @@ pub enum KernelError {
     /// One change was refused.
     #[error("{change}: {source}")]
     Refused {
-        /// The kind of object, see [`Change::object`].
+        /// The kind of object, see [`KernelChange::object`].
         object: &'static str,
         /// The device that it is about.
         device: Option<Name>,
@@ -114,7 +114,7 @@ pub trait Kernel: Send + 'static {
 
     /// Makes the changes in order. One failure doesn't stop the rest; "already so" is success. Returns
     /// the failures with the index of the change.
-    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)>;
+    fn apply(&mut self, changes: &[KernelChange]) -> Vec<(usize, KernelError)>;
 
     /// Asks the kernel which way packets to `addr` take.
     ///

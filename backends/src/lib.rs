@@ -63,7 +63,7 @@ pub use kernel::netlink::wireguard_sessions;
 pub use kernel::reconcile::{Report, Settled, converge, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
-pub use nft::{Listener as NftListener, Moved, NftError, Watched, ruleset_text};
+pub use nft::{Moved, NftError, NftListener, Watched, ruleset_text};
 pub use plan::active::{ActiveBackends, FoundSessions, HeardKeys};
 pub use plan::backend::{BackendId, Macs, Node, Peer, PlanInput, Underlay};
 pub use plan::peers::{PeerContext, Peers};
@@ -74,7 +74,7 @@ pub use state::name::Name;
 pub use state::tunnel::TunnelFilter;
 #[cfg(feature = "testing")]
 pub use state::tunnel::TunnelPort;
-pub use state::{Change, KernelState, diff, host, name};
+pub use state::{KernelChange, KernelState, diff, host, name};
 pub use traffic::firewall::{Firewall, FirewallError, FirewallReport, Look};
 pub use traffic::peer_counters::{PeerCounters, PeerTraffic};
 pub use traffic::rules::{Masquerade, Traffic};

@@ -15,7 +15,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A table is as desired, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`Listener`] tells when somebody
+//! A table is as desired, or it is replaced; only elements of sets come and go one by one ([`Refit`]). [`NftListener`] tells when somebody
 //! else touched it. What stands in other people's tables is only ever read, and changed rule by rule.
 
 mod change;
@@ -47,12 +47,12 @@ pub use describe::ruleset_text;
 pub use encode::Transaction;
 #[cfg(feature = "testing")]
 pub(crate) use expr::Lookup;
-pub(crate) use expr::{CtKey, Header, MetaKey, Reg};
+pub(crate) use expr::{CtKey, MetaKey, PayloadBase, Reg};
 pub use expr::{CtState, Expr, Op, Rate, Verdict, masquerade_flags};
 #[cfg(any(test, feature = "testing"))]
 pub use foreign::may_refuse;
 pub use foreign::removal;
-pub use listen::{Listener, Moved, Watched};
+pub use listen::{Moved, NftListener, Watched};
 pub use model::{
     Base, Chain, Flowtable, Hook, POLICY_TABLE, Policy, Rule, Ruleset, Table, TableFamily, TableId,
 };
@@ -66,7 +66,7 @@ pub use set::{KeyType, Set, Span};
 
 use decode::Assembly;
 use rustix::io::Errno;
-use socket::{NftSocket, Refused};
+use socket::{NftSocket, RefusedTransaction};
 use uapi::*;
 
 use crate::netlink::wire::{self, Writer};
@@ -127,7 +127,7 @@ impl Nft {
         Ok(Self { socket })
     }
 
-    /// The number by which a [`Listener`] knows changes made through this value.
+    /// The number by which a [`NftListener`] knows changes made through this value.
     pub fn port(&self) -> u32 {
         self.socket.port()
     }
@@ -163,7 +163,7 @@ impl Nft {
     /// [`NftError::Refused`] names the first rule, set, ... that the kernel refused.
     pub(crate) fn carry_out(&mut self, transaction: &Transaction<'_>) -> Result<(), NftError> {
         let answer = self.socket.transact(transaction).map_err(failed("sending a transaction"))?;
-        answer.map_err(|Refused { position, refusal, others }| {
+        answer.map_err(|RefusedTransaction { position, refusal, others }| {
             let words = refusal.words.map(|words| format!(" ({words})")).unwrap_or_default();
             let others = match others {
                 0 => String::new(),

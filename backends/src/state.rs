@@ -24,7 +24,7 @@ use name::Name;
 use nexthop::NexthopId;
 use wireguard::WireguardDevice;
 
-pub use change::Change;
+pub use change::KernelChange;
 pub use hops::NexthopUse;
 pub(crate) use link::{IPIP_DEVICE, LinkPatch, SPARE_PREFIXES};
 pub use link::{IpipIdentity, Link, LinkIdentity, LinkSettings, VxlanIdentity, is_tunnel, is_tunnel_name};

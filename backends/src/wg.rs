@@ -21,6 +21,7 @@ pub mod device;
 pub mod gate;
 mod handshake;
 pub mod identity;
+pub mod indices;
 pub mod key_file;
 pub mod ledger;
 pub mod message;
@@ -37,7 +38,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use settings::{Opening, PeerSettings, Settings};
+pub use settings::{Opening, PeerSettings, WireguardSettings};
 
 /// The time: since some moment, which only grows, and since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

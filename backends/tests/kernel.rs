@@ -14,8 +14,8 @@ use backends::kernel::netlink::{Listener, Netlink};
 use backends::kernel::{NotificationFilter, Notifications, Records};
 use backends::testing::{Fabric, Node as Machine, Pod};
 use backends::{
-    ActiveBackends, Change, Kernel, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report, Scope,
-    Underlay, converge,
+    ActiveBackends, Kernel, KernelChange, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report,
+    Scope, Underlay, converge,
 };
 use subnet::lease::parse_key;
 use subnet::{Family, Leases, Mac, NetworkConfig, PublicAddrs, Subnets};
@@ -140,7 +140,7 @@ impl<'m> Agent<'m> {
     }
 }
 
-fn words(changes: &[Change]) -> Vec<String> {
+fn words(changes: &[KernelChange]) -> Vec<String> {
     changes.iter().map(ToString::to_string).collect()
 }
 

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use backends::kernel::netlink::Netlink;
 use backends::state::{Link, LinkIdentity, LinkSettings, Route, VxlanIdentity};
 use backends::testing::{Fabric, Namespace, Node};
-use backends::{Change, Kernel, KernelState, Name, Scope, converge};
+use backends::{Kernel, KernelChange, KernelState, Name, Scope, converge};
 use subnet::{Family, Mac};
 
 fn name(text: &str) -> Name {
@@ -36,7 +36,7 @@ fn open(machine: &Node) -> Netlink {
 fn refusal(machine: &Node) -> String {
     let mut kernel = open(machine);
     let link = vxlan(machine, &mut kernel);
-    let changes = [Change::AddLink(name("flannel.1"), link)];
+    let changes = [KernelChange::AddLink(name("flannel.1"), link)];
     let failures = machine.namespace().run(|| kernel.apply(&changes));
     let text = failures[0].1.to_string();
     machine.namespace().ip("link del flannel.1").unwrap();
@@ -72,7 +72,8 @@ fn a_device_with_the_same_vni_and_port_is_named() {
         .unwrap();
     let mut kernel = open(&machine);
     let link = vxlan(&machine, &mut kernel);
-    let failures = machine.namespace().run(|| kernel.apply(&[Change::AddLink(name("flannel.1"), link)]));
+    let failures =
+        machine.namespace().run(|| kernel.apply(&[KernelChange::AddLink(name("flannel.1"), link)]));
     let text = failures[0].1.to_string();
     assert!(text.contains("other0 has this VNI and port") && text.contains("Backend.VNI"), "{text}");
 }
@@ -85,8 +86,10 @@ fn a_tun_device_that_another_process_holds_gets_neither_address_nor_route() {
     let device = name("flannel0");
     // The holder: another opener of the device in this process is for the kernel another one.
     let mut holder = open(&machine);
-    let changes =
-        [Change::AddLink(device, tun()), Change::AddAddress(device, "10.244.1.0/32".parse().unwrap())];
+    let changes = [
+        KernelChange::AddLink(device, tun()),
+        KernelChange::AddAddress(device, "10.244.1.0/32".parse().unwrap()),
+    ];
     assert!(machine.namespace().run(|| holder.apply(&changes)).is_empty());
 
     let mut kernel = open(&machine);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use backends::firewall::nftables::NftFirewall;
 use backends::kernel::netlink::Netlink;
-use backends::state::Change;
+use backends::state::KernelChange;
 use backends::{Firewall, Kernel, KernelState, Look, Scope, converge};
 use ipnet::IpNet;
 use subnet::saved::Saved;
@@ -245,7 +245,7 @@ fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 /// The object of a removal, in words.
-fn object(change: &Change) -> String {
+fn object(change: &KernelChange) -> String {
     let text = change.to_string();
     text.replacen(" del ", " ", 1)
 }

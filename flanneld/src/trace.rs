@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use backends::kernel::netlink::Netlink;
-use backends::trace::{Flow, Step, Steps, Table, TableId, Tracer, sweep};
+use backends::trace::{Flow, Steps, Table, TableId, TraceStep, Tracer, sweep};
 use backends::{Kernel, KernelState, Scope};
 use tokio::time::{Instant, sleep_until};
 
@@ -121,7 +121,7 @@ impl Watch {
         Ok(over)
     }
 
-    fn take(&mut self, step: &Step) {
+    fn take(&mut self, step: &TraceStep) {
         let now = Instant::now();
         let known = self.under_way.iter().position(|(_, journey)| journey.packet == step.packet);
         let moved = || self.under_way.iter().position(|(_, journey)| journey.is_the_same(step));

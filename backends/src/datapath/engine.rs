@@ -24,7 +24,7 @@ use crate::wg::ledger::SessionReport;
 pub struct Offload(pub bool);
 
 /// All tunnels, by the names of their devices.
-pub(crate) struct Engine {
+pub(crate) struct TunnelEngine {
     tunnels: BTreeMap<Name, Tunnel>,
     counters: Arc<Counters>,
     offload: bool,
@@ -47,7 +47,7 @@ struct Tunnel {
     stays: Option<bool>,
 }
 
-impl Engine {
+impl TunnelEngine {
     /// An engine without tunnels.
     pub(crate) fn new(Offload(offload): Offload) -> Self {
         Self { tunnels: BTreeMap::new(), counters: Arc::default(), offload, release: None }

@@ -18,9 +18,10 @@ use super::routing::Routing;
 use super::seal::{self, Sealing, handle};
 use super::shared::Shared;
 use super::sys::{Datagram, Receiver, Tun, UdpSocket};
-use crate::wg::device::{Entry, Heard};
-use crate::wg::message::{HEADER, Message};
-use crate::wg::session::Refusal;
+use crate::wg::device::Heard;
+use crate::wg::indices::IndexEntry;
+use crate::wg::message::{HEADER, WireguardMessage};
+use crate::wg::session::PacketRefusal;
 use crate::wg::{Now, Outgoing};
 
 pub(super) struct Ingress {
@@ -127,8 +128,8 @@ impl Ingress {
             let mut start = datagram.start;
             while start < end {
                 let next = end.min(start + datagram.segment);
-                match Message::parse(&bytes[start..next]) {
-                    Some(Message::Data { receiver, counter }) => {
+                match WireguardMessage::parse(&bytes[start..next]) {
+                    Some(WireguardMessage::Data { receiver, counter }) => {
                         let said = &mut self.said;
                         let packet = opener.open(&mut bytes[start..next], (receiver, counter), said, stats);
                         if let Some((len, header)) = packet {
@@ -244,7 +245,7 @@ struct Opener<'a> {
     datagram: &'a Datagram,
     now: Now,
     /// The session that was looked up last, if there is one.
-    last: Option<(u32, Option<Entry>)>,
+    last: Option<(u32, Option<IndexEntry>)>,
     /// What of it was valid, if something was.
     heard: Option<Heard>,
 }
@@ -275,11 +276,11 @@ impl Opener<'_> {
         let bytes = datagram.len();
         let len = match session.open(datagram, counter) {
             Ok(len) => len,
-            Err(Refusal::Forged) => {
+            Err(PacketRefusal::Forged) => {
                 stats.forged += 1;
                 return None;
             }
-            Err(Refusal::Replayed) => {
+            Err(PacketRefusal::Replayed) => {
                 stats.replayed += 1;
                 return None;
             }

@@ -23,13 +23,13 @@ pub struct Routing {
     pub port: u16,
     /// See [`Forwarding::check_sources`].
     pub check_sources: bool,
-    v4: Table<u32>,
-    v6: Table<u128>,
+    v4: FamilyTable<u32>,
+    v6: FamilyTable<u128>,
 }
 
 /// The peers of one family, whose addresses are such numbers.
 #[derive(Debug)]
-struct Table<Bits> {
+struct FamilyTable<Bits> {
     ranges: Vec<Range<Bits>>,
     /// The public addresses of all peers, sorted.
     publics: Vec<Bits>,
@@ -52,7 +52,7 @@ struct Range<Bits> {
     public: Bits,
 }
 
-impl<Bits: Ord + Copy> Table<Bits> {
+impl<Bits: Ord + Copy> FamilyTable<Bits> {
     fn new(ranges: impl Iterator<Item = Range<Bits>>) -> Self {
         let mut ranges: Vec<Range<Bits>> = ranges.collect();
         ranges.sort_unstable_by_key(|range| range.first);
@@ -144,8 +144,8 @@ impl Routing {
             mtu,
             port,
             check_sources,
-            v4: Table::new(peers.iter().filter_map(v4)),
-            v6: Table::new(peers.iter().filter_map(v6)),
+            v4: FamilyTable::new(peers.iter().filter_map(v4)),
+            v6: FamilyTable::new(peers.iter().filter_map(v6)),
         }
     }
 

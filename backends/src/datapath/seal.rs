@@ -16,10 +16,10 @@ use super::counters::Counters;
 use super::outbox::{Margin, Outbox};
 use super::packet::V6_HEADER;
 use super::sys::UdpSocket;
-use crate::wg::answers::Outcome;
+use crate::wg::answers::HandshakeOutcome;
 use crate::wg::device::Device;
-use crate::wg::message::{HEADER, Message, PADDING, TAG};
-use crate::wg::peer::Peer;
+use crate::wg::message::{HEADER, PADDING, TAG, WireguardMessage};
+use crate::wg::peer::DevicePeer;
 use crate::wg::{Now, Outgoing};
 
 /// When the process began to need the time.
@@ -190,26 +190,34 @@ fn clear_padding(datagram: &mut [u8]) {
     padded[len..].fill(0);
 }
 
-fn stage(device: &Device, peer: &Arc<Peer>, datagram: &[u8], now: Now, out: &mut Vec<Outgoing>) -> bool {
+fn stage(
+    device: &Device,
+    peer: &Arc<DevicePeer>,
+    datagram: &[u8],
+    now: Now,
+    out: &mut Vec<Outgoing>,
+) -> bool {
     let padded = &datagram[HEADER..datagram.len() - TAG];
     device.stage(peer, &padded[..len(padded)], now, out)
 }
 
 /// Counts what a handshake message came to.
-pub(super) fn count(message: &Message<'_>, outcome: Outcome, counters: &Counters) {
+pub(super) fn count(message: &WireguardMessage<'_>, outcome: HandshakeOutcome, counters: &Counters) {
     let counter = match outcome {
-        Outcome::Answered => &counters.handshakes,
-        Outcome::Established => {
+        HandshakeOutcome::Answered => &counters.handshakes,
+        HandshakeOutcome::Established => {
             counters.handshakes_begun.add(1);
             &counters.handshakes
         }
-        Outcome::Asked => &counters.handshakes_asked,
-        Outcome::Proving => &counters.handshakes_proving,
-        Outcome::Refused => {
-            counters.handshakes_misanswered.add(u64::from(!matches!(message, Message::Initiation(_))));
+        HandshakeOutcome::Asked => &counters.handshakes_asked,
+        HandshakeOutcome::Proving => &counters.handshakes_proving,
+        HandshakeOutcome::Refused => {
+            counters
+                .handshakes_misanswered
+                .add(u64::from(!matches!(message, WireguardMessage::Initiation(_))));
             &counters.refused_handshakes
         }
-        Outcome::Dropped => &counters.dropped_handshakes,
+        HandshakeOutcome::Dropped => &counters.dropped_handshakes,
     };
     counter.add(1);
 }

@@ -5,20 +5,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
-use super::engine::Engine;
+use super::engine::TunnelEngine;
 use super::handover::TunnelFiles;
 use crate::wg::ledger::SessionReport;
 
 /// The tunnels of a kernel, also for somebody who outlives it.
 #[derive(Clone)]
-pub struct Tunnels(Arc<Mutex<Engine>>);
+pub struct Tunnels(Arc<Mutex<TunnelEngine>>);
 
 impl Tunnels {
-    pub(crate) fn new(engine: Engine) -> Self {
+    pub(crate) fn new(engine: TunnelEngine) -> Self {
         Self(Arc::new(Mutex::new(engine)))
     }
 
-    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+    pub(crate) fn engine(&self) -> MutexGuard<'_, TunnelEngine> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -76,10 +76,10 @@ mod tests {
     #[test]
     fn the_former_process_stops_once_before_the_first_change_of_any_kind() {
         let name: Name = "flannel0".parse().unwrap();
-        let changes: [fn(&mut Engine, &Name); 2] = [Engine::stop, Engine::close];
+        let changes: [fn(&mut TunnelEngine, &Name); 2] = [TunnelEngine::stop, TunnelEngine::close];
         for change in changes {
             let stops = Arc::new(AtomicUsize::new(0));
-            let tunnels = Tunnels::new(Engine::new(Offload(true)));
+            let tunnels = Tunnels::new(TunnelEngine::new(Offload(true)));
             let counted = Arc::clone(&stops);
             let release = move || {
                 counted.fetch_add(1, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// What one call received.
-pub(super) struct Received {
+pub(super) struct ReceivedEcho {
     /// Length of the packet, of which the buffer may hold less.
     pub(super) len: usize,
     pub(super) from: Option<IpAddr>,
@@ -56,7 +56,7 @@ pub(super) fn stamp_arrivals(socket: &Socket) -> io::Result<()> {
 }
 
 /// Receives one packet without waiting.
-pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Received> {
+pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<ReceivedEcho> {
     // SAFETY: all-zero values of these plain C structures are valid.
     let (mut address, mut control, mut header): (libc::sockaddr_storage, TimeControl, libc::msghdr) =
         unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
@@ -76,7 +76,7 @@ pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Received
         && control.header.cmsg_level == libc::SOL_SOCKET
         && control.header.cmsg_type == libc::SCM_TIMESTAMPNS;
     let age = if stamped { since(control.time) } else { Duration::ZERO };
-    Ok(Received { len, from: ip(&address), age })
+    Ok(ReceivedEcho { len, from: ip(&address), age })
 }
 
 /// The time since a moment of the wall clock, which is a moment ago unless the clock was set meanwhile.

@@ -11,7 +11,7 @@ use super::{Kernel, KernelError, Observed, Scope};
 use crate::kernel::prerequisites::Sysctls;
 use crate::state::host::Direct;
 use crate::state::host::{HostView, ResolvedRoute};
-use crate::state::{Change, KernelState, LinkIdentity};
+use crate::state::{KernelChange, KernelState, LinkIdentity};
 
 /// The fake kernel. Stands in for netlink where a test is about the agent and not about the kernel.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +26,7 @@ pub struct FakeKernel {
     pub resolved: BTreeMap<IpAddr, ResolvedRoute>,
     /// The module for WireGuard is not there.
     pub without_wireguard: bool,
-    /// Objects (by [`Change::object`], or "vxlan", "ipip" and "wireguard" for the making of such devices) whose changes fail
+    /// Objects (by [`KernelChange::object`], or "vxlan", "ipip" and "wireguard" for the making of such devices) whose changes fail
     /// with this errno.
     pub failing: BTreeMap<&'static str, i32>,
     /// All changes made so far.
@@ -48,17 +48,17 @@ impl FakeKernel {
 
     /// Applies one change with its side effects: addresses and routes die with the link's downfall, and
     /// setting a MAC flushes the permanent neighbours.
-    fn make(&mut self, change: &Change) {
+    fn make(&mut self, change: &KernelChange) {
         self.state.apply(change);
         match change {
-            Change::AddLink(name, _) => {
+            KernelChange::AddLink(name, _) => {
                 if let Some(link) = self.state.links.get_mut(name)
                     && let LinkIdentity::Vxlan(vxlan) = &mut link.identity
                 {
                     vxlan.port = vxlan.port.or(Some(8472));
                 }
             }
-            Change::SetLink(name, patch) if patch.mac.is_some() => {
+            KernelChange::SetLink(name, patch) if patch.mac.is_some() => {
                 self.state.neighbours.retain(|(dev, _), _| dev != name);
             }
             _ => {}
@@ -72,11 +72,11 @@ impl Kernel for FakeKernel {
         Ok(Observed { state: self.state.clone(), host: self.host.clone() })
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+    fn apply(&mut self, changes: &[KernelChange]) -> Vec<(usize, KernelError)> {
         let mut failures = Vec::new();
         for (index, change) in changes.iter().enumerate() {
             let kind = match change {
-                Change::AddLink(_, link) => match link.identity {
+                KernelChange::AddLink(_, link) => match link.identity {
                     LinkIdentity::Vxlan(_) => self.failing.get("vxlan"),
                     LinkIdentity::Ipip(_) => self.failing.get("ipip"),
                     LinkIdentity::Wireguard => self.failing.get("wireguard"),
@@ -159,7 +159,7 @@ impl Kernel for SharedKernel {
         self.lock().observe(desired, scope)
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+    fn apply(&mut self, changes: &[KernelChange]) -> Vec<(usize, KernelError)> {
         self.lock().apply(changes)
     }
 

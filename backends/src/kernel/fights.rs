@@ -37,12 +37,12 @@ struct Fight {
     total: u64,
     /// How much faster than [`SUSTAINED`] it was put right.
     debt: Duration,
-    stage: Stage,
+    stage: FightStage,
 }
 
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum FightStage {
     /// Put right now and then.
     Counted,
     /// Undone more often than [`TOLERATED`]. It stays so if the other side is held back, whose pauses make both slow.
@@ -53,18 +53,18 @@ enum Stage {
 
 impl Fight {
     fn new(now: Instant) -> Self {
-        Self { minute: (now, 0), last: now, total: 0, debt: Duration::ZERO, stage: Stage::Counted }
+        Self { minute: (now, 0), last: now, total: 0, debt: Duration::ZERO, stage: FightStage::Counted }
     }
 
     fn until(&self) -> Option<Instant> {
         match self.stage {
-            Stage::HeldBack(pause) => Some(self.last + pause),
-            Stage::Counted | Stage::Noted => None,
+            FightStage::HeldBack(pause) => Some(self.last + pause),
+            FightStage::Counted | FightStage::Noted => None,
         }
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        let rest = if self.stage == Stage::Counted { MINUTE } else { CALM };
+        let rest = if self.stage == FightStage::Counted { MINUTE } else { CALM };
         now.saturating_duration_since(self.last) > rest
     }
 
@@ -79,14 +79,14 @@ impl Fight {
         }
         self.minute.1 += 1;
         self.debt = self.debt.saturating_sub(elapsed) + SUSTAINED;
-        if let Stage::HeldBack(pause) = &mut self.stage {
+        if let FightStage::HeldBack(pause) = &mut self.stage {
             let longer = (2 * *pause).min(PAUSE.1);
             return std::mem::replace(pause, longer) < longer;
         }
         if self.debt > SUSTAINED * BURST {
-            self.stage = Stage::HeldBack(PAUSE.0);
+            self.stage = FightStage::HeldBack(PAUSE.0);
         } else if self.minute.1 > TOLERATED {
-            self.stage = Stage::Noted;
+            self.stage = FightStage::Noted;
         }
         self.minute.1 == TOLERATED + 1
     }
@@ -116,7 +116,7 @@ impl Fights {
                 continue;
             }
             let entry = self.0.entry(text.clone()).or_insert_with(|| Fight::new(now));
-            let known = entry.stage != Stage::Counted;
+            let known = entry.stage != FightStage::Counted;
             if entry.repaired(now) {
                 match told.warning {
                     None => told.warning = Some(sentence(&text, entry)),
@@ -147,17 +147,18 @@ impl Fights {
 
     /// What is fought over, in sentences.
     pub fn notes(&self, now: Instant) -> Vec<String> {
-        let fought = self.0.iter().filter(|(_, entry)| entry.stage != Stage::Counted && !entry.is_over(now));
+        let fought =
+            self.0.iter().filter(|(_, entry)| entry.stage != FightStage::Counted && !entry.is_over(now));
         fought.map(|(text, entry)| sentence(text, entry)).collect()
     }
 }
 
 fn sentence(text: &str, entry: &Fight) -> String {
     let pause = match entry.stage {
-        Stage::HeldBack(pause) => {
+        FightStage::HeldBack(pause) => {
             format!("; it was made {} times and waits {} s from now on", entry.total, pause.as_secs())
         }
-        Stage::Counted | Stage::Noted => String::new(),
+        FightStage::Counted | FightStage::Noted => String::new(),
     };
     format!(
         "\"{text}\" was needed more than {TOLERATED} times within a minute: something else on this host undoes it \

@@ -33,18 +33,18 @@ use subnet::net::host;
 
 use super::{Kernel, KernelError, Observed, Scope, is_tunnel};
 use crate::datapath::counters::Counters;
-use crate::datapath::engine::{Engine, Offload};
+use crate::datapath::engine::{Offload, TunnelEngine};
 use crate::datapath::tunnels::Tunnels;
 use crate::kernel::prerequisites::Sysctls as Values;
 use crate::netlink::ethtool::Ethtool;
 use crate::state::host::Direct;
 use crate::state::host::{HostView, ResolvedRoute};
 use crate::state::name::Name;
-use crate::state::{Change, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
+use crate::state::{KernelChange, KernelState, Link, LinkIdentity, LinkPatch, LinkSettings, Route};
 use crate::wg::ledger::SessionReport;
 use decode::LinkFacts;
 use refusal::{errno, record};
-use routes::Look;
+use routes::ReadContext;
 use socket::{Request, RouteSocket};
 use sysctl::Sysctls;
 use tun::TunFacts;
@@ -89,7 +89,7 @@ impl Netlink {
         Ok(Self {
             socket,
             indexes: BTreeMap::new(),
-            tunnels: Tunnels::new(Engine::new(offload)),
+            tunnels: Tunnels::new(TunnelEngine::new(offload)),
             ethtool: Ethtool::new(),
             complained: false,
             nexthops_refused: false,
@@ -183,7 +183,7 @@ impl Netlink {
             self.add_tun(name)?;
             patch.mtu = Some(link.settings.mtu);
         } else {
-            let change = Change::AddLink(*name, link.clone());
+            let change = KernelChange::AddLink(*name, link.clone());
             self.socket.change(encode::request(&change, 0)?)?;
         }
         let index = self.find(name)?.header.index;
@@ -192,34 +192,36 @@ impl Netlink {
         let LinkSettings { accept_ra, accept_local, .. } = link.settings;
         self.sysctls.set(name, &LinkPatch { accept_ra, accept_local, ..LinkPatch::default() });
         if !patch.is_empty() {
-            self.socket.change(encode::request(&Change::SetLink(*name, patch), index)?)?;
+            self.socket.change(encode::request(&KernelChange::SetLink(*name, patch), index)?)?;
         }
         // The next round says so if it can't be had.
         let _ = link.settings.tx_checksum.map(|on| self.ethtool.set_tx_checksum(index, on));
         Ok(())
     }
 
-    fn change_link(&mut self, change: &Change) -> io::Result<()> {
+    fn change_link(&mut self, change: &KernelChange) -> io::Result<()> {
         let index = change.device().and_then(|name| self.indexes.get(&name).copied());
         match change {
-            Change::AddLink(name, link) => self.add_link(name, link),
-            Change::RenameLink(from, to) => {
+            KernelChange::AddLink(name, link) => self.add_link(name, link),
+            KernelChange::RenameLink(from, to) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 self.socket.change(encode::request(change, index)?)?;
                 self.indexes.remove(from);
                 self.indexes.insert(*to, index);
                 Ok(())
             }
-            Change::SetForwarding(name, forwarding) => self.tunnels.engine().set(name, forwarding),
-            Change::DelForwarding(name) => {
+            KernelChange::SetForwarding(name, forwarding) => self.tunnels.engine().set(name, forwarding),
+            KernelChange::DelForwarding(name) => {
                 self.tunnels.engine().stop(name);
                 Ok(())
             }
-            Change::SetWireguard(..) | Change::SetWireguardPeers(..) => self.change_wireguard(change, index),
-            Change::SetLink(name, patch) => {
+            KernelChange::SetWireguard(..) | KernelChange::SetWireguardPeers(..) => {
+                self.change_wireguard(change, index)
+            }
+            KernelChange::SetLink(name, patch) => {
                 let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
                 encode::steps(patch).try_for_each(|step| {
-                    self.socket.change(encode::request(&Change::SetLink(*name, step), index)?)
+                    self.socket.change(encode::request(&KernelChange::SetLink(*name, step), index)?)
                 })?;
                 self.sysctls.set(name, patch);
                 if patch.up == Some(true) {
@@ -279,12 +281,12 @@ impl Kernel for Netlink {
         }
 
         let mut host = host;
-        self.read_routes(Look { desired, scope, own: &own }, &mut host, &mut state)?;
+        self.read_routes(ReadContext { desired, scope, own: &own }, &mut host, &mut state)?;
         self.read_entries(&own, desired, &mut state)?;
         Ok(Observed { state, host })
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, KernelError)> {
+    fn apply(&mut self, changes: &[KernelChange]) -> Vec<(usize, KernelError)> {
         let mut failures = Vec::new();
         let mut pending: (Vec<usize>, Vec<Request>) = Default::default();
         let mut missing: BTreeSet<Name> = BTreeSet::new();
@@ -301,14 +303,14 @@ impl Kernel for Netlink {
                 rerouted = false;
             }
             rerouted |=
-                matches!(change, Change::SetRoute(route) if route.onlink && route.dst.addr().is_ipv6());
+                matches!(change, KernelChange::SetRoute(route) if route.onlink && route.dst.addr().is_ipv6());
             let is_link = matches!(change.object(), "link" | "forwarding" | "wireguard");
             let index = change.device().map(|name| (name, self.indexes.get(&name).copied()));
             let outcome = match index {
                 _ if is_link => {
                     self.send(changes, &mut pending, &mut failures);
                     let outcome = self.change_link(change);
-                    if let (Change::AddLink(name, _), Err(_)) = (change, &outcome) {
+                    if let (KernelChange::AddLink(name, _), Err(_)) = (change, &outcome) {
                         missing.insert(*name);
                     }
                     outcome.map_err(|error| self.named(change, error))
@@ -321,7 +323,7 @@ impl Kernel for Netlink {
                 _ => {
                     let index = index.and_then(|(_, index)| index).unwrap_or_default();
                     let object = match change {
-                        Change::SetRoute(route) => nexthop::object_of(route, index),
+                        KernelChange::SetRoute(route) => nexthop::object_of(route, index),
                         _ => None,
                     };
                     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
@@ -380,7 +382,7 @@ impl Kernel for Netlink {
 impl Netlink {
     fn send(
         &mut self,
-        changes: &[Change],
+        changes: &[KernelChange],
         pending: &mut (Vec<usize>, Vec<Request>),
         failures: &mut Vec<(usize, KernelError)>,
     ) {
@@ -389,7 +391,7 @@ impl Netlink {
         for (offset, error) in self.socket.changes(requests) {
             let position = positions[offset];
             let change = &changes[position];
-            if let Change::AddAddress(name, net) = change
+            if let KernelChange::AddAddress(name, net) = change
                 && net.addr().is_ipv6()
                 && error.raw_os_error() == Some(errno::EACCES)
                 && enable_ipv6(name)
@@ -399,10 +401,10 @@ impl Netlink {
             let outcome = match change {
                 // What comes after the address was refused for the same reason.
                 _ if enabled.is_some() && change.device() == enabled => self.repeat(change),
-                Change::SetRoute(route) if may_lack_way_to_hop(route, &error) => {
+                KernelChange::SetRoute(route) if may_lack_way_to_hop(route, &error) => {
                     self.set_route_with_way(route)
                 }
-                Change::SetRoute(route) if route.nexthop.is_some() && nexthop::are_refused(&error) => {
+                KernelChange::SetRoute(route) if route.nexthop.is_some() && nexthop::are_refused(&error) => {
                     self.set_without_object(route, &error)
                 }
                 _ => Err(error),
@@ -411,7 +413,7 @@ impl Netlink {
         }
     }
 
-    fn repeat(&mut self, change: &Change) -> io::Result<()> {
+    fn repeat(&mut self, change: &KernelChange) -> io::Result<()> {
         let index = change.device().and_then(|name| self.indexes.get(&name).copied()).unwrap_or_default();
         self.socket.change(encode::request(change, index)?)
     }
@@ -421,7 +423,7 @@ impl Netlink {
         if !std::mem::replace(&mut self.nexthops_refused, true) {
             tracing::warn!("the kernel refuses nexthop objects ({error}), so routes to peers are plain ones");
         }
-        self.repeat(&Change::SetRoute(Route { nexthop: None, ..*route }))
+        self.repeat(&KernelChange::SetRoute(Route { nexthop: None, ..*route }))
     }
 
     /// Sets a route after one to its next hop alone, which goes again: without that, nothing could take
@@ -429,9 +431,9 @@ impl Netlink {
     fn set_route_with_way(&mut self, route: &Route) -> io::Result<()> {
         let Some(hop) = route.via else { return Err(io::Error::from_raw_os_error(errno::EINVAL)) };
         let way = Route { dev: route.dev, ..Route::ours(host(hop)) };
-        self.repeat(&Change::SetRoute(way))?;
-        let outcome = self.repeat(&Change::SetRoute(*route));
-        self.repeat(&Change::DelRoute(way))?;
+        self.repeat(&KernelChange::SetRoute(way))?;
+        let outcome = self.repeat(&KernelChange::SetRoute(*route));
+        self.repeat(&KernelChange::DelRoute(way))?;
         outcome
     }
 }

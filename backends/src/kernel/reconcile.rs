@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
 use crate::state::diff::{conflicts, diff};
 use crate::state::name::Name;
-use crate::state::{Change, KernelState, LinkIdentity, is_tunnel};
+use crate::state::{KernelChange, KernelState, LinkIdentity, is_tunnel};
 
 pub use increment::{Settled, converge_since};
 
@@ -19,7 +19,7 @@ const ROUNDS: usize = 3;
 #[derive(Debug, Default)]
 pub struct Report {
     /// The changes made, in order.
-    pub applied: Vec<Change>,
+    pub applied: Vec<KernelChange>,
     /// The changes that the kernel refused in the last round.
     pub failed: Vec<KernelError>,
     /// Wanted routes that the host's own addresses stand in the way of.
@@ -85,25 +85,30 @@ pub(crate) fn converge_but<K: Kernel>(
 }
 
 /// Leaves out what is held back. Without its device nothing can be made that hangs on it.
-fn hold_back(changes: &mut Vec<Change>, held: &BTreeSet<String>) {
+fn hold_back(changes: &mut Vec<KernelChange>, held: &BTreeSet<String>) {
     if held.is_empty() {
         return;
     }
-    let is_held = |change: &Change| held.contains(&change.to_string());
+    let is_held = |change: &KernelChange| held.contains(&change.to_string());
     let devices: BTreeSet<Name> = changes
         .iter()
-        .filter(|change| matches!(change, Change::AddLink(..) | Change::DelLink(_) | Change::RenameLink(..)))
+        .filter(|change| {
+            matches!(
+                change,
+                KernelChange::AddLink(..) | KernelChange::DelLink(_) | KernelChange::RenameLink(..)
+            )
+        })
         .filter(|change| is_held(change))
-        .filter_map(Change::device)
+        .filter_map(KernelChange::device)
         .collect();
     changes
         .retain(|change| !is_held(change) && change.device().is_none_or(|device| !devices.contains(&device)));
 }
 
 /// Which devices of other programs were deleted for one of the same name that is wanted, as Go flannel does.
-fn replaced(applied: &[Change], desired: &KernelState, before: &KernelState) -> Vec<String> {
-    let of_another = |change: &Change| {
-        let Change::DelLink(name) = change else { return None };
+fn replaced(applied: &[KernelChange], desired: &KernelState, before: &KernelState) -> Vec<String> {
+    let of_another = |change: &KernelChange| {
+        let KernelChange::DelLink(name) = change else { return None };
         let identity = &before.links.get(name)?.identity;
         let LinkIdentity::Other(kind) = identity else { return None };
         // A TUN device of the tunnel's name is one that an agent has left which encrypted in process.
@@ -206,7 +211,7 @@ mod tests {
         let desired = of(LinkIdentity::Wireguard);
         for (kind, of_another) in [("bridge", true), ("", true), ("tun", false)] {
             let before = of(LinkIdentity::Other(kind.to_owned()));
-            let replaced = replaced(&[Change::DelLink(name)], &desired, &before);
+            let replaced = replaced(&[KernelChange::DelLink(name)], &desired, &before);
             assert_eq!(replaced.len(), usize::from(of_another), "{kind}: {replaced:?}");
         }
     }
@@ -218,10 +223,10 @@ mod tests {
         let second =
             Route { dst: "10.1.3.0/24".parse().unwrap(), ..*desired.routes.values().next().unwrap() };
         desired.routes.insert(second.dst, second);
-        let held = [Change::SetRoute(second).to_string()].into();
+        let held = [KernelChange::SetRoute(second).to_string()].into();
         let report = converge_but(&mut kernel, &desired, &Scope::default(), &held).unwrap();
         assert!(report.settled && report.applied.len() == 1, "{:?}", report.applied);
         let report = converge(&mut kernel, &desired, &Scope::default()).unwrap();
-        assert_eq!(report.applied, [Change::SetRoute(second)]);
+        assert_eq!(report.applied, [KernelChange::SetRoute(second)]);
     }
 }

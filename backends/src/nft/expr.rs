@@ -24,7 +24,7 @@ pub enum Expr {
     /// Loads bytes of the packet.
     Payload {
         /// Which header `offset` counts from.
-        header: Header,
+        header: PayloadBase,
         /// The first byte.
         offset: u32,
         /// How many bytes.
@@ -68,7 +68,7 @@ pub enum Expr {
     /// Overwrites bytes of the packet; no checksum is corrected.
     WritePayload {
         /// Which header `offset` counts from.
-        header: Header,
+        header: PayloadBase,
         /// The first byte.
         offset: u32,
         /// How many bytes.
@@ -294,7 +294,7 @@ pub(crate) mod packet_type {
 /// Where an offset counts from; the numbers are `NFT_PAYLOAD_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Header {
+pub enum PayloadBase {
     /// The Ethernet header.
     Link = 0,
     /// The IP header.
@@ -303,7 +303,7 @@ pub enum Header {
     Transport = 2,
 }
 
-impl Header {
+impl PayloadBase {
     pub(super) fn from_number(number: u32) -> Option<Self> {
         [Self::Link, Self::Network, Self::Transport].into_iter().find(|header| *header as u32 == number)
     }

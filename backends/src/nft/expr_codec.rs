@@ -1,6 +1,6 @@
 //! The steps of rules as attributes, in both directions.
 
-use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict};
+use super::expr::{CtKey, Expr, Lookup, MetaKey, Op, PayloadBase, Rate, Reg, Verdict};
 use super::registers::{from_register, only, reg, register};
 use super::state_codec;
 use super::uapi::*;
@@ -123,7 +123,7 @@ fn keyed(w: &mut Writer, (kind, key): (u16, u32), (direction, reg): (u16, Reg)) 
 }
 
 /// A part of the packet, and the register that it is read to or written from.
-fn payload(w: &mut Writer, (direction, reg): (u16, Reg), header: Header, offset: u32, len: u32) {
+fn payload(w: &mut Writer, (direction, reg): (u16, Reg), header: PayloadBase, offset: u32, len: u32) {
     w.u32(direction, register(reg));
     w.u32(NFTA_PAYLOAD_BASE, header as u32);
     w.u32(NFTA_PAYLOAD_OFFSET, offset);
@@ -200,7 +200,7 @@ fn known(name: &str, b: &[u8]) -> Option<Expr> {
         "payload" => {
             only(&[NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN])?;
             Expr::Payload {
-                header: Header::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
+                header: PayloadBase::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
                 offset: find_u32(b, NFTA_PAYLOAD_OFFSET)?,
                 len: find_u32(b, NFTA_PAYLOAD_LEN)?,
                 to: reg(NFTA_PAYLOAD_DREG)?,
@@ -310,7 +310,7 @@ fn write_payload(b: &[u8]) -> Option<Expr> {
         .all(|kind| find_u32(b, kind).unwrap_or(0) == 0);
     let known = attributes(b).all(|(kind, _)| kind != NFTA_PAYLOAD_DREG && kind <= NFTA_PAYLOAD_CSUM_FLAGS);
     Some(Expr::WritePayload {
-        header: Header::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
+        header: PayloadBase::from_number(find_u32(b, NFTA_PAYLOAD_BASE)?)?,
         offset: find_u32(b, NFTA_PAYLOAD_OFFSET)?,
         len: find_u32(b, NFTA_PAYLOAD_LEN)?,
         from: find_u32(b, NFTA_PAYLOAD_SREG).and_then(from_register).filter(|_| plain && known)?,

@@ -91,11 +91,11 @@ impl fmt::Display for Moved {
 }
 
 /// The receiving end of the kernel's notifications about nftables.
-pub struct Listener {
+pub struct NftListener {
     socket: MulticastSocket,
 }
 
-impl Listener {
+impl NftListener {
     /// Subscribes in the calling thread's network namespace. Needs a running tokio reactor.
     ///
     /// # Errors

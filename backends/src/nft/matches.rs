@@ -15,7 +15,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::expr::{CtKey, Expr, Header, Lookup, MetaKey, Op, Rate, Reg, Verdict, packet_type};
+use super::expr::{CtKey, Expr, Lookup, MetaKey, Op, PayloadBase, Rate, Reg, Verdict, packet_type};
 use super::uapi::{NFPROTO_IPV4, NFPROTO_IPV6};
 
 /// The length of an interface name in a register: `IFNAMSIZ`.
@@ -61,12 +61,12 @@ impl Field {
         let payload = |header, offset, len| Expr::Payload { header, offset, len, to };
         let meta = |key| Expr::Meta { key, to };
         match self {
-            Self::Source(Family::V4) => payload(Header::Network, 12, 4),
-            Self::Destination(Family::V4) => payload(Header::Network, 16, 4),
-            Self::Source(Family::V6) => payload(Header::Network, 8, 16),
-            Self::Destination(Family::V6) => payload(Header::Network, 24, 16),
-            Self::SourcePort => payload(Header::Transport, 0, 2),
-            Self::DestinationPort => payload(Header::Transport, 2, 2),
+            Self::Source(Family::V4) => payload(PayloadBase::Network, 12, 4),
+            Self::Destination(Family::V4) => payload(PayloadBase::Network, 16, 4),
+            Self::Source(Family::V6) => payload(PayloadBase::Network, 8, 16),
+            Self::Destination(Family::V6) => payload(PayloadBase::Network, 24, 16),
+            Self::SourcePort => payload(PayloadBase::Transport, 0, 2),
+            Self::DestinationPort => payload(PayloadBase::Transport, 2, 2),
             Self::Protocol => meta(MetaKey::L4Proto),
             Self::Mark => meta(MetaKey::Mark),
             Self::InName => meta(MetaKey::InName),
@@ -195,14 +195,14 @@ pub fn ether_type(family: Family) -> Vec<Expr> {
 
 /// The frame's destination.
 pub fn ether_destination(op: Op, mac: [u8; 6]) -> Vec<Expr> {
-    compare(Expr::Payload { header: Header::Link, offset: 0, len: 6, to: Reg(0) }, op, mac.into())
+    compare(Expr::Payload { header: PayloadBase::Link, offset: 0, len: 6, to: Reg(0) }, op, mac.into())
 }
 
 /// Sends the frame to this host: its destination becomes `mac`, which must be the host's.
 pub fn to_this_host(mac: [u8; 6]) -> Vec<Expr> {
     vec![
         Expr::Constant { to: Reg(0), data: mac.into() },
-        Expr::WritePayload { header: Header::Link, offset: 0, len: 6, from: Reg(0) },
+        Expr::WritePayload { header: PayloadBase::Link, offset: 0, len: 6, from: Reg(0) },
         Expr::Constant { to: Reg(0), data: vec![packet_type::HOST] },
         Expr::SetPacketType { from: Reg(0) },
     ]
@@ -217,7 +217,7 @@ pub fn icmp_redirect(family: Family) -> Vec<Expr> {
         Family::V6 => (ICMPV6, ND_REDIRECT),
     };
     let mut steps = protocol(Op::Eq, number);
-    steps.push(Expr::Payload { header: Header::Transport, offset: 0, len: 1, to: Reg(0) });
+    steps.push(Expr::Payload { header: PayloadBase::Transport, offset: 0, len: 1, to: Reg(0) });
     steps.push(Expr::Cmp { from: Reg(0), op: Op::Eq, data: vec![kind] });
     steps
 }
@@ -225,7 +225,7 @@ pub fn icmp_redirect(family: Family) -> Vec<Expr> {
 /// The ICMPv6 type is in the range.
 pub fn icmpv6_types(range: RangeInclusive<u8>) -> Vec<Expr> {
     let mut steps = protocol(Op::Eq, ICMPV6);
-    steps.push(Expr::Payload { header: Header::Transport, offset: 0, len: 1, to: Reg(0) });
+    steps.push(Expr::Payload { header: PayloadBase::Transport, offset: 0, len: 1, to: Reg(0) });
     steps.push(Expr::Cmp { from: Reg(0), op: Op::Ge, data: vec![*range.start()] });
     steps.push(Expr::Cmp { from: Reg(0), op: Op::Le, data: vec![*range.end()] });
     steps
@@ -233,7 +233,7 @@ pub fn icmpv6_types(range: RangeInclusive<u8>) -> Vec<Expr> {
 
 /// The bits `mask` of the flags of TCP equal `value`, see [`tcp_flags`].
 pub fn tcp_flag_bits(mask: u8, op: Op, value: u8) -> Vec<Expr> {
-    let load = Expr::Payload { header: Header::Transport, offset: 13, len: 1, to: Reg(0) };
+    let load = Expr::Payload { header: PayloadBase::Transport, offset: 13, len: 1, to: Reg(0) };
     [protocol(Op::Eq, TCP), masked(load, vec![mask], op, vec![value])].concat()
 }
 
@@ -270,7 +270,7 @@ pub fn source_is_local() -> Vec<Expr> {
 /// The VNI of a VXLAN datagram is none of `vnis`; a datagram that is too short to have one is not matched.
 pub fn vni_is_none_of(vnis: &[u32]) -> Vec<Expr> {
     // The UDP header, flags and reserved bits; then three bytes (RFC 7348 §5).
-    let mut steps = vec![Expr::Payload { header: Header::Transport, offset: 12, len: 3, to: Reg(0) }];
+    let mut steps = vec![Expr::Payload { header: PayloadBase::Transport, offset: 12, len: 3, to: Reg(0) }];
     let data = |vni: &u32| vni.to_be_bytes()[1..].to_vec();
     steps.extend(vnis.iter().map(|vni| Expr::Cmp { from: Reg(0), op: Op::Ne, data: data(vni) }));
     steps
@@ -282,7 +282,7 @@ pub(crate) fn inner_outside(networks: &[IpNet]) -> Vec<Expr> {
     // The payload's header begins where that of a transport protocol would (RFC 791 §3.1).
     const ADDRESSES: [u32; 2] = [12, 16];
     let outside = |network: &IpNet, offset| {
-        let load = Expr::Payload { header: Header::Transport, offset, len: 4, to: Reg(0) };
+        let load = Expr::Payload { header: PayloadBase::Transport, offset, len: 4, to: Reg(0) };
         masked(load, octets(network.netmask()), Op::Ne, octets(network.network()))
     };
     networks

@@ -12,7 +12,7 @@ use crate::netlink::wire::{Message, Writer};
 
 /// What the kernel said to a transaction that it refused.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct RefusedTransaction {
     /// Which message it is about; `None` for the transaction as a whole.
     pub(super) position: Option<usize>,
     pub(super) refusal: Refusal,
@@ -39,10 +39,13 @@ impl NftSocket {
     }
 
     /// Carries out a transaction, whose numbers no earlier message had.
-    pub(super) fn transact(&mut self, transaction: &Transaction<'_>) -> io::Result<Result<(), Refused>> {
+    pub(super) fn transact(
+        &mut self,
+        transaction: &Transaction<'_>,
+    ) -> io::Result<Result<(), RefusedTransaction>> {
         let count = transaction.len();
         self.0.number_from(transaction.first());
-        let mut refused: Option<Refused> = None;
+        let mut refused: Option<RefusedTransaction> = None;
         // The first and the last message frame the others; the last of those asks for an answer.
         let acknowledged = (count > 0).then_some(count);
         let answered = self.0.batch(transaction.bytes(), count + 2, acknowledged, |position, refusal| {
@@ -50,7 +53,10 @@ impl NftSocket {
             match &mut refused {
                 Some(known) => known.others += 1,
                 // The message that opens the frame stands for all of them.
-                None => refused = Some(Refused { position: position.checked_sub(1), refusal, others: 0 }),
+                None => {
+                    refused =
+                        Some(RefusedTransaction { position: position.checked_sub(1), refusal, others: 0 })
+                }
             }
         })?;
         match refused {

@@ -103,7 +103,7 @@ impl Flow {
 
 /// What the kernel says about one packet at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct TraceStep {
     /// The same for everything that happens to one packet.
     pub packet: u32,
     /// The table.
@@ -197,7 +197,7 @@ impl Tracer {
     }
 
     /// Whether a step is in the tracer's own table, which no packet is affected by.
-    pub fn is_own(&self, step: &Step) -> bool {
+    pub fn is_own(&self, step: &TraceStep) -> bool {
         step.table == self.table
     }
 
@@ -237,7 +237,7 @@ impl Drop for Tracer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Steps {
     /// These steps.
-    Heard(Vec<Step>),
+    Heard(Vec<TraceStep>),
     /// There were more than found room.
     Lost,
 }
@@ -284,7 +284,7 @@ fn chains(flow: &Flow) -> Vec<Chain> {
 }
 
 /// Reads one message of a trace.
-fn step(message: &Message<'_>) -> Option<Step> {
+fn step(message: &Message<'_>) -> Option<TraceStep> {
     let b = message.attributes();
     let number = |kind| find_u32(b, kind).filter(|index| *index != 0);
     let bytes = |kind| find(b, kind).unwrap_or_default().to_vec();
@@ -300,7 +300,7 @@ fn step(message: &Message<'_>) -> Option<Step> {
         }
         _ => return None,
     };
-    Some(Step {
+    Some(TraceStep {
         packet: find_u32(b, NFTA_TRACE_ID)?,
         table: TableId {
             family: TableFamily::from_number(message.family()),
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
     use crate::netlink::wire::{Head, Writer};
 
-    fn message(body: impl FnOnce(&mut Writer)) -> Option<Step> {
+    fn message(body: impl FnOnce(&mut Writer)) -> Option<TraceStep> {
         let mut w = Writer::default();
         w.message(Head { kind: message::TRACE, flags: 0, sequence: 0, own: [2, 0, 0, 0] }, body);
         messages(w.bytes()).next().and_then(|message| step(&message))
@@ -357,7 +357,7 @@ mod tests {
             w.nest(NFTA_TRACE_VERDICT, |w| w.u32(NFTA_VERDICT_CODE, 0));
             w.bytes_attribute(NFTA_TRACE_NETWORK_HEADER, &[0x45]);
         });
-        let expected = Step {
+        let expected = TraceStep {
             packet: 7,
             table: TableId::new(TableFamily::Ip, "filter"),
             chain: "FORWARD".to_owned(),

@@ -22,7 +22,7 @@ use super::select::select;
 use crate::state::name::Name;
 use crate::state::tunnel::TunnelPort;
 use crate::state::{KernelState, Route};
-use ports::Ports;
+use ports::PortChange;
 use preparation::Preparation;
 
 pub use preparation::{FoundSessions, HeardKeys};
@@ -44,7 +44,7 @@ pub struct ActiveBackends {
     fallback_for: Option<BackendConfig>,
     /// The kernel of this node has no WireGuard.
     without_module: bool,
-    ports: Ports,
+    ports: PortChange,
     preparation: Preparation,
 }
 
@@ -79,7 +79,7 @@ impl ActiveBackends {
             standby: Vec::new(),
             fallback_for: None,
             without_module: false,
-            ports: Ports::default(),
+            ports: PortChange::default(),
             preparation: Preparation::default(),
         };
         if config.has_fallback() {
@@ -215,9 +215,9 @@ impl ActiveBackends {
         if next.is_changing() {
             // A port may change again, and back, before everybody has heard of the first time.
             let goes_on = self.is_changing() && next.vni() == self.vni();
-            let known = if goes_on { std::mem::take(&mut self.ports) } else { Ports::default() };
+            let known = if goes_on { std::mem::take(&mut self.ports) } else { PortChange::default() };
             let newest = || if goes_on { self.rival_port() } else { next.rival_port() };
-            next.ports = Ports { before: known.before.or_else(newest), ..known };
+            next.ports = PortChange { before: known.before.or_else(newest), ..known };
         }
         next.ports.born = born;
         next.preparation = self.preparation_for(&next);

@@ -24,7 +24,7 @@ use crate::state::tunnel::TunnelPort;
 use crate::state::wireguard::WireguardDevice;
 use crate::state::{KernelState, Link, LinkIdentity, LinkSettings, Route};
 use crate::wg::identity::Identity;
-use crate::wg::{Opening, PeerSettings, Settings};
+use crate::wg::{Opening, PeerSettings, WireguardSettings};
 
 /// The names of the devices of Go flannel.
 const DEVICE: &str = "flannel-wg";
@@ -37,14 +37,14 @@ const OVERHEAD: u32 = 40 + 8 + 32;
 pub(crate) struct Wireguard {
     config: WireguardConfig,
     identity: Arc<Identity>,
-    tunnels: Vec<Tunnel>,
+    tunnels: Vec<WireguardTunnel>,
     /// This process encrypts, and not the kernel.
     in_process: bool,
 }
 
 /// A device.
 #[derive(Clone, Debug)]
-struct Tunnel {
+struct WireguardTunnel {
     name: Name,
     port: u16,
     /// The networks of the pods whose packets it carries, at most one of each family.
@@ -67,7 +67,7 @@ impl Wireguard {
         let families: Vec<Family> = networks.iter().map(of).collect();
         let tunnel = |name: &str, port, networks: Vec<IpNet>, outer| {
             let name = name.parse().map_err(|error| BackendError(format!("{error}")))?;
-            Ok(Tunnel { name, port, networks, outer })
+            Ok(WireguardTunnel { name, port, networks, outer })
         };
         let outer = match config.mode {
             Mode::Separate => None,
@@ -106,7 +106,7 @@ impl Wireguard {
         Ok(Self { config, identity, tunnels, in_process })
     }
 
-    fn tunnel(&self, family: Family) -> Option<&Tunnel> {
+    fn tunnel(&self, family: Family) -> Option<&WireguardTunnel> {
         self.tunnels.iter().find(|tunnel| tunnel.carries(family))
     }
 
@@ -117,7 +117,7 @@ impl Wireguard {
     }
 
     /// What a device is to do about these peers.
-    fn settings(&self, tunnel: &Tunnel, node: &Node, peers: &[Peer]) -> Settings {
+    fn settings(&self, tunnel: &WireguardTunnel, node: &Node, peers: &[Peer]) -> WireguardSettings {
         // A node with both families has one key, and is one peer of a device that carries both.
         let mut all: BTreeMap<PublicKey, PeerSettings> = BTreeMap::new();
         for peer in peers.iter().filter(|peer| tunnel.carries(Family::of(peer.subnet.addr()))) {
@@ -129,7 +129,7 @@ impl Wireguard {
             let new = || PeerSettings { key: data.key, endpoint, allowed: Vec::new(), opening: data.opening };
             all.entry(data.key).or_insert_with(new).allowed.push(peer.subnet);
         }
-        Settings {
+        WireguardSettings {
             identity: Arc::clone(&self.identity),
             psk: self.config.psk.clone(),
             keepalive: self.config.keepalive,
@@ -140,7 +140,7 @@ impl Wireguard {
     /// Where a peer is reached; `None` if it can't be.
     fn endpoint(
         &self,
-        tunnel: &Tunnel,
+        tunnel: &WireguardTunnel,
         node: &Node,
         peer: &Peer,
         data: &WireguardPeer,
@@ -164,7 +164,7 @@ impl Wireguard {
     }
 }
 
-impl Tunnel {
+impl WireguardTunnel {
     fn carries(&self, family: Family) -> bool {
         self.networks.iter().any(|network| Family::of(network.addr()) == family)
     }
@@ -255,7 +255,7 @@ impl Backend for Wireguard {
     }
 
     fn devices(&self) -> Vec<(Family, Name)> {
-        let of = |tunnel: &Tunnel| {
+        let of = |tunnel: &WireguardTunnel| {
             let name = tunnel.name;
             tunnel.networks.iter().map(|net| (Family::of(net.addr()), name)).collect::<Vec<_>>()
         };

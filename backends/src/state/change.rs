@@ -19,7 +19,7 @@ use crate::wg::identity::Identity;
 
 /// One change to the kernel. A value, so that it can be logged, counted, compared and dry-run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KernelChange {
     /// Removes a device with all that hangs on it.
     DelLink(Name),
     /// Gives a device another name, with all that hangs on it.
@@ -61,7 +61,7 @@ pub enum Change {
     DelBlackhole(IpNet),
 }
 
-impl Change {
+impl KernelChange {
     /// The kind of object, for counting.
     pub fn object(&self) -> &'static str {
         match self {
@@ -126,52 +126,52 @@ impl Change {
 
 impl KernelState {
     /// Makes one change to the value, without the side effects that a kernel has.
-    pub(crate) fn apply(&mut self, change: &Change) {
+    pub(crate) fn apply(&mut self, change: &KernelChange) {
         match change {
-            Change::DelLink(name) => self.drop_link(name),
-            Change::RenameLink(from, to) => self.rename_link(*from, *to),
-            Change::AddLink(name, link) => {
+            KernelChange::DelLink(name) => self.drop_link(name),
+            KernelChange::RenameLink(from, to) => self.rename_link(*from, *to),
+            KernelChange::AddLink(name, link) => {
                 self.drop_link(name);
                 self.links.insert(*name, link.clone());
             }
-            Change::SetLink(name, patch) => {
+            KernelChange::SetLink(name, patch) => {
                 if let Some(link) = self.links.get_mut(name) {
                     link.settings.patch(patch);
                 }
             }
-            Change::SetForwarding(name, forwarding) => {
+            KernelChange::SetForwarding(name, forwarding) => {
                 self.forwarding.insert(*name, Arc::clone(forwarding));
             }
-            Change::DelForwarding(name) => {
+            KernelChange::DelForwarding(name) => {
                 self.forwarding.remove(name);
             }
-            Change::SetWireguard(name, port, identity) => self.set_wireguard(*name, *port, identity),
-            Change::SetWireguardPeers(name, peers) => self.set_wireguard_peers(*name, peers),
-            Change::AddAddress(name, net) => {
+            KernelChange::SetWireguard(name, port, identity) => self.set_wireguard(*name, *port, identity),
+            KernelChange::SetWireguardPeers(name, peers) => self.set_wireguard_peers(*name, peers),
+            KernelChange::AddAddress(name, net) => {
                 self.addresses.insert((*name, *net));
             }
-            Change::DelAddress(name, net) => {
+            KernelChange::DelAddress(name, net) => {
                 self.addresses.remove(&(*name, *net));
             }
-            Change::SetFdb(name, mac, dst) => {
+            KernelChange::SetFdb(name, mac, dst) => {
                 self.fdb.insert((*name, *mac), *dst);
             }
-            Change::DelFdb(name, mac) => {
+            KernelChange::DelFdb(name, mac) => {
                 self.fdb.remove(&(*name, *mac));
             }
-            Change::SetNeighbour(name, ip, mac) => {
+            KernelChange::SetNeighbour(name, ip, mac) => {
                 self.neighbours.insert((*name, *ip), *mac);
             }
-            Change::DelNeighbour(name, ip) => {
+            KernelChange::DelNeighbour(name, ip) => {
                 self.neighbours.remove(&(*name, *ip));
             }
-            Change::SetRoute(route) => self.set_route(*route),
-            Change::DelRoute(route) => self.del_route(route),
-            Change::DelNexthop(id) => self.del_nexthop(*id),
-            Change::AddBlackhole(dst) => {
+            KernelChange::SetRoute(route) => self.set_route(*route),
+            KernelChange::DelRoute(route) => self.del_route(route),
+            KernelChange::DelNexthop(id) => self.del_nexthop(*id),
+            KernelChange::AddBlackhole(dst) => {
                 self.blackholes.insert(*dst);
             }
-            Change::DelBlackhole(dst) => {
+            KernelChange::DelBlackhole(dst) => {
                 self.blackholes.remove(dst);
             }
         }
@@ -250,7 +250,7 @@ impl KernelState {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for KernelChange {
     /// In the words of `ip` and `bridge`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,10 +13,10 @@ use subnet::shared_map::Pair;
 
 use crate::state::name::Name;
 use crate::state::nexthop::NexthopId;
-use crate::state::{Change, KernelState, Link, LinkIdentity, PROTOCOL_KERNEL, Route};
+use crate::state::{KernelChange, KernelState, Link, LinkIdentity, PROTOCOL_KERNEL, Route};
 
 /// The changes that turn `actual` into `desired`, in the order in which they are to be made.
-pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+pub fn diff(desired: &KernelState, actual: &KernelState) -> Vec<KernelChange> {
     let mut changes = renames(desired, actual);
     let renamed = (!changes.is_empty()).then(|| {
         let mut actual = actual.clone();
@@ -74,25 +74,25 @@ impl Devices<'_> {
 }
 
 /// Devices that are made or corrected; gives those that are recreated.
-fn links(desired: &KernelState, actual: &KernelState, changes: &mut Vec<Change>) -> BTreeSet<Name> {
+fn links(desired: &KernelState, actual: &KernelState, changes: &mut Vec<KernelChange>) -> BTreeSet<Name> {
     let mut rebuilt: BTreeSet<Name> = BTreeSet::new();
     for (name, want) in &desired.links {
         match actual.links.get(name) {
-            None => changes.push(Change::AddLink(*name, want.clone())),
+            None => changes.push(KernelChange::AddLink(*name, want.clone())),
             Some(have) if want.identity.takes_over(&have.identity) => {
                 rebuilt.insert(*name);
-                changes.push(Change::AddLink(*name, want.clone()));
+                changes.push(KernelChange::AddLink(*name, want.clone()));
             }
             Some(have) if !want.identity.accepts(&have.identity) => {
                 rebuilt.insert(*name);
-                changes.extend(routes_through_objects(actual, name).map(Change::DelRoute));
-                changes.push(Change::DelLink(*name));
-                changes.push(Change::AddLink(*name, want.clone()));
+                changes.extend(routes_through_objects(actual, name).map(KernelChange::DelRoute));
+                changes.push(KernelChange::DelLink(*name));
+                changes.push(KernelChange::AddLink(*name, want.clone()));
             }
             Some(have) => {
                 let patch = have.settings.patch_to(&want.settings);
                 if !patch.is_empty() {
-                    changes.push(Change::SetLink(*name, patch));
+                    changes.push(KernelChange::SetLink(*name, patch));
                 }
             }
         }
@@ -110,31 +110,31 @@ fn routes_through_objects(actual: &KernelState, name: &Name) -> impl Iterator<It
 /// The devices of which an IPv6 `local` is changed. Each of their forwarding entries remembers, for each CPU, a route with the
 /// address that it sent from (`dst_cache` in drivers/net/vxlan/vxlan_core.c). For IPv4 the kernel forgets these routes when
 /// an address goes. For IPv6 it does not, and peers drop what comes from the old address; so the entries are made again.
-fn moved_ipv6(changes: &[Change]) -> BTreeSet<Name> {
-    let moved = |change: &Change| match change {
-        Change::SetLink(name, patch) if patch.local.is_some_and(|local| local.is_ipv6()) => Some(*name),
+fn moved_ipv6(changes: &[KernelChange]) -> BTreeSet<Name> {
+    let moved = |change: &KernelChange| match change {
+        KernelChange::SetLink(name, patch) if patch.local.is_some_and(|local| local.is_ipv6()) => Some(*name),
         _ => None,
     };
     changes.iter().filter_map(moved).collect()
 }
 
 /// What is new, and what is stale and has to go before something new.
-fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+fn additions(devices: &Devices<'_>, changes: &mut Vec<KernelChange>) {
     let Devices { desired, actual, .. } = *devices;
     for (name, net) in &desired.addresses {
         if !(devices.there(name) && actual.addresses.contains(&(*name, *net))) {
-            changes.push(Change::AddAddress(*name, *net));
+            changes.push(KernelChange::AddAddress(*name, *net));
         }
     }
     // Only after the new one is there: a device without any address loses its routes.
     for (name, net) in actual.addresses.difference(&desired.addresses) {
         if devices.stays(name) {
-            changes.push(Change::DelAddress(*name, *net));
+            changes.push(KernelChange::DelAddress(*name, *net));
         }
     }
     for (name, forwarding) in &desired.forwarding {
         if !(devices.there(name) && actual.forwarding.get(name) == Some(forwarding)) {
-            changes.push(Change::SetForwarding(*name, Arc::clone(forwarding)));
+            changes.push(KernelChange::SetForwarding(*name, Arc::clone(forwarding)));
         }
     }
     for (name, want) in &desired.wireguard {
@@ -142,39 +142,39 @@ fn additions(devices: &Devices<'_>, changes: &mut Vec<Change>) {
         if let Some(identity) = &want.identity
             && have.is_none_or(|have| (have.port, &have.identity) != (want.port, &want.identity))
         {
-            changes.push(Change::SetWireguard(*name, want.port, Arc::clone(identity)));
+            changes.push(KernelChange::SetWireguard(*name, want.port, Arc::clone(identity)));
         }
         let peers = want.peers_from(have.map(|have| &**have));
         if !peers.is_empty() {
-            changes.push(Change::SetWireguardPeers(*name, Arc::new(peers)));
+            changes.push(KernelChange::SetWireguardPeers(*name, Arc::new(peers)));
         }
     }
     for ((name, mac), have, want) in devices.entries(&desired.fdb, &actual.fdb) {
         let Some(dst) = want else { continue };
         let present = devices.there(name) && have == Some(dst);
         if present && devices.moved.contains(name) {
-            changes.push(Change::DelFdb(*name, *mac));
+            changes.push(KernelChange::DelFdb(*name, *mac));
         }
         if !present || devices.moved.contains(name) {
-            changes.push(Change::SetFdb(*name, *mac, *dst));
+            changes.push(KernelChange::SetFdb(*name, *mac, *dst));
         }
     }
     for ((name, ip), have, want) in devices.entries(&desired.neighbours, &actual.neighbours) {
         if let Some(mac) = want
             && !(devices.there(name) && have == Some(mac))
         {
-            changes.push(Change::SetNeighbour(*name, *ip, *mac));
+            changes.push(KernelChange::SetNeighbour(*name, *ip, *mac));
         }
     }
     routes(devices, changes);
 }
 
 /// Routes that are new, after those of ours that only stand in their place.
-fn routes(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+fn routes(devices: &Devices<'_>, changes: &mut Vec<KernelChange>) {
     let Devices { desired, actual, .. } = *devices;
     for route in &actual.shadowed_routes {
         if route.dev.is_none_or(|dev| devices.stays(&dev)) {
-            changes.push(Change::DelRoute(*route));
+            changes.push(KernelChange::DelRoute(*route));
         }
     }
     for (dst, have, want) in devices.entries(&desired.routes, &actual.routes) {
@@ -183,47 +183,48 @@ fn routes(devices: &Devices<'_>, changes: &mut Vec<Change>) {
             && have != Some(want)
             && !is_connected(desired, actual, dst)
         {
-            changes.push(Change::SetRoute(*want));
+            changes.push(KernelChange::SetRoute(*want));
         }
     }
 }
 
 /// What is stale.
-fn removals(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+fn removals(devices: &Devices<'_>, changes: &mut Vec<KernelChange>) {
     let Devices { desired, actual, .. } = *devices;
     let (wanted, found) = (&desired.blackholes, &actual.blackholes);
-    changes.extend(wanted.difference(found).map(|dst| Change::AddBlackhole(*dst)));
-    changes.extend(found.difference(wanted).map(|dst| Change::DelBlackhole(*dst)));
+    changes.extend(wanted.difference(found).map(|dst| KernelChange::AddBlackhole(*dst)));
+    changes.extend(found.difference(wanted).map(|dst| KernelChange::DelBlackhole(*dst)));
     for (_, have, want) in devices.entries(&desired.routes, &actual.routes) {
         let Some(route) = have.filter(|_| want.is_none()) else { continue };
         let gone_before = route.dev.is_some_and(|dev| !devices.there(&dev));
         let goes_with_device = route.nexthop.is_none() && route.dev.is_some_and(|dev| devices.is_stale(&dev));
         if !gone_before && !goes_with_device && route.protocol != PROTOCOL_KERNEL {
-            changes.push(Change::DelRoute(*route));
+            changes.push(KernelChange::DelRoute(*route));
         }
     }
     nexthops(devices, changes);
     for name in actual.forwarding.keys() {
         if devices.stays(name) && !desired.forwarding.contains_key(name) {
-            changes.push(Change::DelForwarding(*name));
+            changes.push(KernelChange::DelForwarding(*name));
         }
     }
     for ((name, ip), _, want) in devices.entries(&desired.neighbours, &actual.neighbours) {
         if want.is_none() && devices.stays(name) {
-            changes.push(Change::DelNeighbour(*name, *ip));
+            changes.push(KernelChange::DelNeighbour(*name, *ip));
         }
     }
     for ((name, mac), _, want) in devices.entries(&desired.fdb, &actual.fdb) {
         if want.is_none() && devices.stays(name) {
-            changes.push(Change::DelFdb(*name, *mac));
+            changes.push(KernelChange::DelFdb(*name, *mac));
         }
     }
-    changes
-        .extend(actual.links.keys().filter(|name| devices.is_stale(name)).map(|name| Change::DelLink(*name)));
+    changes.extend(
+        actual.links.keys().filter(|name| devices.is_stale(name)).map(|name| KernelChange::DelLink(*name)),
+    );
 }
 
 /// Nexthop objects that nothing leads through any more, after the routes: with an object the kernel removes its routes.
-fn nexthops(devices: &Devices<'_>, changes: &mut Vec<Change>) {
+fn nexthops(devices: &Devices<'_>, changes: &mut Vec<KernelChange>) {
     let Devices { desired, actual, .. } = *devices;
     let left = |(route, want): (&Route, Option<&Route>)| {
         let want = want.and_then(|want| want.nexthop);
@@ -249,13 +250,13 @@ fn nexthops(devices: &Devices<'_>, changes: &mut Vec<Change>) {
                 stale.remove(&id);
             }
         }
-        changes.extend(stale.into_iter().map(Change::DelNexthop));
+        changes.extend(stale.into_iter().map(KernelChange::DelNexthop));
     }
 }
 
 /// Devices that get another name: because their name belongs to another device, or because they are the
 /// desired device of that name. A renamed device keeps its packets.
-fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+fn renames(desired: &KernelState, actual: &KernelState) -> Vec<KernelChange> {
     let mut all = renames_at_once(desired, actual);
     if !all.is_empty() {
         // A name that became free may be another one's.
@@ -266,7 +267,7 @@ fn renames(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     all
 }
 
-fn renames_at_once(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
+fn renames_at_once(desired: &KernelState, actual: &KernelState) -> Vec<KernelChange> {
     let missing = desired.links.iter().filter(|(name, _)| !actual.links.contains_key(name));
     let rename = |(to, want): (&Name, &Link)| {
         let unwelcome = |name: &Name, have: &Link| {
@@ -283,7 +284,7 @@ fn renames_at_once(desired: &KernelState, actual: &KernelState) -> Vec<Change> {
     };
     let mut done = BTreeSet::new();
     let pairs = missing.filter_map(rename).filter(|(from, _)| done.insert(*from));
-    pairs.map(|(from, to)| Change::RenameLink(from, to)).collect()
+    pairs.map(|(from, to)| KernelChange::RenameLink(from, to)).collect()
 }
 
 /// Whether the host itself has an address in `dst`: replacing the kernel's own route would cut off what

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use subnet::{Family, PublicAddrs};
 
-use crate::wg::Settings;
+use crate::wg::WireguardSettings;
 
 /// What a datapath is to do: a value that the reconciler compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Forwarding {
     /// Subnet and public address, of one family, of each peer; no two subnets overlap.
     pub peers: Vec<(IpNet, IpAddr)>,
     /// Encrypts, and has these peers instead.
-    pub wireguard: Option<Arc<Settings>>,
+    pub wireguard: Option<Arc<WireguardSettings>>,
 }
 
 impl Forwarding {

@@ -11,7 +11,7 @@ use subnet::wireguard::{PresharedKey, PublicKey};
 use super::KernelState;
 use super::name::Name;
 use crate::wg::identity::Identity;
-use crate::wg::{Opening, PeerSettings, Settings};
+use crate::wg::{Opening, PeerSettings, WireguardSettings};
 
 /// Seconds between keepalives to a peer with which this node begins a handshake: the module sends the first one when the interval is
 /// set in place of none, and for that it asks for a session.
@@ -53,7 +53,7 @@ pub struct WireguardPeers {
 
 impl WireguardDevice {
     /// A device that does the same as one of this process would.
-    pub(crate) fn of(settings: &Settings, port: u16) -> Self {
+    pub(crate) fn of(settings: &WireguardSettings, port: u16) -> Self {
         let entry = |peer: &PeerSettings| {
             let entry = WireguardEntry {
                 endpoint: peer.endpoint,

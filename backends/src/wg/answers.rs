@@ -6,10 +6,11 @@ use std::sync::{Arc, PoisonError};
 use subnet::wireguard::PublicKey;
 
 use super::cookie;
-use super::device::{Device, Entry, REMEMBERED, lock};
-use super::gate::Verdict;
+use super::device::{Device, REMEMBERED, lock};
+use super::gate::Admission;
+use super::indices::IndexEntry;
 use super::ledger::HandshakeFault;
-use super::message::{COOKIE, INITIATION, Message, RESPONSE};
+use super::message::{COOKIE, INITIATION, RESPONSE, WireguardMessage};
 use super::session::Session;
 use super::{Now, Outgoing, handshake};
 
@@ -20,7 +21,7 @@ const MAX_REMEMBERED: usize = 64;
 
 /// What a handshake message came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum HandshakeOutcome {
     /// A peer asks for a session, and is answered.
     Answered,
     /// A peer has answered: there is a session.
@@ -37,33 +38,41 @@ pub enum Outcome {
 
 impl Device {
     /// A handshake message came.
-    pub fn handshake(&self, datagram: &[u8], from: SocketAddr, now: Now, out: &mut Vec<Outgoing>) -> Outcome {
-        let message = match Message::parse(datagram) {
-            Some(Message::Cookie(message)) => return self.cookie(message, now).unwrap_or(Outcome::Refused),
-            Some(message @ (Message::Initiation(_) | Message::Response(_))) => message,
-            Some(Message::Data { .. }) | None => return Outcome::Refused,
+    pub fn handshake(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Now,
+        out: &mut Vec<Outgoing>,
+    ) -> HandshakeOutcome {
+        let message = match WireguardMessage::parse(datagram) {
+            Some(WireguardMessage::Cookie(message)) => {
+                return self.cookie(message, now).unwrap_or(HandshakeOutcome::Refused);
+            }
+            Some(message @ (WireguardMessage::Initiation(_) | WireguardMessage::Response(_))) => message,
+            Some(WireguardMessage::Data { .. }) | None => return HandshakeOutcome::Refused,
         };
         let sender = self.sender(from);
         let verdict = lock(&self.gate).judge(datagram, from, sender, now.ms);
         match (verdict, message) {
-            (Verdict::Wrong, message) => {
-                if matches!(message, Message::Initiation(_)) {
+            (Admission::Wrong, message) => {
+                if matches!(message, WireguardMessage::Initiation(_)) {
                     self.blame(from.ip(), HandshakeFault::ForeignKey);
                 }
-                Outcome::Refused
+                HandshakeOutcome::Refused
             }
-            (Verdict::Dropped, _) => Outcome::Dropped,
-            (Verdict::Asked(reply), _) => {
+            (Admission::Dropped, _) => HandshakeOutcome::Dropped,
+            (Admission::Asked(reply), _) => {
                 out.push(Outgoing { to: from, bytes: reply.to_vec() });
-                Outcome::Asked
+                HandshakeOutcome::Asked
             }
-            (Verdict::Admitted, Message::Initiation(message)) => {
-                self.initiation(message, from, now, out).unwrap_or(Outcome::Refused)
+            (Admission::Admitted, WireguardMessage::Initiation(message)) => {
+                self.initiation(message, from, now, out).unwrap_or(HandshakeOutcome::Refused)
             }
-            (Verdict::Admitted, Message::Response(message)) => {
-                self.response(message, from, now, out).unwrap_or(Outcome::Refused)
+            (Admission::Admitted, WireguardMessage::Response(message)) => {
+                self.response(message, from, now, out).unwrap_or(HandshakeOutcome::Refused)
             }
-            (Verdict::Admitted, _) => Outcome::Refused,
+            (Admission::Admitted, _) => HandshakeOutcome::Refused,
         }
     }
 
@@ -73,7 +82,7 @@ impl Device {
         from: SocketAddr,
         now: Now,
         out: &mut Vec<Outgoing>,
-    ) -> Option<Outcome> {
+    ) -> Option<HandshakeOutcome> {
         let secret = self.secret.read().unwrap_or_else(PoisonError::into_inner).clone();
         let heard = handshake::hear(&self.identity, secret.as_ref(), message)?;
         let Some(peer) = self.table.load().by_key.get(&heard.peer).cloned() else {
@@ -87,25 +96,26 @@ impl Device {
             return None;
         }
         (negotiation.timestamp, negotiation.heard) = (heard.timestamp, now.ms);
-        let index = self.file(Entry { peer: Arc::clone(&peer), session: None });
+        let index = self.indices.file(IndexEntry { peer: Arc::clone(&peer), session: None });
         let session = heard.respond(index).and_then(|(message, keys, remote)| {
             let keys = (&keys.sending, &keys.receiving);
             Some((message, Arc::new(Session::new((index, remote), keys, false, now.ms)?)))
         });
         let Some((mut message, session)) = session else {
-            self.remove(index);
+            self.indices.remove(index);
             return None;
         };
-        self.replace(index, Entry { peer: Arc::clone(&peer), session: Some(Arc::clone(&session)) });
-        self.retire(negotiation.next.replace(session));
-        self.retire(negotiation.previous.take());
+        self.indices
+            .replace(index, IndexEntry { peer: Arc::clone(&peer), session: Some(Arc::clone(&session)) });
+        self.indices.retire(negotiation.next.replace(session));
+        self.indices.retire(negotiation.previous.take());
         self.is_at(&peer, from);
         peer.marks.heard(now.ms, false);
         peer.ledger.received(INITIATION);
         peer.ledger.sent(message.len());
         negotiation.prove(&mut message, now.ms);
         out.push(Outgoing { to: from, bytes: message.to_vec() });
-        Some(Outcome::Answered)
+        Some(HandshakeOutcome::Answered)
     }
 
     fn remember(&self, key: PublicKey, now: Now) {
@@ -123,9 +133,9 @@ impl Device {
         from: SocketAddr,
         now: Now,
         out: &mut Vec<Outgoing>,
-    ) -> Option<Outcome> {
+    ) -> Option<HandshakeOutcome> {
         let index = super::message::number(message, 8)?;
-        let Entry { peer, session: None } = self.find(index)? else { return None };
+        let IndexEntry { peer, session: None } = self.find(index)? else { return None };
         let mut negotiation = peer.negotiation();
         let (begun, _) = negotiation.pending.as_mut().filter(|(_, pending)| *pending == index)?;
         let Some((keys, remote)) = begun.finish(message) else {
@@ -136,17 +146,18 @@ impl Device {
         // It ends here no later than there.
         let (keys, born) = ((&keys.sending, &keys.receiving), negotiation.asked);
         let session = Arc::new(Session::new((index, remote), keys, true, born)?);
-        self.replace(index, Entry { peer: Arc::clone(&peer), session: Some(Arc::clone(&session)) });
+        self.indices
+            .replace(index, IndexEntry { peer: Arc::clone(&peer), session: Some(Arc::clone(&session)) });
         let before = negotiation.current.replace(Arc::clone(&session));
         // Of two that were made at the same time, the peer may go on with the other one.
         let previous = match negotiation.next.take() {
             Some(next) => {
-                self.retire(before);
+                self.indices.retire(before);
                 Some(next)
             }
             None => before,
         };
-        self.retire(std::mem::replace(&mut negotiation.previous, previous));
+        self.indices.retire(std::mem::replace(&mut negotiation.previous, previous));
         peer.sending.store(Some(Arc::clone(&session)));
         self.is_at(&peer, from);
         peer.marks.heard(now.ms, false);
@@ -157,14 +168,14 @@ impl Device {
             self.send(&peer, &session, &[], now, out);
         }
         self.flush(&peer, &mut negotiation, &session, now, out);
-        Some(Outcome::Established)
+        Some(HandshakeOutcome::Established)
     }
 
-    fn cookie(&self, message: &[u8; COOKIE], now: Now) -> Option<Outcome> {
-        let Entry { peer, .. } = self.find(super::message::number(message, 4)?)?;
+    fn cookie(&self, message: &[u8; COOKIE], now: Now) -> Option<HandshakeOutcome> {
+        let IndexEntry { peer, .. } = self.find(super::message::number(message, 4)?)?;
         let mut negotiation = peer.negotiation();
         let cookie = cookie::read(&peer.key, &negotiation.mac1?, message)?;
         negotiation.cookie = Some((cookie, now.ms));
-        Some(Outcome::Proving)
+        Some(HandshakeOutcome::Proving)
     }
 }

@@ -13,12 +13,13 @@ use super::cookie;
 use super::gate::{Gate, Sender};
 use super::handshake::{self, Timestamp};
 use super::identity::Identity;
+use super::indices::{IndexEntry, Indices};
 use super::ledger::{HandshakeFault, SessionReport};
 use super::message::{MAC, sealed_len};
-use super::peer::{MAX_STAGED, Negotiation, Peer, RETRY};
+use super::peer::{DevicePeer, MAX_STAGED, Negotiation, RETRY};
 use super::roaming::Roaming;
 use super::session::{RECEIVED_OLD, Session};
-use super::{Now, Opening, Outgoing, Settings};
+use super::{Now, Opening, Outgoing, WireguardSettings};
 
 /// So many bytes of packets wait for sessions, of all peers together.
 const MAX_STAGED_BYTES: usize = 8 << 20;
@@ -36,8 +37,8 @@ pub struct Device {
     mtu: AtomicUsize,
     pub(super) gate: Mutex<Gate>,
     /// By the number that packets and responses name.
-    indices: RwLock<HashMap<u32, Entry>>,
-    pub(super) table: ArcSwap<Table>,
+    pub(super) indices: Indices,
+    pub(super) table: ArcSwap<PeerTable>,
     roaming: Roaming,
     /// The number of the next new peer.
     number: Mutex<u32>,
@@ -54,15 +55,6 @@ pub struct Device {
     idle: AtomicBool,
 }
 
-/// What a number stands for: a session, or a handshake that this node began.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Whose it is.
-    pub peer: Arc<Peer>,
-    /// The session.
-    pub session: Option<Arc<Session>>,
-}
-
 /// What came by a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
@@ -74,9 +66,9 @@ pub struct Heard {
 
 /// The peers.
 #[derive(Default)]
-pub(super) struct Table {
-    pub(super) by_number: HashMap<u32, Arc<Peer>>,
-    pub(super) by_key: HashMap<PublicKey, Arc<Peer>>,
+pub(super) struct PeerTable {
+    pub(super) by_number: HashMap<u32, Arc<DevicePeer>>,
+    pub(super) by_key: HashMap<PublicKey, Arc<DevicePeer>>,
     /// The peer that is configured at each address; of several, one.
     pub(super) addresses: HashMap<IpAddr, u32>,
 }
@@ -90,7 +82,7 @@ impl Device {
             secret: RwLock::default(),
             keepalive: 0.into(),
             mtu: usize::from(mtu).into(),
-            indices: RwLock::default(),
+            indices: Indices::default(),
             table: ArcSwap::default(),
             roaming: Roaming::default(),
             number: Mutex::new(1),
@@ -109,12 +101,18 @@ impl Device {
     }
 
     /// Takes over what is to be done. Peers that stay keep their sessions. Gives the number of each peer.
-    pub fn configure(&self, settings: &Settings, mtu: u16, now: Now, out: &mut Vec<Outgoing>) -> Vec<u32> {
+    pub fn configure(
+        &self,
+        settings: &WireguardSettings,
+        mtu: u16,
+        now: Now,
+        out: &mut Vec<Outgoing>,
+    ) -> Vec<u32> {
         *self.secret.write().unwrap_or_else(PoisonError::into_inner) = settings.psk.clone();
         self.keepalive.store(usize::from(settings.keepalive) * 1000, Ordering::Relaxed);
         self.mtu.store(mtu.into(), Ordering::Relaxed);
         let before = self.table.load_full();
-        let mut next = Table::default();
+        let mut next = PeerTable::default();
         let mut numbers = Vec::with_capacity(settings.peers.len());
         let mut called = Vec::new();
         for peer in &settings.peers {
@@ -146,7 +144,7 @@ impl Device {
         numbers
     }
 
-    fn new_peer(&self, key: PublicKey, endpoint: SocketAddr, now: Now) -> Peer {
+    fn new_peer(&self, key: PublicKey, endpoint: SocketAddr, now: Now) -> DevicePeer {
         let number = {
             let mut next = lock(&self.number);
             *next += 1;
@@ -155,7 +153,7 @@ impl Device {
         // Keepalives of many peers shall not be due in the same moment.
         let interval = self.keepalive.load(Ordering::Relaxed) as u64;
         let spread = u64::from_le_bytes(crate::random::bytes()) % interval.max(1);
-        Peer::new(number, key, endpoint, (now.ms + spread).saturating_sub(interval).max(1))
+        DevicePeer::new(number, key, endpoint, (now.ms + spread).saturating_sub(interval).max(1))
     }
 
     /// Whether a node with this key has asked for a session lately, and was refused.
@@ -164,23 +162,23 @@ impl Device {
     }
 
     /// A peer that is gone takes no part any more.
-    fn forget(&self, peer: &Arc<Peer>) {
+    fn forget(&self, peer: &Arc<DevicePeer>) {
         let mut negotiation = peer.negotiation();
         self.unstage(&mut negotiation);
         peer.sending.store(None);
         let Negotiation { pending, current, previous, next, .. } = std::mem::take(&mut *negotiation);
         for session in [current, previous, next] {
-            self.retire(session);
+            self.indices.retire(session);
         }
-        pending.into_iter().for_each(|(_, index)| self.remove(index));
+        pending.into_iter().for_each(|(_, index)| self.indices.remove(index));
     }
 
-    pub(super) fn table(&self) -> Arc<Table> {
+    pub(super) fn table(&self) -> Arc<PeerTable> {
         self.table.load_full()
     }
 
     /// The peer with this number.
-    pub(crate) fn peer(&self, number: u32) -> Option<Arc<Peer>> {
+    pub(crate) fn peer(&self, number: u32) -> Option<Arc<DevicePeer>> {
         self.table.load().by_number.get(&number).cloned()
     }
 
@@ -209,7 +207,7 @@ impl Device {
     }
 
     /// An initiation was not answered in time.
-    pub(super) fn was_unanswered(&self, peer: &Peer) {
+    pub(super) fn was_unanswered(&self, peer: &DevicePeer) {
         peer.ledger.unanswered();
         self.unanswered.fetch_add(1, Ordering::Relaxed);
     }
@@ -231,7 +229,7 @@ impl Device {
 
     /// The peer was heard from there.
     #[inline]
-    pub(super) fn is_at(&self, peer: &Peer, from: SocketAddr) {
+    pub(super) fn is_at(&self, peer: &DevicePeer, from: SocketAddr) {
         if let Some(before) = peer.is_at(from) {
             self.roaming.moved(peer.number, before, from);
         }
@@ -256,36 +254,12 @@ impl Device {
 
     /// What a number in a packet stands for.
     #[inline]
-    pub fn find(&self, index: u32) -> Option<Entry> {
-        self.indices.read().unwrap_or_else(PoisonError::into_inner).get(&index).cloned()
-    }
-
-    /// Files an entry under a number that can't be guessed.
-    pub(super) fn file(&self, entry: Entry) -> u32 {
-        let mut indices = self.indices.write().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let index = u32::from_le_bytes(crate::random::bytes());
-            if let std::collections::hash_map::Entry::Vacant(vacant) = indices.entry(index) {
-                vacant.insert(entry);
-                return index;
-            }
-        }
-    }
-
-    pub(super) fn replace(&self, index: u32, entry: Entry) {
-        self.indices.write().unwrap_or_else(PoisonError::into_inner).insert(index, entry);
-    }
-
-    pub(super) fn remove(&self, index: u32) {
-        self.indices.write().unwrap_or_else(PoisonError::into_inner).remove(&index);
-    }
-
-    pub(super) fn retire(&self, session: Option<Arc<Session>>) {
-        session.into_iter().for_each(|session| self.remove(session.local));
+    pub fn find(&self, index: u32) -> Option<IndexEntry> {
+        self.indices.find(index)
     }
 
     /// Keeps a packet until there is a session, and asks for one. Of too many the oldest are lost; says whether one was.
-    pub fn stage(&self, peer: &Arc<Peer>, packet: &[u8], now: Now, out: &mut Vec<Outgoing>) -> bool {
+    pub fn stage(&self, peer: &Arc<DevicePeer>, packet: &[u8], now: Now, out: &mut Vec<Outgoing>) -> bool {
         let lost = {
             let mut negotiation = peer.negotiation();
             let mut lost = false;
@@ -315,7 +289,14 @@ impl Device {
 
     /// Packets were sent to a peer by this session, with so many bytes in all.
     #[inline]
-    pub fn sent(&self, peer: &Arc<Peer>, session: &Session, bytes: usize, now: Now, out: &mut Vec<Outgoing>) {
+    pub fn sent(
+        &self,
+        peer: &Arc<DevicePeer>,
+        session: &Session,
+        bytes: usize,
+        now: Now,
+        out: &mut Vec<Outgoing>,
+    ) {
         peer.marks.sent(now.ms, true);
         peer.ledger.sent(bytes);
         if session.is_old(now.ms) {
@@ -325,8 +306,15 @@ impl Device {
 
     /// Something valid came by a session.
     #[inline]
-    pub fn heard(&self, entry: &Entry, from: SocketAddr, what: Heard, now: Now, out: &mut Vec<Outgoing>) {
-        let Entry { peer, session: Some(session) } = entry else { return };
+    pub fn heard(
+        &self,
+        entry: &IndexEntry,
+        from: SocketAddr,
+        what: Heard,
+        now: Now,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let IndexEntry { peer, session: Some(session) } = entry else { return };
         peer.marks.heard(now.ms, what.packets);
         peer.ledger.received(what.bytes);
         self.is_at(peer, from);
@@ -342,13 +330,13 @@ impl Device {
     }
 
     /// The peer has shown that it has the session that it asked for: packets may be sent with it.
-    fn promote(&self, peer: &Arc<Peer>, session: &Arc<Session>, now: Now, out: &mut Vec<Outgoing>) {
+    fn promote(&self, peer: &Arc<DevicePeer>, session: &Arc<Session>, now: Now, out: &mut Vec<Outgoing>) {
         let mut negotiation = peer.negotiation();
         if !negotiation.next.as_ref().is_some_and(|next| Arc::ptr_eq(next, session)) {
             return;
         }
         let before = negotiation.current.take();
-        self.retire(std::mem::replace(&mut negotiation.previous, before));
+        self.indices.retire(std::mem::replace(&mut negotiation.previous, before));
         negotiation.current = negotiation.next.take();
         peer.sending.store(Some(Arc::clone(session)));
         peer.ledger.succeeded(now.unix.as_secs());
@@ -358,7 +346,7 @@ impl Device {
     /// Sends what waited for a session.
     pub(super) fn flush(
         &self,
-        peer: &Peer,
+        peer: &DevicePeer,
         negotiation: &mut Negotiation,
         session: &Session,
         now: Now,
@@ -372,7 +360,7 @@ impl Device {
     /// Sends one packet, or a keepalive, which is an empty one.
     pub(super) fn send(
         &self,
-        peer: &Peer,
+        peer: &DevicePeer,
         session: &Session,
         packet: &[u8],
         now: Now,
@@ -389,7 +377,7 @@ impl Device {
     }
 
     /// Asks a peer for a session, unless that was done a moment ago.
-    pub fn want_session(&self, peer: &Arc<Peer>, now: Now, out: &mut Vec<Outgoing>) {
+    pub fn want_session(&self, peer: &Arc<DevicePeer>, now: Now, out: &mut Vec<Outgoing>) {
         let mut negotiation = peer.negotiation();
         let lately = negotiation.asked != 0 && now.ms < negotiation.asked + RETRY;
         if negotiation.pending.is_none() && !lately {
@@ -401,25 +389,25 @@ impl Device {
     /// Sends an initiation.
     pub(super) fn initiate(
         &self,
-        peer: &Arc<Peer>,
+        peer: &Arc<DevicePeer>,
         negotiation: &mut Negotiation,
         now: Now,
         out: &mut Vec<Outgoing>,
     ) {
         if let Some((_, before)) = negotiation.pending.take() {
-            self.remove(before);
+            self.indices.remove(before);
             self.was_unanswered(peer);
         }
         if negotiation.current.as_ref().is_none_or(|session| !session.can_send(now.ms)) {
             peer.forget_endpoint();
         }
-        let index = self.file(Entry { peer: Arc::clone(peer), session: None });
+        let index = self.indices.file(IndexEntry { peer: Arc::clone(peer), session: None });
         let timestamp = self.timestamp(now);
         let secret = self.secret.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((begun, mut message)) =
             handshake::begin(&self.identity, secret.as_ref(), &peer.key, index, &timestamp)
         else {
-            return self.remove(index);
+            return self.indices.remove(index);
         };
         negotiation.pending = Some((begun, index));
         negotiation.asked = now.ms;
@@ -467,7 +455,7 @@ impl Device {
     /// How many sessions and handshakes there are.
     #[cfg(test)]
     pub(super) fn entries(&self) -> usize {
-        self.indices.read().unwrap().len()
+        self.indices.len()
     }
 
     /// Whether somebody has to be told that there is something to wait for again.

@@ -16,7 +16,7 @@ use super::message::COOKIE;
 
 /// What becomes of a handshake message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Admission {
     /// It is computed.
     Admitted,
     /// Its sender is asked to prove its address, by this reply.
@@ -165,12 +165,12 @@ impl Gate {
     }
 
     /// Decides on a message with two codes.
-    pub fn judge(&mut self, message: &[u8], from: SocketAddr, sender: Sender, now: u64) -> Verdict {
+    pub fn judge(&mut self, message: &[u8], from: SocketAddr, sender: Sender, now: u64) -> Admission {
         let source = Source::new(sender, from);
         let [unproven, cookie, proven, check] = self.affordable(source, now);
         let claims = proven && check && claims_proof(message);
         if !(unproven || cookie || claims) {
-            return Verdict::Dropped;
+            return Admission::Dropped;
         }
         let proves =
             claims && self.spend(source, Service::Check, now) && self.codes.proves(message, from, now);
@@ -179,17 +179,17 @@ impl Gate {
             (false, true, _) => Service::Unproven,
             (false, false, true) => Service::Cookie,
             // What it claims to prove it does not.
-            (false, false, false) => return Verdict::Dropped,
+            (false, false, false) => return Admission::Dropped,
         };
         if !self.codes.are_for_this_node(message) {
-            return Verdict::Wrong;
+            return Admission::Wrong;
         }
         if !self.spend(source, service, now) {
-            return Verdict::Dropped;
+            return Admission::Dropped;
         }
         match service {
-            Service::Cookie => Verdict::Asked(self.codes.reply(message, from, now)),
-            Service::Unproven | Service::Proven | Service::Check => Verdict::Admitted,
+            Service::Cookie => Admission::Asked(self.codes.reply(message, from, now)),
+            Service::Unproven | Service::Proven | Service::Check => Admission::Admitted,
         }
     }
 
@@ -274,10 +274,10 @@ mod tests {
             let mut counts = [0; 3];
             for number in 0..count {
                 match self.gate.judge(message, from(number), sender, now) {
-                    Verdict::Admitted => counts[0] += 1,
-                    Verdict::Asked(_) => counts[1] += 1,
-                    Verdict::Dropped => counts[2] += 1,
-                    Verdict::Wrong => panic!("the code is right"),
+                    Admission::Admitted => counts[0] += 1,
+                    Admission::Asked(_) => counts[1] += 1,
+                    Admission::Dropped => counts[2] += 1,
+                    Admission::Wrong => panic!("the code is right"),
                 }
             }
             counts
@@ -301,11 +301,19 @@ mod tests {
         let flood = bed.flood(&unproven, 100_000, Sender::Stranger, 1, |_| from);
         assert_eq!(flood, [10, 500, 99_490]);
         let proven = bed.proven(from, 1);
-        assert_eq!(bed.gate.judge(&proven, from, Sender::Stranger, 1), Verdict::Admitted);
-        assert_eq!(bed.gate.judge(&proven, other, Sender::Stranger, 1), Verdict::Dropped, "another's cookie");
+        assert_eq!(bed.gate.judge(&proven, from, Sender::Stranger, 1), Admission::Admitted);
+        assert_eq!(
+            bed.gate.judge(&proven, other, Sender::Stranger, 1),
+            Admission::Dropped,
+            "another's cookie"
+        );
         let late = 1 + COOKIE_AGE;
         bed.flood(&unproven, 100_000, Sender::Stranger, late, |_| other);
-        assert_eq!(bed.gate.judge(&proven, from, Sender::Stranger, late), Verdict::Dropped, "it is too old");
+        assert_eq!(
+            bed.gate.judge(&proven, from, Sender::Stranger, late),
+            Admission::Dropped,
+            "it is too old"
+        );
     }
 
     #[test]
@@ -325,14 +333,17 @@ mod tests {
         for (from, sender) in
             [(FROM, Sender::Peer), ("192.0.2.2:7", Sender::PeerAddress), ("192.0.2.2:51820", Sender::Peer)]
         {
-            assert_eq!(bed.gate.judge(&unproven, at(from), sender, 1), Verdict::Admitted, "{from}");
+            assert_eq!(bed.gate.judge(&unproven, at(from), sender, 1), Admission::Admitted, "{from}");
         }
         // Even where a peer's address and port are forged, others are not affected, and who proves it is heard.
         let flood = bed.flood(&unproven, 100_000, Sender::Peer, 2_000, |_| at(FROM));
         assert_eq!(flood, [20, 5_000, 94_980]);
-        assert_eq!(bed.gate.judge(&unproven, at("192.0.2.3:51820"), Sender::Peer, 2_000), Verdict::Admitted);
+        assert_eq!(
+            bed.gate.judge(&unproven, at("192.0.2.3:51820"), Sender::Peer, 2_000),
+            Admission::Admitted
+        );
         let proven = bed.proven(at(FROM), 2_000);
-        assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 2_000), Verdict::Admitted);
+        assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 2_000), Admission::Admitted);
     }
 
     #[test]
@@ -344,15 +355,15 @@ mod tests {
             let (from, other) = (at("198.51.100.1:1"), at("198.51.100.2:1"));
             let proven = bed.proven(from, 1);
             bed.flood(&lying, 100_000, sender, 1, |_| from);
-            assert_eq!(bed.gate.judge(&proven, from, sender, 1), Verdict::Dropped, "{sender:?}");
+            assert_eq!(bed.gate.judge(&proven, from, sender, 1), Admission::Dropped, "{sender:?}");
             // Of peers, each address has its own limit.
             let proven = bed.proven(other, 1);
-            let admitted = bed.gate.judge(&proven, other, sender, 1) == Verdict::Admitted;
+            let admitted = bed.gate.judge(&proven, other, sender, 1) == Admission::Admitted;
             assert_eq!(admitted, sender == Sender::PeerAddress);
         }
         let proven = bed.proven(at(FROM), 1);
         bed.flood(&lying, 90_000, Sender::Peer, 1, |_| at(FROM));
-        assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 1), Verdict::Admitted);
+        assert_eq!(bed.gate.judge(&proven, at(FROM), Sender::Peer, 1), Admission::Admitted);
     }
 
     #[test]
@@ -362,7 +373,7 @@ mod tests {
             let proven = bed.proven(at(FROM), 1);
             let admitted = |bed: &mut Bed, now| {
                 let verdicts = (0..100_000).map(|_| bed.gate.judge(&proven, at(FROM), sender, now));
-                verdicts.filter(|verdict| *verdict == Verdict::Admitted).count()
+                verdicts.filter(|verdict| *verdict == Admission::Admitted).count()
             };
             // What it gets without the proof it got before.
             let unproven = message(&bed.own);
@@ -382,7 +393,8 @@ mod tests {
             let address = Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(number) << 64 | 7);
             let from = SocketAddr::new(address.into(), 7);
             let proven = bed.proven(from, 1);
-            admitted += usize::from(bed.gate.judge(&proven, from, Sender::Stranger, 1) == Verdict::Admitted);
+            admitted +=
+                usize::from(bed.gate.judge(&proven, from, Sender::Stranger, 1) == Admission::Admitted);
         }
         assert!((500..=510).contains(&admitted), "{admitted}");
         assert!(bed.gate.sources.len() <= MAX_SOURCES);
@@ -411,7 +423,7 @@ mod tests {
         let mut message = message(&bed.own);
         message[9] ^= 1;
         for sender in [Sender::Peer, Sender::PeerAddress, Sender::Stranger] {
-            assert_eq!(bed.gate.judge(&message, at(FROM), sender, 1), Verdict::Wrong);
+            assert_eq!(bed.gate.judge(&message, at(FROM), sender, 1), Admission::Wrong);
         }
     }
 }

@@ -16,12 +16,12 @@ const NO_SECRET: [u8; 32] = [0; 32];
 pub(super) type Timestamp = [u8; 12];
 
 /// The keys for what this node sends and for what it receives.
-pub(super) struct Keys {
+pub(super) struct TransportKeys {
     pub(super) sending: [u8; 32],
     pub(super) receiving: [u8; 32],
 }
 
-impl Drop for Keys {
+impl Drop for TransportKeys {
     fn drop(&mut self) {
         use zeroize::Zeroize;
         self.sending.zeroize();
@@ -33,7 +33,7 @@ impl Drop for Keys {
 pub(super) struct Begun(HandshakeState);
 
 /// A handshake that a peer began.
-pub(super) struct Heard {
+pub(super) struct ReceivedInitiation {
     state: HandshakeState,
     /// Who says so; that it is true shows the first packet.
     pub(super) peer: PublicKey,
@@ -71,19 +71,19 @@ pub(super) fn hear(
     identity: &Identity,
     psk: Option<&PresharedKey>,
     message: &[u8; INITIATION],
-) -> Option<Heard> {
+) -> Option<ReceivedInitiation> {
     let noise = &message[8..INITIATION - 2 * MAC];
     refuse_low_order(noise)?;
     let mut state = builder(identity, psk)?.build_responder().ok()?;
     let mut timestamp = [0; 12];
     state.read_message(noise, &mut timestamp).ok().filter(|len| *len == timestamp.len())?;
     let peer = PublicKey::new(state.get_remote_static()?.try_into().ok()?).ok()?;
-    Some(Heard { state, peer, timestamp, sender: super::message::number(message, 4)? })
+    Some(ReceivedInitiation { state, peer, timestamp, sender: super::message::number(message, 4)? })
 }
 
-impl Heard {
+impl ReceivedInitiation {
     /// The response, without its second code, with the keys and the peer's number for the session.
-    pub(super) fn respond(mut self, local: u32) -> Option<([u8; RESPONSE], Keys, u32)> {
+    pub(super) fn respond(mut self, local: u32) -> Option<([u8; RESPONSE], TransportKeys, u32)> {
         let mut message = [0; RESPONSE];
         message[0] = 2;
         message[4..8].copy_from_slice(&local.to_le_bytes());
@@ -92,18 +92,18 @@ impl Heard {
         self.state.write_message(&[], &mut message[12..end]).ok().filter(|len| *len == end - 12)?;
         mac1(&self.peer, &mut message);
         let (receiving, sending) = self.state.dangerously_get_raw_split();
-        Some((message, Keys { sending, receiving }, self.sender))
+        Some((message, TransportKeys { sending, receiving }, self.sender))
     }
 }
 
 impl Begun {
     /// The keys, and the peer's number for the session, if this is the response. Anything else changes nothing.
-    pub(super) fn finish(&mut self, message: &[u8; RESPONSE]) -> Option<(Keys, u32)> {
+    pub(super) fn finish(&mut self, message: &[u8; RESPONSE]) -> Option<(TransportKeys, u32)> {
         let noise = &message[12..RESPONSE - 2 * MAC];
         refuse_low_order(noise)?;
         self.0.read_message(noise, &mut [0; 16]).ok().filter(|len| *len == 0)?;
         let (sending, receiving) = self.0.dangerously_get_raw_split();
-        Some((Keys { sending, receiving }, super::message::number(message, 4)?))
+        Some((TransportKeys { sending, receiving }, super::message::number(message, 4)?))
     }
 }
 

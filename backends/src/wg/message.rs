@@ -17,7 +17,7 @@ pub(crate) const MAC: usize = 16;
 
 /// A message by its kind; its length is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message<'a> {
+pub enum WireguardMessage<'a> {
     /// Begins a handshake.
     Initiation(&'a [u8; INITIATION]),
     /// Answers it.
@@ -33,7 +33,7 @@ pub enum Message<'a> {
     },
 }
 
-impl<'a> Message<'a> {
+impl<'a> WireguardMessage<'a> {
     /// What a datagram is; `None` for what is no message.
     #[inline]
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
@@ -80,11 +80,11 @@ mod tests {
                     4 => len >= HEADER + TAG,
                     _ => false,
                 };
-                assert_eq!(Message::parse(&bytes).is_some(), right, "type {kind}, {len} bytes");
+                assert_eq!(WireguardMessage::parse(&bytes).is_some(), right, "type {kind}, {len} bytes");
                 for reserved in 1..len.min(4) {
                     let mut wrong = bytes.clone();
                     wrong[reserved] = 1;
-                    assert_eq!(Message::parse(&wrong), None, "type {kind}, {len} bytes");
+                    assert_eq!(WireguardMessage::parse(&wrong), None, "type {kind}, {len} bytes");
                 }
             }
         }

@@ -19,7 +19,7 @@ pub(super) const RETRY: u64 = 5_000;
 pub(super) const MAX_STAGED: usize = 128;
 
 /// A peer, for as long as it is configured.
-pub struct Peer {
+pub struct DevicePeer {
     /// Names it in this process; no other peer ever has the same.
     pub(crate) number: u32,
     pub(super) key: PublicKey,
@@ -71,7 +71,7 @@ pub(super) struct Negotiation {
     pub(super) staged: VecDeque<Vec<u8>>,
 }
 
-impl Peer {
+impl DevicePeer {
     pub(super) fn new(number: u32, key: PublicKey, endpoint: SocketAddr, now: u64) -> Self {
         Self {
             number,
@@ -166,7 +166,7 @@ pub(super) fn clear(mark: &AtomicU64) {
     }
 }
 
-impl fmt::Debug for Peer {
+impl fmt::Debug for DevicePeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Peer({})", self.key)
     }

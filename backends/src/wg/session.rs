@@ -41,7 +41,7 @@ pub struct Exhausted;
 
 /// Why a packet isn't taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum PacketRefusal {
     /// It is not from the peer, or was changed on its way.
     Forged,
     /// It was taken before, or may have been.
@@ -94,18 +94,18 @@ impl Session {
     /// Decrypts a packet in place; gives its length, which is 0 for a keepalive. It begins behind the header.
     ///
     /// # Errors
-    /// [`Refusal`]; the packet must not be used then.
+    /// [`PacketRefusal`]; the packet must not be used then.
     #[inline]
-    pub fn open(&self, datagram: &mut [u8], counter: u64) -> Result<usize, Refusal> {
+    pub fn open(&self, datagram: &mut [u8], counter: u64) -> Result<usize, PacketRefusal> {
         if counter >= MAX_COUNTER {
-            return Err(Refusal::Replayed);
+            return Err(PacketRefusal::Replayed);
         }
-        let sealed = datagram.get_mut(HEADER..).ok_or(Refusal::Forged)?;
+        let sealed = datagram.get_mut(HEADER..).ok_or(PacketRefusal::Forged)?;
         let packet = self.receiving.open_in_place(nonce(counter), Aad::empty(), sealed);
-        let len = packet.map_err(|_| Refusal::Forged)?.len();
+        let len = packet.map_err(|_| PacketRefusal::Forged)?.len();
         // Only what is the peer's may move the window.
         if !self.window.lock().unwrap_or_else(PoisonError::into_inner).take(counter) {
-            return Err(Refusal::Replayed);
+            return Err(PacketRefusal::Replayed);
         }
         Ok(len)
     }
@@ -157,7 +157,7 @@ fn nonce(counter: u64) -> Nonce {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wg::message::Message;
+    use crate::wg::message::WireguardMessage;
 
     fn pair() -> (Session, Session) {
         let keys = ([1; 32], [2; 32]);
@@ -174,7 +174,9 @@ mod tests {
     }
 
     fn counter(datagram: &[u8]) -> u64 {
-        let Some(Message::Data { receiver: 2, counter }) = Message::parse(datagram) else { panic!() };
+        let Some(WireguardMessage::Data { receiver: 2, counter }) = WireguardMessage::parse(datagram) else {
+            panic!()
+        };
         counter
     }
 
@@ -185,18 +187,18 @@ mod tests {
         let mut opened = first.clone();
         assert_eq!(b.open(&mut opened, counter(&first)), Ok(8));
         assert_eq!(&opened[HEADER..HEADER + 8], b"a packet");
-        assert_eq!(b.open(&mut first.clone(), counter(&first)), Err(Refusal::Replayed));
+        assert_eq!(b.open(&mut first.clone(), counter(&first)), Err(PacketRefusal::Replayed));
         let second = sealed(&a, b"a packet");
         assert_ne!(first[HEADER..], second[HEADER..], "no two are sealed alike");
         for at in 0..second.len() {
             let mut changed = second.clone();
             changed[at] ^= 1;
-            match Message::parse(&changed) {
+            match WireguardMessage::parse(&changed) {
                 None => assert!(at < 4, "byte {at}"),
                 // By the receiver the session is found.
                 Some(_) if (4..8).contains(&at) => {}
-                Some(Message::Data { counter, .. }) => {
-                    assert_eq!(b.open(&mut changed, counter), Err(Refusal::Forged), "byte {at}");
+                Some(WireguardMessage::Data { counter, .. }) => {
+                    assert_eq!(b.open(&mut changed, counter), Err(PacketRefusal::Forged), "byte {at}");
                 }
                 Some(other) => panic!("byte {at}: {other:?}"),
             }
@@ -211,10 +213,10 @@ mod tests {
         for counter in [1 << 40, MAX_COUNTER - 1] {
             let mut forged = good.clone();
             forged[8..16].copy_from_slice(&counter.to_le_bytes());
-            assert_eq!(b.open(&mut forged, counter), Err(Refusal::Forged));
+            assert_eq!(b.open(&mut forged, counter), Err(PacketRefusal::Forged));
         }
         assert_eq!(b.open(&mut good.clone(), 0), Ok(1));
-        assert_eq!(b.open(&mut good.clone(), MAX_COUNTER), Err(Refusal::Replayed));
+        assert_eq!(b.open(&mut good.clone(), MAX_COUNTER), Err(PacketRefusal::Replayed));
     }
 
     #[test]

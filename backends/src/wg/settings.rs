@@ -11,7 +11,7 @@ use super::identity::Identity;
 
 /// What a device is to do.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct WireguardSettings {
     /// This node's key.
     pub identity: Arc<Identity>,
     /// A secret besides the keys; it is that of all peers.
@@ -49,10 +49,10 @@ pub struct PeerSettings {
     pub opening: Opening,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for WireguardSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { identity, psk, keepalive, peers } = self;
-        f.debug_struct("Settings")
+        f.debug_struct("WireguardSettings")
             .field("key", identity.public())
             .field("psk", &psk.is_some())
             .field("keepalive", keepalive)

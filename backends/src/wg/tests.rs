@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use subnet::wireguard::PresharedKey;
 
-use super::answers::Outcome;
+use super::answers::HandshakeOutcome;
 use super::cookie;
 use super::device::{Device, Heard};
 use super::identity::Identity;
-use super::message::{self, HEADER, Message};
-use super::{Now, Opening, Outgoing, PeerSettings, Settings};
+use super::message::{self, HEADER, WireguardMessage};
+use super::{Now, Opening, Outgoing, PeerSettings, WireguardSettings};
 
 const MTU: u16 = 1420;
 
@@ -25,11 +25,11 @@ fn at(number: usize) -> SocketAddr {
 /// A node, with where it sends from and what it has received.
 struct Node {
     device: Device,
-    settings: Settings,
+    settings: WireguardSettings,
     at: SocketAddr,
     peer: u32,
     got: Vec<Vec<u8>>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<HandshakeOutcome>,
 }
 
 struct World {
@@ -57,7 +57,8 @@ impl World {
                 allowed: Vec::new(),
                 opening: Opening::Either,
             };
-            let settings = Settings { identity: Arc::clone(&keys[me]), psk, keepalive: 0, peers: vec![peer] };
+            let settings =
+                WireguardSettings { identity: Arc::clone(&keys[me]), psk, keepalive: 0, peers: vec![peer] };
             Node::new(settings, at(me), now)
         });
         Self { nodes, now, wire: Vec::new() }
@@ -138,7 +139,7 @@ impl World {
 }
 
 impl Node {
-    fn new(settings: Settings, at: SocketAddr, now: Now) -> Self {
+    fn new(settings: WireguardSettings, at: SocketAddr, now: Now) -> Self {
         let device = Device::new(Arc::clone(&settings.identity), MTU);
         let mut out = Vec::new();
         let peer = device.configure(&settings, MTU, now, &mut out)[0];
@@ -148,7 +149,7 @@ impl Node {
 
     fn receive(&mut self, mut bytes: Vec<u8>, source: SocketAddr, now: Now) -> Vec<Outgoing> {
         let mut out = Vec::new();
-        let Some(Message::Data { receiver, counter }) = Message::parse(&bytes) else {
+        let Some(WireguardMessage::Data { receiver, counter }) = WireguardMessage::parse(&bytes) else {
             self.outcomes.push(self.device.handshake(&bytes, source, now, &mut out));
             return out;
         };
@@ -229,7 +230,7 @@ fn sessions_follow_each_other_without_a_loss_and_old_ones_go() {
         assert!(world.nodes[0].sessions() <= 4 && world.nodes[1].sessions() <= 4, "{second}");
     }
     let established = world.nodes[0].outcomes.iter().chain(&world.nodes[1].outcomes);
-    let count = established.filter(|outcome| **outcome == Outcome::Established).count();
+    let count = established.filter(|outcome| **outcome == HandshakeOutcome::Established).count();
     assert!((5..=6).contains(&count), "every two minutes: {count}");
     world.run(400_000);
     assert_eq!([world.nodes[0].sessions(), world.nodes[1].sessions()], [0, 0]);
@@ -252,7 +253,7 @@ fn who_only_receives_sends_a_keepalive_and_who_hears_nothing_asks_again() {
     assert_eq!(keepalives.len(), 1);
     world.settle();
     world.run(30_000);
-    assert_eq!(world.nodes[1].outcomes, [Outcome::Answered], "the keepalive was an answer");
+    assert_eq!(world.nodes[1].outcomes, [HandshakeOutcome::Answered], "the keepalive was an answer");
     // Now it is gone.
     world.send(0, &packet(2));
     world.wire.clear();
@@ -260,7 +261,7 @@ fn who_only_receives_sends_a_keepalive_and_who_hears_nothing_asks_again() {
     assert!(world.tick()[0].is_some() && world.wire.is_empty());
     world.pass(200);
     world.tick();
-    assert!(matches!(Message::parse(&world.wire[0].2.bytes), Some(Message::Initiation(_))));
+    assert!(matches!(WireguardMessage::parse(&world.wire[0].2.bytes), Some(WireguardMessage::Initiation(_))));
 }
 
 #[test]
@@ -342,7 +343,7 @@ fn what_was_seen_before_is_refused() {
         world.wire.push((1, at(0), replayed.clone()));
         world.settle();
     }
-    assert_eq!(world.nodes[1].outcomes, [Outcome::Answered, Outcome::Refused]);
+    assert_eq!(world.nodes[1].outcomes, [HandshakeOutcome::Answered, HandshakeOutcome::Refused]);
     assert_eq!(world.got(1), Vec::<Vec<u8>>::new());
     world.send(1, &packet(2));
     world.settle();
@@ -365,14 +366,14 @@ fn a_peer_that_moves_is_followed_and_one_that_is_gone_is_not_heard() {
     assert_eq!((world.got(0), world.got(1)), (vec![packet(3)], vec![packet(0), packet(2)]));
 
     let Node { device, settings, .. } = &world.nodes[1];
-    let none = Settings { peers: Vec::new(), ..settings.clone() };
+    let none = WireguardSettings { peers: Vec::new(), ..settings.clone() };
     assert_eq!(device.configure(&none, MTU, world.now, &mut Vec::new()), Vec::<u32>::new());
     assert_eq!(device.entries(), 0);
     world.send(0, &packet(4));
     world.settle();
     world.run(40_000);
     assert_eq!(world.got(1), Vec::<Vec<u8>>::new());
-    assert!(world.nodes[1].outcomes[1..].iter().all(|outcome| *outcome == Outcome::Refused));
+    assert!(world.nodes[1].outcomes[1..].iter().all(|outcome| *outcome == HandshakeOutcome::Refused));
     // It becomes a peer again, and is called without waiting for its next attempt.
     let node = &mut world.nodes[1];
     let mut out = Vec::new();
@@ -415,8 +416,8 @@ fn a_flood_keeps_neither_a_peer_at_its_address_nor_one_that_moved_from_another_s
         node.device.want_session(&node.device.peer(node.peer).unwrap(), world.now, &mut out);
         world.put(0, out);
         world.settle();
-        assert_eq!(world.nodes[1].outcomes.last(), Some(&Outcome::Answered), "moved: {moved}");
-        assert_eq!(world.nodes[0].outcomes.last(), Some(&Outcome::Established), "moved: {moved}");
+        assert_eq!(world.nodes[1].outcomes.last(), Some(&HandshakeOutcome::Answered), "moved: {moved}");
+        assert_eq!(world.nodes[0].outcomes.last(), Some(&HandshakeOutcome::Established), "moved: {moved}");
     }
 }
 
@@ -431,7 +432,7 @@ fn initiations_are_taken_in_their_order_although_the_clock_stands_still_or_is_se
         world.settle();
         world.now.ms += 6_000;
     }
-    assert_eq!(world.nodes[1].outcomes, [Outcome::Answered; 4]);
+    assert_eq!(world.nodes[1].outcomes, [HandshakeOutcome::Answered; 4]);
 }
 
 #[test]
@@ -447,7 +448,7 @@ fn keepalives_come_at_their_interval_and_those_of_many_peers_not_at_once() {
         }
     };
     let peers = (0..40).map(peer).collect();
-    let settings = Settings { identity: Arc::clone(&identity), psk: None, keepalive: 25, peers };
+    let settings = WireguardSettings { identity: Arc::clone(&identity), psk: None, keepalive: 25, peers };
     let device = Device::new(identity, MTU);
     let (mut now, mut out) = (Now { ms: 1_000_000, unix: Duration::ZERO }, Vec::new());
     device.configure(&settings, MTU, now, &mut out);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::device::Device;
-use super::peer::{Negotiation, Peer, RETRY, clear};
+use super::peer::{DevicePeer, Negotiation, RETRY, clear};
 use super::session::{REJECT_AFTER, Session};
 use super::{Now, Outgoing};
 
@@ -27,7 +27,7 @@ impl Device {
         Some(Duration::from_millis(next.saturating_sub(now.ms).max(1)))
     }
 
-    fn tick_peer(&self, peer: &Arc<Peer>, now: Now, out: &mut Vec<Outgoing>) -> Option<u64> {
+    fn tick_peer(&self, peer: &Arc<DevicePeer>, now: Now, out: &mut Vec<Outgoing>) -> Option<u64> {
         let mut negotiation = peer.negotiation();
         self.end_old(peer, &mut negotiation, now);
         let retry = self.repeat(peer, &mut negotiation, now, out);
@@ -62,7 +62,7 @@ impl Device {
     }
 
     /// Asks for a session as [`want_session`](Self::want_session) does.
-    fn ask(&self, peer: &Arc<Peer>, negotiation: &mut Negotiation, now: Now, out: &mut Vec<Outgoing>) {
+    fn ask(&self, peer: &Arc<DevicePeer>, negotiation: &mut Negotiation, now: Now, out: &mut Vec<Outgoing>) {
         let lately = negotiation.asked != 0 && now.ms < negotiation.asked + RETRY;
         if negotiation.pending.is_none() && !lately {
             negotiation.began = now.ms;
@@ -71,11 +71,11 @@ impl Device {
     }
 
     /// Sessions that may not be used any more are removed, and their keys with them.
-    fn end_old(&self, peer: &Peer, negotiation: &mut Negotiation, now: Now) {
+    fn end_old(&self, peer: &DevicePeer, negotiation: &mut Negotiation, now: Now) {
         let Negotiation { current, previous, next, .. } = negotiation;
         for place in [previous, next, current] {
             let old = |session: &mut Arc<Session>| !session.can_receive(now.ms);
-            self.retire(place.take_if(old));
+            self.indices.retire(place.take_if(old));
         }
         if negotiation.current.is_none() && peer.sending.load().is_some() {
             peer.sending.store(None);
@@ -85,7 +85,7 @@ impl Device {
     /// Repeats an initiation that was not answered, or gives up. Says when to ask again.
     fn repeat(
         &self,
-        peer: &Arc<Peer>,
+        peer: &Arc<DevicePeer>,
         negotiation: &mut Negotiation,
         now: Now,
         out: &mut Vec<Outgoing>,
@@ -100,7 +100,7 @@ impl Device {
             return None;
         }
         let (_, index) = negotiation.pending.take()?;
-        self.remove(index);
+        self.indices.remove(index);
         self.was_unanswered(peer);
         self.unstage(negotiation);
         clear(&peer.marks.unanswered);

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use backends::nft::{
-    Chain, Change, Hook, KeyType, Listener, Moved, Nft, Rule, Set, Span, Table, TableFamily, TableId,
+    Chain, Change, Hook, KeyType, Moved, Nft, NftListener, Rule, Set, Span, Table, TableFamily, TableId,
     Watched, matches::*,
 };
 use subnet::Family;
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A listener that knows `bed.nft` as its own, and watches our table, a table `signal` and the hook forward.
 struct Ears {
     runtime: Runtime,
-    listener: Listener,
+    listener: NftListener,
     watched: Mutex<Watched>,
 }
 
@@ -28,7 +28,7 @@ impl Ears {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = bed.namespace.run(|| {
             let _inside = runtime.enter();
-            Listener::open().unwrap()
+            NftListener::open().unwrap()
         });
         let tables = ["flannel-ipv4", "signal"].map(ip).into();
         let mut watched = Watched { ports: [bed.nft.port()].into(), tables, ..Watched::default() };

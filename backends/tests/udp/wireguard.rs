@@ -20,7 +20,7 @@ use backends::state::forwarding::Forwarding;
 use backends::state::{Link, LinkIdentity, LinkSettings, Route};
 use backends::testing::{Fabric, Node as Machine, Numbers, Pinger, Pod, Process, wait_for};
 use backends::wg::identity::Identity;
-use backends::wg::{Opening, PeerSettings, Settings};
+use backends::wg::{Opening, PeerSettings, WireguardSettings};
 use backends::{KernelState, Name, Scope, converge};
 use ipnet::IpNet;
 use subnet::net::host;
@@ -80,7 +80,7 @@ struct Ours {
     /// Decides on its subnets, also after it got another address.
     number: u8,
     family: Family,
-    settings: Settings,
+    settings: WireguardSettings,
     workers: u8,
 }
 
@@ -91,7 +91,7 @@ impl Ours {
 
     fn on(machine: Arc<Machine>, family: Family, psk: Option<PresharedKey>, identity: Arc<Identity>) -> Self {
         let kernel = machine.namespace().run(|| Netlink::open().unwrap());
-        let settings = Settings { identity, psk, keepalive: 0, peers: Vec::new() };
+        let settings = WireguardSettings { identity, psk, keepalive: 0, peers: Vec::new() };
         let number = number(&machine);
         Self { kernel, machine, number, family, settings, workers: 1 }
     }

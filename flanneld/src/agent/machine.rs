@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use backends::backend::Direct;
 use backends::kernel::{NotificationFilter, Observed, Records};
-use backends::{ActiveBackends, Change as KernelChange, FoundSessions, KernelError, Name, Report, Settled};
+use backends::{ActiveBackends, FoundSessions, KernelChange, KernelError, Name, Report, Settled};
 use ipnet::IpNet;
 use subnet::env_file::Previous;
 use subnet::saved::Saved;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use backends::kernel::netlink::Netlink;
-use backends::state::{Change, LinkIdentity};
+use backends::state::{KernelChange, LinkIdentity};
 use backends::{Kernel, KernelError, KernelState, Scope};
 
 use super::model;
@@ -15,7 +15,7 @@ pub(super) const LISTED: usize = 32;
 ///
 /// # Errors
 /// The kernel can't be read.
-pub(crate) fn differences(desired: &KernelState, scope: &Scope) -> Result<Vec<Change>, KernelError> {
+pub(crate) fn differences(desired: &KernelState, scope: &Scope) -> Result<Vec<KernelChange>, KernelError> {
     let mut observed = Netlink::open()?.observe(desired, scope)?.state;
     // A TUN device belongs to the datapath that holds it, which only the agent's own handle sees.
     for (name, link) in desired.links.iter().filter(|(_, link)| link.identity == LinkIdentity::Tun) {
@@ -38,7 +38,7 @@ pub(super) fn report(kernel: &mut model::KernelStatus, desired: &KernelState, sc
     }
 }
 
-fn counted(changes: &[Change]) -> BTreeMap<String, usize> {
+fn counted(changes: &[KernelChange]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for change in changes {
         *counts.entry(change.object().to_owned()).or_default() += 1;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use backends::trace::{Event, Flow, Outcome, Step, Table, TableId};
+use backends::trace::{Event, Flow, Outcome, Table, TableId, TraceStep};
 use serde::Serialize;
 
 /// Names of devices by their index.
@@ -116,7 +116,7 @@ impl fmt::Display for Hook {
 }
 
 impl Journey {
-    pub(super) fn begin(first: &Step, flow: &Flow, devices: &Devices) -> Self {
+    pub(super) fn begin(first: &TraceStep, flow: &Flow, devices: &Devices) -> Self {
         let from = source(&first.network);
         let incoming = first.incoming.map(|index| device(devices, index));
         Self {
@@ -134,19 +134,19 @@ impl Journey {
 
     /// Whether a step with headers is about this packet, although the kernel gives it another number: it does when a
     /// packet leaves a bridge.
-    pub(super) fn is_the_same(&self, step: &Step) -> bool {
+    pub(super) fn is_the_same(&self, step: &TraceStep) -> bool {
         !self.is_over() && self.content == content(step)
     }
 
     /// Takes note of the device that a step names: only the first one in a chain does.
-    pub(super) fn note_device(&mut self, step: &Step, devices: &Devices) {
+    pub(super) fn note_device(&mut self, step: &TraceStep, devices: &Devices) {
         if let Some(index) = step.outgoing {
             self.outgoing = Some(device(devices, index));
         }
     }
 
     /// Takes a step of the tracer's own chains: a hook is passed.
-    pub(super) fn pass(&mut self, step: &Step) {
+    pub(super) fn pass(&mut self, step: &TraceStep) {
         let (Some(hook), Event::Policy { .. }) = (Hook::of(&step.chain), &step.event) else { return };
         self.passed = Some(hook);
         match hook {
@@ -157,7 +157,7 @@ impl Journey {
     }
 
     /// Takes a step of another chain. `table` is what it belongs to, to name the rule with.
-    pub(super) fn meet(&mut self, step: &Step, table: Option<&Table>) {
+    pub(super) fn meet(&mut self, step: &TraceStep, table: Option<&Table>) {
         let (handle, verdict) = match &step.event {
             Event::Rule { handle, verdict } => (Some(*handle), verdict.clone()),
             Event::Policy { accepted: true } => (None, Outcome::Accept),
@@ -266,13 +266,13 @@ fn device(devices: &Devices, index: u32) -> String {
 }
 
 /// Whether a step has headers, and they are those of a packet of this flow or of an answer.
-pub(super) fn is_of(flow: &Flow, step: &Step) -> bool {
+pub(super) fn is_of(flow: &Flow, step: &TraceStep) -> bool {
     let ends = addresses(&step.network);
     ends == Some((flow.source, flow.destination)) || ends == Some((flow.destination, flow.source))
 }
 
 /// A packet's addresses and what follows its header.
-fn content(step: &Step) -> Vec<u8> {
+fn content(step: &TraceStep) -> Vec<u8> {
     let from = if step.network.first().is_some_and(|first| first >> 4 == 6) { 8 } else { 12 };
     [step.network.get(from..).unwrap_or_default(), &step.transport].concat()
 }
@@ -293,8 +293,8 @@ fn addresses(network: &[u8]) -> Option<(IpAddr, IpAddr)> {
 }
 
 /// What a packet is: protocol, length, ports, flags.
-fn words(step: &Step) -> String {
-    let Step { network, transport, .. } = step;
+fn words(step: &TraceStep) -> String {
+    let TraceStep { network, transport, .. } = step;
     let number = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 2).and_then(|two| two.try_into().ok()).map(u16::from_be_bytes)
     };
@@ -346,13 +346,13 @@ mod tests {
         Flow { source: addr("10.244.1.7"), destination: addr("10.244.7.3"), transport: None, port: None }
     }
 
-    fn step(table: (TableFamily, &str), chain: &str, event: Event) -> Step {
+    fn step(table: (TableFamily, &str), chain: &str, event: Event) -> TraceStep {
         let mut network = vec![0x45, 0, 0, 60, 0, 0, 0, 0, 64, 6, 0, 0];
         network.extend([10, 244, 1, 7, 10, 244, 7, 3]);
         let mut transport = vec![0x9c, 0x40, 0, 80];
         transport.resize(13, 0);
         transport.push(2);
-        Step {
+        TraceStep {
             packet: 1,
             table: TableId::new(table.0, table.1),
             chain: chain.to_owned(),
@@ -431,7 +431,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_headers_never_panic(network: Vec<u8>, transport: Vec<u8>) {
-            let step = Step { network, transport, ..step(OWN, "a", Event::Return) };
+            let step = TraceStep { network, transport, ..step(OWN, "a", Event::Return) };
             words(&step);
             Journey::begin(&step, &flow(), &devices());
         }

@@ -20,38 +20,42 @@ use subnet::Mac;
 use super::nexthop;
 use super::socket::Request;
 use crate::state::{
-    BLACKHOLE_METRIC, Change, Link, LinkIdentity, LinkPatch, LinkSettings, Route, VxlanIdentity,
+    BLACKHOLE_METRIC, KernelChange, Link, LinkIdentity, LinkPatch, LinkSettings, Route, VxlanIdentity,
 };
 
 /// The request for a change. `index` is the index of the device that the change names, which every change
 /// but the making of a device has.
-pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
+pub(super) fn request(change: &KernelChange, index: u32) -> io::Result<Request> {
     const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     use RouteNetlinkMessage as Message;
     let (message, flags) = match change {
-        Change::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
-        Change::RenameLink(_, to) => {
+        KernelChange::DelLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
+        KernelChange::RenameLink(_, to) => {
             let message = LinkUnspec::new_with_index(index).name(to.to_string()).build();
             (Message::NewLink(message), 0)
         }
-        Change::AddLink(name, link) => (Message::NewLink(new_link(name.as_str(), link)?), ADD),
-        Change::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
-        Change::SetForwarding(..) | Change::DelForwarding(_) => {
+        KernelChange::AddLink(name, link) => (Message::NewLink(new_link(name.as_str(), link)?), ADD),
+        KernelChange::SetLink(_, patch) => (Message::NewLink(patched(index, patch)), 0),
+        KernelChange::SetForwarding(..) | KernelChange::DelForwarding(_) => {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "datapaths are not the kernel's"));
         }
-        Change::SetWireguard(..) | Change::SetWireguardPeers(..) => {
+        KernelChange::SetWireguard(..) | KernelChange::SetWireguardPeers(..) => {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "it has a netlink family of its own"));
         }
-        Change::AddAddress(_, net) => {
+        KernelChange::AddAddress(_, net) => {
             (Message::NewAddress(address(index, net.addr(), net.prefix_len())), ADD)
         }
-        Change::DelAddress(_, net) => (Message::DelAddress(address(index, net.addr(), net.prefix_len())), 0),
-        Change::SetFdb(_, mac, dst) => (Message::NewNeighbour(fdb(index, *mac, Some(*dst))), SET),
-        Change::DelFdb(_, mac) => (Message::DelNeighbour(fdb(index, *mac, None)), 0),
-        Change::SetNeighbour(_, ip, mac) => (Message::NewNeighbour(neighbour(index, *ip, Some(*mac))), SET),
-        Change::DelNeighbour(_, ip) => (Message::DelNeighbour(neighbour(index, *ip, None)), 0),
-        Change::SetRoute(wanted) => {
+        KernelChange::DelAddress(_, net) => {
+            (Message::DelAddress(address(index, net.addr(), net.prefix_len())), 0)
+        }
+        KernelChange::SetFdb(_, mac, dst) => (Message::NewNeighbour(fdb(index, *mac, Some(*dst))), SET),
+        KernelChange::DelFdb(_, mac) => (Message::DelNeighbour(fdb(index, *mac, None)), 0),
+        KernelChange::SetNeighbour(_, ip, mac) => {
+            (Message::NewNeighbour(neighbour(index, *ip, Some(*mac))), SET)
+        }
+        KernelChange::DelNeighbour(_, ip) => (Message::DelNeighbour(neighbour(index, *ip, None)), 0),
+        KernelChange::SetRoute(wanted) => {
             let index = wanted.nexthop.is_none().then_some(index);
             let mut message = route(wanted, index)?;
             message.header.scope = if wanted.via.is_some() || wanted.dst.addr().is_ipv6() {
@@ -61,16 +65,16 @@ pub(super) fn request(change: &Change, index: u32) -> io::Result<Request> {
             };
             (Message::NewRoute(message), SET)
         }
-        Change::DelRoute(stale) => {
+        KernelChange::DelRoute(stale) => {
             let mut message = route(stale, stale.dev.filter(|_| stale.nexthop.is_none()).map(|_| index))?;
             // "Nowhere" and "unspecified" match any scope and type (net/ipv4/fib_trie.c, fib_table_delete).
             message.header.scope = RouteScope::NoWhere;
             message.header.kind = RouteType::Unspec;
             (Message::DelRoute(message), 0)
         }
-        Change::DelNexthop(id) => return Ok((nexthop::removal(*id).into(), 0)),
-        Change::AddBlackhole(dst) => (Message::NewRoute(blackhole(*dst)?), ADD),
-        Change::DelBlackhole(dst) => (Message::DelRoute(blackhole(*dst)?), 0),
+        KernelChange::DelNexthop(id) => return Ok((nexthop::removal(*id).into(), 0)),
+        KernelChange::AddBlackhole(dst) => (Message::NewRoute(blackhole(*dst)?), ADD),
+        KernelChange::DelBlackhole(dst) => (Message::DelRoute(blackhole(*dst)?), 0),
     };
     Ok((message.into(), flags))
 }

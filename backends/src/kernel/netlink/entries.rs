@@ -18,12 +18,12 @@ use crate::state::name::Name;
 const TABLES: [AddressFamily; 3] = [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge];
 
 /// What is found on devices of ours.
-struct Found<'a> {
+struct FoundEntries<'a> {
     neighbours: Recount<'a, (Name, IpAddr), Mac>,
     fdb: Recount<'a, (Name, Mac), IpAddr>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FoundEntries<'a> {
     fn new(desired: &'a KernelState) -> Self {
         Self { neighbours: Recount::new(&desired.neighbours), fdb: Recount::new(&desired.fdb) }
     }
@@ -57,16 +57,16 @@ impl Netlink {
         desired: &KernelState,
         state: &mut KernelState,
     ) -> Result<(), KernelError> {
-        let mut all = Found::new(desired);
+        let mut all = FoundEntries::new(desired);
         for (index, name) in own {
             for table in TABLES {
                 let found = self.dump_entries(
                     table,
                     *index,
-                    || Found::new(desired),
+                    || FoundEntries::new(desired),
                     |found, entry| found.note(*name, entry),
                 );
-                if let Some(Found { neighbours, fdb }) =
+                if let Some(FoundEntries { neighbours, fdb }) =
                     or_nothing(found).map_err(failed("reading neighbours"))?
                 {
                     all.neighbours.absorb(neighbours);

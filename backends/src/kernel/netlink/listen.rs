@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::Netlink;
 use super::decode::{self, NeighbourFacts, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWNEIGH, RTM_NEWROUTE};
-use super::nexthop::{self, NexthopFacts, RTNLGRP_NEXTHOP, Told};
+use super::nexthop::{self, NexthopEvent, NexthopFacts, RTNLGRP_NEXTHOP};
 use super::socket::decode as typed;
 use crate::kernel::{KernelError, NotificationFilter, Notifications};
 use crate::netlink::multicast::{MulticastSocket, RTM_DELLINK, RTM_NEWLINK, Received};
@@ -137,14 +137,14 @@ impl NotificationFilter {
 
     /// Whether what is told of a nexthop object differs from what a route of ours needs. Those of a device go with it, and
     /// nothing tells of them or of their routes.
-    fn nexthop(&self, told: &Told) -> bool {
+    fn nexthop(&self, told: &NexthopEvent) -> bool {
         let want = |id: NexthopId| {
             let routes = self.scope.subnets_of(id).filter_map(|subnet| self.desired.routes.get(&subnet));
             routes.into_iter().find(|want| want.nexthop == Some(id))
         };
         match told {
-            Told::Gone(id) => want(*id).is_some(),
-            Told::There(NexthopFacts { id, marked, hop }) => match want(*id) {
+            NexthopEvent::Gone(id) => want(*id).is_some(),
+            NexthopEvent::There(NexthopFacts { id, marked, hop }) => match want(*id) {
                 Some(want) => {
                     let have = (hop.via, hop.link.and_then(|link| self.name(link)), hop.onlink);
                     !marked || hop.foreign || have != (want.via, want.dev, want.onlink)

@@ -103,13 +103,13 @@ pub(super) struct Target {
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum NexthopEvent {
     There(NexthopFacts),
     Gone(NexthopId),
 }
 
 /// What a message tells of an object with an id of our range.
-pub(super) fn told(message: &Message<'_>) -> Option<Told> {
+pub(super) fn told(message: &Message<'_>) -> Option<NexthopEvent> {
     if !matches!(message.kind, RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
         return None;
     }
@@ -117,7 +117,7 @@ pub(super) fn told(message: &Message<'_>) -> Option<Told> {
     let body = &message.payload[HEADER..];
     let id = NexthopId::new(native_u32(find(body, NHA_ID)?, 0)?).filter(|id| id.is_of_range())?;
     if message.kind == RTM_DELNEXTHOP {
-        return Some(Told::Gone(id));
+        return Some(NexthopEvent::Gone(id));
     }
     let mut hop =
         Target { via: None, link: None, onlink: native_u32(head, 4)? & RTNH_F_ONLINK != 0, foreign: false };
@@ -129,7 +129,7 @@ pub(super) fn told(message: &Message<'_>) -> Option<Told> {
             _ => hop.foreign = true,
         }
     }
-    Some(Told::There(NexthopFacts { id, marked: head[2] == ROUTE_PROTOCOL, hop }))
+    Some(NexthopEvent::There(NexthopFacts { id, marked: head[2] == ROUTE_PROTOCOL, hop }))
 }
 
 fn gateway(bytes: &[u8]) -> Option<IpAddr> {
@@ -161,9 +161,9 @@ mod tests {
         let made = object_of(&route, 7).unwrap();
         let hop = Target { via: route.via, link: Some(7), onlink: true, foreign: false };
         let facts = NexthopFacts { id: route.nexthop.unwrap(), marked: true, hop };
-        assert_eq!(told(&message(made.kind(), made.bytes())), Some(Told::There(facts)));
+        assert_eq!(told(&message(made.kind(), made.bytes())), Some(NexthopEvent::There(facts)));
         let gone = removal(facts.id);
-        assert_eq!(told(&message(gone.kind(), gone.bytes())), Some(Told::Gone(facts.id)));
+        assert_eq!(told(&message(gone.kind(), gone.bytes())), Some(NexthopEvent::Gone(facts.id)));
     }
 
     proptest! {

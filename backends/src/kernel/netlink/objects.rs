@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use super::nexthop::{self, Target, Told};
+use super::nexthop::{self, NexthopEvent, Target};
 use super::{Netlink, decode::RouteFacts};
 use crate::kernel::Scope;
 use crate::state::host::HostView;
@@ -77,8 +77,10 @@ impl Netlink {
         let found = self.socket.dump_raw(&nexthop::all().into(), Default::default, |found, message| {
             let (ours, taken): &mut (Vec<(NexthopId, Target)>, BTreeSet<NexthopId>) = found;
             match nexthop::told(message) {
-                Some(Told::There(facts)) if !facts.marked => drop(taken.insert(facts.id)),
-                Some(Told::There(facts)) if scope.owns_nexthop(facts.id) => ours.push((facts.id, facts.hop)),
+                Some(NexthopEvent::There(facts)) if !facts.marked => drop(taken.insert(facts.id)),
+                Some(NexthopEvent::There(facts)) if scope.owns_nexthop(facts.id) => {
+                    ours.push((facts.id, facts.hop))
+                }
                 _ => {}
             }
         });

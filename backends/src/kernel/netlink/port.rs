@@ -9,25 +9,25 @@ use super::refusal::errno;
 use super::tun::TunFacts;
 use super::{LinkFacts, Netlink};
 use crate::state::name::Name;
-use crate::state::{Change, LinkIdentity};
+use crate::state::{KernelChange, LinkIdentity};
 
 impl Netlink {
     /// The kernel's refusal with the name of what is in the way, if it is about that.
-    pub(super) fn named(&mut self, change: &Change, error: io::Error) -> io::Error {
+    pub(super) fn named(&mut self, change: &KernelChange, error: io::Error) -> io::Error {
         let words = match (change, error.raw_os_error()) {
-            (Change::AddLink(name, _) | Change::SetLink(name, _), Some(errno::EADDRINUSE)) => {
+            (KernelChange::AddLink(name, _) | KernelChange::SetLink(name, _), Some(errno::EADDRINUSE)) => {
                 let links = self.links().unwrap_or_default();
                 port_of(&links, name).map(|port| port_holder(port, &links, name))
             }
-            (Change::SetForwarding(name, forwarding), Some(errno::EADDRINUSE)) => {
+            (KernelChange::SetForwarding(name, forwarding), Some(errno::EADDRINUSE)) => {
                 let links = self.links().unwrap_or_default();
                 Some(port_holder(forwarding.port, &links, name))
             }
-            (Change::SetWireguard(name, port, _), Some(errno::EADDRINUSE)) => {
+            (KernelChange::SetWireguard(name, port, _), Some(errno::EADDRINUSE)) => {
                 let links = self.links().unwrap_or_default();
                 Some(port_holder(*port, &links, name))
             }
-            (Change::AddLink(name, link), Some(errno::EEXIST)) => match &link.identity {
+            (KernelChange::AddLink(name, link), Some(errno::EEXIST)) => match &link.identity {
                 LinkIdentity::Vxlan(want) => {
                     let links = self.links().unwrap_or_default();
                     let rival = links.iter().find(|other| {
@@ -48,7 +48,7 @@ impl Netlink {
                 }
                 _ => None,
             },
-            (Change::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
+            (KernelChange::AddLink(name, link), Some(errno::EBUSY)) if link.identity == LinkIdentity::Tun => {
                 Some(self.who_has_tun(name))
             }
             _ => None,

@@ -4,14 +4,14 @@ use std::io;
 
 use crate::kernel::KernelError;
 use crate::state::name::Name;
-use crate::state::{Change, Link, LinkIdentity, LinkPatch};
+use crate::state::{KernelChange, Link, LinkIdentity, LinkPatch};
 
 /// What the kernel lets a device for IPv4 have at least.
 const SMALLEST_MTU: u32 = 68;
 
 /// Files a failed change, unless the kernel only says that things are so already.
 pub(super) fn record(
-    changes: &[Change],
+    changes: &[KernelChange],
     failures: &mut Vec<(usize, KernelError)>,
     position: usize,
     outcome: io::Result<()>,
@@ -28,13 +28,13 @@ pub(super) fn record(
 }
 
 /// What the kernel means where its errno alone leaves an operator in the dark, and what to do.
-fn explained(change: &Change, error: io::Error) -> io::Error {
+fn explained(change: &KernelChange, error: io::Error) -> io::Error {
     let remedy = match (change, error.raw_os_error()) {
         (_, Some(errno::EPERM)) => "flanneld needs CAP_NET_ADMIN in this network namespace",
-        (Change::AddLink(name, Link { identity: LinkIdentity::Tun, .. }), Some(number)) => {
+        (KernelChange::AddLink(name, Link { identity: LinkIdentity::Tun, .. }), Some(number)) => {
             return io::Error::new(error.kind(), tun_remedy(name, number, &error));
         }
-        (Change::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
+        (KernelChange::SetForwarding(_, forwarding), Some(errno::EADDRINUSE)) => {
             let sockets: Vec<String> = forwarding.sockets().map(|socket| socket.to_string()).collect();
             let words = format!(
                 "{error}: another process has {} (ss -ulnp): stop it, or give this network another Backend.Port (of wireguard: Backend.ListenPort)",
@@ -42,43 +42,46 @@ fn explained(change: &Change, error: io::Error) -> io::Error {
             );
             return io::Error::new(error.kind(), words);
         }
-        (Change::RenameLink(..), Some(errno::EBUSY)) => {
+        (KernelChange::RenameLink(..), Some(errno::EBUSY)) => {
             "this kernel can't rename a device that is up (Linux 6.2 and later can), so the port can't change without an \
              interruption: restart flanneld on all nodes with the new configuration"
         }
-        (Change::AddLink(_, Link { identity: LinkIdentity::Wireguard, .. }), Some(errno::EOPNOTSUPP)) => {
+        (
+            KernelChange::AddLink(_, Link { identity: LinkIdentity::Wireguard, .. }),
+            Some(errno::EOPNOTSUPP),
+        ) => {
             "this kernel has no WireGuard: load the module wireguard (modprobe wireguard; Linux 5.6 and later have it), \
              or let flanneld encrypt with Backend.Userspace: \"auto\""
         }
-        (Change::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EOPNOTSUPP)) => {
+        (KernelChange::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make ipip devices: load the module ipip (modprobe ipip; Debian and Ubuntu have it in the \
              package of the kernel, Fedora in kernel-modules-extra, OpenWrt in kmod-ipip), use the vxlan or host-gw \
              backend, or allow this node the udp backend with Backend.Fallback: \"udp\""
         }
-        (Change::AddLink(..), Some(errno::EOPNOTSUPP)) => {
+        (KernelChange::AddLink(..), Some(errno::EOPNOTSUPP)) => {
             "this kernel can't make VXLAN devices: load the module vxlan (modprobe vxlan; Ubuntu for Raspberry Pi has it in \
              the package linux-modules-extra-raspi, OpenWrt in kmod-vxlan), use the host-gw backend, or allow this node \
              the udp backend with Backend.Fallback: \"udp\""
         }
-        (Change::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EEXIST)) => {
+        (KernelChange::AddLink(_, Link { identity: LinkIdentity::Ipip(_), .. }), Some(errno::EEXIST)) => {
             "another ipip device has this local address (ip -d link show type ipip), or another device this name: \
              remove it"
         }
-        (Change::AddLink(..), Some(errno::EEXIST)) => {
+        (KernelChange::AddLink(..), Some(errno::EEXIST)) => {
             "another device has this VNI and port (ip -d link show type vxlan): remove it, or configure another \
              Backend.VNI or Backend.Port"
         }
-        (Change::SetLink(name, LinkPatch { mtu: Some(mtu), .. }), Some(errno::EINVAL)) => {
+        (KernelChange::SetLink(name, LinkPatch { mtu: Some(mtu), .. }), Some(errno::EINVAL)) => {
             return io::Error::new(error.kind(), mtu_remedy(name, *mtu, &error));
         }
-        (Change::AddAddress(name, net), Some(errno::EACCES)) if net.addr().is_ipv6() => {
+        (KernelChange::AddAddress(name, net), Some(errno::EACCES)) if net.addr().is_ipv6() => {
             let words = format!(
                 "{error}: IPv6 is disabled on {name} and flanneld can't write below /proc/sys: set \
                  net.ipv6.conf.default.disable_ipv6 and net/ipv6/conf/{name}/disable_ipv6 to 0 with sysctl"
             );
             return io::Error::new(error.kind(), words);
         }
-        (Change::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
+        (KernelChange::SetRoute(route), Some(errno::ENETUNREACH)) if !route.onlink => {
             "the next hop is on no link of this host: host-gw needs all nodes on one link, vxlan does not"
         }
         _ => return error,
@@ -134,29 +137,29 @@ pub(super) mod errno {
     pub(in super::super) const ENETUNREACH: i32 = 101;
 }
 
-fn already_so(change: &Change, error: &io::Error) -> bool {
+fn already_so(change: &KernelChange, error: &io::Error) -> bool {
     let Some(number) = error.raw_os_error() else { return false };
     match change {
-        Change::AddAddress(..) | Change::AddBlackhole(..) => number == errno::EEXIST,
-        Change::DelLink(..)
-        | Change::DelAddress(..)
-        | Change::DelFdb(..)
-        | Change::DelNeighbour(..)
-        | Change::DelRoute(..)
-        | Change::DelNexthop(..)
-        | Change::DelBlackhole(..) => {
+        KernelChange::AddAddress(..) | KernelChange::AddBlackhole(..) => number == errno::EEXIST,
+        KernelChange::DelLink(..)
+        | KernelChange::DelAddress(..)
+        | KernelChange::DelFdb(..)
+        | KernelChange::DelNeighbour(..)
+        | KernelChange::DelRoute(..)
+        | KernelChange::DelNexthop(..)
+        | KernelChange::DelBlackhole(..) => {
             matches!(number, errno::ENOENT | errno::ESRCH | errno::ENODEV | errno::EADDRNOTAVAIL)
         }
-        Change::AddLink(..)
-        | Change::RenameLink(..)
-        | Change::SetLink(..)
-        | Change::SetForwarding(..)
-        | Change::SetWireguard(..)
-        | Change::SetWireguardPeers(..)
-        | Change::DelForwarding(..)
-        | Change::SetFdb(..)
-        | Change::SetNeighbour(..)
-        | Change::SetRoute(..) => false,
+        KernelChange::AddLink(..)
+        | KernelChange::RenameLink(..)
+        | KernelChange::SetLink(..)
+        | KernelChange::SetForwarding(..)
+        | KernelChange::SetWireguard(..)
+        | KernelChange::SetWireguardPeers(..)
+        | KernelChange::DelForwarding(..)
+        | KernelChange::SetFdb(..)
+        | KernelChange::SetNeighbour(..)
+        | KernelChange::SetRoute(..) => false,
     }
 }
 
@@ -167,7 +170,7 @@ mod tests {
     #[test]
     fn an_mtu_that_the_kernel_refuses_is_named_with_the_smallest_one_and_the_remedy() {
         let refused = |mtu| {
-            let change = Change::SetLink(
+            let change = KernelChange::SetLink(
                 "flannel.1".parse().unwrap(),
                 LinkPatch { mtu: Some(mtu), ..LinkPatch::default() },
             );

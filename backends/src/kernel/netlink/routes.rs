@@ -18,7 +18,7 @@ use crate::state::{KernelState, Route};
 
 /// What a look at the kernel goes by.
 #[derive(Clone, Copy)]
-pub(super) struct Look<'a> {
+pub(super) struct ReadContext<'a> {
     pub(super) desired: &'a KernelState,
     pub(super) scope: &'a Scope,
     /// The tunnel devices that are ours, by index.
@@ -26,7 +26,7 @@ pub(super) struct Look<'a> {
 }
 
 /// The routes that matter to us, and the default routes.
-struct Found<'a> {
+struct FoundRoutes<'a> {
     /// Ours, or in the place of ours: of those to one destination the kernel uses the first one.
     routes: Recount<'a, IpNet, Route>,
     /// The others of ours.
@@ -39,7 +39,7 @@ struct Found<'a> {
     used: Used,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FoundRoutes<'a> {
     fn new(desired: &'a KernelState, objects: &Objects) -> Self {
         Self {
             routes: Recount::new(&desired.routes),
@@ -52,8 +52,8 @@ impl<'a> Found<'a> {
     }
 
     /// Files a route of the main table. `through` is the place of its object.
-    fn note(&mut self, facts: RouteFacts, through: Option<usize>, look: Look<'_>) {
-        let Look { desired, scope, own } = look;
+    fn note(&mut self, facts: RouteFacts, through: Option<usize>, look: ReadContext<'_>) {
+        let ReadContext { desired, scope, own } = look;
         let RouteFacts { route, link, blackhole } = facts;
         if route.dst.prefix_len() == 0 {
             let family = facts.family();
@@ -92,20 +92,20 @@ impl Netlink {
     /// Takes in the routes of both families and nexthop objects: what is ours, and what of others matters.
     pub(super) fn read_routes(
         &mut self,
-        look: Look<'_>,
+        look: ReadContext<'_>,
         host: &mut HostView,
         state: &mut KernelState,
     ) -> Result<(), KernelError> {
         let (objects, support) = self.nexthops(look.scope).map_err(failed("reading nexthop objects"))?;
         host.nexthops = support;
-        let mut all = Found::new(look.desired, &objects);
+        let mut all = FoundRoutes::new(look.desired, &objects);
         for family in Family::BOTH {
             let found = self.routes(family, look, &objects, host);
             if let Some(found) = or_nothing(found).map_err(failed("reading routes"))? {
                 all.absorb(found);
             }
         }
-        let Found { routes, shadowed, blackholes, defaults, intruders, used } = all;
+        let FoundRoutes { routes, shadowed, blackholes, defaults, intruders, used } = all;
         host.defaults.extend(defaults);
         host.intruders.extend(intruders);
         state.routes = routes.finish();
@@ -119,10 +119,10 @@ impl Netlink {
     fn routes<'a>(
         &mut self,
         family: Family,
-        look: Look<'a>,
+        look: ReadContext<'a>,
         objects: &Objects,
         host: &HostView,
-    ) -> io::Result<Found<'a>> {
+    ) -> io::Result<FoundRoutes<'a>> {
         let mut request = RouteMessage::default();
         request.header.address_family = match family {
             Family::V4 => AddressFamily::Inet,
@@ -131,7 +131,7 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let name_of = |index: u32| host.links.get(&index).map(|link| link.name);
-        let start = || Found::new(look.desired, objects);
+        let start = || FoundRoutes::new(look.desired, objects);
         self.socket.dump_raw(&request.into(), start, |found, message| {
             if message.kind == decode::RTM_NEWROUTE
                 && let Some(mut facts) = decode::route(message.payload, name_of)

@@ -22,7 +22,7 @@ use crate::netlink::generic::GenericFamily;
 use crate::netlink::wire::{Writer, attributes, find};
 use crate::state::name::Name;
 use crate::state::wireguard::{WireguardDevice, WireguardEntry, WireguardPeers};
-use crate::state::{Change, KernelState, Link, LinkIdentity};
+use crate::state::{KernelChange, KernelState, Link, LinkIdentity};
 use crate::wg::identity::Identity;
 
 const FAMILY: &str = "wireguard";
@@ -85,7 +85,7 @@ impl Module {
         wanted: &WireguardDevice,
     ) -> io::Result<WireguardDevice> {
         let request = |w: &mut Writer| w.bytes_attribute(WGDEVICE_A_IFINDEX, &index.to_ne_bytes());
-        let mut found = Found::default();
+        let mut found = FoundWireguard::default();
         self.family()?.dump(WG_CMD_GET_DEVICE, request, |body| found.add(body))?;
         self.devices.insert(index);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -154,11 +154,11 @@ impl Netlink {
     }
 
     /// Makes a change to a device.
-    pub(super) fn change_wireguard(&mut self, change: &Change, index: Option<u32>) -> io::Result<()> {
+    pub(super) fn change_wireguard(&mut self, change: &KernelChange, index: Option<u32>) -> io::Result<()> {
         let index = index.ok_or_else(|| io::Error::from_raw_os_error(errno::ENODEV))?;
         match change {
-            Change::SetWireguard(_, port, identity) => self.wireguard.set(index, *port, identity),
-            Change::SetWireguardPeers(name, peers) => self.wireguard.change(*name, index, peers),
+            KernelChange::SetWireguard(_, port, identity) => self.wireguard.set(index, *port, identity),
+            KernelChange::SetWireguardPeers(name, peers) => self.wireguard.change(*name, index, peers),
             _ => Ok(()),
         }
     }
@@ -217,7 +217,7 @@ fn endpoint(bytes: &[u8]) -> Option<SocketAddr> {
 
 /// What a dump has told so far.
 #[derive(Default)]
-struct Found {
+struct FoundWireguard {
     port: u16,
     identity: Option<Arc<Identity>>,
     peers: BTreeMap<PublicKey, FoundPeer>,
@@ -233,7 +233,7 @@ struct FoundPeer {
     handshake: Duration,
 }
 
-impl Found {
+impl FoundWireguard {
     /// Takes in one message. A peer may go on in the next one, with further addresses.
     fn add(&mut self, body: &[u8]) {
         if let Some(port) = find(body, WGDEVICE_A_LISTEN_PORT).and_then(number) {
@@ -335,7 +335,7 @@ mod tests {
             entry("[2001:db8::3]:7", &["10.244.3.0/24", "fd00:0:0:3::/64"]),
         );
         let rest = entry("[2001:db8::3]:7", &["10.244.33.0/24"]);
-        let mut found = Found::default();
+        let mut found = FoundWireguard::default();
         found.add(&message(&identity, &[(key(1), first.clone()), (key(4), second.clone())]));
         found.add(&message(&identity, &[(key(4), rest)]));
         assert_eq!((found.port, found.identity.as_deref()), (51820, Some(&identity)));
@@ -378,7 +378,7 @@ mod tests {
                 prop_assert_eq!(endpoint(&socket_address(at)), Some(at));
                 let net = IpNet::new(ip, len).unwrap().trunc();
                 let peer = WireguardEntry { allowed: [net].into(), ..entry("192.0.2.1:1", &[]) };
-                let mut found = Found::default();
+                let mut found = FoundWireguard::default();
                 found.add(&message(&Identity::generate().unwrap(), &[(key(1), peer)]));
                 prop_assert_eq!(&found.peers[&key(1)].allowed, &BTreeSet::from([net]));
             }
@@ -386,7 +386,7 @@ mod tests {
 
         #[test]
         fn arbitrary_answers_never_panic(bytes: Vec<u8>) {
-            Found::default().add(&bytes);
+            FoundWireguard::default().add(&bytes);
             FoundPeer::default().add(&bytes);
             endpoint(&bytes);
             network(&bytes);

@@ -10,7 +10,7 @@ use super::{Report, converge_but};
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
 use crate::state::diff::diff;
 use crate::state::host::HostView;
-use crate::state::{Change, KernelState};
+use crate::state::{KernelChange, KernelState};
 
 /// The kernel was found as desired, or made so, and nothing was heard since.
 #[derive(Clone, Debug)]
@@ -58,14 +58,14 @@ pub fn converge_since<K: Kernel>(
     }
     let refused: BTreeSet<usize> = refused.into_iter().map(|(index, _)| index).collect();
     let applied = changes.into_iter().enumerate().filter(|(index, _)| !refused.contains(index));
-    let mut applied: Vec<Change> = applied.map(|(_, change)| change).collect();
+    let mut applied: Vec<KernelChange> = applied.map(|(_, change)| change).collect();
     let mut report = converge_but(kernel, desired, scope, held)?;
     applied.append(&mut report.applied);
     Ok(Report { applied, ..report })
 }
 
 /// The changes from one plan to the next, if they are those that a look at the kernel would give.
-fn changes(since: &Settled, desired: &KernelState, scope: &Scope) -> Option<Vec<Change>> {
+fn changes(since: &Settled, desired: &KernelState, scope: &Scope) -> Option<Vec<KernelChange>> {
     let host = &since.observed.host;
     (same_surroundings(&since.desired, desired) && same_reach(&since.scope, scope, host))
         .then(|| diff(desired, &since.desired))
@@ -95,8 +95,8 @@ fn same_reach(before: &Scope, now: &Scope, host: &HostView) -> bool {
 }
 
 /// Whether the kernel has a route of its own where this one would be, for an address of the host.
-fn may_conflict(change: &Change, host: &HostView) -> bool {
-    let Change::SetRoute(route) = change else { return false };
+fn may_conflict(change: &KernelChange, host: &HostView) -> bool {
+    let KernelChange::SetRoute(route) = change else { return false };
     let mut addresses = host.links.values().flat_map(|link| &link.addresses);
     addresses.any(|address| address.net.trunc() == route.dst)
 }

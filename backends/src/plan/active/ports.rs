@@ -12,7 +12,7 @@ use crate::plan::vxlan::DEFAULT_PORT;
 /// What is known of a change of VXLAN's port. Leases don't say the port, so while it changes they do: nodes
 /// that have both say the new one, and a peer that has never said any is taken to be at the old one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ports {
+pub(super) struct PortChange {
     /// What nodes have said last since the change began, by their leases.
     pub(super) at: BTreeMap<Subnets, u16>,
     /// The port before the change, where those are that have said nothing; unknown if this node was started

@@ -54,7 +54,7 @@ const PAUSE: u32 = 20;
 pub(super) struct Preparation {
     stage: Stage,
     /// Of this node and each of these at least one prepares.
-    pairs: BTreeMap<Subnets, Pair>,
+    pairs: BTreeMap<Subnets, KeyedPeer>,
 }
 
 /// What this node announces.
@@ -71,7 +71,7 @@ enum Stage {
 
 /// A peer that has told its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pair {
+struct KeyedPeer {
     key: PublicKey,
     /// It announces WireGuard already.
     announced: bool,
@@ -150,7 +150,7 @@ impl Preparation {
         let now = facts.now;
         self.stage = self.stage.heard(facts.own, facts.lease, now);
         self.pair(facts);
-        let settled = |pair: &Pair| pair.session.is_some_and(|since| now >= since + SETTLE);
+        let settled = |pair: &KeyedPeer| pair.session.is_some_and(|since| now >= since + SETTLE);
         let lacking = self.pairs.values().filter(|pair| !settled(pair)).count();
         let over = self.stage.is_over(lacking, now);
         if over {
@@ -158,8 +158,9 @@ impl Preparation {
             self.pair(facts);
         }
         let later = |at: Option<Instant>, wait: Duration| at.map(|at| at + wait).filter(|at| *at > now);
-        let of_pair =
-            |pair: &Pair| [later(pair.since, LEAD), later(pair.since, GONE), later(pair.session, SETTLE)];
+        let of_pair = |pair: &KeyedPeer| {
+            [later(pair.since, LEAD), later(pair.since, GONE), later(pair.session, SETTLE)]
+        };
         let of_pairs = self.pairs.values().flat_map(of_pair);
         let told = match self.stage {
             Stage::Told { since, .. } => Some(since),
@@ -196,13 +197,13 @@ impl Preparation {
             // Before the kernel has this key, a session is one of another key.
             let session = pair.session.filter(|_| known.is_some());
             let session = session.map(|now| known.and_then(|known| known.session).unwrap_or(now));
-            self.pairs.insert(*subnets, Pair { session, ..pair });
+            self.pairs.insert(*subnets, KeyedPeer { session, ..pair });
         }
     }
 }
 
 impl Facts<'_> {
-    fn pair(&self, subnets: Subnets, key: PublicKey, announced: bool, since: Option<Instant>) -> Pair {
+    fn pair(&self, subnets: Subnets, key: PublicKey, announced: bool, since: Option<Instant>) -> KeyedPeer {
         let mut carried =
             subnets.iter().filter(|subnet| self.carried.contains(&Family::of(subnet.addr()))).peekable();
         let session = carried.peek().is_some() && carried.all(|subnet| self.sessions.with.contains(&subnet));
@@ -212,7 +213,7 @@ impl Facts<'_> {
             _ => Opening::There,
         };
         let session = (session && opening != Opening::Over).then_some(self.now);
-        Pair { key, announced, since, session, opening }
+        KeyedPeer { key, announced, since, session, opening }
     }
 }
 

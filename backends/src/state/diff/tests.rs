@@ -234,7 +234,7 @@ fn expected(desired: &KernelState, actual: &KernelState) -> KernelState {
     expected
 }
 
-fn applied(mut state: KernelState, changes: &[Change]) -> KernelState {
+fn applied(mut state: KernelState, changes: &[KernelChange]) -> KernelState {
     for change in changes {
         state.apply(change);
     }
@@ -370,12 +370,13 @@ fn what_a_device_remembers_of_its_former_ipv6_address_is_made_again() {
         }
     };
     let changes = diff(&state("fd31::77", "fd31::2"), &state("fd31::1", "fd31::2"));
-    assert!(matches!(changes[0], Change::SetLink(..)), "{changes:?}");
-    let again = [Change::DelFdb(name(1), mac), Change::SetFdb(name(1), mac, "fd31::2".parse().unwrap())];
+    assert!(matches!(changes[0], KernelChange::SetLink(..)), "{changes:?}");
+    let again =
+        [KernelChange::DelFdb(name(1), mac), KernelChange::SetFdb(name(1), mac, "fd31::2".parse().unwrap())];
     assert_eq!(changes[1..], again);
     // Another destination replaces what the entry remembers, and IPv4's routes are forgotten with the address.
     let elsewhere = diff(&state("fd31::77", "fd31::3"), &state("fd31::1", "fd31::2"));
-    assert!(matches!(elsewhere[..], [Change::SetLink(..), Change::SetFdb(..)]), "{elsewhere:?}");
+    assert!(matches!(elsewhere[..], [KernelChange::SetLink(..), KernelChange::SetFdb(..)]), "{elsewhere:?}");
     let v4 = diff(&state("192.0.2.77", "192.0.2.2"), &state("192.0.2.1", "192.0.2.2"));
-    assert!(matches!(v4[..], [Change::SetLink(..)]), "{v4:?}");
+    assert!(matches!(v4[..], [KernelChange::SetLink(..)]), "{v4:?}");
 }

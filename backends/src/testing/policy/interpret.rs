@@ -8,7 +8,7 @@ use subnet::Family;
 use super::Packet;
 use crate::nft::matches::TCP;
 use crate::nft::{
-    Chain, CtKey, CtState, Data, Expr, Header, Lookup, MetaKey, Op, Rule, Set, Span, Table, Verdict,
+    Chain, CtKey, CtState, Data, Expr, Lookup, MetaKey, Op, PayloadBase, Rule, Set, Span, Table, Verdict,
     set_flags,
 };
 use crate::policy::{Edit, Plan, TableStep};
@@ -216,9 +216,9 @@ impl Run<'_> {
             Expr::Meta { key: MetaKey::L4Proto, to } => self.store(to.0, &[self.protocol]),
             Expr::Payload { header, offset, len, to } => {
                 let bytes = match header {
-                    Header::Network => &self.network,
-                    Header::Transport => &self.transport,
-                    Header::Link => panic!("no link header here"),
+                    PayloadBase::Network => &self.network,
+                    PayloadBase::Transport => &self.transport,
+                    PayloadBase::Link => panic!("no link header here"),
                 };
                 let range = *offset as usize..(*offset + *len) as usize;
                 let Some(bytes) = bytes.get(range).map(<[u8]>::to_vec) else { return false };

@@ -9,8 +9,8 @@ use super::nftables::NftFirewall;
 use super::{FirewallError, nftables};
 use crate::nft::matches::{UDP, padded_name};
 use crate::nft::{
-    Chain, CtKey, CtState, Expr, Header, Hook, MetaKey, Op, POLICY_TABLE, Policy, Reg, Rule, Ruleset, Table,
-    TableFamily, Verdict,
+    Chain, CtKey, CtState, Expr, Hook, MetaKey, Op, POLICY_TABLE, PayloadBase, Policy, Reg, Rule, Ruleset,
+    Table, TableFamily, Verdict,
 };
 
 /// The first packet of a flow.
@@ -244,18 +244,18 @@ fn protocol(packet: &Packet) -> u8 {
 }
 
 /// The parts of headers that are known: addresses, protocol, destination port.
-fn payload(header: Header, offset: u32, len: u32, packet: &Packet) -> Option<Vec<u8>> {
+fn payload(header: PayloadBase, offset: u32, len: u32, packet: &Packet) -> Option<Vec<u8>> {
     let (offset, len) = (offset as usize, len as usize);
     let (base, bytes) = match (header, packet.source, packet.destination) {
-        (Header::Network, IpAddr::V4(_), _) if (offset, len) == (9, 1) => (9, vec![protocol(packet)]),
-        (Header::Network, IpAddr::V6(_), _) if (offset, len) == (6, 1) => (6, vec![protocol(packet)]),
-        (Header::Network, IpAddr::V4(source), IpAddr::V4(destination)) => {
+        (PayloadBase::Network, IpAddr::V4(_), _) if (offset, len) == (9, 1) => (9, vec![protocol(packet)]),
+        (PayloadBase::Network, IpAddr::V6(_), _) if (offset, len) == (6, 1) => (6, vec![protocol(packet)]),
+        (PayloadBase::Network, IpAddr::V4(source), IpAddr::V4(destination)) => {
             (12, [source.octets(), destination.octets()].concat())
         }
-        (Header::Network, IpAddr::V6(source), IpAddr::V6(destination)) => {
+        (PayloadBase::Network, IpAddr::V6(source), IpAddr::V6(destination)) => {
             (8, [source.octets(), destination.octets()].concat())
         }
-        (Header::Transport, ..) => (2, packet.udp?.to_be_bytes().into()),
+        (PayloadBase::Transport, ..) => (2, packet.udp?.to_be_bytes().into()),
         _ => return None,
     };
     bytes.get(offset.checked_sub(base)?..)?.get(..len).map(<[u8]>::to_vec)

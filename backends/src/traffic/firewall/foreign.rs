@@ -35,7 +35,7 @@ pub(super) struct Openings {
 
 /// What our part of a foreign chain is.
 #[derive(Clone, Copy)]
-pub(super) struct Ours<'a> {
+pub(super) struct RuleOwnership<'a> {
     /// The tables of our own, in which nothing is foreign.
     pub(super) tables: &'a [TableId],
     /// The networks of this agent, now and before; rules for others are another agent's. None at all
@@ -45,7 +45,7 @@ pub(super) struct Ours<'a> {
     pub(super) by_iptables: bool,
 }
 
-impl Ours<'_> {
+impl RuleOwnership<'_> {
     fn has(&self, rule: &Rule) -> bool {
         let Some(network) = rule.comment.as_deref().and_then(|comment| comment.strip_prefix(COMMENT)) else {
             return false;
@@ -55,7 +55,7 @@ impl Ours<'_> {
 }
 
 /// Makes ways through all foreign base chains of the forward hook in `found`.
-pub(super) fn openings(found: &Ruleset, ours: Ours<'_>, wanted: &[Traffic]) -> Openings {
+pub(super) fn openings(found: &Ruleset, ours: RuleOwnership<'_>, wanted: &[Traffic]) -> Openings {
     let mut openings = Openings::default();
     for (table, base) in found.hooked(Hook::Forward).filter(|(table, _)| !ours.tables.contains(&table.id)) {
         let rules = way_through(table.id.family, wanted);
@@ -78,7 +78,14 @@ pub(super) fn openings(found: &Ruleset, ours: Ours<'_>, wanted: &[Traffic]) -> O
 
 impl Openings {
     /// Puts the rules before the end of a chain, or takes them away where they are of no use.
-    fn mend(&mut self, table: &TableId, chain: &Chain, end: Option<&End>, ours: Ours<'_>, rules: &[Rule]) {
+    fn mend(
+        &mut self,
+        table: &TableId,
+        chain: &Chain,
+        end: Option<&End>,
+        ours: RuleOwnership<'_>,
+        rules: &[Rule],
+    ) {
         let there: Vec<&Rule> = chain.rules.iter().filter(|rule| ours.has(rule)).collect();
         let before_end = match end.and_then(|end| end.rule) {
             Some(handle) => chain.rules.iter().take_while(|rule| rule.handle != Some(handle)).count(),
@@ -214,7 +221,7 @@ mod tests {
     use crate::nft::matches::{accept, counter, drop, goto, in_name, jump};
     use crate::nft::{Op, Table};
 
-    const MINE: Ours<'static> = Ours { tables: &[], networks: &[], by_iptables: false };
+    const MINE: RuleOwnership<'static> = RuleOwnership { tables: &[], networks: &[], by_iptables: false };
 
     fn wanted() -> Vec<Traffic> {
         let (network, subnet) = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
@@ -291,7 +298,7 @@ mod tests {
         chain.rules = (1..).zip(theirs).map(|(handle, rule)| Rule { handle: Some(handle), ..rule }).collect();
         let network = ["10.99.0.0/16".parse().unwrap()];
         let mine = vec![Traffic { network: network[0], ..wanted().remove(0) }];
-        let ours = Ours { networks: &network, ..MINE };
+        let ours = RuleOwnership { networks: &network, ..MINE };
         let openings = openings(&found(vec![chain]), ours, &mine);
         assert!(openings.changes.iter().all(|change| matches!(change, Change::AddRule { .. })));
         assert_eq!(openings.changes.len(), 2);
@@ -302,7 +309,7 @@ mod tests {
         let mut base = forward(Policy::Drop, vec![vec![jump(OWN_CHAIN)]]);
         base.rules[0].handle = Some(1);
         let found = found(vec![base, Chain::regular(OWN_CHAIN)]);
-        assert_eq!(openings(&found, Ours { by_iptables: true, ..MINE }, &wanted()).changes.len(), 0);
+        assert_eq!(openings(&found, RuleOwnership { by_iptables: true, ..MINE }, &wanted()).changes.len(), 0);
         assert_eq!(openings(&found, MINE, &wanted()).changes.len(), 2);
     }
 

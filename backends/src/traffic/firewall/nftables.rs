@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::foreign::{self, Ours};
+use super::foreign::{self, RuleOwnership};
 use super::{Firewall, FirewallError, FirewallReport, Look, tables};
 use crate::nft::{
     Change, Hook, Nft, NftError, POLICY_TABLE, Refit, Ruleset, Table, TableId, Watched, differs, removal,
@@ -14,7 +14,7 @@ use crate::nft::{
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::rules::Traffic;
 pub use fast_path::Offloaded;
-use tunnels::Tunnels;
+use tunnels::TunnelFilters;
 
 mod fast_path;
 mod tunnels;
@@ -26,7 +26,7 @@ const LEFTOVERS: [(&str, &str); 2] = [("nat", "FLANNEL-POSTRTG"), ("filter", "FL
 pub struct NftFirewall {
     nft: Nft,
     watched: Arc<Mutex<Watched>>,
-    tunnels: Tunnels,
+    tunnels: TunnelFilters,
 }
 
 /// The names that tables of one kind may have, and those of them that are there.
@@ -49,7 +49,7 @@ pub(crate) struct Want<'a> {
 
 /// What has to change, before it is.
 #[derive(Debug, Default)]
-struct Plan {
+struct RulesetPlan {
     tables: Vec<Table>,
     deleted: Vec<TableId>,
     elements: Vec<Change<'static>>,
@@ -65,7 +65,7 @@ impl NftFirewall {
     pub fn open() -> Result<Self, FirewallError> {
         let nft = Nft::open().map_err(|error| failed("opening nftables", &error))?;
         let watched = Watched { ports: [nft.port()].into(), hook: Some(Hook::Forward), ..Watched::default() };
-        Ok(Self { nft, watched: Arc::new(Mutex::new(watched)), tunnels: Tunnels::default() })
+        Ok(Self { nft, watched: Arc::new(Mutex::new(watched)), tunnels: TunnelFilters::default() })
     }
 
     /// What a listener has to watch for this firewall.
@@ -103,8 +103,8 @@ impl NftFirewall {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn plan(&mut self, want: Want<'_>) -> Result<Plan, NftError> {
-        let mut plan = Plan::default();
+    fn plan(&mut self, want: Want<'_>) -> Result<RulesetPlan, NftError> {
+        let mut plan = RulesetPlan::default();
         let mut own = Vec::new();
         for family in Family::BOTH {
             own.extend(self.plan_tables(family, want, &mut plan)?);
@@ -115,7 +115,7 @@ impl NftFirewall {
         }
         let networks: Vec<IpNet> =
             want.former.iter().copied().chain(want.traffic.iter().map(|traffic| traffic.network)).collect();
-        let ours = Ours { tables: &own, networks: &networks, by_iptables: want.by_iptables };
+        let ours = RuleOwnership { tables: &own, networks: &networks, by_iptables: want.by_iptables };
         let openings = foreign::openings(&hooked[1], ours, want.traffic);
         plan.foreign.extend(openings.changes);
         plan.report.changed.extend(openings.words);
@@ -144,7 +144,7 @@ impl NftFirewall {
         &mut self,
         family: Family,
         want: Want<'_>,
-        plan: &mut Plan,
+        plan: &mut RulesetPlan,
     ) -> Result<Vec<TableId>, NftError> {
         let traffic = want.traffic.iter().find(|traffic| traffic.family() == family);
         let networks = traffic.map(|traffic| std::slice::from_ref(&traffic.network)).unwrap_or_default();
@@ -221,7 +221,7 @@ fn is_off(traffic: &Traffic) -> bool {
     traffic.masquerade.is_none() && !traffic.forward
 }
 
-impl Plan {
+impl RulesetPlan {
     fn replace(&mut self, table: &Table, difference: &str) {
         self.report.changed.push(format!("nftables table {} written: {difference}", table.id));
         self.tables.push(table.clone());

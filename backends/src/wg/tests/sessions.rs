@@ -66,10 +66,10 @@ fn the_reason_why_handshakes_fail_is_known_where_messages_show_it() {
         let other = Arc::new(Identity::generate().unwrap());
         let settings = world.nodes[0].settings.clone();
         let settings = match own {
-            true => Settings { identity: other, ..settings },
+            true => WireguardSettings { identity: other, ..settings },
             false => {
                 let peer = PeerSettings { key: *other.public(), ..settings.peers[0].clone() };
-                Settings { peers: vec![peer], ..settings }
+                WireguardSettings { peers: vec![peer], ..settings }
             }
         };
         world.nodes[0] = Node::new(settings, at(0), world.now);

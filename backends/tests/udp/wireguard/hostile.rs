@@ -112,7 +112,7 @@ fn initiations(key: &PublicKey) -> [[u8; 148]; 2] {
     let device = backends::wg::device::Device::new(Arc::clone(&stranger), 1420);
     let nowhere = SocketAddr::from(([192, 0, 2, 1], PORT));
     let peer = PeerSettings { key: *key, endpoint: nowhere, allowed: Vec::new(), opening: Opening::Either };
-    let settings = Settings { identity: stranger, psk: None, keepalive: 1, peers: vec![peer] };
+    let settings = WireguardSettings { identity: stranger, psk: None, keepalive: 1, peers: vec![peer] };
     let now = |ms| backends::wg::Now { ms, unix: Duration::from_secs(1_700_000_000 + ms) };
     let mut out = Vec::new();
     device.configure(&settings, 1420, now(1), &mut out);

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::testing::Numbers;
-use backends::wg::answers::Outcome;
+use backends::wg::answers::HandshakeOutcome;
 use backends::wg::cookie;
 use backends::wg::device::{Device, Heard};
 use backends::wg::identity::Identity;
-use backends::wg::message::{COOKIE, HEADER, INITIATION, Message, RESPONSE, TAG};
+use backends::wg::message::{COOKIE, HEADER, INITIATION, RESPONSE, TAG, WireguardMessage};
 use backends::wg::session::Session;
 use backends::wg::window::MAX_COUNTER;
-use backends::wg::{Now, Opening, Outgoing, PeerSettings, Settings};
+use backends::wg::{Now, Opening, Outgoing, PeerSettings, WireguardSettings};
 
 /// So many messages are kept to be changed and sent again.
 const KEPT: usize = 64;
@@ -52,7 +52,7 @@ pub(crate) fn devices(keys: &[Arc<Identity>; 2], now: Now, out: &mut Vec<Outgoin
             opening: Opening::Either,
         };
         let identity = Arc::clone(&keys[me]);
-        let settings = Settings { identity, psk: None, keepalive: 1, peers: vec![peer] };
+        let settings = WireguardSettings { identity, psk: None, keepalive: 1, peers: vec![peer] };
         let device = Device::new(Arc::clone(&keys[me]), 1420);
         device.configure(&settings, 1420, now, out);
         device
@@ -77,10 +77,10 @@ impl Bed {
         let initiation = take();
         let mut kept = [Vec::new(), vec![initiation.clone()]];
         let mut answer = Vec::new();
-        assert_eq!(devices[1].handshake(&initiation, at(0), now, &mut answer), Outcome::Answered);
+        assert_eq!(devices[1].handshake(&initiation, at(0), now, &mut answer), HandshakeOutcome::Answered);
         let response = answer.pop().expect("an initiation is answered").bytes;
         kept[0].push(response.clone());
-        assert_eq!(devices[0].handshake(&response, at(1), now, &mut answer), Outcome::Established);
+        assert_eq!(devices[0].handshake(&response, at(1), now, &mut answer), HandshakeOutcome::Established);
         let sessions = [session_of(&devices[0], &initiation), session_of(&devices[1], &response)];
         let mut bed =
             Self { numbers: Numbers(seed), keys, devices, sessions, kept, response: Vec::new(), now };
@@ -100,7 +100,7 @@ impl Bed {
         self.devices[0].want_session(&peer, self.now, &mut out);
         let initiation = out.pop().expect("the last one was seconds ago").bytes;
         let outcome = self.devices[1].handshake(&initiation, at(0), self.now, &mut answer);
-        assert_eq!(outcome, Outcome::Answered);
+        assert_eq!(outcome, HandshakeOutcome::Answered);
         self.kept[1].push(initiation);
         self.response = answer.pop().expect("an initiation is answered").bytes;
         self.kept[0].push(self.response.clone());
@@ -109,9 +109,9 @@ impl Bed {
     /// What the datapath does with a datagram; says whether a packet was taken.
     fn deliver(&self, to: usize, datagram: &[u8], from: SocketAddr) -> bool {
         let (device, mut out, mut taken) = (&self.devices[to], Vec::new(), false);
-        match Message::parse(datagram) {
+        match WireguardMessage::parse(datagram) {
             None => {}
-            Some(Message::Data { receiver, counter }) => {
+            Some(WireguardMessage::Data { receiver, counter }) => {
                 let entry = device.find(receiver);
                 match entry.as_ref().and_then(|entry| Some((entry, entry.session.as_ref()?))) {
                     None => device.unknown_session(from, self.now, &mut out),
@@ -126,16 +126,16 @@ impl Bed {
             }
             Some(_) => {
                 let outcome = device.handshake(datagram, from, self.now, &mut out);
-                assert_ne!(outcome, Outcome::Answered, "nothing of that is new");
+                assert_ne!(outcome, HandshakeOutcome::Answered, "nothing of that is new");
                 let covered = self.response.len().saturating_sub(SECOND_CODE);
                 let genuine =
                     datagram.len() == self.response.len() && datagram[..covered] == self.response[..covered];
-                assert!(outcome != Outcome::Established || genuine, "it was changed");
+                assert!(outcome != HandshakeOutcome::Established || genuine, "it was changed");
             }
         }
         for Outgoing { to, bytes } in out {
             assert!(to == from || to == at(0) || to == at(1), "{to}");
-            assert!(Message::parse(&bytes).is_some(), "{} bytes", bytes.len());
+            assert!(WireguardMessage::parse(&bytes).is_some(), "{} bytes", bytes.len());
         }
         taken
     }

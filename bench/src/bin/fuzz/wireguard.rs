@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::testing::Numbers;
-use backends::wg::answers::Outcome;
+use backends::wg::answers::HandshakeOutcome;
 use backends::wg::identity::Identity;
-use backends::wg::message::{COOKIE, HEADER, INITIATION, Message, RESPONSE, TAG, sealed_len};
+use backends::wg::message::{COOKIE, HEADER, INITIATION, RESPONSE, TAG, WireguardMessage, sealed_len};
 use backends::wg::window::{MAX_COUNTER, SIZE, Window};
 use backends::wg::{Now, Outgoing};
 
@@ -45,7 +45,7 @@ fn messages(numbers: &mut Numbers) -> u64 {
             [4, 0, 0, 0] => len >= HEADER + TAG,
             _ => false,
         };
-        let message = Message::parse(&datagram);
+        let message = WireguardMessage::parse(&datagram);
         assert_eq!(message.is_some(), right && len >= 4, "{head:?} {len}");
         taken += u64::from(message.is_some());
         let mtu = numbers.below(9000);
@@ -72,7 +72,7 @@ fn handshakes(numbers: &mut Numbers) -> u64 {
         devices[1].handshake(&changed, at(0), later, &mut out);
         assert_eq!(out, [], "byte {byte}");
     }
-    assert_eq!(devices[1].handshake(&initiation, at(0), later, &mut out), Outcome::Answered);
+    assert_eq!(devices[1].handshake(&initiation, at(0), later, &mut out), HandshakeOutcome::Answered);
     assert_eq!(out.len(), 1);
     1
 }

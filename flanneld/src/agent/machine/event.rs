@@ -10,7 +10,7 @@ use backends::backend::Direct;
 use backends::host::ResolvedRoute;
 use backends::kernel::Observed;
 use backends::prerequisites::Sysctls;
-use backends::{Change, FirewallError, FirewallReport, KernelError, KernelState, Look, Name};
+use backends::{FirewallError, FirewallReport, KernelChange, KernelError, KernelState, Look, Name};
 use backends::{Report, Scope, Settled, Traffic, TunnelFilter};
 use ipnet::IpNet;
 use subnet::env_file::SubnetEnv;
@@ -111,7 +111,7 @@ pub(in crate::agent) enum Action {
         since: Option<Arc<Settled>>,
     },
     /// Remove addresses of bridges: [`Event::Freed`].
-    FreeBridges(Vec<Change>),
+    FreeBridges(Vec<KernelChange>),
     /// Read settings below `/proc/sys/net`: [`Event::Sysctls`].
     ReadSysctls(Vec<String>),
     /// Apply traffic rules: [`Event::Ruled`].

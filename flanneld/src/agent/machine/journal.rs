@@ -9,7 +9,8 @@ use backends::backend::Direct;
 use backends::fights::Told;
 use backends::host::StaleBridge;
 use backends::{
-    ActiveBackends, Change, Fights, FirewallError, FirewallReport, HeardKeys, KernelError, Peers, Report,
+    ActiveBackends, Fights, FirewallError, FirewallReport, HeardKeys, KernelChange, KernelError, Peers,
+    Report,
 };
 use subnet::env_file::SubnetEnv;
 use subnet::{Family, Lease, Loss, Subnets};
@@ -250,7 +251,7 @@ impl Journal {
         texts.into_iter().collect()
     }
 
-    pub(super) fn mended_bridges(&mut self, made: &[Change], failures: &[(usize, KernelError)]) {
+    pub(super) fn mended_bridges(&mut self, made: &[KernelChange], failures: &[(usize, KernelError)]) {
         for (index, change) in made.iter().enumerate() {
             match failures.iter().find(|(failed, _)| *failed == index) {
                 Some((_, error)) => error!("{error}"),
@@ -386,7 +387,7 @@ fn say_news(said: &mut BTreeSet<String>, now: &[String], over: &str) {
     *said = now;
 }
 
-fn counted(changes: &[Change]) -> String {
+fn counted(changes: &[KernelChange]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for change in changes {
         *counts.entry(change.object()).or_default() += 1;

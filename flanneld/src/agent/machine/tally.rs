@@ -212,7 +212,10 @@ mod tests {
     fn changes_are_counted_by_object_action_and_result_and_repairs_apart() {
         let net = "10.1.0.0/24".parse().unwrap();
         let report = |failed: Vec<KernelError>| Report {
-            applied: vec![backends::Change::AddBlackhole(net), backends::Change::DelBlackhole(net)],
+            applied: vec![
+                backends::KernelChange::AddBlackhole(net),
+                backends::KernelChange::DelBlackhole(net),
+            ],
             failed,
             ..Report::default()
         };

@@ -1,7 +1,7 @@
 //! The lease over time: obtained, held, moved, lost.
 
 use backends::host::StaleBridge;
-use backends::{Change, KernelError, Observed, Report};
+use backends::{KernelChange, KernelError, Observed, Report};
 use ipnet::IpNet;
 use subnet::net::overlap;
 use subnet::{Family, Lease, Loss, Subnets};
@@ -119,7 +119,7 @@ impl Machine {
     /// The gateway addresses of earlier subnets on bridges, which would keep the bridge plugin from adding pods, and
     /// which have to be removed. A bridge with pods on it is only named, since they use the address, and so is an
     /// address that came back: somebody wants it.
-    pub(super) fn stale_bridges(&mut self, observed: &Observed) -> Option<Vec<Change>> {
+    pub(super) fn stale_bridges(&mut self, observed: &Observed) -> Option<Vec<KernelChange>> {
         let own = self.own.lease().map(|lease| lease.subnets)?;
         let Ownership { held, records, freed, .. } = &self.ownership;
         let network = &self.force.network;
@@ -131,8 +131,8 @@ impl Machine {
             stale.into_iter().partition(|bridge| bridge.ports == 0);
         self.ownership.draining = !busy.is_empty();
         self.status.health.note("bridges", self.status.journal.busy_bridges(&busy, &back, &own));
-        let changes: Vec<Change> =
-            idle.iter().map(|bridge| Change::DelAddress(bridge.name, bridge.net)).collect();
+        let changes: Vec<KernelChange> =
+            idle.iter().map(|bridge| KernelChange::DelAddress(bridge.name, bridge.net)).collect();
         self.turn.freeing = idle;
         (!changes.is_empty()).then_some(changes)
     }
@@ -140,8 +140,8 @@ impl Machine {
     /// Takes the addresses that were removed from bridges out of what was observed.
     pub(super) fn note_freed(&mut self, failures: &[(usize, KernelError)], observed: &mut Observed) {
         let idle = std::mem::take(&mut self.turn.freeing);
-        let made: Vec<Change> =
-            idle.iter().map(|bridge| Change::DelAddress(bridge.name, bridge.net)).collect();
+        let made: Vec<KernelChange> =
+            idle.iter().map(|bridge| KernelChange::DelAddress(bridge.name, bridge.net)).collect();
         self.status.journal.mended_bridges(&made, failures);
         for (index, StaleBridge { name, net, .. }) in idle.into_iter().enumerate() {
             if failures.iter().all(|(failed, _)| *failed != index) {

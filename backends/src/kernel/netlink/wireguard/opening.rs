@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use subnet::wireguard::PublicKey;
 
 use super::{
-    Found, FoundPeer, HEARD, Module, PEERS_AT_ONCE, WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE, WGDEVICE_A_IFINDEX,
-    WGDEVICE_A_PEERS, WGPEER_A_FLAGS, WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL, WGPEER_A_PUBLIC_KEY,
+    FoundPeer, FoundWireguard, HEARD, Module, PEERS_AT_ONCE, WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE,
+    WGDEVICE_A_IFINDEX, WGDEVICE_A_PEERS, WGPEER_A_FLAGS, WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL,
+    WGPEER_A_PUBLIC_KEY,
 };
 use crate::netlink::wire::Writer;
 use crate::state::wireguard::OPENING;
@@ -23,7 +24,7 @@ impl Module {
         if !self.devices.contains(&index) {
             return Ok(());
         }
-        let mut found = Found::default();
+        let mut found = FoundWireguard::default();
         let request = |w: &mut Writer| w.bytes_attribute(WGDEVICE_A_IFINDEX, &index.to_ne_bytes());
         self.family()?.dump(WG_CMD_GET_DEVICE, request, |body| found.add(body))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

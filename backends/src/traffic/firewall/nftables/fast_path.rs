@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 use subnet::Family;
 
-use super::{NftFirewall, Plan, failed};
+use super::{NftFirewall, RulesetPlan, failed};
 use crate::nft::{Change, NftError, Table, TableId, any_offloaded};
 use crate::traffic::fast_path::{Abilities, FastPath, Phase, Seen};
 use crate::traffic::firewall::{FirewallError, FirewallReport, offload};
@@ -76,7 +76,7 @@ impl NftFirewall {
         }
     }
 
-    fn commit_plan(&mut self, plan: &Plan) -> Result<(), NftError> {
+    fn commit_plan(&mut self, plan: &RulesetPlan) -> Result<(), NftError> {
         let replaced = plan.tables.iter().map(Change::Replace);
         let deleted = plan.deleted.iter().cloned().map(Change::DeleteTable);
         let changes: Vec<Change<'_>> = replaced.chain(deleted).chain(plan.elements.iter().cloned()).collect();
@@ -104,8 +104,8 @@ impl NftFirewall {
         wanted: &[FastPath],
         former: &[IpNet],
         may_disarm: bool,
-    ) -> Result<(Plan, Vec<Table>), NftError> {
-        let (mut plan, mut tables, mut watched) = (Plan::default(), Vec::new(), Vec::new());
+    ) -> Result<(RulesetPlan, Vec<Table>), NftError> {
+        let (mut plan, mut tables, mut watched) = (RulesetPlan::default(), Vec::new(), Vec::new());
         for family in Family::BOTH {
             let fast_path = wanted.iter().find(|fast_path| fast_path.family() == Some(family));
             let networks = fast_path.map(|fast_path| fast_path.networks.as_slice()).unwrap_or_default();

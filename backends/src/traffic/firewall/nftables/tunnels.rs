@@ -5,7 +5,7 @@ use std::io;
 use ipnet::IpNet;
 use subnet::Family;
 
-use super::{NftFirewall, Plan, failed};
+use super::{NftFirewall, RulesetPlan, failed};
 use crate::nft::{Change, NftError, TableId};
 use crate::state::tunnel::TunnelFilter;
 use crate::traffic::firewall::{FirewallError, FirewallReport, Look, tunnel};
@@ -15,7 +15,7 @@ const NO_MODULE: [i32; 2] = [2, 95];
 
 /// The tables that are in place, as far as is known.
 #[derive(Debug, Default)]
-pub(super) struct Tunnels {
+pub(super) struct TunnelFilters {
     /// Those that were found or made with the last look.
     tables: Vec<(TableId, TunnelFilter)>,
     /// All names under which there may be one.
@@ -157,8 +157,8 @@ impl NftFirewall {
         &mut self,
         wanted: &[TunnelFilter],
         former: &[IpNet],
-    ) -> Result<Plan, NftError> {
-        let mut plan = Plan::default();
+    ) -> Result<RulesetPlan, NftError> {
+        let mut plan = RulesetPlan::default();
         let (mut tables, mut watched) = (Vec::new(), Vec::new());
         for family in Family::BOTH {
             let filter = wanted.iter().find(|filter| filter.family() == family);
