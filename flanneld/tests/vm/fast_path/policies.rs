@@ -113,7 +113,7 @@ fn a_policy_ends_an_offloaded_flow_at_once_and_what_is_allowed_again_is_offloade
         cluster.api.put_policy("shop", app, only(app, direction, &[ALLOWED]));
         member.wait("the policy judges a new flow", || {
             let new = Flow::client(&pods[0], &pods[1], OTHER);
-            !any_arrives(&new, &other.0[1], 1, &allowed)
+            !any_arrives(&new, &other.0[1], 5, &allowed)
         });
         assert!(!any_arrives(from, to, MANY, &allowed), "{direction}: the offloaded flow was not ended");
         assert!(!is_offloaded(member, FLOW), "{direction}: what is not allowed is offloaded");
