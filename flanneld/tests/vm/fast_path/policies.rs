@@ -86,7 +86,7 @@ fn only(app: &str, direction: &str, ports: &[u16]) -> Value {
 fn a_policy_ends_an_offloaded_flow_at_once_and_what_is_allowed_again_is_offloaded_again() {
     require_kernel("6.");
     stay_on_one_processor();
-    let cluster = Kubernetes::with(&VXLAN);
+    let cluster = Kubernetes::with(VXLAN);
     cluster.api.put_namespace("shop", &[]);
     let join = |cidr| cluster.join_with(cidr, &["--network-policy=on", "--v=1"]);
     let members = [join("10.244.1.0/24"), join("10.244.2.0/24")];
