@@ -115,8 +115,8 @@ fn a_policy_ends_an_offloaded_flow_at_once_and_what_is_allowed_again_is_offloade
             let new = Flow::client(&pods[0], &pods[1], OTHER);
             !any_arrives(&new, &other.0[1], 5, &allowed)
         });
-        // While the kernel commits a transaction, its rules count already and a flowtable that it removes still has its devices. The next
-        // transaction begins when that one has ended.
+        // The kernel's rules count before its commit of the transaction has ended, and with it the flowtable. The next transaction begins
+        // after that.
         member.node.namespace().command("nft").args(["add", "table", "ip", "next"]).ok().unwrap();
         assert!(!any_arrives(from, to, MANY, &allowed), "{direction}: the offloaded flow was not ended");
         assert!(!is_offloaded(member, FLOW), "{direction}: what is not allowed is offloaded");
