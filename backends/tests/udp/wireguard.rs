@@ -6,6 +6,7 @@ mod restarts;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -191,9 +192,10 @@ impl Go {
         let go = Self { machine, name, _process: process };
         let up = || go.machine.namespace().ip(&format!("link show {}", go.name)).is_ok();
         wait_for("the device of wireguard-go", LIMIT, up).unwrap();
-        // It is configured by a socket, which may come after the device.
+        // It is configured by a socket, which may come after the device. A socket that is there and does not listen yet
+        // is removed by `wg`, which then asks the kernel's module ("Protocol not supported").
         let socket = Path::new("/var/run/wireguard").join(format!("{}.sock", go.name));
-        wait_for("the socket of wireguard-go", LIMIT, || socket.exists()).unwrap();
+        wait_for("the socket of wireguard-go", LIMIT, || UnixStream::connect(&socket).is_ok()).unwrap();
 
         let (private, identity) = key();
         let write = |name: &str, text: &str| {

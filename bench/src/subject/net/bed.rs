@@ -3,6 +3,8 @@
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -265,9 +267,9 @@ fn wireguard_go(near: &mut Side, far: &mut Side, job: &Job) -> anyhow::Result<()
         let device = format!("{GO_DEVICE}{number}x{}", std::process::id() % 100_000);
         let process = namespace.command("wireguard-go").args(["-f", &device]).env("LOG_LEVEL", "silent");
         side.helper = Some(process.stderr(Stdio::null()).spawn()?);
-        wait_for("the device of wireguard-go", TIMEOUT, || {
-            namespace.ip(&format!("link show {device}")).is_ok()
-        })?;
+        // `wg` removes a socket that does not listen yet, and then asks the kernel's module.
+        let socket = Path::new("/var/run/wireguard").join(format!("{device}.sock"));
+        wait_for("the socket of wireguard-go", TIMEOUT, || UnixStream::connect(&socket).is_ok())?;
         let private = namespace.show("wg genkey")?;
         fs::write(side.node.dir().join("wg-go"), &private).context("can't write a key")?;
         keys.push((device, namespace.command("wg").arg("pubkey").input(private).ok()?.trim().to_owned()));
