@@ -1,6 +1,6 @@
 //! Programs inside a network namespace, none of which outlives it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,24 +14,23 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::namespace::Namespace;
 use super::wait_for_some;
+use crate::orphan::end_with_this_thread;
 
 /// A program to be run in a namespace, with its arguments.
 pub struct NsCommand<'ns> {
     namespace: &'ns Namespace,
-    program: OsString,
     command: Command,
     input: Vec<u8>,
 }
 
 impl<'ns> NsCommand<'ns> {
     pub(super) fn new(namespace: &'ns Namespace, program: &OsStr) -> Self {
-        // setpriv becomes the program, which then gets SIGKILL when the thread that started it ends.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+        let mut command = Command::new(program);
+        end_with_this_thread(&mut command);
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
         // A process group of its own: Ctrl-C on the terminal reaches only the program that cleans up.
         command.process_group(0);
-        Self { namespace, program: program.to_owned(), command, input: Vec::new() }
+        Self { namespace, command, input: Vec::new() }
     }
 
     /// Adds one argument.
@@ -72,7 +71,7 @@ impl<'ns> NsCommand<'ns> {
 
     /// Runs the program to its end; an exit code other than 0 is no error.
     pub fn output(mut self) -> anyhow::Result<Output> {
-        self.check_program()?;
+        require(Path::new(self.command.get_program()))?;
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         if !self.input.is_empty() {
             self.command.stdin(Stdio::piped());
@@ -103,8 +102,8 @@ impl<'ns> NsCommand<'ns> {
     }
 
     /// Starts the program and leaves it running.
-    pub fn spawn(mut self) -> anyhow::Result<Process> {
-        self.check_program()?;
+    pub fn spawn(self) -> anyhow::Result<Process> {
+        require(Path::new(self.command.get_program()))?;
         let line = self.line();
         let mut command = self.command;
         let child = self
@@ -115,15 +114,8 @@ impl<'ns> NsCommand<'ns> {
     }
 
     fn line(&self) -> String {
-        let args = self.command.get_args().skip(3).map(|arg| arg.to_string_lossy().into_owned());
-        args.collect::<Vec<_>>().join(" ")
-    }
-
-    fn check_program(&mut self) -> anyhow::Result<()> {
-        for program in [OsStr::new("setpriv"), &self.program] {
-            require(Path::new(program))?;
-        }
-        Ok(())
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
     }
 }
 
