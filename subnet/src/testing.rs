@@ -4,6 +4,7 @@
 //! bookmarks, strategic merge patches, versions that are too old. It does not know users, admission or
 //! etcd. Everything is in memory and gone with the value.
 
+mod forms;
 mod http;
 mod nodes;
 mod objects;
@@ -42,6 +43,8 @@ pub struct Behaviour {
     pub watches_end_after: Option<Duration>,
     /// Watches bring whole objects also where metadata was asked for.
     pub whole_objects: bool,
+    /// Watches bring metadata in JSON also where protobuf was asked for.
+    pub no_protobuf: bool,
     /// Any other form of an answer than whole objects is refused, as by a proxy: 406.
     pub no_other_form: bool,
 }

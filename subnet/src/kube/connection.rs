@@ -30,9 +30,11 @@ const ERROR_TEXT: usize = 64 << 10;
 
 /// Asks for whole objects.
 pub(super) const OBJECTS: &str = "application/json";
-/// Asks for the metadata of objects alone. A server that can't do that sends whole objects.
-pub(super) const METADATA: &str =
-    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+/// Asks for the metadata of objects alone, in protobuf or else in JSON. A server that can't do that sends whole objects.
+pub(super) const METADATA: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,\
+     application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+/// How an answer in protobuf is called, without its parameters.
+pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Why a request came to nothing.
 #[derive(Debug)]

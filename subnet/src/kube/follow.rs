@@ -1,7 +1,8 @@
 //! All leases, from the API server to the feed: list, watch from there, and list again when the watch
 //! can't be continued. Heartbeats of nodes, which are most of what a watch brings, end at the table.
 //!
-//! A list brings whole nodes, a watch their metadata: a heartbeat is a quarter of a node then, and annotations are metadata.
+//! A list brings whole nodes, a watch their metadata, in protobuf where the server has it: a heartbeat is a fifth of a node then, and
+//! annotations are metadata.
 //! The pod subnets, which are not, never change while a node exists, so they are taken from what is known of it; of a new
 //! node from `managedFields`, and where that says nothing, by a request for this node (docs/adr/033).
 
@@ -18,7 +19,8 @@ use super::collection::{Collection, Continue, Ended, Kind, Least, Pages, SILENCE
 use super::connection::Failure;
 use super::managed;
 use super::node::{Given, Node, Seen};
-use super::objects::Objects;
+use super::objects::{Encoding, Objects};
+use super::protobuf::{MetadataEvent, ObjectMetadata};
 use super::split::Bulk;
 use super::table::NodeTable;
 use crate::net::{Family, Subnets};
@@ -53,6 +55,28 @@ struct Place {
     /// What nodes have said that is not acted upon yet.
     late: Late,
     watching: Watching,
+}
+
+/// An event of a watch of nodes.
+struct Watched<'a> {
+    kind: Kind,
+    node: Node<'a>,
+    managed_fields: ManagedFields<'a>,
+}
+
+/// `managedFields` of a node as the watch brought them.
+enum ManagedFields<'a> {
+    Json(&'a [u8]),
+    Protobuf(&'a ObjectMetadata),
+}
+
+impl ManagedFields<'_> {
+    fn subnets(&self) -> Option<Subnets> {
+        match self {
+            Self::Json(text) => managed::subnets(text),
+            Self::Protobuf(metadata) => managed::subnets_of_entries(metadata.managed_fields()),
+        }
+    }
 }
 
 /// What became of an event.
@@ -163,7 +187,7 @@ impl Kube {
             let late = place.late.values().map(|(at, _)| *at).min();
             let until = [due, proof, late].into_iter().flatten().fold(silence, Instant::min);
             let outcome = match timeout_at(until, self.connection.event_text(events)).await {
-                Ok(Ok(event)) => match self.take(place, &event, events.aside()).await {
+                Ok(Ok(event)) => match self.take(place, events.encoding(), event, events.aside()).await {
                     Ok(news) => {
                         feed.answered();
                         if news {
@@ -199,12 +223,59 @@ impl Kube {
     }
 
     /// Takes an event in; whether it changes any lease.
-    async fn take(&self, place: &mut Place, event: &[u8], managed_fields: &[u8]) -> Result<bool, Ended> {
-        let event = (event, managed_fields);
-        match place.take(event, self, None)? {
+    async fn take(
+        &self,
+        place: &mut Place,
+        encoding: Encoding,
+        event: Vec<u8>,
+        aside: &[u8],
+    ) -> Result<bool, Ended> {
+        match encoding {
+            Encoding::Json => self.take_node(place, self.watched(&event, aside)?).await,
+            Encoding::Protobuf => {
+                let unreadable = |why: String| self.connection.away(format!("an event: {}", shortened(&why)));
+                match MetadataEvent::decode(event).map_err(unreadable)? {
+                    MetadataEvent::Object { kind, metadata } => {
+                        let managed_fields = ManagedFields::Protobuf(&metadata);
+                        self.take_node(place, Watched { kind, node: metadata.node(), managed_fields }).await
+                    }
+                    // As with JSON, in `Connection::event`.
+                    MetadataEvent::Error(status) => {
+                        tracing::debug!(status = %shortened(&status), "a watch was ended");
+                        Err(Ended::Outdated)
+                    }
+                }
+            }
+        }
+    }
+
+    /// An event in JSON.
+    fn watched<'a>(&self, json: &'a [u8], managed_fields: &'a [u8]) -> Result<Watched<'a>, Ended> {
+        #[derive(Deserialize)]
+        struct Event<'a> {
+            #[serde(borrow, rename = "type")]
+            kind: &'a str,
+            #[serde(borrow)]
+            object: Node<'a>,
+        }
+        let why = match serde_json::from_slice::<Event<'_>>(json) {
+            Ok(Event { kind, object }) if Kind::of(kind) != Kind::Error => {
+                let managed_fields = ManagedFields::Json(managed_fields);
+                return Ok(Watched { kind: Kind::of(kind), node: object, managed_fields });
+            }
+            Ok(_) => String::new(),
+            Err(error) => format!("an event: {}", shortened(&error.to_string())),
+        };
+        // Decoded as a node in one go, for nearly all are heartbeats. This one is something else.
+        self.connection.event(json.to_vec())?;
+        Err(self.connection.away(why).into())
+    }
+
+    async fn take_node(&self, place: &mut Place, mut event: Watched<'_>) -> Result<bool, Ended> {
+        match place.take(&mut event, self, None) {
             Taken::Whole(news) => Ok(news),
             Taken::Lacks { name, uid } => match self.subnets_of(&name, &uid).await? {
-                Some(subnets) => match place.take(event, self, Some(Given::whole(subnets)))? {
+                Some(subnets) => match place.take(&mut event, self, Some(Given::whole(subnets))) {
                     Taken::Whole(news) => Ok(news),
                     Taken::Lacks { .. } => Ok(false),
                 },
@@ -314,45 +385,24 @@ impl Place {
         self.table.put(name, seen, None)
     }
 
-    /// Takes an event in, with what was set aside of it, of a node with these subnets where that has been found out.
-    fn take(
-        &mut self,
-        (json, managed_fields): (&[u8], &[u8]),
-        kube: &Kube,
-        given: Option<Given>,
-    ) -> Result<Taken, Ended> {
-        #[derive(Deserialize)]
-        struct Watched<'a> {
-            #[serde(borrow, rename = "type")]
-            kind: &'a str,
-            #[serde(borrow)]
-            object: Node<'a>,
-        }
-        let (kind, mut node) = match serde_json::from_slice::<Watched<'_>>(json) {
-            Ok(Watched { kind, object }) if Kind::of(kind) != Kind::Error => (Kind::of(kind), object),
-            // Decoded as a node in one go, for nearly all are heartbeats. This one is something else.
-            outcome => {
-                let why = outcome.err().map(|error| format!("an event: {}", shortened(&error.to_string())));
-                let why = why.unwrap_or_default();
-                kube.connection.event(json.to_vec())?;
-                return Err(kube.connection.away(why).into());
-            }
-        };
+    /// Takes an event in, of a node with these subnets where that has been found out.
+    fn take(&mut self, event: &mut Watched<'_>, kube: &Kube, given: Option<Given>) -> Taken {
+        let (kind, node) = (event.kind, &mut event.node);
         if kind == Kind::Put && node.is_partial() {
             let known = || self.table.subnets_of(&node.metadata.name, node.created(), kube.families());
             let known = given.or_else(known);
-            match known.or_else(|| managed::subnets(managed_fields).map(Given::whole)) {
+            match known.or_else(|| event.managed_fields.subnets().map(Given::whole)) {
                 Some(subnets) => node.give(subnets),
                 None if node.is_managed(&kube.prefix) => {
-                    let metadata = node.metadata;
-                    return Ok(Taken::Lacks { name: metadata.name.into(), uid: metadata.uid.into() });
+                    let metadata = &node.metadata;
+                    return Taken::Lacks { name: metadata.name.to_string(), uid: metadata.uid.to_string() };
                 }
                 None => {}
             }
         }
         let name = node.metadata.name.as_ref();
         let news = match kind {
-            Kind::Put => self.put(&node, kube),
+            Kind::Put => self.put(node, kube),
             Kind::Deleted => {
                 self.late.remove(name);
                 self.table.remove(name)
@@ -362,8 +412,8 @@ impl Place {
         self.watching.hears();
         if !node.metadata.resource_version.is_empty() {
             self.version = Some(node.metadata.resource_version.to_string());
-            self.least = Least::Seen(node.metadata.resource_version.into_owned());
+            self.least = Least::Seen(node.metadata.resource_version.to_string());
         }
-        Ok(Taken::Whole(news))
+        Taken::Whole(news)
     }
 }

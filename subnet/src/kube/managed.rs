@@ -28,12 +28,22 @@ struct ManagedSpec {
     pod_cidrs: Option<BTreeMap<String, IgnoredAny>>,
 }
 
-/// The pod subnets; `None` if the field was cleared, or is not understood.
+/// The pod subnets that `managedFields` in JSON tells; `None` if the field was cleared, or is not understood.
 pub(super) fn subnets(managed_fields: &[u8]) -> Option<Subnets> {
     let all: Vec<Managed> = serde_json::from_slice(managed_fields).ok()?;
-    let fields = all.into_iter().filter_map(|managed| managed.fields?.spec?.pod_cidrs);
+    of_entries(all.into_iter().filter_map(|managed| managed.fields))
+}
+
+/// The same of the fields of each entry.
+pub(super) fn subnets_of_entries(entries: impl Iterator<Item = impl AsRef<[u8]>>) -> Option<Subnets> {
+    let fields: Vec<Option<ManagedFields>> =
+        entries.map(|json| serde_json::from_slice(json.as_ref())).collect::<Result<_, _>>().ok()?;
+    of_entries(fields.into_iter().flatten())
+}
+
+fn of_entries(entries: impl Iterator<Item = ManagedFields>) -> Option<Subnets> {
     let mut subnets = Subnets::default();
-    for key in fields.flat_map(BTreeMap::into_keys) {
+    for key in entries.filter_map(|fields| fields.spec?.pod_cidrs).flat_map(BTreeMap::into_keys) {
         let Some(element) = key.strip_prefix("v:") else { continue };
         let text: String = serde_json::from_str(element).ok()?;
         let net: IpNet = text.parse().ok()?;

@@ -14,6 +14,9 @@ use crate::lease::{Attachment, Lease, Malformed, Vtep, WireguardEnds};
 use crate::net::{Family, PublicAddrs, Subnets};
 use crate::wireguard::WireguardData;
 
+/// The kind of an object that is the metadata of another one.
+const PARTIAL: &str = "PartialObjectMetadata";
+
 /// A node as the API server writes it; everything else is skipped unread.
 #[derive(Debug, Deserialize)]
 pub(super) struct Node<'a> {
@@ -51,8 +54,9 @@ pub(super) struct Metadata<'a> {
     pub(super) uid: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) resource_version: Cow<'a, str>,
-    #[serde(borrow, default)]
-    creation_timestamp: Option<Cow<'a, str>>,
+    /// In seconds since 1970; 0 if it doesn't say.
+    #[serde(default, rename = "creationTimestamp", deserialize_with = "seconds")]
+    created: u64,
     #[serde(borrow, default)]
     annotations: Option<Pairs<'a>>,
 }
@@ -93,10 +97,34 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
     }
 }
 
-impl Node<'_> {
+/// A time as JSON has it, in seconds since 1970; 0 if it is none.
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = Option::<Text<'de>>::deserialize(deserializer)?;
+    let at = text.and_then(|text| text.0.parse::<Timestamp>().ok());
+    Ok(at.map_or(0, |at| at.as_second().max(0).unsigned_abs()))
+}
+
+impl<'a> Metadata<'a> {
+    /// That of an object with this name, UID and version, created at this second.
+    pub(super) fn new(
+        [name, uid, resource_version]: [Cow<'a, str>; 3],
+        created: u64,
+        annotations: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
+    ) -> Self {
+        let annotations = annotations.map(|(key, value)| (Text(key), Text(value))).collect();
+        Self { name, uid, resource_version, created, annotations: Some(Pairs(annotations)) }
+    }
+}
+
+impl<'a> Node<'a> {
+    /// A node of which the metadata alone is known.
+    pub(super) fn partial(metadata: Metadata<'a>) -> Self {
+        Self { kind: Cow::Borrowed(PARTIAL), metadata, spec: Spec::default(), given: None }
+    }
+
     /// Whether this is the metadata alone, so that nothing is said about the spec.
     pub(super) fn is_partial(&self) -> bool {
-        self.kind == "PartialObjectMetadata"
+        self.kind == PARTIAL
     }
 
     /// Whether Flannel manages it.
@@ -140,8 +168,7 @@ impl Node<'_> {
 
     /// When the node was created, in seconds since 1970; 0 if it doesn't say.
     pub(super) fn created(&self) -> u64 {
-        let text = self.metadata.creation_timestamp.as_deref().unwrap_or_default();
-        text.parse::<Timestamp>().map_or(0, |at| at.as_second().max(0).unsigned_abs())
+        self.metadata.created
     }
 
     fn annotation(&self, prefix: &Prefix, name: &str) -> Option<&str> {

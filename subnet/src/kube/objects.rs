@@ -1,21 +1,22 @@
 //! The objects of an answer of the API server, one by one while it arrives.
 
-use http::{Method, Response};
+use http::{Method, Response, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::coalesce::{Coalesced, Coalescing};
-use super::connection::{Connection, Failure, OBJECTS, PART_WITHIN};
-use super::split::{Bulk, Splitter};
+use super::connection::{Connection, Failure, OBJECTS, PART_WITHIN, PROTOBUF};
+use super::frames::Frames;
+use super::split::{Bulk, Splitter, Unintelligible};
 
 impl Connection {
     /// Begins to read a list.
     pub(super) async fn list(&self, path: &str) -> Result<Objects<'_>, Failure> {
         let moves = self.moves();
         let answer = self.send(Method::GET, path, OBJECTS, None).await?;
-        Ok(Objects::new(self, answer, Splitter::list(), moves))
+        Ok(Objects::new(self, answer, Cutter::Json(Splitter::list()), moves))
     }
 
     /// Begins to watch objects in the form that `accept` asks for.
@@ -28,15 +29,51 @@ impl Connection {
             }
             outcome => outcome?,
         };
-        Ok(Objects::new(self, answer, Splitter::sequence(), moves))
+        let form = answer.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let form = form.and_then(|text| text.split(';').next()).unwrap_or_default();
+        let cutter = match form.trim().eq_ignore_ascii_case(PROTOBUF) {
+            true => Cutter::Protobuf(Frames::default()),
+            false => Cutter::Json(Splitter::sequence()),
+        };
+        Ok(Objects::new(self, answer, cutter, moves))
     }
+}
+
+/// How an answer is cut, by its encoding.
+enum Cutter {
+    Json(Splitter),
+    Protobuf(Frames),
+}
+
+impl Cutter {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), Unintelligible> {
+        match self {
+            Self::Json(splitter) => splitter.push(bytes),
+            Self::Protobuf(frames) => frames.push(bytes),
+        }
+    }
+
+    /// The next object that is complete, and what was set aside of it.
+    fn next(&mut self) -> Option<(Vec<u8>, Vec<u8>)> {
+        match self {
+            Self::Json(splitter) => splitter.next().map(|object| (object.json, object.aside)),
+            Self::Protobuf(frames) => frames.next().map(|event| (event, Vec::new())),
+        }
+    }
+}
+
+/// How the objects of an answer are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Json,
+    Protobuf,
 }
 
 /// The objects of a list or the events of a watch, as they arrive.
 pub(super) struct Objects<'a> {
     connection: &'a Connection,
     body: Body,
-    splitter: Splitter,
+    cutter: Cutter,
     /// What was set aside of the last object.
     aside: Vec<u8>,
     /// This node's addresses.
@@ -50,12 +87,12 @@ impl<'a> Objects<'a> {
     fn new(
         connection: &'a Connection,
         answer: Response<Body>,
-        splitter: Splitter,
+        cutter: Cutter,
         moves: watch::Receiver<u64>,
     ) -> Self {
         let coalescing = answer.extensions().get().cloned();
         let (body, aside) = (answer.into_body(), Vec::new());
-        Self { connection, body, splitter, aside, moves, coalescing, coalesced: None }
+        Self { connection, body, cutter, aside, moves, coalescing, coalesced: None }
     }
 
     /// The same with what comes in quick succession read together, so that it wakes seldom.
@@ -76,18 +113,28 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// The same without this of each object. Before the first.
+    /// How they are encoded.
+    pub(super) fn encoding(&self) -> Encoding {
+        match self.cutter {
+            Cutter::Json(_) => Encoding::Json,
+            Cutter::Protobuf(_) => Encoding::Protobuf,
+        }
+    }
+
+    /// The same without this of each object, as far as it is JSON. Before the first.
     pub(super) fn without(mut self, bulk: Bulk) -> Self {
-        self.splitter = self.splitter.without(bulk);
+        if let Cutter::Json(splitter) = self.cutter {
+            self.cutter = Cutter::Json(splitter.without(bulk));
+        }
         self
     }
 
     /// The next object; `None` at the end. May be dropped and called again.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
-            if let Some(object) = self.splitter.next() {
-                self.aside = object.aside;
-                return Ok(Some(object.json));
+            if let Some((object, aside)) = self.cutter.next() {
+                self.aside = aside;
+                return Ok(Some(object));
             }
             let frame = tokio::select! {
                 biased;
@@ -100,7 +147,7 @@ impl<'a> Objects<'a> {
                 Some(Err(error)) => return Err(self.connection.meaning(&error)),
             };
             if let Some(data) = frame.data_ref() {
-                self.splitter.push(data).map_err(|error| self.connection.away(error.to_string()))?;
+                self.cutter.push(data).map_err(|error| self.connection.away(error.to_string()))?;
             }
         }
     }
@@ -120,6 +167,9 @@ impl<'a> Objects<'a> {
 
     /// What stood around the objects.
     pub(super) fn rest(&self) -> &[u8] {
-        self.splitter.rest()
+        match &self.cutter {
+            Cutter::Json(splitter) => splitter.rest(),
+            Cutter::Protobuf(_) => &[],
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 /// Nothing that Kubernetes stores comes near to this; an answer that does is not Kubernetes'.
-const LARGEST: usize = 16 << 20;
+pub(super) const LARGEST: usize = 16 << 20;
 /// What is left of a node without its bulk has less than this.
 const DEFAULT_CAPACITY: usize = 4 << 10;
 

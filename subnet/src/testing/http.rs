@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::forms::Form;
 use super::objects::{Change, Listing, Resource, Selection};
 use super::{Request, Shared};
 
@@ -117,8 +118,8 @@ async fn answer(request: hyper::Request<Incoming>, shared: Arc<Shared>) -> Answe
                 refuse(406, "only the following media types are accepted: application/json")
             }
             true => {
-                let partial = request.accept.contains("as=PartialObjectMetadata") && !behaviour.whole_objects;
-                watch(&query, selection, partial, shared)
+                let form = Form::of(&request.accept, !behaviour.whole_objects, !behaviour.no_protobuf);
+                watch(&query, selection, form, shared)
             }
             false => list(&query, &selection, shared),
         };
@@ -280,33 +281,35 @@ async fn write_list(
     let _ = pen.send("]}\n".into()).await;
 }
 
-fn watch(query: &BTreeMap<&str, String>, selected: Selection, partial: bool, shared: Arc<Shared>) -> Answer {
+fn watch(query: &BTreeMap<&str, String>, selected: Selection, form: Form, shared: Arc<Shared>) -> Answer {
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let seconds: u64 = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(1800);
     let end = shared.behaviour.borrow().watches_end_after.unwrap_or(Duration::from_secs(seconds));
     let bookmarks = query.get("allowWatchBookmarks").is_some_and(|allowed| allowed == "true");
     let mut deafened = shared.watches.subscribe();
-    written(move |pen| async move {
+    let mut answer = written(move |pen| async move {
         shared.watching.send_modify(|count| *count += 1);
         let gone = pen.clone();
         tokio::select! {
-            () = write_watch(pen, from, selected, (bookmarks, partial), &shared) => {}
+            () = write_watch(pen, from, selected, (bookmarks, form), &shared) => {}
             () = gone.closed() => {}
             () = sleep(end) => {}
             _ = deafened.changed() => gone.closed().await,
         }
         shared.watching.send_modify(|count| *count -= 1);
-    })
+    });
+    let content_type = header::HeaderValue::from_static(form.content_type());
+    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    answer
 }
 
 async fn write_watch(
     pen: Pen,
     mut at: u64,
     selected: Selection,
-    (bookmarks, partial): (bool, bool),
+    (bookmarks, form): (bool, Form),
     shared: &Shared,
 ) {
-    let written = |object: &str| if partial { metadata_of(object) } else { object.to_owned() };
     let mut version = shared.version.subscribe();
     let every = shared.behaviour.borrow().bookmark_every.filter(|_| bookmarks);
     let mut bookmark = every.map(|every| Instant::now() + every);
@@ -320,15 +323,13 @@ async fn write_watch(
             Some(changes) if at <= newest => changes,
             _ => {
                 let message = format!("too old resource version: {at} ({newest})");
-                let status = json!({"kind": "Status", "status": "Failure", "message": message, "reason": "Expired", "code": 410});
-                let _ = pen.send(event("ERROR", &status.to_string())).await;
+                let _ = pen.send(form.error(&message, "Expired", 410)).await;
                 return;
             }
         };
         for Change { version, kind, resource, name, object } in changes {
             at = version;
-            if selected.wants(resource, &name, &object)
-                && pen.send(event(kind, &written(&object))).await.is_err()
+            if selected.wants(resource, &name, &object) && pen.send(form.event(kind, &object)).await.is_err()
             {
                 return;
             }
@@ -338,17 +339,10 @@ async fn write_watch(
             () = until(bookmark) => {
                 bookmark = every.map(|every| Instant::now() + every);
                 let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"resourceVersion": at.max(newest).to_string(), "creationTimestamp": null}, "spec": {}, "status": {}});
-                let _ = pen.send(event("BOOKMARK", &written(&node.to_string()))).await;
+                let _ = pen.send(form.event("BOOKMARK", &node.to_string())).await;
             }
         }
     }
-}
-
-/// An object without anything but its metadata.
-fn metadata_of(object: &str) -> String {
-    let object: Value = serde_json::from_str(object).unwrap_or_default();
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
-        .to_string()
 }
 
 async fn until(when: Option<Instant>) {
@@ -356,10 +350,6 @@ async fn until(when: Option<Instant>) {
         Some(when) => sleep_until(when).await,
         None => pending().await,
     }
-}
-
-fn event(kind: &str, object: &str) -> Bytes {
-    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into()
 }
 
 fn written<F: Future<Output = ()> + Send + 'static>(write: impl FnOnce(Pen) -> F) -> Answer {

@@ -42,10 +42,27 @@ async fn the_subnets_of_a_new_node_are_known_from_its_metadata_without_a_request
     assert_eq!(requests(&bed, "p0003"), 0);
     let watches: Vec<_> =
         bed.server.requests().into_iter().filter(|request| request.path.contains("watch=")).collect();
-    assert!(watches.iter().any(|request| request.accept.contains("as=PartialObjectMetadata")), "{watches:?}");
+    let asks =
+        |accept: &str| accept.starts_with("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata");
+    assert!(watches.iter().any(|request| asks(&request.accept)), "{watches:?}");
     let lists: Vec<_> =
         bed.server.requests().into_iter().filter(|request| request.path.contains("limit=")).collect();
     assert!(lists.iter().all(|request| request.accept == "application/json"), "{lists:?}");
+}
+
+#[tokio::test]
+async fn the_same_holds_where_the_server_has_metadata_in_json_alone() {
+    let bed = Bed::new(VXLAN);
+    bed.server.behave(|behaviour| behaviour.no_protobuf = true);
+    let mut follower = followed(&bed, 3).await;
+    bed.server.put_node(peer(3));
+    assert_eq!(follower.words(4).await[3], "10.244.0.48/28 of 198.51.0.4 (vxlan)");
+    assert_eq!(requests(&bed, "p0003"), 0);
+    bed.server.put_node(cleared(peer(4)));
+    assert_eq!(follower.words(5).await[4], "10.244.0.64/28 of 198.51.0.5 (vxlan)");
+    assert_eq!(requests(&bed, "p0004"), 1);
+    bed.server.delete_node("p0003");
+    follower.words(4).await;
 }
 
 #[tokio::test]
