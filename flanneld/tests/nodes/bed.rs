@@ -1,7 +1,8 @@
 //! A cluster for a test: a fabric, an etcd and nodes with agents and pods.
 
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use backends::testing::{self, Agent, Etcd, Fabric, Launch, Node, Pod};
@@ -103,8 +104,12 @@ impl Cluster {
     }
 }
 
+/// The agent under test: `TEST_FLANNELD`, such as the one that is shipped, or that of this build.
 pub(crate) fn flanneld() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_flanneld"))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        std::env::var("TEST_FLANNELD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_flanneld").into()).into()
+    })
 }
 
 impl Member {
