@@ -106,8 +106,10 @@ test-fast-path: deps ## Compares 1 GiB each way by the fast path: through a Serv
 		--modules "veth bridge tun br_netfilter nf_tables vxlan" -- "$$(realpath "$$program")" --test-threads=1 many_bytes_
 
 bench-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod python3
-bench-vm: deps build ## Measures pods' traffic with and without the fast path in instructions, in a guest (ARGS="--backends vxlan"; root)
-	bench/vm/bench $(PROGRAMS)/guest $(ARGS)
+bench-vm: deps ## Measures pods' traffic with and without the fast path in instructions, in a guest (ARGS="--backends vxlan"; root)
+	cargo build --locked --release -p flanneld
+	cargo build --locked --release -p bench --bin guest
+	bench/vm/bench $(PROGRAMS:debug=release)/guest $(ARGS)
 
 test-peers: root deps ## Compares 1 GiB each way between WireGuard in process and wireguard-go (root; WIREGUARD_PEER=boringtun-cli)
 	WIREGUARD_BYTES=$$((1 << 30)) cargo test --workspace --all-features --test udp wireguard_go_is_reached
