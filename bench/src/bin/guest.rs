@@ -150,32 +150,24 @@ fn arm(bed: &Bed) -> anyhow::Result<f64> {
     })
 }
 
-/// One TCP stream of so many chunks, after a tenth of that to warm up: Mbit/s.
+/// One TCP stream of so many chunks, after a tenth of that to warm up, each of which is read before the next one is sent: Mbit/s. With two
+/// threads it would depend on when the scheduler lets which of them run, and rounds would differ by some percent.
 fn stream(bed: &Bed, chunks: u64) -> anyhow::Result<f64> {
     let (listener, at) = bed.listen()?;
     let mut sender = bed.pods[0].namespace().run(|| TcpStream::connect_timeout(&at, TIMEOUT))?;
     let (mut receiver, _) = listener.accept()?;
-    let warm = chunks / 10 + 1;
-    thread::scope(|scope| {
-        let sending = scope.spawn(move || -> anyhow::Result<()> {
-            let buffer = vec![7; CHUNK];
-            for _ in 0..warm + chunks {
-                sender.write_all(&buffer)?;
-            }
-            Ok(())
-        });
-        let mut buffer = vec![0; CHUNK];
-        for _ in 0..warm {
-            receiver.read_exact(&mut buffer)?;
-        }
-        let start = Instant::now();
+    let mut buffer = vec![7; CHUNK];
+    let mut carry = |chunks: u64| -> anyhow::Result<()> {
         for _ in 0..chunks {
+            sender.write_all(&buffer)?;
             receiver.read_exact(&mut buffer)?;
         }
-        let time = start.elapsed();
-        sending.join().expect("sending does not panic")?;
-        Ok((chunks * CHUNK as u64 * 8) as f64 / time.as_secs_f64() / 1e6)
-    })
+        Ok(())
+    };
+    carry(chunks / 10 + 1)?;
+    let start = Instant::now();
+    carry(chunks)?;
+    Ok((chunks * CHUNK as u64 * 8) as f64 / start.elapsed().as_secs_f64() / 1e6)
 }
 
 /// Datagrams of 64 bytes in bursts that fit into the receiver's buffer: thousands per second.

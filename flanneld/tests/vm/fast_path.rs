@@ -181,11 +181,11 @@ fn a_connection_outlives_pods_that_come_and_go_agents_that_are_killed_other_back
     exchange.goes_on(a, "a lower MTU");
 
     let [a, _] = &mut setup.members;
-    for moment in 0..8 {
+    for moment in 0..19 {
         a.agent.kill().unwrap();
         backends::testing::Member::start_again(a).unwrap();
         // The next one is killed somewhere else in its start.
-        thread::sleep(Duration::from_millis(250 * moment));
+        thread::sleep(Duration::from_millis(150 * (moment % 8)));
     }
     a.agent.kill().unwrap();
     a.start_again();

@@ -1,11 +1,14 @@
 //! A network path to a server that can be cut and mended.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 /// Forwards connections from an address of its own.
 pub(crate) struct Proxy {
@@ -43,7 +46,7 @@ impl Proxy {
 
     pub(crate) async fn mend(&self) {
         self.frozen.send_replace(false);
-        let listener = TcpListener::bind(self.from).await.unwrap();
+        let listener = listener(self.from).await;
         let (to, frozen) = (self.to.clone(), self.frozen.subscribe());
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -63,4 +66,15 @@ impl Proxy {
         });
         *self.task.lock().unwrap() = Some(task);
     }
+}
+
+/// A listener there. Its predecessor is closed, but a program that another test starts at this moment has it until it is executed.
+async fn listener(at: SocketAddr) -> TcpListener {
+    for _ in 0..1000 {
+        match TcpListener::bind(at).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => sleep(Duration::from_millis(10)).await,
+            listener => return listener.unwrap(),
+        }
+    }
+    panic!("{at} is in use for ten seconds");
 }
