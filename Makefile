@@ -91,12 +91,12 @@ plugin-check: root deps ## Lints and tests the plugin as it is shipped, with mus
 
 GUEST_TESTS = $$(cargo test --workspace --all-features --test vm --no-run 2>&1 | tee /dev/stderr | \
 	sed -n 's/.*Executable.*(\(.*\))$$/\1/p')
-# Emulated, an agent that is not optimized takes half of the time of a test. Of `make ci` the build would take more than that.
+# Emulated, an agent that is not optimized takes half of the time of a test.
 GUEST_FLANNELD = $$(realpath $(PROGRAMS:debug=release)/flanneld)
 test-vm: PACKAGES += qemu-system-x86 busybox-static cpio kmod ipvsadm
 test-vm: deps ## Runs the agent that is shipped on Debian's kernel under emulation: without a module, an older one, a lossy network (root)
-	$(if $(filter quick,$(VM)),,cargo build --locked --release -p flanneld)
-	program=$(GUEST_TESTS); $(if $(filter quick,$(VM)),,TEST_FLANNELD=$(GUEST_FLANNELD)) bench/vm/test "$$program"
+	cargo build --locked --release -p flanneld
+	program=$(GUEST_TESTS); TEST_FLANNELD=$(GUEST_FLANNELD) bench/vm/test "$$program"
 
 test-fast-path: PACKAGES += qemu-system-x86 busybox-static cpio kmod
 test-fast-path: deps ## Compares 1 GiB each way by the fast path: through a Service, directly, masqueraded (in a guest; root)
