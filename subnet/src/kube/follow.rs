@@ -20,7 +20,7 @@ use super::connection::Failure;
 use super::managed;
 use super::node::{Given, Node, Seen};
 use super::objects::{Encoding, Objects};
-use super::protobuf::{MetadataEvent, ObjectMetadata};
+use super::protobuf::{DecodedMetadata, MetadataEvent};
 use super::split::Bulk;
 use super::table::NodeTable;
 use crate::net::{Family, Subnets};
@@ -58,19 +58,19 @@ struct Place {
 }
 
 /// An event of a watch of nodes.
-struct Watched<'a> {
+struct NodeEvent<'a> {
     kind: Kind,
     node: Node<'a>,
-    managed_fields: ManagedFields<'a>,
+    managed_fields: EncodedManagedFields<'a>,
 }
 
 /// `managedFields` of a node as the watch brought them.
-enum ManagedFields<'a> {
+enum EncodedManagedFields<'a> {
     Json(&'a [u8]),
-    Protobuf(&'a ObjectMetadata),
+    Protobuf(&'a DecodedMetadata),
 }
 
-impl ManagedFields<'_> {
+impl EncodedManagedFields<'_> {
     fn subnets(&self) -> Option<Subnets> {
         match self {
             Self::Json(text) => managed::subnets(text),
@@ -236,8 +236,8 @@ impl Kube {
                 let unreadable = |why: String| self.connection.away(format!("an event: {}", shortened(&why)));
                 match MetadataEvent::decode(event).map_err(unreadable)? {
                     MetadataEvent::Object { kind, metadata } => {
-                        let managed_fields = ManagedFields::Protobuf(&metadata);
-                        self.take_node(place, Watched { kind, node: metadata.node(), managed_fields }).await
+                        let managed_fields = EncodedManagedFields::Protobuf(&metadata);
+                        self.take_node(place, NodeEvent { kind, node: metadata.node(), managed_fields }).await
                     }
                     // As with JSON, in `Connection::event`.
                     MetadataEvent::Error(status) => {
@@ -250,7 +250,7 @@ impl Kube {
     }
 
     /// An event in JSON.
-    fn watched<'a>(&self, json: &'a [u8], managed_fields: &'a [u8]) -> Result<Watched<'a>, Ended> {
+    fn watched<'a>(&self, json: &'a [u8], managed_fields: &'a [u8]) -> Result<NodeEvent<'a>, Ended> {
         #[derive(Deserialize)]
         struct Event<'a> {
             #[serde(borrow, rename = "type")]
@@ -260,8 +260,8 @@ impl Kube {
         }
         let why = match serde_json::from_slice::<Event<'_>>(json) {
             Ok(Event { kind, object }) if Kind::of(kind) != Kind::Error => {
-                let managed_fields = ManagedFields::Json(managed_fields);
-                return Ok(Watched { kind: Kind::of(kind), node: object, managed_fields });
+                let managed_fields = EncodedManagedFields::Json(managed_fields);
+                return Ok(NodeEvent { kind: Kind::of(kind), node: object, managed_fields });
             }
             Ok(_) => String::new(),
             Err(error) => format!("an event: {}", shortened(&error.to_string())),
@@ -271,7 +271,7 @@ impl Kube {
         Err(self.connection.away(why).into())
     }
 
-    async fn take_node(&self, place: &mut Place, mut event: Watched<'_>) -> Result<bool, Ended> {
+    async fn take_node(&self, place: &mut Place, mut event: NodeEvent<'_>) -> Result<bool, Ended> {
         match place.take(&mut event, self, None) {
             Taken::Whole(news) => Ok(news),
             Taken::Lacks { name, uid } => match self.subnets_of(&name, &uid).await? {
@@ -386,7 +386,7 @@ impl Place {
     }
 
     /// Takes an event in, of a node with these subnets where that has been found out.
-    fn take(&mut self, event: &mut Watched<'_>, kube: &Kube, given: Option<Given>) -> Taken {
+    fn take(&mut self, event: &mut NodeEvent<'_>, kube: &Kube, given: Option<Given>) -> Taken {
         let (kind, node) = (event.kind, &mut event.node);
         if kind == Kind::Put && node.is_partial() {
             let known = || self.table.subnets_of(&node.metadata.name, node.created(), kube.families());

@@ -96,7 +96,7 @@ struct FieldsV1 {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Status {
+struct WatchStatus {
     #[prost(bytes = "bytes", tag = "3")]
     message: Bytes,
 }
@@ -105,14 +105,14 @@ struct Status {
 #[derive(Debug)]
 pub(super) enum MetadataEvent {
     /// Of an object.
-    Object { kind: Kind, metadata: ObjectMetadata },
+    Object { kind: Kind, metadata: DecodedMetadata },
     /// The watch ends for this reason.
     Error(String),
 }
 
 /// The metadata of an object.
 #[derive(Debug)]
-pub(super) struct ObjectMetadata(ObjectMeta);
+pub(super) struct DecodedMetadata(ObjectMeta);
 
 impl MetadataEvent {
     /// Decodes one event.
@@ -130,20 +130,20 @@ impl MetadataEvent {
         let type_name = object.type_meta.unwrap_or_default().kind;
         match (kind, &*type_name) {
             (Kind::Error, b"Status") => {
-                let status = Status::decode(object.raw).map_err(|error| error.to_string())?;
+                let status = WatchStatus::decode(object.raw).map_err(|error| error.to_string())?;
                 Ok(Self::Error(text(&status.message).into_owned()))
             }
             (Kind::Error, _) => Ok(Self::Error(format!("an object of kind {:?}", text(&type_name)))),
             (_, b"PartialObjectMetadata") => {
                 let object = PartialObjectMetadata::decode(object.raw).map_err(|error| error.to_string())?;
-                Ok(Self::Object { kind, metadata: ObjectMetadata(object.metadata.unwrap_or_default()) })
+                Ok(Self::Object { kind, metadata: DecodedMetadata(object.metadata.unwrap_or_default()) })
             }
             _ => Err(format!("its object is of kind {:?}", text(&type_name))),
         }
     }
 }
 
-impl ObjectMetadata {
+impl DecodedMetadata {
     /// A node with this metadata, of which nothing else is known.
     pub(super) fn node(&self) -> Node<'_> {
         let meta = &self.0;
@@ -213,7 +213,7 @@ mod tests {
         STANDARD.decode(event).unwrap()
     }
 
-    fn object(event: Vec<u8>) -> (Kind, ObjectMetadata) {
+    fn object(event: Vec<u8>) -> (Kind, DecodedMetadata) {
         match MetadataEvent::decode(event).unwrap() {
             MetadataEvent::Object { kind, metadata } => (kind, metadata),
             MetadataEvent::Error(why) => panic!("{why}"),
