@@ -19,14 +19,14 @@ const PARTIAL: &str = "as=PartialObjectMetadata";
 impl Form {
     /// The first of `accept` that the server has.
     pub(super) fn of(accept: &str, has_metadata: bool, has_protobuf: bool) -> Self {
-        let forms = accept.split(',').filter_map(|form| match form.trim() {
+        let form = accept.split(',').find_map(|form| match form.trim() {
             form if form.starts_with("application/vnd.kubernetes.protobuf") => {
                 (form.contains(PARTIAL) && has_metadata && has_protobuf).then_some(Self::Protobuf)
             }
             form if form.contains(PARTIAL) => has_metadata.then_some(Self::Json),
             _ => Some(Self::Whole),
         });
-        forms.into_iter().next().unwrap_or(Self::Whole)
+        form.unwrap_or(Self::Whole)
     }
 
     pub(super) fn content_type(self) -> &'static str {

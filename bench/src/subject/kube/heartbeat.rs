@@ -9,11 +9,10 @@ use bench::figure::{Limit, Row, median, ms};
 use bench::monitor::Monitor;
 use bench::peer::{Peer, ensure_equal};
 use bench::process::{cpu_time, resident_mib};
+use serde_json::Value;
 use subnet::testing::ApiServer;
 
 use super::start::PEERS;
-use serde_json::Value;
-
 use super::{cluster, eth0};
 use crate::Stage;
 
