@@ -4,6 +4,7 @@
 pub mod fake;
 pub mod fights;
 pub mod netlink;
+mod notified;
 pub mod prerequisites;
 pub(crate) mod reconcile;
 mod scope;
@@ -24,6 +25,7 @@ use crate::state::{KernelChange, KernelState};
 use prerequisites::Sysctls;
 
 pub use crate::state::{is_tunnel, is_tunnel_name};
+pub use notified::Notified;
 pub use scope::{Records, Scope};
 
 /// The kernel refuses, or can't be talked to.
@@ -94,11 +96,6 @@ pub struct NotificationFilter {
     pub choosing: bool,
     /// It is waited for a bridge to lose its last port.
     pub draining: bool,
-    /// The kernel said that a setting of a device, or of all, has changed (`RTM_NEWNETCONF`); the look
-    /// that follows takes it back.
-    pub sysctls_moved: bool,
-    /// How often notifications were lost because the socket's buffer was full.
-    pub overruns: u64,
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,
@@ -150,9 +147,5 @@ pub trait Kernel: Send + 'static {
 pub trait Notifications: Send + 'static {
     /// Notifies `moved` whenever something of interest moves, and never says what: many notifications
     /// between two looks are one. Returns only when there will be no more.
-    fn run(
-        &self,
-        interest: &Mutex<NotificationFilter>,
-        moved: &Notify,
-    ) -> impl Future<Output = KernelError> + Send;
+    fn run(&self, notified: &Mutex<Notified>, moved: &Notify) -> impl Future<Output = KernelError> + Send;
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backends::kernel::netlink::{Listener, Netlink};
-use backends::kernel::{NotificationFilter, Notifications, Records};
+use backends::kernel::{NotificationFilter, Notifications, Notified, Records};
 use backends::testing::{Fabric, Node as Machine, Pod};
 use backends::{
     ActiveBackends, Kernel, KernelChange, KernelState, Macs, Node, PeerContext, Peers, PlanInput, Report,
@@ -439,16 +439,13 @@ fn watched(agent: &Agent<'_>, desired: Arc<KernelState>, harmless: &[&'static st
         let mut kernel = Netlink::open().unwrap();
         kernel.observe(&desired, &Scope::default()).unwrap().host
     });
-    let interest = Mutex::new(NotificationFilter {
-        neighbours: Arc::default(),
-        draining: false,
-        sysctls_moved: false,
-        overruns: 0,
+    let filter = NotificationFilter {
         desired: Arc::clone(&desired),
         host: Arc::new(host),
         scope: agent.scope(),
-        choosing: false,
-    });
+        ..NotificationFilter::default()
+    };
+    let notified = Mutex::new(Notified::new(filter));
     machine.namespace().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -461,7 +458,7 @@ fn watched(agent: &Agent<'_>, desired: Arc<KernelState>, harmless: &[&'static st
                     tokio::time::timeout(within, moved.notified()).await.is_ok()
                 }
             };
-            let driver = listener.run(&interest, &moved);
+            let driver = listener.run(&notified, &moved);
             let script = async {
                 for lines in harmless {
                     // The kernel has notified by the time that the command ends.
@@ -477,6 +474,46 @@ fn watched(agent: &Agent<'_>, desired: Arc<KernelState>, harmless: &[&'static st
             }
         });
     });
+}
+
+#[test]
+fn what_is_notified_while_the_host_is_read_is_compared_with_what_was_read() {
+    let fabric = Fabric::new().unwrap();
+    let machine = fabric.node().unwrap();
+    let agent = Agent::new(&machine, VXLAN);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut kernel, listener) = machine.namespace().run(|| {
+        let _inside = runtime.enter();
+        (Netlink::open().unwrap(), Listener::open().unwrap())
+    });
+    let mut read = || {
+        let host = Arc::new(kernel.observe(&KernelState::default(), &Scope::default()).unwrap().host);
+        NotificationFilter { host, scope: agent.scope(), ..NotificationFilter::default() }
+    };
+    let mtu = |filter: &NotificationFilter| filter.host.link("eth0").unwrap().mtu;
+    let before = read();
+    assert_eq!(mtu(&before), 1500);
+    let notified = Mutex::new(Notified::new(before));
+
+    notified.lock().unwrap().begin_read();
+    machine.set_mtu(1400).unwrap();
+    let during = read();
+    assert_eq!(mtu(&during), 1400);
+    machine.set_mtu(1500).unwrap();
+    runtime.block_on(async {
+        let moved = tokio::sync::Notify::new();
+        tokio::select! {
+            // First, so that it hears of both changes before it is looked at what came of them.
+            biased;
+            error = listener.run(&notified, &moved) => panic!("{error}"),
+            heard = tokio::time::timeout(TIMEOUT, moved.notified()) => heard.unwrap(),
+        }
+    });
+    let mut notified = notified.into_inner().unwrap();
+    assert!(notified.renew(during), "the MTU is 1500 again");
+    let after = read();
+    assert_eq!(mtu(&after), 1500);
+    assert!(!notified.renew(after), "nothing is read any more");
 }
 
 #[test]

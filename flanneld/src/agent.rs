@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use backends::kernel::{NotificationFilter, Notifications};
+use backends::kernel::{Notifications, Notified};
 use backends::{Firewall, Kernel, KernelError, KernelState, converge_since};
 #[cfg(test)]
 use subnet::Subnets;
@@ -153,7 +153,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
     settings: Settings,
     health: Health,
 ) -> KernelError {
-    let (moved, interest) = (Notify::new(), Mutex::new(NotificationFilter::default()));
+    let (moved, notified) = (Notify::new(), Mutex::new(Notified::default()));
     let life = async {
         let store = Arc::new(store);
         let (machine, recalled) = begin::machine(&store, settings, health, &mut hands.kernel).await;
@@ -163,7 +163,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
             hands: Lent::new(hands),
             store,
             machine,
-            interest: &interest,
+            notified: &notified,
             moved: &moved,
             rules_moved,
             feed,
@@ -182,7 +182,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
         agent.live().await
     };
     tokio::select! {
-        error = notices.run(&interest, &moved) => error,
+        error = notices.run(&notified, &moved) => error,
         error = life => error,
     }
 }
@@ -194,7 +194,7 @@ struct Agent<'a, K, S> {
     rules_mode: &'static str,
     store: Arc<S>,
     machine: Machine,
-    interest: &'a Mutex<NotificationFilter>,
+    notified: &'a Mutex<Notified>,
     moved: &'a Notify,
     rules_moved: &'a Notify,
     feed: Feed,
@@ -247,7 +247,7 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
         let mut published = self.machine.published();
         published.rules.mode = self.rules_mode.to_owned();
         published.store.name = self.store.describe();
-        published.counters.overruns = self.shared_interest().overruns;
+        published.counters.overruns = self.notified().overruns;
         self.machine.status.health.board().publish(published);
     }
 
@@ -298,6 +298,9 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
     }
 
     async fn carry_out(&mut self, action: Action) -> Result<Option<Event>, KernelError> {
+        if matches!(action, Action::Look(_) | Action::FindDirect(..) | Action::Converge { .. }) {
+            self.notified().begin_read();
+        }
         let answer = match action {
             Action::Look(scope) => {
                 let look = move |hands: &mut Hands<K>| hands.kernel.observe(&KernelState::default(), &scope);
@@ -398,21 +401,22 @@ impl<K: Kernel, S: LeaseStore> Agent<'_, K, S> {
 
     /// What is read of the kernel together with the host.
     fn seen(&mut self) -> Seen {
-        let sysctls_moved = std::mem::take(&mut self.shared_interest().sysctls_moved);
+        let sysctls_moved = std::mem::take(&mut self.notified().sysctls_moved);
         let reach = self.machine.settings.selectors.can_reach;
         let reach = reach.map(|addr| self.kernel().route_to(addr).map_err(|error| error.to_string()));
         Seen { reach, sysctls_moved }
     }
 
-    fn shared_interest(&self) -> MutexGuard<'_, NotificationFilter> {
-        self.interest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notified(&self) -> MutexGuard<'_, Notified> {
+        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells those who hear the kernel's notifications what matters from now on.
+    /// Tells those who hear the kernel's notifications what matters from now on. What was answered was read before, so
+    /// what they heard meanwhile may be news by it.
     fn share_interest(&self) {
-        let mut shared = self.shared_interest();
-        let NotificationFilter { sysctls_moved, overruns, .. } = *shared;
-        *shared = NotificationFilter { sysctls_moved, overruns, ..self.machine.view.interest.clone() };
+        if self.notified().renew(self.machine.view.interest.clone()) {
+            self.moved.notify_one();
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::host::{DefaultRoute, HostAddr, HostLink, HostView};
-use backends::kernel::NotificationFilter;
 use backends::kernel::fake::{FakeKernel, SharedKernel};
 use backends::{FirewallError, FirewallReport, Look, Traffic, TunnelFilter};
 use subnet::memory::Cluster;
@@ -26,7 +25,7 @@ const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#
 struct Bell(Arc<Notify>);
 
 impl Notifications for Bell {
-    async fn run(&self, _interest: &Mutex<NotificationFilter>, moved: &Notify) -> KernelError {
+    async fn run(&self, _notified: &Mutex<Notified>, moved: &Notify) -> KernelError {
         loop {
             self.0.notified().await;
             moved.notify_one();

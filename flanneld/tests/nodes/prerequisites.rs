@@ -1,5 +1,7 @@
 //! What the host has to do for pods' packets: switched on at start, named with its remedy later.
 
+use std::time::Duration;
+
 use crate::bed::{Cluster, LIMIT, Member, VXLAN, flanneld};
 
 fn verbose(member: &Member) -> (u16, String) {
@@ -65,6 +67,21 @@ fn an_interface_that_is_set_down_makes_the_node_unready_and_one_without_carrier_
     a.wait("readiness", || verbose(&a).0 == 200);
 }
 
+/// The carrier comes back before, while and after the agent reads what the loss of it changed, which it does 20 ms later.
+#[test]
+fn a_carrier_that_comes_back_at_any_moment_is_noticed() {
+    let cluster = Cluster::new(VXLAN);
+    let a = cluster.join_with(&["--iface=eth0"]);
+    for round in 0..80 {
+        a.node.unplug().unwrap();
+        std::thread::sleep(Duration::from_micros(18_000 + 100 * round));
+        a.node.plug().unwrap();
+        // As long as the agent needs to hear of the loss.
+        std::thread::sleep(Duration::from_millis(60));
+        a.wait("the end of the note", || !verbose(&a).1.contains("carrier"));
+    }
+}
+
 #[test]
 fn a_namespace_in_which_nothing_is_up_yet_ends_neither_the_agent_nor_cleanup() {
     let cluster = Cluster::new(VXLAN);
@@ -78,5 +95,5 @@ fn a_namespace_in_which_nothing_is_up_yet_ends_neither_the_agent_nor_cleanup() {
     std::fs::write(node.dir().join("config.json"), VXLAN).unwrap();
     let store = format!("--lease-store=file:{}", node.dir().display());
     let mut agent = alone(&[&store]).spawn().unwrap();
-    assert!(agent.wait(std::time::Duration::from_secs(3)).is_err(), "it goes on and waits for an interface");
+    assert!(agent.wait(Duration::from_secs(3)).is_err(), "it goes on and waits for an interface");
 }

@@ -16,7 +16,7 @@ use super::Netlink;
 use super::decode::{self, NeighbourFacts, RTM_DELNEIGH, RTM_DELROUTE, RTM_NEWNEIGH, RTM_NEWROUTE};
 use super::nexthop::{self, NexthopEvent, NexthopFacts, RTNLGRP_NEXTHOP};
 use super::socket::decode as typed;
-use crate::kernel::{KernelError, NotificationFilter, Notifications};
+use crate::kernel::{KernelError, NotificationFilter, Notifications, Notified};
 use crate::netlink::multicast::{MulticastSocket, RTM_DELLINK, RTM_NEWLINK, Received};
 use crate::netlink::wire;
 use crate::state::PROTOCOL_KERNEL;
@@ -35,7 +35,7 @@ impl NotificationFilter {
     }
 
     /// Whether a notification says that something differs from what should be, or from what was read.
-    fn concerned_by(&self, message: &wire::Message<'_>) -> bool {
+    pub(crate) fn concerned_by(&self, message: &wire::Message<'_>) -> bool {
         let payload = message.payload;
         match message.kind {
             RTM_NEWNEIGH => decode::neighbour(payload).is_some_and(|entry| self.new_entry(entry)),
@@ -194,7 +194,7 @@ impl NotificationFilter {
 
     /// Whether a datagram says that a setting has changed which decides whether packets pass: that of all
     /// devices, of the external interface, or of a device of ours. Other links come and go with pods.
-    fn hears_of_settings(&self, datagram: &[u8]) -> bool {
+    pub(crate) fn hears_of_settings(&self, datagram: &[u8]) -> bool {
         netconf_indexes(datagram).any(|index| match u32::try_from(index) {
             Ok(index) => self.scope.underlay == Some(index) || self.own(index).is_some(),
             Err(_) => index == NETCONFA_IFINDEX_ALL,
@@ -252,18 +252,15 @@ impl Listener {
 }
 
 impl Notifications for Listener {
-    async fn run(&self, interest: &Mutex<NotificationFilter>, moved: &Notify) -> KernelError {
+    async fn run(&self, notified: &Mutex<Notified>, moved: &Notify) -> KernelError {
         let mut buffer = MulticastSocket::buffer();
         loop {
             let concerned = match self.socket.receive(&mut buffer).await {
                 Ok(Received::Datagram(datagram)) => {
-                    let mut interest = interest.lock().unwrap_or_else(PoisonError::into_inner);
-                    let settings = interest.hears_of_settings(datagram);
-                    interest.sysctls_moved |= settings;
-                    settings || wire::messages(datagram).any(|message| interest.concerned_by(&message))
+                    notified.lock().unwrap_or_else(PoisonError::into_inner).hear(datagram)
                 }
                 Ok(Received::Lost) => {
-                    interest.lock().unwrap_or_else(PoisonError::into_inner).overruns += 1;
+                    notified.lock().unwrap_or_else(PoisonError::into_inner).overruns += 1;
                     true
                 }
                 Err(source) => return KernelError::Netlink { what: "receiving notifications", source },
