@@ -3,6 +3,7 @@
 use backends::kernel::netlink::BridgeListener;
 use backends::testing::Namespace;
 
+use super::notifications::ip_batch;
 use super::*;
 
 #[test]

@@ -3,6 +3,7 @@
 use backends::state::nexthop::NexthopSupport;
 use backends::testing::Pinger;
 
+use super::notifications::watched;
 use super::*;
 
 const ROUTE: &str = "10.244.2.0/24 nhid 1175122946 via 10.244.2.0 dev flannel.1 proto 70 onlink";
