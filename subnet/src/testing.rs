@@ -45,6 +45,8 @@ pub struct Behaviour {
     pub whole_objects: bool,
     /// Watches bring metadata in JSON also where protobuf was asked for.
     pub no_protobuf: bool,
+    /// Watches in protobuf bring this instead of each event.
+    pub garbled_protobuf: Option<&'static [u8]>,
     /// Any other form of an answer than whole objects is refused, as by a proxy: 406.
     pub no_other_form: bool,
 }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Connection, Failure, METADATA, OBJECTS};
-use super::objects::Objects;
+use super::connection::{Connection, Failure, METADATA, METADATA_IN_JSON, OBJECTS};
+use super::objects::{Encoding, Objects};
 use super::split::Bulk;
 use crate::store::{StoreError, random_below};
 use crate::text::shortened;
@@ -40,8 +40,12 @@ impl Collection {
     }
 
     /// Of which a watch brings the metadata alone, where the server can do that.
-    pub(super) fn metadata(self) -> Self {
-        Self { accept: METADATA, ..self }
+    pub(super) fn metadata(self, encoding: Encoding) -> Self {
+        let accept = match encoding {
+            Encoding::Protobuf => METADATA,
+            Encoding::Json => METADATA_IN_JSON,
+        };
+        Self { accept, ..self }
     }
 
     /// Those of them whose field has this value.
@@ -158,6 +162,7 @@ impl Connection {
             Ok(Some(json)) => Ok(json),
             Ok(None) if events.rest().is_empty() => Err(Ended::Closed),
             Ok(None) => Err(self.away("it answers a watch with something else".into()).into()),
+            Err(failure) if events.is_undecodable() => Err(Ended::Undecodable(failure)),
             Err(failure) => {
                 tracing::debug!(error = %failure.error, "a watch broke off");
                 Err(Ended::Closed)
@@ -284,6 +289,8 @@ pub(super) enum Ended {
     Outdated,
     /// Other families are in force now.
     Refamilied,
+    /// What came was said to be protobuf and could not be decoded.
+    Undecodable(Failure),
     /// The store failed.
     Failed(Failure),
 }

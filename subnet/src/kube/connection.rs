@@ -33,6 +33,9 @@ pub(super) const OBJECTS: &str = "application/json";
 /// Asks for the metadata of objects alone, in protobuf or else in JSON. A server that can't do that sends whole objects.
 pub(super) const METADATA: &str = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,\
      application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+/// The same without protobuf.
+pub(super) const METADATA_IN_JSON: &str =
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 /// How an answer in protobuf is called, without its parameters.
 pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 

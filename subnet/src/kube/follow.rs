@@ -55,6 +55,8 @@ struct Place {
     /// What nodes have said that is not acted upon yet.
     late: Late,
     watching: Watching,
+    /// How metadata is asked for: in JSON once something in protobuf could not be decoded.
+    encoding: Encoding,
 }
 
 /// An event of a watch of nodes.
@@ -98,6 +100,7 @@ impl Kube {
             least: Least::AtHand,
             late: Late::new(),
             watching: Watching::default(),
+            encoding: Encoding::Protobuf,
         };
         let mut families = self.families.subscribe();
         let (mut backoff, mut busy) = (Backoff::watching(), Backoff::new(BUSY.0, BUSY.1));
@@ -117,6 +120,10 @@ impl Kube {
                 Ended::Refamilied => {
                     place.outdated();
                     continue;
+                }
+                Ended::Undecodable(failure) => {
+                    tracing::warn!(why = %failure.error, "nodes are watched in JSON from now on");
+                    place.encoding = Encoding::Json;
                 }
                 Ended::Failed(failure) => {
                     feed.trouble(&failure.error);
@@ -162,7 +169,7 @@ impl Kube {
             }
         };
         place.watching.begins();
-        let nodes = Collection::new(NODES, WATCHED_BULK).metadata();
+        let nodes = Collection::new(NODES, WATCHED_BULK).metadata(place.encoding);
         // Nearly all of it are heartbeats.
         let mut events = self.connection.watch_from(&nodes, &version).await?.coalesced();
         // Ends the trouble that there may have been, unless the watches before this one began as well.
@@ -233,8 +240,12 @@ impl Kube {
         match encoding {
             Encoding::Json => self.take_node(place, self.watched(&event, aside)?).await,
             Encoding::Protobuf => {
-                let unreadable = |why: String| self.connection.away(format!("an event: {}", shortened(&why)));
-                match MetadataEvent::decode(event).map_err(unreadable)? {
+                let undecodable = |why: String| {
+                    Ended::Undecodable(
+                        self.connection.away(format!("an event in protobuf: {}", shortened(&why))),
+                    )
+                };
+                match MetadataEvent::decode(event).map_err(undecodable)? {
                     MetadataEvent::Object { kind, metadata } => {
                         let managed_fields = EncodedManagedFields::Protobuf(&metadata);
                         self.take_node(place, NodeEvent { kind, node: metadata.node(), managed_fields }).await

@@ -49,7 +49,7 @@ impl Kube {
                 Err(ended) => ended,
             };
             backoff.reset_if_sound(begun);
-            if let Ended::Failed(failure) = ended
+            if let Ended::Undecodable(failure) | Ended::Failed(failure) = ended
                 && backoff.worth_saying()
             {
                 tracing::warn!(error = %failure.error, "the own node can't be watched; trying again");
@@ -186,7 +186,7 @@ impl Kube {
             let begun = Instant::now();
             match self.stir().await {
                 Ok(()) => return,
-                Err(Ended::Failed(failure)) => {
+                Err(Ended::Undecodable(failure) | Ended::Failed(failure)) => {
                     tracing::debug!(error = %failure.error, "the own node can't be watched; trying again");
                 }
                 Err(Ended::Closed | Ended::Outdated | Ended::Refamilied) => {}

@@ -74,6 +74,8 @@ pub(super) struct Objects<'a> {
     connection: &'a Connection,
     body: Body,
     cutter: Cutter,
+    /// Whether what came was said to be protobuf and can't be.
+    undecodable: bool,
     /// What was set aside of the last object.
     aside: Vec<u8>,
     /// This node's addresses.
@@ -92,7 +94,7 @@ impl<'a> Objects<'a> {
     ) -> Self {
         let coalescing = answer.extensions().get().cloned();
         let (body, aside) = (answer.into_body(), Vec::new());
-        Self { connection, body, cutter, aside, moves, coalescing, coalesced: None }
+        Self { connection, body, cutter, undecodable: false, aside, moves, coalescing, coalesced: None }
     }
 
     /// The same with what comes in quick succession read together, so that it wakes seldom.
@@ -111,6 +113,11 @@ impl<'a> Objects<'a> {
         if let Some(coalesced) = &self.coalesced {
             coalesced.has_news();
         }
+    }
+
+    /// Whether what came was said to be protobuf and can't be.
+    pub(super) fn is_undecodable(&self) -> bool {
+        self.undecodable
     }
 
     /// How they are encoded.
@@ -146,8 +153,11 @@ impl<'a> Objects<'a> {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Err(self.connection.meaning(&error)),
             };
-            if let Some(data) = frame.data_ref() {
-                self.cutter.push(data).map_err(|error| self.connection.away(error.to_string()))?;
+            if let Some(data) = frame.data_ref()
+                && let Err(error) = self.cutter.push(data)
+            {
+                self.undecodable = self.encoding() == Encoding::Protobuf;
+                return Err(self.connection.away(error.to_string()));
             }
         }
     }

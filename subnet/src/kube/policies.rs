@@ -193,7 +193,7 @@ impl PolicyApi {
             match ended {
                 Ended::Closed => {}
                 Ended::Outdated | Ended::Refamilied => position.version = None,
-                Ended::Failed(failure) => {
+                Ended::Undecodable(failure) | Ended::Failed(failure) => {
                     if teller.tell(Told::Trouble(failure.error)).await.is_err() {
                         return;
                     }

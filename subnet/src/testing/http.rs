@@ -329,8 +329,12 @@ async fn write_watch(
         };
         for Change { version, kind, resource, name, object } in changes {
             at = version;
-            if selected.wants(resource, &name, &object) && pen.send(form.event(kind, &object)).await.is_err()
-            {
+            if !selected.wants(resource, &name, &object) {
+                continue;
+            }
+            let garbled = shared.behaviour.borrow().garbled_protobuf.filter(|_| form == Form::Protobuf);
+            let event = garbled.map_or_else(|| form.event(kind, &object), Bytes::from_static);
+            if pen.send(event).await.is_err() {
                 return;
             }
         }

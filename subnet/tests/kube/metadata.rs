@@ -66,6 +66,27 @@ async fn the_same_holds_where_the_server_has_metadata_in_json_alone() {
 }
 
 #[tokio::test]
+async fn a_server_whose_protobuf_can_not_be_decoded_is_asked_for_json() {
+    const NO_LENGTH: &[u8] = b"<html>";
+    const NO_EVENT: &[u8] = &[0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff];
+    for garbled in [NO_LENGTH, NO_EVENT] {
+        let bed = Bed::new(VXLAN);
+        let mut follower = followed(&bed, 2).await;
+        bed.server.behave(|behaviour| behaviour.garbled_protobuf = Some(garbled));
+        (2..5).for_each(|number| bed.server.put_node(peer(number)));
+        follower.words(5).await;
+        poll("the watch in JSON", || bed.server.watching() == 1).await;
+        bed.server.put_node(peer(5));
+        assert_eq!(follower.words(6).await[5], "10.244.0.80/28 of 198.51.0.6 (vxlan)");
+        let requests = bed.server.requests();
+        let watches: Vec<_> = requests.iter().filter(|request| request.path.contains("watch=")).collect();
+        let json = |accept: &str| accept.starts_with("application/json;as=PartialObjectMetadata");
+        assert!(json(&watches.last().unwrap().accept), "{watches:?}");
+        assert_eq!(watches.iter().filter(|request| json(&request.accept)).count(), 1, "{watches:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_node_whose_managed_fields_were_cleared_is_asked_for_once() {
     let bed = Bed::new(VXLAN);
     let mut follower = followed(&bed, 2).await;
