@@ -171,16 +171,8 @@ fn check(call: &Call, network: &Network, config: &BandwidthConfig, ifb: &str) ->
     let port = port(&mut host, call, network)?;
     let mut limited = |link: &Link, wanted: Limit| {
         let found = tc::limit_of(&mut host, link.index).map_err(|errno| format!("{}: {errno}", link.name))?;
-        match found {
-            None => Err("Failed to find qdisc".to_owned()),
-            Some((rate, _)) if rate != wanted.rate => {
-                Err(format!("Rate doesn't match: {rate} bytes a second instead of {}", wanted.rate))
-            }
-            Some((_, buffer)) if buffer.abs_diff(wanted.buffer()) > wanted.buffer() / 100 + 1 => {
-                Err(format!("Buffer doesn't match: {buffer} ticks instead of {}", wanted.buffer()))
-            }
-            Some(_) => Ok(()),
-        }
+        let found = found.ok_or("Failed to find qdisc")?;
+        wanted.difference(found).map_or(Ok(()), |difference| Err(format!("{}: {difference}", link.name)))
     };
     if let Some(wanted) = config.ingress {
         limited(&port, wanted)?;

@@ -32,11 +32,56 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// The time that the burst takes at the rate, in ticks: how the kernel keeps it.
+    /// The time that the burst takes at the rate, in ticks: what is asked for, which kernels since 3.15 compute themselves from the
+    /// burst.
     pub(crate) fn buffer(self) -> u32 {
-        let nanoseconds = u128::from(self.burst) * 1_000_000_000 / u128::from(self.rate.max(1));
-        u32::try_from(nanoseconds / u128::from(NANOSECONDS_PER_TICK)).unwrap_or(u32::MAX)
+        u32::try_from(self.ticks()).unwrap_or(u32::MAX)
     }
+
+    fn ticks(self) -> u64 {
+        u64::from(self.burst) * 1_000_000_000 / self.rate.max(1) / NANOSECONDS_PER_TICK
+    }
+
+    /// What Go's plugin asks for: it counts whole microseconds, and of a number that is too large it keeps the lower 32 bits,
+    /// or on processors such as arm64 the largest number.
+    fn buffers_of_go(self) -> [u32; 2] {
+        let microseconds = u64::from(self.burst) * 1_000_000 / self.rate.max(1);
+        let ticks = |microseconds: u32| u64::from(microseconds) * 1000 / NANOSECONDS_PER_TICK;
+        let largest = u32::try_from(microseconds).unwrap_or(u32::MAX);
+        [ticks(microseconds as u32) as u32, u32::try_from(ticks(largest)).unwrap_or(u32::MAX)]
+    }
+
+    /// How a queue differs from the one that an ADD of this or of Go's plugin makes for this limit.
+    pub(crate) fn difference(self, found: Queue) -> Option<String> {
+        if found.rate != self.rate {
+            return Some(format!(
+                "Rate doesn't match: {} bytes a second instead of {}",
+                found.rate, self.rate
+            ));
+        }
+        // The largest number stands for more than there is room for, of which Go's plugin keeps the lower 32 bits.
+        if self.queue != u32::MAX && found.queue != self.queue {
+            return Some(format!("Limit doesn't match: {} bytes instead of {}", found.queue, self.queue));
+        }
+        let ticks = self.ticks();
+        // The kernel multiplies by the reciprocal of the rate, of which it has 32 bits. Of the product it tells the lower 32 bits.
+        let lower = found.buffer.wrapping_sub(ticks as u32).cast_signed().unsigned_abs();
+        let same = u64::from(lower) <= (ticks >> 30) + 1;
+        let of_go = self.buffers_of_go().into_iter().any(|buffer| buffer.abs_diff(found.buffer) <= 1);
+        (!same && !of_go)
+            .then(|| format!("Buffer doesn't match: {} ticks instead of {}", found.buffer, ticks as u32))
+    }
+}
+
+/// A queue that limits, as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Queue {
+    /// Bytes a second.
+    pub(crate) rate: u64,
+    /// What waits at most, in bytes.
+    pub(crate) queue: u32,
+    /// The time that the burst takes, in ticks: its lower 32 bits.
+    pub(crate) buffer: u32,
 }
 
 fn fixed(index: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
@@ -115,16 +160,16 @@ fn mirred(action: Message, target: u32) -> Message {
     action.with_text(KIND, "mirred").nested(OPTIONS, |options| options.with(2, &bytes))
 }
 
-/// What a link's queue lets out: rate and buffer, if it is one that limits.
+/// What a link's queue lets out, if it is one that limits.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub(crate) fn limit_of(socket: &mut Socket, index: u32) -> Result<Option<(u64, u32)>, Errno> {
+pub(crate) fn limit_of(socket: &mut Socket, index: u32) -> Result<Option<Queue>, Errno> {
     let replies = socket.ask(Message::new(libc::RTM_GETQDISC, libc::NLM_F_DUMP, &fixed(index, 0, 0, 0)))?;
     Ok(replies.iter().filter_map(|reply| parse(reply, index)).next())
 }
 
-fn parse(reply: &Reply, index: u32) -> Option<(u64, u32)> {
+fn parse(reply: &Reply, index: u32) -> Option<Queue> {
     let (fixed, rest) = reply.payload.split_at_checked(20)?;
     if number(&fixed[4..8]) != index || text(attribute(rest, KIND)?) != "tbf" {
         return None;
@@ -135,5 +180,45 @@ fn parse(reply: &Reply, index: u32) -> Option<(u64, u32)> {
         Some(rate) => u64::from_ne_bytes(rate),
         None => number(parameters.get(8..12)?).into(),
     };
-    Some((rate, number(parameters.get(28..32)?)))
+    Some(Queue { rate, queue: number(parameters.get(24..28)?), buffer: number(parameters.get(28..32)?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kubelet asks for: 2147483647 bits at once, and a rate in bits.
+    fn of_kubelet(rate: u64) -> Limit {
+        let burst = 2_147_483_647 / 8;
+        let rate = rate / 8;
+        Limit { rate, burst, queue: burst + u32::try_from(rate / 40).unwrap() }
+    }
+
+    #[test]
+    fn a_queue_is_that_of_its_limit_and_of_no_other() {
+        let rates = [1000, 500_000, 1_000_000, 5_000_000, 7_000_000, 8_000_000, 100_000_000];
+        for limit in rates.map(of_kubelet) {
+            let exact = Queue { rate: limit.rate, queue: limit.queue, buffer: limit.ticks() as u32 };
+            let [wrapped, largest] = limit.buffers_of_go();
+            for buffer in [exact.buffer, exact.buffer.wrapping_add(1), wrapped, largest] {
+                assert_eq!(limit.difference(Queue { buffer, ..exact }), None, "{limit:?} {buffer}");
+            }
+            for (found, expected) in [
+                (Queue { rate: limit.rate + 1, ..exact }, "Rate doesn't match"),
+                (Queue { queue: limit.queue - 1, ..exact }, "Limit doesn't match"),
+                (Queue { buffer: exact.buffer.wrapping_add(100_000), ..exact }, "Buffer doesn't match"),
+                (Queue { buffer: exact.buffer.wrapping_sub(100_000), ..exact }, "Buffer doesn't match"),
+            ] {
+                let difference = limit.difference(found).unwrap_or_default();
+                assert!(difference.starts_with(expected), "{limit:?} {found:?}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_buffers_of_gos_plugin_are_what_it_was_seen_to_set() {
+        assert_eq!(of_kubelet(1_000_000).buffers_of_go(), [3_489_660_803, u32::MAX]);
+        let small = Limit { rate: 1_000_000, burst: 10_000, queue: 35_000 };
+        assert_eq!(small.buffers_of_go(), [156_250, 156_250]);
+    }
 }

@@ -75,6 +75,51 @@ fn queues_and_results_are_those_of_the_original_and_each_takes_down_the_others()
     assert_eq!(shown[0], shown[1]);
 }
 
+/// Another rate, burst and queue for a link's `tbf`.
+fn change(node: &Node, link: &str, [rate, burst, queue]: [&str; 3]) {
+    let words = ["qdisc", "change", "dev", link, "root", "handle", "1:", "tbf", "rate", rate, "burst", burst];
+    let status =
+        Command::new("tc").args(["-n", node.host().name()]).args(words).args(["limit", queue]).status();
+    assert!(status.unwrap().success(), "{words:?}");
+}
+
+/// What kubelet hands over for an annotation: the rate, and as burst what fits into 31 bits.
+fn of_kubelet(rate: u64) -> Value {
+    json!({"bandwidth": {
+        "ingressRate": rate, "ingressBurst": i32::MAX, "egressRate": rate, "egressBurst": i32::MAX,
+    }})
+}
+
+#[test]
+fn what_add_sets_for_a_limit_of_kubelet_is_what_check_finds_and_a_change_is_noticed() {
+    let node = Node::with_namespace(V4);
+    let (ours, gos) = (list(&node, &node.own_plugins()), list(&node, PLUGINS));
+    for rate in [1000, 500_000, 1_000_000, 5_000_000, 7_000_000, 8_000_000, 1_000_000_000] {
+        for adding in [&ours, &gos] {
+            let namespace = Namespace::new();
+            let path = namespace.path();
+            let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+            let attached = adding.add(pod, of_kubelet(rate));
+            assert_eq!(ours.check(&attached), Ok(()), "{rate}: {}", queues(&node));
+            let links = attached.result["interfaces"].as_array().unwrap();
+            let (port, ifb) = (links[1]["name"].as_str().unwrap(), links[3]["name"].as_str().unwrap());
+            let bytes = u64::from(i32::MAX.unsigned_abs()) / 8;
+            let queue = (bytes + rate / 8 / 40).to_string();
+            // Each is noticed before the one that was made before it.
+            for (link, rate, burst, queue, expected) in [
+                (ifb, rate, bytes, "1000000", "Limit doesn't match"),
+                (port, rate, bytes / 2, queue.as_str(), "Buffer doesn't match"),
+                (port, rate * 2, bytes, queue.as_str(), "Rate doesn't match"),
+            ] {
+                change(&node, link, [&format!("{rate}bit"), &burst.to_string(), queue]);
+                let (_, message) = ours.check(&attached).unwrap_err();
+                assert!(message.contains(expected) && message.contains(link), "{rate}: {message}");
+            }
+            ours.del(&attached);
+        }
+    }
+}
+
 #[test]
 fn traffic_is_as_fast_as_the_limit_says() {
     let node = Node::with_namespace(V4);
@@ -84,17 +129,20 @@ fn traffic_is_as_fast_as_the_limit_says() {
     let namespace = Namespace::new();
     let path = namespace.path();
     let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
-    let attached = list.add(pod, limits(20));
-    for direction in [&[][..], &["--reverse"]] {
-        // More than the limit, so that the queue is what counts; 1400 of the 1442 bytes of each frame are iperf3's.
-        let options = [&["--udp", "--bitrate", "30M", "--length", "1400"], direction].concat();
-        println!("{direction:?}");
-        assert_within(19.0..=21.0, || {
-            let arrived = rate_by(&namespace, &client, "10.1.17.2", 5201, &options)?;
-            Ok(arrived * 1442.0 / 1400.0)
-        });
+    // More than the limit, so that the queue is what counts; 1400 of the 1442 bytes of each frame are iperf3's.
+    for (limit, bitrate, range) in [(20, "30M", 19.0..=21.0), (1, "2M", 0.95..=1.05)] {
+        let attached = list.add(pod, limits(limit));
+        let address = attached.result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/24");
+        for direction in [&[][..], &["--reverse"]] {
+            let options = [&["--udp", "--bitrate", bitrate, "--length", "1400"], direction].concat();
+            println!("{limit} {direction:?}");
+            assert_within(range.clone(), || {
+                let arrived = rate_by(&namespace, &client, address, 5201, &options)?;
+                Ok(arrived * 1442.0 / 1400.0)
+            });
+        }
+        list.del(&attached);
     }
-    list.del(&attached);
 }
 
 #[test]
