@@ -163,12 +163,15 @@ fn failed(verb: Verb, what: String) -> CniError {
 mod tests {
     use super::*;
     use std::fs::{self, OpenOptions};
-    use std::os::unix::fs::PermissionsExt;
 
     fn program(directory: &Path, content: &str) -> PathBuf {
         let program = directory.join("plug");
-        fs::write(&program, content).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        // Not by this process: a program that another test starts at that moment would hold it open for writing.
+        let mut writer = Command::new("sh");
+        writer.args(["-c", r#"cat >"$0" && chmod 755 "$0""#]).arg(&program).stdin(Stdio::piped());
+        let mut writer = writer.spawn().unwrap();
+        writer.stdin.take().unwrap().write_all(content.as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
         program
     }
 

@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use crate::bridge::Witness;
 use crate::env::{Attachment, Call};
 use crate::error::{self, CniError};
-use crate::netlink::conntrack;
 use crate::netlink::socket::Socket as Netlink;
+use crate::netlink::{Errno, conntrack};
 use crate::note;
 use crate::result::{Attached, Ip};
 use exchange::{Answer, Asked, Trouble, ask};
@@ -133,8 +133,12 @@ fn forget_connections(announced: &Value) {
         let forgotten =
             Netlink::netfilter().and_then(|mut socket| conntrack::forget_address(&mut socket, address));
         if let Err(errno) = forgotten {
+            let remedy = match errno {
+                Errno::INVALID | Errno::NOT_SUPPORTED => ": load nf_conntrack_netlink",
+                _ => "",
+            };
             note(&format!(
-                "connections with {address} from before its pod can't be forgotten: {errno}: load nf_conntrack_netlink"
+                "connections with {address} from before its pod can't be forgotten: {errno}{remedy}"
             ));
         }
     }

@@ -1,4 +1,5 @@
-//! `portmap`: ports of the host lead to a pod, by rules of nf_tables in the form of the original since 1.6.
+//! `portmap`: ports of the host lead to a pod, by rules of nf_tables in the form of the original since 1.9, which leave alone what goes
+//! to other machines and to other pods (CVE-2025-67499).
 
 mod config;
 mod legacy;
@@ -17,10 +18,13 @@ use crate::{note, sysctl};
 use config::{PortmapConfig, addresses};
 
 const TABLE: &str = "cni_hostport";
-/// Chains of rules with the container as their comment.
-const BY_ADDRESS: &str = "hostip_hostports";
-const BY_PORT: &str = "hostports";
+/// Chains of rules with the container as their comment. The original had those of mappings with an address in the second one
+/// until 1.8, and goes on to look there.
+const MAPPINGS: &str = "hostports";
+const FORMER_MAPPINGS: &str = "hostip_hostports";
 const MASQUERADING: &str = "masquerading";
+/// Leads to both chains of mappings.
+const ALL_MAPPINGS: &str = "hostports_all";
 /// Hooks of base chains with their priorities: prerouting, output and postrouting.
 const PREROUTING: nft::Hook = (0, -100);
 const OUTPUT: nft::Hook = (3, -100);
@@ -107,17 +111,21 @@ fn changes(config: &PortmapConfig, owner: Owner<'_>, address: IpAddr) -> Vec<Mes
         |chain: &str, exprs: &[Expr], owner: Option<Owner<'_>>| nft::rule(family, TABLE, chain, exprs, owner);
     let mut changes = vec![
         nft::table(family, TABLE, "CNI portmap plugin"),
-        nft::chain(family, TABLE, BY_PORT, None),
-        nft::chain(family, TABLE, BY_ADDRESS, None),
-        nft::chain(family, TABLE, "prerouting", Some(PREROUTING)),
-        nft::flush(family, TABLE, "prerouting"),
-        rule("prerouting", &[Expr::Jump(BY_ADDRESS)], None),
-        rule("prerouting", &[Expr::Jump(BY_PORT)], None),
-        nft::chain(family, TABLE, "output", Some(OUTPUT)),
-        nft::flush(family, TABLE, "output"),
-        rule("output", &[Expr::Jump(BY_ADDRESS)], None),
-        rule("output", &[Expr::DestinationIsLocal, Expr::Jump(BY_PORT)], None),
+        nft::chain(family, TABLE, MAPPINGS, None),
+        nft::chain(family, TABLE, FORMER_MAPPINGS, None),
+        nft::chain(family, TABLE, ALL_MAPPINGS, None),
+        nft::flush(family, TABLE, ALL_MAPPINGS),
+        rule(ALL_MAPPINGS, &[Expr::Jump(FORMER_MAPPINGS)], None),
+        rule(ALL_MAPPINGS, &[Expr::Jump(MAPPINGS)], None),
     ];
+    for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
+        changes.extend([
+            nft::chain(family, TABLE, chain, Some(hook)),
+            nft::flush(family, TABLE, chain),
+            // Also for mappings with an address: a pod can ask for one of another machine.
+            rule(chain, &[Expr::DestinationIsLocal, Expr::Jump(ALL_MAPPINGS)], None),
+        ]);
+    }
     if config.snat {
         changes.push(nft::chain(family, TABLE, MASQUERADING, Some(POSTROUTING)));
     }
@@ -125,8 +133,8 @@ fn changes(config: &PortmapConfig, owner: Owner<'_>, address: IpAddr) -> Vec<Mes
         let port = Expr::Port(one.protocol, one.host_port);
         let to = Expr::Dnat(address, one.container_port);
         changes.push(match one.host_ip.filter(|ip| !ip.is_unspecified()) {
-            Some(ip) => rule(BY_ADDRESS, &[Expr::Destination(ip), port, to], Some(owner)),
-            None => rule(BY_PORT, &[port, to], Some(owner)),
+            Some(ip) => rule(MAPPINGS, &[Expr::Destination(ip), port, to], Some(owner)),
+            None => rule(MAPPINGS, &[port, to], Some(owner)),
         });
     }
     if config.snat {
@@ -213,24 +221,25 @@ fn own(socket: &mut Socket, family: u8, container: &str) -> Result<Vec<nft::Rule
 
 fn of_containers(socket: &mut Socket, family: u8) -> Result<Vec<nft::Rule>, Errno> {
     let mut rules = nft::rules(socket, family, TABLE)?;
-    rules.retain(|rule| [BY_ADDRESS, BY_PORT, MASQUERADING].contains(&&*rule.chain));
+    rules.retain(|rule| [FORMER_MAPPINGS, MAPPINGS, MASQUERADING].contains(&&*rule.chain));
     Ok(rules)
 }
 
 fn check(config: &PortmapConfig, container: &str, address: IpAddr) -> Result<(), String> {
     let ipv6 = address.is_ipv6();
-    let by_address =
-        config.of_family(ipv6).filter(|one| one.host_ip.is_some_and(|ip| !ip.is_unspecified())).count();
-    let by_port = config.of_family(ipv6).count() - by_address;
-    if by_address + by_port == 0 {
+    let mappings = config.of_family(ipv6).count();
+    if mappings == 0 {
         return Ok(());
     }
     let failed = |errno: Errno| format!("could not list rules in table {TABLE}: {errno}");
     let mut socket = Socket::netfilter().map_err(failed)?;
     let rules = own(&mut socket, nft::family(ipv6), container).map_err(failed)?;
     let masquerading = if config.snat { if ipv6 { 1 } else { 2 } } else { 0 };
-    for (chain, wanted) in [(BY_PORT, by_port), (BY_ADDRESS, by_address), (MASQUERADING, masquerading)] {
-        if rules.iter().filter(|rule| rule.chain == chain).count() < wanted {
+    let (maskings, mapped): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.chain == MASQUERADING);
+    for (chain, found, wanted) in
+        [(MAPPINGS, mapped.len(), mappings), (MASQUERADING, maskings.len(), masquerading)]
+    {
+        if found < wanted {
             return Err(format!("missing hostport rules in {chain:?} chain"));
         }
     }

@@ -72,6 +72,12 @@ impl Message {
         self
     }
 
+    /// Has the kernel tell nothing of it unless it refuses it.
+    pub(super) fn leave_unanswered(&mut self) {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) & !(libc::NLM_F_ACK as u16);
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    }
+
     /// Whether the kernel answers it.
     pub(super) fn wants_answer(&self) -> bool {
         let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]);

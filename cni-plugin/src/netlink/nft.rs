@@ -244,8 +244,12 @@ pub(crate) fn commit(socket: &mut Socket, changes: Vec<Message>) -> Result<(), R
     let mark = |kind: u16| Message::new(kind, 0, &fixed(0, abi::SUBSYSTEM));
     let mut batch = vec![mark(abi::BATCH_BEGIN)];
     batch.extend(changes);
+    if let [_, unanswered @ .., _last] = &mut batch[..] {
+        // Refusals are told anyhow, and answers to hundreds of changes would not fit into the socket.
+        unanswered.iter_mut().for_each(Message::leave_unanswered);
+    }
     batch.push(mark(abi::BATCH_END));
-    socket.execute(batch)
+    socket.execute_at_once(batch)
 }
 
 /// Whether the kernel has nf_tables.

@@ -7,13 +7,24 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// # Errors
 /// The system's; `ENOPROTOOPT` for what this kernel does not know.
-#[expect(unsafe_code, reason = "there is no safe form of these options in what is linked already")]
 pub(super) fn set(socket: BorrowedFd<'_>, option: i32, value: i32) -> io::Result<()> {
+    set_at(socket, libc::SOL_NETLINK, option, value)
+}
+
+/// Sets an option of the level `SOL_SOCKET` that takes a number.
+///
+/// # Errors
+/// The system's.
+pub(super) fn set_socket(socket: BorrowedFd<'_>, option: i32, value: i32) -> io::Result<()> {
+    set_at(socket, libc::SOL_SOCKET, option, value)
+}
+
+#[expect(unsafe_code, reason = "there is no safe form of these options in what is linked already")]
+fn set_at(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) -> io::Result<()> {
     let length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the option's value is an i32 that lives through the call, and its size is given.
-    let outcome = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_NETLINK, option, (&raw const value).cast(), length)
-    };
+    let outcome =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -11,6 +11,10 @@ use super::options::{self, receive};
 
 /// Larger than any datagram that the kernel sends.
 const BUFFER: usize = 64 << 10;
+/// So many requests are sent before their answers are read: the answers to a few hundred fill the socket (ENOBUFS).
+const AT_ONCE: usize = 64;
+/// What a send buffer has room for in any case, in bytes; the ordinary one has some 208 KiB.
+const ROOM: usize = 64 << 10;
 /// `NETLINK_GET_STRICT_CHK`.
 const STRICT_CHECK: i32 = 12;
 
@@ -67,18 +71,20 @@ impl Socket {
         let _ = options::set(self.socket.as_fd(), STRICT_CHECK, 1);
     }
 
-    /// Carries out requests in order, all of them even if one is refused, in one exchange.
+    /// Carries out requests in order, all of them even if one is refused.
     ///
     /// # Errors
     /// The first refusal.
     pub(crate) fn execute(&mut self, messages: Vec<Message>) -> Result<(), Refusal> {
-        let mut refused: Option<Refusal> = None;
-        for (index, outcome) in self.outcomes(messages)?.into_iter().enumerate() {
-            if let Err(errno) = outcome {
-                refused = refused.or(Some(Refusal { index, errno }));
-            }
-        }
-        refused.map_or(Ok(()), Err)
+        first_refusal(self.exchange(messages)?)
+    }
+
+    /// Carries out requests that belong together in one datagram, however long it is.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(crate) fn execute_at_once(&mut self, messages: Vec<Message>) -> Result<(), Refusal> {
+        first_refusal(self.exchange_at_once(messages)?)
     }
 
     /// Carries out requests in order; what became of each.
@@ -98,12 +104,23 @@ impl Socket {
         self.exchange(vec![message])?.pop().unwrap_or(Ok(Vec::new()))
     }
 
-    /// Sends requests in one datagram, all of which are carried out in order even if one is refused; gives the answers to
-    /// each, or its refusal. One of them may be a dump.
+    /// Sends requests, all of which are carried out in order even if one is refused; gives the answers to each, or its
+    /// refusal. Of those that are sent in one datagram one may be a dump.
     ///
     /// # Errors
     /// When the conversation itself fails.
     pub(crate) fn exchange(&mut self, messages: Vec<Message>) -> Result<Vec<Told>, Refusal> {
+        let (mut told, mut rest) = (Vec::with_capacity(messages.len()), messages.into_iter());
+        while rest.len() > 0 {
+            let part = rest.by_ref().take(AT_ONCE).collect();
+            let before = told.len();
+            let answers = self.exchange_at_once(part);
+            told.extend(answers.map_err(|refusal| Refusal { index: before + refusal.index, ..refusal })?);
+        }
+        Ok(told)
+    }
+
+    fn exchange_at_once(&mut self, messages: Vec<Message>) -> Result<Vec<Told>, Refusal> {
         let broken = |errno| Refusal { index: 0, errno };
         let first = self.send(messages).map_err(broken)?;
         let mut told: Vec<Told> = first.answered.iter().map(|_| Ok(Vec::new())).collect();
@@ -140,6 +157,11 @@ impl Socket {
             self.sequence = self.sequence.wrapping_add(1);
             datagram.extend(message.finished(self.sequence));
         }
+        if datagram.len() > ROOM {
+            // With the kernel's own part of it. Without the right to it the ordinary buffer has to do.
+            let room = i32::try_from(datagram.len() + ROOM).unwrap_or(i32::MAX);
+            let _ = options::set_socket(self.socket.as_fd(), libc::SO_SNDBUFFORCE, room);
+        }
         self.socket.write_all(&datagram)?;
         Ok(Sent { sequence, answered })
     }
@@ -153,6 +175,11 @@ impl Socket {
             }
         }
     }
+}
+
+fn first_refusal(told: Vec<Told>) -> Result<(), Refusal> {
+    let refusals = told.into_iter().enumerate().filter_map(|(index, one)| Some((index, one.err()?)));
+    refusals.map(|(index, errno)| Err(Refusal { index, errno })).next().unwrap_or(Ok(()))
 }
 
 /// The answers to a request, or why the kernel refused it.

@@ -268,6 +268,20 @@ fn a_version_that_debians_plugins_do_not_speak_works_in_one_process() {
     assert_eq!((one.node.kept(), one.node.reserved("n")), (vec![], vec![]));
 }
 
+/// More than whose answers fit into a socket.
+#[test]
+fn a_pod_has_as_many_routes_as_it_is_told() {
+    let one = One::new(V4);
+    let mut network = one.node.network("n", "1.0.0", json!({"isDefaultGateway": true}));
+    let routes: Vec<Value> =
+        (0..3000).map(|n| json!({"dst": format!("10.{}.{}.0/24", 64 + n / 256, n % 256)})).collect();
+    network["ipam"]["routes"] = json!(routes);
+    one.call("ADD", &network, &[]).result();
+    // Besides these the default route and that to the cluster's network.
+    assert_eq!(one.namespace.ip(&["route", "show", "via", "10.1.17.1"]).lines().count(), 3000 + 2);
+    one.call("DEL", &network, &[]).result();
+}
+
 #[test]
 fn status_names_a_link_in_the_place_of_the_bridge() {
     let one = One::new(V4);

@@ -1,7 +1,6 @@
 //! A plugin that is killed, at each of its system calls that can change something.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::pods::V6;
-use crate::support::{NO_NETNS, Namespace, Node, Pod, V4, flannel};
+use crate::support::{NO_NETNS, Namespace, Node, Pod, V4, flannel, write_program};
 
 /// A delegate that would still make something after its parent is gone.
 const SLOW: &str = r#"#!/bin/sh
@@ -35,8 +34,7 @@ fn a_delegate_ends_with_the_plugin_that_is_killed() {
     let node = Node::new(V4);
     let directory = node.path("bin");
     fs::create_dir(&directory).unwrap();
-    fs::write(directory.join("slow"), SLOW).unwrap();
-    fs::set_permissions(directory.join("slow"), fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&directory.join("slow"), SLOW);
     let network = node.network("n", "1.0.0", json!({"type": "slow"}));
     fs::write(node.path("stdin"), network.to_string()).unwrap();
     let mut plugin = Command::new(flannel())

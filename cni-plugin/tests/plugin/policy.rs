@@ -343,6 +343,34 @@ fn a_socket_that_can_not_be_one_and_a_wait_of_the_wrong_type_are_named() {
     assert_eq!(case.pod.links(), ["lo"]);
 }
 
+/// More than fit into one exchange with the kernel.
+#[test]
+fn thousands_of_connections_of_an_ipv6_address_are_forgotten_and_nothing_else_is_said() {
+    let case = Case::with_agent(says("{\"ok\":true}\n"));
+    let host = case.node.host();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = host.command(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    host.ip(&["link", "set", "lo", "up"]);
+    run(
+        "nft",
+        &["table inet t {\nchain o {\ntype filter hook output priority 0\nct state new counter\n}\n}"],
+    );
+    host.ip(&["address", "add", "fc00::2/128", "dev", "lo"]);
+    run("bash", &["-c", "for i in {1..4000}; do echo x >/dev/udp/fc00::2/$i; done 2>/dev/null; true"]);
+    host.ip(&["address", "del", "fc00::2/128", "dev", "lo"]);
+    let tracked = || {
+        run("cat", &["/proc/net/nf_conntrack"]).matches("dst=fc00:0000:0000:0000:0000:0000:0000:0002").count()
+    };
+    assert!(tracked() >= 4000, "{}", tracked());
+    let answer = case.call("ADD", BOTH[0], &case.network(1));
+    assert_eq!(tracked(), 0);
+    answer.result();
+    assert!(!answer.stderr.contains("forgotten"), "{}", answer.stderr);
+}
+
 #[test]
 fn connections_of_an_address_from_before_its_pod_are_forgotten_once_its_policies_are_in_force() {
     for path in BOTH {

@@ -102,29 +102,32 @@ fn the_rules_are_those_that_the_original_finds_again() {
     let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
     let mappings = [port(8080, json!({})), port(8081, json!({"hostIP": "192.0.2.9"}))].concat();
     let attached = list.add(pod, json!({"portMappings": mappings}));
-    // As the original since 1.6 makes them, with the container as the comment.
+    // As the original since 1.9 makes them, with the container as the comment.
     let expected = r#"table ip cni_hostport {
 	comment "CNI portmap plugin"
 	chain hostports {
 		tcp dport 8080 dnat to 10.1.17.2:5201 comment "c1"
 		udp dport 8080 dnat to 10.1.17.2:5201 comment "c1"
-	}
-
-	chain hostip_hostports {
 		ip daddr 192.0.2.9 tcp dport 8081 dnat to 10.1.17.2:5201 comment "c1"
 		ip daddr 192.0.2.9 udp dport 8081 dnat to 10.1.17.2:5201 comment "c1"
 	}
 
-	chain prerouting {
-		type nat hook prerouting priority dstnat; policy accept;
+	chain hostip_hostports {
+	}
+
+	chain hostports_all {
 		jump hostip_hostports
 		jump hostports
 	}
 
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump hostports_all
+	}
+
 	chain output {
 		type nat hook output priority -100; policy accept;
-		jump hostip_hostports
-		fib daddr type local jump hostports
+		fib daddr type local jump hostports_all
 	}
 
 	chain masquerading {
@@ -148,6 +151,71 @@ fn the_rules_are_those_that_the_original_finds_again() {
     assert_eq!((&*kind, &*msg), ("portmap", r#"missing hostport rules in "masquerading" chain"#));
     list.del(&attached);
     list.del(&attached);
+}
+
+/// What goes to other machines and to other pods, from pods, from outside and from the host, is not for the pod that has the port, and
+/// not for one that asks for the address of another machine (CVE-2025-67499 of the original).
+#[test]
+fn what_is_not_for_the_host_goes_where_it_is_sent() {
+    let node = Node::with_namespace(&format!("{V4}{V6}"));
+    let client = client(&node);
+    node.host().ip(&["address", "add", "fd00:99::1/64", "dev", "up0", "nodad"]);
+    client.ip(&["address", "add", "fd00:99::2/64", "dev", "eth0", "nodad"]);
+    client.ip(&["route", "add", "10.1.17.0/24", "via", "192.0.2.1"]);
+    client.ip(&["route", "add", "fc00::/48", "via", "fd00:99::1"]);
+    let list = list(&node, "1.0.0");
+    let namespaces = [Namespace::new(), Namespace::new()];
+    let paths = namespaces.each_ref().map(Namespace::path);
+    let pod = |number: usize| Pod { container: ["c1", "c2"][number], ifname: "eth0", netns: &paths[number] };
+    let other = list.add(pod(1), json!({}));
+    let addresses: Vec<&str> =
+        other.result["ips"].as_array().unwrap().iter().map(|ip| ip["address"].as_str().unwrap()).collect();
+    let of_pod = |family: char| {
+        let address = addresses.iter().find(|address| address.contains(family)).unwrap();
+        address.split('/').next().unwrap().to_owned()
+    };
+    let elsewhere = ["192.0.2.2", "fd00:99::2"].map(|ip| port(5201, json!({"hostIP": ip})));
+    let mappings = [port(5201, json!({})), elsewhere.concat()].concat();
+    let attached = list.add(pod(0), json!({"portMappings": mappings}));
+    for (to, from, address) in [
+        (&client, &namespaces[1], "192.0.2.2"),
+        (&client, &namespaces[1], "fd00:99::2"),
+        (&client, node.host(), "192.0.2.2"),
+        (&client, node.host(), "fd00:99::2"),
+        (&namespaces[1], &client, &of_pod('.')),
+        (&namespaces[1], &client, &of_pod(':')),
+    ] {
+        for options in [&[][..], &["--udp", "--bitrate", "1M"]] {
+            println!("{address} {options:?}");
+            // The server is at the other end alone: a connection to the pod with the port would be refused.
+            assert_within(0.1..=f64::INFINITY, || {
+                rate_by(to, from, address, 5201, &[&SHORT[..], options].concat())
+            });
+        }
+    }
+    // The host's own addresses lead to the pod as before.
+    assert_within(0.1..=f64::INFINITY, || rate_by(&namespaces[0], &client, "192.0.2.1", 5201, &SHORT));
+    list.del(&attached);
+    list.del(&other);
+}
+
+/// As many as fill the socket by their answers, and more than fit into its buffer.
+#[test]
+fn a_pod_has_as_many_ports_as_it_asks_for_and_loses_them_all() {
+    let node = Node::with_namespace(&format!("{V4}{V6}"));
+    let list = list(&node, "1.0.0");
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let pod = Pod { container: "c1", ifname: "eth0", netns: &path };
+    let mappings: Vec<Value> = (0..1000)
+        .map(|port| json!({"hostPort": 10000 + port, "containerPort": 80, "protocol": "tcp"}))
+        .collect();
+    let attached = list.add(pod, json!({"portMappings": mappings}));
+    let count = || nft(&node, &["list", "ruleset"]).matches("dnat").count();
+    assert_eq!(count(), 2000);
+    assert_eq!(list.check(&attached), Ok(()));
+    list.del(&attached);
+    assert_eq!(count(), 0);
 }
 
 #[test]

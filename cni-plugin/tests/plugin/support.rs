@@ -109,6 +109,16 @@ impl Answer {
     }
 }
 
+/// Writes a program that can be run at once. This process never has it open for writing: a program that another test starts
+/// at that moment would hold it until it is executed itself, and nobody could run it ("Text file busy").
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let mut writer = Command::new("sh");
+    writer.args(["-c", r#"cat >"$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success(), "{}", path.display());
+}
+
 /// The directories of a node, and the namespace in which its bridge is.
 pub(crate) struct Node {
     directory: tempfile::TempDir,
@@ -195,8 +205,7 @@ impl Node {
         let directory = self.path("stand-in");
         fs::create_dir(&directory).unwrap();
         let program = directory.join("stand-in-1.1");
-        fs::write(&program, STAND_IN).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, STAND_IN);
         StandIn(directory)
     }
 
