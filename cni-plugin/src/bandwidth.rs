@@ -41,7 +41,7 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             add(call, network, &config, &ifb(), result)
         }
         // An ifb of a configuration that makes no sense can't be there, but it costs nothing to look.
-        Verb::Del => delete_ifb(&mut open()?, &ifb()).map(|()| String::new()),
+        Verb::Del => del(call, &ifb()).map(|()| String::new()),
         Verb::Check => {
             let config = BandwidthConfig::parse(stdin)?;
             check(call, network, &config, &ifb())?;
@@ -67,15 +67,22 @@ fn add(
     result: &Value,
 ) -> Result<String, String> {
     let mut host = open()?;
-    let port = port(&mut host, call, network)?;
+    let ends = ends(call)?;
+    let port = port(&mut host, call, network, &ends)?;
+    let user = other_user(&mut host, call, &ends, ifb)?;
+    if let Some(user) = user.filter(|_| config.egress.is_some()) {
+        return Err(is_in_use(call, network, ifb, &user.name));
+    }
     if let Some(limit) = config.ingress {
         apply(&mut host, vec![tc::limit(port.index, limit)], "create qdisc")?;
     } else {
         let _ = host.execute(vec![tc::unlimit(port.index)]);
     }
-    // What an earlier ADD made for the same container.
+    // What an earlier ADD made for the same interface.
     let _ = host.execute(vec![tc::delete_ingress(port.index)]);
-    delete_ifb(&mut host, ifb)?;
+    if user.is_none() {
+        delete_ifb(&mut host, ifb)?;
+    }
     let mut result = result.clone();
     if let Some(limit) = config.egress {
         let alias = alias(&network.name, &call.attachment.container);
@@ -140,17 +147,63 @@ fn delete_ifb(host: &mut Socket, name: &str) -> Result<(), String> {
     }
 }
 
-/// The host's end of the pod's pair: it is the one of the result's interfaces that the pod's link leads to.
-fn port(host: &mut Socket, call: &Call, network: &Network) -> Result<Link, String> {
+fn del(call: &Call, ifb: &str) -> Result<(), String> {
+    let mut host = open()?;
+    // A pod that is gone, or can't be looked into, has no other interface that needs it.
+    let ends = ends(call).unwrap_or_default();
+    match other_user(&mut host, call, &ends, ifb) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) | Err(_) => delete_ifb(&mut host, ifb),
+    }
+}
+
+/// The other interface of the pod whose packets go through the ifb, if there is one: the name of an ifb tells the container and
+/// not the interface, and has to stay as it is, because Go's plugin looks for it as well.
+fn other_user<'a>(
+    host: &mut Socket,
+    call: &Call,
+    ends: &'a [Link],
+    ifb: &str,
+) -> Result<Option<&'a Link>, String> {
+    let (own, others): (Vec<_>, Vec<_>) = ends.iter().partition(|end| end.name == call.attachment.ifname);
+    if others.is_empty() {
+        return Ok(None);
+    }
+    let failed = |errno: Errno| format!("failed to look what goes through {ifb:?}: {errno}");
+    let Some(ifb) = link::by_name(host, ifb).map_err(failed)? else { return Ok(None) };
+    // The other ends are not all in this namespace, and two namespaces can have links of one number.
+    for other in others.into_iter().filter(|other| own.iter().all(|own| own.peer != other.peer)) {
+        if tc::leads_to(host, other.peer, ifb.index).map_err(failed)? {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
+}
+
+fn is_in_use(call: &Call, network: &Network, ifb: &str, user: &str) -> String {
+    let Attachment { container, ifname } = &call.attachment;
+    format!(
+        "failed to limit what {ifname:?} of container {container:?} sends: the device {ifb:?} already limits what {user:?} of \
+         this container sends, and there is one such device for each container and network: leave egressRate and egressBurst \
+         out for {ifname:?}, or attach it to a network of another name than {:?}",
+        network.name
+    )
+}
+
+/// The ends of pairs in the pod.
+fn ends(call: &Call) -> Result<Vec<Link>, String> {
     let namespace = Namespace::open(&call.netns)
         .map_err(|missing: Missing| format!("failed to open netns {:?}: {}", call.netns, missing.text()))?;
-    let ifname = &call.attachment.ifname;
-    let inside = || Socket::route().and_then(|mut socket| link::by_name(&mut socket, ifname));
-    let end = namespace
-        .within(inside)
+    namespace
+        .within(|| Socket::route().and_then(|mut socket| link::of_kind(&mut socket, "veth")))
         .map_err(|error| format!("error switching to the namespace of the pod: {error}"))?
-        .map_err(|errno| format!("failed to lookup {ifname:?}: {errno}"))?;
-    let end = end.filter(|end| end.kind == "veth");
+        .map_err(|errno| format!("failed to list the links of the pod: {errno}"))
+}
+
+/// The host's end of the pod's pair: it is the one of the result's interfaces that the pod's link leads to.
+fn port(host: &mut Socket, call: &Call, network: &Network, ends: &[Link]) -> Result<Link, String> {
+    let ifname = &call.attachment.ifname;
+    let end = ends.iter().find(|end| end.name == *ifname);
     let end = end.ok_or_else(|| format!("container interface {ifname} has no veth peer"))?;
     let interfaces = attached(network)?.interfaces;
     if interfaces.is_empty() {
@@ -168,7 +221,7 @@ fn port(host: &mut Socket, call: &Call, network: &Network) -> Result<Link, Strin
 
 fn check(call: &Call, network: &Network, config: &BandwidthConfig, ifb: &str) -> Result<(), String> {
     let mut host = open()?;
-    let port = port(&mut host, call, network)?;
+    let port = port(&mut host, call, network, &ends(call)?)?;
     let mut limited = |link: &Link, wanted: Limit| {
         let found = tc::limit_of(&mut host, link.index).map_err(|errno| format!("{}: {errno}", link.name))?;
         let found = found.ok_or("Failed to find qdisc")?;

@@ -1,7 +1,7 @@
 //! Queues that limit rates, and the way of a link's incoming packets through another link's queue.
 
 use super::Errno;
-use super::message::{Message, Reply, attribute, number, text};
+use super::message::{Message, Reply, attribute, attributes, number, text};
 use super::socket::Socket;
 
 /// `TC_H_ROOT`, `TC_H_INGRESS`, and the handles that Go's plugin uses.
@@ -18,6 +18,9 @@ const OPTIONS: u16 = 2;
 const TBF_PARMS: u16 = 1;
 const TBF_RATE64: u16 = 4;
 const TBF_BURST: u16 = 6;
+/// `TCA_U32_ACT`, the actions by number, and in `TCA_OPTIONS` of one of them `TCA_MIRRED_PARMS`.
+const U32_ACTIONS: u16 = 7;
+const MIRRED_PARMS: u16 = 2;
 /// A tick of the scheduler is 64 ns.
 const NANOSECONDS_PER_TICK: u64 = 64;
 
@@ -139,9 +142,36 @@ pub(crate) fn redirect(index: u32, target: u32) -> Message {
         options
             .with_u32(1, CLASS)
             .with(5, &any_packet())
-            // TCA_U32_ACT: the actions by number.
-            .nested(7, |actions| actions.nested(1, |action| mirred(action, target)))
+            .nested(U32_ACTIONS, |actions| actions.nested(1, |action| mirred(action, target)))
     })
+}
+
+/// Whether what comes in by a link is sent on by another one.
+///
+/// # Errors
+/// The kernel's refusal.
+pub(crate) fn leads_to(socket: &mut Socket, index: u32, target: u32) -> Result<bool, Errno> {
+    let filters = Message::new(libc::RTM_GETTFILTER, libc::NLM_F_DUMP, &fixed(index, 0, INGRESS_HANDLE, 0));
+    match socket.ask(filters) {
+        Ok(replies) => Ok(replies.iter().any(|reply| targets(reply).contains(&target))),
+        // There is no such link, or nothing on it that could have filters.
+        Err(Errno::NO_DEVICE | Errno::INVALID | Errno::NO_ENTRY) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The links that a filter's actions send packets on by.
+fn targets(reply: &Reply) -> Vec<u32> {
+    let options = reply.payload.get(20..).and_then(|rest| attribute(rest, OPTIONS));
+    let actions = options.and_then(|options| attribute(options, U32_ACTIONS)).unwrap_or_default();
+    let target = |action: &[u8]| {
+        let parameters = attribute(attribute(action, OPTIONS)?, MIRRED_PARMS)?;
+        parameters
+            .get(24..28)
+            .map(number)
+            .filter(|_| attribute(action, KIND).map(text).as_deref() == Some("mirred"))
+    };
+    attributes(actions).filter_map(|(_, action)| target(action)).collect()
 }
 
 /// tc_u32_sel: terminal, one key that compares nothing.
@@ -157,7 +187,7 @@ fn any_packet() -> Vec<u8> {
 fn mirred(action: Message, target: u32) -> Message {
     let parameters = [0, 0, 4, 0, 0, 1, target];
     let bytes: Vec<u8> = parameters.into_iter().flat_map(u32::to_ne_bytes).collect();
-    action.with_text(KIND, "mirred").nested(OPTIONS, |options| options.with(2, &bytes))
+    action.with_text(KIND, "mirred").nested(OPTIONS, |options| options.with(MIRRED_PARMS, &bytes))
 }
 
 /// What a link's queue lets out, if it is one that limits.

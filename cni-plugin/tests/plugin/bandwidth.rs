@@ -217,3 +217,73 @@ fn gc_removes_the_ifbs_of_pods_that_are_gone_and_no_others() {
     assert_eq!(gc(kept), set(&[&second, &third, gos]));
     assert_eq!(gc(json!([])), set(&[&third, gos]));
 }
+
+/// Whether the bridge answers an echo request that leaves by this interface.
+fn reaches(namespace: &Namespace, ifname: &str) -> bool {
+    let mut ping = namespace.command("ping");
+    ping.args(["-n", "-q", "-c1", "-w10", "-i0.2", "-I", ifname, "10.1.17.1"]);
+    ping.output().expect("install the package iputils-ping").status.success()
+}
+
+/// Takes the queues of a port away.
+fn clear(node: &Node, port: &str) {
+    for place in ["root", "ingress"] {
+        let words = ["-n", node.host().name(), "qdisc", "del", "dev", port, place];
+        let _ = Command::new("tc").args(words).output().unwrap();
+    }
+}
+
+#[test]
+fn an_interface_never_takes_the_ifb_of_another_one_of_its_pod() {
+    let node = Node::with_namespace(V4);
+    let list = list(&node, &node.own_plugins());
+    let namespace = Namespace::new();
+    let path = namespace.path();
+    let [eth0, net1] = ["eth0", "net1"].map(|ifname| Pod { container: "c1", ifname, netns: &path });
+    let results = [eth0, net1].map(|pod| list.add(pod, json!({})).result);
+    let config = |result: usize, limits: Value| {
+        json!({"name": "cbr0", "cniVersion": "1.0.0", "type": "bandwidth", "runtimeConfig": limits,
+            "prevResult": results[result]})
+    };
+    let ours = format!("{}/bandwidth", node.own_plugins());
+    let call = |program: &str, verb: &str, pod: Pod<'_>, config: &Value| {
+        node.call_plugin(program, verb, pod, &config.to_string(), &[])
+    };
+    let ifbs = || node.host().links().into_iter().filter(|link| link.starts_with("bwp")).collect::<Vec<_>>();
+    for first in [&ours, &format!("{PLUGINS}/bandwidth")] {
+        call(first, "ADD", eth0, &config(0, limits(10))).result();
+        let (before, ifb) = (queues(&node), ifbs());
+        let (code, msg) = call(&ours, "ADD", net1, &config(1, limits(20))).error();
+        for part in [
+            ifb[0].as_str(),
+            "\"c1\"",
+            "\"eth0\"",
+            "\"net1\"",
+            "leave egressRate and egressBurst out",
+            "\"cbr0\"",
+        ] {
+            assert!(code == 999 && msg.contains(part), "{msg}");
+        }
+        assert_eq!((queues(&node), ifbs()), (before.clone(), ifb.clone()));
+        // What comes to it can be limited.
+        let mut one_way = limits(20);
+        one_way["bandwidth"].as_object_mut().unwrap().retain(|name, _| name.starts_with("ingress"));
+        call(&ours, "ADD", net1, &config(1, one_way)).result();
+        assert_eq!(queues(&node).matches("rate 20Mbit").count(), 1);
+        call(&ours, "CHECK", eth0, &config(0, limits(10))).result();
+        call(&ours, "DEL", net1, &config(1, limits(20))).result();
+        assert!(reaches(&namespace, "eth0") && ifbs() == ifb);
+        // The same interface gets other limits, and after its DEL the other one can be limited.
+        call(&ours, "ADD", eth0, &config(0, limits(30))).result();
+        assert_eq!(queues(&node).matches("rate 30Mbit").count(), 2);
+        call(&ours, "DEL", eth0, &config(0, limits(30))).result();
+        assert_eq!(ifbs(), [""; 0]);
+        call(&ours, "ADD", net1, &config(1, limits(20))).result();
+        assert!(reaches(&namespace, "net1"));
+        call(&ours, "DEL", net1, &config(1, limits(20))).result();
+        assert_eq!(ifbs(), [""; 0]);
+        for port in results.each_ref().map(|result| result["interfaces"][1]["name"].as_str().unwrap()) {
+            clear(&node, port);
+        }
+    }
+}
