@@ -1,4 +1,4 @@
-//! A Kubernetes API server that does as it is told: for tests, demo and bench.
+//! A Kubernetes API server that does as it is told, for tests, demo and bench; and how tests write programs.
 //!
 //! It knows nodes, namespaces, pods, network policies and events, and of the API what a Flannel agent uses: lists in pages, watches with
 //! bookmarks, strategic merge patches, versions that are too old. It does not know users, admission or
@@ -8,6 +8,7 @@ mod forms;
 mod http;
 mod nodes;
 mod objects;
+mod program;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 pub use nodes::{announced, fattened, node};
 use objects::{Objects, Resource};
+pub use program::write_program;
 
 /// What the server does wrong, and how it does the rest.
 #[derive(Clone, Debug, Default)]

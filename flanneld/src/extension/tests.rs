@@ -36,11 +36,7 @@ impl Place {
     fn script(&self, name: &str, text: &str) -> String {
         let path = self.path(name);
         let text = text.replace("DIR", &self.0.path().display().to_string());
-        // Written aside: another test that starts a program at this moment would hold it open for writing.
-        let aside = self.path(&format!("{name}.new"));
-        fs::write(&aside, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&aside, PermissionsExt::from_mode(0o755)).unwrap();
-        fs::rename(&aside, &path).unwrap();
+        subnet::testing::write_program(&path, &format!("#!/bin/sh\n{text}\n")).unwrap();
         path.display().to_string()
     }
 }
@@ -138,8 +134,7 @@ async fn what_can_not_be_run_or_fails_is_named_with_the_reason_and_the_remedy() 
     fs::write(&plain, "#!/bin/sh\n").unwrap();
     fs::set_permissions(&plain, PermissionsExt::from_mode(0o644)).unwrap();
     let text = place.path("text");
-    fs::write(&text, "echo x\n").unwrap();
-    fs::set_permissions(&text, PermissionsExt::from_mode(0o755)).unwrap();
+    subnet::testing::write_program(&text, "echo x\n").unwrap();
     let failing = place.script("failing", "echo first; echo why >&2; exit 3");
     let repeating = place.script("repeating", "cat >&2; exit 1");
     let killed = place.script("killed", "kill -9 $$");

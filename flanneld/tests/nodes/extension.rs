@@ -1,7 +1,6 @@
 //! The backends without a datapath of their own: `extension`, whose commands make real routes here, and `alloc`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use backends::testing::Pod;
@@ -14,8 +13,7 @@ const ALLOWED: &str = "--allow-extension-commands";
 fn script(directory: &Path, name: &str, text: &str) -> String {
     let path = directory.join(name);
     let text = text.replace("DIR", &directory.display().to_string());
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    subnet::testing::write_program(&path, &format!("#!/bin/sh\n{text}\n")).unwrap();
     path.display().to_string()
 }
 

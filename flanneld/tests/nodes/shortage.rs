@@ -1,7 +1,6 @@
 //! A host that lacks what an agent needs: room on a disk, a name server that answers, programs that end.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use backends::testing::{Agent, Fabric, Node, wait_for};
@@ -10,8 +9,7 @@ use crate::bed::{Cluster, LIMIT, VXLAN, flanneld};
 
 /// A script, as one that an administrator would write.
 fn script(path: &Path, text: &str) -> PathBuf {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    subnet::testing::write_program(path, &format!("#!/bin/sh\n{text}\n")).unwrap();
     path.to_owned()
 }
 

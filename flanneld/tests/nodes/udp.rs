@@ -1,7 +1,6 @@
 //! The udp backend in real agents, whose leases are files in a common directory.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use backends::testing::{Fabric, Signal, wait_for};
@@ -196,8 +195,7 @@ fn a_host_without_tun_devices_is_told_what_to_do() {
         "#!/bin/sh\nexec unshare --mount sh -c 'mount -t tmpfs none /dev/net && exec {} \"$@\"' sh \"$@\"\n",
         flanneld().display()
     );
-    fs::write(&script, lines).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    subnet::testing::write_program(&script, &lines).unwrap();
     let agent = backends::testing::Agent::spawn(&node, &script, [store(cluster.store.path())]).unwrap();
     let remedy = "there is no /dev/net/tun: load the module tun, and mount /dev/net/tun into the container";
     let told = || agent.get("/readyz").is_ok_and(|(code, body)| code == 503 && body.contains(remedy));

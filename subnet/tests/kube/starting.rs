@@ -1,17 +1,15 @@
 //! What is said when there is no real API server, or when it does not start. That one starts is tested nowhere
 //! but by `make test-kube`.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+
+use subnet::testing::write_program;
 
 use crate::real::{Programs, world};
 
 fn script(directory: &Path, name: &str, text: &str) {
-    let path = directory.join(name);
-    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&directory.join(name), &format!("#!/bin/sh\n{text}\n")).unwrap();
 }
 
 #[test]

@@ -173,8 +173,7 @@ fn credential_plugin(certificates: &Certificates) -> String {
         },
     });
     std::fs::write(certificates.path("credential"), credential.to_string()).unwrap();
-    std::fs::write(&script, "#!/bin/sh\nexec cat \"$CREDENTIAL\"\n").unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    subnet::testing::write_program(script.as_ref(), "#!/bin/sh\nexec cat \"$CREDENTIAL\"\n").unwrap();
     script
 }
 

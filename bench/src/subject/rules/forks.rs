@@ -4,7 +4,6 @@
 //! and the kernel, which counts the page faults of children that have ended; none has fewer than one.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -124,9 +123,8 @@ impl Watch {
 
     fn script(&self, name: &str, lines: &str) -> anyhow::Result<()> {
         let path = self.directory.path().join(name);
-        let written = fs::write(&path, format!("#!/bin/sh\n{lines}\n"));
-        let runs = written.and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
-        runs.with_context(|| format!("can't write the script {}", path.display()))
+        let written = subnet::testing::write_program(&path, &format!("#!/bin/sh\n{lines}\n"));
+        written.with_context(|| format!("can't write the script {}", path.display()))
     }
 }
 
