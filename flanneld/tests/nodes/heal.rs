@@ -67,6 +67,21 @@ fn a_deleted_route_of_host_gw_comes_back_and_so_do_all_after_the_link_was_down()
 }
 
 #[test]
+fn traffic_rules_are_restored_while_the_kernel_refuses_the_device() {
+    let cluster = Cluster::new(VXLAN);
+    let a = cluster.join_with(&["--ip-masq"]);
+    let healthy = a.rules();
+    // Its VNI and port are taken then, by a device that is not ours any more.
+    a.ip("link set flannel.1 down\nlink set flannel.1 name other");
+    a.wait("the reason", || a.verbose().contains("remove it (ip link del other)"));
+    a.show("nft delete table ip flannel-ipv4");
+    a.wait("the rules", || a.rules() == healthy);
+    assert!(!a.is_ready() && a.verbose().contains(r#""rules":"met""#), "{}", a.verbose());
+    a.ip("link del other");
+    a.wait("readiness", || a.is_ready());
+}
+
+#[test]
 fn somebody_who_keeps_undoing_our_work_is_named_in_the_log() {
     let cluster = Cluster::new(HOST_GW);
     let (a, b) = (cluster.join(), cluster.join());

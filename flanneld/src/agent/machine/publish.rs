@@ -12,6 +12,10 @@ use crate::agent::files::Written;
 /// A disk that was full may have room again at any time, and until then no pod can be added.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Why this process has not written `subnet.env` yet, where the kernel refuses a device.
+const WAITS: &str =
+    "it is written once the node's devices and addresses are in place: see the condition `kernel`";
+
 impl Machine {
     /// Has the files written.
     pub(super) fn write_files(&mut self) {
@@ -30,6 +34,13 @@ impl Machine {
             policy_socket: self.settings.policy_socket.clone(),
         };
         let current = self.keeper.written.as_ref() == Some(&env);
+        if !self.turn.sound && !current {
+            // Pods that start would have no way to others. What was written before stays in force, and is kept whole.
+            if self.keeper.written.is_none() {
+                self.status.health.set(condition::SUBNET_FILE, Err(WAITS.to_owned()));
+            }
+            return self.save();
+        }
         self.act(Action::WriteFiles { env, current });
     }
 

@@ -2,6 +2,7 @@
 
 mod leases;
 mod orders;
+mod refused;
 
 use std::time::{Duration, SystemTime};
 
@@ -55,6 +56,8 @@ struct World {
     left: (KernelState, HostView),
     /// The rules can't be applied.
     no_rules: bool,
+    /// How many times the state was saved.
+    saves: u32,
     /// What the store was asked for last, until it answers.
     asked: Option<Box<ClaimFacts>>,
     granted: u64,
@@ -111,6 +114,7 @@ impl World {
             kernel: FakeKernel { host: host(), ..FakeKernel::default() },
             left: Default::default(),
             no_rules: false,
+            saves: 0,
             asked: None,
             granted: 0,
             now: start,
@@ -176,7 +180,10 @@ impl World {
             Action::WriteFiles { env, current } => {
                 Event::Written(crate::agent::files::write(&self.machine.settings, env, current))
             }
-            Action::Save(_) => Event::Saved(Ok(true)),
+            Action::Save(_) => {
+                self.saves += 1;
+                Event::Saved(Ok(true))
+            }
             Action::Claim(facts) => {
                 seen.push("claim");
                 self.asked = Some(facts);
