@@ -9,7 +9,7 @@ use super::refusal::errno;
 use super::tun::TunFacts;
 use super::{LinkFacts, Netlink};
 use crate::state::name::Name;
-use crate::state::{KernelChange, LinkIdentity};
+use crate::state::{KernelChange, LinkIdentity, VxlanIdentity};
 
 impl Netlink {
     /// The kernel's refusal with the name of what is in the way, if it is about that.
@@ -28,20 +28,7 @@ impl Netlink {
                 Some(port_holder(*port, &links, name))
             }
             (KernelChange::AddLink(name, link), Some(errno::EEXIST)) => match &link.identity {
-                LinkIdentity::Vxlan(want) => {
-                    let links = self.links().unwrap_or_default();
-                    let rival = links.iter().find(|other| {
-                        other.host.name != *name
-                            && matches!(&other.tunnel.identity, LinkIdentity::Vxlan(have) if have.vni == want.vni)
-                    });
-                    rival.map(|rival| {
-                        format!(
-                            "{} has this VNI and port: remove it (ip link del {0}), or configure another Backend.VNI \
-                             or Backend.Port",
-                            rival.host.name
-                        )
-                    })
-                }
+                LinkIdentity::Vxlan(want) => vxlan_rival(&self.links().unwrap_or_default(), name, want),
                 LinkIdentity::Ipip(want) => {
                     let links = self.links().unwrap_or_default();
                     ipip_rival(&links, name, want.local)
@@ -84,6 +71,20 @@ fn ipip_rival(links: &[LinkFacts], name: &Name, local: Ipv4Addr) -> Option<Strin
     let rival = links.iter().filter(|other| other.host.name != *name).find(takes_all)?;
     Some(format!(
         "{} takes the IP-in-IP packets for {local} already: remove it (ip link del {0}), or use another backend",
+        rival.host.name
+    ))
+}
+
+/// Which device keeps the kernel from making a VXLAN device: it has the same VNI, port and family (`vxlan_config_validate`
+/// in drivers/net/vxlan/vxlan_core.c). Two devices of this node never have.
+fn vxlan_rival(links: &[LinkFacts], name: &Name, want: &VxlanIdentity) -> Option<String> {
+    let same = |other: &&LinkFacts| {
+        matches!(&other.tunnel.identity, LinkIdentity::Vxlan(have) if (have.vni, have.family) == (want.vni, want.family)
+            && (want.port.is_none() || have.port == want.port))
+    };
+    let rival = links.iter().filter(|other| other.host.name != *name).find(same)?;
+    Some(format!(
+        "{} has this VNI and port: remove it (ip link del {0}), or configure another Backend.VNI or Backend.Port",
         rival.host.name
     ))
 }
@@ -178,7 +179,50 @@ fn process_with(is_it: impl Fn(&Path) -> bool) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use subnet::{Family, Mac};
+
     use super::*;
+    use crate::state::host::HostLink;
+    use crate::state::{Link, LinkSettings};
+
+    #[test]
+    fn a_vxlan_device_is_in_the_way_of_one_of_the_same_vni_port_and_family() {
+        let identity = |family, port| VxlanIdentity {
+            vni: 1,
+            port: Some(port),
+            gbp: false,
+            family,
+            foreign_modes: false,
+        };
+        let link = |name: &str, identity| {
+            let host = HostLink {
+                index: 7,
+                name: name.parse().unwrap(),
+                altnames: Vec::new(),
+                mtu: 1450,
+                up: true,
+                carrier: true,
+                bridge: false,
+                controller: None,
+                mac: Mac([2, 0, 0, 0, 0, 7]),
+                addresses: Vec::new(),
+            };
+            let tunnel =
+                Link { identity: LinkIdentity::Vxlan(identity), settings: LinkSettings::plain(1450) };
+            LinkFacts { host, tunnel }
+        };
+        let links = [
+            link("flannel-v6.1", identity(Family::V6, 8472)),
+            link("other-port", identity(Family::V4, 4789)),
+            link("foo", identity(Family::V4, 8472)),
+        ];
+        let rival = |links: &[LinkFacts], name: &str, want| vxlan_rival(links, &name.parse().unwrap(), &want);
+        let named = rival(&links, "flannel.1", identity(Family::V4, 8472)).unwrap();
+        assert!(named.contains("(ip link del foo)"), "{named}");
+        assert_eq!(rival(&links[..2], "flannel.1", identity(Family::V4, 8472)), None);
+        let v6 = rival(&links[..1], "flannel-v6.1", identity(Family::V6, 8472));
+        assert_eq!(v6, None, "the device itself");
+    }
 
     #[test]
     fn a_socket_is_found_by_its_port_in_the_kernels_table() {
