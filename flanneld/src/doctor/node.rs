@@ -1,5 +1,7 @@
 //! What every other check leans on: the agent, its store, its lease, its conditions.
 
+use std::net::IpAddr;
+
 use super::finding::Finding;
 use super::seen::{AgentAnswer, Observation, Read};
 use crate::status::NodeStatus;
@@ -158,7 +160,7 @@ fn fights(status: &NodeStatus, findings: &mut Vec<Finding>) {
 /// The device or the destination that a change names: `"link set flannel.1 up" was needed …`.
 fn object_of(text: &str) -> String {
     let quoted = text.strip_prefix('"').and_then(|rest| rest.split('"').next()).unwrap_or(text);
-    let words: Vec<&str> = quoted.split([' ', ':']).collect();
+    let words: Vec<&str> = quoted.split(' ').map(without_colon).collect();
     let device = words.windows(2).find(|pair| pair[0] == "dev").map(|pair| pair[1]);
     let at = if words.get(2) == Some(&"blackhole") { 3 } else { 2 };
     let second = words.get(at).copied().unwrap_or_default();
@@ -167,6 +169,12 @@ fn object_of(text: &str) -> String {
         (_, Some(device)) => device.to_owned(),
         _ => second.to_owned(),
     }
+}
+
+/// A word of a change without the colon after which the kernel's reason follows.
+fn without_colon(word: &str) -> &str {
+    let ends_with_reason = |_: &&str| word.parse::<IpAddr>().is_err();
+    word.strip_suffix(':').filter(ends_with_reason).unwrap_or(word)
 }
 
 #[cfg(test)]
@@ -181,6 +189,15 @@ mod tests {
             ("\"fdb replace 0a:00:00:00:00:01 dev flannel.1 dst 192.0.2.9\" was", "flannel.1"),
             ("route replace 10.1.2.0/24 via 192.0.2.2: Network is unreachable", "10.1.2.0/24"),
             ("route add blackhole 10.1.2.0/24 metric 4294967295", "10.1.2.0/24"),
+            ("route add blackhole fd00:10:244:26::/64 metric 4294967295", "fd00:10:244:26::/64"),
+            (
+                "route replace fd00:10:244:26::/64 via fd00:10:244:26:: dev flannel-v6.1",
+                "fd00:10:244:26::/64",
+            ),
+            ("\"route replace fd00:10:244:26::/64\" was needed", "fd00:10:244:26::/64"),
+            ("address add fd00:10:244:26::", "fd00:10:244:26::"),
+            ("address add fd00:10:244:26::/128 dev flannel-v6.1: Permission denied", "flannel-v6.1"),
+            ("link add flannel.1: File exists", "flannel.1"),
             ("fdb replace 0a:00 dst 192.0.2.9 dev flannel.1", "flannel.1"),
         ] {
             assert_eq!(object_of(text), object, "{text}");
