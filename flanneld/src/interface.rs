@@ -20,6 +20,9 @@ mod tests;
 use candidates::Candidates;
 pub(crate) use candidates::PodPrefixes;
 
+/// What the kernel lets a device with IPv6 addresses have at least.
+const MIN_MTU_V6: u32 = 1280;
+
 /// What the operator says about the interface. With none of the first three, the public address decides,
 /// and without one the default route.
 #[derive(Clone, Debug, Default)]
@@ -239,7 +242,10 @@ impl Choice<'_> {
                 let other = all().find_map(|route| excluded(route.link));
                 let other =
                     other.map_or_else(String::new, |why| format!(" but by what can't be used: {why}"));
-                return Err(format!("there is no {family} default route{other}"));
+                // With its addresses an interface loses its routes.
+                let before = leaves_by.and_then(|(_, index)| self.host.links.get(&index));
+                let removed = before.and_then(|link| removed_by_mtu(link, family)).unwrap_or_default();
+                return Err(format!("there is no {family} default route{other}{removed}"));
             };
             let Some(link) = route.link else {
                 return Err(format!("the {family} default route has several next hops"));
@@ -361,7 +367,10 @@ impl Choice<'_> {
         for &family in self.families {
             let fixed = fixed.iter().copied().find(|addr| Family::of(*addr) == family);
             let best = || self.best(link, family);
-            let lost = || self.candidates.lost_by(link.index);
+            let lost = || match removed_by_mtu(link, family) {
+                Some(why) => why,
+                None => self.candidates.lost_by(link.index),
+            };
             let addr = fixed
                 .or_else(best)
                 .ok_or_else(|| format!("{name} has no usable {family} address{}", lost()))?;
@@ -411,6 +420,18 @@ impl External {
     pub(crate) fn link_on<'a>(&self, host: &'a HostView) -> Option<&'a HostLink> {
         host.links.get(&self.index).filter(|link| link.name == self.name)
     }
+}
+
+/// Why an interface has no IPv6 address, if that is because of its MTU, and what to do.
+fn removed_by_mtu(link: &HostLink, family: Family) -> Option<String> {
+    (family == Family::V6 && link.mtu < MIN_MTU_V6).then(|| {
+        format!(
+            " (the kernel removes IPv6 addresses where the MTU is below {MIN_MTU_V6}, and that of {name} is {mtu}: raise \
+             it with \"ip link set {name} mtu 1500\", or what its network carries, and add the addresses again)",
+            name = link.name,
+            mtu = link.mtu
+        )
+    })
 }
 
 fn has(link: &HostLink, addr: IpAddr) -> bool {

@@ -156,6 +156,25 @@ fn an_interface_is_found_by_a_further_name_and_goes_by_its_own() {
 }
 
 #[test]
+fn an_mtu_for_which_the_kernel_removes_ipv6_addresses_is_named_as_the_cause() {
+    let small = |mtu| {
+        let eth0 = HostLink { mtu, ..link(2, "eth0", &["10.0.2.15/24"]) };
+        host([eth0], &[(Family::V4, Some(2))])
+    };
+    for (args, without) in
+        [(&["--iface=eth0"][..], "eth0 has no usable IPv6 address"), (&[], "there is no IPv6 default route")]
+    {
+        let error = chosen(args, &small(1279), DUAL).unwrap_err();
+        for part in [without, "below 1280", "eth0 is 1279", "ip link set eth0 mtu 1500"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let error = chosen(args, &small(1280), DUAL).unwrap_err();
+        assert!(error.contains(without) && !error.contains("mtu"), "{error}");
+        assert!(chosen(args, &small(1279), V4).is_ok());
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_named_with_all_reasons_and_the_remedy() {
     for (args, families, part) in [
         (&["--iface=10.9.9.9"][..], V4, "--iface=10.9.9.9: no interface of this host has this address"),
