@@ -116,6 +116,9 @@ fn read(path: &Path) -> Result<Option<Identity>, String> {
     let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
     file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
     match Identity::from_text(&text) {
+        Ok(identity) if identity.private() == &[0; 32] => {
+            Err(wrong("has a key of zeros alone, which everybody can guess"))
+        }
         Ok(identity) => Ok(Some(identity)),
         Err(_) if text.trim_ascii().is_empty() => Err(wrong("is empty")),
         Err(why) => Err(wrong(&format!("has no key ({} characters; {why})", text.trim_ascii().len()))),
@@ -197,11 +200,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = KeyFiles { key: directory.path().join("wgkey"), copy: None };
         let good = Identity::generate().unwrap().to_text();
+        let zeros = subnet::wireguard::encode(&[0; 32]);
         for (text, mode, part) in [
             ("", 0o400, "is empty"),
             ("\n", 0o400, "is empty"),
             (&good[..43], 0o400, "has no key (43 characters"),
             ("!!!!", 0o400, "has no key"),
+            (zeros.as_str(), 0o400, "has a key of zeros alone"),
             (good.as_str(), 0o444, "mode 0444): chmod 0400"),
             (good.as_str(), 0o640, "mode 0640): chmod 0400"),
             (&"A".repeat(10_000), 0o400, "has no key"),
