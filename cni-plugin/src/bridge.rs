@@ -3,6 +3,7 @@
 mod add;
 mod check;
 pub(crate) mod config;
+mod detect;
 mod gateway;
 
 use std::ffi::OsStr;

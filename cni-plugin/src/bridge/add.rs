@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::config::BridgeConfig;
-use super::{Pod, Witness, gateway};
+use super::{Pod, Witness, detect, gateway};
 use crate::host_local::allocate::{self, Allocated, Former};
 use crate::netlink::link::{self, Link, PodEnd};
 use crate::netlink::listen::until_running;
@@ -208,6 +208,10 @@ fn connect(
     let (mut inner, end) = inside?;
 
     let (bridge, port) = settle(host, config, bridge, veth)?;
+    // It begins when the link has a carrier, and asks by the port.
+    if config.detect_duplicates && addresses.iter().any(|one| one.addr().is_ipv6()) {
+        detect::wait(namespace, &mut inner, &end, &bridge)?;
+    }
     // Neighbours may hold the address with the MAC of another pod that had it a moment ago. The announcement
     // is sent once the port forwards. The pod's end sends since it was set up, because the port was up before it.
     inner

@@ -68,8 +68,37 @@ fn about(kind: u16, flags: i32, address: IpNet, ifa_flags: u8, index: u32) -> Me
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Assigned {
     pub(crate) address: IpNet,
-    /// Whether it can be used.
-    pub(crate) usable: bool,
+    pub(crate) state: State,
+}
+
+/// What the kernel's detection of duplicates says about an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Usable,
+    /// Not known yet.
+    Tentative,
+    /// Another machine has it.
+    Duplicate,
+}
+
+/// How far the detection of duplicates is with all addresses of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detection {
+    /// All can be used.
+    Done,
+    UnderWay,
+    /// Another machine has this one.
+    Duplicate(IpNet),
+}
+
+/// See [`Detection`].
+pub(crate) fn detection(assigned: &[Assigned]) -> Detection {
+    let in_state = |state: State| assigned.iter().find(|one| one.state == state);
+    match (in_state(State::Duplicate), in_state(State::Tentative)) {
+        (Some(one), _) => Detection::Duplicate(one.address),
+        (None, Some(_)) => Detection::UnderWay,
+        (None, None) => Detection::Done,
+    }
 }
 
 /// The addresses of a link.
@@ -110,5 +139,41 @@ fn parse(reply: &Reply, index: u32) -> Option<Assigned> {
     let bytes = attribute(attributes, libc::IFA_LOCAL).or(attribute(attributes, libc::IFA_ADDRESS))?;
     let flags = attribute(attributes, libc::IFA_FLAGS).map_or(fixed[2].into(), number);
     let address = IpNet::new(from_octets(bytes)?, fixed[1]).ok()?;
-    Some(Assigned { address, usable: flags & (TENTATIVE | DAD_FAILED) == 0 })
+    // A duplicate stays tentative.
+    let state = match flags {
+        _ if flags & DAD_FAILED != 0 => State::Duplicate,
+        _ if flags & TENTATIVE != 0 => State::Tentative,
+        _ => State::Usable,
+    };
+    Some(Assigned { address, state })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duplicate_ends_the_detection_and_all_others_have_to_be_usable() {
+        let address = |text: &str, state| Assigned { address: text.parse().unwrap(), state };
+        let usable = address("10.1.17.2/24", State::Usable);
+        let tentative = address("fe80::2/64", State::Tentative);
+        let duplicate = address("fc00::2/64", State::Duplicate);
+        assert_eq!(detection(&[]), Detection::Done);
+        assert_eq!(detection(&[usable]), Detection::Done);
+        assert_eq!(detection(&[usable, tentative]), Detection::UnderWay);
+        assert_eq!(detection(&[usable, tentative, duplicate]), Detection::Duplicate(duplicate.address));
+    }
+
+    #[test]
+    fn the_state_of_an_address_is_in_its_flags() {
+        let address: IpNet = "fc00::2/64".parse().unwrap();
+        let state = |flags: u32| {
+            let message = about(libc::RTM_NEWADDR, 0, address, 0, 7).with_u32(libc::IFA_FLAGS, flags);
+            let payload = message.finished(1).split_off(16);
+            parse(&Reply { kind: libc::RTM_NEWADDR, sequence: 1, payload }, 7).map(|one| one.state)
+        };
+        assert_eq!(state(0x80), Some(State::Usable));
+        assert_eq!(state(0x80 | TENTATIVE), Some(State::Tentative));
+        assert_eq!(state(0x80 | TENTATIVE | DAD_FAILED), Some(State::Duplicate));
+    }
 }

@@ -9,6 +9,7 @@ mod bandwidth;
 mod chain;
 mod crowd;
 mod delegates;
+mod duplicates;
 mod early;
 mod examples;
 mod features;
