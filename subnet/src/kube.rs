@@ -25,6 +25,7 @@ mod objects;
 mod own;
 mod policies;
 mod protobuf;
+mod reason;
 mod split;
 mod stream;
 mod table;

@@ -1,6 +1,5 @@
 //! The way to the API server: where it is, how to be let in, requests, and what its errors mean to us.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,8 +13,9 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
 use super::kubeconfig::{KubeCluster, Kubeconfig};
+use super::reason::{explain, in_words};
 use super::{credentials, exec, http_client, kubeconfig};
-use crate::store::{StoreError, with_causes};
+use crate::store::StoreError;
 use crate::text::{shortened, shortened_to};
 
 /// After this long without an answer a request has failed. Generous, because a listing of a large
@@ -383,80 +383,9 @@ pub(super) fn address(text: &str) -> Result<http::Uri, String> {
     if plain && url.host().is_some_and(|host| !host.is_empty()) { Ok(url) } else { Err(wrong()) }
 }
 
-/// Whether one of both refuses the other, and why, with the setting to look at.
-fn in_words(error: &str) -> (bool, String) {
-    // What the client's libraries put before the reason tells an operator nothing.
-    let reason = error.rsplit("client error (Connect): ").next().unwrap_or(error);
-    let reason = shortened_to(reason, 300);
-    let has = |parts: &[&str]| parts.iter().any(|part| reason.contains(part));
-    let its = "the API server's certificate";
-    if has(&["UnknownIssuer"]) {
-        let why = format!(
-            "{its} is signed by an authority that is not trusted here: look at certificate-authority in \
-             --kubeconfig-file, or at the service account's ca.crt"
-        );
-        return (true, why);
-    }
-    if has(&["not valid for name", "NotValidForName"]) {
-        return (true, format!("{its} is for other names ({reason}): look at server and tls-server-name"));
-    }
-    if has(&["certificate expired", "certificate not valid yet", ": Expired", ": NotValidYet"]) {
-        let why = format!(
-            "{its} is not valid at this node's time ({reason}): renew it on the server, or set this node's clock"
-        );
-        return (true, why);
-    }
-    if has(&["invalid peer certificate"]) {
-        return (true, format!("{its} is refused here: {reason}"));
-    }
-    if has(&["fatal alert", "certificate required"]) {
-        let why = format!(
-            "the API server refuses this node's certificate ({reason}): look at client-certificate in --kubeconfig-file"
-        );
-        return (true, why);
-    }
-    if has(&["Connection refused"]) {
-        return (
-            false,
-            format!(
-                "nothing listens there ({reason}): look at --kube-api-url or server in --kubeconfig-file"
-            ),
-        );
-    }
-    (has(&["failed to read token file"]), reason)
-}
-
-/// An error with its causes.
-fn explain(error: &(dyn Error + 'static)) -> String {
-    with_causes(error.to_string(), error.source())
-}
-
 #[cfg(test)]
 mod tests {
-    use rustls::{AlertDescription, CertificateError, Error as TlsError};
-
     use super::*;
-
-    #[test]
-    fn certificates_that_are_refused_are_named_with_the_remedy() {
-        let bad = TlsError::InvalidCertificate;
-        let seconds = |seconds| rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let (now, then) = (seconds(2_000_000_000), seconds(1_000_000_000));
-        for (error, remedy) in [
-            (bad(CertificateError::UnknownIssuer), "certificate-authority"),
-            (bad(CertificateError::NotValidForName), "tls-server-name"),
-            (bad(CertificateError::Expired), "this node's clock"),
-            (bad(CertificateError::ExpiredContext { time: now, not_after: then }), "this node's clock"),
-            (bad(CertificateError::NotValidYet), "this node's clock"),
-            (bad(CertificateError::NotValidYetContext { time: then, not_before: now }), "this node's clock"),
-            (bad(CertificateError::Revoked), "is refused here"),
-            (TlsError::AlertReceived(AlertDescription::CertificateExpired), "client-certificate"),
-            (TlsError::AlertReceived(AlertDescription::CertificateRequired), "client-certificate"),
-        ] {
-            let (denied, why) = in_words(&format!("client error (Connect): {error}"));
-            assert!(denied && why.contains(remedy), "{error}: {why}");
-        }
-    }
 
     #[test]
     fn a_server_without_a_scheme_has_that_of_what_else_is_said() {
