@@ -209,6 +209,8 @@ impl Connection {
 pub(super) struct Watching {
     /// When the present one began.
     since: Option<Instant>,
+    /// It was asked for, and there was no answer yet.
+    asking: bool,
     /// Whether it has brought anything.
     heard: bool,
     /// How many in a row ended soon and brought nothing.
@@ -227,9 +229,19 @@ pub(super) enum Continue {
 }
 
 impl Watching {
+    /// A watch is asked for now.
+    pub(super) fn asks(&mut self) {
+        (self.since, self.asking) = (Some(Instant::now()), true);
+    }
+
     /// A watch begins now.
     pub(super) fn begins(&mut self) {
-        self.since = Some(Instant::now());
+        (self.since, self.asking) = (Some(Instant::now()), false);
+    }
+
+    /// A list failed: it is the server that is in trouble, and not its watches alone.
+    pub(super) fn list_failed(&mut self) {
+        (self.why, self.fruitless) = (None, 0);
     }
 
     /// The present watch has brought something.
@@ -247,6 +259,10 @@ impl Watching {
         let Some(since) = self.since.take() else { return Continue::Watching };
         if std::mem::take(&mut self.heard) || since.elapsed() >= SOON || matches!(ended, Ended::Refamilied) {
             return Continue::Watching;
+        }
+        if self.asking && matches!(ended, Ended::Failed(failure) if failure.status == 0) {
+            // The server is away, and that says nothing about its watches.
+            return Continue::Listing;
         }
         self.fruitless += 1;
         let patient = match ended {

@@ -153,6 +153,7 @@ impl Kube {
                     Err(failure) => {
                         // Perhaps the server can't be as new as we want: its store was restored.
                         place.least = Least::Newest;
+                        place.watching.list_failed();
                         return Err(Ended::Failed(failure));
                     }
                 };
@@ -168,10 +169,11 @@ impl Kube {
                 version
             }
         };
-        place.watching.begins();
+        place.watching.asks();
         let nodes = Collection::new(NODES, WATCHED_BULK).metadata(place.encoding);
         // Nearly all of it are heartbeats.
         let mut events = self.connection.watch_from(&nodes, &version).await?.coalesced();
+        place.watching.begins();
         // Ends the trouble that there may have been, unless the watches before this one began as well.
         place.publish(feed);
         tokio::select! {

@@ -231,6 +231,7 @@ impl PolicyApi {
                 Err(end) => {
                     // Perhaps the server can't be as new as we want: its store was restored.
                     position.least = Least::Newest;
+                    position.watching.list_failed();
                     return Err(end);
                 }
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use subnet::testing::{Refusal, announced, node};
-use subnet::{Family, Lease, LeaseStore, Leases};
+use subnet::{Family, Known, Lease, LeaseStore, Leases};
 
 use crate::bed::{
     Bed, DUAL, Follower, MAC, PREFIX, VXLAN, acquire, acquire_v4, not_while, poll, public, vxlan,
@@ -190,9 +190,9 @@ async fn a_server_that_is_away_is_trouble_and_deletes_nothing() {
     assert!(known.trouble.unwrap().contains(&bed.server.url()));
     assert_eq!(known.leases.unwrap().leases.len(), 3);
     bed.server.behave(|behaviour| behaviour.down = false);
-    let known = follower.until("no trouble", |known| known.trouble.is_none()).await;
-    drop(known);
-    follower.words(2).await;
+    let gone = |known: &Known| known.leases.as_ref().is_some_and(|all| all.leases.len() == 2);
+    let known = follower.until("the deletion", gone).await;
+    assert_eq!(known.trouble, None, "a list that succeeds ends the trouble at once");
 }
 
 #[tokio::test]
