@@ -386,7 +386,7 @@ fn a_role_without_rights_is_said_in_readiness_with_the_remedy() {
             status: 403,
             message: "forbidden".into(),
         };
-        bed.server.behave(|behaviour| behaviour.refusals.push(refusal));
+        bed.server.behave(|behaviour| behaviour.refusals.push(refusal.clone()));
         bed.start(PolicyMode::On).await;
         bed.wait("the remedy", |bed| {
             bed.reason().is_some_and(|why| why.contains("kube-flannel-network-policy.yml"))
@@ -395,6 +395,16 @@ fn a_role_without_rights_is_said_in_readiness_with_the_remedy() {
         bed.server.behave(|behaviour| behaviour.refusals.clear());
         bed.wait("ready", |bed| bed.reason().is_none()).await;
         assert_eq!(table(), "", "without policies there are no tables");
+
+        // As a server that starts and has not read its roles yet.
+        let everything = Refusal { path: "/".into(), ..refusal };
+        bed.server.behave(|behaviour| behaviour.refusals.push(everything));
+        bed.server.disconnect();
+        let notes = |bed: &Bed| bed.running().health.all().1;
+        bed.wait("a note", |bed| notes(bed).iter().any(|note| note.contains("forbidden (403)"))).await;
+        assert_eq!(bed.reason(), None, "what is known is enforced");
+        bed.server.behave(|behaviour| behaviour.refusals.clear());
+        bed.wait("the end of the note", |bed| notes(bed).is_empty()).await;
     });
 }
 

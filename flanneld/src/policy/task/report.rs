@@ -1,9 +1,13 @@
 //! What the task says of itself: readiness, notes, figures.
 
-use subnet::StoreError;
+use std::time::Duration;
 
 use super::{CONDITION, Phase, Policies};
 use crate::policy::steering::Steered;
+
+/// While an API server starts it knows no right of anybody for a few seconds, so a node that enforces policies is not
+/// unready before a refusal has lasted for this long.
+const REFUSAL_LASTS: Duration = Duration::from_secs(30);
 
 impl Policies {
     pub(super) fn summary(&self) -> backends::policy::Summary {
@@ -16,7 +20,8 @@ impl Policies {
             return Some(why.clone());
         }
         let trouble = self.known.trouble();
-        if let Some(denied @ StoreError::Denied { .. }) = trouble {
+        let lasting = if self.enforced { REFUSAL_LASTS } else { Duration::ZERO };
+        if let Some(denied) = self.known.refusal(lasting) {
             return Some(denied.to_string());
         }
         match (self.phase, trouble) {
