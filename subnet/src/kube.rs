@@ -46,7 +46,7 @@ use tokio::time::timeout;
 use crate::config::NetworkConfig;
 use crate::lease::{Attachment, Lease};
 use crate::net::{Family, PublicAddrs, Subnets};
-use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, addresses_of};
+use crate::store::{Claim, Feed, LeaseStore, Loss, StoreError, Tenure, addresses_of};
 use crate::watched::Watched;
 use annotations::Prefix;
 use connection::Connection;
@@ -153,6 +153,8 @@ pub struct Kube {
     stirs: Notify,
     /// Whether the node's network was said to be available.
     announced: AtomicBool,
+    /// What is wrong with the own node, if anything is, while its lease is held.
+    trouble: Mutex<Option<String>>,
     /// What was complained about last.
     complained: Mutex<String>,
     /// What was last left as an event at the node.
@@ -199,6 +201,7 @@ impl Kube {
             seen: Mutex::new(OwnSettings::default()),
             stirs: Notify::new(),
             announced: AtomicBool::new(false),
+            trouble: Mutex::new(None),
             complained: Mutex::new(String::new()),
             reported: tokio::sync::Mutex::new(None),
         })
@@ -298,6 +301,10 @@ impl LeaseStore for Kube {
 
     async fn hold(&self) -> Loss {
         self.keep().await
+    }
+
+    fn tenure(&self) -> Tenure {
+        self.stands()
     }
 
     async fn follow(&self, feed: &Feed) -> Infallible {

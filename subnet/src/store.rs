@@ -265,7 +265,8 @@ impl Known {
 pub struct Tenure {
     /// When it ends unless it is renewed; never, where leases do not end.
     pub ends: Option<SystemTime>,
-    /// Why it could not be renewed last, if it could not.
+    /// Why it could not be renewed last, if it could not; where leases do not end, what is wrong with the own entry: a
+    /// sentence that ends with the remedy.
     pub trouble: Option<String>,
 }
 

@@ -139,7 +139,7 @@ fn store(status: &NodeStatus) -> Line {
         None => String::new(),
     };
     let name = clean(&store.name, 200);
-    match (&store.trouble, store.connected) {
+    match (store.trouble.as_ref().or(store.lease_trouble.as_ref()), store.connected) {
         (Some(why), _) => ("store", Tone::Bad, format!("{name}: {}{answer}{lease}", clean(why, 500))),
         (None, true) => ("store", Tone::Plain, format!("{name} connected{answer}{lease}")),
         (None, false) => ("store", Tone::Unsure, format!("{name} has not answered yet{lease}")),

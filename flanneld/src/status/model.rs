@@ -109,7 +109,7 @@ pub(crate) struct Store {
     pub(crate) recalled: bool,
     /// When the own lease ends unless it is renewed; null where leases do not end.
     pub(crate) lease_ends: Option<u64>,
-    /// Why it could not be renewed last.
+    /// Why it could not be renewed last; in Kubernetes, what is wrong with the own node's object.
     pub(crate) lease_trouble: Option<String>,
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use backends::testing::Node;
-use subnet::testing::node;
+use backends::testing::{Node, wait_for};
+use subnet::testing::{Refusal, node};
 
-use crate::bed::{LIMIT, Member};
+use crate::bed::{LIMIT, Member, flanneld};
 use crate::kubernetes::Kubernetes;
 
 #[test]
@@ -202,4 +202,37 @@ fn an_api_server_that_refuses_a_node_is_noted_while_it_runs_and_makes_it_unready
     assert!(!a.is_ready() && a.node.has_route(b.subnet()).unwrap(), "{}", a.verbose());
     cluster.api.behave(|behaviour| behaviour.token = None);
     a.agent.wait_ready(LIMIT).unwrap();
+}
+
+#[test]
+fn a_node_whose_object_is_gone_or_cannot_be_written_says_so_while_it_runs() {
+    /// Without a change in the cluster the agent looks around once a minute.
+    const A_MINUTE: Duration = Duration::from_secs(100);
+    let cluster = Kubernetes::new();
+    let (a, b) = (cluster.join("10.244.1.0/24"), cluster.join("10.244.2.0/24"));
+    let name = a.node.name();
+    let told = |what: &str, present: bool| {
+        wait_for(what, A_MINUTE, || a.verbose().contains(what) == present)
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", a.verbose(), a.agent.log()));
+    };
+    let message = "nodes is forbidden: cannot patch resource nodes/status".to_owned();
+    let refusal = Refusal { method: "PATCH", path: "/status".into(), status: 403, message };
+    cluster.api.behave(|behaviour| behaviour.refusals = vec![refusal]);
+    cluster.api.annotate(&name, "flannel.alpha.coreos.com/public-ip", Some("172.31.0.250"));
+    told("this node's object can't be written", true);
+    let log = a.agent.log();
+    assert!(a.is_ready() && log.contains("the own node can't be written; trying again"), "{log}");
+    let status = a.node.namespace().command(flanneld()).arg("status").output().unwrap();
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("cannot patch resource nodes/status"), "{status}");
+    cluster.api.behave(|behaviour| behaviour.refusals.clear());
+    told("this node's object can't be written", false);
+
+    cluster.api.delete_node(&name);
+    b.wait("the end of the peer", || !b.node.has_route(a.subnet()).unwrap());
+    told(" any more, so that other nodes have no routes to the pods of this node", true);
+    assert!(a.is_ready() && a.node.has_route(b.subnet()).unwrap(), "{}", a.verbose());
+    cluster.api.put_node(node(&name, &["10.244.1.0/24"]));
+    b.wait("the peer again", || b.node.has_route(a.subnet()).unwrap());
+    told(" any more, so that other nodes have no routes to the pods of this node", false);
 }

@@ -33,7 +33,9 @@ impl Kube {
     /// registered again.
     pub(super) fn is_unavailable(&self, own: &Own) -> bool {
         let says_false = own.unavailable.as_ref().is_some_and(|(status, _)| status == FALSE);
-        self.announced.load(Ordering::Acquire) && !says_false
+        // Without a subnet pods can't be there yet.
+        let has_subnet = own.subnets.as_ref().is_ok_and(|subnets| !subnets.is_empty());
+        self.announced.load(Ordering::Acquire) && has_subnet && !says_false
     }
 
     /// The patch of contract §3.2.7. A condition that holds already keeps its time of transition.

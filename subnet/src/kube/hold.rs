@@ -8,11 +8,12 @@ use tokio::time::Instant;
 
 use super::annotations::changes;
 use super::collection::{Ended, Kind};
+use super::connection::Failure;
 use super::node::Own;
 use super::own::{Basis, OwnSettings};
 use super::{Held, Kube};
 use crate::pace::Backoff;
-use crate::store::Loss;
+use crate::store::{Loss, Tenure};
 
 /// Annotations are put back for the first time at once, then after up to this long.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
@@ -30,6 +31,13 @@ enum HoldVerdict {
     Lost(Loss),
 }
 
+/// What failed while the own node was kept as it should be.
+enum HoldEnd {
+    Read(Failure),
+    Watched(Ended),
+    Written(Failure),
+}
+
 /// The past that decides how soon annotations are put back.
 struct Past {
     backoff: Backoff,
@@ -45,20 +53,37 @@ impl Kube {
         loop {
             let begun = Instant::now();
             let ended = match self.keep_while_connected(&mut past).await {
-                Ok(loss) => return loss,
+                Ok(loss) => {
+                    self.note_trouble(None);
+                    return loss;
+                }
                 Err(ended) => ended,
             };
             backoff.reset_if_sound(begun);
-            if let Ended::Undecodable(failure) | Ended::Failed(failure) = ended
+            let failed = match &ended {
+                HoldEnd::Watched(Ended::Closed | Ended::Outdated | Ended::Refamilied) => None,
+                HoldEnd::Watched(Ended::Undecodable(failure) | Ended::Failed(failure)) => {
+                    Some((failure, "watched"))
+                }
+                HoldEnd::Read(failure) => Some((failure, "read")),
+                HoldEnd::Written(failure) => {
+                    self.note_trouble(Some(format!(
+                        "this node's object can't be written: {}",
+                        failure.error
+                    )));
+                    Some((failure, "written"))
+                }
+            };
+            if let Some((failure, what)) = failed
                 && backoff.worth_saying()
             {
-                tracing::warn!(error = %failure.error, "the own node can't be watched; trying again");
+                tracing::warn!(error = %failure.error, "the own node can't be {what}; trying again");
             }
             backoff.wait().await;
         }
     }
 
-    async fn keep_while_connected(&self, past: &mut Past) -> Result<Loss, Ended> {
+    async fn keep_while_connected(&self, past: &mut Past) -> Result<Loss, HoldEnd> {
         while self.held.lock().await.is_none() {
             self.moved.notified().await;
         }
@@ -66,42 +91,95 @@ impl Kube {
             Ok(version) => version,
             Err(loss) => return Ok(loss),
         };
-        let mut events = self.watch_own(&version).await?;
+        let mut events = self.watch_own(&version).await.map_err(HoldEnd::watched)?;
         loop {
-            let event = self.connection.heard(&mut events).await?;
-            if event.kind != Kind::Put {
-                continue;
-            }
-            let own = self.decode_own(event.object())?;
+            let event = self.connection.heard(&mut events).await.map_err(HoldEnd::Watched)?;
+            let own = match event.kind {
+                Kind::Put => Some(self.decode_own(event.object()).map_err(HoldEnd::Read)?),
+                Kind::Deleted => None,
+                Kind::Error | Kind::Other => continue,
+            };
             let held = self.held.lock().await.clone();
-            let suspicious = held.as_ref().is_some_and(|held| self.judge(&own, held) != HoldVerdict::Kept);
-            if suspicious || self.is_unavailable(&own) {
+            let doubtful = match (&own, &held) {
+                (Some(own), Some(held)) => {
+                    self.judge(own, held) != HoldVerdict::Kept || self.is_unavailable(own)
+                }
+                _ => false,
+            };
+            if doubtful {
                 version = match self.look(past).await? {
                     Ok(version) => version,
                     Err(loss) => return Ok(loss),
                 };
-                events = self.watch_own(&version).await?;
+                events = self.watch_own(&version).await.map_err(HoldEnd::watched)?;
+            } else {
+                self.note_trouble(self.absence(own.as_ref()));
             }
+        }
+    }
+
+    /// How the lease stands: for ever, as long as there is a node with its subnet, and it can be written.
+    pub(super) fn stands(&self) -> Tenure {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Tenure { ends: None, trouble }
+    }
+
+    /// Takes note of what is wrong with the own node, if anything is, and logs what has changed about that.
+    pub(super) fn note_trouble(&self, now: Option<String>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *trouble == now {
+            return;
+        }
+        match &now {
+            Some(why) => tracing::warn!("{why}"),
+            None => tracing::info!("this node's object is as it has to be again"),
+        }
+        *trouble = now;
+    }
+
+    /// Why other nodes do not know any more where the pods of this node are, if that is so.
+    fn absence(&self, own: Option<&Own>) -> Option<String> {
+        let name = self.node.known().unwrap_or_default();
+        let Some(own) = own else {
+            return Some(format!(
+                "Kubernetes has no node {name:?} any more, so that other nodes have no routes to the pods of this node: it \
+                 appears when kubelet registers this machine again (restart kubelet); if kubelet runs, NODE_NAME has to be the \
+                 name under which it does so"
+            ));
+        };
+        match &own.subnets {
+            Ok(subnets) if subnets.is_empty() => Some(format!(
+                "node {name:?} has no podCIDR any more, so that other nodes have no routes to the pods of this node: \
+                 kube-controller-manager has to run with --allocate-node-cidrs=true and --cluster-cidr, and that range must not \
+                 be used up"
+            )),
+            Ok(_) => None,
+            Err(why) => Some(format!("node {name:?}: {why}")),
         }
     }
 
     /// Reads the own node and does what is needed for it to be as it should be: the version that it was
     /// read at, or how the lease was lost.
-    async fn look(&self, past: &mut Past) -> Result<Result<String, Loss>, Ended> {
+    async fn look(&self, past: &mut Past) -> Result<Result<String, Loss>, HoldEnd> {
         past.forget();
         let mut at_once = past.put_back.is_empty();
         loop {
             let mut guard = self.held.lock().await;
-            let read = self.read_own().await?;
-            let (Some(held), Some(own)) = (guard.as_mut(), read.own) else { return Ok(Ok(read.version)) };
+            let read = self.read_own().await.map_err(HoldEnd::Read)?;
+            let absence = self.absence(read.own.as_ref());
+            let (Some(held), Some(own), None) = (guard.as_mut(), read.own, &absence) else {
+                self.note_trouble(absence);
+                return Ok(Ok(read.version));
+            };
             match self.judge(&own, held) {
                 HoldVerdict::Kept => {
                     drop(guard);
                     if self.is_unavailable(&own) {
                         past.backoff.wait().await;
                         past.last = Instant::now();
-                        self.say_available().await?;
+                        self.say_available().await.map_err(HoldEnd::Written)?;
                     }
+                    self.note_trouble(None);
                     return Ok(Ok(read.version));
                 }
                 HoldVerdict::Lost(loss) => {
@@ -129,7 +207,7 @@ impl Kube {
                 continue;
             }
             let Ok(wanted) = self.wanted(&own, held) else { return Ok(Ok(read.version)) };
-            if self.publish(&own, &wanted).await? {
+            if self.publish(&own, &wanted).await.map_err(HoldEnd::Written)? {
                 past.last = Instant::now();
                 past.put_back.push_back(past.last);
                 at_once = false;
@@ -187,7 +265,7 @@ impl Kube {
             match self.stir().await {
                 Ok(()) => return,
                 Err(Ended::Undecodable(failure) | Ended::Failed(failure)) => {
-                    tracing::debug!(error = %failure.error, "the own node can't be watched; trying again");
+                    tracing::debug!(error = %failure.error, "the own node can't be read or watched; trying again");
                 }
                 Err(Ended::Closed | Ended::Outdated | Ended::Refamilied) => {}
             }
@@ -228,6 +306,12 @@ impl Kube {
             }
         }
         news
+    }
+}
+
+impl HoldEnd {
+    fn watched(failure: Failure) -> Self {
+        Self::Watched(failure.into())
     }
 }
 

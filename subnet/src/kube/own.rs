@@ -215,6 +215,7 @@ impl Kube {
         self.publish(&own, &wanted).await?;
         self.enforce_families(network);
         *held = Some(new);
+        self.note_trouble(None);
         self.moved.notify_one();
         Ok(Lease { subnets, public, attachment, created: own.created, written: own.created })
     }

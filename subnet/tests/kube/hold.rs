@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use subnet::testing::node;
+use subnet::testing::{Refusal, node};
 use subnet::{LeaseStore, Loss};
 
 use crate::bed::{
@@ -159,6 +159,57 @@ async fn a_server_that_restarts_ends_nothing() {
         bed.server.compact();
         bed.server.behave(|behaviour| behaviour.down = false);
         poll("put back", || bed.annotation("n1", "public-ip").is_some()).await;
+    })
+    .await;
+}
+
+fn trouble(store: &subnet::kube::Kube) -> String {
+    store.tenure().trouble.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_or_has_no_subnet_is_trouble_until_it_is_back() {
+    let bed = Bed::new(VXLAN);
+    let (store, mut task) = held(&bed).await;
+    store.announce_ready().await;
+    let available = || {
+        let conditions = bed.server.node("n1").unwrap()["status"]["conditions"].clone();
+        conditions.as_array().unwrap().iter().any(|one| one["type"] == "NetworkUnavailable")
+    };
+    poll("available", available).await;
+    assert_eq!(store.tenure().trouble, None);
+    not_while("lost", &mut task.0, async {
+        bed.server.delete_node("n1");
+        poll("gone", || trouble(&store).contains("has no node \"n1\" any more")).await;
+        assert!(trouble(&store).contains(": it appears when kubelet registers this machine again"));
+        let mut new = node("n1", &[]);
+        new["metadata"]["uid"] = "another".into();
+        bed.server.put_node(new);
+        poll("no subnet", || trouble(&store).contains("node \"n1\" has no podCIDR any more")).await;
+        assert!(trouble(&store).contains("--allocate-node-cidrs=true") && !available());
+        bed.server.edit_node("n1", |node| node["spec"]["podCIDRs"] = serde_json::json!(["10.244.3.0/24"]));
+        poll("no trouble", || store.tenure().trouble.is_none()).await;
+        poll("announced", || bed.annotation("n1", "public-ip").is_some()).await;
+        poll("available again", available).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_right_to_write_that_is_taken_away_is_trouble_until_it_is_given_back() {
+    let bed = Bed::new(VXLAN);
+    let (store, mut task) = held(&bed).await;
+    let message = "nodes \"n1\" is forbidden: User \"x\" cannot patch resource \"nodes/status\"".to_owned();
+    let refusal = Refusal { method: "PATCH", path: "/status".into(), status: 403, message };
+    not_while("lost", &mut task.0, async {
+        bed.server.behave(|behaviour| behaviour.refusals = vec![refusal]);
+        bed.annotate("n1", "public-ip", None);
+        poll("trouble", || trouble(&store).starts_with("this node's object can't be written")).await;
+        let text = trouble(&store);
+        assert!(text.contains("(403): the ClusterRole of flanneld has to allow"), "{text}");
+        bed.server.behave(|behaviour| behaviour.refusals.clear());
+        poll("put back", || bed.annotation("n1", "public-ip").is_some()).await;
+        poll("no trouble", || store.tenure().trouble.is_none()).await;
     })
     .await;
 }

@@ -45,7 +45,10 @@ impl Standing {
                 let state = if *refused { "refuses this node" } else { "unreachable" };
                 Some(format!("store {state} since {} ({why}); {ends}", moment(*since)))
             }
-            (None, Some(why)) => Some(format!("the own lease can't be renewed ({why}); {ends}")),
+            (None, Some(why)) if tenure.ends.is_some() => {
+                Some(format!("the own lease can't be renewed ({why}); {ends}"))
+            }
+            (None, Some(why)) => Some(why.clone()),
             (None, None) => None,
         };
         let effect = match tenure.ends {
@@ -84,6 +87,13 @@ mod tests {
         assert_eq!(standing.unready, None);
         let endless = Standing::at(at(61), Some(&trouble), &Tenure::default());
         assert!(endless.notes[0].ends_with("own lease has no end"), "{endless:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_lease_that_has_no_end_is_noted_as_it_is() {
+        let tenure = Tenure { ends: None, trouble: Some("no node \"a\" any more: restart kubelet".into()) };
+        let notes = vec!["no node \"a\" any more: restart kubelet".to_owned()];
+        assert_eq!(Standing::at(at(61), None, &tenure), Standing { notes, unready: None });
     }
 
     #[test]
