@@ -3,6 +3,8 @@
 //! Go matches object keys without regard to case, ignores unknown ones, lets the last duplicate win, and
 //! takes `null` for "leave it as it is" (contract §0). serde's derive does none of this.
 
+mod surrogates;
+
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
@@ -129,6 +131,7 @@ impl<'a> Object<'a> {
         let mut found = None;
         for raw in self.all(key) {
             let value: Option<T> = serde_json::from_str(raw.get())
+                .or_else(|_| serde_json::from_str(&surrogates::replaced(raw.get())))
                 .map_err(|_| format!("{}{key}: {}", self.path, mismatch(raw.get(), T::WANTED)))?;
             found = value.or(found);
         }
@@ -276,6 +279,18 @@ mod tests {
         assert_eq!(object.get::<u32>("vni"), Ok(Some(2)));
         assert_eq!(object.get::<u32>("port"), Ok(None));
         assert!(object.get_non_null::<u32>("VNI").unwrap_err().starts_with("VNI: null"));
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_a_replacement_character_and_no_wrong_type() {
+        let object =
+            Object::parse(r#"{"a":{"b":["\ud800"]},"c":"x\uDC00y","d":"\ud83d\ude00","e":["\ud800"]}"#)
+                .unwrap();
+        let a = object.get::<serde_json::Map<String, serde_json::Value>>("a").unwrap().unwrap();
+        assert_eq!(a["b"][0], "\u{fffd}");
+        assert_eq!(object.get("c"), Ok(Some("x\u{fffd}y".to_owned())));
+        assert_eq!(object.get("d"), Ok(Some("\u{1f600}".to_owned())));
+        assert!(object.get::<u8>("e").unwrap_err().contains("is a list"));
     }
 
     #[test]

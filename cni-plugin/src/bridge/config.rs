@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use subnet::gojson::{Object, shortened};
+use subnet::mac::Mac;
 
 use crate::args::Args;
 use crate::env::check_interface;
@@ -201,14 +202,8 @@ fn mac(object: &Object<'_>, args: &Args) -> Result<Option<[u8; 6]>, String> {
     let of_variable = args.without("IP").only("MAC")?.map(str::to_owned);
     let given = member(object.object("runtimeConfig")?)?.or(of_args).or(of_variable);
     let Some(text) = given else { return Ok(None) };
-    let bytes: Option<Vec<u8>> = text
-        .split([':', '-'])
-        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2))
-        .collect();
-    match bytes.and_then(|bytes| bytes.try_into().ok()) {
-        Some(mac) => Ok(Some(mac)),
-        None => Err(format!("failed to make veth pair: address {}: invalid MAC address", shortened(&text))),
-    }
+    let invalid = || format!("failed to make veth pair: address {}: invalid MAC address", shortened(&text));
+    text.parse().map(|Mac(bytes)| Some(bytes)).map_err(|_| invalid())
 }
 
 #[cfg(test)]
@@ -280,6 +275,23 @@ mod tests {
         assert_eq!(mac(json!({}), variable), Some(1));
         assert_eq!(mac(args, variable), Some(2));
         assert_eq!(mac(runtime, variable), Some(3));
+    }
+
+    #[test]
+    fn a_mac_is_read_in_the_forms_that_go_reads_and_in_no_others() {
+        let mac = |text: &str| match read(json!({"runtimeConfig": {"mac": text}}), "") {
+            Ok(Reading::Implemented(config)) => Ok(config.mac),
+            other => Err(format!("{other:?}")),
+        };
+        for text in ["02:11:22:33:44:ab", "02-11-22-33-44-AB", "0211.2233.44aB"] {
+            assert_eq!(mac(text), Ok(Some([0x02, 0x11, 0x22, 0x33, 0x44, 0xAB])));
+        }
+        for text in ["02:11-22:33:44:ab", "+2:11:22:33:44:ab", "0211.2233", "0211223344ab"] {
+            assert!(
+                mac(text).unwrap_err().contains(&format!("address {text}: invalid MAC address")),
+                "{text}"
+            );
+        }
     }
 
     #[test]

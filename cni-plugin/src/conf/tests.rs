@@ -19,6 +19,16 @@ fn refused(stdin: &str) -> (u64, String) {
 }
 
 #[test]
+fn half_a_surrogate_pair_in_the_delegate_is_the_replacement_character_of_go() {
+    golden(
+        r#"{"name":"n","type":"flannel","delegate":{"x":["\ud800","\ud83d\ude00"]}}"#,
+        V4,
+        "{\"ipMasq\":false,\"ipam\":{\"ranges\":[[{\"subnet\":\"10.244.1.0/24\"}]],\"routes\":[{\"dst\":\"10.244.0.0/16\"}],\
+         \"type\":\"host-local\"},\"isGateway\":true,\"mtu\":1450,\"name\":\"n\",\"type\":\"bridge\",\"x\":[\"\u{fffd}\",\"\u{1f600}\"]}",
+    );
+}
+
+#[test]
 fn the_shipped_configuration_gives_the_bytes_of_the_go_plugin() {
     golden(
         SHIPPED,
