@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use crate::env::Attachment;
-use crate::host_local::allocate;
+use crate::host_local::allocate::{self, Origin};
 use crate::host_local::store::Store;
 use crate::netlink::socket::{Socket, Told};
 use crate::netlink::{Errno, address, link};
@@ -52,7 +52,7 @@ impl Witness for () {
 ///
 /// # Errors
 /// A sentence in the words of Go's plugin.
-pub(crate) fn del(config: &BridgeConfig, pod: Pod<'_>) -> Result<(), String> {
+pub(crate) fn del(config: &BridgeConfig, pod: Pod<'_>, origin: Origin) -> Result<(), String> {
     let mut seen = Vec::new();
     if !pod.netns.is_empty() {
         match Namespace::open(pod.netns) {
@@ -62,7 +62,7 @@ pub(crate) fn del(config: &BridgeConfig, pod: Pod<'_>) -> Result<(), String> {
             Err(Missing::Failed(text)) => return Err(text),
         }
     }
-    allocate::del(&config.ipam, pod.attachment, &seen)
+    allocate::del(&config.ipam, pod.attachment, origin, &seen)
 }
 
 /// Removes the link; gives the addresses that the pod had.
@@ -114,5 +114,5 @@ pub(crate) fn status(config: &BridgeConfig) -> Result<(), String> {
         Ok(_) => {}
         Err(errno) => return Err(format!("could not lookup {name:?}: {errno}")),
     }
-    Store::open(config.ipam.data_dir(), &config.ipam.network).map(drop)
+    Store::open(config.ipam.data_dir(), &config.ipam.network)?.check_writable()
 }

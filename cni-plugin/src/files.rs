@@ -73,6 +73,29 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     written
 }
 
+/// Writes a file and removes it: whether its file system takes changes, and has room. What is there by this name was left by
+/// a process that was killed.
+///
+/// # Errors
+/// The system's; nothing is left behind then.
+pub(crate) fn check_writable(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .and_then(|mut open| open.write_all(b"written by STATUS, and removed\n"));
+    if written.is_err() {
+        let _ = fs::remove_file(file);
+        return written;
+    }
+    fs::remove_file(file)
+}
+
 /// Where [`replace`] writes before it renames: one name per file, so that the next to handle the file finds
 /// what a killed process left.
 pub(crate) fn temporary(path: &Path) -> PathBuf {

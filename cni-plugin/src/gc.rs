@@ -15,7 +15,7 @@ use crate::conf::{Delegate, Network};
 use crate::delegate;
 use crate::env::{Attachment, Call, Verb, check_interface, is_identifier};
 use crate::error::{self, CniError};
-use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Store};
+use crate::host_local::store::{DEFAULT_DATA_DIR, Holder, Reservation, Store};
 use crate::way::ResolvedRoute;
 use crate::{node, note, policy, saved};
 
@@ -192,12 +192,32 @@ fn holders(data_dir: &Path, network: &str) -> BTreeSet<Attachment> {
         note(&error);
         None
     });
-    let reservations = store.iter().flat_map(Store::reservations);
+    let reservations = store.map(|store| store.reservations()).unwrap_or(Ok(Vec::new()));
+    let reservations = reservations.unwrap_or_else(|error| {
+        note(&error);
+        Vec::new()
+    });
     let holder = |holder: Holder| match holder {
         Holder::Attachment(attachment) => Some(attachment),
         Holder::Container(_) | Holder::Nobody | Holder::Unknown(_) => None,
     };
-    reservations.filter_map(|one| holder(one.holder)).collect()
+    reservations.into_iter().filter_map(|one| holder(one.holder)).collect()
+}
+
+/// Whether no address is reserved for the container in a delegate's network. `false` where that is not known: the addresses
+/// are not those of `host-local`, or the reservations can't be read.
+pub(crate) fn holds_nothing(delegate: &Delegate, container: &str) -> bool {
+    let Some(data_dir) = data_dir(delegate) else { return false };
+    let of_container = |one: &Reservation| match &one.holder {
+        Holder::Attachment(attachment) => attachment.container == container,
+        Holder::Container(holder) => holder == container,
+        Holder::Nobody | Holder::Unknown(_) => false,
+    };
+    match Store::existing(&data_dir, &delegate.network) {
+        Ok(Some(store)) => store.reservations().is_ok_and(|all| !all.iter().any(of_container)),
+        Ok(None) => true,
+        Err(_) => false,
+    }
 }
 
 /// Gives back the addresses that no DEL can name: those of files that a full disk or a power cut has left without

@@ -15,7 +15,7 @@ use crate::conf::Network;
 use crate::env::{Attachment, Call, Verb};
 use crate::note;
 use crate::result::Attached;
-use allocate::Former;
+use allocate::{Former, Origin};
 use config::HostLocalConfig;
 use store::Store;
 
@@ -37,9 +37,9 @@ pub(crate) fn answer(call: &Call, network: &Network, stdin: &str) -> Result<Stri
             };
             Ok(attached.text(network.version()))
         }
-        Verb::Del => allocate::del(&config, &call.attachment, &[]).map(nothing),
+        Verb::Del => allocate::del(&config, &call.attachment, Origin::Other, &[]).map(nothing),
         Verb::Check => allocate::check(&config, &call.attachment).map(nothing),
-        Verb::Status => Store::open(config.data_dir(), &config.network).map(|_| String::new()),
+        Verb::Status => Store::open(config.data_dir(), &config.network)?.check_writable().map(nothing),
         Verb::Gc => {
             let valid = network.valid_attachments().map_err(|error| error.msg)?;
             collect(&config, &valid).map(nothing)

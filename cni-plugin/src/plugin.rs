@@ -7,7 +7,7 @@ use crate::bridge::{self, Reading};
 use crate::conf::Network;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
-use crate::host_local::allocate::Former;
+use crate::host_local::allocate::{Former, Origin};
 use crate::way::pod;
 use crate::{bandwidth, host_local, loopback, portmap};
 
@@ -86,7 +86,7 @@ fn bridge_answer(call: &Call, network: &Network, stdin: &str) -> Result<String, 
             let attached = bridge::add(&config, pod(call), Former::Possible, &mut ()).map_err(failed)?;
             Ok(attached.text(network.version()))
         }
-        Verb::Del => bridge::del(&config, pod(call)).map(nothing).map_err(failed),
+        Verb::Del => bridge::del(&config, pod(call), Origin::Other).map(nothing).map_err(failed),
         Verb::Check => {
             bridge::check(&config, pod(call), config.prev_result.as_ref()).map(nothing).map_err(failed)
         }

@@ -2,10 +2,11 @@
 //!
 //! Which file: Go knows one per container, `<dataDir>/<container id>`. The first attachment of a container
 //! uses it, so that either plugin can take down the other's pods. When it is taken, the attachment is a
-//! further one, and its file is `<container id>-<interface>`. (It could also be the same one again, but a
-//! runtime must not ADD twice without a DEL, and then the old file does no harm.) An attachment finds its
-//! own file under the second name first; the plain one is its own if it is for the same network. What is
-//! wrong about that guess is mended by DEL itself, which does without a file where it finds none.
+//! further one, and its file is `<container id>-<interface>`. It could also be the same one again, whose runtime calls
+//! ADD twice without a DEL: then DEL removes both files. An attachment finds its own file under the second name first.
+//! A file of either name is its own only if it is for the same network: the second name is also the plain one of a
+//! container whose id has a dash. What is wrong about that guess is mended by DEL itself, which does without a file where
+//! it finds none.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -33,13 +34,27 @@ pub(crate) enum Saved {
 /// Looks for the configuration of an attachment to `network`.
 pub(crate) fn find(directory: &str, attachment: &Attachment, network: &str) -> Saved {
     let (plain, own) = names(directory, attachment);
-    match read(own) {
-        Saved::Nothing => {}
-        found => return found,
-    }
-    match read(plain) {
-        Saved::Config(_, delegate) if delegate.network != network => Saved::Nothing,
+    match read_for(own, network) {
+        Saved::Nothing => read_for(plain, network),
         found => found,
+    }
+}
+
+/// The plain file beside the own one of an attachment, `file`: it is that of an earlier ADD of the same attachment, or of
+/// another one of the container to the same network.
+pub(crate) fn earlier(
+    directory: &str,
+    attachment: &Attachment,
+    network: &str,
+    file: &Path,
+) -> Option<PathBuf> {
+    let (plain, own) = names(directory, attachment);
+    if file != own {
+        return None;
+    }
+    match read_for(plain, network) {
+        Saved::Config(plain, _) => Some(plain),
+        Saved::Nothing | Saved::Broken(..) => None,
     }
 }
 
@@ -81,7 +96,7 @@ pub(crate) fn of_network(
     Ok(kept)
 }
 
-/// Keeps `text` for the attachment. Gives the file, and what was kept of an ADD before.
+/// Keeps the configuration of a delegate for the attachment. Gives the file, and what was kept of an ADD before.
 ///
 /// Nothing waits for the disk, as the delegates don't with the addresses they reserve: a power cut ends the
 /// pods too, and for what it damages DEL does without the file.
@@ -91,33 +106,51 @@ pub(crate) fn of_network(
 pub(crate) fn keep(
     directory: &str,
     attachment: &Attachment,
-    text: &str,
+    delegate: &Delegate,
 ) -> Result<(PathBuf, Former), CniError> {
     let (plain, own) = names(directory, attachment);
-    let failed = |what: &Path, error: io::Error| {
-        let msg = format!(
-            "failed to keep the delegate's configuration for DEL in {}: {error}: make room, or set \"dataDir\" to \
-             a directory that can be written",
-            what.display()
-        );
-        CniError::new(error::OTHER, msg)
+    // A file for another network is a container's whose id ends with this interface: it needs it for its DEL.
+    let (file, mut former) = match (read_for(own.clone(), &delegate.network), read(plain.clone())) {
+        (Saved::Nothing, Saved::Nothing) => (plain, Former::Nothing),
+        (Saved::Nothing, Saved::Broken(..)) => (plain, Former::Possible),
+        (Saved::Config(..) | Saved::Broken(..), _) | (_, Saved::Config(..)) => (own, Former::Possible),
     };
-    let (file, former) = match (own.exists(), read(plain.clone())) {
-        (false, Saved::Nothing) => (plain, Former::Nothing),
-        (false, Saved::Broken(..)) => (plain, Former::Possible),
-        (true, _) | (_, Saved::Config(..)) => (own, Former::Possible),
-    };
-    let written = match files::replace(&file, text.as_bytes()) {
-        // The directory is made here because its files may hold what pods are told in confidence.
+    let text = delegate.text.as_bytes();
+    let written = match files::replace(&file, text) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(|error| failed(Path::new(directory), error))?;
-            files::replace(&file, text.as_bytes())
+            make(directory).map_err(|error| failed(Path::new(directory), error))?;
+            former = Former::Unknown;
+            files::replace(&file, text)
         }
         outcome => outcome,
     };
     written.map_err(|error| failed(&file, error))?;
     Ok((file, former))
+}
+
+/// Says whether [`keep`] could write: makes the directory if it is missing, and writes and removes a file in it.
+///
+/// # Errors
+/// Code 999 with the path.
+pub(crate) fn check_writable(directory: &str) -> Result<(), CniError> {
+    let file = Path::new(directory).join(format!(".status-{}", std::process::id()));
+    make(directory)
+        .and_then(|()| files::check_writable(&file))
+        .map_err(|error| failed(Path::new(directory), error))
+}
+
+/// The directory is made for root only because its files may hold what pods are told in confidence.
+fn make(directory: &str) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn failed(what: &Path, error: io::Error) -> CniError {
+    let msg = format!(
+        "failed to keep the delegate's configuration for DEL in {}: {error}: make room, or set \"dataDir\" to \
+         a directory that can be written",
+        what.display()
+    );
+    CniError::new(error::OTHER, msg)
 }
 
 /// Removes what an ADD of the attachment left beside its files if it was killed while it wrote one.
@@ -151,6 +184,14 @@ fn names(directory: &str, Attachment { container, ifname }: &Attachment) -> (Pat
     (directory.join(container), directory.join(format!("{container}-{ifname}")))
 }
 
+/// [`read`]; a file that is for another network is none.
+fn read_for(file: PathBuf, network: &str) -> Saved {
+    match read(file) {
+        Saved::Config(_, delegate) if delegate.network != network => Saved::Nothing,
+        found => found,
+    }
+}
+
 fn read(file: PathBuf) -> Saved {
     match files::read(&file) {
         Ok(bytes) => match Delegate::from_kept(&bytes) {
@@ -178,6 +219,10 @@ mod tests {
         Attachment { container: container.to_owned(), ifname: ifname.to_owned() }
     }
 
+    fn keep(directory: &str, attachment: &Attachment, text: &str) -> Result<(PathBuf, Former), CniError> {
+        super::keep(directory, attachment, &Delegate::from_kept(text.as_bytes()).unwrap())
+    }
+
     fn kept(directory: &str, ifname: &str, network: &str) -> Option<(String, String)> {
         match find(directory, &attachment("c1", ifname), network) {
             Saved::Config(file, delegate) => {
@@ -196,8 +241,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("new/flannel");
         let directory = directory.to_str().unwrap();
-        keep(directory, &attachment("c1", "eth0"), A).unwrap();
-        keep(directory, &attachment("c1", "net1"), B).unwrap();
+        assert_eq!(keep(directory, &attachment("c1", "eth0"), A).unwrap().1, Former::Unknown);
+        assert_eq!(keep(directory, &attachment("c1", "net1"), B).unwrap().1, Former::Possible);
         assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
         assert_eq!(kept(directory, "net1", "b"), pair("c1-net1", B));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -206,8 +251,8 @@ mod tests {
         assert_eq!(fs::read_dir(directory).unwrap().count(), 2);
         // The plain name is free again, but the file of the interface still stands.
         remove(&Path::new(directory).join("c1")).unwrap();
-        keep(directory, &attachment("c1", "net1"), A).unwrap();
-        assert_eq!(kept(directory, "net1", "a"), pair("c1-net1", A));
+        keep(directory, &attachment("c1", "net1"), B).unwrap();
+        assert_eq!(kept(directory, "net1", "b"), pair("c1-net1", B));
         assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
     }
 
@@ -238,6 +283,36 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_a_container_whose_id_ends_with_the_interface_is_left_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().to_str().unwrap();
+        let (other, file) = (attachment("c1-eth0", "eth0"), root.path().join("c1-eth0"));
+        let one = attachment("c1", "eth0");
+        let plain = keep(directory, &one, A).unwrap().0;
+        assert_eq!(keep(directory, &other, B).unwrap(), (file.clone(), Former::Nothing));
+        assert_eq!(kept(directory, "eth0", "a"), pair("c1", A));
+        assert_eq!(earlier(directory, &one, "a", &plain), None);
+        // The other order.
+        remove(&plain).unwrap();
+        assert!(matches!(find(directory, &one, "a"), Saved::Nothing));
+        assert_eq!(keep(directory, &one, A).unwrap(), (plain, Former::Nothing));
+        assert_eq!((kept(directory, "eth0", "a"), fs::read(&file).unwrap()), (pair("c1", A), B.into()));
+    }
+
+    #[test]
+    fn the_file_of_an_earlier_add_is_found_beside_that_of_the_last_one() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().to_str().unwrap();
+        let one = attachment("c1", "eth0");
+        let first = keep(directory, &one, A).unwrap();
+        assert_eq!(earlier(directory, &one, "a", &first.0), None);
+        let second = keep(directory, &one, A).unwrap();
+        assert_eq!((first.1, second.1), (Former::Nothing, Former::Possible));
+        assert_eq!(earlier(directory, &one, "a", &second.0), Some(first.0));
+        assert_eq!(earlier(directory, &one, "b", &second.0), None);
+    }
+
+    #[test]
     fn an_unusable_file_is_reported_and_written_over() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().to_str().unwrap();
@@ -258,6 +333,10 @@ mod tests {
     fn a_directory_that_cannot_be_made_is_named_with_the_remedy() {
         let error = keep("/proc/nowhere", &attachment("c1", "eth0"), A).unwrap_err();
         assert!(error.msg.contains("/proc/nowhere") && error.msg.contains("dataDir"), "{}", error.msg);
+        assert_eq!(check_writable("/proc/nowhere").unwrap_err().msg, error.msg);
+        let root = tempfile::tempdir().unwrap();
+        check_writable(root.path().join("new/flannel").to_str().unwrap()).unwrap();
+        assert_eq!(fs::read_dir(root.path().join("new/flannel")).unwrap().count(), 0);
         assert!(matches!(find("/dev/null", &attachment("c1", "eth0"), "a"), Saved::Nothing));
     }
 }

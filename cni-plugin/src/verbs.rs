@@ -10,11 +10,12 @@ use crate::conf::{Delegate, Network};
 use crate::delegate::Failure;
 use crate::env::{Call, Verb};
 use crate::error::{self, CniError};
+use crate::host_local::allocate::Origin;
 use crate::policy::Handshake;
 use crate::result::pretty;
 use crate::saved::{self, Saved};
 use crate::way::ResolvedRoute;
-use crate::{node, note, policy};
+use crate::{gc, node, note, policy};
 
 /// Connects a pod; gives the delegate's result.
 ///
@@ -26,7 +27,7 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
         .map_err(|error| CniError::new(error::TRY_AGAIN_LATER, error))?;
     let delegate = network.delegate(&node)?;
     let way = ResolvedRoute::of(call, network, &delegate, Verb::Add)?;
-    let (file, former) = saved::keep(&network.data_dir, &call.attachment, &delegate.text)?;
+    let (file, former) = saved::keep(&network.data_dir, &call.attachment, &delegate)?;
     let mut handshake =
         node.policy_socket.as_deref().map(|socket| Handshake::new(socket, call, network.policy_wait));
     let mut untold = ();
@@ -50,7 +51,7 @@ pub(crate) fn add(call: &Call, network: &Network) -> Result<String, CniError> {
 /// Takes back what an ADD made whose pod must not start. The runtime's DEL does it again; a pod that the runtime
 /// keeps in spite of the failure has no network meanwhile.
 fn undo(way: &ResolvedRoute, call: &Call, delegate: &Delegate, file: &Path) {
-    match way.del(call, delegate) {
+    match way.del(call, delegate, Origin::Other) {
         Ok(()) => removed(saved::remove(file)),
         Err(failure) => note(&format!("left for DEL: {}", CniError::from(failure).msg)),
     }
@@ -62,13 +63,16 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
     call.check_netns()?;
     match find(call, network) {
         Saved::Config(file, delegate) => {
-            run_del(call, network, &delegate)?;
-            removed(saved::remove(&file));
+            let earlier = earlier(call, network, &file);
+            let origin = if earlier.is_none() { Origin::OnlyAdd } else { Origin::Other };
+            run_del(call, network, &delegate, origin)?;
+            forget(call, &delegate, &file, earlier);
         }
         Saved::Broken(file, why) => {
             note(&format!("{}: {why}: taking the pod down by the network configuration", file.display()));
-            run_del(call, network, &anew(network)?)?;
-            removed(saved::remove(&file));
+            let delegate = anew(network)?;
+            run_del(call, network, &delegate, Origin::Other)?;
+            forget(call, &delegate, &file, earlier(call, network, &file));
         }
         Saved::Nothing => del_unknown(call, network)?,
     }
@@ -78,6 +82,20 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), CniError> {
         policy::release(&socket, &call.attachment, &call.args);
     }
     Ok(())
+}
+
+/// The file that may be of an ADD before that of `file`.
+fn earlier(call: &Call, network: &Network, file: &Path) -> Option<PathBuf> {
+    saved::earlier(&network.data_dir, &call.attachment, &network.name, file)
+}
+
+/// Removes what was kept for an attachment that is gone: its file, and that of an `earlier` ADD. This is told from the file
+/// of another attachment of the container by the addresses, which that one would still hold.
+fn forget(call: &Call, delegate: &Delegate, file: &Path, earlier: Option<PathBuf>) {
+    removed(saved::remove(file));
+    if let Some(earlier) = earlier.filter(|_| gc::holds_nothing(delegate, &call.attachment.container)) {
+        removed(saved::remove(&earlier));
+    }
 }
 
 /// Where the agent is told about pods that are gone, if `subnet.env` is there and names it.
@@ -90,14 +108,14 @@ fn policy_socket(network: &Network) -> Option<PathBuf> {
 fn del_unknown(call: &Call, network: &Network) -> Result<(), CniError> {
     let Ok(delegate) = anew(network) else { return Ok(()) };
     let Ok(way) = ResolvedRoute::of(call, network, &delegate, Verb::Del) else { return Ok(()) };
-    match way.del(call, &delegate) {
+    match way.del(call, &delegate, Origin::Other) {
         Err(Failure::Nothing(error)) if error.code == error::INCOMPATIBLE_VERSION => Ok(()),
         outcome => Ok(outcome?),
     }
 }
 
-fn run_del(call: &Call, network: &Network, delegate: &Delegate) -> Result<(), CniError> {
-    Ok(ResolvedRoute::of(call, network, delegate, Verb::Del)?.del(call, delegate)?)
+fn run_del(call: &Call, network: &Network, delegate: &Delegate, origin: Origin) -> Result<(), CniError> {
+    Ok(ResolvedRoute::of(call, network, delegate, Verb::Del)?.del(call, delegate, origin)?)
 }
 
 /// Has the delegate compare the pod with the result of its ADD.
@@ -122,6 +140,7 @@ pub(crate) fn status(call: &Call, network: &Network) -> Result<(), CniError> {
     let node =
         node::read(&network.subnet_file).map_err(|error| CniError::new(error::NOT_AVAILABLE, error))?;
     let delegate = network.delegate(&node).map_err(unavailable)?;
+    saved::check_writable(&network.data_dir).map_err(unavailable)?;
     ResolvedRoute::of(call, network, &delegate, Verb::Status)
         .map_err(unavailable)?
         .status(network, &delegate)?;

@@ -8,7 +8,7 @@ use crate::conf::{Delegate, Network};
 use crate::delegate::{self, Failure};
 use crate::env::{Attachment, Call, Verb};
 use crate::error::{self, CniError};
-use crate::host_local::allocate::Former;
+use crate::host_local::allocate::{Former, Origin};
 
 /// How a delegate is run.
 #[derive(Debug)]
@@ -68,13 +68,13 @@ impl ResolvedRoute {
         }
     }
 
-    /// Disconnects the pod of this call.
+    /// Disconnects the pod of this call, by a configuration of that `origin`.
     ///
     /// # Errors
     /// [`Failure`].
-    pub(crate) fn del(&self, call: &Call, delegate: &Delegate) -> Result<(), Failure> {
+    pub(crate) fn del(&self, call: &Call, delegate: &Delegate, origin: Origin) -> Result<(), Failure> {
         match self {
-            Self::InProcess(config) => bridge::del(config, pod(call)).map_err(halfway),
+            Self::InProcess(config) => bridge::del(config, pod(call), origin).map_err(halfway),
             Self::Program(program) => delegate::run(program, Verb::Del, &delegate.text).map(drop),
         }
     }
@@ -86,7 +86,7 @@ impl ResolvedRoute {
     pub(crate) fn del_gone(&self, delegate: &Delegate, attachment: &Attachment) -> Result<(), Failure> {
         match self {
             Self::InProcess(config) => {
-                bridge::del(config, Pod { attachment, netns: OsStr::new("") }).map_err(halfway)
+                bridge::del(config, Pod { attachment, netns: OsStr::new("") }, Origin::Other).map_err(halfway)
             }
             Self::Program(program) => {
                 delegate::run_for(program, Verb::Del, &delegate.text, Some(attachment)).map(drop)

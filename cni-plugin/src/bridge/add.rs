@@ -42,14 +42,19 @@ pub(crate) fn add(
     let namespace = Namespace::open(pod.netns)
         .map_err(|missing| format!("failed to open netns {:?}: {}", pod.netns, missing.text()))?;
     let ifname = &pod.attachment.ifname;
+    // A pod that has its link keeps its addresses, what was announced of it, and its gateway on the bridge.
+    if former == Former::Possible && has_link(&namespace, ifname) {
+        return Err(is_taken(ifname));
+    }
     // A former link of the pod says more than its former address.
     let allocated = allocate::add(&config.ipam, pod.attachment, former)
         .map_err(|error| if has_link(&namespace, ifname) { is_taken(ifname) } else { error })?;
+    let reserved = allocated.ips.clone();
     let outcome = attach(&mut host, config, pod, (&bridge, &namespace), allocated, witness);
     if outcome.is_err() {
         // The runtime's DEL would do it as well, if it comes.
         witness.failed();
-        let _ = allocate::del(&config.ipam, pod.attachment, &[]);
+        allocate::take_back(&config.ipam, pod.attachment, &reserved);
     }
     outcome
 }
@@ -63,13 +68,10 @@ fn attach(
     allocated: Allocated,
     witness: &mut dyn Witness,
 ) -> Result<Attached, String> {
-    let gateways: Vec<IpNet> = allocated
-        .ips
-        .iter()
-        .filter_map(|ip| IpNet::new(ip.gateway?, ip.address.prefix_len()).ok())
-        .filter(|_| config.is_gateway)
-        .collect();
-    gateway::ensure(host, bridge, &gateways, config.force_address)?;
+    if config.is_gateway {
+        let gateways = gateway::of(&allocated.ips)?;
+        gateway::ensure(host, bridge, &gateways, config.force_address)?;
+    }
     let name = random_name();
     witness.reserved(&name, &allocated.ips);
     let port = add_pair(host, config, (bridge, namespace), &pod.attachment.ifname, name)?;

@@ -8,7 +8,24 @@ use crate::netlink::link::{self, Link};
 use crate::netlink::message::Message;
 use crate::netlink::socket::Socket;
 use crate::netlink::{Errno, address, netconf};
+use crate::result::Ip;
 use crate::sysctl;
+
+/// The gateways of a pod's addresses, each with the prefix length of its address.
+///
+/// # Errors
+/// A sentence, when one is of the other family than its address.
+pub(super) fn of(ips: &[Ip]) -> Result<Vec<IpNet>, String> {
+    let with_length = |ip: &Ip| {
+        let gateway = ip.gateway.filter(|gateway| gateway.is_ipv6() == ip.address.addr().is_ipv6());
+        let gateway = gateway.ok_or_else(|| {
+            let given = ip.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+            format!("gateway {given:?} can't be that of {}: give one of the same family", ip.address)
+        })?;
+        IpNet::new(gateway, ip.address.prefix_len()).map_err(|error| error.to_string())
+    };
+    ips.iter().map(with_length).collect()
+}
 
 /// Sees that the bridge has these addresses, and that the node forwards.
 ///

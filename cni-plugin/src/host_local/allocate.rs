@@ -24,8 +24,19 @@ pub(crate) struct Allocated {
 pub(crate) enum Former {
     /// It is new: nothing is kept of an ADD, so that nothing is reserved for it. The reservations need not be read.
     Nothing,
+    /// Nothing is kept of any attachment: it is the first one of this node, or what was kept was lost.
+    Unknown,
     /// Addresses may be reserved for it.
     Possible,
+}
+
+/// Where the configuration of a DEL comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It was kept by the only ADD of the attachment, which reserved an address of each of its sets.
+    OnlyAdd,
+    /// From elsewhere: it does not tell how many addresses there are.
+    Other,
 }
 
 /// Reserves an address of each set.
@@ -44,7 +55,7 @@ pub(crate) fn add(
     match outcome {
         Ok(ips) => Ok(Allocated { ips, dns }),
         Err(error) => {
-            reserved.iter().for_each(|address| store.give_back(*address));
+            reserved.iter().for_each(|address| store.give_back(*address, attachment));
             Err(error)
         }
     }
@@ -57,8 +68,8 @@ fn allocate(
     reserved: &mut Vec<IpAddr>,
 ) -> Result<Vec<Ip>, String> {
     let own = match former {
-        Former::Nothing => Vec::new(),
-        Former::Possible => store.addresses_of(attachment),
+        Former::Nothing if !reclaim::is_recorded(&config.network, attachment) => Vec::new(),
+        Former::Nothing | Former::Unknown | Former::Possible => store.addresses_of(attachment)?,
     };
     let mut requested = config.requested.clone();
     let mut ips = Vec::new();
@@ -127,9 +138,9 @@ fn reserve_free<'a>(
     {
         return Ok((address, range));
     }
-    let mut free = set.free(last, &store.addresses());
+    let mut free = set.free(last, &store.addresses()?);
     if free.is_none() && release_leaks(config, store) {
-        free = set.free(last, &store.addresses());
+        free = set.free(last, &store.addresses()?);
     }
     let (address, range) =
         free.ok_or_else(|| format!("no IP addresses available in range set: {}", set.text()))?;
@@ -155,16 +166,33 @@ fn release_leaks(config: &HostLocalConfig, store: &Store) -> bool {
     !released.is_empty()
 }
 
-/// Gives back the addresses of an attachment, of which the pod had `seen`.
+/// Gives back all addresses of an attachment, of which the pod had `seen`.
 ///
 /// # Errors
-/// A sentence, when the directory can't be had.
-pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment, seen: &[IpAddr]) -> Result<(), String> {
+/// A sentence with the directory, or with the files of the addresses that stay reserved.
+pub(crate) fn del(
+    config: &HostLocalConfig,
+    attachment: &Attachment,
+    origin: Origin,
+    seen: &[IpAddr],
+) -> Result<(), String> {
     let Some(store) = Store::existing(config.data_dir(), &config.network)? else { return Ok(()) };
+    // An address that is asked for is reserved also for an attachment that has one.
+    let count = match origin {
+        Origin::OnlyAdd if config.requested.is_empty() => Some(config.sets.len()),
+        Origin::OnlyAdd | Origin::Other => None,
+    };
     let possible = |address: &IpAddr| config.sets.iter().any(|set| set.range_of(*address).is_some());
     let seen: Vec<_> = seen.iter().copied().filter(possible).collect();
-    store.release(attachment, config.sets.len(), &seen);
-    Ok(())
+    store.release(attachment, count, &seen)
+}
+
+/// Takes back what [`add`] reserved for an ADD that failed later. Addresses that the attachment had before stay: its pod
+/// may use them. What can't be removed is left to the runtime's DEL.
+pub(crate) fn take_back(config: &HostLocalConfig, attachment: &Attachment, ips: &[Ip]) {
+    if let Ok(Some(store)) = Store::existing(config.data_dir(), &config.network) {
+        ips.iter().for_each(|ip| store.give_back(ip.address.addr(), attachment));
+    }
 }
 
 /// Says whether an address is reserved for the attachment.
@@ -172,8 +200,9 @@ pub(crate) fn del(config: &HostLocalConfig, attachment: &Attachment, seen: &[IpA
 /// # Errors
 /// The words of the original.
 pub(crate) fn check(config: &HostLocalConfig, attachment: &Attachment) -> Result<(), String> {
-    let store = Store::existing(config.data_dir(), &config.network)?;
-    if store.is_some_and(|store| !store.addresses_of(attachment).is_empty()) {
+    if let Some(store) = Store::existing(config.data_dir(), &config.network)?
+        && !store.addresses_of(attachment)?.is_empty()
+    {
         return Ok(());
     }
     Err(format!("host-local: Failed to find address added by container {}", attachment.container))

@@ -73,7 +73,8 @@ impl Range {
             IpNet::V4(subnet) => IpAddr::V4((u32::from(subnet.broadcast()) - 1).into()),
             IpNet::V6(_) => subnet.broadcast(),
         };
-        let gateway = address("gateway")?.map_or(Ok(first), |given| within("gateway", given))?;
+        // It may be elsewhere, as with a link-local gateway of all subnets.
+        let gateway = address("gateway")?.unwrap_or(first);
         let start = address("rangeStart")?.map_or(Ok(first), |given| within("RangeStart", given))?;
         let end = address("rangeEnd")?.map_or(Ok(last), |given| within("RangeEnd", given))?;
         if number(start) > number(end) {
@@ -229,14 +230,6 @@ mod tests {
                 "invalid range set 3: Network fd00::/127 too small to allocate from",
             ),
             (
-                json!([{"subnet": "10.9.0.0/24", "gateway": "fd00::1"}]),
-                "invalid range set 3: gateway fd00::1 not in network 10.9.0.0/24",
-            ),
-            (
-                json!([{"subnet": "fd00::/64", "gateway": "10.9.0.1"}]),
-                "invalid range set 3: gateway 10.9.0.1 not in network fd00::/64",
-            ),
-            (
                 json!([{"subnet": "10.9.0.0/24", "rangeStart": "10.8.0.1"}]),
                 "invalid range set 3: RangeStart 10.8.0.1 not in network 10.9.0.0/24",
             ),
@@ -260,6 +253,17 @@ mod tests {
         }
         for odd in [json!([{}]), json!(7), json!([7]), json!([{"subnet": 7}])] {
             assert!(RangeSet::parse(&odd, 0).unwrap_err().contains("range"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_may_be_outside_of_its_subnet() {
+        for (subnet, gateway) in
+            [("10.9.0.0/24", "169.254.1.1"), ("fd00::/64", "fe80::1"), ("10.9.0.0/24", "fd00::1")]
+        {
+            let set = set(json!([{"subnet": subnet, "gateway": gateway}]));
+            let (address, range) = set.free(None, &[]).unwrap();
+            assert_eq!((address, range.gateway), (range.start, gateway.parse::<IpAddr>().unwrap()));
         }
     }
 

@@ -2,11 +2,13 @@
 //! runtime that lost its state.
 //!
 //! A runtime keeps what it knows about an attachment in a file of its own, with the path of the pod's namespace. If
-//! there is nothing at that path any more, the pod is gone. If the runtime keeps no file, a reservation that is older
+//! there is nothing at that path any more, the pod is gone. If the file does not say, the address stays: the clock may have
+//! been set since it was reserved, and then its age says nothing. If the runtime keeps no file, a reservation that is older
 //! than this boot has no pod: no namespace outlives the kernel that it is in.
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +21,16 @@ use crate::netns::{Missing, Namespace};
 
 /// Where libcni keeps what it knows about attachments.
 const RESULTS: &str = "/var/lib/cni/results";
+
+/// Whether the runtime knows of an ADD of the attachment that has succeeded, and of no DEL.
+pub(crate) fn is_recorded(network: &str, attachment: &Attachment) -> bool {
+    fs::symlink_metadata(Path::new(RESULTS).join(record(network, attachment))).is_ok()
+}
+
+/// The name of libcni's file.
+fn record(network: &str, Attachment { container, ifname }: &Attachment) -> String {
+    format!("{network}-{container}-{ifname}")
+}
 
 /// What tells on this host whether a pod is gone.
 pub(crate) struct Evidence {
@@ -37,28 +49,32 @@ impl Evidence {
         match holder {
             Holder::Nobody => true,
             Holder::Unknown(_) => false,
-            Holder::Attachment(Attachment { container, ifname }) => {
-                match self.namespace(&format!("{network}-{container}-{ifname}")) {
-                    Known::Living => false,
-                    Known::Gone => true,
-                    Known::Nothing => self.is_older_than_boot(path),
-                }
-            }
+            Holder::Attachment(attachment) => match self.namespace(&record(network, attachment)) {
+                Known::Living | Known::Undecided => false,
+                Known::Gone => true,
+                Known::Nothing => self.is_older_than_boot(path),
+            },
             // An old version wrote it, so that it is older than this boot in any case that matters.
             Holder::Container(_) => self.is_older_than_boot(path),
         }
     }
 
     fn namespace(&self, name: &str) -> Known {
-        let Ok(content) = files::read(&self.results.join(name)) else { return Known::Nothing };
+        let content = match files::read(&self.results.join(name)) {
+            Ok(content) => content,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Known::Nothing;
+            }
+            Err(_) => return Known::Undecided,
+        };
         let entry: Value = serde_json::from_slice(&content).unwrap_or_default();
         let Some(path) = entry["netns"].as_str().filter(|path| !path.is_empty()) else {
-            return Known::Nothing;
+            return Known::Undecided;
         };
         match Namespace::open(OsStr::new(path)) {
             Ok(_) => Known::Living,
             Err(Missing::Gone(_) | Missing::NoNamespace(_)) => Known::Gone,
-            Err(Missing::Failed(_)) => Known::Nothing,
+            Err(Missing::Failed(_)) => Known::Undecided,
         }
     }
 
@@ -68,10 +84,15 @@ impl Evidence {
     }
 }
 
-/// What a runtime's file says about a pod's namespace.
+/// What a runtime knows about a pod's namespace.
 enum Known {
+    /// It is there.
     Living,
+    /// There is none at its path.
     Gone,
+    /// There is a file, which does not say where the namespace is, or can't be read.
+    Undecided,
+    /// There is no file.
     Nothing,
 }
 
@@ -104,9 +125,14 @@ mod tests {
             fs::write(&entry, json!({"netns": netns}).to_string()).unwrap();
             assert_eq!((gone(before), gone(after)), (expected, expected), "{netns}");
         }
-        // A runtime that does not write where the namespace is.
-        fs::write(&entry, "{}").unwrap();
-        assert!(!gone(before) && gone(after));
+        // A runtime that does not write where the namespace is, or whose file was damaged.
+        for content in ["{}", r#"{"netns":""}"#, "", "\0\0"] {
+            fs::write(&entry, content).unwrap();
+            assert!(!gone(before) && !gone(after), "{content:?}");
+        }
+        fs::remove_file(&entry).unwrap();
+        fs::create_dir(&entry).unwrap();
+        assert!(!gone(before) && !gone(after));
         assert!(evidence(before).is_gone("n", &Holder::Nobody, &path));
         assert!(!evidence(after).is_gone("n", &Holder::Unknown("permission denied".into()), &path));
     }

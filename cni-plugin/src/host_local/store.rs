@@ -17,6 +17,10 @@ pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 /// The file whose lock protects the reservations.
 const LOCK: &str = "lock";
 
+/// For a file system that takes no changes.
+const REMEDY: &str =
+    "make room, or make it writable, or set \"dataDir\" of \"ipam\" to a directory that can be written";
+
 /// The reservations of one network. While the value lives, no other process changes them.
 pub(crate) struct Store {
     directory: PathBuf,
@@ -42,6 +46,17 @@ impl Reservation {
             Err(error) => Holder::Unknown(error.to_string()),
         };
         Self { address, path, holder }
+    }
+
+    /// Gives the address back.
+    fn remove(&self) -> Result<(), String> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let path = self.path.display();
+                Err(format!("{path} can't be removed: {error}: the address stays reserved; {REMEDY}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -137,24 +152,51 @@ impl Store {
         Ok(Self { directory, _lock: lock })
     }
 
+    /// Writes and removes a file, which shows what a lock does not: whether the file system takes a reservation.
+    ///
+    /// # Errors
+    /// The system's, with the directory and the remedy.
+    pub(crate) fn check_writable(&self) -> Result<(), String> {
+        files::check_writable(&self.temporary()).map_err(|error| {
+            let directory = self.directory.display();
+            format!("no address can be reserved in {directory}: {error}: {REMEDY}")
+        })
+    }
+
     /// The names of the files of reserved addresses, sorted by these.
-    fn files(&self) -> Vec<(IpAddr, OsString)> {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+    ///
+    /// # Errors
+    /// The system's, with the directory: an address that is not seen would be lost, or given away twice.
+    fn files(&self) -> Result<Vec<(IpAddr, OsString)>, String> {
         let named = |name: OsString| Some((name.to_str()?.parse().ok()?, name));
-        let mut files: Vec<_> = entries.filter_map(|entry| named(entry.file_name())).collect();
+        let list = || {
+            let mut files = Vec::new();
+            for entry in fs::read_dir(&self.directory)? {
+                files.extend(named(entry?.file_name()));
+            }
+            Ok(files)
+        };
+        let mut files =
+            list().map_err(|error: io::Error| format!("reading {}: {error}", self.directory.display()))?;
         files.sort();
-        files
+        Ok(files)
     }
 
     /// All reserved addresses, sorted. No file is opened for it.
-    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        self.files().into_iter().map(|(address, _)| address).collect()
+    ///
+    /// # Errors
+    /// The system's, with the directory.
+    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, String> {
+        Ok(self.files()?.into_iter().map(|(address, _)| address).collect())
     }
 
     /// All reservations, in the order of their addresses.
-    pub(crate) fn reservations(&self) -> Vec<Reservation> {
+    ///
+    /// # Errors
+    /// The system's, with the directory; of a file that can't be read only the holder is unknown.
+    pub(crate) fn reservations(&self) -> Result<Vec<Reservation>, String> {
         let read = |(address, name)| Reservation::read(address, self.directory.join::<OsString>(name));
-        self.files().into_iter().map(read).collect()
+        Ok(self.files()?.into_iter().map(read).collect())
     }
 
     fn path(&self, address: IpAddr) -> PathBuf {
@@ -162,9 +204,12 @@ impl Store {
     }
 
     /// The addresses that are reserved for the attachment.
-    pub(crate) fn addresses_of(&self, attachment: &Attachment) -> Vec<IpAddr> {
-        let all = self.reservations().into_iter();
-        all.filter(|one| one.holder.is(attachment)).map(|one| one.address).collect()
+    ///
+    /// # Errors
+    /// The system's, with the directory.
+    pub(crate) fn addresses_of(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, String> {
+        let all = self.reservations()?.into_iter();
+        Ok(all.filter(|one| one.holder.is(attachment)).map(|one| one.address).collect())
     }
 
     /// Reserves an address for the attachment, and notes it as the last one of the range set number `set`.
@@ -237,30 +282,40 @@ impl Store {
     /// Gives back the addresses of the attachment; those that are noted for its container alone only if there
     /// are no others, as the original does.
     ///
-    /// An attachment has one address of each range set. If the pod had been `seen` with as many that are reserved for it, the
-    /// other reservations are not read.
-    pub(crate) fn release(&self, attachment: &Attachment, sets: usize, seen: &[IpAddr]) {
+    /// All reservations are read, unless it is known how many addresses the attachment has, and the pod had been `seen` with as
+    /// many that are reserved for it.
+    ///
+    /// # Errors
+    /// The addresses that could not be given back, with their files. The others are free.
+    pub(crate) fn release(
+        &self,
+        attachment: &Attachment,
+        count: Option<usize>,
+        seen: &[IpAddr],
+    ) -> Result<(), String> {
         let _ = fs::remove_file(self.temporary());
         let exact =
             |one: &Reservation| matches!(&one.holder, Holder::Attachment(holder) if holder == attachment);
-        let seen = seen.iter().collect::<BTreeSet<_>>().into_iter();
+        let seen = seen.iter().collect::<BTreeSet<_>>().into_iter().filter(|_| count.is_some());
         let read = |address: &IpAddr| Reservation::read(*address, self.path(*address));
         let mut own: Vec<_> = seen.map(read).filter(exact).collect();
-        if own.is_empty() || own.len() != sets {
-            own = self.reservations();
+        if own.is_empty() || Some(own.len()) != count {
+            own = self.reservations()?;
             own.retain(|one| one.holder.is(attachment));
             if own.iter().any(exact) {
                 own.retain(exact);
             }
         }
-        for one in own {
-            let _ = fs::remove_file(&one.path);
-        }
+        let failures: Vec<_> = own.iter().filter_map(|one| one.remove().err()).collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 
-    /// Gives back one address.
-    pub(crate) fn give_back(&self, address: IpAddr) {
-        let _ = fs::remove_file(self.path(address));
+    /// Gives back one address if it is reserved for the attachment.
+    pub(crate) fn give_back(&self, address: IpAddr, attachment: &Attachment) {
+        let one = Reservation::read(address, self.path(address));
+        if matches!(&one.holder, Holder::Attachment(holder) if holder == attachment) {
+            let _ = one.remove();
+        }
     }
 
     /// Gives back every address whose holder `is_gone`; gives what was given back.
@@ -272,13 +327,14 @@ impl Store {
         mut is_gone: impl FnMut(&Holder, &Path) -> bool,
     ) -> (Vec<Reservation>, Vec<String>) {
         let (mut released, mut failures) = (Vec::new(), Vec::new());
-        for one in self.reservations() {
-            if !is_gone(&one.holder, &one.path) {
-                continue;
-            }
-            match fs::remove_file(&one.path) {
+        let reservations = self.reservations().unwrap_or_else(|error| {
+            failures.push(error);
+            Vec::new()
+        });
+        for one in reservations.into_iter().filter(|one| is_gone(&one.holder, &one.path)) {
+            match one.remove() {
                 Ok(()) => released.push(one),
-                Err(error) => failures.push(format!("{} can't be removed: {error}", one.path.display())),
+                Err(error) => failures.push(error),
             }
         }
         (released, failures)
@@ -338,16 +394,40 @@ mod tests {
         assert_eq!(store.reserve("fc00::2".parse().unwrap(), &attachment("c1", "eth0"), 1), Ok(true));
         fs::write(directory.path().join("n/strange"), "c1\r\neth0").unwrap();
         fs::create_dir(directory.path().join("n/10.1.17.3")).unwrap();
-        let found = store.reservations();
+        let found = store.reservations().unwrap();
         assert_eq!(found.len(), 3);
         assert!(matches!(found[1].holder, Holder::Unknown(_)));
         assert_eq!(store.last_reserved(1), Some("fc00::2".parse().unwrap()));
-        store.release(&attachment("c1", "eth0"), 1, &[]);
-        assert_eq!(store.reservations().len(), 1);
+        store.release(&attachment("c1", "eth0"), None, &[]).unwrap();
+        assert_eq!(store.reservations().unwrap().len(), 1);
     }
 
     #[test]
-    fn addresses_that_a_pod_had_are_given_back_if_they_are_its_own_and_all_that_it_has() {
+    fn all_addresses_of_an_attachment_are_given_back_and_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), "n").unwrap();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (one, two) = (attachment("c1", "eth0"), attachment("c1", "net1"));
+        for (text, holder) in
+            [("10.1.17.2", &one), ("fc00::2", &one), ("10.1.17.3", &two), ("10.2.0.2", &one)]
+        {
+            store.reserve(address(text), holder, 0).unwrap();
+        }
+        fs::write(directory.path().join("n/10.1.17.4"), "c1").unwrap();
+        let of_others = ["10.1.17.3", "10.1.17.4"].map(address);
+        store.give_back(of_others[0], &one);
+        store.give_back(of_others[1], &one);
+        assert_eq!(store.release(&one, None, &[]), Ok(()));
+        assert_eq!(store.addresses().unwrap(), of_others);
+        // Of a version that did not write interfaces, once there is no other.
+        assert_eq!(store.release(&one, None, &[]), Ok(()));
+        assert_eq!(store.addresses().unwrap(), of_others[..1]);
+        store.give_back(of_others[0], &two);
+        assert!(store.addresses().unwrap().is_empty());
+    }
+
+    #[test]
+    fn other_reservations_are_read_unless_the_pod_had_as_many_addresses_as_it_has_to_have() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path(), "n").unwrap();
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
@@ -357,17 +437,34 @@ mod tests {
         {
             store.reserve(address(text), holder, set).unwrap();
         }
-        let left = |sets: usize, seen: &[&str]| {
+        let left = |count: Option<usize>, seen: &[&str]| {
             let seen: Vec<_> = seen.iter().map(|text| address(text)).collect();
-            store.release(&one, sets, &seen);
-            store.addresses()
+            store.release(&one, count, &seen).unwrap();
+            store.addresses().unwrap()
         };
-        // Two of two sets: what else there is was not looked for.
+        // Two of two: what else there is was not looked for.
         let twice = ["10.1.17.2", "fc00::2", "fc00::2", "127.0.0.1", "10.1.17.3"];
-        assert_eq!(left(2, &twice), [address("10.1.17.3"), address("10.2.0.2")]);
-        // One of two sets, and one that is another pod's.
-        store.reserve(address("10.1.17.2"), &one, 0).unwrap();
-        assert_eq!(left(2, &["10.1.17.2", "10.1.17.2", "10.1.17.3"]), [address("10.1.17.3")]);
+        assert_eq!(left(Some(2), &twice), [address("10.1.17.3"), address("10.2.0.2")]);
+        // One of two, one that is another pod's, and an unknown number.
+        for (count, seen) in
+            [(Some(2), &["10.1.17.2", "10.1.17.2", "10.1.17.3"][..]), (None, &["10.1.17.2"]), (Some(1), &[])]
+        {
+            store.reserve(address("10.1.17.2"), &one, 0).unwrap();
+            store.reserve(address("10.2.0.2"), &one, 2).unwrap();
+            assert_eq!(left(count, seen), [address("10.1.17.3")]);
+        }
+    }
+
+    #[test]
+    fn reservations_that_can_not_be_listed_are_an_error_and_not_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), "n").unwrap();
+        fs::remove_dir_all(directory.path()).unwrap();
+        let error = store.release(&attachment("c1", "eth0"), None, &[]).unwrap_err();
+        assert!(error.starts_with(&format!("reading {}/n: ", directory.path().display())), "{error}");
+        assert_eq!(store.addresses().unwrap_err(), error);
+        assert_eq!(store.release_if(|_, _| true).1, [error]);
+        assert!(store.check_writable().unwrap_err().contains("no address can be reserved in "));
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn ranges_of_the_runtime_that_make_no_sense_are_named() {
         ),
         (
             json!([[{"subnet": "fd00::/64", "gateway": "10.2.0.1"}]]),
-            "gateway 10.2.0.1 not in network fd00::/64",
+            "gateway \"10.2.0.1\" can't be that of fd00::1/64: give one of the same family",
         ),
         (json!([[{"subnet": "10.2.0.0/31"}]]), "Network 10.2.0.0/31 too small to allocate from"),
         (json!([[{"subnet": "10.2.0.0/32"}]]), "Network 10.2.0.0/32 too small to allocate from"),

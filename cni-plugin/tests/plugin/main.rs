@@ -24,6 +24,7 @@ mod pods;
 mod policy;
 mod portmap;
 mod refusals;
+mod reserved;
 mod runtime;
 mod status;
 mod storm;

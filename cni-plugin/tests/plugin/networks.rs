@@ -111,3 +111,29 @@ fn gc_of_one_network_leaves_the_others_attachments_of_the_same_pods() {
         (vec!["10.1.17.2".into()], vec!["10.2.17.3".into()])
     );
 }
+
+#[test]
+fn a_container_whose_id_ends_with_an_interface_keeps_its_file_in_a_directory_of_two_networks() {
+    for first in [0, 1] {
+        let node = Node::with_namespace(V4);
+        let networks = [node.network("first", "1.0.0", json!({})), second(&node, "flannel")];
+        let namespaces = [Namespace::new(), Namespace::new()];
+        let paths = namespaces.each_ref().map(Namespace::path);
+        let call = |verb: &str, which: usize| {
+            let pod = Pod { container: ["c1", "c1-eth0"][which], ifname: "eth0", netns: &paths[which] };
+            node.call(verb, pod, &networks[which]).result();
+        };
+        for which in [first, 1 - first] {
+            call("ADD", which);
+        }
+        assert_eq!(node.kept(), ["c1", "c1-eth0"], "{first}");
+        for _ in 0..2 {
+            call("DEL", 0);
+            assert_eq!(node.kept(), ["c1-eth0"], "{first}");
+            assert_eq!((node.reserved("first").len(), node.reserved("second").len()), (0, 1), "{first}");
+            assert_eq!(namespaces[1].links(), ["lo", "eth0"], "{first}");
+        }
+        call("DEL", 1);
+        assert_eq!((node.kept(), node.reserved("second")), (vec![], vec![]), "{first}");
+    }
+}

@@ -70,6 +70,13 @@ fn what_would_make_every_add_fail_is_told_with_cause_and_remedy() {
     told(json!({"type": "ptp"}), "/nowhere", r#"failed to find plugin "ptp" in path [/nowhere]"#, "install");
     let missing = r#"failed to find plugin "bridge" in path [/nowhere]"#;
     told(json!({"vlan": 7}), "/nowhere", missing, r#"the built-in bridge does not have "vlan""#);
+    let mut network = node.network("n", "1.1.0", json!({}));
+    for data_dir in ["/proc/nowhere", "/dev/null/flannel"] {
+        network["dataDir"] = json!(data_dir);
+        let (code, msg) = node.call("STATUS", POD, &network).error();
+        let expected = format!("failed to keep the delegate's configuration for DEL in {data_dir}: ");
+        assert!(code == 50 && msg.starts_with(&expected) && msg.contains("set \"dataDir\""), "{code} {msg}");
+    }
     told(json!({"name": "x"}), "/usr/lib/cni", "must not have 'name' field", "set by flannel");
     fs::write(node.path("subnet.env"), "FLANNEL_MTU=much\n").unwrap();
     told(json!({}), "/usr/lib/cni", "FLANNEL_MTU=\"much\" is not a number", "restart flanneld");
