@@ -96,6 +96,8 @@ pub struct NotificationFilter {
     pub choosing: bool,
     /// It is waited for a bridge to lose its last port.
     pub draining: bool,
+    /// The kernel refuses a device of ours: another one that goes may be what stands in its way.
+    pub refused: bool,
     /// The addresses that [`Kernel::direct`] was asked about and whether they were found to be direct; with
     /// any of them, routes of others matter too.
     pub neighbours: Arc<BTreeMap<IpAddr, bool>>,

@@ -50,6 +50,33 @@ fn the_kernel_wakes_us_for_damage_and_neither_for_our_own_work_nor_for_strangers
     watched(&agent, desired, HARMLESS, DAMAGE);
 }
 
+#[test]
+fn a_device_of_another_program_that_goes_wakes_us_while_the_kernel_refuses_one_of_ours() {
+    let fabric = Fabric::new().unwrap();
+    let machine = fabric.node().unwrap();
+    let mut agent = Agent::new(&machine, VXLAN);
+    let desired = Arc::new(agent.desired(&leases(&agent.network, 2)));
+    agent.converge(&desired);
+    let (comes, goes) = ("link add br9 type bridge", "link del br9");
+    let refused = NotificationFilter { refused: true, ..filter(&agent, &desired) };
+    watched_with(&agent, refused, &[comes], &[goes]);
+    watched_with(&agent, filter(&agent, &desired), &[comes, goes], &[]);
+}
+
+/// What an agent cares about that desires this.
+fn filter(agent: &Agent<'_>, desired: &Arc<KernelState>) -> NotificationFilter {
+    let host = agent.machine.namespace().run(|| {
+        let mut kernel = Netlink::open().unwrap();
+        kernel.observe(desired, &Scope::default()).unwrap().host
+    });
+    NotificationFilter {
+        desired: Arc::clone(desired),
+        host: Arc::new(host),
+        scope: agent.scope(),
+        ..NotificationFilter::default()
+    }
+}
+
 /// Has the listener hear of each of these, and checks whether it wakes the agent.
 pub(super) fn watched(
     agent: &Agent<'_>,
@@ -57,17 +84,17 @@ pub(super) fn watched(
     harmless: &[&'static str],
     damage: &[&'static str],
 ) {
+    watched_with(agent, filter(agent, &desired), harmless, damage);
+}
+
+/// The same with this filter.
+fn watched_with(
+    agent: &Agent<'_>,
+    filter: NotificationFilter,
+    harmless: &[&'static str],
+    damage: &[&'static str],
+) {
     let machine = agent.machine;
-    let host = agent.machine.namespace().run(|| {
-        let mut kernel = Netlink::open().unwrap();
-        kernel.observe(&desired, &Scope::default()).unwrap().host
-    });
-    let filter = NotificationFilter {
-        desired: Arc::clone(&desired),
-        host: Arc::new(host),
-        scope: agent.scope(),
-        ..NotificationFilter::default()
-    };
     let notified = Mutex::new(Notified::new(filter));
     machine.namespace().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

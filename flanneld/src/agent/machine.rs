@@ -460,6 +460,7 @@ impl Machine {
             self.ownership.previous = Previous::default();
         }
         self.turn.sound = trouble.is_none();
+        self.view.interest.refused = trouble.is_some();
         if report.failed.is_empty() && report.settled { Outcome::Done } else { Outcome::Again }
     }
 }

@@ -1,6 +1,8 @@
 //! What somebody breaks on a living node is put right, and pods go on talking.
 
-use crate::bed::{Cluster, HOST_GW, VXLAN};
+use crate::bed::{Cluster, HOST_GW, LIMIT, VXLAN};
+
+const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/56","Backend":{"Type":"vxlan"}}"#;
 
 #[test]
 fn every_damage_to_a_tunnel_heals_by_itself() {
@@ -78,6 +80,21 @@ fn traffic_rules_are_restored_while_the_kernel_refuses_the_device() {
     a.wait("the rules", || a.rules() == healthy);
     assert!(!a.is_ready() && a.verbose().contains(r#""rules":"met""#), "{}", a.verbose());
     a.ip("link del other");
+    a.wait("readiness", || a.is_ready());
+}
+
+/// The kernel refuses a device where another has its VNI, port and family.
+#[test]
+fn the_device_in_the_way_is_named_and_no_device_of_this_node() {
+    let cluster = Cluster::new(DUAL);
+    let mut a = cluster.join();
+    a.agent.terminate(LIMIT).unwrap();
+    a.ip("link del flannel.1\nlink add foo type vxlan id 1 dev eth0 dstport 8472");
+    let agent = a.launch.start(&a.node).unwrap();
+    a.agent = agent;
+    a.wait("the reason", || a.verbose().contains("remove it (ip link del foo)"));
+    assert!(!a.verbose().contains("ip link del flannel"), "{}", a.verbose());
+    a.ip("link del foo");
     a.wait("readiness", || a.is_ready());
 }
 

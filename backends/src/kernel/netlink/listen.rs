@@ -55,6 +55,7 @@ impl NotificationFilter {
         let Some(link) = decode::LinkHead::of(payload) else { return false };
         self.choosing
             || self.draining
+            || self.refused
             || self.scope.underlay == Some(link.index)
             || link.name().is_some_and(|name| self.desired.links.contains_key(&name))
     }
@@ -65,7 +66,7 @@ impl NotificationFilter {
             Message::NewLink(link) => decode::link(link).is_some_and(|facts| self.new_link(&facts)),
             Message::DelLink(link) => decode::link(link).is_some_and(|facts| {
                 let underlay = self.scope.underlay == Some(facts.host.index);
-                self.draining || underlay || self.desired.links.contains_key(&facts.host.name)
+                self.draining || self.refused || underlay || self.desired.links.contains_key(&facts.host.name)
             }),
             Message::NewAddress(address) => decode::address(address)
                 .is_some_and(|(index, address)| self.address(index, address.net, true)),

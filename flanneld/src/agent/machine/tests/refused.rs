@@ -46,6 +46,18 @@ fn a_node_that_starts_without_its_device_has_rules_and_saves_its_state_but_takes
 }
 
 #[test]
+fn a_device_that_goes_is_heard_of_as_long_as_one_of_this_node_is_refused() {
+    let mut world = World::settled();
+    assert!(!world.machine.view.interest.refused);
+    refuse(&mut world);
+    world.turn();
+    assert!(world.machine.view.interest.refused);
+    world.kernel.failing.clear();
+    world.turn();
+    assert!(!world.machine.view.interest.refused);
+}
+
+#[test]
 fn what_was_written_for_the_plugin_is_kept_whole_while_a_device_is_refused() {
     let mut world = World::settled();
     let path = world.machine.settings.subnet_file.clone();
