@@ -60,7 +60,7 @@ pub use datapath::handover::{SocketFiles, TunnelFiles};
 pub use datapath::tunnels::Tunnels;
 pub use kernel::fights::Fights;
 pub use kernel::netlink::wireguard_sessions;
-pub use kernel::reconcile::{Report, Settled, converge, converge_since};
+pub use kernel::reconcile::{Report, Settled, changes, converge, converge_since};
 pub use kernel::{Kernel, KernelError, Observed, Scope, fights, prerequisites};
 pub use nft::trace;
 pub use nft::{Moved, NftError, NftListener, Watched, ruleset_text};

@@ -107,6 +107,7 @@ impl<'m> Agent<'m> {
             records: records(&self.network, &[1, 2, 89]),
             underlay: Some(self.node.underlay.index),
             devices: self.active.devices().collect(),
+            recalled: false,
         }
     }
 

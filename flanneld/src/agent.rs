@@ -173,7 +173,7 @@ pub(crate) async fn run<K: Kernel, N: Notifications, S: LeaseStore>(
         };
         if let Some((leases, own, why)) = recalled {
             tracing::warn!(subnet = %own, peers = leases.leases.len() - 1, "starting with what was saved");
-            agent.feed.snapshot(&leases);
+            agent.feed.recall(&leases);
             agent.machine.recalled();
             let (store, health) = (Arc::clone(&agent.store), agent.machine.status.health.clone());
             let waiting = async move { claim::reconnected(&*store, &health, own, why).await };

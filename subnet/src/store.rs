@@ -156,6 +156,8 @@ impl<'a> Claim<'a> {
 pub struct Known {
     /// The last complete snapshot; `None` until there was one.
     pub leases: Option<Arc<Leases>>,
+    /// It is the one that an earlier run saved: the store has given none yet, and there may be more leases.
+    pub recalled: bool,
     /// Why the snapshot may be out of date at the moment, if it may.
     pub trouble: Option<String>,
     /// Whether that is because the store refuses this node, and not because it is away.
@@ -198,7 +200,13 @@ impl Feed {
         self.publish(leases, |before| Arc::new(leases.sharing_with(before)));
     }
 
-    /// The same for a store that makes each snapshot from the one before.
+    /// Publishes what an earlier run saved, for the time until the store gives a complete snapshot.
+    pub fn recall(&self, leases: &Leases) {
+        self.snapshot(leases);
+        self.0.send_modify(|known| known.recalled = true);
+    }
+
+    /// As [`snapshot`](Self::snapshot), for a store that makes each snapshot from the one before.
     pub fn share(&self, leases: &Arc<Leases>) {
         self.publish(leases, |_| Arc::clone(leases));
     }
@@ -207,12 +215,13 @@ impl Feed {
         self.0.send_if_modified(|known| {
             let changed = known.leases.as_deref() != Some(leases);
             known.heard(changed);
+            let recalled = std::mem::take(&mut known.recalled);
             if changed {
                 let before = known.leases.take().unwrap_or_default();
                 known.leases = Some(shared(&before));
             }
             known.refused = false;
-            known.trouble.take().is_some() || changed
+            known.trouble.take().is_some() || changed || recalled
         });
     }
 
@@ -221,10 +230,11 @@ impl Feed {
         self.0.send_if_modified(|known| {
             let changed = known.leases.as_deref() != Some(leases);
             known.heard(changed);
+            let recalled = std::mem::take(&mut known.recalled);
             if changed {
                 known.leases = Some(Arc::new(leases.clone()));
             }
-            known.trouble_is(why) || changed
+            known.trouble_is(why) || changed || recalled
         });
     }
 

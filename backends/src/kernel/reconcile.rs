@@ -1,15 +1,17 @@
 //! Observe, diff, apply, until the kernel is as it should be.
 
 mod increment;
+mod recalled;
 
 use std::collections::BTreeSet;
 
 use crate::kernel::{Kernel, KernelError, Observed, Scope};
-use crate::state::diff::{conflicts, diff};
+use crate::state::diff::conflicts;
 use crate::state::name::Name;
 use crate::state::{KernelChange, KernelState, LinkIdentity, is_tunnel};
 
 pub use increment::{Settled, converge_since};
+pub use recalled::changes;
 
 /// A kernel has side effects that no model knows: setting a MAC flushes neighbours, taking the last
 /// address flushes routes. A second round repairs what the first one broke; a third is for bad luck.
@@ -59,7 +61,7 @@ pub(crate) fn converge_but<K: Kernel>(
     let mut report = Report::default();
     for _ in 0..ROUNDS {
         let observed = kernel.observe(desired, scope)?;
-        let mut changes = diff(desired, &observed.state);
+        let mut changes = changes(desired, &observed.state, scope);
         hold_back(&mut changes, held);
         report.conflicts = conflicts(desired, &observed.state);
         report.observed = observed;

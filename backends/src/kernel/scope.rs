@@ -33,6 +33,8 @@ pub struct Scope {
     pub underlay: Option<u32>,
     /// The tunnel devices that this agent made.
     pub devices: Vec<Name>,
+    /// The peers are those that an earlier run saved, and there may be more: what the kernel has for others stays.
+    pub recalled: bool,
 }
 
 /// What leases said and say: whose subnet a route leads to, and which next hop is a node.

@@ -24,6 +24,8 @@ pub struct TunnelFilter {
     pub ipip: Option<IpipTunnel>,
     /// The public addresses of peers.
     pub peers: SharedSet<IpAddr>,
+    /// They are those that an earlier run saved, and there may be more: other addresses that are found in the filter stay.
+    pub recalled: bool,
 }
 
 impl TunnelFilter {

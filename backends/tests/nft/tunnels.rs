@@ -27,6 +27,7 @@ fn filter(family: Family, peers: u32) -> TunnelFilter {
         ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
         ipip: None,
         peers: (0..peers).map(|number| (peer(number), ())).collect(),
+        recalled: false,
     }
 }
 
@@ -70,6 +71,38 @@ fn one_peer_among_twenty_thousand_costs_one_element() {
         println!("a look: {:?}", start.elapsed());
         assert!(report.changed.is_empty(), "{report:?}");
         assert_eq!(rules(&bed, &table), before);
+    }
+}
+
+#[test]
+fn addresses_that_a_recalled_list_lacks_stay_until_the_list_is_complete() {
+    for family in Family::BOTH {
+        let bed = Bed::new();
+        let table = format!("{} flannel-tunnel", family_name(family));
+        let admitted = |number: usize| {
+            let address = filter(family, 9).peers.keys().nth(number).unwrap().to_string();
+            let set = bed.list(&format!("set {table} peers"));
+            set.split([' ', ',', '\n']).any(|word| word == address)
+        };
+        firewall(&bed).filter_tunnels(&[filter(family, 3)], &[], Look::Kernel).unwrap();
+        let before = rules(&bed, &table);
+        // The next run of the agent knows one peer less, and then another one more.
+        let mut firewall = firewall(&bed);
+        let recalled = |peers| TunnelFilter { recalled: true, ..filter(family, peers) };
+        for look in [Look::Kernel, Look::Remembered, Look::Kernel] {
+            firewall.filter_tunnels(&[recalled(2)], &[], look).unwrap();
+            assert!(admitted(2) && admitted(1));
+        }
+        assert_eq!(rules(&bed, &table), before);
+        bed.script(&format!("delete table {table}"));
+        firewall.filter_tunnels(&[recalled(2)], &[], Look::Kernel).unwrap();
+        assert!(admitted(1) && !admitted(2));
+        firewall.filter_tunnels(&[filter(family, 3)], &[], Look::Remembered).unwrap();
+        assert!(admitted(2));
+        firewall.filter_tunnels(&[recalled(2)], &[], Look::Remembered).unwrap();
+        assert!(admitted(2));
+        firewall.filter_tunnels(&[filter(family, 2)], &[], Look::Remembered).unwrap();
+        assert!(admitted(1) && !admitted(2));
     }
 }
 

@@ -97,6 +97,7 @@ fn plan(saved: &Saved, mut active: ActiveBackends, external: &External) -> Read<
         records: Arc::new(records),
         underlay: Some(index),
         devices: active.devices().collect(),
+        recalled: true,
     };
     Ok((desired, scope))
 }

@@ -24,7 +24,7 @@ pub(crate) fn differences(desired: &KernelState, scope: &Scope) -> Result<Vec<Ke
             observed.forwarding.extend(desired.forwarding.get(name).map(|all| (*name, all.clone())));
         }
     }
-    Ok(backends::diff::diff(desired, &observed))
+    Ok(backends::changes(desired, &observed, scope))
 }
 
 /// Puts that into the value.

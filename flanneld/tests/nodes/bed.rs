@@ -156,6 +156,16 @@ impl Member {
         self.0.subnet().unwrap()
     }
 
+    /// The file with the saved state, once there is one.
+    pub(crate) fn state_file(&self) -> PathBuf {
+        let find = || {
+            let mut paths = self.node.dir().read_dir().unwrap().map(|entry| entry.unwrap().path());
+            paths.find(|path| path.to_string_lossy().ends_with(".state.json"))
+        };
+        self.wait("the saved state", || find().is_some());
+        find().unwrap()
+    }
+
     /// A pod with the second address of the node's subnet.
     pub(crate) fn pod(&self) -> Pod {
         self.0.pod(&[Family::V4]).unwrap()

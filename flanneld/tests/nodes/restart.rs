@@ -57,6 +57,38 @@ fn what_peers_left_behind_while_the_agent_was_down_is_swept_at_its_start() {
 }
 
 #[test]
+fn a_peer_that_joined_after_the_state_was_saved_is_reached_after_a_restart_without_the_store() {
+    for config in [VXLAN, HOST_GW] {
+        let mut cluster = Cluster::new(config);
+        let mut a = cluster.join();
+        let state = a.state_file();
+        let before = std::fs::read_to_string(&state).unwrap();
+        let b = cluster.join();
+        let (pod_a, pod_b) = (a.pod(), b.pod());
+        a.wait("the first echo between pods", || pod_a.namespace().reaches(pod_b.address()).unwrap());
+        cluster.etcd.kill();
+        a.agent.kill().unwrap();
+        // As if it had ended before the peer was saved.
+        std::fs::write(&state, before).unwrap();
+        let pinger = Pinger::start(pod_a.namespace(), pod_b.address()).unwrap();
+        pinger.wait_for_reply(LIMIT).unwrap();
+        a.start_again();
+        assert!(a.verbose().contains("as they were saved"), "{config}: {}", a.verbose());
+        assert!(a.agent.log().contains("peers=0"), "{config}: {}", a.agent.log());
+        assert!(pod_b.namespace().reaches(pod_a.address()).unwrap(), "{config}");
+        let pings = pinger.finish().unwrap();
+        assert_eq!(pings.lost, 0, "{config}: {pings:?}\n{}", a.agent.log());
+        // A complete list decides: the peer is in it, and later no more.
+        cluster.etcd.restart().unwrap();
+        a.wait("the store", || !a.verbose().contains("as they were saved"));
+        assert!(pod_a.namespace().reaches(pod_b.address()).unwrap(), "{config}");
+        let subnet = b.subnet();
+        cluster.leaves(b);
+        a.wait("the end of the route", || !a.node.has_route(subnet).unwrap());
+    }
+}
+
+#[test]
 fn a_node_keeps_its_subnet_and_its_mac_through_reboots() {
     let cluster = Cluster::new(VXLAN);
     let mut a = cluster.join();
@@ -81,8 +113,7 @@ fn agents_live_on_while_etcd_is_away_and_hear_what_changed_meanwhile() {
     a.ip(&format!("route del {}", b.subnet()));
     a.wait("repair without the store", || a.state() == healthy);
     // So does a restart without the store, from what was kept: the node is ready and heals.
-    let state = a.node.dir().read_dir().unwrap().map(|entry| entry.unwrap().path());
-    let state = state.into_iter().find(|path| path.to_string_lossy().ends_with(".state.json")).unwrap();
+    let state = a.state_file();
     let peer = b.subnet().to_string();
     a.wait("the peer in what is kept", || std::fs::read_to_string(&state).unwrap().contains(&peer));
     a.agent.kill().unwrap();

@@ -83,9 +83,12 @@ fn same_surroundings(before: &KernelState, now: &KernelState) -> bool {
 
 /// Whether nothing else in the kernel is ours now. Records of further leases can only make routes ours that were seen as intruders.
 fn same_reach(before: &Scope, now: &Scope, host: &HostView) -> bool {
-    let Scope { networks, ranges, subnets, subnet_lens, records, underlay, devices } = now;
+    let Scope { networks, ranges, subnets, subnet_lens, records, underlay, devices, recalled } = now;
     let known = Arc::ptr_eq(&before.records, records) || host.intruders.is_empty();
-    known
+    // Between two recalled lists, too, something may have to stay.
+    !before.recalled
+        && !recalled
+        && known
         && before.networks == *networks
         && before.ranges == *ranges
         && before.subnets == *subnets

@@ -147,6 +147,14 @@ fn peers(filter: &TunnelFilter, addresses: impl Iterator<Item = IpAddr>) -> Set 
     }
 }
 
+/// Has the table admit the addresses, too, that it admits as it was found in the kernel.
+pub(super) fn keep_peers(table: &mut Table, found: &Table) {
+    let Some(before) = found.set(PEERS) else { return };
+    if let Some(set) = table.sets.iter_mut().find(|set| set.name == PEERS && set.key == before.key) {
+        set.elements.extend(before.elements.iter().map(|(address, none)| (address.clone(), none.clone())));
+    }
+}
+
 /// The sets by which rules are in force.
 fn active(filter: &TunnelFilter) -> Vec<Set> {
     let ports = filter.ports.iter().map(|port| Span::port(port.number));
@@ -211,6 +219,7 @@ mod tests {
             ports: vec![TunnelPort { number: 8472, vnis: [1].into(), check_sources: true }],
             ipip: None,
             peers: peers.iter().map(|text| (text.parse().unwrap(), ())).collect(),
+            recalled: false,
         }
     }
 

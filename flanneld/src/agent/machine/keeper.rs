@@ -50,7 +50,7 @@ impl Machine {
     }
 
     fn keep(&mut self) -> Option<Keep> {
-        if self.own.is_recalled() {
+        if self.own.is_recalled() || self.view.known.recalled {
             return None;
         }
         let (lease, leases) = (self.own.lease().cloned()?, self.view.known.leases.clone()?);

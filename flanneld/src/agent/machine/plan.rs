@@ -63,6 +63,7 @@ impl Machine {
             records: Arc::clone(&self.ownership.records),
             underlay: self.underlay.external.as_ref().map(|external| external.index),
             devices: self.ownership.made.iter().copied().collect(),
+            recalled: self.view.known.recalled,
         }
     }
 

@@ -188,7 +188,7 @@ impl Machine {
         self.rules.filtered = outcome.is_ok().then_some(filters);
     }
 
-    fn wanted_filters(&self) -> Vec<TunnelFilter> {
+    pub(super) fn wanted_filters(&self) -> Vec<TunnelFilter> {
         let (Some(lease), Some(external)) = (self.own.lease(), &self.underlay.external) else {
             return Vec::new();
         };
@@ -201,6 +201,7 @@ impl Machine {
                 ports: self.force.active.tunnel_ports(family),
                 ipip: self.force.active.ipip_tunnel(family),
                 peers: peers.clone(),
+                recalled: self.view.known.recalled,
             })
         };
         Family::BOTH.into_iter().zip(&self.rules.peers).filter_map(of_family).collect()

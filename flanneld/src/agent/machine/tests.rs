@@ -2,6 +2,7 @@
 
 mod leases;
 mod orders;
+mod recalled;
 mod refused;
 
 use std::time::{Duration, SystemTime};

@@ -83,6 +83,7 @@ impl NftFirewall {
         let known = &self.tunnels.tables;
         let pairs = || known.iter().zip(&wanted).map(|((id, before), filter)| (id, before, *filter));
         if known.len() != wanted.len()
+            || wanted.iter().any(|filter| filter.recalled)
             || pairs().any(|(_, before, filter)| !filter.differs_in_peers_alone(before))
         {
             return false;
@@ -165,7 +166,12 @@ impl NftFirewall {
             let networks = filter.map(|filter| filter.networks.as_slice()).unwrap_or_default();
             let own = self.own_tables(family, tunnel::TABLE, networks, former)?;
             let with_fib = !self.tunnels.without_reverse_path;
-            let table = filter.and_then(|filter| tunnel::table(filter, &own.name, with_fib));
+            let mut table = filter.and_then(|filter| tunnel::table(filter, &own.name, with_fib));
+            if let Some(table) = table.as_mut().filter(|_| filter.is_some_and(|filter| filter.recalled))
+                && let Some(found) = own.found.table(&table.id)
+            {
+                tunnel::keep_peers(table, found);
+            }
             for id in &own.ids {
                 let Some(table) = table.as_ref().filter(|table| table.id == *id) else {
                     plan.remove(id, &own.found);
@@ -180,7 +186,9 @@ impl NftFirewall {
             watched.extend(own.ids);
         }
         self.lock_watched().tables.extend(watched.iter().cloned());
-        self.tunnels.tables = tables;
+        // What else a filter admits that was recalled is not remembered.
+        let all_known = wanted.iter().all(|filter| !filter.recalled);
+        self.tunnels.tables = if all_known { tables } else { Vec::new() };
         self.tunnels.watched = watched;
         Ok(plan)
     }

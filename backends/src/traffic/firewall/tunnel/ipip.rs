@@ -104,6 +104,7 @@ mod tests {
             ports: Vec::new(),
             ipip: Some(IpipTunnel { device: "flannel.ipip".parse().unwrap(), check_sources }),
             peers: [("192.0.2.2".parse().unwrap(), ())].into(),
+            recalled: false,
         }
     }
 
