@@ -207,6 +207,8 @@ pub struct Malformed {
     pub why: String,
     /// The subnets that its key names, which no other node can take while the entry exists.
     pub subnets: Option<Subnets>,
+    /// The subnets of the lease that was read from the rest of the entry, where that is possible.
+    pub lease: Option<Subnets>,
 }
 
 impl Leases {
@@ -229,12 +231,12 @@ impl Leases {
                 self.leases.insert(subnets, Lease { subnets, public, attachment, created, written });
                 if let Some(error) = wrong {
                     // The lease has the subnets.
-                    let malformed = Malformed { why: error.to_string(), subnets: None };
+                    let malformed = Malformed { why: error.to_string(), subnets: None, lease: None };
                     self.malformed.insert(key.to_owned(), malformed);
                 }
             }
             Err(error) => {
-                let malformed = Malformed { why: error.to_string(), subnets: Some(subnets) };
+                let malformed = Malformed { why: error.to_string(), subnets: Some(subnets), lease: None };
                 self.malformed.insert(key.to_owned(), malformed);
             }
         }
@@ -244,7 +246,7 @@ impl Leases {
     pub fn insert_too_large(&mut self, key: &str) {
         let subnets = subnets_of(key).ok();
         let why = "its value is too large to be a lease: delete the key".to_owned();
-        self.malformed.insert(shortened(key), Malformed { why, subnets });
+        self.malformed.insert(shortened(key), Malformed { why, subnets, lease: None });
     }
 
     /// Packs the maps after many insertions, each of which leaves some room.
@@ -292,10 +294,12 @@ fn subnets_of(key: &str) -> Result<Subnets, Malformed> {
     let right = subnets.as_ref().and_then(format_key);
     match (subnets, right) {
         (Some(subnets), Some(right)) if right == key => Ok(subnets),
-        (_, Some(right)) => Err(Malformed { why: format!("the key should be {right}"), subnets }),
+        (_, Some(right)) => {
+            Err(Malformed { why: format!("the key should be {right}"), subnets, lease: None })
+        }
         (_, None) => {
             let why = "the key is not a subnet of the form 10.5.52.0-24".to_owned();
-            Err(Malformed { why, subnets })
+            Err(Malformed { why, subnets, lease: None })
         }
     }
 }

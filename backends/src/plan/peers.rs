@@ -3,6 +3,7 @@
 //! A lease that can't be used is left out with a reason and never disturbs another one: one bad key or
 //! one misconfigured node must not cost anybody else's traffic.
 
+mod flaws;
 mod follow;
 mod reached;
 
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use subnet::lease::format_key;
+use subnet::lease::{Malformed, format_key};
 use subnet::net::{addr_of, bits_of, overlap};
 use subnet::wireguard::PublicKey;
 use subnet::{Attachment, Family, Lease, Leases, Mac, NetworkConfig, SharedMap, SharedSet};
@@ -20,6 +21,7 @@ use super::backend::{Peer, WireguardPeer};
 use super::surroundings::Surroundings;
 use super::wireguard::known;
 use crate::state::KernelState;
+use flaws::Flaws;
 use reached::{Reached, reached};
 
 /// Why a lease is left out, as a class for counting.
@@ -104,10 +106,6 @@ impl Peers {
     pub fn choose(context: PeerContext<'_>, all: &Leases) -> Self {
         let PeerContext { network, own, .. } = context;
         let mut peers = Self::default();
-        for (key, malformed) in &all.malformed {
-            peers.skipped.insert(key.clone(), malformed.why.clone());
-            peers.count(SkipReason::Malformed);
-        }
         let mut leases: Vec<&Lease> = all.leases.values().filter(|lease| !is_own(own, lease)).collect();
         // Of leases that overlap, one with the right length beats one with a wrong length, and of two
         // with the right length the older one is right.
@@ -115,12 +113,17 @@ impl Peers {
 
         let keys = former_keys(context, &leases);
         let mut chosen = Vec::new();
+        let mut flaws = Flaws::of(all);
         for lease in leases {
             judge_alone(context, lease, &keys, |family, outcome| match outcome {
                 Ok((peer, kept)) => chosen.push(Claimed { lease, peer, kept }),
-                Err((reason, why)) => peers.skip(network, lease, family, reason, why),
+                Err((reason, why)) => match flaws.behind(reason, lease) {
+                    Some(flaw) => peers.leave_out(key_of(lease), flaw),
+                    None => peers.skip(network, lease, family, reason, why),
+                },
             });
         }
+        flaws.others(all).for_each(|(key, flaw)| peers.leave_out(key.clone(), flaw));
         let alone = chosen.len();
         let rules: [(Rule, SkipReason); 4] = [
             (uncovered, SkipReason::Overlap),
@@ -161,6 +164,13 @@ impl Peers {
 
     fn count(&mut self, reason: SkipReason) {
         *self.reasons.entry(reason).or_default() += 1;
+    }
+
+    /// Leaves out what can't be read, under its key.
+    fn leave_out(&mut self, key: String, malformed: &Malformed) {
+        if self.skipped.insert(key, malformed.why.clone()).is_none() {
+            self.count(SkipReason::Malformed);
+        }
     }
 
     fn skip(

@@ -222,7 +222,7 @@ impl Locked<'_> {
                 }
                 Err(why) => {
                     let subnets = parse_key(&name);
-                    table.leases.malformed.insert(shortened(&name), Malformed { why, subnets });
+                    table.leases.malformed.insert(shortened(&name), Malformed { why, subnets, lease: None });
                 }
             }
         }

@@ -168,7 +168,8 @@ impl<'a> Node<'a> {
         let created = self.created();
         Entry {
             lease: Some(Lease { subnets, public, attachment, created, written: created }),
-            wrong: (!wrong.is_empty()).then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None })),
+            wrong: (!wrong.is_empty())
+                .then(|| Box::new(Malformed { why: wrong.join("; "), subnets: None, lease: Some(subnets) })),
             narrowed: subnets != all || self.given.is_some_and(|given| given.narrowed),
         }
     }
@@ -249,7 +250,7 @@ pub(super) struct Entry {
 
 impl Entry {
     fn malformed(why: String, subnets: Option<Subnets>) -> Self {
-        Self { lease: None, wrong: Some(Box::new(Malformed { why, subnets })), narrowed: false }
+        Self { lease: None, wrong: Some(Box::new(Malformed { why, subnets, lease: None })), narrowed: false }
     }
 }
 

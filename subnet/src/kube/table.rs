@@ -244,7 +244,7 @@ impl NodeTable {
                     let holder = shortened(self.leases.names.get(&lease.subnets)?);
                     let why =
                         format!("its podCIDR {} is that of node {holder} too, which is older", lease.subnets);
-                    Malformed { why, subnets: None }
+                    Malformed { why, subnets: None, lease: None }
                 }
                 _ => Malformed::clone(known.wrong.as_ref()?),
             };

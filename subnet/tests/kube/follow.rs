@@ -375,6 +375,8 @@ async fn nodes_that_cannot_be_used_are_reported_by_name_and_disturb_nobody() {
         assert!(reasons[index].0 == name && reasons[index].1.contains(part), "{reasons:?}");
     }
     assert_eq!(reasons.len(), 6);
+    let beside = |name: &str| all.malformed[name].lease.map(|subnets| subnets.to_string());
+    assert_eq!((beside("bad-data").as_deref(), beside("bad-public")), (Some("10.244.102.0/24"), None));
     let words: Vec<String> = all.leases.values().map(ToString::to_string).collect();
     assert_eq!(
         words[2..],

@@ -23,7 +23,8 @@ impl Peers {
             return None;
         }
         let changes: Vec<_> = all.leases.changes(&before.leases).take(MAX_CHANGES + 1).collect();
-        let malformed = |lease: &Lease| all.malformed.contains_key(&key_of(lease));
+        let flawed = |lease: &Lease| all.malformed.values().any(|entry| entry.lease == Some(lease.subnets));
+        let malformed = |lease: &Lease| all.malformed.contains_key(&key_of(lease)) || flawed(lease);
         let mut leases = changes.iter().flat_map(|(_, was, now)| was.iter().chain(now));
         if changes.len() > MAX_CHANGES || leases.any(|lease| malformed(lease)) {
             return None;

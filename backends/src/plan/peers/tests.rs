@@ -238,6 +238,26 @@ fn a_peer_with_one_family_stays_reachable_in_it() {
     assert_eq!(peers.skipped["10.244.3.0-24&fd00:244:0:3::-64"], "IPv6: it has no public address");
 }
 
+#[test]
+fn what_a_lease_lacks_because_it_cannot_be_read_counts_once_with_the_real_reason() {
+    let [near, far] = ["10.244.2.0-24", "10.244.3.0-24"];
+    let (own, mut all) =
+        cluster(&[("10.244.1.0-24", value("192.0.2.1", 1), 1), (near, value("192.0.2.2", 2), 2)]);
+    all.insert_entry(far, br#"{"PublicIP":"192.0.2.3","BackendType":"vxlan"}"#, 3);
+    let without = choose(&network(), &own, &all);
+    assert!(without.skipped[far].contains("no tunnel endpoint"), "{:?}", without.skipped);
+    for (key, name) in [(near, "node-2"), (far, "node-3")] {
+        let lease = parse_key(key);
+        let malformed = Malformed { why: "backend-data: not a JSON object".into(), subnets: None, lease };
+        all.malformed.insert(name.into(), malformed);
+    }
+    let peers = choose(&network(), &own, &all);
+    let skipped: Vec<&str> = peers.skipped.keys().map(String::as_str).collect();
+    assert_eq!(skipped, [far, "node-2"], "one whose rest can be used is told by its name");
+    assert!(peers.skipped.values().all(|why| why == "backend-data: not a JSON object"));
+    assert_eq!(peers.reasons, [(SkipReason::Malformed, 2)].into());
+}
+
 proptest! {
     /// With anything in the store: no two usable peers overlap, none leaves the network or touches our
     /// own subnet, every lease is either used or explained, and strangers never push out a lease
