@@ -343,16 +343,19 @@ fn a_socket_that_can_not_be_one_and_a_wait_of_the_wrong_type_are_named() {
     assert_eq!(case.pod.links(), ["lo"]);
 }
 
+/// What a program prints that must succeed.
+fn run(namespace: &Namespace, program: &str, arguments: &[&str]) -> String {
+    let output = namespace.command(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// More than fit into one exchange with the kernel.
 #[test]
 fn thousands_of_connections_of_an_ipv6_address_are_forgotten_and_nothing_else_is_said() {
     let case = Case::with_agent(says("{\"ok\":true}\n"));
     let host = case.node.host();
-    let run = |program: &str, arguments: &[&str]| {
-        let output = host.command(program).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{program}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let run = |program: &str, arguments: &[&str]| run(host, program, arguments);
     host.ip(&["link", "set", "lo", "up"]);
     run(
         "nft",
@@ -376,11 +379,7 @@ fn connections_of_an_address_from_before_its_pod_are_forgotten_once_its_policies
     for path in BOTH {
         let case = Case::with_agent(says("{\"ok\":true}\n"));
         let host = case.node.host();
-        let run = |program: &str, arguments: &[&str]| {
-            let output = host.command(program).args(arguments).output().unwrap();
-            assert!(output.status.success(), "{program}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let run = |program: &str, arguments: &[&str]| run(host, program, arguments);
         host.ip(&["link", "set", "lo", "up"]);
         // The host has the addresses for the moment; one connection to what will be the pod's, one from it, one of others.
         let track =
